@@ -1,0 +1,48 @@
+"""What one sample may cost, and how a decoder's complaints become a `BadSample`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from hybrid_models.contract import BadSample
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one sample may cost; more makes it an error row."""
+
+    max_bytes: int = 256 * 2**20
+    """Bytes of one photograph, clip, array or radar file as stored."""
+    max_pixels: int = 64_000_000
+    """Pixels of one decoded image or video frame."""
+    max_frames: int = 20_000
+    """Frames of one clip (20,000 are eleven minutes at 30 frames a second)."""
+    max_array_bytes: int = 2 * 2**30
+    """Bytes of one array or of all frames of one radar event after decompression."""
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def check_size(media: bytes, limits: Limits) -> None:
+    """Raises `BadSample` (`MediaTooLarge`) for more bytes than allowed."""
+    if len(media) > limits.max_bytes:
+        raise BadSample("MediaTooLarge", f"{len(media):,} bytes are more than max_bytes={limits.max_bytes:,}")
+
+
+@contextmanager
+def bad_sample(kind: str) -> Iterator[None]:
+    """Turns every exception inside into a `BadSample` of this kind.
+
+    Decoders raise whatever they stumble over in broken bytes (OSError, SyntaxError, struct.error, MemoryError at an
+    absurd length …), so no shorter list is safe. An ImportError is the machine's trouble.
+    """
+    try:
+        yield
+    except (BadSample, ImportError):
+        raise
+    except Exception as error:
+        lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
+        raise BadSample(kind, lines[0] if lines else type(error).__name__) from error
