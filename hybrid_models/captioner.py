@@ -1,0 +1,490 @@
+"""The captioner: a CNN looks at a photograph or clip, an RNN says what it sees.
+
+"Show and tell" (Vinyals et al. 2015) without attention, "Show, attend and tell" (Xu et al. 2015, soft attention) with
+it. A frozen CNN is run once per sample (`featurize`); then only the RNN is trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pyarrow as pa
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hybrid_models import metrics
+from hybrid_models.contract import (
+    BadSample,
+    Batch,
+    DecodingConfig,
+    Hybrid,
+    HybridConfig,
+    Inputs,
+    Loss,
+    Preprocess,
+    Sample,
+    UsageError,
+    Visual,
+    autocast,
+    module_device,
+)
+from hybrid_models.decoding import SearchOptions, State, inference, search
+from hybrid_models.recurrent import GATES, AttentionDecoder, Cell, PlainDecoder, WordDecoder, initial_state
+from hybrid_models.text import BOS, EOS, MIN_VOCABULARY, Tokenizer, clean_text, pack_json, pad_rows, unpack_json
+
+TOKENIZER = "tokenizer.json"
+FRAMES_AT_A_TIME = 64
+"""Frames that go through the CNN together when it is not trained: bounds memory for batches of clips."""
+
+
+@dataclass(frozen=True)
+class CaptionerConfig(HybridConfig):
+    """Architecture and preprocessing of a captioner.
+
+    Raises:
+        UsageError: a size, rate, limit or name is out of its range.
+    """
+
+    encoder: str = "tf_efficientnet_lite0"
+    """A convolutional net of the timm library."""
+    encoder_weights: str = "hub"
+    """Weights the encoder starts from: `hub` (timm's own), `none` (random) or the URI of a safetensors file."""
+    freeze_encoder: bool = True
+    """Keep the encoder as it is: its features are then computed once per sample."""
+    image_size: int = 224
+    """Height and width (pixels) to which frames are resized."""
+    frames: int = 8
+    """Most frames looked at in a clip, uniformly sampled; their features are averaged."""
+    attention: bool = True
+    """Attend to the encoder's spatial grid at every word; otherwise only its mean is seen, at the start (faster)."""
+    cell: Cell = "lstm"
+    """The decoder's recurrent cell."""
+    embedding_size: int = 256
+    """Size of a token's vector."""
+    hidden_size: int = 512
+    """Size of the decoder's state."""
+    attention_size: int = 256
+    """Size of the space in which attention compares."""
+    tie_embeddings: bool = True
+    """The output layer is the embedding."""
+    dropout: float = 0.4
+    """Share of embedding and output values dropped in training."""
+    label_smoothing: float = 0.1
+    """Share of the target mass spread over all words in training (the validation loss has none)."""
+    vocab_size: int = 3000
+    """Most tokens of the vocabulary."""
+    captions: str = "captions"
+    """Field with a list of captions, or one a line; rows without it are read from `caption` or `text`."""
+    max_captions: int = 10
+    """Most captions of one sample used in training."""
+    max_caption_tokens: int = 60
+    """A longer caption is left out of training."""
+    max_characters: int = 1000
+    """A longer caption is left out of training, seen before it is tokenized."""
+
+    def __post_init__(self) -> None:
+        sizes = ("image_size", "frames", "embedding_size", "hidden_size", "attention_size")
+        for name in (*sizes, "max_captions", "max_caption_tokens", "max_characters"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1)")
+        if self.vocab_size < MIN_VOCABULARY:
+            raise UsageError(f"vocab_size is {self.vocab_size}: it must be at least {MIN_VOCABULARY}")
+        if self.cell not in GATES:
+            raise UsageError(f"cell is '{self.cell}': it must be one of {', '.join(GATES)}")
+        if self.freeze_encoder and self.encoder_weights == "none":
+            raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
+
+
+@dataclass(frozen=True)
+class CaptionerDecoding(DecodingConfig):
+    """How captions are searched for.
+
+    Raises:
+        UsageError: an option is out of its range.
+    """
+
+    beam_size: int = 3
+    """Hypotheses kept per sample; 1 is greedy search."""
+    length_penalty: float = 1.0
+    """0 ranks by probability, which favours short captions; larger values favour longer ones."""
+    min_length: int = 1
+    """Fewest tokens of a caption."""
+    max_length: int = 40
+    """Most tokens of a caption."""
+
+    def __post_init__(self) -> None:
+        self.search_options()
+        if self.max_length < 1:
+            raise UsageError(f"max_length is {self.max_length}: it must be at least 1")
+
+    def search_options(self) -> SearchOptions:
+        return SearchOptions(BOS, EOS, self.beam_size, self.length_penalty, self.min_length)
+
+
+# ---- text ----------------------------------------------------------------------------------------------------------
+_NOT_A_WORD = re.compile(r"[^\w'&%-]+|(?<!\w)['-]+|['-]+(?!\w)")
+
+
+def plain_caption(text: Any, max_characters: int, what: str = "caption") -> str:
+    """A caption as the decoder learns it: clean, lower case, without punctuation but apostrophes and hyphens in words.
+
+    Raises:
+        BadSample: see `clean_text`; also `EmptyText` where only punctuation was.
+    """
+    words = " ".join(_NOT_A_WORD.sub(" ", clean_text(text, max_characters, what).lower()).split())
+    if not words:
+        raise BadSample("EmptyText", f"{what} has no word")
+    return words
+
+
+def _captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[str]:
+    """A row's captions as they are, none where it has none."""
+    value = next((fields[name] for name in (config.captions, "caption", "text") if fields.get(name) is not None), [])
+    return value.splitlines() if isinstance(value, str) else list(value)
+
+
+def _plain_captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[str]:
+    """A row's usable captions in the decoder's form.
+
+    Raises:
+        BadSample: `CaptionsMissing`, or what is wrong with the last of the captions if none is usable.
+    """
+    wrong = BadSample("CaptionsMissing", f"no captions in field '{config.captions}', 'caption' or 'text'")
+    usable = []
+    for caption in _captions(config, fields):
+        try:
+            usable.append(plain_caption(caption, config.max_characters))
+        except BadSample as error:
+            wrong = error
+    if not usable:
+        raise wrong
+    return usable
+
+
+class CaptionerPreprocess(Preprocess):
+    """Checks frames and tokenizes captions: `frames` uint8 [T,H,W,3], `frame_count`, `length`; for training `captions`
+    int32 [R,L] with start and end symbols, padded, and `references`, the raw captions as packed JSON."""
+
+    def __init__(self, config: CaptionerConfig, assets: Mapping[str, str]) -> None:
+        self.config = config
+        self.visual = Visual(config.image_size, config.image_size, config.frames)
+        self._tokenizer = caption_tokenizer(assets)
+
+    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
+        frames, size = inputs.media, self.config.image_size
+        if frames is None:
+            raise BadSample("MediaMissing", "the row has no image or clip")
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (size, size, 3) or len(frames) == 0:
+            raise BadSample(
+                "MediaShape", f"media is {frames.dtype} {list(frames.shape)}, not uint8 [frames, {size}, {size}, 3]"
+            )
+        count = np.asarray(len(frames), dtype=np.int64)
+        sample = {"frames": frames, "frame_count": count, "length": count}
+        return sample | self._target(inputs.fields) if with_target else sample
+
+    def _target(self, fields: Mapping[str, Any]) -> Sample:
+        config, rows, wrong = self.config, [], None
+        for caption in _plain_captions(config, fields)[: config.max_captions]:
+            try:
+                ids = self._tokenizer.encode(caption, config.max_caption_tokens, "caption")
+                rows.append(np.concatenate([[BOS], ids, [EOS]]))
+            except BadSample as error:
+                wrong = error
+        if wrong and not rows:
+            raise wrong
+        captions = pad_rows(rows).astype(np.int32)
+        length = np.asarray(captions.shape[1], dtype=np.int64)
+        return {"captions": captions, "references": pack_json(_captions(config, fields)), "length": length}
+
+
+def caption_tokenizer(assets: Mapping[str, str]) -> Tokenizer:
+    """The tokenizer among the assets.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if TOKENIZER not in assets:
+        raise UsageError(f"the captioner has no {TOKENIZER}: learn it from training texts or restore the artifact's file")
+    return Tokenizer(assets[TOKENIZER])
+
+
+# ---- the CNN -------------------------------------------------------------------------------------------------------
+class Encoder(nn.Module):
+    """A timm CNN without its classifier: uint8 frames → a grid of feature vectors. Never fetches weights by itself.
+
+    Raises:
+        UsageError: timm has no such model, or it is no convolutional net for this image size.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: str, image_size: int) -> None:
+        super().__init__()
+        try:
+            self.cnn = timm.create_model(model, pretrained=False, num_classes=0)
+            with torch.inference_mode():
+                grid = self.cnn.eval().forward_features(torch.zeros(1, 3, image_size, image_size))
+        except Exception as error:  # whatever timm raises, the name or the size is wrong
+            raise UsageError(f"encoder '{model}' cannot be built for {image_size} px images: {error}") from error
+        if grid.dim() != 4:
+            raise UsageError(f"encoder '{model}' gives no spatial grid: choose a convolutional net of timm")
+        self.cnn.train().to(memory_format=torch.channels_last)
+        self.channels: int = grid.shape[1]
+        for name in ("mean", "std"):
+            value = torch.tensor(self.cnn.pretrained_cfg[name]).view(1, 3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames uint8 [F,H,W,3] → float32 [F,S,C], S = grid cells row by row."""
+        if not self.training and len(frames) > FRAMES_AT_A_TIME:
+            return torch.cat([self(part) for part in frames.split(FRAMES_AT_A_TIME)])
+        pixels = frames.permute(0, 3, 1, 2).float() / 255  # [F,3,H,W], already in channels-last order
+        with autocast(frames.device):
+            grid_FCHW = self.cnn.forward_features((pixels - self.mean) / self.std)
+        return grid_FCHW.flatten(2).transpose(1, 2).float()
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Loads the whole backbone; a classifier's weights are dropped.
+
+        Raises:
+            UsageError: keys are missing or unknown, or shapes differ.
+        """
+        classifier = self.cnn.pretrained_cfg.get("classifier") or ()
+        heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
+        wanted = self.cnn.state_dict()
+        given = {key: value for key, value in weights.items() if not (heads and key.startswith(heads))}
+        counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # not in every file, not used
+        wrong = [f"{key} is missing" for key in wanted if key not in given and key not in counters]
+        wrong += [f"{key} is unknown" for key in given if key not in wanted]
+        wrong += [
+            f"{key} is {list(value.shape)}, not {list(wanted[key].shape)}"
+            for key, value in given.items()
+            if key in wanted and value.shape != wanted[key].shape
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            model = self.cnn.pretrained_cfg.get("architecture")
+            raise UsageError(f"encoder weights do not fit '{model}': {'; '.join(wrong[:3])}{more}")
+        self.cnn.load_state_dict({**wanted, **given})
+
+
+def pool_time(features: Tensor, counts: Tensor) -> Tensor:
+    """Mean over each clip's frames: [F,S,C] of all clips' frames one after another, counts [B] → [B,S,C]."""
+    clip_F = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    total_BSC = features.new_zeros(len(counts), *features.shape[1:]).index_add_(0, clip_F, features)
+    return total_BSC / counts.view(-1, 1, 1)
+
+
+# ---- the hybrid ----------------------------------------------------------------------------------------------------
+class Captioner(Hybrid):
+    """Image or clip in, sentence out. See `Hybrid` for the methods' contract.
+
+    Raises:
+        UsageError: the encoder cannot be built, or the assets have no (valid) tokenizer.
+    """
+
+    name: ClassVar[str] = "captioner"
+    table: ClassVar[str] = "captions"
+    Config: ClassVar[type[HybridConfig]] = CaptionerConfig
+    Decoding: ClassVar[type[DecodingConfig]] = CaptionerDecoding
+    payload_schema: ClassVar[pa.Schema] = pa.schema(
+        [("caption", pa.string()), ("score", pa.float32()), ("caption_tokens", pa.int32()), ("frames", pa.int32())]
+    )
+    schema_version: ClassVar[int] = 1
+    metrics: ClassVar[Mapping[str, bool]] = {"cider_d": True, "bleu4": True}
+
+    def __init__(self, config: CaptionerConfig, assets: Mapping[str, str]) -> None:
+        super().__init__(config, assets)
+        self.config: CaptionerConfig = config
+        self._tokenizer = caption_tokenizer(assets)
+        self.encoder = Encoder(config.encoder, config.image_size)
+        if config.freeze_encoder:
+            self.encoder.requires_grad_(False).eval()
+        states = 2 if config.cell == "lstm" else 1
+        self.bridge = nn.Linear(self.encoder.channels, states * config.hidden_size)
+        self.decoder = _decoder(config, len(self._tokenizer), self.encoder.channels)
+
+    def train(self, mode: bool = True) -> Captioner:
+        """A frozen encoder stays in evaluation mode: its batch norm must not drift."""
+        super().train(mode)
+        if self.config.freeze_encoder:
+            self.encoder.eval()
+        return self
+
+    @classmethod
+    def training_texts(cls, config: HybridConfig, fields: Mapping[str, Any]) -> list[str]:
+        return _plain_captions(cast(CaptionerConfig, config), fields)
+
+    @classmethod
+    def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
+        return {TOKENIZER: Tokenizer.train(texts, cast(CaptionerConfig, config).vocab_size).to_json()}
+
+    @classmethod
+    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
+        return CaptionerPreprocess(cast(CaptionerConfig, config), assets)
+
+    def pretrained(self) -> dict[str, str]:
+        return {} if self.config.encoder_weights == "none" else {"encoder": self.config.encoder_weights}
+
+    def load_pretrained(self, part: str, weights: Mapping[str, Tensor] | None) -> None:
+        if part != "encoder":
+            super().load_pretrained(part, weights)
+        if weights is None:
+            try:
+                weights = timm.create_model(self.config.encoder, pretrained=True, num_classes=0).state_dict()
+            except Exception as error:  # network, hub and timm errors alike
+                raise UsageError(
+                    f"weights of '{self.config.encoder}' could not be fetched ({error}): "
+                    "set encoder_weights to the URI of a safetensors file"
+                ) from error
+        self.encoder.load(weights)
+
+    @property
+    def has_frozen_features(self) -> bool:
+        return self.config.freeze_encoder
+
+    def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
+        """With a frozen encoder, `frames` become `features`: float16 [S,C] averaged over time, S = 1 without attention."""
+        if not self.config.freeze_encoder:
+            return list(samples)
+        bare = [{name: sample[name] for name in ("frames", "frame_count")} for sample in samples]
+        batch = {name: tensor.to(module_device(self)) for name, tensor in self.collate(bare).items()}
+        with inference(self):
+            features = self._look(batch).half().cpu().numpy()
+        rest = [{name: value for name, value in sample.items() if name != "frames"} for sample in samples]
+        return [{"features": array, **other} for array, other in zip(features, rest, strict=True)]
+
+    def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
+        """`features` float [B,S,C], or `frames` uint8 [B,T,H,W,3] padded at the end; `frame_count` [B]; `captions` int64
+        [B,R,L], start and end symbols included, where captions that a sample lacks are all padding."""
+        counts = [int(sample["frame_count"]) for sample in samples]
+        batch = {"frame_count": torch.tensor(counts)}
+        if all("features" in sample for sample in samples):
+            batch["features"] = torch.from_numpy(np.stack([sample["features"] for sample in samples]))
+        else:
+            frames = np.zeros((len(samples), max(counts), *samples[0]["frames"].shape[1:]), dtype=np.uint8)
+            for row, sample in zip(frames, samples, strict=True):
+                row[: len(sample["frames"])] = sample["frames"]
+            batch["frames"] = torch.from_numpy(frames)
+        if all("captions" in sample for sample in samples):
+            most, width = np.max([sample["captions"].shape for sample in samples], axis=0)
+            captions = np.zeros((len(samples), most, width), dtype=np.int64)
+            for row, sample in zip(captions, samples, strict=True):
+                row[: sample["captions"].shape[0], : sample["captions"].shape[1]] = sample["captions"]
+            batch["captions"] = torch.from_numpy(captions)
+        return batch
+
+    def forward(self, batch: Batch) -> Loss:
+        """Negative log likelihood of all captions' tokens, end symbols included (smoothed in training mode)."""
+        with autocast(module_device(self)):
+            state, memory = self._start(batch)
+            captions = batch["captions"]
+            state = {name: tensor.repeat_interleave(captions.shape[1], dim=0) for name, tensor in state.items()}
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            return self.decoder.loss(captions.flatten(0, 1), state, memory, smoothing)
+
+    def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
+        decoding = cast(CaptionerDecoding, decoding)
+        with inference(self):
+            state, memory = self._start(batch)
+            limits = torch.full_like(batch["frame_count"], decoding.max_length)
+            found = search(self.decoder.step, state, memory, limits, decoding.search_options())
+        return [
+            {
+                "caption": self._tokenizer.decode(best.tokens),
+                "score": best.score,
+                "caption_tokens": len(best.tokens),
+                "frames": count,
+            }
+            for best, count in zip(found, batch["frame_count"].tolist(), strict=True)
+        ]
+
+    def caption(self, images: Sequence[Any], batch_size: int = 32, **decoding: Any) -> list[str]:
+        """Captions images and clips of any size, in order.
+
+        Args:
+            images: PIL images, uint8 arrays [H,W,3], or clips as uint8 arrays [T,H,W,3].
+            batch_size: samples captioned at a time.
+            decoding: options of `CaptionerDecoding`, such as `beam_size=1`.
+
+        Raises:
+            BadSample: something is none of these.
+        """
+        options = CaptionerDecoding(**decoding)
+        preprocess = self.preprocess(self.config, self.assets)
+        captions: list[str] = []
+        for start in range(0, len(images), batch_size):
+            media = [_frames(image, cast(Visual, preprocess.visual)) for image in images[start : start + batch_size]]
+            batch = self.collate([preprocess(Inputs(frames, {}), with_target=False) for frames in media])
+            batch = {name: tensor.to(module_device(self)) for name, tensor in batch.items()}
+            captions += [row["caption"] for row in self.predict(batch, options)]
+        return captions
+
+    def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:
+        """`hypothesis` and `references`, the raw captions."""
+        return {"hypothesis": output["caption"], "references": unpack_json(sample["references"])}
+
+    @classmethod
+    def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """CIDEr-D and BLEU-4; the baseline says the most frequent of all references (their plain form) every time."""
+        references = [record["references"] for record in records]
+        plain = Counter(" ".join(metrics.caption_tokens(text)) for texts in references for text in texts)
+        usual = max(plain, key=lambda text: (plain[text], text))  # the text breaks ties, so order does not matter
+        hypotheses = [record["hypothesis"] for record in records]
+        baseline = {"name": "most frequent caption", **_scores([usual] * len(records), references)}
+        details = {"samples": len(records), "different_captions": len(set(hypotheses)), "baseline_caption": usual}
+        return {"metrics": _scores(hypotheses, references), "baseline": baseline, "details": details}
+
+    # ---- the net's two halves ----
+    def _look(self, batch: Batch) -> Tensor:
+        """What the encoder sees, float32 [B,S,C] averaged over each sample's frames; S = 1 without attention."""
+        if "features" in batch:
+            return batch["features"].float()
+        frames, counts = batch["frames"], batch["frame_count"]
+        real_BT = torch.arange(frames.shape[1], device=frames.device) < counts.unsqueeze(1)
+        features_FSC = self.encoder(frames[real_BT])
+        if not self.config.attention:
+            features_FSC = features_FSC.mean(dim=1, keepdim=True)
+        return pool_time(features_FSC, counts)
+
+    def _start(self, batch: Batch) -> tuple[State, State]:
+        """The decoder's initial state [B,D], from the mean feature vector, and its memory."""
+        keys_BSC = self._look(batch)
+        state = initial_state(keys_BSC.mean(dim=1), self.config.cell, self.bridge)
+        mask_BS = torch.ones(keys_BSC.shape[:2], dtype=torch.bool, device=keys_BSC.device)
+        return state, self.decoder.prepare({"keys": keys_BSC, "mask": mask_BS})
+
+
+def _decoder(config: CaptionerConfig, vocabulary: int, channels: int) -> WordDecoder:
+    sizes = (vocabulary, config.embedding_size, config.hidden_size)
+    if not config.attention:
+        return PlainDecoder(*sizes, config.cell, config.dropout, config.tie_embeddings)
+    attending = (channels, config.attention_size, config.cell)
+    return AttentionDecoder(*sizes, *attending, config.dropout, config.tie_embeddings)
+
+
+def _frames(image: Any, visual: Visual) -> np.ndarray:
+    """A PIL image, image array or clip array as uint8 [T,H,W,3] of the wanted size, at most `visual.frames` frames."""
+    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    array = array[None] if array.ndim == 3 else array
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or array.size == 0:
+        raise BadSample("MediaShape", f"{array.dtype} {list(array.shape)} is no uint8 image [H,W,3] or clip [T,H,W,3]")
+    chosen = np.linspace(0, len(array) - 1, min(visual.frames, len(array))).round().astype(int)
+    size = (visual.width, visual.height)
+    return np.stack([np.asarray(Image.fromarray(array[i]).resize(size, Image.Resampling.BICUBIC)) for i in chosen])
+
+
+def _scores(hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
+    cider_d = metrics.cider_d(hypotheses, references)
+    return {"cider_d": cider_d, "bleu4": metrics.caption_bleu4(hypotheses, references)}

@@ -1,0 +1,224 @@
+"""Greedy and beam search over any word decoder: one step function, batched over sources, finished sources leave.
+
+Scores follow Wu et al. 2016 ("Google's neural machine translation system", eq. 14) without the coverage term.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hybrid_models.contract import UsageError
+
+State = dict[str, Tensor]
+"""Named tensors with a leading axis that a search may index."""
+
+Step = Callable[[Tensor, State, State], tuple[Tensor, State]]
+"""`step(tokens [N], state, memory) -> (log_probs [N,V], state)`: one step of N = B·K hypotheses.
+
+`state` is each hypothesis' own (leading axis N, hypotheses of one source side by side); `memory` belongs to the source
+(leading axis B: keys, masks) and is never copied per hypothesis."""
+
+
+class Hypothesis(NamedTuple):
+    """The best output found for one source."""
+
+    tokens: list[int]
+    """Without start and end symbols."""
+    score: float
+    """log P(tokens, end | source) divided by `length_penalty` of the number of tokens with the end symbol."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    Raises:
+        UsageError: a beam below 1, a negative length penalty or minimum length.
+    """
+
+    start: int
+    """The token from which every hypothesis starts."""
+    end: int
+    """The token that ends a hypothesis."""
+    beam_size: int = 1
+    """Hypotheses kept per source; 1 is greedy search."""
+    length_penalty: float = 1.0
+    """The exponent α of `length_penalty`: 0 ranks by probability (short outputs win), larger values favour longer ones."""
+    min_length: int = 0
+    """No end symbol before so many tokens (never beyond a source's maximum)."""
+
+    def __post_init__(self) -> None:
+        if self.beam_size < 1:
+            raise UsageError(f"beam_size is {self.beam_size}: it must be at least 1 (1 is greedy search)")
+        if self.length_penalty < 0:
+            raise UsageError(f"length_penalty is {self.length_penalty}: it must be 0 (off) or more")
+        if self.min_length < 0:
+            raise UsageError(f"min_length is {self.min_length}: it must be 0 or more")
+
+
+def length_penalty(length: int | Tensor, alpha: float) -> float | Tensor:
+    """((5 + length) / 6)^alpha, by which log probabilities are divided (Wu et al. 2016, eq. 14)."""
+    return ((5 + length) / 6) ** alpha
+
+
+@contextlib.contextmanager
+def inference(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) without gradients; the module's mode is as before afterwards."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        module.train(was_training)
+
+
+@dataclass
+class _Beams:
+    """The live hypotheses of the sources that are not done; b counts live sources, k hypotheses of a source."""
+
+    source_b: Tensor
+    """Index of each live source in the batch."""
+    tokens_bkt: Tensor
+    log_prob_bk: Tensor
+    """-inf where there is no hypothesis."""
+    limit_b: Tensor
+    """Most tokens before the end symbol."""
+    ended_b: Tensor
+    """How many hypotheses have ended."""
+    best_b: Tensor
+    """Score of the best ended hypothesis, -inf before the first."""
+    state: State
+    memory: State
+
+    def keep(self, rows: Tensor) -> _Beams:
+        """The beams of some live sources."""
+        beam = self.log_prob_bk.shape[1]
+        lines = (rows.unsqueeze(1) * beam + torch.arange(beam, device=rows.device)).flatten()
+        return _Beams(
+            *(t[rows] for t in (self.source_b, self.tokens_bkt, self.log_prob_bk)),
+            *(t[rows] for t in (self.limit_b, self.ended_b, self.best_b)),
+            state=_index(self.state, lines),
+            memory=_index(self.memory, rows),
+        )
+
+
+def search(step: Step, state: State, memory: State, max_length: Tensor, options: SearchOptions) -> list[Hypothesis]:
+    """Finds the best output of each source by beam search; with `beam_size` 1 this is greedy search.
+
+    A hypothesis ends when the end symbol is among its source's `beam_size` best continuations. A source is done when
+    `beam_size` hypotheses have ended or no live one can still beat the best that has; it then leaves the batch. A
+    source at its `max_length` may only end. The search draws no random numbers.
+
+    Args:
+        step: the model; see `Step`. It is called with no more rows than there are unfinished sources.
+        state: initial state of each source, leading axis B.
+        memory: what does not change from step to step, leading axis B.
+        max_length: int64 [B], on the state's device: most tokens of each output, without the end symbol.
+        options: see `SearchOptions`.
+
+    Returns:
+        One hypothesis per source, in order.
+    """
+    beams = _start(state, memory, max_length, options)
+    found = [Hypothesis([], float("-inf"))] * len(max_length)
+    for length in range(int(max_length.max()) + 1 if len(max_length) else 0):
+        log_probs_nv, beams.state = step(beams.tokens_bkt[:, :, -1].flatten(), beams.state, beams.memory)
+        _constrain(log_probs_nv, beams, length, options)
+        _advance(beams, log_probs_nv, length, options, found)
+        rows = _undone(beams, options).nonzero().squeeze(1)
+        if len(rows) == 0:
+            break
+        if len(rows) < len(beams.source_b):
+            beams = beams.keep(rows)
+    return found
+
+
+def _start(state: State, memory: State, max_length: Tensor, options: SearchOptions) -> _Beams:
+    batch, device = len(max_length), max_length.device
+    log_prob_bk = torch.full((batch, options.beam_size), float("-inf"), device=device)
+    log_prob_bk[:, 0] = 0.0  # one empty hypothesis, or all K would be the same
+    return _Beams(
+        source_b=torch.arange(batch, device=device),
+        tokens_bkt=torch.full((batch, options.beam_size, 1), options.start, device=device),
+        log_prob_bk=log_prob_bk,
+        limit_b=max_length,
+        ended_b=torch.zeros(batch, dtype=torch.long, device=device),
+        best_b=torch.full((batch,), float("-inf"), device=device),
+        state={name: tensor.repeat_interleave(options.beam_size, dim=0) for name, tensor in state.items()},
+        memory=memory,
+    )
+
+
+def _constrain(log_probs_nv: Tensor, beams: _Beams, length: int, options: SearchOptions) -> None:
+    """Forbids, in place, to end below the minimum length and to go on beyond the maximum."""
+    at_limit_b1 = (beams.limit_b <= length).unsqueeze(1)
+    if length < options.min_length:
+        end_bk = log_probs_nv[:, options.end].view_as(beams.log_prob_bk)
+        end_bk.masked_fill_(~at_limit_b1, float("-inf"))
+    log_probs_bkv = log_probs_nv.view(*beams.log_prob_bk.shape, -1)
+    forbidden_bv = at_limit_b1.expand(-1, log_probs_nv.shape[1]).clone()
+    forbidden_bv[:, options.end] = False
+    log_probs_bkv.masked_fill_(forbidden_bv.unsqueeze(1), float("-inf"))
+
+
+def _advance(
+    beams: _Beams, log_probs_nv: Tensor, length: int, options: SearchOptions, found: list[Hypothesis]
+) -> None:
+    """Extends the beams by one token, in place; hypotheses that end are scored and the best goes to `found`."""
+    beam, vocabulary = options.beam_size, log_probs_nv.shape[1]
+    total_bkv = beams.log_prob_bk.unsqueeze(2) + log_probs_nv.view(-1, beam, vocabulary)
+    # at most K of the best 2K can end, so K to go on with remain
+    total_bc, choice_bc = total_bkv.flatten(1).topk(min(2 * beam, beam * vocabulary), dim=1)
+    parent_bc, token_bc = choice_bc // vocabulary, choice_bc % vocabulary
+    ends_bc = token_bc == options.end
+    _collect(beams, total_bc[:, :beam], parent_bc[:, :beam], ends_bc[:, :beam], length, options, found)
+
+    total_bc = total_bc.masked_fill(ends_bc, float("-inf"))
+    beams.log_prob_bk, order_bk = total_bc.sort(dim=1, descending=True, stable=True)
+    beams.log_prob_bk, order_bk = beams.log_prob_bk[:, :beam], order_bk[:, :beam]
+    parent_bk, token_bk = parent_bc.gather(1, order_bk), token_bc.gather(1, order_bk)
+    prefix_bkt = beams.tokens_bkt.gather(1, parent_bk.unsqueeze(2).expand(-1, -1, beams.tokens_bkt.shape[2]))
+    beams.tokens_bkt = torch.cat([prefix_bkt, token_bk.unsqueeze(2)], dim=2)
+    first_line_b1 = torch.arange(len(parent_bk), device=parent_bk.device).unsqueeze(1) * beam
+    beams.state = _index(beams.state, (first_line_b1 + parent_bk).flatten())
+
+
+def _collect(
+    beams: _Beams,
+    total_bk: Tensor,
+    parent_bk: Tensor,
+    ends_bk: Tensor,
+    length: int,
+    options: SearchOptions,
+    found: list[Hypothesis],
+) -> None:
+    """Counts the hypotheses that end now and remembers the best of each source."""
+    ends_bk = ends_bk & total_bk.isfinite()
+    beams.ended_b += ends_bk.sum(dim=1)
+    score_bk = (total_bk / length_penalty(length + 1, options.length_penalty)).masked_fill(~ends_bk, float("-inf"))
+    score_b, k_b = score_bk.max(dim=1)
+    improved = (score_b > beams.best_b).nonzero().squeeze(1)
+    if len(improved) == 0:
+        return
+    beams.best_b[improved] = score_b[improved]
+    best_parent = parent_bk[improved, k_b[improved]]
+    tokens = beams.tokens_bkt[improved, best_parent, 1:].tolist()
+    for source, words, score in zip(beams.source_b[improved].tolist(), tokens, score_b[improved].tolist(), strict=True):
+        found[source] = Hypothesis(words, score)
+
+
+def _undone(beams: _Beams, options: SearchOptions) -> Tensor:
+    """bool [b]: whether a live hypothesis may still win. Log probabilities only fall, and penalties only grow."""
+    reachable_b = beams.log_prob_bk.amax(dim=1) / length_penalty(beams.limit_b + 1, options.length_penalty)
+    return (beams.ended_b < options.beam_size) & (reachable_b > beams.best_b)
+
+
+def _index(state: State, rows: Tensor) -> State:
+    return {name: tensor.index_select(0, rows) for name, tensor in state.items()}

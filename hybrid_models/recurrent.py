@@ -1,0 +1,174 @@
+"""Recurrent word decoders, with and without attention: the RNN half of the captioner and of the translator.
+
+Training unrolls whole target sequences at once: everything that does not depend on the previous state (embeddings, their
+gates, keys) is computed up front, the softmax once after the loop and for real tokens only.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+
+from hybrid_models.attention import AdditiveAttention
+from hybrid_models.contract import Loss
+from hybrid_models.decoding import State
+from hybrid_models.text import PAD
+
+Cell = Literal["gru", "lstm"]
+GATES: dict[Cell, int] = {"gru": 3, "lstm": 4}
+
+
+class WordDecoder(nn.Module, abc.ABC):
+    """Embeds the previous word, advances a recurrent state, and predicts the next word.
+
+    Output layer: logits = W tanh(R [features; embedding]) + b, where W is the embedding matrix if `tie_embeddings`
+    (Press & Wolf 2017; held once, so that a state dict has no shared tensors).
+
+    Args:
+        vocabulary: number of tokens V.
+        embedding_size: size E of a token's vector.
+        feature_size: size F of what `unroll` gives.
+        dropout: on embeddings and on what the output layer sees.
+        tie_embeddings: whether the output layer is the embedding matrix.
+    """
+
+    def __init__(
+        self, vocabulary: int, embedding_size: int, feature_size: int, dropout: float, tie_embeddings: bool
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, embedding_size, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=embedding_size**-0.5)
+        self.readout = nn.Linear(feature_size + embedding_size, embedding_size)
+        self.dropout = nn.Dropout(dropout)
+        self.output_bias = nn.Parameter(torch.zeros(vocabulary))
+        self.output_weight = None if tie_embeddings else nn.Parameter(self.embedding.weight.detach().clone())
+
+    @abc.abstractmethod
+    def unroll(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+        """embedded [N,T,E], state of N, memory of B (N = B·R, rows of a source side by side) → [N,T,F], state."""
+
+    def prepare(self, memory: State) -> State:
+        """Adds to a memory what is computed once per source."""
+        return memory
+
+    def loss(self, targets: Tensor, state: State, memory: State, label_smoothing: float) -> Loss:
+        """Negative log likelihood under teacher forcing, summed over real tokens.
+
+        Args:
+            targets: int64 [N,T]: start symbol, words, end symbol, padding (`PAD`, which costs nothing).
+            state: initial state, leading axis N.
+            memory: as `prepare` gives it, leading axis B, where N = B·R.
+            label_smoothing: share of the target mass spread over all words; 0 when not training.
+        """
+        embedded_NTE = self.dropout(self.embedding(targets[:, :-1]))
+        features_NTF, _ = self.unroll(embedded_NTE, state, memory)
+        real_NT = targets[:, 1:] != PAD
+        logits = self._logits(features_NTF[real_NT], embedded_NTE[real_NT])
+        words = targets[:, 1:][real_NT]
+        total = F.cross_entropy(logits.float(), words, label_smoothing=label_smoothing, reduction="sum")
+        return Loss(total, real_NT.sum())
+
+    def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+        """One step of a search, see `decoding.Step`: tokens [N] → log_probs float32 [N,V]; padding never comes."""
+        embedded_N1E = self.embedding(tokens).unsqueeze(1)
+        features_N1F, state = self.unroll(embedded_N1E, state, memory)
+        logits_NV = self._logits(features_N1F[:, 0], embedded_N1E[:, 0]).float()
+        logits_NV[:, PAD] = float("-inf")
+        return torch.log_softmax(logits_NV, dim=-1), state
+
+    def _logits(self, features: Tensor, embedded: Tensor) -> Tensor:
+        readout = self.dropout(torch.tanh(self.readout(torch.cat([features, embedded.to(features.dtype)], dim=-1))))
+        weight = self.embedding.weight if self.output_weight is None else self.output_weight
+        return F.linear(readout, weight, self.output_bias)
+
+
+class PlainDecoder(WordDecoder):
+    """Without attention: the source is in the initial state alone (Vinyals et al. 2015, "Show and tell")."""
+
+    def __init__(
+        self,
+        vocabulary: int,
+        embedding_size: int,
+        hidden_size: int,
+        cell: Cell,
+        dropout: float = 0.0,
+        tie_embeddings: bool = True,
+    ) -> None:
+        super().__init__(vocabulary, embedding_size, hidden_size, dropout, tie_embeddings)
+        self.rnn = {"gru": nn.GRU, "lstm": nn.LSTM}[cell](embedding_size, hidden_size, batch_first=True)
+
+    def unroll(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+        hidden_1ND = state["hidden"].unsqueeze(0)
+        if "cell" not in state:
+            features_NTD, hidden_1ND = self.rnn(embedded, hidden_1ND)
+            return features_NTD, {"hidden": hidden_1ND[0]}
+        features_NTD, (hidden_1ND, cell_1ND) = self.rnn(embedded, (hidden_1ND, state["cell"].unsqueeze(0)))
+        return features_NTD, {"hidden": hidden_1ND[0], "cell": cell_1ND[0]}
+
+
+class AttentionDecoder(WordDecoder):
+    """With additive attention: the previous hidden state asks, the context enters the cell (Bahdanau et al. 2015).
+
+    context_t = attention(h_{t-1}, keys),  h_t = cell([embedding_t; context_t], h_{t-1}),  features_t = [h_t; context_t]
+
+    Memory: `keys` [B,S,K], `mask` bool [B,S] (True where valid), and `projected` [B,S,A] from `prepare`.
+    The cells are those of `nn.GRU` (Cho et al. 2014) and `nn.LSTM` (Hochreiter & Schmidhuber 1997).
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        embedding_size: int,
+        hidden_size: int,
+        key_size: int,
+        attention_size: int,
+        cell: Cell,
+        dropout: float = 0.0,
+        tie_embeddings: bool = True,
+    ) -> None:
+        super().__init__(vocabulary, embedding_size, hidden_size + key_size, dropout, tie_embeddings)
+        gates = GATES[cell] * hidden_size
+        self.attention = AdditiveAttention(hidden_size, key_size, attention_size)
+        self.word_gates = nn.Linear(embedding_size, gates)
+        self.context_gates = nn.Linear(key_size, gates, bias=False)
+        self.hidden_gates = nn.Linear(hidden_size, gates)
+
+    def prepare(self, memory: State) -> State:
+        return {**memory, "projected": self.attention.project_keys(memory["keys"])}
+
+    def unroll(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+        keys_BSK, mask_BS, projected_BSA = memory["keys"], memory["mask"], memory["projected"]
+        features: list[Tensor] = []
+        for words_NG in self.word_gates(embedded).unbind(1):
+            hidden_ND = state["hidden"]
+            query_BRD = hidden_ND.view(len(keys_BSK), -1, hidden_ND.shape[1])
+            context_BRK, _ = self.attention(query_BRD, keys_BSK, mask_BS, projected_BSA)
+            context_NK = context_BRK.flatten(0, 1)
+            state = _advance(state, words_NG + self.context_gates(context_NK), self.hidden_gates(hidden_ND))
+            features.append(torch.cat([state["hidden"], context_NK.float()], dim=1))
+        return torch.stack(features, dim=1), state
+
+
+def _advance(state: State, input_gates: Tensor, hidden_gates: Tensor) -> State:
+    """One cell step from the gates' two halves [N,G·D], in the gate order of `nn.GRU` and `nn.LSTM`.
+
+    The state stays float32 under autocast: many small changes are lost in bfloat16.
+    """
+    if "cell" not in state:
+        size = state["hidden"].shape[1]
+        reset, update = torch.sigmoid(input_gates[:, : 2 * size] + hidden_gates[:, : 2 * size]).chunk(2, dim=1)
+        new = torch.tanh(input_gates[:, 2 * size :] + reset * hidden_gates[:, 2 * size :]).float()
+        return {"hidden": torch.lerp(new, state["hidden"], update.float())}
+    into, forget, new, out = (input_gates + hidden_gates).chunk(4, dim=1)
+    cell = torch.sigmoid(forget) * state["cell"] + torch.sigmoid(into) * torch.tanh(new)
+    return {"hidden": torch.sigmoid(out) * torch.tanh(cell), "cell": cell}
+
+
+def initial_state(vector: Tensor, cell: Cell, layer: nn.Linear) -> State:
+    """Initial state [N,D] of each tensor a cell has: tanh of a linear layer (D or, for an LSTM, 2·D outputs)."""
+    values = torch.tanh(layer(vector)).float()
+    return {"hidden": values} if cell == "gru" else dict(zip(("hidden", "cell"), values.chunk(2, dim=1), strict=True))

@@ -1,0 +1,154 @@
+"""Text in and out: cleaning with limits, and a subword tokenizer that gives every text back.
+
+Tokens are byte-level byte pairs (Sennrich et al. 2016; Radford et al. 2019): any text can be encoded, nothing is
+unknown, and `decode(encode(text))` is the text again, up to Unicode NFC and white space.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as _Tokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from hybrid_models.contract import BadSample, UsageError
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3
+SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
+MIN_VOCABULARY = len(SPECIALS) + 256
+"""Every vocabulary has the special symbols and all bytes."""
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def clean_text(text: Any, max_characters: int, what: str = "text") -> str:
+    """A text on one line: NFC, control characters (NUL too) and runs of white space become one space.
+
+    Halves of surrogate pairs, which UTF-8 cannot hold, become U+FFFD.
+
+    Args:
+        text: what the row has.
+        max_characters: checked first, so that a huge text costs nothing.
+        what: how to call the text in messages, such as `field 'en'`.
+
+    Raises:
+        BadSample: `TextMissing` (not a string), `TextTooLong`, or `EmptyText`.
+    """
+    if not isinstance(text, str):
+        raise BadSample("TextMissing", f"{what} is {type(text).__name__}, not a string")
+    if len(text) > max_characters:
+        raise BadSample("TextTooLong", f"{what} has {len(text)} characters, at most {max_characters} are allowed")
+    text = _SURROGATE.sub("\ufffd", _UNPRINTABLE.sub(" ", text))
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    if not text:
+        raise BadSample("EmptyText", f"{what} has no printable character")
+    return text
+
+
+class Tokenizer:
+    """Text ↔ token ids.
+
+    Args:
+        serialised: what `to_json` gave.
+
+    Raises:
+        UsageError: it is not the JSON of such a tokenizer.
+    """
+
+    def __init__(self, serialised: str) -> None:
+        try:
+            self._tokenizer = _Tokenizer.from_str(serialised)
+        except Exception as error:  # the library raises bare Exception
+            raise UsageError(f"tokenizer.json is not a tokenizer ({error}): train again or restore the file") from error
+        found = tuple(self._tokenizer.id_to_token(i) for i in range(len(SPECIALS)))
+        if found != SPECIALS:
+            raise UsageError(f"tokenizer.json starts with {found} instead of {SPECIALS}: it was made by something else")
+        self._tokenizer.encode_special_tokens = True  # a text that says `</s>` must not end there; not serialised
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Learns at most `vocab_size` tokens (fewer if the texts have fewer) from clean texts.
+
+        Raises:
+            UsageError: `vocab_size` is below `MIN_VOCABULARY`, or there are no texts.
+        """
+        if vocab_size < MIN_VOCABULARY:
+            raise UsageError(f"vocab_size is {vocab_size}: at least {MIN_VOCABULARY} (all bytes) are needed")
+        tokenizer = _Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        counted = _Counted(texts)
+        tokenizer.train_from_iterator(counted, trainer)
+        if counted.count == 0:
+            raise UsageError("no training texts to learn a tokenizer from: check the shards and the names of the fields")
+        return cls(tokenizer.to_str())
+
+    def to_json(self) -> str:
+        """The tokenizer as JSON, readable by the `tokenizers` library anywhere."""
+        return self._tokenizer.to_str()
+
+    def __len__(self) -> int:
+        """The number of tokens, special ones included."""
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str, max_tokens: int, what: str = "text") -> np.ndarray:
+        """int32 [T]: the ids of a clean text, without start and end symbols.
+
+        A special symbol's name in a text (`</s>`) is text like any other.
+
+        Raises:
+            BadSample: `TextTooLong`, more than `max_tokens`.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if len(ids) > max_tokens:
+            raise BadSample("TextTooLong", f"{what} has {len(ids)} tokens, at most {max_tokens} are allowed")
+        return np.asarray(ids, dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; special symbols are left out, an incomplete character is U+FFFD."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+
+
+class _Counted:
+    """An iterable that knows how many items it has given."""
+
+    def __init__(self, items: Iterable[str]) -> None:
+        self._items = items
+        self.count = 0
+
+    def __iter__(self) -> Any:
+        for item in self._items:
+            self.count += 1
+            yield item
+
+
+def pack_json(value: Any) -> np.ndarray:
+    """Any JSON value as uint8 [n] (UTF-8), which a sample can hold."""
+    return np.frombuffer(json.dumps(value, ensure_ascii=False).encode(), dtype=np.uint8)
+
+
+def unpack_json(packed: np.ndarray) -> Any:
+    """The value that `pack_json` packed."""
+    return json.loads(packed.tobytes())
+
+
+def pad_rows(rows: Sequence[np.ndarray], width: int | None = None) -> np.ndarray:
+    """int64 [len(rows), width]: rows of ids, padded with `PAD` at their ends (to the longest by default)."""
+    width = max(map(len, rows)) if width is None else width
+    padded = np.full((len(rows), width), PAD, dtype=np.int64)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded

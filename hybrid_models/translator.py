@@ -1,0 +1,329 @@
+"""The translator: a bidirectional GRU reads a sentence, a GRU with additive attention writes it in another language.
+
+Bahdanau, Cho, Bengio 2015, with subword tokens (Sennrich et al. 2016), label smoothing (Szegedy et al. 2016) and tied
+target embeddings (Press & Wolf 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from hybrid_models import metrics
+from hybrid_models.contract import (
+    Batch,
+    DecodingConfig,
+    Hybrid,
+    HybridConfig,
+    Inputs,
+    Loss,
+    Preprocess,
+    Sample,
+    UsageError,
+    autocast,
+    module_device,
+)
+from hybrid_models.decoding import SearchOptions, State, inference, search
+from hybrid_models.recurrent import AttentionDecoder, initial_state
+from hybrid_models.text import BOS, EOS, MIN_VOCABULARY, PAD, Tokenizer, clean_text, pack_json, pad_rows, unpack_json
+
+TOKENIZER = "tokenizer.json"
+SOURCE_TOKENIZER = "source_tokenizer.json"
+
+
+@dataclass(frozen=True)
+class TranslatorConfig(HybridConfig):
+    """Architecture and preprocessing of a translator.
+
+    Raises:
+        UsageError: a size, rate or limit is out of its range.
+    """
+
+    source: str = "en"
+    """Field with the sentence to translate; rows without it are read from `text`."""
+    target: str = "de"
+    """Field with its translation, for training and evaluation."""
+    vocab_size: int = 6000
+    """Most tokens of a vocabulary."""
+    joint_vocabulary: bool = True
+    """One vocabulary for both languages; otherwise one each (for languages that share no script)."""
+    embedding_size: int = 256
+    """Size of a token's vector."""
+    hidden_size: int = 512
+    """Size of a GRU's state, encoder (each direction) and decoder."""
+    attention_size: int = 512
+    """Size of the space in which attention compares."""
+    encoder_layers: int = 1
+    """Stacked bidirectional GRUs."""
+    tie_embeddings: bool = True
+    """The output layer is the target embedding."""
+    dropout: float = 0.3
+    """Share of embedding, encoder and output values dropped in training."""
+    label_smoothing: float = 0.1
+    """Share of the target mass spread over all words in training (the validation loss has none)."""
+    max_source_tokens: int = 256
+    """A longer source is a bad sample."""
+    max_target_tokens: int = 256
+    """A longer reference is a bad sample."""
+    max_characters: int = 4000
+    """A longer text is a bad sample, seen before it is tokenized."""
+
+    def __post_init__(self) -> None:
+        sizes = ("embedding_size", "hidden_size", "attention_size", "encoder_layers")
+        for name in (*sizes, "max_source_tokens", "max_target_tokens", "max_characters"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1)")
+        if self.vocab_size < MIN_VOCABULARY:
+            raise UsageError(f"vocab_size is {self.vocab_size}: it must be at least {MIN_VOCABULARY}")
+        if self.source == self.target:
+            raise UsageError(f"source and target are both '{self.source}': name two fields of the rows")
+
+
+@dataclass(frozen=True)
+class TranslatorDecoding(DecodingConfig):
+    """How translations are searched for.
+
+    Raises:
+        UsageError: an option is out of its range.
+    """
+
+    beam_size: int = 5
+    """Hypotheses kept per sentence; 1 is greedy search."""
+    length_penalty: float = 1.0
+    """0 ranks by probability, which favours short translations; larger values favour longer ones."""
+    min_length: int = 1
+    """Fewest tokens of a translation."""
+    max_length_ratio: float = 2.0
+    """Most tokens of a translation per source token, beyond `max_length_extra`."""
+    max_length_extra: int = 10
+    """Tokens allowed on top of the ratio."""
+    max_length: int = 256
+    """Most tokens of any translation."""
+
+    def __post_init__(self) -> None:
+        self.search_options()
+        if self.max_length_ratio < 0 or self.max_length_extra < 0 or self.max_length < 1:
+            raise UsageError("max_length_ratio and max_length_extra must be 0 or more, max_length at least 1")
+
+    def search_options(self) -> SearchOptions:
+        return SearchOptions(BOS, EOS, self.beam_size, self.length_penalty, self.min_length)
+
+    def limits(self, source_length: Tensor) -> Tensor:
+        """Most target tokens [B] of sources with so many tokens [B]."""
+        relative = (source_length * self.max_length_ratio).long() + self.max_length_extra
+        return relative.clamp(min=1, max=self.max_length)
+
+
+class TranslatorPreprocess(Preprocess):
+    """Cleans and tokenizes: `source` int32 [S] with its end symbol, `length`; for training `target` int32 [T] without
+    special symbols and `reference`, the raw translation as packed JSON."""
+
+    def __init__(self, config: TranslatorConfig, assets: Mapping[str, str]) -> None:
+        self.config = config
+        self._source, self._target = tokenizers(config, assets)
+
+    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
+        config = self.config
+        source = np.append(self._tokens(inputs.fields, config.source, self._source, config.max_source_tokens), EOS)
+        sample = {"source": source.astype(np.int32), "length": np.int64(len(source))}
+        if with_target:
+            target = self._tokens(inputs.fields, config.target, self._target, config.max_target_tokens)
+            sample |= {"target": target, "reference": pack_json(inputs.fields[config.target])}
+            sample["length"] = np.int64(len(source) + len(target))
+        return {name: np.asarray(value) for name, value in sample.items()}
+
+    def _tokens(self, fields: Mapping[str, Any], name: str, tokenizer: Tokenizer, max_tokens: int) -> np.ndarray:
+        text = clean_text(_field(self.config, fields, name), self.config.max_characters, f"field '{name}'")
+        return tokenizer.encode(text, max_tokens, f"field '{name}'")
+
+
+def _field(config: TranslatorConfig, fields: Mapping[str, Any], name: str) -> Any:
+    return fields.get(name, fields.get("text")) if name == config.source else fields.get(name)
+
+
+def tokenizers(config: TranslatorConfig, assets: Mapping[str, str]) -> tuple[Tokenizer, Tokenizer]:
+    """The source's and the target's tokenizer, the same one for a joint vocabulary.
+
+    Raises:
+        UsageError: an asset is missing.
+    """
+    for name in (TOKENIZER,) if config.joint_vocabulary else (TOKENIZER, SOURCE_TOKENIZER):
+        if name not in assets:
+            raise UsageError(f"the translator has no {name}: learn it from training texts or restore the artifact's file")
+    target = Tokenizer(assets[TOKENIZER])
+    return (target if config.joint_vocabulary else Tokenizer(assets[SOURCE_TOKENIZER])), target
+
+
+class Translator(Hybrid):
+    """Sentence in, sentence out. See `Hybrid` for the methods' contract.
+
+    Raises:
+        UsageError: the assets have no (valid) tokenizer.
+    """
+
+    name: ClassVar[str] = "translator"
+    table: ClassVar[str] = "translations"
+    Config: ClassVar[type[HybridConfig]] = TranslatorConfig
+    Decoding: ClassVar[type[DecodingConfig]] = TranslatorDecoding
+    payload_schema: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("source", pa.string()),
+            ("translation", pa.string()),
+            ("score", pa.float32()),
+            ("source_tokens", pa.int32()),
+            ("target_tokens", pa.int32()),
+        ]
+    )
+    schema_version: ClassVar[int] = 1
+    metrics: ClassVar[Mapping[str, bool]] = {"bleu": True, "chrf": True}
+
+    def __init__(self, config: TranslatorConfig, assets: Mapping[str, str]) -> None:
+        super().__init__(config, assets)
+        self.config: TranslatorConfig = config
+        self._source, self._target = tokenizers(config, assets)
+        self.embedding = nn.Embedding(len(self._source), config.embedding_size, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=config.embedding_size**-0.5)
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = nn.GRU(
+            config.embedding_size,
+            config.hidden_size,
+            num_layers=config.encoder_layers,
+            dropout=config.dropout if config.encoder_layers > 1 else 0.0,
+            batch_first=True,
+            bidirectional=True,
+        )
+        self.bridge = nn.Linear(2 * config.hidden_size, config.hidden_size)
+        self.decoder = AttentionDecoder(
+            len(self._target),
+            config.embedding_size,
+            config.hidden_size,
+            2 * config.hidden_size,
+            config.attention_size,
+            "gru",
+            config.dropout,
+            config.tie_embeddings,
+        )
+
+    @classmethod
+    def training_texts(cls, config: HybridConfig, fields: Mapping[str, Any]) -> list[str]:
+        """Both sentences of a row, each after its side (`source` or `target`) and a tab; none from a bad row."""
+        config = cast(TranslatorConfig, config)
+        sides = (("source", config.source), ("target", config.target))
+        texts = ((side, _field(config, fields, name)) for side, name in sides)
+        return [f"{side}\t{clean_text(text, config.max_characters)}" for side, text in texts]
+
+    @classmethod
+    def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
+        config = cast(TranslatorConfig, config)
+        sides = [text.split("\t", 1) for text in texts]
+        if config.joint_vocabulary:
+            return {TOKENIZER: Tokenizer.train((text for _, text in sides), config.vocab_size).to_json()}
+        assets = {"source": SOURCE_TOKENIZER, "target": TOKENIZER}
+        return {
+            asset: Tokenizer.train((text for of, text in sides if of == side), config.vocab_size).to_json()
+            for side, asset in assets.items()
+        }
+
+    @classmethod
+    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
+        return TranslatorPreprocess(cast(TranslatorConfig, config), assets)
+
+    def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
+        """`source` int64 [B,S] with end symbols, `source_length` [B]; `target` int64 [B,T] with start and end symbols."""
+        batch = {
+            "source": torch.from_numpy(pad_rows([sample["source"] for sample in samples])),
+            "source_length": torch.tensor([len(sample["source"]) for sample in samples]),
+        }
+        if all("target" in sample for sample in samples):
+            targets = [np.concatenate([[BOS], sample["target"], [EOS]]) for sample in samples]
+            batch["target"] = torch.from_numpy(pad_rows(targets))
+        return batch
+
+    def encode(self, batch: Batch) -> tuple[State, State]:
+        """The decoder's initial state [B,D] and its memory: keys [B,S,2D], mask [B,S]. Padding changes neither."""
+        embedded_BSE = self.dropout(self.embedding(batch["source"]))
+        lengths = batch["source_length"].cpu()
+        packed = pack_padded_sequence(embedded_BSE, lengths, batch_first=True, enforce_sorted=False)
+        outputs, hidden_LBD = self.encoder(packed)
+        keys_BSK, _ = pad_packed_sequence(outputs, batch_first=True, total_length=batch["source"].shape[1])
+        last_BK = hidden_LBD[-2:].transpose(0, 1).flatten(1)
+        memory = {"keys": self.dropout(keys_BSK), "mask": batch["source"] != PAD}
+        return initial_state(last_BK, "gru", self.bridge), self.decoder.prepare(memory)
+
+    def forward(self, batch: Batch) -> Loss:
+        """Negative log likelihood of the target tokens, end symbols included (smoothed in training mode)."""
+        with autocast(module_device(self)):
+            state, memory = self.encode(batch)
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            return self.decoder.loss(batch["target"], state, memory, smoothing)
+
+    def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
+        decoding = cast(TranslatorDecoding, decoding)
+        with inference(self):
+            state, memory = self.encode(batch)
+            limits = decoding.limits(batch["source_length"])
+            found = search(self.decoder.step, state, memory, limits, decoding.search_options())
+        lengths = batch["source_length"].tolist()
+        return [
+            {
+                "source": self._source.decode(source[: length - 1]),
+                "translation": self._target.decode(best.tokens),
+                "score": best.score,
+                "source_tokens": length - 1,
+                "target_tokens": len(best.tokens),
+            }
+            for source, length, best in zip(batch["source"].tolist(), lengths, found, strict=True)
+        ]
+
+    def translate(self, sentences: Sequence[str], batch_size: int = 64, **decoding: Any) -> list[str]:
+        """Translates sentences, in order.
+
+        Args:
+            sentences: source texts.
+            batch_size: sentences translated at a time.
+            decoding: options of `TranslatorDecoding`, such as `beam_size=1`.
+
+        Raises:
+            BadSample: a sentence is empty or too long.
+        """
+        options = TranslatorDecoding(**decoding)
+        preprocess = self.preprocess(self.config, self.assets)
+        samples = [preprocess(Inputs(None, {self.config.source: text}), with_target=False) for text in sentences]
+        order = sorted(range(len(samples)), key=lambda i: int(samples[i]["length"]))
+        translations = [""] * len(samples)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = {k: v.to(module_device(self)) for k, v in self.collate([samples[i] for i in chosen]).items()}
+            for i, row in zip(chosen, self.predict(batch, options), strict=True):
+                translations[i] = row["translation"]
+        return translations
+
+    def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:
+        """`hypothesis`, `references` (raw, one) and `source`."""
+        references = [unpack_json(sample["reference"])]
+        return {"hypothesis": output["translation"], "references": references, "source": output["source"]}
+
+    @classmethod
+    def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Corpus BLEU and chrF with their signatures; the baseline copies the source."""
+        references = [record["references"] for record in records]
+        scores, details = _scores([record["hypothesis"] for record in records], references)
+        copied, _ = _scores([record["source"] for record in records], references)
+        return {"metrics": scores, "baseline": {"name": "copy the source", **copied}, "details": details}
+
+
+def _scores(hypotheses: list[str], references: list[list[str]]) -> tuple[dict[str, float], dict[str, Any]]:
+    bleu, bleu_signature = metrics.bleu(hypotheses, references)
+    chrf, chrf_signature = metrics.chrf(hypotheses, references)
+    details = {"samples": len(hypotheses), "bleu_signature": bleu_signature, "chrf_signature": chrf_signature}
+    return {"bleu": bleu, "chrf": chrf}, details
