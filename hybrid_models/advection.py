@@ -1,0 +1,123 @@
+"""Motion of rain and transport along it: optical flow of the newest frames, semi-Lagrangian trajectories.
+
+Displacements and motions are `[B, 2, H, W]`: the x (column) and the y (row) component, in pixels, of a movement that
+*arrives* at the pixel; a field moved by `d` is `field(position - d)`.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+MOTION_FRAMES = 5
+"""Motion is estimated from this many of the newest frames; more are staler and did not score better."""
+_LEVELS = ((8, math.inf), (8, 32.0), (4, 24.0), (2, 16.0), (2, 8.0))
+"""Coarse to fine: factor by which frames are shrunk, and standard deviation (pixels) of the averaging window."""
+_ITERATIONS = 2
+
+
+def estimate_motion(frames: Tensor, covered: Tensor) -> Tensor:
+    """Pixels that the rain moves per frame, by windowed least squares (Lucas & Kanade 1981), coarse to fine.
+
+    One motion is fitted to all pairs of successive frames: with brightness constancy `I_t + g · v = 0`, each level adds
+    the `v` that minimises its window-averaged square. First one vector for the whole grid, then ever smaller windows;
+    where a window holds little rain, regularisation leaves the coarser estimate alone.
+
+    Args:
+        frames: `[B, P, H, W]` at least two frames, oldest first, on a scale with even contrasts (log of rain rate).
+        covered: `[B, P, H, W]` 1 where a pixel was measured, 0 where `frames` holds a filler.
+
+    Returns:
+        `[B, 2, H, W]`, zero where nothing can be seen moving.
+    """
+    frames, covered = frames[:, -MOTION_FRAMES:], covered[:, -MOTION_FRAMES:]
+    batch, _, height, width = frames.shape
+    motion = frames.new_zeros(batch, 2, height, width)
+    for factor, window in _LEVELS:
+        small = _blur(F.avg_pool2d(frames * covered, factor, ceil_mode=True), 1.0)
+        whole = (F.avg_pool2d(covered, factor, ceil_mode=True) > 0.99).to(frames.dtype)
+        for _ in range(_ITERATIONS):
+            shrunk = F.interpolate(motion, small.shape[-2:], mode="bilinear") / factor
+            change = _refinement(small, whole, shrunk, window / factor)
+            motion = motion + F.interpolate(change * factor, (height, width), mode="bilinear")
+    return motion
+
+
+def _refinement(frames: Tensor, covered: Tensor, motion: Tensor, window: float) -> Tensor:
+    """The change of `motion` `[B, 2, H, W]` that explains what is left after moving each frame onto the next."""
+    sums = frames.new_zeros(())
+    for (before, seen_before), (after, seen_after) in pairwise(zip(frames.unbind(1), covered.unbind(1), strict=True)):
+        moved, seen = move(torch.stack((before, seen_before), 1), motion).unbind(1)
+        seen = (seen > 0.99) * seen_after * stays_inside(motion)
+        mean, change = (moved + after) / 2, after - moved
+        gx = F.pad((mean[..., 2:] - mean[..., :-2]) / 2, (1, 1))
+        gy = F.pad((mean[..., 2:, :] - mean[..., :-2, :]) / 2, (0, 0, 1, 1))
+        sums = sums + torch.stack((gx * gx, gx * gy, gy * gy, gx * change, gy * change), 1) * seen[:, None]
+    energy = (sums[:, 0] + sums[:, 2]).mean((1, 2), keepdim=True) / 2
+    if math.isinf(window):
+        averaged, damping = sums.mean((2, 3), keepdim=True).expand_as(sums), 1e-3 * energy + 1e-9
+    else:
+        averaged, damping = _wide_blur(sums, window), energy + 1e-9
+    xx, xy, yy, xt, yt = averaged.unbind(1)
+    xx, yy = xx + damping, yy + damping
+    determinant = xx * yy - xy * xy
+    step = torch.stack((xy * yt - yy * xt, xy * xt - xx * yt), 1) / determinant[:, None]
+    return step.clamp(-2, 2)
+
+
+def trajectories(motion: Tensor, n_leads: int) -> Tensor:
+    """Displacements `[B, L, 2, H, W]` after 1 … L steps along a motion that stays as it is.
+
+    Backward semi-Lagrangian with the midpoint rule, so that rotation is followed, as in Germann & Zawadzki 2002.
+    """
+    displacement, path = torch.zeros_like(motion), []
+    for _ in range(n_leads):
+        midpoint = displacement + move(motion, displacement) / 2
+        displacement = displacement + move(motion, midpoint)
+        path.append(displacement)
+    return torch.stack(path, dim=1)
+
+
+def move(fields: Tensor, displacement: Tensor) -> Tensor:
+    """`fields` `[B, C, H, W]` moved by `displacement` `[B, 2, H, W]`; what enters the grid is what its edge holds."""
+    height, width = fields.shape[-2:]
+    x, y = _origins(displacement)
+    grid = torch.stack((x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1), dim=-1)
+    return F.grid_sample(fields, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def stays_inside(displacement: Tensor) -> Tensor:
+    """`[B, H, W]`: 1 where what arrives comes from within the grid, 0 where from outside."""
+    height, width = displacement.shape[-2:]
+    x, y = _origins(displacement)
+    return ((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)).to(displacement.dtype)
+
+
+def _origins(displacement: Tensor) -> tuple[Tensor, Tensor]:
+    height, width = displacement.shape[-2:]
+    rows = torch.arange(height, device=displacement.device, dtype=displacement.dtype)
+    columns = torch.arange(width, device=displacement.device, dtype=displacement.dtype)
+    return columns - displacement[:, 0], rows[:, None] - displacement[:, 1]
+
+
+def _blur(fields: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of `[B, C, H, W]`, zeros outside the grid."""
+    radius = math.ceil(2.5 * sigma)
+    distance = torch.arange(-radius, radius + 1, device=fields.device, dtype=fields.dtype)
+    kernel = torch.exp(-(distance**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    maps = fields.flatten(0, 1)[:, None]
+    maps = F.conv2d(maps, kernel.view(1, 1, 1, -1), padding=(0, radius))
+    maps = F.conv2d(maps, kernel.view(1, 1, -1, 1), padding=(radius, 0))
+    return maps.view_as(fields)
+
+
+def _wide_blur(fields: Tensor, sigma: float) -> Tensor:
+    """`_blur`, on a shrunk grid where the kernel is wide enough to allow it."""
+    factor = max(1, int(sigma // 4))
+    shrunk = F.avg_pool2d(fields, factor, ceil_mode=True)
+    return F.interpolate(_blur(shrunk, sigma / factor), fields.shape[-2:], mode="bilinear")
