@@ -130,6 +130,8 @@ class Hybrid(nn.Module, abc.ABC):
     """Columns of a good row, without `sample_id` and lineage. In an error row they are null."""
     schema_version: ClassVar[int]
     """Raised whenever `payload_schema` or the meaning of a column changes; part of the fingerprint."""
+    learns_from_texts: ClassVar[bool] = False
+    """Whether `learn_assets` reads training texts."""
     metrics: ClassVar[Mapping[str, bool]]
     """Headline metrics of `summarise` → whether higher is better. `loss` (lower is better) is always there."""
 
@@ -205,7 +207,7 @@ def bf16_is_fast(device: torch.device) -> bool:
     """Whether the hardware computes in bfloat16 itself: then autocast to it pays (measured 1.7x to 2.5x on such CPUs)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-any-return]
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def autocast(device: torch.device) -> torch.autocast:

@@ -1,0 +1,169 @@
+"""`hybrid VERB …`: finds the verb, and turns every outcome into one JSON line or one error line and an exit code.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused to commit because too many samples were bad.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+VERBS = {
+    "demo": "make small data, train the three hybrids, infer two nights, query them",
+    "prepare": "turn a public data set into shards",
+    "train": "train a recipe on a Ray cluster and register the model",
+    "evaluate": "judge a model on held-out shards, beside its trivial baseline",
+    "infer": "run a model over shards into one night of a table",
+    "query": "ask SQL about captions, nowcasts and translations",
+}
+DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
+Main = Callable[[list[str]], dict[str, Any] | None]
+
+
+def main() -> None:
+    """The console script."""
+    argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        sys.exit(DONE if argv else USAGE)
+    verb, *rest = argv
+    if verb not in VERBS:
+        print(f"hybrid: unknown verb '{verb}': use {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(USAGE)
+    run(importlib.import_module(f"jobs.{verb}").main, rest)
+
+
+def overview() -> str:
+    """The text of `hybrid --help`."""
+    lines = [f"  {verb:<9} {text}" for verb, text in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: hybrid VERB [options]      (hybrid VERB --help shows a verb's options)",
+            "",
+            "Train captioners, nowcasters and translators on a Ray cluster, and run them every night over shards in",
+            "object storage into Parquet tables.",
+            "",
+            *lines,
+            "",
+            "Ray: RAY_ADDRESS names a running cluster, otherwise one is started on this machine.",
+            "S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION. MLflow: MLFLOW_TRACKING_URI.",
+            "Logs go to stderr; the last line on stdout is one JSON object, the job's summary.",
+            "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused to commit because too many samples were bad.",
+        ]
+    )
+
+
+def run(verb: Main, argv: list[str]) -> None:
+    """Runs a verb, prints its summary, and exits with the code that its outcome has."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for noisy in ("mlflow", "alembic", "httpx", "aiobotocore", "botocore", "fsspec", "s3fs", "py.warnings"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    code, message = DONE, ""
+    try:
+        summary = verb(argv)
+        if summary is not None:
+            print(json.dumps(summary, default=str, ensure_ascii=False), flush=True)
+    except KeyboardInterrupt:
+        code, message = FAILED, "interrupted; start the same command again, it goes on"
+    except Exception as error:
+        code, message = outcome(error)
+        logging.debug("cause", exc_info=error)
+        if os.environ.get("HYBRID_TRACEBACK") == "1":
+            logging.exception("traceback")
+    if message:
+        print(f"hybrid: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def outcome(error: Exception) -> tuple[int, str]:
+    """Exit code and one readable line for an error."""
+    from hybrid_models.contract import UsageError
+    from pipelines.infer import RefusedError
+
+    if isinstance(error, UsageError):
+        return USAGE, str(error)
+    if isinstance(error, RefusedError):
+        return REFUSED, str(error)
+    return FAILED, f"failed: {root_cause(error)} (HYBRID_TRACEBACK=1 shows where)"
+
+
+def root_cause(error: BaseException) -> str:
+    """The innermost cause in one line; Ray wraps a worker's error several times over."""
+    cause: BaseException = error
+    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None and isinstance(inner, BaseException):
+        cause = inner
+    for failure in getattr(cause, "worker_failures", {}).values():
+        return root_cause(failure)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    text = lines[-1] if lines and lines[0].startswith(("\x1b", "ray::", "Traceback")) else (lines or [""])[0]
+    return f"{type(cause).__name__}: {text}"
+
+
+def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, default: T | None = None) -> T:
+    """Options of a verb as a dataclass, by tyro.
+
+    Raises:
+        UsageError: what is wrong, in one line.
+    """
+    import tyro
+
+    from hybrid_models.contract import UsageError
+
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            options: dict[str, Any] = {} if default is None else {"default": default}
+            return tyro.cli(kind, args=list(argv), prog=prog, description=description, **options)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        raise UsageError(one_line(errors.getvalue())) from None
+
+
+def one_line(text: str) -> str:
+    """tyro's framed error message as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [re.sub(r"[│╭╮╰╯─]", "", line).strip() for line in text.splitlines()]
+    return " ".join(line for line in lines if line and not re.fullmatch(r"[-=\s]+", line))
+
+
+def peek(argv: Sequence[str], option: str) -> str | None:
+    """The value of one option, before the others can be parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(option, dest="value")
+    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        return parser.parse_known_args(list(argv))[0].value
+    return None
+
+
+def positional(argv: Sequence[str], what: str, choices: Sequence[str], prog: str) -> tuple[str, list[str]]:
+    """The leading word of a verb's arguments, one of `choices`, and the rest.
+
+    Raises:
+        UsageError: it is missing or unknown; lists the choices.
+    """
+    from hybrid_models.contract import UsageError
+
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: {prog} {what.upper()} [options]      ({prog} {what.upper()} --help shows the options)\n")
+        print("\n".join(f"  {choice}" for choice in choices))
+        sys.exit(DONE)
+    if not argv or argv[0].startswith("-"):
+        raise UsageError(f"{prog} needs a {what} first: {', '.join(choices)}")
+    if argv[0] not in choices:
+        raise UsageError(f"unknown {what} '{argv[0]}': use {', '.join(choices)}")
+    return argv[0], list(argv[1:])
+
+
+if __name__ == "__main__":
+    main()

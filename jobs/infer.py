@@ -1,0 +1,128 @@
+"""`hybrid infer TASK`: run a model over shards into one night of a table."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tyro import MISSING
+
+from hybrid_models import HYBRIDS
+from hybrid_models.contract import DecodingConfig, UsageError
+from jobs import cli
+from pipelines import artifacts, cluster, infer, storage
+from pipelines.artifacts import Artifact
+from pipelines.cluster import Resources
+from pipelines.infer import Night
+from pipelines.limits import Limits
+from pipelines.shards import list_shards
+from pipelines.tracking import Tracker, default_uri
+
+TASKS = {hybrid.table: hybrid for hybrid in HYBRIDS.values()}
+
+
+@dataclass(frozen=True)
+class InferOptions:
+    """What `hybrid infer` needs to know."""
+
+    input: str
+    """Shards: a folder, a glob pattern or one object, such as s3://lake/photos/ds=2026-01-31/*.tar"""
+    tables: str
+    """URI of the folder of tables."""
+    ds: str
+    """Logical date of the night, YYYY-MM-DD; its rows are replaced as a whole."""
+    model: str
+    """The model: an artifact folder, or models:/NAME/VERSION or models:/NAME@ALIAS."""
+    decoding: DecodingConfig
+    """How to decode; the model's own options by default."""
+    max_error_fraction: float = 0.05
+    """With more bad samples than this share, nothing is committed (exit code 3)."""
+    retain_hours: int = 168
+    """How long files that the table does not need any more are kept for readers of earlier versions."""
+    mlflow: str = ""
+    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
+    resources: Resources = field(default_factory=Resources)
+    """How much of the cluster to take."""
+    limits: Limits = field(default_factory=Limits)
+    """Bounds on one input row; what exceeds them is a bad sample."""
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Parses, checks everything that can be checked, connects, runs."""
+    task, rest = cli.positional(argv, "task", list(TASKS), "hybrid infer")
+    hybrid = TASKS[task]
+    tracking_uri = cli.peek(rest, "--mlflow") or default_uri()
+    model = cli.peek(rest, "--model")
+    artifact = None if model is None else artifacts.read(model, hybrid.name, tracking_uri)
+    decoding = hybrid.Decoding() if artifact is None else artifact.decoding
+    options = cli.parse(
+        InferOptions, rest, f"hybrid infer {task}", f"Run a {hybrid.name} over shards into a night of `{task}`.",
+        InferOptions(MISSING, MISSING, MISSING, MISSING, decoding),
+    )  # fmt: skip
+    if artifact is None:
+        raise UsageError("--model is needed: an artifact folder or models:/NAME@ALIAS")
+    return run(options, artifact, tracking_uri)
+
+
+def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[str, Any]:
+    """One night, with its MLflow run."""
+    check_ds(options.ds)
+    if not 0 <= options.max_error_fraction <= 1:
+        raise UsageError(f"--max-error-fraction is {options.max_error_fraction}: it must be from 0 to 1")
+    night = Night(
+        shards=list_shards(options.input),
+        tables=options.tables,
+        ds=options.ds,
+        artifact=artifact,
+        decoding=options.decoding,
+        limits=options.limits,
+        max_error_fraction=options.max_error_fraction,
+        retain_hours=options.retain_hours,
+    )
+    storage.check_writable(options.tables)
+    infer.check_table(night)
+    tracker = Tracker(tracking_uri)
+    params = {"input": options.input, "tables": options.tables, "ds": options.ds, "model": artifact.model,
+              "model_version": artifact.version, "fingerprint": night.fingerprint, "decoding": vars(options.decoding)}  # fmt: skip
+    with cluster.connect():
+        tracker.start(f"{artifact.hybrid_class.table} {options.ds}", options.tables, params, {"hybrid.job": "infer"})
+        try:
+            summary = infer.infer(night, options.resources, tracker)
+        except BaseException:
+            tracker.finish(succeeded=False)
+            raise
+        log_night(tracker, summary)
+    return {"task": artifact.hybrid_class.table, **summary, "mlflow": tracking_uri, "mlflow_run_id": tracker.run_id}
+
+
+def log_night(tracker: Tracker, summary: dict[str, Any]) -> None:
+    """Rows, errors by reason, rows/s and seconds by stage as metrics; the summary as a file."""
+    metrics = {name: summary[name] for name in ("rows", "ok", "shards", "shards_computed", "rows_computed",
+                                                "rows_per_second", "staged_bytes")}  # fmt: skip
+    metrics |= {f"errors/{kind}": count for kind, count in summary["errors"].items()}
+    metrics |= {f"seconds/{name}": value for name, value in summary["seconds"].items()}
+    tracker.log_metrics(metrics)
+    tracker.log_text(json.dumps(summary, indent=2, default=str), "summary.json")
+    tracker.finish()
+
+
+def check_ds(ds: str) -> None:
+    """Refuses what is not a date.
+
+    Raises:
+        UsageError: says what a date looks like.
+    """
+    try:
+        valid = datetime.date.fromisoformat(ds).isoformat() == ds
+    except ValueError:
+        valid = False
+    if not valid:
+        raise UsageError(f"--ds '{ds}' is not a date: write YYYY-MM-DD, such as 2026-01-31")
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,83 @@
+"""`hybrid train RECIPE`: train on a Ray cluster, keep the best model, register it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tyro import MISSING
+
+from hybrid_models.contract import DecodingConfig, HybridConfig, UsageError
+from jobs import cli
+from jobs.recipes import RECIPES
+from pipelines import cluster, storage, train
+from pipelines.cluster import Resources
+from pipelines.config import Recipe, TrainConfig
+from pipelines.limits import Limits
+from pipelines.tracking import default_uri
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `hybrid train` needs to know; everything else is the recipe's and can be overridden."""
+
+    data: str
+    """URI of a dataset folder with the shards of `train` and `val`, as `hybrid prepare` writes it."""
+    model: HybridConfig
+    """Architecture and preprocessing."""
+    decoding: DecodingConfig
+    """Decoding options of validation and, unless overridden, of batch jobs."""
+    train: TrainConfig
+    """Optimisation."""
+    limits: Limits
+    """Bounds on one input row; what exceeds them is a bad sample."""
+    storage: str = "./lake"
+    """URI below which runs (checkpoints, artifacts) and features are kept."""
+    name: str = ""
+    """Name of the run, by default the recipe's; the same name goes on where it stopped."""
+    num_workers: int = 1
+    """Training processes, one for each GPU or share of the CPUs."""
+    mlflow: str = ""
+    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
+    resources: Resources = field(default_factory=Resources)
+    """How much of the cluster decoding and features take."""
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Parses, checks everything that can be checked, connects, trains."""
+    name, rest = cli.positional(argv, "recipe", list(RECIPES), "hybrid train")
+    recipe = RECIPES[name]()
+    options = cli.parse(
+        TrainOptions, rest, f"hybrid train {name}", f"Train the {recipe.hybrid} of recipe `{name}`.",
+        TrainOptions(MISSING, recipe.model, recipe.decoding, recipe.train, recipe.limits),
+    )  # fmt: skip
+    return run(name, recipe.hybrid, options)
+
+
+def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
+    """One training run."""
+    name = options.name or recipe_name
+    if not NAME.fullmatch(name):
+        raise UsageError(f"--name '{name}' must be letters, digits, '.', '_' and '-'")
+    job = train.TrainJob(
+        recipe=Recipe(hybrid, options.model, options.decoding, options.train, options.limits),
+        recipe_name=recipe_name,
+        data=storage.absolute(options.data),
+        storage=options.storage,
+        name=name,
+        tracking_uri=options.mlflow or default_uri(),
+        num_workers=options.num_workers,
+        resources=options.resources,
+    )
+    shards = train.check(job)
+    with cluster.connect():
+        return train.train(job, shards)
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,89 @@
+"""The Ray cluster: connecting, and how much of it a job takes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from pipelines.predict import Compute
+
+# glibc gives memory back to the system after every batch and faults it in again; kept, CPU inference is up to 3.5 times
+# as fast (measured with EfficientNet-Lite0). It is read when a process starts, so it has to be in its environment.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a batch job may take of the cluster; 0 means: decide by what the cluster has."""
+
+    actors: int = 0
+    """Processes that hold the model: by default one for each GPU, or one for each node of a cluster without GPUs."""
+    batch_size: int = 32
+    """Samples in one forward pass."""
+    threads: int = 0
+    """CPU threads of each model process: by default the CPUs of its node, divided among its model processes."""
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the cluster has GPUs, one for each model process."""
+        return ray.cluster_resources().get("GPU", 0) >= 1
+
+    def plan(self) -> tuple[int, Compute, dict[str, float]]:
+        """Number of actors, how each computes, and what each asks of Ray."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        actors = self.actors or gpus or len(nodes)
+        cpus = max(1, int(min(node["CPU"] for node in nodes)))
+        per_node = max(1, -(-actors // len(nodes)))
+        threads = self.threads or max(1, cpus // per_node)
+        # A model process computes with all CPUs of its share but reserves half, so that decoding runs beside it.
+        reserved = max(0.5, cpus / per_node / 2) if not gpus else 1.0
+        return actors, Compute(self.batch_size, threads, gpus > 0), {"num_cpus": reserved, "num_gpus": min(1, gpus)}
+
+
+@contextmanager
+def connect() -> Iterator[None]:
+    """Connects to the cluster that RAY_ADDRESS names, or starts one on this machine; leaves a running one alone."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        configure_logging=True,
+        logging_level=logging.WARNING,
+        log_to_driver=os.environ.get("HYBRID_WORKER_LOGS") == "1",
+        include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
+        runtime_env={"env_vars": _worker_env()},
+    )
+    configure_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _worker_env() -> dict[str, str]:
+    return {**ALLOCATOR, "RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def configure_data() -> None:
+    """Ray Data's settings for shards: bounded blocks, no bars in log files, errors that say the cause."""
+    context: Any = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    context.enable_rich_progress_bars = False
+    context.log_internal_stack_trace_to_stdout = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)

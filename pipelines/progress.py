@@ -1,0 +1,75 @@
+"""Training progress from workers to the person at the terminal: bars on a terminal, one line an epoch in a log file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
+
+
+@ray.remote(num_cpus=0)
+class Progress:
+    """Collects what the first worker tells; the driver fetches it."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, int, int, dict[str, float]]] = []
+
+    def update(self, event: str, epoch: int, step: int, values: dict[str, float]) -> None:
+        """Notes an event: `start` of an epoch, `step`, or the end of an `epoch`."""
+        self._events.append((event, epoch, step, values))
+
+    def take(self) -> list[tuple[str, int, int, dict[str, float]]]:
+        """Events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+
+@contextmanager
+def shown(title: str, epochs: int) -> Iterator[Any]:
+    """Shows what arrives at the yielded actor until the block ends."""
+    actor = Progress.remote()  # type: ignore[attr-defined]
+    done = threading.Event()
+    thread = threading.Thread(target=_follow, args=(actor, done, title, epochs), daemon=True)
+    thread.start()
+    try:
+        yield actor
+    finally:
+        done.set()
+        thread.join(timeout=10)
+        ray.kill(actor)
+
+
+def _follow(actor: Any, done: threading.Event, title: str, epochs: int) -> None:
+    bar = tqdm(desc=title, disable=not sys.stderr.isatty(), unit="step", file=sys.stderr, leave=False)
+    base = 0
+    while True:
+        finished = done.wait(POLL_SECONDS)
+        try:
+            events = ray.get(actor.take.remote(), timeout=10)
+        except ray.exceptions.RayError as error:
+            log.warning("progress is not shown any longer: %s", error)
+            break
+        for event, epoch, step, values in events:
+            if event == "start":
+                base = step
+                bar.reset(total=int(values["steps"]))
+                bar.set_description(f"{title} epoch {epoch + 1}/{epochs}")
+            elif event == "step":
+                bar.n = step - base
+                bar.set_postfix(loss=f"{values['loss']:.3f}", per_s=f"{values['samples_per_second']:.0f}")
+            else:
+                shown_values = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                with bar.external_write_mode(file=sys.stderr):
+                    log.info("%s: epoch %d/%d, step %d: %s", title, epoch, epochs, step, shown_values)
+        if finished:
+            break
+    bar.close()

@@ -1,0 +1,52 @@
+"""SQL over the tables: DuckDB views on the files of each table's current version, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import duckdb
+import pyarrow as pa
+
+from hybrid_models.contract import UsageError
+from pipelines import storage, tables
+
+
+def open_views(tables_uri: str, names: Sequence[str]) -> duckdb.DuckDBPyConnection:
+    """A connection with, for each table that exists, the views NAME (good rows) and NAME_all (error rows, too).
+
+    Afterwards the connection reaches no file and no network of its own: it reads the tables, and only reads.
+
+    Raises:
+        UsageError: there is none of the tables at this URI.
+    """
+    connection = duckdb.connect()
+    found = []
+    for name in names:
+        table = tables.open_table(storage.join(storage.absolute(tables_uri), name))
+        if table is None:
+            continue
+        connection.register(f"{name}_all", table.to_pyarrow_dataset())
+        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {name}_all WHERE status = 'ok'")
+        found.append(name)
+    if not found:
+        raise UsageError(f"no tables at {tables_uri}: `hybrid infer` writes {', '.join(names)}")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def query(sql: str, tables_uri: str, names: Sequence[str]) -> pa.Table:
+    """The result of one SQL statement.
+
+    Raises:
+        UsageError: the statement is wrong; DuckDB's reason in one line.
+    """
+    with open_views(tables_uri, names) as connection:
+        try:
+            relation = connection.sql(sql)
+            if relation is None:
+                raise UsageError("the statement has no result: write a SELECT")
+            return relation.to_arrow_table()
+        except duckdb.Error as error:
+            raise UsageError(" ".join(str(error).split())) from None

@@ -1,0 +1,75 @@
+"""Raw rows → preprocessed samples: one row in, one row out, either a packed sample or an error with its reason."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import load as unpack_arrays
+from safetensors.numpy import save as pack_arrays
+
+from hybrid_models.contract import BadSample, Inputs, Preprocess, Sample
+from pipelines.limits import Limits
+from pipelines.media import decode_media
+
+KEYS = ("shard", "index", "last", "sample_id")
+SAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("last", pa.bool_(), nullable=False),
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("sample", pa.large_binary()),  # `pack`ed arrays; null in an error row
+        pa.field("length", pa.int64()),  # the sample's cost in steps, for grouping by size
+        pa.field("error", pa.string()),
+        pa.field("decode_seconds", pa.float32()),
+    ]
+)
+
+
+def pack(sample: Sample) -> bytes:
+    """Arrays of any shapes as one binary value (safetensors), so that every hybrid's samples fit one Arrow schema."""
+    return pack_arrays({name: np.ascontiguousarray(array) for name, array in sample.items()})
+
+
+def unpack(data: bytes) -> Sample:
+    """The inverse of `pack`."""
+    return unpack_arrays(data)
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Decodes and preprocesses raw rows on a CPU (a Ray Data map function from `RAW_SCHEMA` to `SAMPLE_SCHEMA`)."""
+
+    preprocess: Preprocess
+    limits: Limits
+    with_target: bool = False
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One output row for each input row, in the same order."""
+        return pa.Table.from_pylist([self.decode_row(row) for row in rows.to_pylist()], schema=SAMPLE_SCHEMA)
+
+    def decode_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One row of `SAMPLE_SCHEMA`."""
+        started = time.perf_counter()
+        decoded: dict[str, Any] = {key: row[key] for key in KEYS}
+        try:
+            sample = self._sample(row)
+            decoded.update(sample=pack(sample), length=int(sample["length"]), error=None)
+        except BadSample as bad:
+            decoded.update(sample=None, length=None, error=str(bad))
+        decoded["decode_seconds"] = time.perf_counter() - started
+        return decoded
+
+    def _sample(self, row: dict[str, Any]) -> Sample:
+        if row["error"] is not None:
+            kind, _, message = row["error"].partition(": ")
+            raise BadSample(kind, message)
+        media = None
+        if row["media"] is not None:
+            media = decode_media(row["media"], row["media_type"], self.preprocess.visual, self.limits)
+        return self.preprocess(Inputs(media, json.loads(row["fields"])), self.with_target)

@@ -1,0 +1,245 @@
+"""A URI → files: the only module that knows `s3://` from `file://`.
+
+URIs are plain paths (`./lake`), `file://…`, `s3://bucket/prefix`, or any other scheme that fsspec knows. S3 is
+configured by the standard variables alone: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import fsspec
+
+from hybrid_models.contract import UsageError
+
+GLOB = re.compile(r"[*?\[]")
+
+
+class StorageError(RuntimeError):
+    """Object storage could not do what was asked; the message names the object, the operation and the cause."""
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One stored object, as a listing shows it."""
+
+    uri: str
+    size: int
+    etag: str
+    """Changes whenever the content does: the object's ETag on S3, modification time and size on a local disk."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the URI."""
+        return self.uri.rsplit("/", 1)[-1]
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI is on a disk of this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """The same place as a URI that does not depend on the working directory: an absolute path, or the URI itself."""
+    if is_local(uri):
+        return str(Path(uri.removeprefix("file://")).expanduser().resolve())
+    return uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Appends path parts to a URI."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system and its own path of a URI. Listings are never cached: other jobs write at the same time."""
+    try:
+        options = {} if is_local(uri) else {"use_listings_cache": False}
+        return cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.core.url_to_fs(absolute(uri), **options))
+    except (ValueError, ImportError) as error:
+        hint = " (pip install 'hybrid-pipelines[s3]')" if uri.startswith("s3://") else ""
+        raise UsageError(f"cannot open {uri}: {error}{hint}") from error
+
+
+def _scheme(uri: str) -> str:
+    return "" if is_local(uri) else uri.split("://", 1)[0] + "://"
+
+
+def _failed(operation: str, uri: str, error: Exception) -> StorageError:
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    hint = ""
+    if isinstance(error, PermissionError) or "AccessKey" in cause or "Signature" in cause:
+        hint = "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    elif "connect" in cause.lower() or "credentials" in cause.lower():
+        hint = "; check AWS_ENDPOINT_URL and the AWS_… credentials"
+    return StorageError(f"cannot {operation} {uri}: {cause}{hint}")
+
+
+def _info(scheme: str, entry: dict) -> FileInfo:
+    etag = entry.get("ETag") or entry.get("etag") or f"{entry.get('mtime', '')}-{entry['size']}"
+    return FileInfo(scheme + entry["name"], int(entry["size"]), str(etag).strip('"'))
+
+
+def list_files(uri: str) -> list[FileInfo]:
+    """All objects below a folder, or matching a glob pattern, or the one object itself; sorted by URI.
+
+    Returns an empty list where there is nothing. Names that start with `_` or `.` are not data and left out.
+
+    Raises:
+        StorageError: the store cannot be reached or refuses.
+    """
+    fs, path = _filesystem(uri)
+    try:
+        if GLOB.search(path):
+            root = GLOB.split(path, maxsplit=1)[0].rsplit("/", 1)[0]
+            found = [entry for entry in _find(fs, root) if fnmatch.fnmatchcase(entry["name"], path)]
+            prefix = root
+        else:
+            found = _find(fs, path)
+            prefix = path
+    except FileNotFoundError:
+        return []
+    except Exception as error:
+        raise _failed("list", uri, error) from error
+    infos = [_info(_scheme(uri), entry) for entry in found if not _hidden(entry["name"].removeprefix(prefix))]
+    return sorted(infos, key=lambda info: info.uri)
+
+
+def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:
+    return [entry for entry in fs.find(path, detail=True).values() if entry["type"] == "file"]
+
+
+def _hidden(relative: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in relative.split("/"))
+
+
+def info(uri: str) -> FileInfo:
+    """The object's size and etag now.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageError: the store cannot be reached or refuses.
+    """
+    fs, path = _filesystem(uri)
+    try:
+        return _info(_scheme(uri), fs.info(path))
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise _failed("look up", uri, error) from error
+
+
+def exists(uri: str) -> bool:
+    """Whether there is an object or folder."""
+    fs, path = _filesystem(uri)
+    try:
+        return bool(fs.exists(path))
+    except Exception as error:
+        raise _failed("look up", uri, error) from error
+
+
+def open_input(uri: str) -> BinaryIO:
+    """Opens an object for reading; seekable, read in blocks.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageError: the store cannot be reached or refuses.
+    """
+    fs, path = _filesystem(uri)
+    try:
+        return cast("BinaryIO", fs.open(path, "rb"))
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise _failed("open", uri, error) from error
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object."""
+    with open_input(uri) as stream:
+        try:
+            return stream.read()
+        except Exception as error:
+            raise _failed("read", uri, error) from error
+
+
+def read_text(uri: str) -> str:
+    """The whole object as UTF-8 text."""
+    return read_bytes(uri).decode("utf-8")
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes an object atomically: readers see the old one, or the whole new one, never a part."""
+    fs, path = _filesystem(uri)
+    try:
+        if is_local(uri):
+            _replace_local(Path(path), data)
+        else:
+            fs.pipe_file(path, data)
+    except Exception as error:
+        raise _failed("write", uri, error) from error
+
+
+def _replace_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        unfinished.write_bytes(data)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def delete(uri: str) -> None:
+    """Removes an object or everything below a folder; nothing there is no error."""
+    fs, path = _filesystem(uri)
+    try:
+        fs.rm(path, recursive=True)
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        raise _failed("delete", uri, error) from error
+
+
+def download(uri: str, folder: Path) -> Path:
+    """Copies an object, or all objects below a folder, into a local folder and returns that folder.
+
+    Raises:
+        UsageError: there is nothing at this URI.
+    """
+    root = absolute(uri)
+    files = list_files(root)
+    if not files:
+        raise UsageError(f"nothing found at {uri}: check the address")
+    for file in files:
+        relative = file.uri.removeprefix(root).lstrip("/") or file.name
+        target = folder / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace_local(target, read_bytes(file.uri))
+    return folder
+
+
+def upload(folder: Path, uri: str) -> None:
+    """Copies all files below a local folder to a URI."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        write_bytes(join(uri, path.relative_to(folder).as_posix()), path.read_bytes())
+
+
+def check_writable(uri: str) -> None:
+    """Proves, by writing and removing one small object, that results can be stored there before any work is done.
+
+    Raises:
+        UsageError: they cannot; says why.
+    """
+    probe = join(absolute(uri), f"_write_check_{uuid.uuid4().hex[:8]}")
+    try:
+        write_bytes(probe, b"")
+        delete(probe)
+    except StorageError as error:
+        raise UsageError(str(error)) from error

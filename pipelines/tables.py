@@ -1,0 +1,240 @@
+"""Staged Parquet and the one atomic commit: how rows become a night of a table, and how a night is read back.
+
+Shards are staged one object per piece, `<shard stem>-<hash8 of URI and etag>-<first>-<stop>[-end].parquet`: rows
+`first … stop-1`, `-end` if the last of them is the shard's last. A put is atomic, so a listing alone tells what is
+complete. A night is then one Delta Lake transaction that replaces the partition `ds`: readers see the old night or
+the new one, never a part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.transaction import AddAction
+from ray.data import Datasink
+from ray.data.block import BlockAccessor
+
+from pipelines import storage
+from pipelines.shards import Shard
+
+LINEAGE = [
+    pa.field("status", pa.string()),  # ok | error
+    pa.field("error", pa.string()),  # '<kind>: <message>' where status is error
+    pa.field("shard", pa.string()),
+    pa.field("index", pa.int64()),
+    pa.field("last", pa.bool_()),
+    pa.field("model", pa.string()),
+    pa.field("model_version", pa.string()),
+    pa.field("fingerprint", pa.string()),
+    pa.field("run_id", pa.string()),
+    pa.field("created_at", pa.timestamp("us", tz="UTC")),
+]
+TIMINGS = ("decode_seconds", "predict_seconds")
+PIECE = re.compile(r"(?P<shard>.+-[0-9a-f]{8})-(?P<first>\d+)-(?P<stop>\d+)(?P<end>-end)?\.parquet")
+COMMIT_ATTEMPTS = 5
+
+
+def table_schema(payload: pa.Schema) -> pa.Schema:
+    """Columns of a table's files: `sample_id`, the hybrid's payload, lineage. `ds` is the partition, not a column."""
+    return pa.schema([pa.field("sample_id", pa.string()), *payload, *LINEAGE])
+
+
+# ---- pieces: names that tell what is complete --------------------------------------------------------------------
+@dataclass(frozen=True)
+class Piece:
+    """One staged file: rows `first … stop-1` of a shard."""
+
+    file: storage.FileInfo
+    first: int
+    stop: int
+    end: bool
+
+    @property
+    def rows(self) -> int:
+        """How many rows the file has."""
+        return self.stop - self.first
+
+
+def shard_key(shard: Shard) -> str:
+    """A file-name stem that is unique for a shard in one state (URI and etag)."""
+    digest = hashlib.sha256(f"{shard.uri}\0{shard.etag}".encode()).hexdigest()[:8]
+    stem = re.sub(r"[^A-Za-z0-9._]+", "-", shard.uri.rsplit("/", 1)[-1]).strip("-.")[:80] or "shard"
+    return f"{stem}-{digest}"
+
+
+def list_pieces(folder: str) -> dict[str, list[Piece]]:
+    """The staged pieces in a folder by shard key."""
+    pieces: dict[str, list[Piece]] = defaultdict(list)
+    for file in storage.list_files(folder):
+        if match := PIECE.fullmatch(file.name):
+            piece = Piece(file, int(match["first"]), int(match["stop"]), match["end"] is not None)
+            pieces[match["shard"]].append(piece)
+    return pieces
+
+
+def tiling(pieces: Sequence[Piece]) -> list[Piece] | None:
+    """Pieces that tile `0 … n` without gap or overlap up to an `-end`; None if there is no such choice.
+
+    A retried task may have left overlapping pieces, so this looks for a path from 0 to an end piece.
+    """
+    arriving: dict[int, Piece | None] = {0: None}
+    for piece in sorted(pieces, key=lambda piece: (piece.first, -piece.stop)):
+        if piece.first not in arriving:
+            continue
+        if piece.end:
+            return [*_path(arriving, piece.first), piece]
+        arriving.setdefault(piece.stop, piece)
+    return None
+
+
+def _path(arriving: dict[int, Piece | None], position: int) -> list[Piece]:
+    path: list[Piece] = []
+    while (piece := arriving[position]) is not None:
+        path.append(piece)
+        position = piece.first
+    return path[::-1]
+
+
+class StageSink(Datasink[dict[str, float]]):
+    """Ray Data sink that puts one Parquet object per contiguous piece of a shard; a retried task overwrites its own.
+
+    After the write, `written` sums up what all tasks report: rows, bytes, seconds by stage.
+    """
+
+    def __init__(self, folder: str, shards: Sequence[Shard], schema: pa.Schema) -> None:
+        self._folder = folder
+        self._keys = {shard.uri: shard_key(shard) for shard in shards}
+        self._schema = schema
+        self.written: dict[str, float] = defaultdict(float)
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> dict[str, float]:
+        """Writes the rows of these blocks; returns counts and seconds."""
+        started = time.perf_counter()
+        done: dict[str, float] = defaultdict(float)
+        tables = [table for table in (BlockAccessor.for_block(block).to_arrow() for block in blocks) if len(table)]
+        if not tables:
+            return dict(done)
+        table = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("index", "ascending")])
+        for first, stop in _runs(table):
+            done["bytes"] += self._put(table.slice(first, stop - first))
+        done["rows"] = len(table)
+        for name in TIMINGS:
+            if name in table.column_names:
+                done[name] = pa.compute.sum(table[name]).as_py() or 0.0
+        done["write_seconds"] = time.perf_counter() - started
+        return dict(done)
+
+    def _put(self, rows: pa.Table) -> int:
+        first, stop = rows["index"][0].as_py(), rows["index"][-1].as_py() + 1
+        end = "-end" if rows["last"][-1].as_py() else ""
+        name = f"{self._keys[rows['shard'][0].as_py()]}-{first:08d}-{stop:08d}{end}.parquet"
+        buffer = io.BytesIO()
+        pq.write_table(rows.select(self._schema.names).cast(self._schema), buffer, compression="zstd")
+        storage.write_bytes(storage.join(self._folder, name), buffer.getvalue())
+        return buffer.tell()
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Adds up what the tasks returned."""
+        for done in write_result.write_returns:
+            for name, value in done.items():
+                self.written[name] += value
+
+
+def _runs(table: pa.Table) -> list[tuple[int, int]]:
+    """Slices of a sorted table in which the shard is one and the index has no gap."""
+    shards, index = table["shard"].to_pylist(), table["index"].to_pylist()
+    cuts = [i for i in range(1, len(index)) if shards[i] != shards[i - 1] or index[i] != index[i - 1] + 1]
+    return list(zip([0, *cuts], [*cuts, len(index)], strict=True))
+
+
+# ---- counting ----------------------------------------------------------------------------------------------------
+def count_errors(pieces: Iterable[Piece]) -> Counter[str]:
+    """Error rows of these files by kind of error; reads the one column that tells."""
+    counts: Counter[str] = Counter()
+    for piece in pieces:
+        with storage.open_input(piece.file.uri) as stream:
+            errors = pq.read_table(stream, columns=["error"])["error"].drop_null()
+        counts.update(error.split(":", 1)[0] for error in errors.to_pylist())
+    return counts
+
+
+# ---- the commit --------------------------------------------------------------------------------------------------
+def open_table(uri: str) -> DeltaTable | None:
+    """The table, or None if it has never been written."""
+    try:
+        return DeltaTable(storage.absolute(uri))
+    except TableNotFoundError:
+        return None
+
+
+def night_files(table: DeltaTable, ds: str) -> set[str]:
+    """Paths, relative to the table, of the files of one night."""
+    root = table.table_uri.removeprefix("file://").rstrip("/") + "/"
+    uris = table.file_uris(partition_filters=[("ds", "=", ds)])
+    return {uri.removeprefix("file://").removeprefix(root) for uri in uris}
+
+
+def commit_night(uri: str, ds: str, pieces: Sequence[Piece], schema: pa.Schema, run: dict[str, str]) -> int | None:
+    """Replaces the night `ds` by these files in one transaction.
+
+    Two writers of one night use the same Delta application id, so one of them loses cleanly even when neither saw a
+    file of the other (without it, delta-rs lets two first writers of a partition both succeed: seen with 1.6).
+
+    Returns:
+        The table's new version, or None if the night already consists of exactly these files.
+
+    Raises:
+        CommitFailedError: another writer replaced the night first, several times over.
+    """
+    root = storage.absolute(uri) + "/"
+    paths = {piece.file.uri.removeprefix(root): piece for piece in pieces}
+    delta_schema = schema.append(pa.field("ds", pa.string()))
+    app_id = f"ds={ds}"
+    for attempt in range(COMMIT_ATTEMPTS):
+        table = open_table(uri) or DeltaTable.create(
+            storage.absolute(uri), delta_schema, mode="ignore", partition_by=["ds"]
+        )
+        if night_files(table, ds) == set(paths):
+            return None
+        version = (table.transaction_version(app_id) or 0) + 1
+        properties = CommitProperties(custom_metadata=run, app_transactions=[Transaction(app_id, version)])
+        try:
+            table.create_write_transaction(
+                [_add_action(path, piece, ds) for path, piece in paths.items()],
+                "overwrite",
+                delta_schema,
+                ["ds"],
+                [("ds", "=", ds)],
+                commit_properties=properties,
+            )
+            return int(DeltaTable(storage.absolute(uri)).version())
+        except CommitFailedError:
+            if attempt == COMMIT_ATTEMPTS - 1:
+                raise
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _add_action(path: str, piece: Piece, ds: str) -> AddAction:
+    stats = json.dumps({"numRecords": piece.rows})
+    return AddAction(path, piece.file.size, {"ds": ds}, int(time.time() * 1000), True, stats)
+
+
+def tidy(uri: str, retain_hours: int) -> list[str]:
+    """Removes files that no version within the last `retain_hours` needs; younger unknown ones may be another job's."""
+    table = open_table(uri)
+    if table is None:
+        return []
+    return list(table.vacuum(retention_hours=retain_hours, dry_run=False, enforce_retention_duration=False, full=True))

@@ -1,0 +1,242 @@
+"""MLflow: one run per job, curves without repeated steps, registered models.
+
+MLflow being away never kills a job: everything logged here also lies beside the job's outputs, failures are reported
+as warnings, and training curves are caught up at the next opportunity.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from hybrid_models.contract import UsageError
+from pipelines import storage
+
+log = logging.getLogger(__name__)
+EXPERIMENT = "hybrid"
+METRICS_PER_REQUEST = 1000
+PARAMS_PER_REQUEST = 100
+UNREACHABLE = (MlflowException, OSError)
+
+
+def default_uri() -> str:
+    """MLFLOW_TRACKING_URI, else MLflow's own default, a SQLite file in the working directory (as an absolute path)."""
+    uri = mlflow.get_tracking_uri()
+    path = uri.removeprefix("sqlite:///")
+    return f"sqlite:///{Path(path).resolve()}" if path != uri else str(uri)
+
+
+def _fail_fast() -> None:
+    """A server that is away costs seconds, not MLflow's default of minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+
+class Tracker:
+    """One MLflow run, or none while MLflow is away.
+
+    Args:
+        uri: the tracking URI.
+        run_id: a run to go on with; None until `start`.
+    """
+
+    def __init__(self, uri: str, run_id: str | None = None) -> None:
+        _fail_fast()
+        self.uri = uri
+        self.run_id = run_id
+        self._client = mlflow.MlflowClient(uri, registry_uri=uri)
+
+    def start(self, name: str, artifact_root: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str | None:
+        """Creates the run; returns its id, or None if MLflow is away."""
+        with self._guarded("create the run"):
+            _make_parent(self.uri)
+            experiment = self._client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                experiment_id = self._client.create_experiment(EXPERIMENT, _artifact_location(self.uri, artifact_root))
+            else:
+                experiment_id = experiment.experiment_id
+            run = self._client.create_run(experiment_id, run_name=name, tags=dict(tags))
+            self.run_id = run.info.run_id
+            flat = [Param(key, str(value)[:6000]) for key, value in flatten(params)]
+            for part in _chunks(flat, PARAMS_PER_REQUEST):
+                self._client.log_batch(self.run_id, params=part)
+        return self.run_id
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Logs single values."""
+        self.catch_up([{"step": step, "time": _now_ms(), **metrics}])
+
+    def catch_up(self, history: Iterable[Mapping[str, float]]) -> None:
+        """Logs the entries of a history that the run does not have yet: no step is repeated or missing.
+
+        Args:
+            history: dicts with `step`, `time` (ms) and any metrics, in order of step within each metric.
+        """
+        if self.run_id is None:
+            return
+        with self._guarded("log metrics"):
+            logged: dict[str, int] = {}
+            fresh: list[Metric] = []
+            for entry in history:
+                for key, value in entry.items():
+                    if key in ("step", "time"):
+                        continue
+                    if key not in logged:
+                        logged[key] = self._last_step(self.run_id, key)
+                    if entry["step"] > logged[key]:
+                        fresh.append(Metric(key, float(value), int(entry["time"]), int(entry["step"])))
+            for part in _chunks(fresh, METRICS_PER_REQUEST):
+                self._client.log_batch(self.run_id, metrics=part)
+
+    def _last_step(self, run_id: str, key: str) -> int:
+        try:
+            return max((m.step for m in self._client.get_metric_history(run_id, key)), default=-1)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return -1
+            raise
+
+    def log_text(self, text: str, path: str) -> None:
+        """Stores a text file with the run."""
+        if self.run_id is not None:
+            with self._guarded(f"store {path}"):
+                self._client.log_text(self.run_id, text, path)
+
+    def finish(self, succeeded: bool = True) -> None:
+        """Ends the run."""
+        if self.run_id is not None:
+            with self._guarded("end the run"):
+                self._client.set_terminated(self.run_id, "FINISHED" if succeeded else "FAILED")
+
+    def resume(self) -> None:
+        """Marks a run that is gone on with as running."""
+        if self.run_id is not None:
+            with self._guarded("resume the run"):
+                self._client.update_run(self.run_id, status="RUNNING")
+
+    def register(self, hybrid: str, files: Mapping[str, bytes]) -> str | None:
+        """Registers an artifact as the next version of the model `hybrid`, alias `challenger`; returns the version."""
+        if self.run_id is None:
+            return None
+        version = None
+        with self._guarded("register the model"), tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "artifact"
+            folder.mkdir()
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            with _tracking(self.uri), mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
+                logged = mlflow.pyfunc.log_model(
+                    name=hybrid,
+                    python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                    artifacts={"artifact": str(folder)},
+                    registered_model_name=hybrid,
+                    pip_requirements=["hybrid-pipelines"],
+                )
+            version = str(logged.registered_model_version)
+            self._client.set_registered_model_alias(hybrid, "challenger", version)
+        return version
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except UNREACHABLE as error:
+            log.warning("MLflow at %s: cannot %s, going on without it: %s", self.uri, what, _first_line(error))
+
+
+@contextmanager
+def _tracking(uri: str) -> Iterator[None]:
+    """MLflow's fluent functions act on global settings; they are put back afterwards."""
+    tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(tracking)
+        mlflow.set_registry_uri(registry)
+
+
+def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, str]:
+    """Downloads a registered model's artifact folder.
+
+    Args:
+        uri: `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
+        folder: where to put it.
+        tracking_uri: the MLflow server.
+
+    Returns:
+        The local artifact folder, the model by name and version (an alias resolved), and the version.
+
+    Raises:
+        UsageError: there is no such model, version or alias, or MLflow is not there.
+    """
+    _fail_fast()
+    client = mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
+    try:
+        name, version = _resolve(client, uri)
+        source = client.get_model_version_download_uri(name, version)
+        with _tracking(tracking_uri):
+            local = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
+    except UNREACHABLE as error:
+        raise UsageError(f"cannot get {uri} from MLflow at {tracking_uri}: {_first_line(error)}") from None
+    found = next(local.rglob("weights.safetensors"), None)
+    if found is None:
+        raise UsageError(f"{uri} holds no hybrid's artifact: was it registered by `hybrid train`?")
+    return found.parent, f"models:/{name}/{version}", version
+
+
+def _resolve(client: mlflow.MlflowClient, uri: str) -> tuple[str, str]:
+    path = uri.removeprefix("models:/")
+    if "@" in path:
+        name, alias = path.split("@", 1)
+        return name, str(client.get_model_version_by_alias(name, alias).version)
+    name, _, version = path.partition("/")
+    if not name or not version:
+        raise UsageError(f"{uri} names no version: write models:/NAME/VERSION or models:/NAME@ALIAS")
+    return name, str(client.get_model_version(name, version).version)
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested dicts as dotted keys."""
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _artifact_location(tracking_uri: str, artifact_root: str) -> str | None:
+    """A server decides itself where artifacts go; without one (SQLite) they lie beside the outputs."""
+    if tracking_uri.startswith("http"):
+        return None
+    root = storage.join(storage.absolute(artifact_root), "mlflow-artifacts")
+    return f"file://{root}" if storage.is_local(root) else root
+
+
+def _make_parent(uri: str) -> None:
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

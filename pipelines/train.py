@@ -1,0 +1,344 @@
+"""Training from the driver: shards → prepared samples → Ray Train → artifact → registered model.
+
+The same command with the same name goes on wherever an earlier one was killed, in the same MLflow run: what is done
+already (assets, initial weights, features, epochs) lies in the run's folder and is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from hybrid_models import HYBRIDS, Hybrid
+from hybrid_models.contract import HybridConfig, UsageError
+from pipelines import artifacts, infer, progress, storage, tables, tracking
+from pipelines.artifacts import Artifact
+from pipelines.cluster import Resources
+from pipelines.config import Recipe
+from pipelines.predict import Featurizer
+from pipelines.samples import SAMPLE_SCHEMA
+from pipelines.shards import ReadOptions, Shard, ShardDatasource, list_shards
+from pipelines.tracking import Tracker
+from pipelines.train_loop import TrainTask, train_worker
+
+log = logging.getLogger(__name__)
+PREPARED_SCHEMA = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
+MAX_BAD_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training run.
+
+    Args:
+        recipe: what is trained and how.
+        recipe_name: its name.
+        data: URI of a dataset folder with `train` and `val`.
+        storage: URI below which runs and features are kept.
+        name: the run's name; the same name goes on.
+        tracking_uri: MLflow.
+        num_workers: training processes.
+        resources: for decoding and features.
+    """
+
+    recipe: Recipe
+    recipe_name: str
+    data: str
+    storage: str
+    name: str
+    tracking_uri: str
+    num_workers: int
+    resources: Resources
+
+    @property
+    def runs(self) -> str:
+        """URI of the folder of runs."""
+        return storage.join(storage.absolute(self.storage), "runs")
+
+    @property
+    def run(self) -> str:
+        """URI of this run's folder."""
+        return storage.join(self.runs, self.name)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What `run.json` in the run's folder says."""
+
+    recipe: str
+    config: dict[str, Any]
+    data: str
+    mlflow_run_id: str | None
+
+
+def check(job: TrainJob) -> tuple[list[Shard], list[Shard]]:
+    """Everything that can be refused before a cluster starts; returns the shards of `train` and `val`.
+
+    Raises:
+        UsageError: names the option or object and the fix.
+    """
+    job.recipe.check()
+    if job.num_workers < 1:
+        raise UsageError(f"--num-workers is {job.num_workers}: it must be at least 1")
+    if job.num_workers > job.recipe.train.batch_size:
+        raise UsageError(f"--num-workers {job.num_workers} is more than train.batch_size {job.recipe.train.batch_size}")
+    shards = [list_shards(storage.join(job.data, split)) for split in ("train", "val")]
+    storage.check_writable(job.storage)
+    state = read_state(job)
+    config = _plain(job.recipe)
+    if state is not None and state.config != config:
+        ours, theirs = dict(tracking.flatten(config)), dict(tracking.flatten(state.config))
+        key = next(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
+        raise UsageError(
+            f"run '{job.name}' was started with {key}={theirs.get(key)}, not {ours.get(key)}: use another --name"
+        )
+    return shards[0], shards[1]
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON would give it back."""
+    return dict(json.loads(json.dumps(asdict(recipe))))
+
+
+def read_state(job: TrainJob) -> RunState | None:
+    """What an earlier start of this run left."""
+    try:
+        return RunState(**json.loads(storage.read_text(storage.join(job.run, "run.json"))))
+    except FileNotFoundError:
+        return None
+
+
+def train(job: TrainJob, shards: tuple[list[Shard], list[Shard]]) -> dict[str, Any]:
+    """Trains to the end and registers the best model; goes on where an earlier start of the same name stopped.
+
+    Returns:
+        The summary: artifact, registered version, best metric, epochs, steps, bad samples, MLflow run.
+
+    Raises:
+        RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
+    """
+    tracker = _open_run(job)
+    try:
+        initial = _initial_artifact(job, shards[0])
+        prepared = [_prepare(job, initial, part) for part in shards]
+        result = _fit(job, tracker, initial, prepared)
+        summary = _finish(job, tracker, initial, result)
+    except BaseException:
+        tracker.finish(succeeded=False)
+        raise
+    bad = {split: dict(errors) for split, (_, errors) in zip(("train", "val"), prepared, strict=True) if errors}
+    return {**summary, "bad_samples": bad}
+
+
+def _open_run(job: TrainJob) -> Tracker:
+    """The MLflow run of this name: the earlier one if there is one."""
+    state = read_state(job)
+    tracker = Tracker(job.tracking_uri, state.mlflow_run_id if state else None)
+    if tracker.run_id is not None:
+        tracker.resume()
+        return tracker
+    tags = {"hybrid.recipe": job.recipe_name, "hybrid.run": job.run, "hybrid.data": job.data}
+    params = {"recipe": job.recipe_name, "data": job.data, "num_workers": job.num_workers, **_plain(job.recipe)}
+    tracker.start(job.name, job.storage, params, tags)
+    state = RunState(job.recipe_name, _plain(job.recipe), job.data, tracker.run_id)
+    storage.write_bytes(storage.join(job.run, "run.json"), json.dumps(asdict(state), indent=2).encode())
+    return tracker
+
+
+# ---- what must be there before the first step --------------------------------------------------------------------
+def _initial_artifact(job: TrainJob, shards: list[Shard]) -> Artifact:
+    """The untrained model with its assets and pretrained parts, made once and kept in the run's folder."""
+    place = storage.join(job.run, "initial")
+    if not storage.exists(storage.join(place, artifacts.CONFIG)):
+        recipe = job.recipe
+        kind = HYBRIDS[recipe.hybrid]
+        assets = kind.learn_assets(recipe.model, _texts(kind, recipe, shards))
+        torch.manual_seed(recipe.train.seed)
+        hybrid = kind(recipe.model, assets)
+        for part, uri in hybrid.pretrained().items():
+            hybrid.load_pretrained(part, None if uri == "hub" else artifacts.read_tensors(uri))
+        files = artifacts.make(hybrid, recipe.decoding, {}, "Initial weights of a training run.\n")
+        artifacts.write(files, place)
+    return artifacts.read(place)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Raw rows → the texts that assets are learned from (a Ray Data map function)."""
+
+    kind: type[Hybrid]
+    config: HybridConfig
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        good = rows.filter(rows["error"].is_null())
+        texts = [t for f in good["fields"].to_pylist() for t in self.kind.training_texts(self.config, json.loads(f))]
+        return pa.table({"text": pa.array(texts, pa.string())})
+
+
+def _texts(kind: type[Hybrid], recipe: Recipe, shards: list[Shard]) -> Iterator[str]:
+    """All texts of the training shards, streaming; nothing is read for a hybrid that learns no assets."""
+    if not kind.learns_from_texts:
+        return
+    source = ShardDatasource(shards, ReadOptions(limits=recipe.limits))
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(shards))
+    dataset = dataset.select_columns(["fields", "error"])
+    dataset = dataset.map_batches(_Texts(kind, recipe.model), batch_size=None, batch_format="pyarrow")
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from batch["text"].to_pylist()
+
+
+def _prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list[str], Any]:
+    """Decoded and featurized samples in the lake, computed once for each shard and configuration.
+
+    Returns:
+        URIs of the staged pieces, and the counts of bad samples by kind.
+    """
+    recipe = job.recipe
+    hybrid = initial.load()
+    decisive = {"samples": initial.fingerprint(recipe.decoding, recipe.limits), "frozen": _frozen_digest(hybrid)}
+    folder = storage.join(storage.absolute(job.storage), "features", artifacts.fingerprint(decisive)[:12])
+    todo = infer.incomplete(shards, folder)
+    if todo:
+        log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
+        actor = infer.Actor(Featurizer, (ray.put(initial),)) if hybrid.has_frozen_features else None
+        decode = infer.decode_step(initial, recipe.limits, with_target=True)
+        infer.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources)
+    pieces = infer.verify(shards, folder)
+    errors = tables.count_errors(pieces)
+    infer.check_errors(errors, sum(piece.rows for piece in pieces), MAX_BAD_SHARE)
+    for kind, count in errors.items():
+        log.warning("%s: %d training samples are left out: %s", job.name, count, kind)
+    return [piece.file.uri for piece in pieces], errors
+
+
+def _frozen_digest(hybrid: Hybrid) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in hybrid.named_parameters():
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---- Ray Train ---------------------------------------------------------------------------------------------------
+def _fit(job: TrainJob, tracker: Tracker, initial: Artifact, prepared: list[tuple[list[str], Any]]) -> Result:
+    config = job.recipe.train
+    scaling, threads = _scaling(job.num_workers)
+    with progress.shown(job.name, config.epochs) as reporter:
+        task = TrainTask(
+            recipe=job.recipe,
+            initial=ray.put(initial),
+            train_pieces=prepared[0][0],
+            val_pieces=prepared[1][0],
+            key=hashlib.sha256(job.run.encode()).hexdigest()[:16],
+            run=job.run,
+            tracking_uri=job.tracking_uri,
+            mlflow_run_id=tracker.run_id,
+            threads=threads,
+            progress=reporter,
+        )
+        checkpoints = CheckpointConfig(
+            num_to_keep=config.keep_checkpoints + 1, checkpoint_score_attribute="score", checkpoint_score_order="max"
+        )
+        trainer = TorchTrainer(
+            lambda: train_worker(task),
+            scaling_config=scaling,
+            run_config=RunConfig(
+                name=job.name,
+                storage_path=job.runs,
+                failure_config=FailureConfig(max_failures=config.max_failures),
+                checkpoint_config=checkpoints,
+            ),
+        )
+        return trainer.fit()
+
+
+def _scaling(num_workers: int) -> tuple[ScalingConfig, int]:
+    """What each worker asks of Ray, and its CPU threads: its share of the cluster's CPUs, with some left for Ray."""
+    cpus = ray.cluster_resources().get("CPU", 1)
+    gpu = ray.cluster_resources().get("GPU", 0) >= num_workers
+    resources = {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": max(0.1, 0.9 * cpus / num_workers)}
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    threads = max(1, int(cpus / max(nodes, num_workers)))
+    return ScalingConfig(num_workers=num_workers, use_gpu=gpu, resources_per_worker=resources), threads
+
+
+def _finish(job: TrainJob, tracker: Tracker, initial: Artifact, result: Result) -> dict[str, Any]:
+    """The best checkpoint as an artifact, in the run's folder and in the registry."""
+    checkpoint, metrics = max(result.best_checkpoints or [], key=lambda pair: pair[1]["score"])
+    with checkpoint.as_directory() as folder:
+        weights = storage.read_bytes(f"{folder}/{artifacts.WEIGHTS}")
+    hybrid = initial.load()
+    artifacts.load_state(hybrid, weights, str(checkpoint.path))
+    history = [json.loads(line) for line in storage.read_text(storage.join(job.run, "history.jsonl")).splitlines()]
+    values = {name: value for name, value in metrics.items() if name.startswith("val_")}
+    training = {
+        "recipe": job.recipe_name,
+        "data": job.data,
+        "run": job.run,
+        "mlflow_run_id": tracker.run_id,
+        "epoch": metrics["epoch"],
+        "metrics": values,
+    }
+    files = artifacts.make(hybrid, job.recipe.decoding, training, model_card(job, hybrid, training))
+    place = storage.join(job.run, "artifact")
+    artifacts.write(files, place)
+    tracker.catch_up(history)
+    version = tracker.register(hybrid.name, files)
+    tracker.finish()
+    return {
+        "run": job.run,
+        "hybrid": hybrid.name,
+        "artifact": place,
+        "model": f"models:/{hybrid.name}/{version}" if version else place,
+        "model_version": version,
+        "metric": f"val_{job.recipe.train.metric}",
+        "value": values[f"val_{job.recipe.train.metric}"],
+        "metrics": values,
+        "best_epoch": int(metrics["epoch"]),
+        "epochs": int(max(entry.get("epoch", 0) for entry in history)),
+        "steps": int(history[-1]["step"]),
+        "parameters": sum(p.numel() for p in hybrid.parameters()),
+        "mlflow": job.tracking_uri,
+        "mlflow_run_id": tracker.run_id,
+    }
+
+
+def model_card(job: TrainJob, hybrid: Hybrid, training: dict[str, Any]) -> str:
+    """The artifact's README: what it is, from what it was trained, how well it did, how to use it."""
+    rows = "\n".join(f"| {name.removeprefix('val_')} | {value:.4g} |" for name, value in training["metrics"].items())
+    config = json.dumps(asdict(job.recipe), indent=2)
+    return f"""# {hybrid.name.capitalize()} `{job.name}`
+
+Recipe `{job.recipe_name}`, trained on `{job.data}/train`, best of its epochs ({training["epoch"]}) by
+`{job.recipe.train.metric}` on `{job.data}/val`; {sum(p.numel() for p in hybrid.parameters()):,} parameters.
+
+| validation metric | value |
+|---|---|
+{rows}
+
+Validation decodes the first {job.recipe.train.validate_samples} samples; use `hybrid evaluate` on held-out shards for
+figures to report.
+
+```python
+from pipelines.artifacts import load_hybrid
+
+model = load_hybrid("{storage.join(job.run, "artifact")}")
+```
+
+## Configuration
+
+```json
+{config}
+```
+"""
