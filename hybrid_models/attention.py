@@ -1,4 +1,7 @@
-"""Additive attention (Bahdanau, Cho, Bengio 2015, "Neural machine translation by jointly learning to align and translate")."""
+"""Additive attention (Bahdanau, Cho, Bengio 2015, "Neural machine translation by jointly learning to align and
+translate")."""
+
+# ruff: noqa: N806 - shape suffixes, see contract.py
 
 from __future__ import annotations
 
@@ -28,6 +31,11 @@ class AdditiveAttention(nn.Module):
         """`U key + b` [B,S,A] of keys [B,S,K]: the same for every query, so compute it once per source."""
         return self.key(keys)
 
+    def weights(self, query: Tensor, mask: Tensor, projected_keys: Tensor) -> Tensor:
+        """Attention weights [B,R,S] of queries [B,R,Q]; the other arguments are `forward`'s."""
+        meeting_BRSA = torch.tanh(projected_keys.unsqueeze(1) + self.query(query).unsqueeze(2))
+        return masked_softmax(self.energy(meeting_BRSA).squeeze(-1), mask.unsqueeze(1))
+
     def forward(
         self, query: Tensor, keys: Tensor, mask: Tensor, projected_keys: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -46,10 +54,7 @@ class AdditiveAttention(nn.Module):
         if query.dim() == 2:
             context_B1K, weights_B1S = self(query.unsqueeze(1), keys, mask, projected_keys)
             return context_B1K.squeeze(1), weights_B1S.squeeze(1)
-        projected_BSA = self.project_keys(keys) if projected_keys is None else projected_keys
-        meeting_BRSA = torch.tanh(projected_BSA.unsqueeze(1) + self.query(query).unsqueeze(2))
-        energy_BRS = self.energy(meeting_BRSA).squeeze(-1)
-        weights_BRS = masked_softmax(energy_BRS, mask.unsqueeze(1))
+        weights_BRS = self.weights(query, mask, self.project_keys(keys) if projected_keys is None else projected_keys)
         return torch.bmm(weights_BRS.to(keys.dtype), keys), weights_BRS
 
 

@@ -4,6 +4,8 @@
 it. A frozen CNN is run once per sample (`featurize`); then only the RNN is trained.
 """
 
+# ruff: noqa: N806 - shape suffixes, see contract.py
+
 from __future__ import annotations
 
 import re
@@ -37,7 +39,18 @@ from hybrid_models.contract import (
 )
 from hybrid_models.decoding import SearchOptions, State, inference, search
 from hybrid_models.recurrent import GATES, AttentionDecoder, Cell, PlainDecoder, WordDecoder, initial_state
-from hybrid_models.text import BOS, EOS, MIN_VOCABULARY, Tokenizer, clean_text, pack_json, pad_rows, unpack_json
+from hybrid_models.text import (
+    BOS,
+    EOS,
+    MIN_VOCABULARY,
+    PAD,
+    UNK,
+    Tokenizer,
+    clean_text,
+    pack_json,
+    pad_rows,
+    unpack_json,
+)
 
 TOKENIZER = "tokenizer.json"
 FRAMES_AT_A_TIME = 64
@@ -128,7 +141,8 @@ class CaptionerDecoding(DecodingConfig):
             raise UsageError(f"max_length is {self.max_length}: it must be at least 1")
 
     def search_options(self) -> SearchOptions:
-        return SearchOptions(BOS, EOS, self.beam_size, self.length_penalty, self.min_length)
+        """These options for `search`."""
+        return SearchOptions(BOS, EOS, self.beam_size, self.length_penalty, self.min_length, never=(PAD, UNK, BOS))
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------
@@ -149,7 +163,9 @@ def plain_caption(text: Any, max_characters: int, what: str = "caption") -> str:
 
 def _captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[str]:
     """A row's captions as they are, none where it has none."""
-    value = next((fields[name] for name in (config.captions, "caption", "text") if fields.get(name) is not None), [])
+    value: Any = next(
+        (fields[name] for name in (config.captions, "caption", "text") if fields.get(name) is not None), []
+    )
     return value.splitlines() if isinstance(value, str) else list(value)
 
 
@@ -193,7 +209,8 @@ class CaptionerPreprocess(Preprocess):
         return sample | self._target(inputs.fields) if with_target else sample
 
     def _target(self, fields: Mapping[str, Any]) -> Sample:
-        config, rows, wrong = self.config, [], None
+        config, rows = self.config, []
+        wrong: BadSample | None = None
         for caption in _plain_captions(config, fields)[: config.max_captions]:
             try:
                 ids = self._tokenizer.encode(caption, config.max_caption_tokens, "caption")
@@ -214,7 +231,7 @@ def caption_tokenizer(assets: Mapping[str, str]) -> Tokenizer:
         UsageError: there is none.
     """
     if TOKENIZER not in assets:
-        raise UsageError(f"the captioner has no {TOKENIZER}: learn it from training texts or restore the artifact's file")
+        raise UsageError(f"the captioner has no {TOKENIZER}: learn it from texts or restore the artifact's file")
     return Tokenizer(assets[TOKENIZER])
 
 
@@ -226,6 +243,7 @@ class Encoder(nn.Module):
         UsageError: timm has no such model, or it is no convolutional net for this image size.
     """
 
+    cnn: Any  # timm's nets have more than nn.Module declares
     mean: Tensor
     std: Tensor
 
@@ -302,6 +320,7 @@ class Captioner(Hybrid):
         [("caption", pa.string()), ("score", pa.float32()), ("caption_tokens", pa.int32()), ("frames", pa.int32())]
     )
     schema_version: ClassVar[int] = 1
+    learns_from_texts: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, bool]] = {"cider_d": True, "bleu4": True}
 
     def __init__(self, config: CaptionerConfig, assets: Mapping[str, str]) -> None:
@@ -324,7 +343,11 @@ class Captioner(Hybrid):
 
     @classmethod
     def training_texts(cls, config: HybridConfig, fields: Mapping[str, Any]) -> list[str]:
-        return _plain_captions(cast(CaptionerConfig, config), fields)
+        """A row's captions in the decoder's form; none from a bad row."""
+        try:
+            return _plain_captions(cast(CaptionerConfig, config), fields)
+        except BadSample:
+            return []
 
     @classmethod
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
@@ -355,7 +378,7 @@ class Captioner(Hybrid):
         return self.config.freeze_encoder
 
     def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
-        """With a frozen encoder, `frames` become `features`: float16 [S,C] averaged over time, S = 1 without attention."""
+        """With a frozen encoder, `frames` become `features`: float16 [S,C], mean over time; S = 1 without attention."""
         if not self.config.freeze_encoder:
             return list(samples)
         bare = [{name: sample[name] for name in ("frames", "frame_count")} for sample in samples]
@@ -366,8 +389,8 @@ class Captioner(Hybrid):
         return [{"features": array, **other} for array, other in zip(features, rest, strict=True)]
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """`features` float [B,S,C], or `frames` uint8 [B,T,H,W,3] padded at the end; `frame_count` [B]; `captions` int64
-        [B,R,L], start and end symbols included, where captions that a sample lacks are all padding."""
+        """`features` float16 [B,S,C], or `frames` uint8 [B,T,H,W,3] padded at the end; `frame_count` [B]; `captions`
+        int64 [B,R,L], start and end symbols included, where captions that a sample lacks are all padding."""
         counts = [int(sample["frame_count"]) for sample in samples]
         batch = {"frame_count": torch.tensor(counts)}
         if all("features" in sample for sample in samples):

@@ -3,6 +3,8 @@
 Scores follow Wu et al. 2016 ("Google's neural machine translation system", eq. 14) without the coverage term.
 """
 
+# ruff: noqa: N803, N806, N815 - shape suffixes, see contract.py
+
 from __future__ import annotations
 
 import contextlib
@@ -49,9 +51,11 @@ class SearchOptions:
     beam_size: int = 1
     """Hypotheses kept per source; 1 is greedy search."""
     length_penalty: float = 1.0
-    """The exponent α of `length_penalty`: 0 ranks by probability (short outputs win), larger values favour longer ones."""
+    """The exponent α: 0 ranks by probability (short outputs win), larger values favour longer outputs."""
     min_length: int = 0
     """No end symbol before so many tokens (never beyond a source's maximum)."""
+    never: tuple[int, ...] = ()
+    """Tokens that are not written at all (padding, start)."""
 
     def __post_init__(self) -> None:
         if self.beam_size < 1:
@@ -81,29 +85,33 @@ def inference(module: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Beams:
-    """The live hypotheses of the sources that are not done; b counts live sources, k hypotheses of a source."""
+    """The live hypotheses of the sources that are not done; B counts live sources only."""
 
-    source_b: Tensor
+    source_B: Tensor
     """Index of each live source in the batch."""
-    tokens_bkt: Tensor
-    log_prob_bk: Tensor
+    tokens_BKT: Tensor
+    log_prob_BK: Tensor
     """-inf where there is no hypothesis."""
-    limit_b: Tensor
+    limit_B: Tensor
     """Most tokens before the end symbol."""
-    ended_b: Tensor
+    ended_B: Tensor
     """How many hypotheses have ended."""
-    best_b: Tensor
+    best_B: Tensor
     """Score of the best ended hypothesis, -inf before the first."""
     state: State
     memory: State
 
     def keep(self, rows: Tensor) -> _Beams:
         """The beams of some live sources."""
-        beam = self.log_prob_bk.shape[1]
+        beam = self.log_prob_BK.shape[1]
         lines = (rows.unsqueeze(1) * beam + torch.arange(beam, device=rows.device)).flatten()
         return _Beams(
-            *(t[rows] for t in (self.source_b, self.tokens_bkt, self.log_prob_bk)),
-            *(t[rows] for t in (self.limit_b, self.ended_b, self.best_b)),
+            self.source_B[rows],
+            self.tokens_BKT[rows],
+            self.log_prob_BK[rows],
+            self.limit_B[rows],
+            self.ended_B[rows],
+            self.best_B[rows],
             state=_index(self.state, lines),
             memory=_index(self.memory, rows),
         )
@@ -129,95 +137,94 @@ def search(step: Step, state: State, memory: State, max_length: Tensor, options:
     beams = _start(state, memory, max_length, options)
     found = [Hypothesis([], float("-inf"))] * len(max_length)
     for length in range(int(max_length.max()) + 1 if len(max_length) else 0):
-        log_probs_nv, beams.state = step(beams.tokens_bkt[:, :, -1].flatten(), beams.state, beams.memory)
-        _constrain(log_probs_nv, beams, length, options)
-        _advance(beams, log_probs_nv, length, options, found)
+        log_probs_NV, beams.state = step(beams.tokens_BKT[:, :, -1].flatten(), beams.state, beams.memory)
+        _constrain(log_probs_NV, beams, length, options)
+        _advance(beams, log_probs_NV, length, options, found)
         rows = _undone(beams, options).nonzero().squeeze(1)
         if len(rows) == 0:
             break
-        if len(rows) < len(beams.source_b):
+        if len(rows) < len(beams.source_B):
             beams = beams.keep(rows)
     return found
 
 
 def _start(state: State, memory: State, max_length: Tensor, options: SearchOptions) -> _Beams:
     batch, device = len(max_length), max_length.device
-    log_prob_bk = torch.full((batch, options.beam_size), float("-inf"), device=device)
-    log_prob_bk[:, 0] = 0.0  # one empty hypothesis, or all K would be the same
+    log_prob_BK = torch.full((batch, options.beam_size), float("-inf"), device=device)
+    log_prob_BK[:, 0] = 0.0  # one empty hypothesis, or all K would be the same
     return _Beams(
-        source_b=torch.arange(batch, device=device),
-        tokens_bkt=torch.full((batch, options.beam_size, 1), options.start, device=device),
-        log_prob_bk=log_prob_bk,
-        limit_b=max_length,
-        ended_b=torch.zeros(batch, dtype=torch.long, device=device),
-        best_b=torch.full((batch,), float("-inf"), device=device),
+        source_B=torch.arange(batch, device=device),
+        tokens_BKT=torch.full((batch, options.beam_size, 1), options.start, device=device),
+        log_prob_BK=log_prob_BK,
+        limit_B=max_length,
+        ended_B=torch.zeros(batch, dtype=torch.long, device=device),
+        best_B=torch.full((batch,), float("-inf"), device=device),
         state={name: tensor.repeat_interleave(options.beam_size, dim=0) for name, tensor in state.items()},
         memory=memory,
     )
 
 
-def _constrain(log_probs_nv: Tensor, beams: _Beams, length: int, options: SearchOptions) -> None:
-    """Forbids, in place, to end below the minimum length and to go on beyond the maximum."""
-    at_limit_b1 = (beams.limit_b <= length).unsqueeze(1)
+def _constrain(log_probs_NV: Tensor, beams: _Beams, length: int, options: SearchOptions) -> None:
+    """Forbids, in place, some tokens, to end below the minimum length, and to go on beyond the maximum."""
+    log_probs_NV[:, list(options.never)] = float("-inf")
+    at_limit_B1 = (beams.limit_B <= length).unsqueeze(1)
     if length < options.min_length:
-        end_bk = log_probs_nv[:, options.end].view_as(beams.log_prob_bk)
-        end_bk.masked_fill_(~at_limit_b1, float("-inf"))
-    log_probs_bkv = log_probs_nv.view(*beams.log_prob_bk.shape, -1)
-    forbidden_bv = at_limit_b1.expand(-1, log_probs_nv.shape[1]).clone()
-    forbidden_bv[:, options.end] = False
-    log_probs_bkv.masked_fill_(forbidden_bv.unsqueeze(1), float("-inf"))
+        end_BK = log_probs_NV[:, options.end].view_as(beams.log_prob_BK)
+        end_BK.masked_fill_(~at_limit_B1, float("-inf"))
+    log_probs_BKV = log_probs_NV.view(*beams.log_prob_BK.shape, -1)
+    forbidden_BV = at_limit_B1.expand(-1, log_probs_NV.shape[1]).clone()
+    forbidden_BV[:, options.end] = False
+    log_probs_BKV.masked_fill_(forbidden_BV.unsqueeze(1), float("-inf"))
 
 
-def _advance(
-    beams: _Beams, log_probs_nv: Tensor, length: int, options: SearchOptions, found: list[Hypothesis]
-) -> None:
+def _advance(beams: _Beams, log_probs_NV: Tensor, length: int, options: SearchOptions, found: list[Hypothesis]) -> None:
     """Extends the beams by one token, in place; hypotheses that end are scored and the best goes to `found`."""
-    beam, vocabulary = options.beam_size, log_probs_nv.shape[1]
-    total_bkv = beams.log_prob_bk.unsqueeze(2) + log_probs_nv.view(-1, beam, vocabulary)
+    beam, vocabulary = options.beam_size, log_probs_NV.shape[1]
+    total_BKV = beams.log_prob_BK.unsqueeze(2) + log_probs_NV.view(-1, beam, vocabulary)
     # at most K of the best 2K can end, so K to go on with remain
-    total_bc, choice_bc = total_bkv.flatten(1).topk(min(2 * beam, beam * vocabulary), dim=1)
-    parent_bc, token_bc = choice_bc // vocabulary, choice_bc % vocabulary
-    ends_bc = token_bc == options.end
-    _collect(beams, total_bc[:, :beam], parent_bc[:, :beam], ends_bc[:, :beam], length, options, found)
+    total_BC, choice_BC = total_BKV.flatten(1).topk(min(2 * beam, beam * vocabulary), dim=1)
+    parent_BC, token_BC = choice_BC // vocabulary, choice_BC % vocabulary
+    ends_BC = token_BC == options.end
+    _collect(beams, total_BC[:, :beam], parent_BC[:, :beam], ends_BC[:, :beam], length, options, found)
 
-    total_bc = total_bc.masked_fill(ends_bc, float("-inf"))
-    beams.log_prob_bk, order_bk = total_bc.sort(dim=1, descending=True, stable=True)
-    beams.log_prob_bk, order_bk = beams.log_prob_bk[:, :beam], order_bk[:, :beam]
-    parent_bk, token_bk = parent_bc.gather(1, order_bk), token_bc.gather(1, order_bk)
-    prefix_bkt = beams.tokens_bkt.gather(1, parent_bk.unsqueeze(2).expand(-1, -1, beams.tokens_bkt.shape[2]))
-    beams.tokens_bkt = torch.cat([prefix_bkt, token_bk.unsqueeze(2)], dim=2)
-    first_line_b1 = torch.arange(len(parent_bk), device=parent_bk.device).unsqueeze(1) * beam
-    beams.state = _index(beams.state, (first_line_b1 + parent_bk).flatten())
+    total_BC = total_BC.masked_fill(ends_BC, float("-inf"))
+    beams.log_prob_BK, order_BK = total_BC.sort(dim=1, descending=True, stable=True)
+    beams.log_prob_BK, order_BK = beams.log_prob_BK[:, :beam], order_BK[:, :beam]
+    parent_BK, token_BK = parent_BC.gather(1, order_BK), token_BC.gather(1, order_BK)
+    prefix_BKT = beams.tokens_BKT.gather(1, parent_BK.unsqueeze(2).expand(-1, -1, beams.tokens_BKT.shape[2]))
+    beams.tokens_BKT = torch.cat([prefix_BKT, token_BK.unsqueeze(2)], dim=2)
+    first_line_B1 = torch.arange(len(parent_BK), device=parent_BK.device).unsqueeze(1) * beam
+    beams.state = _index(beams.state, (first_line_B1 + parent_BK).flatten())
 
 
 def _collect(
     beams: _Beams,
-    total_bk: Tensor,
-    parent_bk: Tensor,
-    ends_bk: Tensor,
+    total_BK: Tensor,
+    parent_BK: Tensor,
+    ends_BK: Tensor,
     length: int,
     options: SearchOptions,
     found: list[Hypothesis],
 ) -> None:
     """Counts the hypotheses that end now and remembers the best of each source."""
-    ends_bk = ends_bk & total_bk.isfinite()
-    beams.ended_b += ends_bk.sum(dim=1)
-    score_bk = (total_bk / length_penalty(length + 1, options.length_penalty)).masked_fill(~ends_bk, float("-inf"))
-    score_b, k_b = score_bk.max(dim=1)
-    improved = (score_b > beams.best_b).nonzero().squeeze(1)
+    ends_BK = ends_BK & total_BK.isfinite()
+    beams.ended_B += ends_BK.sum(dim=1)
+    score_BK = (total_BK / length_penalty(length + 1, options.length_penalty)).masked_fill(~ends_BK, float("-inf"))
+    score_B, k_B = score_BK.max(dim=1)
+    improved = (score_B > beams.best_B).nonzero().squeeze(1)
     if len(improved) == 0:
         return
-    beams.best_b[improved] = score_b[improved]
-    best_parent = parent_bk[improved, k_b[improved]]
-    tokens = beams.tokens_bkt[improved, best_parent, 1:].tolist()
-    for source, words, score in zip(beams.source_b[improved].tolist(), tokens, score_b[improved].tolist(), strict=True):
+    beams.best_B[improved] = score_B[improved]
+    best_parent = parent_BK[improved, k_B[improved]]
+    tokens = beams.tokens_BKT[improved, best_parent, 1:].tolist()
+    for source, words, score in zip(beams.source_B[improved].tolist(), tokens, score_B[improved].tolist(), strict=True):
         found[source] = Hypothesis(words, score)
 
 
 def _undone(beams: _Beams, options: SearchOptions) -> Tensor:
     """bool [b]: whether a live hypothesis may still win. Log probabilities only fall, and penalties only grow."""
-    reachable_b = beams.log_prob_bk.amax(dim=1) / length_penalty(beams.limit_b + 1, options.length_penalty)
-    return (beams.ended_b < options.beam_size) & (reachable_b > beams.best_b)
+    reachable_B = beams.log_prob_BK.amax(dim=1) / length_penalty(beams.limit_B + 1, options.length_penalty)
+    return (beams.ended_B < options.beam_size) & (reachable_B > beams.best_B)
 
 
 def _index(state: State, rows: Tensor) -> State:

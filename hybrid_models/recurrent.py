@@ -1,13 +1,15 @@
 """Recurrent word decoders, with and without attention: the RNN half of the captioner and of the translator.
 
-Training unrolls whole target sequences at once: everything that does not depend on the previous state (embeddings, their
-gates, keys) is computed up front, the softmax once after the loop and for real tokens only.
+Training unrolls whole target sequences at once: what does not depend on the previous state (embeddings, their gates,
+keys) is computed up front; the softmax, and the gradients of matrices, once after the loop; for real tokens only.
 """
+
+# ruff: noqa: N806 - shape suffixes, see contract.py
 
 from __future__ import annotations
 
 import abc
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -73,12 +75,11 @@ class WordDecoder(nn.Module, abc.ABC):
         return Loss(total, real_NT.sum())
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """One step of a search, see `decoding.Step`: tokens [N] → log_probs float32 [N,V]; padding never comes."""
+        """One step of a search, see `decoding.Step`: tokens [N] → log_probs float32 [N,V]."""
         embedded_N1E = self.embedding(tokens).unsqueeze(1)
         features_N1F, state = self.unroll(embedded_N1E, state, memory)
-        logits_NV = self._logits(features_N1F[:, 0], embedded_N1E[:, 0]).float()
-        logits_NV[:, PAD] = float("-inf")
-        return torch.log_softmax(logits_NV, dim=-1), state
+        logits_NV = self._logits(features_N1F[:, 0], embedded_N1E[:, 0])
+        return torch.log_softmax(logits_NV.float(), dim=-1), state
 
     def _logits(self, features: Tensor, embedded: Tensor) -> Tensor:
         readout = self.dropout(torch.tanh(self.readout(torch.cat([features, embedded.to(features.dtype)], dim=-1))))
@@ -138,19 +139,71 @@ class AttentionDecoder(WordDecoder):
         self.hidden_gates = nn.Linear(hidden_size, gates)
 
     def prepare(self, memory: State) -> State:
-        return {**memory, "projected": self.attention.project_keys(memory["keys"])}
+        projected_BSA = self.attention.project_keys(memory["keys"])
+        return {**memory, "keys": memory["keys"].to(projected_BSA.dtype), "projected": projected_BSA}
 
     def unroll(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        keys_BSK, mask_BS, projected_BSA = memory["keys"], memory["mask"], memory["projected"]
-        features: list[Tensor] = []
-        for words_NG in self.word_gates(embedded).unbind(1):
+        steps, sources = embedded.shape[1], len(memory["keys"])
+        word_gates_NTG = self.word_gates(embedded)
+        keys_BSK = RepeatedProduct(memory["keys"], steps)
+        weight_KG = RepeatedProduct(self.context_gates.weight.t().to(word_gates_NTG.dtype), steps)
+        weight_DG = RepeatedProduct(self.hidden_gates.weight.t().to(word_gates_NTG.dtype), steps)
+        hidden, contexts = [], []
+        for words_NG in word_gates_NTG.unbind(1):
             hidden_ND = state["hidden"]
-            query_BRD = hidden_ND.view(len(keys_BSK), -1, hidden_ND.shape[1])
-            context_BRK, _ = self.attention(query_BRD, keys_BSK, mask_BS, projected_BSA)
-            context_NK = context_BRK.flatten(0, 1)
-            state = _advance(state, words_NG + self.context_gates(context_NK), self.hidden_gates(hidden_ND))
-            features.append(torch.cat([state["hidden"], context_NK.float()], dim=1))
-        return torch.stack(features, dim=1), state
+            query_BRD = hidden_ND.view(sources, -1, hidden_ND.shape[1])
+            weights_BRS = self.attention.weights(query_BRD, memory["mask"], memory["projected"])
+            context_NK = keys_BSK(weights_BRS).flatten(0, 1)
+            state = _advance(state, words_NG + weight_KG(context_NK), weight_DG(hidden_ND) + self.hidden_gates.bias)
+            hidden.append(state["hidden"])
+            contexts.append(context_NK)
+        hidden_NTD, contexts_NTK = torch.stack(hidden, dim=1), torch.stack(contexts, dim=1)
+        return torch.cat([hidden_NTD.to(contexts_NTK.dtype), contexts_NTK], dim=2), state
+
+
+class RepeatedProduct:
+    """`x @ matrix` at every step of a loop, with the matrix's gradient computed once after the loop.
+
+    Plain autograd adds up one product per step; here the gradient is one product over all steps, Σ_t x_tᵀ g_t =
+    [x_1; x_2; …]ᵀ [g_1; g_2; …]. To that end each step adds a zero, through which its gradient g_t is collected.
+
+    Args:
+        matrix: [I,O], or [B,I,O] for one matrix per source.
+        steps: how often it is called at most.
+    """
+
+    def __init__(self, matrix: Tensor, steps: int) -> None:
+        self.matrix = matrix
+        self.steps = steps
+        self._inputs: list[Tensor] = []
+        self._zeros: tuple[Tensor, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [N,I] (or [B,R,I]) → [N,O] (or [B,R,O])."""
+        x = x.to(self.matrix.dtype)
+        product = x @ self.matrix.detach()
+        if not (torch.is_grad_enabled() and self.matrix.requires_grad):
+            return product
+        if not self._zeros:
+            self._zeros = _Collect.apply(self.matrix, self._inputs, self.steps, product.shape).unbind(0)
+        self._inputs.append(x.detach())
+        return product + self._zeros[len(self._inputs) - 1]
+
+
+class _Collect(torch.autograd.Function):
+    """Zeros [T, *shape] whose gradients, with the inputs listed meanwhile, make the gradient of a matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, inputs: list[Tensor], steps: int, shape: torch.Size) -> Tensor:
+        ctx.inputs = inputs
+        return matrix.new_zeros(()).expand(steps, *shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad_tno: Tensor) -> tuple[Tensor | None, ...]:
+        x_tni = torch.stack(ctx.inputs)
+        # rows of all steps side by side: [.., T·N, I] and [.., T·N, O]
+        x_ni, grad_no = (tensor.movedim(0, -3).flatten(-3, -2) for tensor in (x_tni, grad_tno))
+        return x_ni.transpose(-1, -2) @ grad_no, None, None, None
 
 
 def _advance(state: State, input_gates: Tensor, hidden_gates: Tensor) -> State:
@@ -160,8 +213,11 @@ def _advance(state: State, input_gates: Tensor, hidden_gates: Tensor) -> State:
     """
     if "cell" not in state:
         size = state["hidden"].shape[1]
-        reset, update = torch.sigmoid(input_gates[:, : 2 * size] + hidden_gates[:, : 2 * size]).chunk(2, dim=1)
-        new = torch.tanh(input_gates[:, 2 * size :] + reset * hidden_gates[:, 2 * size :]).float()
+        (input_ru, input_new), (hidden_ru, hidden_new) = (
+            gates.split([2 * size, size], dim=1) for gates in (input_gates, hidden_gates)
+        )
+        reset, update = torch.sigmoid(input_ru + hidden_ru).chunk(2, dim=1)
+        new = torch.tanh(input_new + reset * hidden_new).float()
         return {"hidden": torch.lerp(new, state["hidden"], update.float())}
     into, forget, new, out = (input_gates + hidden_gates).chunk(4, dim=1)
     cell = torch.sigmoid(forget) * state["cell"] + torch.sigmoid(into) * torch.tanh(new)

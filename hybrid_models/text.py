@@ -93,7 +93,7 @@ class Tokenizer:
         counted = _Counted(texts)
         tokenizer.train_from_iterator(counted, trainer)
         if counted.count == 0:
-            raise UsageError("no training texts to learn a tokenizer from: check the shards and the names of the fields")
+            raise UsageError("no training texts to learn a tokenizer from: check the shards and the fields' names")
         return cls(tokenizer.to_str())
 
     def to_json(self) -> str:

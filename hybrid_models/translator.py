@@ -4,6 +4,8 @@ Bahdanau, Cho, Bengio 2015, with subword tokens (Sennrich et al. 2016), label sm
 target embeddings (Press & Wolf 2017).
 """
 
+# ruff: noqa: N806 - shape suffixes, see contract.py
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hybrid_models import metrics
 from hybrid_models.contract import (
+    BadSample,
     Batch,
     DecodingConfig,
     Hybrid,
@@ -32,7 +35,18 @@ from hybrid_models.contract import (
 )
 from hybrid_models.decoding import SearchOptions, State, inference, search
 from hybrid_models.recurrent import AttentionDecoder, initial_state
-from hybrid_models.text import BOS, EOS, MIN_VOCABULARY, PAD, Tokenizer, clean_text, pack_json, pad_rows, unpack_json
+from hybrid_models.text import (
+    BOS,
+    EOS,
+    MIN_VOCABULARY,
+    PAD,
+    UNK,
+    Tokenizer,
+    clean_text,
+    pack_json,
+    pad_rows,
+    unpack_json,
+)
 
 TOKENIZER = "tokenizer.json"
 SOURCE_TOKENIZER = "source_tokenizer.json"
@@ -116,7 +130,8 @@ class TranslatorDecoding(DecodingConfig):
             raise UsageError("max_length_ratio and max_length_extra must be 0 or more, max_length at least 1")
 
     def search_options(self) -> SearchOptions:
-        return SearchOptions(BOS, EOS, self.beam_size, self.length_penalty, self.min_length)
+        """These options for `search`."""
+        return SearchOptions(BOS, EOS, self.beam_size, self.length_penalty, self.min_length, never=(PAD, UNK, BOS))
 
     def limits(self, source_length: Tensor) -> Tensor:
         """Most target tokens [B] of sources with so many tokens [B]."""
@@ -159,7 +174,7 @@ def tokenizers(config: TranslatorConfig, assets: Mapping[str, str]) -> tuple[Tok
     """
     for name in (TOKENIZER,) if config.joint_vocabulary else (TOKENIZER, SOURCE_TOKENIZER):
         if name not in assets:
-            raise UsageError(f"the translator has no {name}: learn it from training texts or restore the artifact's file")
+            raise UsageError(f"the translator has no {name}: learn it from texts or restore the artifact's file")
     target = Tokenizer(assets[TOKENIZER])
     return (target if config.joint_vocabulary else Tokenizer(assets[SOURCE_TOKENIZER])), target
 
@@ -185,6 +200,7 @@ class Translator(Hybrid):
         ]
     )
     schema_version: ClassVar[int] = 1
+    learns_from_texts: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, bool]] = {"bleu": True, "chrf": True}
 
     def __init__(self, config: TranslatorConfig, assets: Mapping[str, str]) -> None:
@@ -219,8 +235,12 @@ class Translator(Hybrid):
         """Both sentences of a row, each after its side (`source` or `target`) and a tab; none from a bad row."""
         config = cast(TranslatorConfig, config)
         sides = (("source", config.source), ("target", config.target))
-        texts = ((side, _field(config, fields, name)) for side, name in sides)
-        return [f"{side}\t{clean_text(text, config.max_characters)}" for side, text in texts]
+        try:
+            return [
+                f"{side}\t{clean_text(_field(config, fields, name), config.max_characters)}" for side, name in sides
+            ]
+        except BadSample:
+            return []
 
     @classmethod
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
@@ -239,7 +259,7 @@ class Translator(Hybrid):
         return TranslatorPreprocess(cast(TranslatorConfig, config), assets)
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """`source` int64 [B,S] with end symbols, `source_length` [B]; `target` int64 [B,T] with start and end symbols."""
+        """`source` int64 [B,S] with end symbols, `source_length` [B]; `target` int64 [B,T] with start and end."""
         batch = {
             "source": torch.from_numpy(pad_rows([sample["source"] for sample in samples])),
             "source_length": torch.tensor([len(sample["source"]) for sample in samples]),

@@ -1,0 +1,142 @@
+"""Cleaning, limits, and a tokenizer that gives texts back."""
+
+import time
+import unicodedata
+
+import numpy as np
+import pytest
+
+from hybrid_models.contract import BadSample, UsageError
+from hybrid_models.text import (
+    BOS,
+    EOS,
+    MIN_VOCABULARY,
+    PAD,
+    UNK,
+    Tokenizer,
+    clean_text,
+    pack_json,
+    pad_rows,
+    unpack_json,
+)
+
+TEXTS = [
+    "a man rides a red bicycle",
+    "a woman rides a horse",
+    "Ein Mann fährt Fahrrad, schnell.",
+    "the man's red hat",
+] * 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(iter(TEXTS), 300)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a man rides a red bicycle",
+        "Äpfel & Birnen: 3,50 €!",
+        "日本語の文 и русский",
+        "emoji 🙂👩‍👩‍👧 end",
+        "he said </s> and <pad> aloud <s>",
+        "isn't it — 'quoted' \"twice\"...",
+        unicodedata.normalize("NFD", "fährt über"),
+    ],
+)
+def test_round_trip_up_to_nfc(tokenizer, text):
+    ids = tokenizer.encode(text, 500)
+    assert ids.dtype == np.int32
+    assert not set(ids.tolist()) & {PAD, UNK, BOS, EOS}
+    assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
+
+
+def test_learns_frequent_words_and_is_deterministic(tokenizer):
+    assert len(tokenizer.encode("a man rides", 10)) == 3
+    assert len(tokenizer) == 300
+    again = Tokenizer.train(reversed(TEXTS), 300)
+    assert again.to_json() == tokenizer.to_json()
+
+
+def test_json_round_trip(tokenizer):
+    restored = Tokenizer(tokenizer.to_json())
+    for text in (*TEXTS, "never seen </s> é"):
+        assert restored.encode(text, 100).tolist() == tokenizer.encode(text, 100).tolist()
+    assert len(restored) == len(tokenizer)
+
+
+def test_decode_leaves_special_symbols_out(tokenizer):
+    ids = [BOS, *tokenizer.encode("a man", 9).tolist(), EOS, PAD, PAD]
+    assert tokenizer.decode(ids) == "a man"
+    assert tokenizer.decode([]) == ""
+
+
+def test_small_texts_give_a_small_vocabulary_without_fault():
+    assert MIN_VOCABULARY <= len(Tokenizer.train(["hello"], 5000)) < 300
+
+
+def test_training_errors():
+    with pytest.raises(UsageError, match="vocab_size is 100"):
+        Tokenizer.train(TEXTS, 100)
+    with pytest.raises(UsageError, match="no training texts"):
+        Tokenizer.train([], 300)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "{", "{}", '{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}']
+)
+def test_not_a_tokenizer(wrong):
+    with pytest.raises(UsageError, match=r"tokenizer\.json"):
+        Tokenizer(wrong)
+
+
+def test_clean_text():
+    assert clean_text("  two\t words\r\n and\x00NUL\x1b ", 100) == "two words and NUL"
+    assert clean_text("fa\u0308hrt\u00a0los\u2028ja", 100) == "fährt los ja"
+    assert clean_text("half \ud83d pair", 100) == "half \ufffd pair"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("", "EmptyText"),
+        (" \t\n ", "EmptyText"),
+        ("\x00\x01", "EmptyText"),
+        ("x" * 101, "TextTooLong"),
+        (None, "TextMissing"),
+        (b"bytes", "TextMissing"),
+        (7, "TextMissing"),
+    ],
+)
+def test_bad_texts(text, kind):
+    with pytest.raises(BadSample, match="field 'en'") as caught:
+        clean_text(text, 100, "field 'en'")
+    assert caught.value.kind == kind
+
+
+def test_huge_text_fails_before_any_work():
+    huge = "word " * 2_000_000
+    start = time.perf_counter()
+    with pytest.raises(BadSample, match="TextTooLong: text has 10000000 characters, at most 4000 are allowed"):
+        clean_text(huge, 4000)
+    assert time.perf_counter() - start < 0.1
+
+
+def test_too_many_tokens(tokenizer):
+    assert len(tokenizer.encode("a man rides", 3)) == 3
+    with pytest.raises(BadSample, match="TextTooLong: caption has 4 tokens, at most 3 are allowed"):
+        tokenizer.encode("a man rides a", 3, "caption")
+
+
+def test_pack_json_round_trip():
+    value = ["ein Käse", {"n": 1}]
+    packed = pack_json(value)
+    assert packed.dtype == np.uint8
+    assert unpack_json(packed) == value
+
+
+def test_pad_rows():
+    rows = [np.array([5, 6, 7]), np.array([8])]
+    assert pad_rows(rows).tolist() == [[5, 6, 7], [8, PAD, PAD]]
+    assert pad_rows(rows, 4).tolist() == [[5, 6, 7, PAD], [8, PAD, PAD, PAD]]
