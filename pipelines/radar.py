@@ -34,7 +34,7 @@ class RadarWindow:
 
 
 @dataclass(frozen=True)
-class _Event:
+class RadarEvent:
     """A radar event in memory, still packed; `rain` is decoded where it is sliced."""
 
     rain: xr.DataArray
@@ -63,7 +63,7 @@ def radar_windows(
         limits: what the file may cost.
     """
     try:
-        event = _open_event(data, limits)
+        event = open_event(data, limits)
         leads = _lead_frames(event, window) if with_target else 0
         count = len(event.times)
         needed = window.past_frames + leads
@@ -76,7 +76,7 @@ def radar_windows(
         yield _cut_window(event, issue - window.past_frames + 1, issue, issue + leads + 1)
 
 
-def _lead_frames(event: _Event, window: Window) -> int:
+def _lead_frames(event: RadarEvent, window: Window) -> int:
     leads = int(np.timedelta64(window.horizon_minutes, "m") // event.step)
     if leads < 1:
         minutes = event.step / np.timedelta64(1, "m")
@@ -85,7 +85,7 @@ def _lead_frames(event: _Event, window: Window) -> int:
     return leads
 
 
-def _cut_window(event: _Event, first: int, issue: int, stop: int) -> RadarWindow:
+def _cut_window(event: RadarEvent, first: int, issue: int, stop: int) -> RadarWindow:
     issue_time = f"{event.times[issue]}Z"
     step_minutes = float(event.step / np.timedelta64(1, "m"))
     trouble = _time_trouble(event.times[first:stop], event.step)
@@ -111,7 +111,7 @@ def _time_trouble(times: np.ndarray, step: np.timedelta64) -> str | None:
     return f"the frame of {after}Z is off the time step of {step / np.timedelta64(1, 'm'):g} minutes"
 
 
-def _open_event(data: bytes, limits: Limits) -> _Event:
+def open_event(data: bytes, limits: Limits = DEFAULT_LIMITS) -> RadarEvent:
     """Reads and checks a radar event.
 
     Raises:
@@ -126,7 +126,7 @@ def _open_event(data: bytes, limits: Limits) -> _Event:
             wanted = packed[[RAIN]].load()
         times = _event_times(xr.decode_cf(wanted[["time"]]))
         decoded = xr.decode_cf(wanted, decode_times=False)
-        return _Event(decoded[RAIN], times, _usual_step(times), _km_per_pixel(wanted))
+        return RadarEvent(decoded[RAIN], times, _usual_step(times), _km_per_pixel(wanted))
 
 
 def _check_rain(packed: xr.Dataset, limits: Limits) -> None:

@@ -1,0 +1,153 @@
+"""`hybrid prepare`: public data sets, or the demo's own data, → shards that the other verbs read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from pipelines.demo_data import prepare_demo
+from pipelines.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
+from pipelines.radar_data import prepare_radar
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Small data for all three hybrids, made here: captioned scenes, moving digits, English–German sentences, and two
+    nights of each for `hybrid nightly`. Takes seconds, needs no download."""
+
+    out: str
+    """Folder or URI (s3://…) for the data sets `scenes`, `digits` and `sentences`."""
+    scenes: int = 2000
+    """Training images. Here as below, val and test get an eighth of that each."""
+    digits: int = 1500
+    """Training sequences of moving digits."""
+    sentences: int = 4000
+    """Training sentence pairs."""
+    night_rows: int = 90
+    """Rows of each night, in three shards."""
+    rows_per_shard: int = 500
+    """Rows of one training shard."""
+    seed: int = 0
+    """The same seed gives the same bytes."""
+
+    def prepare(self) -> dict[str, Any]:
+        """Writes the data sets; returns the summary."""
+        return prepare_demo(
+            self.out, self.scenes, self.digits, self.sentences, self.night_rows, self.rows_per_shard, self.seed
+        )
+
+
+@dataclass(frozen=True)
+class Multi30k:
+    """English–German sentence pairs for the translator (Elliott et al. 2016), from the files of the GitHub repository
+    multi30k/dataset, folder data/task1/raw."""
+
+    source: str
+    """Folder or URI with {train,val,test_2016_flickr}.{en,de}, gzipped or not."""
+    out: str
+    """Folder or URI for the splits train, val and test."""
+    rows_per_shard: int = 2000
+    """Sentence pairs of one shard."""
+
+    def prepare(self) -> dict[str, Any]:
+        """Writes the data set; returns the summary."""
+        return prepare_multi30k(self.source, self.out, self.rows_per_shard)
+
+
+@dataclass(frozen=True)
+class Flickr8k:
+    """Photographs with five captions each for the captioner (Hodosh et al. 2013). Identical photographs are kept in the
+    same split."""
+
+    source: str
+    """Folder or URI with the original distribution (Flicker8k_Dataset/, Flickr8k.token.txt and
+    Flickr_8k.{train,dev,test}Images.txt), or with captions.json and images-*.tar. The latter have only train and dev:
+    dev becomes test, and val is drawn from train."""
+    out: str
+    """Folder or URI for the splits train, val and test."""
+    rows_per_shard: int = 500
+    """Photographs of one shard."""
+    val_images: int = 300
+    """Photographs to draw from train where the source has no val split."""
+    seed: int = 0
+    """What they are drawn with."""
+
+    def prepare(self) -> dict[str, Any]:
+        """Writes the data set; returns the summary."""
+        return prepare_flickr8k(self.source, self.out, self.rows_per_shard, self.val_images, self.seed)
+
+
+@dataclass(frozen=True)
+class Radar:
+    """Rain radar events for the nowcaster, from CF NetCDF files: one event, one shard. Splits are whole events."""
+
+    source: str
+    """Folder or URI of *.nc files with `rainfall_rate` [time, y, x] in mm/h."""
+    out: str
+    """Folder or URI for the splits train, val and test."""
+    crop: int = 256
+    """Side of the central square to keep, in pixels; 0 keeps all."""
+    val: tuple[str, ...] = ()
+    """Names of the validation events, such as knmi_20100826."""
+    test: tuple[str, ...] = ()
+    """Names of the test events. With neither: the newest event is test, the one before it val."""
+
+    def prepare(self) -> dict[str, Any]:
+        """Writes the data set; returns the summary."""
+        return prepare_radar(self.source, self.out, self.crop, self.val, self.test)
+
+
+@dataclass(frozen=True)
+class MovingMnist:
+    """Two handwritten digits bouncing on 64 x 64 pixels, 20 frames, for the nowcaster (Srivastava et al. 2015); 82 kB a
+    sequence. Train and val use disjoint training digits of MNIST, test its test digits."""
+
+    source: str
+    """Folder or URI with MNIST's train-images-idx3-ubyte and t10k-images-idx3-ubyte, gzipped or not."""
+    out: str
+    """Folder or URI for the splits train, val and test."""
+    train: int = 5000
+    """Training sequences."""
+    val: int = 500
+    """Validation sequences."""
+    test: int = 1000
+    """Test sequences."""
+    rows_per_shard: int = 250
+    """Sequences of one shard."""
+    seed: int = 0
+    """Of places, directions and the choice of digits."""
+
+    def prepare(self) -> dict[str, Any]:
+        """Writes the data set; returns the summary."""
+        counts = {"train": self.train, "val": self.val, "test": self.test}
+        return prepare_moving_mnist(self.source, self.out, self.rows_per_shard, counts, self.seed)
+
+
+Source = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Multi30k, tyro.conf.subcommand("multi30k")]
+    | Annotated[Flickr8k, tyro.conf.subcommand("flickr8k")]
+    | Annotated[Radar, tyro.conf.subcommand("radar")]
+    | Annotated[MovingMnist, tyro.conf.subcommand("moving-mnist")]
+)
+
+
+def main(argv: list[str]) -> dict[str, Any]:
+    """Prepares the data set that the arguments name.
+
+    Returns:
+        The summary: `{"dataset", "out", "splits": {name: rows}, "shards": count, "bytes": total}`.
+
+    Raises:
+        UsageError: the source is not what it should be, or the options do not fit it.
+    """
+    source: Source = tyro.cli(Source, prog="hybrid prepare", description=__doc__, args=argv)
+    return source.prepare()
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1:])))

@@ -1,0 +1,171 @@
+"""Rows → shards and a manifest: what every prepared data set has in common.
+
+`<out>/<split>/<name>-<split>-00000.tar` (or `.jsonl.gz`), and `<out>/_manifest.json`, written last, with the rows,
+bytes and SHA-256 of every shard. The same call writes the same bytes: archives carry no times, owners or host names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import logging
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from hybrid_models.contract import UsageError
+from pipelines import storage
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MANIFEST = "_manifest.json"
+Row = TypeVar("Row")
+TarRow = tuple[str, Mapping[str, bytes]]
+"""Key and members by suffix: `("1000268201", {"jpg": …, "json": …})`."""
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """What the manifest says of one shard."""
+
+    name: str
+    """Path below the data set's folder."""
+    rows: int
+    """Samples; frames in a radar event."""
+    bytes: int
+    sha256: str
+
+
+class DatasetWriter:
+    """Writes the shards of one data set, one at a time in memory, and at last its manifest.
+
+    Args:
+        out: the data set's folder, any URI.
+        name: the data set's name, first part of the shards' names.
+        rows_per_shard: how many rows a shard has; the last of a split may have fewer.
+        options: what decided the content (seed, counts …), for the manifest.
+
+    Raises:
+        UsageError: nothing can be written there, or `rows_per_shard` is not positive.
+    """
+
+    def __init__(self, out: str, name: str, rows_per_shard: int, options: Mapping[str, Any]) -> None:
+        if rows_per_shard < 1:
+            raise UsageError(f"rows_per_shard is {rows_per_shard}: a shard needs at least one row")
+        storage.check_writable(out)
+        self.out = out
+        self.name = name
+        self.rows_per_shard = rows_per_shard
+        self.options = dict(options)
+        self._shards: dict[str, list[WrittenShard]] = {}
+
+    def write_tar(self, split: str, rows: Iterable[TarRow], rows_per_shard: int | None = None) -> None:
+        """Writes rows as WebDataset shards: the members of a row share its key as file name."""
+        self._write_rows(split, rows, rows_per_shard, "tar", pack_tar)
+
+    def write_jsonl(self, split: str, rows: Iterable[Mapping[str, Any]], rows_per_shard: int | None = None) -> None:
+        """Writes rows as gzipped JSON lines."""
+        self._write_rows(split, rows, rows_per_shard, "jsonl.gz", pack_jsonl)
+
+    def write_file(self, split: str, file_name: str, data: bytes, rows: int) -> None:
+        """Writes one ready-made shard and remembers it for the manifest."""
+        name = f"{split}/{file_name}"
+        storage.write_bytes(storage.join(self.out, name), data)
+        shard = WrittenShard(name, rows, len(data), hashlib.sha256(data).hexdigest())
+        self._shards.setdefault(split, []).append(shard)
+        log.info("wrote %s (%d rows, %d bytes)", name, rows, len(data))
+
+    def _write_rows(
+        self, split: str, rows: Iterable[Row], size: int | None, suffix: str, pack: Callable[[list[Row]], bytes]
+    ) -> None:
+        stream = iter(rows)
+        label = re.sub(r"[^A-Za-z0-9]+", "-", split.replace("ds=", ""))
+        for number in itertools.count():
+            chunk = list(itertools.islice(stream, size or self.rows_per_shard))
+            if not chunk:
+                return
+            self.write_file(split, f"{self.name}-{label}-{number:05d}.{suffix}", pack(chunk), len(chunk))
+
+    def finish(self) -> dict[str, Any]:
+        """Removes what an earlier call with other options left, writes the manifest, and returns the summary.
+
+        Returns:
+            `{"dataset", "out", "splits": {name: rows}, "shards": count, "bytes": total}`.
+        """
+        self._remove_stale()
+        manifest = {
+            "format": FORMAT_VERSION,
+            "dataset": self.name,
+            "options": {"rows_per_shard": self.rows_per_shard, **self.options},
+            "splits": {split: _split_entry(shards) for split, shards in self._shards.items()},
+        }
+        storage.write_bytes(storage.join(self.out, MANIFEST), json.dumps(manifest, indent=1).encode() + b"\n")
+        written = [shard for shards in self._shards.values() for shard in shards]
+        return {
+            "dataset": self.name,
+            "out": self.out,
+            "splits": {split: entry["rows"] for split, entry in manifest["splits"].items()},  # type: ignore[attr-defined]
+            "shards": len(written),
+            "bytes": sum(shard.bytes for shard in written),
+        }
+
+    def _remove_stale(self) -> None:
+        """Shards of the previous manifest, or left by a call that was cut short; files of other names are not ours."""
+        root = storage.absolute(self.out)
+        written = {shard.name for shards in self._shards.values() for shard in shards}
+        earlier = {shard.name for shard in read_manifest_shards(self.out)}
+        ours = re.compile(rf"(^|/){re.escape(self.name)}-[A-Za-z0-9-]+-\d{{5}}\.(tar|jsonl\.gz)$")
+        for file in storage.list_files(root):
+            name = file.uri.removeprefix(root).lstrip("/")
+            if name not in written and (name in earlier or ours.search(name)):
+                storage.delete(file.uri)
+                log.info("removed %s, which an earlier call had written", name)
+
+
+def _split_entry(shards: list[WrittenShard]) -> dict[str, Any]:
+    return {
+        "rows": sum(shard.rows for shard in shards),
+        "bytes": sum(shard.bytes for shard in shards),
+        "shards": [asdict(shard) for shard in shards],
+    }
+
+
+def read_manifest_shards(out: str) -> list[WrittenShard]:
+    """The shards that the manifest in a data set's folder lists; none where there is no manifest."""
+    uri = storage.join(out, MANIFEST)
+    if not storage.exists(uri):
+        return []
+    manifest = json.loads(storage.read_text(uri))
+    return [WrittenShard(**shard) for entry in manifest["splits"].values() for shard in entry["shards"]]
+
+
+def pack_tar(rows: Iterable[TarRow]) -> bytes:
+    """A WebDataset archive; the same rows always give the same bytes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for key, members in rows:
+            for suffix, data in members.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")  # owner 0, time 0
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def pack_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Gzipped JSON lines; the same rows always give the same bytes."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    return gzip.compress("".join(lines).encode(), mtime=0)
+
+
+def caption_row(key: str, image: bytes, captions: list[str], suffix: str = "jpg") -> TarRow:
+    """A photograph with its captions. The key loses its dots: a WebDataset suffix begins at the first one."""
+    return key.replace(".", "_"), {
+        suffix: image,
+        "json": json.dumps({"captions": captions}, ensure_ascii=False).encode(),
+    }
