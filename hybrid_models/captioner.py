@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,7 @@ from hybrid_models.text import (
     unpack_json,
 )
 
+T = TypeVar("T")
 TOKENIZER = "tokenizer.json"
 FRAMES_AT_A_TIME = 64
 """Frames that go through the CNN together when it is not trained: bounds memory for batches of clips."""
@@ -169,8 +170,8 @@ def _captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[str]:
     return value.splitlines() if isinstance(value, str) else list(value)
 
 
-def _plain_captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[str]:
-    """A row's usable captions in the decoder's form.
+def _usable(config: CaptionerConfig, fields: Mapping[str, Any], form: Callable[[Any], T]) -> list[T]:
+    """`form` of each of a row's captions, without those that it refuses by `BadSample`.
 
     Raises:
         BadSample: `CaptionsMissing`, or what is wrong with the last of the captions if none is usable.
@@ -179,7 +180,7 @@ def _plain_captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[
     usable = []
     for caption in _captions(config, fields):
         try:
-            usable.append(plain_caption(caption, config.max_characters))
+            usable.append(form(caption))
         except BadSample as error:
             wrong = error
     if not usable:
@@ -209,19 +210,13 @@ class CaptionerPreprocess(Preprocess):
         return sample | self._target(inputs.fields) if with_target else sample
 
     def _target(self, fields: Mapping[str, Any]) -> Sample:
-        config, rows = self.config, []
-        wrong: BadSample | None = None
-        for caption in _plain_captions(config, fields)[: config.max_captions]:
-            try:
-                ids = self._tokenizer.encode(caption, config.max_caption_tokens, "caption")
-                rows.append(np.concatenate([[BOS], ids, [EOS]]))
-            except BadSample as error:
-                wrong = error
-        if wrong and not rows:
-            raise wrong
-        captions = pad_rows(rows).astype(np.int32)
+        captions = pad_rows(_usable(self.config, fields, self._row)[: self.config.max_captions]).astype(np.int32)
         length = np.asarray(captions.shape[1], dtype=np.int64)
-        return {"captions": captions, "references": pack_json(_captions(config, fields)), "length": length}
+        return {"captions": captions, "references": pack_json(_captions(self.config, fields)), "length": length}
+
+    def _row(self, caption: Any) -> np.ndarray:
+        text = plain_caption(caption, self.config.max_characters)
+        return np.concatenate([[BOS], self._tokenizer.encode(text, self.config.max_caption_tokens, "caption"), [EOS]])
 
 
 def caption_tokenizer(assets: Mapping[str, str]) -> Tokenizer:
@@ -344,8 +339,9 @@ class Captioner(Hybrid):
     @classmethod
     def training_texts(cls, config: HybridConfig, fields: Mapping[str, Any]) -> list[str]:
         """A row's captions in the decoder's form; none from a bad row."""
+        config = cast(CaptionerConfig, config)
         try:
-            return _plain_captions(cast(CaptionerConfig, config), fields)
+            return _usable(config, fields, lambda caption: plain_caption(caption, config.max_characters))
         except BadSample:
             return []
 

@@ -1,0 +1,378 @@
+"""The captioner: preprocessing, the frozen and the trained encoder, learning, decoding and judgement."""
+
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from hybrid_models.captioner import (
+    TOKENIZER,
+    Captioner,
+    CaptionerConfig,
+    CaptionerDecoding,
+    Encoder,
+    plain_caption,
+    pool_time,
+)
+from hybrid_models.contract import BadSample, Inputs, UsageError
+from hybrid_models.text import BOS, EOS, Tokenizer, unpack_json
+
+SIZE, ENCODER = 32, "test_resnet"
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 220)}
+CAPTIONS = {colour: [f"A {colour} square.", f"the whole image is {colour}!"] for colour in COLOURS}
+TINY = {
+    "encoder": ENCODER,
+    "image_size": SIZE,
+    "frames": 4,
+    "embedding_size": 24,
+    "hidden_size": 32,
+    "attention_size": 16,
+    "dropout": 0.0,
+    "label_smoothing": 0.0,
+    "vocab_size": 320,
+}
+TRAINED = {"encoder_weights": "none", "freeze_encoder": False}
+
+
+def build(seed=0, **changes):
+    config = CaptionerConfig(**{**TINY, **changes})
+    texts = [
+        text for captions in CAPTIONS.values() for text in Captioner.training_texts(config, {"captions": captions})
+    ]
+    torch.manual_seed(seed)
+    return Captioner(config, Captioner.learn_assets(config, texts))
+
+
+def image(colour, frames=1):
+    return np.broadcast_to(np.array(COLOURS[colour], dtype=np.uint8), (frames, SIZE, SIZE, 3)).copy()
+
+
+def samples_of(model, with_target=True, frames=1):
+    preprocess = Captioner.preprocess(model.config, model.assets)
+    return [preprocess(Inputs(image(c, frames), {"captions": CAPTIONS[c]}), with_target) for c in COLOURS]
+
+
+def fit(model, batch, steps, learning_rate=1e-2):
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    model.train()
+    for _ in range(steps):
+        loss = model(batch)
+        (loss.total / loss.count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    return float(loss.total.detach() / loss.count)
+
+
+# ---- text and preprocessing ----
+@pytest.mark.parametrize(
+    ("raw", "plain"),
+    [
+        ("A man 's dog , running .", "a man s dog running"),
+        ('The man\'s T-shirt says "Stop!"', "the man's t-shirt says stop"),
+        (" - Äpfel -- 'und' Birnen…\n", "äpfel und birnen"),
+    ],
+)
+def test_plain_caption(raw, plain):
+    assert plain_caption(raw, 100) == plain
+
+
+def test_sample():
+    model = build()
+    sample = samples_of(model)[0]
+    tokenizer = Tokenizer(model.assets[TOKENIZER])
+    assert {name: array.dtype for name, array in sample.items()} == {
+        "frames": np.uint8,
+        "frame_count": np.int64,
+        "length": np.int64,
+        "captions": np.int32,
+        "references": np.uint8,
+    }
+    assert [tokenizer.decode(row) for row in sample["captions"]] == ["a red square", "the whole image is red"]
+    assert (sample["captions"][:, 0] == BOS).all()
+    assert ((sample["captions"] == EOS).sum(1) == 1).all()
+    assert unpack_json(sample["references"]) == CAPTIONS["red"]
+    assert sample["length"] == sample["captions"].shape[1]
+    assert set(samples_of(model, with_target=False)[0]) == {"frames", "frame_count", "length"}
+
+
+def test_preprocess_is_picklable_and_knows_its_visual():
+    model = build()
+    preprocess = pickle.loads(pickle.dumps(Captioner.preprocess(model.config, model.assets)))
+    assert (preprocess.visual.height, preprocess.visual.width, preprocess.visual.frames) == (SIZE, SIZE, 4)
+    assert preprocess(Inputs(image("red"), {}), False)["frames"].shape == (1, SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"captions": ["a red square"]}, {"caption": "a red square"}, {"text": "A red square.\n"}]
+)
+def test_where_captions_come_from(fields):
+    model = build()
+    sample = Captioner.preprocess(model.config, model.assets)(Inputs(image("red"), fields), True)
+    assert Tokenizer(model.assets[TOKENIZER]).decode(sample["captions"][0]) == "a red square"
+
+
+def test_unusable_captions_are_left_out_and_many_are_cut():
+    model = build(max_captions=2, max_caption_tokens=12, max_characters=200)
+    preprocess = Captioner.preprocess(model.config, model.assets)
+    fields = {"captions": ["x" * 201, "...", "a red square", None, "qwertz uiopü asdfg hjkl", "red", "blue"]}
+    sample = preprocess(Inputs(image("red"), fields), True)
+    tokenizer = Tokenizer(model.assets[TOKENIZER])
+    assert [tokenizer.decode(row) for row in sample["captions"]] == ["a red square", "red"]
+    assert len(unpack_json(sample["references"])) == 7
+
+
+@pytest.mark.parametrize(
+    ("media", "fields", "message"),
+    [
+        (None, {}, "MediaMissing"),
+        (np.zeros((1, SIZE, SIZE + 1, 3), np.uint8), {}, "MediaShape: media is uint8"),
+        (np.zeros((1, SIZE, SIZE, 3), np.float32), {}, "MediaShape: media is float32"),
+        (np.zeros((0, SIZE, SIZE, 3), np.uint8), {}, "MediaShape"),
+        (image("red"), {}, "CaptionsMissing"),
+        (image("red"), {"captions": []}, "CaptionsMissing"),
+        (image("red"), {"captions": ["", "!"]}, "EmptyText: caption has no word"),
+        (image("red"), {"captions": ["red " * 100]}, "TextTooLong: caption has 100 tokens"),
+    ],
+)
+def test_bad_rows(media, fields, message):
+    model = build()
+    with pytest.raises(BadSample, match=message):
+        Captioner.preprocess(model.config, model.assets)(Inputs(media, fields), True)
+
+
+# ---- the encoder ----
+def test_encoder_is_the_timm_net_on_normalised_pixels(monkeypatch):
+    monkeypatch.setattr("hybrid_models.contract.bf16_is_fast", lambda device: False)
+    encoder = Encoder(ENCODER, SIZE).eval()
+    frames = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8)
+    config = encoder.cnn.pretrained_cfg
+    pixels = (frames.float() / 255 - torch.tensor(config["mean"])) / torch.tensor(config["std"])
+    expected = encoder.cnn.forward_features(pixels.permute(0, 3, 1, 2))
+    found = encoder(frames)
+    assert found.shape == (2, expected.shape[2] * expected.shape[3], encoder.channels)
+    torch.testing.assert_close(found[:, 0], expected[:, :, 0, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[:, -1], expected[:, :, -1, -1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("no_such_net", "'no_such_net' cannot be built"), ("test_vit", "'test_vit'")]
+)
+def test_wrong_encoders(name, message):
+    with pytest.raises(UsageError, match=message):
+        Encoder(name, SIZE)
+
+
+def test_pretrained_weights_are_loaded_strictly_without_their_classifier():
+    model = build()
+    assert model.pretrained() == {"encoder": "hub"}
+    assert build(**TRAINED).pretrained() == {}
+    torch.manual_seed(7)
+    weights = timm.create_model(ENCODER, pretrained=False, num_classes=10).state_dict()
+    model.load_pretrained("encoder", weights)
+    torch.testing.assert_close(model.encoder.cnn.state_dict()["conv1.0.weight"], weights["conv1.0.weight"])
+    head = [key for key in weights if key.startswith("fc.")]
+    assert head
+    without = {key: value for key, value in weights.items() if key not in head and "num_batches_tracked" not in key}
+    model.load_pretrained("encoder", without)
+
+    with pytest.raises(UsageError, match=r"conv1\.0\.weight is missing"):
+        model.load_pretrained("encoder", {key: value for key, value in weights.items() if key != "conv1.0.weight"})
+    with pytest.raises(UsageError, match="strange is unknown"):
+        model.load_pretrained("encoder", {**weights, "strange": torch.zeros(1)})
+    with pytest.raises(UsageError, match=r"conv1\.0\.weight is \[2\]"):
+        model.load_pretrained("encoder", {**weights, "conv1.0.weight": torch.zeros(2)})
+    with pytest.raises(UsageError, match="no pretrained part 'decoder'"):
+        model.load_pretrained("decoder", weights)
+
+
+def test_a_hub_out_of_reach_is_explained(monkeypatch):
+    model = build()
+
+    def unreachable(*args, pretrained, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(UsageError, match=r"could not be fetched \(no network\)"):
+        model.load_pretrained("encoder", None)
+
+
+def test_the_constructor_never_fetches_weights(monkeypatch):
+    asked = []
+    original = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: (asked.append(k["pretrained"]), original(*a, **k))[1])
+    build(encoder_weights="hub")
+    assert asked == [False]
+
+
+def test_a_frozen_encoder_stays_as_it_is():
+    model = build().train()
+    before = {key: value.clone() for key, value in model.encoder.state_dict().items()}
+    assert not model.encoder.training
+    assert model.decoder.training
+    fit(model, model.collate(samples_of(model)), 2)
+    torch.testing.assert_close(model.encoder.state_dict(), before, rtol=0, atol=0)
+    assert build(**TRAINED).train().encoder.training
+
+
+# ---- features ----
+def test_pool_time_is_each_clips_mean():
+    features = torch.arange(12.0).view(6, 2, 1)
+    pooled = pool_time(features, torch.tensor([1, 3, 2]))
+    expected = torch.stack([features[:1].mean(0), features[1:4].mean(0), features[4:].mean(0)])
+    torch.testing.assert_close(pooled, expected)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_features_stand_for_frames(attention):
+    model = build(attention=attention).eval()
+    samples = [*samples_of(model), *samples_of(model, frames=3)]
+    featurized = model.featurize(samples)
+    assert model.has_frozen_features
+    cells = (SIZE // 32) ** 2 if attention else 1
+    assert all(sample["features"].dtype == np.float16 for sample in featurized)
+    assert all(sample["features"].shape == (cells, model.encoder.channels) for sample in featurized)
+    assert all(
+        "frames" not in sample and sample["frame_count"] == (1, 3)[i // 3] for i, sample in enumerate(featurized)
+    )
+    from_frames, from_features = (model(model.collate(form)) for form in (samples, featurized))
+    assert int(from_frames.count) == int(from_features.count)
+    torch.testing.assert_close(from_frames.total, from_features.total, rtol=2e-3, atol=1e-3)
+
+
+def test_padding_of_a_batch_changes_no_features():
+    model = build().eval()
+    red, green = samples_of(model, frames=2)[0], samples_of(model, frames=4)[1]
+    with torch.inference_mode():
+        together = model._look(model.collate([red, green]))
+        alone = [model._look(model.collate([sample])) for sample in (red, green)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=2e-2, rtol=2e-2)
+
+
+def test_a_trained_encoder_has_no_frozen_features():
+    model = build(**TRAINED)
+    samples = samples_of(model)
+    assert not model.has_frozen_features
+    assert all("frames" in sample for sample in model.featurize(samples))
+
+
+# ---- learning and prediction ----
+def test_captions_that_a_sample_lacks_cost_nothing():
+    model = build().eval()
+    samples = model.featurize(samples_of(model))
+    one = {**samples[0], "captions": samples[0]["captions"][:1]}
+    together = model(model.collate([one, samples[1]]))
+    alone = [model(model.collate([sample])) for sample in (one, samples[1])]
+    assert int(together.count) == int(alone[0].count + alone[1].count)
+    torch.testing.assert_close(together.total, alone[0].total + alone[1].total, rtol=2e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention": True, "cell": "lstm"},
+        {"attention": True, "cell": "gru"},
+        {"attention": False, "cell": "lstm"},
+        {"attention": False, "cell": "gru"},
+        {"attention": True, "cell": "lstm", **TRAINED},
+    ],
+)
+def test_learns_its_batch_by_heart(changes):
+    model = build(**changes)
+    samples = [
+        {**sample, "captions": sample["captions"][:1]} for sample in samples_of(model)
+    ]  # one caption each, or there is no single right answer
+    assert fit(model, model.collate(model.featurize(samples)), 100) < 0.1
+    if model.config.freeze_encoder:  # with so few images, batch norm's running means are not those of the batch
+        assert model.caption([image(colour)[0] for colour in COLOURS]) == [f"a {colour} square" for colour in COLOURS]
+
+
+def test_rows_fit_the_schema_in_order():
+    model = build()
+    fit(model, model.collate(model.featurize(samples_of(model))), 60)
+    samples = [*samples_of(model), *samples_of(model, frames=3)]
+    rows = model.predict(model.collate(samples), CaptionerDecoding(beam_size=2))
+    table = pa.Table.from_pylist(rows, schema=Captioner.payload_schema)
+    assert table["frames"].to_pylist() == [1, 1, 1, 3, 3, 3]
+    assert all(colour in caption for colour, caption in zip([*COLOURS] * 2, table["caption"].to_pylist(), strict=True))
+    assert all(score < 0 for score in table["score"].to_pylist())
+    assert all(0 < tokens <= 40 for tokens in table["caption_tokens"].to_pylist())
+
+
+def test_caption_takes_images_arrays_and_clips_of_any_size():
+    model = build()
+    media = [
+        Image.new("L", (50, 20), 200),
+        Image.new("RGBA", (20, 50)),
+        np.zeros((70, 40, 3), np.uint8),
+        np.zeros((9, 40, 70, 3), np.uint8),
+    ]
+    captions = model.caption(media, batch_size=3, beam_size=1, max_length=5)
+    assert len(captions) == 4
+    assert captions[2] == captions[3]
+    with pytest.raises(BadSample, match="no uint8 image"):
+        model.caption([np.zeros((4, 4), np.uint8)])
+
+
+def test_a_clip_is_sampled_uniformly():
+    model = build()
+    clip = np.stack([image("red")[0], *[image("green")[0]] * 4, image("blue")[0]] * 1)
+    seen = []
+    original = model.collate
+    model.collate = lambda samples: (seen.extend(samples), original(samples))[1]
+    model.caption([clip], beam_size=1, max_length=2)
+    assert seen[0]["frames"][:, 0, 0].tolist() == [list(COLOURS[c]) for c in ("red", "green", "green", "blue")]
+
+
+# ---- judgement and configuration ----
+def test_record_and_summary():
+    model = build()
+    sample = samples_of(model)[0]
+    record = model.record(sample, {"caption": "a red square"})
+    assert record == {"hypothesis": "a red square", "references": CAPTIONS["red"]}
+    records = [
+        {
+            "hypothesis": f"a {colour} square on the grey ground",
+            "references": [f"A {colour} square on the grey ground."],
+        }
+        for colour in COLOURS
+    ] + [{"hypothesis": "a red square on the grey ground", "references": ["A red square on the grey ground."]}]
+    summary = Captioner.summarise(records)
+    assert set(summary["metrics"]) == set(Captioner.metrics)
+    assert summary["metrics"]["bleu4"] == pytest.approx(100.0)
+    assert summary["baseline"]["name"] == "most frequent caption"
+    assert summary["details"]["baseline_caption"] == "a red square on the grey ground"
+    assert summary["baseline"]["bleu4"] < summary["metrics"]["bleu4"]
+    assert summary["baseline"]["cider_d"] < summary["metrics"]["cider_d"]
+    assert summary["details"]["different_captions"] == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"image_size": 0}, "image_size is 0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"cell": "rnn"}, "cell is 'rnn': it must be one of gru, lstm"),
+        ({"vocab_size": 10}, "vocab_size is 10"),
+        ({"encoder_weights": "none"}, "random net"),
+    ],
+)
+def test_wrong_configuration(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        CaptionerConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"beam_size": 0}, {"max_length": 0}])
+def test_wrong_decoding(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        CaptionerDecoding(**wrong)
+
+
+def test_missing_tokenizer():
+    with pytest.raises(UsageError, match=r"captioner has no tokenizer\.json"):
+        Captioner(CaptionerConfig(**TINY), {})

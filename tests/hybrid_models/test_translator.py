@@ -1,0 +1,257 @@
+"""The translator: preprocessing, padding, learning, decoding and judgement."""
+
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from hybrid_models.contract import BadSample, Inputs, UsageError
+from hybrid_models.text import BOS, EOS, PAD, Tokenizer, unpack_json
+from hybrid_models.translator import SOURCE_TOKENIZER, TOKENIZER, Translator, TranslatorConfig, TranslatorDecoding
+
+PAIRS = {
+    "a dog runs": "ein Hund rennt",
+    "a red dog runs over the street": "ein roter Hund rennt über die Straße",
+    "two men sit": "zwei Männer sitzen",
+    "the woman sees two dogs in a park": "die Frau sieht zwei Hunde in einem Park",
+    "a child": "ein Kind",
+    "the child sees a dog": "das Kind sieht einen Hund",
+}
+ROWS = [{"en": source, "de": target} for source, target in PAIRS.items()]
+TINY = TranslatorConfig(
+    vocab_size=330, embedding_size=32, hidden_size=48, attention_size=24, dropout=0.0, label_smoothing=0.0
+)
+
+
+def build(config=TINY, seed=0):
+    texts = [text for row in ROWS for text in Translator.training_texts(config, row)]
+    torch.manual_seed(seed)
+    return Translator(config, Translator.learn_assets(config, texts))
+
+
+def samples_of(model, with_target=True):
+    preprocess = Translator.preprocess(model.config, model.assets)
+    return [preprocess(Inputs(None, row), with_target) for row in ROWS]
+
+
+def fit(model, steps, learning_rate=5e-3):
+    batch = model.collate(samples_of(model))
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    model.train()
+    for _ in range(steps):
+        loss = model(batch)
+        (loss.total / loss.count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    return float(loss.total.detach() / loss.count)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build().eval()
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    model = build()
+    assert fit(model, 250) < 0.05
+    return model
+
+
+# ---- preprocessing ----
+def test_sample(model):
+    sample = samples_of(model)[1]
+    tokenizer = Tokenizer(model.assets[TOKENIZER])
+    assert {name: array.dtype for name, array in sample.items()} == {
+        "source": np.int32,
+        "target": np.int32,
+        "length": np.int64,
+        "reference": np.uint8,
+    }
+    assert sample["source"][-1] == EOS
+    assert tokenizer.decode(sample["source"]) == ROWS[1]["en"]
+    assert tokenizer.decode(sample["target"]) == ROWS[1]["de"]
+    assert unpack_json(sample["reference"]) == ROWS[1]["de"]
+    assert sample["length"] == len(sample["source"]) + len(sample["target"])
+    assert set(samples_of(model, with_target=False)[0]) == {"source", "length"}
+
+
+def test_source_falls_back_to_text(model):
+    preprocess = Translator.preprocess(model.config, model.assets)
+    named, fallen = (preprocess(Inputs(None, {key: "a dog"}), False)["source"] for key in ("en", "text"))
+    assert named.tolist() == fallen.tolist()
+
+
+def test_preprocess_is_picklable(model):
+    preprocess = pickle.loads(pickle.dumps(Translator.preprocess(model.config, model.assets)))
+    assert preprocess(Inputs(None, ROWS[0]), True)["source"].tolist() == samples_of(model)[0]["source"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("fields", "with_target", "message"),
+    [
+        ({}, False, "TextMissing: field 'en'"),
+        ({"en": " "}, False, "EmptyText: field 'en'"),
+        ({"en": "x" * 4001}, False, "TextTooLong: field 'en' has 4001 characters"),
+        ({"en": "ÿ" * 300}, False, r"TextTooLong: field 'en' has \d+ tokens, at most 256"),
+        ({"en": "a dog"}, True, "TextMissing: field 'de'"),
+        ({"en": "a dog", "text": "ein Hund"}, True, "TextMissing: field 'de'"),
+    ],
+)
+def test_bad_rows(model, fields, with_target, message):
+    with pytest.raises(BadSample, match=message):
+        Translator.preprocess(model.config, model.assets)(Inputs(None, fields), with_target)
+
+
+def test_separate_vocabularies():
+    config = TranslatorConfig(**{**vars(TINY), "joint_vocabulary": False})
+    model = build(config)
+    source, target = Tokenizer(model.assets[SOURCE_TOKENIZER]), Tokenizer(model.assets[TOKENIZER])
+    assert len(source.encode("child", 9)) < len(target.encode("child", 9))
+    assert len(target.encode("Hund", 9)) < len(source.encode("Hund", 9))
+    assert len(model.embedding.weight) == len(source)
+    assert model.translate(["a dog"], beam_size=1)
+    with pytest.raises(UsageError, match=r"no source_tokenizer\.json"):
+        Translator(config, {TOKENIZER: model.assets[TOKENIZER]})
+
+
+def test_bad_rows_teach_nothing():
+    assert Translator.training_texts(TINY, {"en": "a", "de": ""}) == []
+    assert Translator.training_texts(TINY, {"text": "a", "de": "b\tc"}) == ["source\ta", "target\tb c"]
+
+
+# ---- the net ----
+def test_collate(model):
+    batch = model.collate(samples_of(model))
+    assert batch["source_length"].tolist() == (batch["source"] != PAD).sum(1).tolist()
+    assert (batch["target"][:, 0] == BOS).all()
+    assert ((batch["target"] == EOS).sum(1) == 1).all()
+    assert "target" not in model.collate(samples_of(model, with_target=False))
+
+
+def test_padding_changes_neither_state_nor_memory(model):
+    samples = samples_of(model)
+    state, memory = model.encode(model.collate(samples))
+    for i, sample in enumerate(samples):
+        alone_state, alone = model.encode(model.collate([sample]))
+        length = len(sample["source"])
+        torch.testing.assert_close(state["hidden"][i], alone_state["hidden"][0], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(memory["keys"][i, :length], alone["keys"][0], atol=1e-6, rtol=1e-5)
+        assert memory["mask"][i].tolist() == [True] * length + [False] * (memory["mask"].shape[1] - length)
+
+
+def test_loss_of_a_batch_is_the_sum_of_its_samples(model, monkeypatch):
+    monkeypatch.setattr("hybrid_models.contract.bf16_is_fast", lambda device: False)
+    samples = samples_of(model)
+    together = model(model.collate(samples))
+    alone = [model(model.collate([sample])) for sample in samples]
+    assert int(together.count) == sum(int(loss.count) for loss in alone)
+    assert int(together.count) == sum(len(sample["target"]) + 1 for sample in samples)
+    torch.testing.assert_close(together.total, torch.stack([loss.total for loss in alone]).sum())
+
+
+def test_untrained_loss_is_that_of_guessing(model):
+    loss = model(model.collate(samples_of(model)))
+    vocabulary = len(Tokenizer(model.assets[TOKENIZER]))
+    assert float(loss.total.detach() / loss.count) == pytest.approx(np.log(vocabulary), rel=0.1)
+
+
+def test_label_smoothing_is_for_training_only():
+    smoothed = build(TranslatorConfig(**{**vars(TINY), "label_smoothing": 0.5}))
+    plain = build()
+    smoothed.load_state_dict(plain.state_dict())
+    batch = plain.collate(samples_of(plain))
+    assert smoothed.eval()(batch).total.item() == plain.eval()(batch).total.item()
+    assert smoothed.train()(batch).total.item() != plain.train()(batch).total.item()
+
+
+def test_state_dict_shares_no_tensors_and_restores():
+    model, other = build(), build(seed=1)
+    pointers = [tensor.data_ptr() for tensor in model.state_dict().values()]
+    assert len(pointers) == len(set(pointers))
+    other.load_state_dict(model.state_dict())
+    batch = model.collate(samples_of(model))
+    assert other.eval()(batch).total.item() == model.eval()(batch).total.item()
+
+
+# ---- prediction ----
+@pytest.mark.parametrize("beam_size", [1, 5])
+def test_learns_its_batch_by_heart(fitted, beam_size):
+    assert fitted.translate(list(PAIRS), beam_size=beam_size) == list(PAIRS.values())
+
+
+def test_rows_fit_the_schema_in_order(fitted):
+    rows = fitted.predict(fitted.collate(samples_of(fitted)), TranslatorDecoding())
+    table = pa.Table.from_pylist(rows, schema=Translator.payload_schema)
+    assert table["source"].to_pylist() == list(PAIRS)
+    assert table["translation"].to_pylist() == list(PAIRS.values())
+    assert table["source_tokens"].to_pylist() == [len(sample["source"]) - 1 for sample in samples_of(fitted)]
+    assert table["target_tokens"].to_pylist() == [len(sample["target"]) for sample in samples_of(fitted)]
+    assert all(-1 < score < 0 for score in table["score"].to_pylist())
+
+
+def test_translate_in_small_batches_and_without_sentences(fitted):
+    assert fitted.translate(list(PAIRS), batch_size=2) == list(PAIRS.values())
+    assert fitted.translate([]) == []
+
+
+def test_predict_leaves_mode_and_gradients_as_they_were():
+    model = build().train()
+    rows = model.predict(model.collate(samples_of(model)), TranslatorDecoding(max_length=3))
+    assert model.training
+    assert all(row["target_tokens"] <= 3 for row in rows)
+    loss = model(model.collate(samples_of(model)))
+    loss.total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_length_limits():
+    decoding = TranslatorDecoding(max_length_ratio=1.5, max_length_extra=2, max_length=20)
+    assert decoding.limits(torch.tensor([1, 4, 100])).tolist() == [3, 8, 20]
+
+
+# ---- judgement and configuration ----
+def test_record_and_summary(fitted):
+    samples = samples_of(fitted)
+    rows = fitted.predict(fitted.collate(samples), TranslatorDecoding())
+    records = [fitted.record(sample, row) for sample, row in zip(samples, rows, strict=True)]
+    assert records[0] == {"hypothesis": "ein Hund rennt", "references": ["ein Hund rennt"], "source": "a dog runs"}
+    summary = Translator.summarise(records)
+    assert summary["metrics"] == pytest.approx({"bleu": 100.0, "chrf": 100.0})
+    assert set(summary["metrics"]) == set(Translator.metrics)
+    assert summary["baseline"]["name"] == "copy the source"
+    assert 0 <= summary["baseline"]["bleu"] < 20
+    assert "tok:13a" in summary["details"]["bleu_signature"]
+    assert summary["details"]["samples"] == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"label_smoothing": -0.1}, "label_smoothing"),
+        ({"vocab_size": 259}, "vocab_size is 259"),
+        ({"target": "en"}, "source and target are both 'en'"),
+    ],
+)
+def test_wrong_configuration(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        TranslatorConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"beam_size": 0}, {"length_penalty": -1.0}, {"max_length": 0}, {"max_length_ratio": -1.0}]
+)
+def test_wrong_decoding(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        TranslatorDecoding(**wrong)
+
+
+def test_missing_tokenizer():
+    with pytest.raises(UsageError, match=r"translator has no tokenizer\.json"):
+        Translator(TINY, {})
