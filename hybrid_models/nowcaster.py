@@ -1,0 +1,346 @@
+"""Nowcaster: rain of the next hour from radar frames of the last half hour, by a ConvLSTM encoder and forecaster.
+
+The network itself is in `encoder_forecaster`; here are its data, loss, output table and judgement. Rain is in mm/h
+everywhere outside the network, NaN where no radar looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+from hybrid_models.contract import (
+    BadSample,
+    Batch,
+    DecodingConfig,
+    Hybrid,
+    HybridConfig,
+    Inputs,
+    Loss,
+    Preprocess,
+    Sample,
+    UsageError,
+    Window,
+    module_device,
+)
+from hybrid_models.decoding import inference
+from hybrid_models.encoder_forecaster import EncoderForecaster
+from hybrid_models.metrics import RAIN_THRESHOLDS
+from hybrid_models.rain_verification import summarise_by_lead, verification_record
+
+WET_MM_H = 0.1
+"""A pixel with at least this much rain is wet; also the rain rate up to which the network's scale is linear."""
+MAX_MM_H = 100.0
+"""The most that is forecast (1 on the network's scale)."""
+IMPOSSIBLE_MM_H = 2000.0
+"""More than any radar has measured: the unit must be wrong."""
+UNKNOWN_TIME = -1
+"""`issue_time` of a sample that has none."""
+
+
+@dataclass(frozen=True)
+class NowcasterConfig(HybridConfig):
+    """Architecture and preprocessing of a nowcaster.
+
+    Raises:
+        UsageError: a size or weight is out of its range, or sizes do not fit together.
+    """
+
+    past_frames: int = 6
+    """Frames that the network sees, the newest last."""
+    horizon_minutes: int = 60
+    """How far ahead it forecasts: as many lead times as time steps fit in."""
+    height: int = 256
+    """Rows of the grid that samples must have."""
+    width: int = 256
+    """Columns of the grid that samples must have."""
+    unit: Literal["mm/h", "intensity"] = "mm/h"
+    """What frames hold: rain rate in mm/h, or video of intensities 0 … 255, which the network sees as 0 … 1."""
+    motion: bool = True
+    """Move frames along their optical flow and forecast what changes on the way; off for video that is no flow."""
+    patch: int = 8
+    """Side of the square of pixels that becomes one cell of the network's grid."""
+    hidden_dims: tuple[int, ...] = (64,)
+    """Channels of each ConvLSTM layer, the same in encoder and forecaster."""
+    kernel_size: int = 3
+    """Width of the ConvLSTMs' square kernels; odd."""
+    heavy_weight: float = 4.0
+    """How much more a pixel at the top of the network's scale counts in the loss than one at its bottom."""
+    augment: bool = True
+    """Train on random quarter turns and mirror images too; off where up is not down."""
+
+    def __post_init__(self) -> None:
+        positive = ("past_frames", "horizon_minutes", "height", "width", "patch", "kernel_size")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.unit not in ("mm/h", "intensity"):
+            raise UsageError(f"unit is '{self.unit}': it must be 'mm/h' or 'intensity'")
+        if not self.hidden_dims or min(self.hidden_dims) < 1:
+            raise UsageError(f"hidden_dims is {self.hidden_dims}: name at least one layer's channels, such as (64,)")
+        if self.kernel_size % 2 == 0:
+            raise UsageError(f"kernel_size is {self.kernel_size}: it must be odd, to keep the grid")
+        if self.motion and self.past_frames < 2:
+            raise UsageError("past_frames is 1: motion needs at least 2 frames, or set motion to False")
+        if self.heavy_weight < 0:
+            raise UsageError(f"heavy_weight is {self.heavy_weight}: it must be 0 or more")
+        if self.augment and self.height != self.width:
+            raise UsageError(
+                f"grid {self.height}×{self.width} cannot be turned: make it square or set augment to False"
+            )
+
+
+@dataclass(frozen=True)
+class NowcasterDecoding(DecodingConfig):
+    """A nowcast has no decoding options."""
+
+
+# ---- rows to samples -----------------------------------------------------------------------------------------------
+class NowcasterPreprocess(Preprocess):
+    """Checks a window of frames and splits it at the issue time.
+
+    The sample: `past` float16 `[P, H, W]` (mm/h with NaN, or intensity 0 … 1), `step_minutes` float32, `n_leads` int32,
+    `issue_time` int64 (microseconds since 1970 UTC, -1 if unknown), `length`; with target `future` float16 `[L, H, W]`.
+    float16 keeps rain apart at the hundredth below 16 mm/h, finer than radars measure.
+    """
+
+    def __init__(self, config: NowcasterConfig) -> None:
+        self.config = config
+        self.window = Window(config.past_frames, config.horizon_minutes)
+
+    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
+        config = self.config
+        step_minutes = _step_minutes(inputs.fields)
+        n_leads = int(config.horizon_minutes / step_minutes + 1e-6)
+        if n_leads < 1:
+            raise BadSample(
+                "StepError", f"a step of {step_minutes:g} min exceeds the horizon, {config.horizon_minutes} min"
+            )
+        needed = config.past_frames + (n_leads if with_target else 0)
+        frames = self._frames(inputs.media, needed)
+        past, future = frames[: config.past_frames], frames[config.past_frames :]
+        if not np.isfinite(past[-1]).any():
+            raise BadSample("CoverageError", "the newest frame is missing everywhere: nothing to start a nowcast from")
+        sample: dict[str, Any] = {
+            "past": past,
+            "step_minutes": np.float32(step_minutes),
+            "n_leads": np.int32(n_leads),
+            "issue_time": np.int64(_issue_time(inputs.fields)),
+            "length": np.int64(config.past_frames + n_leads),
+        }
+        if with_target:
+            if not np.isfinite(future).any():
+                raise BadSample("CoverageError", "the observed future is missing everywhere: nothing to learn from")
+            sample["future"] = future
+        return {name: np.asarray(value) for name, value in sample.items()}
+
+    def _frames(self, media: np.ndarray | None, needed: int) -> np.ndarray:
+        """The first `needed` frames as float16, in the sample's unit."""
+        config = self.config
+        if media is None:
+            raise BadSample("MediaError", "the row has no frames: expected an array [time, height, width]")
+        if media.ndim != 3:
+            raise BadSample("ShapeError", f"frames of shape {media.shape}: expected [time, height, width]")
+        if media.shape[1:] != (config.height, config.width):
+            has, wants = "×".join(map(str, media.shape[1:])), f"{config.height}×{config.width}"
+            fix = "cut it with `hybrid prepare radar --crop` or train for this grid"
+            raise BadSample("GridError", f"the grid is {has}, the model's is {wants}: {fix}")
+        if len(media) < needed:
+            raise BadSample("LengthError", f"{len(media)} frames where {needed} are needed")
+        frames = media[:needed].astype(np.float32)
+        top, unit = (IMPOSSIBLE_MM_H, "mm/h") if config.unit == "mm/h" else (255.0, "intensity")
+        lowest, highest = np.fmin.reduce(frames, axis=None), np.fmax.reduce(frames, axis=None)
+        if lowest < 0 or highest > top:
+            raise BadSample("RangeError", f"values from {lowest:g} to {highest:g}: {unit} lies within 0 … {top:g}")
+        return (frames if config.unit == "mm/h" else frames / 255).astype(np.float16)
+
+
+def _step_minutes(fields: Mapping[str, Any]) -> float:
+    """Minutes between frames; 1 for video, whose leads are counted in frames."""
+    value = fields.get("step_minutes")
+    try:
+        step = 1.0 if value is None else float(value)
+    except (TypeError, ValueError):
+        step = float("nan")
+    if not 0 < step < float("inf"):
+        raise BadSample("StepError", f"step_minutes is {value!r}: it must be a positive number")
+    return step
+
+
+def _issue_time(fields: Mapping[str, Any]) -> int:
+    """Microseconds since 1970 UTC; a time without zone is UTC."""
+    text = fields.get("issue_time")
+    if text is None:
+        return UNKNOWN_TIME
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        raise BadSample("TimeError", f"issue_time is {text!r}: it must be an ISO 8601 time") from None
+    since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+# ---- the hybrid ----------------------------------------------------------------------------------------------------
+class Nowcaster(Hybrid):
+    """Frames in, frames out. See `Hybrid` for the methods' contract."""
+
+    name: ClassVar[str] = "nowcaster"
+    table: ClassVar[str] = "nowcasts"
+    Config: ClassVar[type[HybridConfig]] = NowcasterConfig
+    Decoding: ClassVar[type[DecodingConfig]] = NowcasterDecoding
+    payload_schema: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("issue_time", pa.timestamp("us", tz="UTC")),
+            ("step_minutes", pa.float32()),
+            ("lead_minutes", pa.list_(pa.float32())),
+            ("mean_mm_h", pa.list_(pa.float32())),
+            ("max_mm_h", pa.list_(pa.float32())),
+            ("wet_fraction", pa.list_(pa.float32())),
+            ("frames", pa.binary()),
+            ("frames_shape", pa.list_(pa.int32())),
+        ]
+    )
+    """`frames` is float16, little-endian, C order, of shape `frames_shape` = [leads, height, width], in mm/h (0 … 1 for
+    intensities); the lists have one value per lead time, over the pixels that the newest radar frame covers."""
+    schema_version: ClassVar[int] = 1
+    metrics: ClassVar[Mapping[str, bool]] = {"csi_1": True, "csi_5": True, "mse": False, "mae": False}
+
+    def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
+        super().__init__(config, assets)
+        self.config: NowcasterConfig = cast(NowcasterConfig, config)
+        self.net = EncoderForecaster(
+            self.config.patch, self.config.hidden_dims, self.config.kernel_size, self.config.motion
+        )
+
+    @classmethod
+    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
+        return NowcasterPreprocess(cast(NowcasterConfig, config))
+
+    def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
+        """`past` float16 [B,P,H,W]; `step_minutes`, `n_leads`, `issue_time` [B]; `future` float16 [B,L,H,W] with L the
+        most leads in the batch, NaN (no loss) beyond a sample's own."""
+        if rng is not None and self.config.augment:
+            samples = [_turned(sample, rng) for sample in samples]
+        batch = {
+            name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
+            for name in ("past", "step_minutes", "n_leads", "issue_time")
+        }
+        if all("future" in sample for sample in samples):
+            futures = [torch.from_numpy(np.ascontiguousarray(sample["future"])) for sample in samples]
+            batch["future"] = torch.nn.utils.rnn.pad_sequence(futures, batch_first=True, padding_value=torch.nan)
+        return batch
+
+    def forward(self, batch: Batch) -> Loss:
+        """Absolute error on the network's scale over observed pixels, heavier for heavy rain (after Shi et al. 2017)."""
+        observed = batch["future"].float()
+        forecast = self.forecast(batch["past"], batch["step_minutes"], observed.shape[1])
+        valid = torch.isfinite(observed)
+        truth = self._to_scale(torch.nan_to_num(observed))
+        errors = (1 + self.config.heavy_weight * truth) * (forecast - truth).abs()
+        return Loss((errors * valid).sum(), valid.sum())
+
+    def forecast(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> Tensor:
+        """Forecasts `[B, n_leads, H, W]` on the network's scale from `past` `[B, P, H, W]` (NaN = missing) of any grid.
+
+        Args:
+            step_minutes: `[B]` minutes between frames, past and future.
+        """
+        height, width = past.shape[-2:]
+        past = past[:, -self.config.past_frames :].float()
+        covered = torch.isfinite(past).to(past.dtype)
+        frames = self._to_scale(torch.nan_to_num(past))
+        padding = (0, -width % self.config.patch, 0, -height % self.config.patch)
+        frames, covered = F.pad(frames, padding), F.pad(covered, padding)
+        return self.net(frames, covered, step_minutes.float(), n_leads)[..., :height, :width]
+
+    def nowcast(self, past: np.ndarray, n_leads: int, step_minutes: float) -> np.ndarray:
+        """Frames of the next `n_leads` steps `[n_leads, H, W]` from at least `past_frames` past ones `[time, H, W]`.
+
+        Both in mm/h, NaN where nothing was measured (intensity 0 … 1 for video); any grid.
+
+        Raises:
+            UsageError: too few past frames.
+        """
+        if past.ndim != 3 or len(past) < self.config.past_frames:
+            raise UsageError(f"past is {past.shape}: [time, H, W] with at least {self.config.past_frames} frames")
+        device = module_device(self)
+        frames = torch.from_numpy(np.ascontiguousarray(past[-self.config.past_frames :], np.float32)).to(device)
+        with inference(self):
+            forecast = self.forecast(frames[None], torch.tensor([float(step_minutes)], device=device), n_leads)
+            return self._from_scale(forecast)[0].cpu().numpy()
+
+    def _to_scale(self, frames: Tensor) -> Tensor:
+        """mm/h → logarithmic 0 … 1; intensities stay as they are."""
+        if self.config.unit == "intensity":
+            return frames
+        return torch.log1p(frames.clamp(max=MAX_MM_H) / WET_MM_H) / np.log1p(MAX_MM_H / WET_MM_H)
+
+    def _from_scale(self, frames: Tensor) -> Tensor:
+        if self.config.unit == "intensity":
+            return frames
+        return WET_MM_H * torch.expm1(frames * np.log1p(MAX_MM_H / WET_MM_H))
+
+    def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
+        n_leads = batch["n_leads"].tolist()
+        with inference(self):
+            forecast = self._from_scale(self.forecast(batch["past"], batch["step_minutes"], max(n_leads)))
+        frames = forecast.cpu().numpy().astype("<f2")
+        covered = torch.isfinite(batch["past"][:, -1]).cpu().numpy()
+        return [
+            _payload_row(frames[i, :leads], covered[i], int(batch["issue_time"][i]), float(batch["step_minutes"][i]))
+            for i, leads in enumerate(n_leads)
+        ]
+
+    def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:
+        """Counts and error sums per lead time, of the nowcast and of persistence (the newest frame, unchanged)."""
+        forecast = np.frombuffer(output["frames"], "<f2").reshape(output["frames_shape"])
+        persistence = np.broadcast_to(sample["past"][-1], forecast.shape)
+        thresholds = RAIN_THRESHOLDS if self.config.unit == "mm/h" else ()
+        return {
+            "lead_minutes": list(output["lead_minutes"]),
+            "thresholds": list(thresholds),
+            "model": verification_record(forecast, sample["future"], thresholds),
+            "persistence": verification_record(persistence, sample["future"], thresholds),
+        }
+
+    @classmethod
+    def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """CSI averaged over lead times (rain only), MSE and MAE over all pixels, in the forecast's unit (mm/h, or
+        intensity 0 … 1); details by lead time; the baseline is persistence."""
+        metrics, details = summarise_by_lead(records, "model")
+        baseline, baseline_details = summarise_by_lead(records, "persistence")
+        details |= {"samples": len(records), "baseline": baseline_details}
+        return {"metrics": metrics, "baseline": {"name": "persistence", **baseline}, "details": details}
+
+
+def _turned(sample: Sample, rng: np.random.Generator) -> Sample:
+    """One of the eight turned or mirrored versions of a sample."""
+    turns, mirror = int(rng.integers(4)), int(rng.integers(2))
+    turned = dict(sample)
+    for name in ("past", "future"):
+        frames = np.rot90(sample[name], turns, axes=(1, 2))
+        turned[name] = np.ascontiguousarray(frames[..., ::-1] if mirror else frames)
+    return turned
+
+
+def _payload_row(frames: np.ndarray, covered: np.ndarray, issue_time: int, step_minutes: float) -> dict[str, Any]:
+    """One row of the table from float16 `frames` `[L, H, W]` and where the newest frame is `covered` `[H, W]`."""
+    seen = frames[:, covered].astype(np.float32)
+    return {
+        "issue_time": None if issue_time == UNKNOWN_TIME else issue_time,
+        "step_minutes": step_minutes,
+        "lead_minutes": [step_minutes * (lead + 1) for lead in range(len(frames))],
+        "mean_mm_h": seen.mean(1).tolist(),
+        "max_mm_h": seen.max(1).tolist(),
+        "wet_fraction": (seen >= WET_MM_H).mean(1).tolist(),
+        "frames": frames.tobytes(),
+        "frames_shape": list(frames.shape),
+    }
