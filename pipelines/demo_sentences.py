@@ -50,7 +50,8 @@ class Clause:
     def english_question(self) -> str:
         """`does the dog sleep in the garden`"""
         auxiliary = self._english_auxiliary() or ("do" if self.subject.plural else "does")
-        return _join(auxiliary, self.subject.english, self.verb.base, *self._english_rest())
+        negation = "not" if self.negated else ""
+        return _join(auxiliary, self.subject.english, negation, self.verb.base, *self._english_rest())
 
     def _english_rest(self) -> tuple[str, ...]:
         return (_english(self.object), self.place[0] if self.place else "", self.time[0] if self.time else "")

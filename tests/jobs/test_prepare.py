@@ -1,0 +1,73 @@
+"""The verb `prepare` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hybrid_models.contract import UsageError
+from jobs.prepare import main
+from tests.pipelines.test_public_data import COUNTS, make_mnist, make_multi30k, make_original, make_repacked
+from tests.pipelines.test_radar_data import make_events
+
+
+def test_every_source_gives_a_summary_that_json_can_hold(tmp_path: Path) -> None:
+    make_multi30k(tmp_path / "multi30k", COUNTS, packed=True)
+    make_repacked(tmp_path / "repacked", 12, 3, same={})
+    make_original(tmp_path / "original")
+    make_events(tmp_path / "radar")
+    make_mnist(tmp_path / "mnist")
+    out = str(tmp_path / "out")
+    calls = {
+        "multi30k": (["--source", str(tmp_path / "multi30k")], {"train": 7, "val": 2, "test": 3}),
+        "flickr8k": (["--source", str(tmp_path / "repacked"), "--val-images", "2"], {"train": 10, "val": 2, "test": 3}),
+        "radar": (
+            ["--source", str(tmp_path / "radar"), "--val", "a", "--test", "b", "c"],
+            {"train": 4, "val": 4, "test": 8},
+        ),
+        "moving-mnist": (
+            ["--source", str(tmp_path / "mnist"), "--train", "3", "--val", "2", "--test", "1", "--seed", "4"],
+            {"train": 3, "val": 2, "test": 1},
+        ),
+    }
+    for verb, (arguments, splits) in calls.items():
+        summary = main([verb, *arguments, "--out", f"{out}/{verb}"])
+        assert json.loads(json.dumps(summary)) == summary
+        assert (summary["dataset"], summary["out"], summary["splits"]) == (verb, f"{out}/{verb}", splits)
+        assert summary["bytes"] == sum(
+            p.stat().st_size for p in Path(out, verb).rglob("*") if p.name[0] not in "_." and p.is_file()
+        )
+    assert main(["flickr8k", "--source", str(tmp_path / "original"), "--out", f"{out}/o"])["splits"]["val"] == 3
+
+
+def test_the_demo_takes_its_sizes_from_options(tmp_path: Path) -> None:
+    options = ["--scenes", "8", "--digits", "8", "--sentences", "16", "--night-rows", "3", "--rows-per-shard", "4"]
+    summary = main(["demo", "--out", str(tmp_path), *options])
+    assert summary["splits"]["scenes/train"] == 8
+    assert summary["splits"]["sentences/train"] == 16
+    assert len(list((tmp_path / "digits/train").iterdir())) == 2
+
+
+def test_mistakes_are_readable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"train\.en\.gz is not there"):
+        main(["multi30k", "--source", str(tmp_path), "--out", str(tmp_path / "out")])
+    for arguments in ([], ["imagenet"], ["multi30k", "--out", "x"], ["demo", "--out", "x", "--scenes", "many"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    capsys.readouterr()
+
+
+def test_help_says_what_each_source_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["--help"], ["demo", "multi30k", "flickr8k", "radar", "moving-mnist", "hybrid prepare"]),
+        (["flickr8k", "--help"], ["captions.json", "--val-images", "(required)", "(default: 300)"]),
+        (["radar", "--help"], ["rainfall_rate", "--crop", "(default: 256)"]),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        printed = capsys.readouterr().out
+        assert all(word in printed for word in words)
