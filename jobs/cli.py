@@ -18,6 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+QUIET = {
+    **dict.fromkeys(("alembic", "httpx", "aiobotocore", "botocore", "fsspec", "s3fs"), logging.WARNING),
+    "mlflow": logging.ERROR,  # it warns of every model without a signature
+}
 VERBS = {
     "demo": "make small data, train the three hybrids, infer two nights, query them",
     "prepare": "turn a public data set into shards",
@@ -66,8 +70,8 @@ def overview() -> str:
 def run(verb: Main, argv: list[str]) -> None:
     """Runs a verb, prints its summary, and exits with the code that its outcome has."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for noisy in ("mlflow", "alembic", "httpx", "aiobotocore", "botocore", "fsspec", "s3fs", "py.warnings"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy, level in QUIET.items():
+        logging.getLogger(noisy).setLevel(level)
     code, message = DONE, ""
     try:
         summary = verb(argv)

@@ -86,8 +86,15 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
     storage.check_writable(options.tables)
     infer.check_table(night)
     tracker = Tracker(tracking_uri)
-    params = {"input": options.input, "tables": options.tables, "ds": options.ds, "model": artifact.model,
-              "model_version": artifact.version, "fingerprint": night.fingerprint, "decoding": vars(options.decoding)}  # fmt: skip
+    params = {
+        "input": options.input,
+        "tables": options.tables,
+        "ds": options.ds,
+        "model": artifact.model,
+        "model_version": artifact.version,
+        "fingerprint": night.fingerprint,
+        "decoding": vars(options.decoding),
+    }
     with cluster.connect():
         tracker.start(f"{artifact.hybrid_class.table} {options.ds}", options.tables, params, {"hybrid.job": "infer"})
         try:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import duckdb
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -53,7 +52,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _table(rows: pa.Table) -> bytes:
-    return (str(duckdb.from_arrow(rows)).rstrip() + "\n").encode()
+    return (query.render(rows) + "\n").encode()
 
 
 def _csv(rows: pa.Table) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hybrid_models.captioner import CaptionerConfig, CaptionerDecoding
+from hybrid_models.nowcaster import NowcasterConfig, NowcasterDecoding
 from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
 from pipelines.config import Recipe, TrainConfig
 
@@ -45,8 +46,77 @@ def captioner_flickr8k() -> Recipe:
     )
 
 
+def captioner_demo() -> Recipe:
+    """Captions of the demo's scenes: a small convolutional net trained together with the decoder."""
+    return Recipe(
+        hybrid="captioner",
+        model=CaptionerConfig(
+            encoder="test_efficientnet",
+            encoder_weights="none",
+            freeze_encoder=False,
+            image_size=64,
+            frames=4,
+            embedding_size=64,
+            hidden_size=128,
+            attention_size=64,
+            dropout=0.1,
+            vocab_size=400,
+        ),
+        decoding=CaptionerDecoding(),
+        train=TrainConfig(
+            epochs=8, batch_size=32, learning_rate=3e-3, warmup_steps=50, metric="cider_d", validate_samples=100
+        ),
+    )
+
+
+def nowcaster_radar() -> Recipe:
+    """Rain of the next hour on a 256 x 256 radar grid."""
+    return Recipe(
+        hybrid="nowcaster",
+        model=NowcasterConfig(past_frames=10),
+        decoding=NowcasterDecoding(),
+        train=TrainConfig(
+            epochs=8, batch_size=4, learning_rate=1e-3, warmup_steps=30, metric="csi_1", validate_samples=60
+        ),
+    )
+
+
+def nowcaster_moving_mnist() -> Recipe:
+    """The next ten frames of Moving MNIST."""
+    return Recipe(
+        hybrid="nowcaster",
+        model=NowcasterConfig(
+            past_frames=10, horizon_minutes=10, height=64, width=64, unit="intensity", motion=False, patch=4,
+            hidden_dims=(64, 64), kernel_size=5, augment=False,
+        ),
+        decoding=NowcasterDecoding(),
+        train=TrainConfig(
+            epochs=10, batch_size=16, learning_rate=1e-3, warmup_steps=100, metric="mse", validate_samples=200
+        ),
+    )  # fmt: skip
+
+
+def nowcaster_demo() -> Recipe:
+    """The next five frames of the demo's moving digits."""
+    return Recipe(
+        hybrid="nowcaster",
+        model=NowcasterConfig(
+            past_frames=5, horizon_minutes=5, height=32, width=32, unit="intensity", motion=False, patch=4,
+            hidden_dims=(64,), kernel_size=5, augment=False,
+        ),
+        decoding=NowcasterDecoding(),
+        train=TrainConfig(
+            epochs=8, batch_size=32, learning_rate=2e-3, warmup_steps=30, metric="mse", validate_samples=100
+        ),
+    )  # fmt: skip
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    "translator-multi30k": translator_multi30k,
-    "translator-demo": translator_demo,
+    "captioner-demo": captioner_demo,
     "captioner-flickr8k": captioner_flickr8k,
+    "nowcaster-demo": nowcaster_demo,
+    "nowcaster-moving-mnist": nowcaster_moving_mnist,
+    "nowcaster-radar": nowcaster_radar,
+    "translator-demo": translator_demo,
+    "translator-multi30k": translator_multi30k,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pipelines.config import Recipe, TrainConfig
 from pipelines.limits import Limits
 from pipelines.tracking import default_uri
 
+log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -75,6 +77,9 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         resources=options.resources,
     )
     shards = train.check(job)
+    if (summary := train.finished(job)) is not None:
+        log.info("run '%s' is finished: another --name trains again", name)
+        return summary
     with cluster.connect():
         return train.train(job, shards)
 

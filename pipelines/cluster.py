@@ -65,7 +65,7 @@ def connect() -> Iterator[None]:
         logging_level=logging.WARNING,
         log_to_driver=os.environ.get("HYBRID_WORKER_LOGS") == "1",
         include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
-        runtime_env={"env_vars": _worker_env()},
+        runtime_env={"env_vars": worker_env()},
     )
     configure_data()
     try:
@@ -74,7 +74,8 @@ def connect() -> Iterator[None]:
         ray.shutdown()
 
 
-def _worker_env() -> dict[str, str]:
+def worker_env() -> dict[str, str]:
+    """Environment of all workers."""
     return {**ALLOCATOR, "RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

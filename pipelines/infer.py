@@ -212,7 +212,7 @@ def stage(
     dataset = ray.data.read_datasource(
         ShardDatasource(list(shards), options),
         override_num_blocks=len(shards),
-        ray_remote_args={"num_cpus": DECODE_CPUS},
+        num_cpus=DECODE_CPUS,
     )
     # The same resources as reading: Ray fuses the two, so raw bytes are never copied between processes.
     dataset = dataset.map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)

@@ -36,6 +36,11 @@ def open_views(tables_uri: str, names: Sequence[str]) -> duckdb.DuckDBPyConnecti
     return connection
 
 
+def render(rows: pa.Table) -> str:
+    """Rows as a table for a terminal."""
+    return str(duckdb.from_arrow(rows)).rstrip()
+
+
 def query(sql: str, tables_uri: str, names: Sequence[str]) -> pa.Table:
     """The result of one SQL statement.
 

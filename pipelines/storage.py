@@ -7,7 +7,6 @@ configured by the standard variables alone: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 import uuid
 from dataclasses import dataclass
@@ -191,7 +190,7 @@ def _replace_local(path: Path, data: bytes) -> None:
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         unfinished.write_bytes(data)
-        os.replace(unfinished, path)
+        unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -182,7 +182,7 @@ def open_table(uri: str) -> DeltaTable | None:
 def night_files(table: DeltaTable, ds: str) -> set[str]:
     """Paths, relative to the table, of the files of one night."""
     root = table.table_uri.removeprefix("file://").rstrip("/") + "/"
-    uris = table.file_uris(partition_filters=[("ds", "=", ds)])
+    uris = table.file_uris(file_pruning_predicate=[("ds", "=", ds)])
     return {uri.removeprefix("file://").removeprefix(root) for uri in uris}
 
 

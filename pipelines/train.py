@@ -118,6 +118,14 @@ def read_state(job: TrainJob) -> RunState | None:
         return None
 
 
+def finished(job: TrainJob) -> dict[str, Any] | None:
+    """The summary of this run if it has been trained to the end."""
+    try:
+        return dict(json.loads(storage.read_text(storage.join(job.run, "summary.json"))))
+    except FileNotFoundError:
+        return None
+
+
 def train(job: TrainJob, shards: tuple[list[Shard], list[Shard]]) -> dict[str, Any]:
     """Trains to the end and registers the best model; goes on where an earlier start of the same name stopped.
 
@@ -137,7 +145,9 @@ def train(job: TrainJob, shards: tuple[list[Shard], list[Shard]]) -> dict[str, A
         tracker.finish(succeeded=False)
         raise
     bad = {split: dict(errors) for split, (_, errors) in zip(("train", "val"), prepared, strict=True) if errors}
-    return {**summary, "bad_samples": bad}
+    summary["bad_samples"] = bad
+    storage.write_bytes(storage.join(job.run, "summary.json"), json.dumps(summary, indent=2).encode())
+    return summary
 
 
 def _open_run(job: TrainJob) -> Tracker:

@@ -1,0 +1,58 @@
+"""Servers and clusters that the tests share: one real S3 server and one Ray cluster for a whole run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import BUCKET, S3Server, start_s3
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A running S3 store; the standard variables of this process point to it."""
+    server = start_s3(tmp_path_factory.mktemp("s3"))
+    before = {name: os.environ.get(name) for name in server.env}
+    os.environ.update(server.env)
+    yield server
+    server.stop()
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
+    """URI of a prefix of this test's own on the S3 store."""
+    name = "".join(c if c.isalnum() else "-" for c in request.node.nodeid)[-80:].strip("-")
+    return f"s3://{BUCKET}/{name}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: S3Server) -> Iterator[str]:
+    """A running Ray cluster of two CPUs whose workers reach the S3 store; yields its address."""
+    import ray
+
+    from pipelines import cluster
+
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+    context = ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": cluster.worker_env()}
+    )
+    cluster.configure_data()
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture
+def tracking_uri(tmp_path: Path) -> str:
+    """An MLflow of this test's own."""
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"

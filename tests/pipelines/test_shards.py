@@ -1,0 +1,189 @@
+import gzip
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hybrid_models.contract import UsageError
+from pipelines import storage
+from pipelines.limits import Limits
+from pipelines.shards import RAW_SCHEMA, ReadOptions, Shard, list_shards, read_blocks
+from tests.tiny import jpeg, tar
+
+
+def rows_of(folder: Path, name: str, content: bytes, **options: object) -> list[dict]:
+    """The rows of one shard with this content."""
+    storage.write_bytes(str(folder / name), content)
+    (shard,) = list_shards(str(folder / name))
+    tables = list(read_blocks(shard, ReadOptions(**options)))  # type: ignore[arg-type]
+    assert all(table.schema == RAW_SCHEMA for table in tables)
+    rows = pa.concat_tables(tables).to_pylist()
+    assert [row["index"] for row in rows] == list(range(len(rows)))
+    assert [row["last"] for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert {row["shard"] for row in rows} == {str(folder / name)}
+    return rows
+
+
+def test_tar_members_with_one_stem_are_one_sample(tmp_path: Path) -> None:
+    photo = jpeg(0)
+    content = tar(
+        [
+            ("a/one.jpg", photo),
+            ("a/one.json", b'{"captions": ["x", "y"]}'),
+            ("two.JPG", photo),
+            ("two.txt", "grün".encode()),
+            ("three.txt", b"only text"),
+        ]
+    )
+    rows = rows_of(tmp_path, "x.tar", content)
+    assert [row["sample_id"] for row in rows] == ["a/one", "two", "three"]
+    assert [row["media"] for row in rows] == [photo, photo, None]
+    assert [json.loads(row["fields"]) for row in rows] == [
+        {"captions": ["x", "y"]},
+        {"text": "grün"},
+        {"text": "only text"},
+    ]
+    assert [row["media_type"] for row in rows] == ["jpg", "jpg", None]
+
+
+def test_repeated_members_are_rows_of_their_own(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "x.tar", tar([("a.jpg", b"1"), ("a.jpg", b"2"), ("b.jpg", b"3"), ("a.jpg", b"4")]))
+    assert [(row["sample_id"], row["media"]) for row in rows] == [("a", b"1"), ("a", b"2"), ("b", b"3"), ("a", b"4")]
+
+
+def test_a_tar_truncated_inside_a_member_keeps_the_rows_before(tmp_path: Path) -> None:
+    content = tar([(f"{i}.jpg", bytes(5000)) for i in range(4)])
+    rows = rows_of(tmp_path, "x.tar", content[: 512 * 30])
+    assert [row["sample_id"] for row in rows[:2]] == ["0", "1"]
+    assert [row["error"] for row in rows[:2]] == [None, None]
+    assert rows[-1]["error"].startswith("ShardReadError")
+
+
+def test_a_tar_truncated_between_members_is_noticed(tmp_path: Path) -> None:
+    content = tar([("0.jpg", bytes(512)), ("1.jpg", bytes(512))])
+    rows = rows_of(tmp_path, "x.tar", content[: 4 * 512])
+    assert [row["error"] is None for row in rows] == [True, True, False]
+    assert "no end mark" in rows[-1]["error"]
+
+
+def test_a_broken_header_in_the_middle_is_noticed(tmp_path: Path) -> None:
+    content = bytearray(tar([("0.jpg", bytes(512)), ("1.jpg", bytes(512)), ("2.jpg", bytes(512))]))
+    content[2 * 512 + 148] ^= 0x55  # the second header's checksum
+    rows = rows_of(tmp_path, "x.tar", bytes(content))
+    assert rows[0]["error"] is None
+    assert "no valid member header at byte 1024" in rows[-1]["error"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tar at all" * 100])
+def test_an_unreadable_shard_is_one_error_row(tmp_path: Path, content: bytes) -> None:
+    (row,) = rows_of(tmp_path, "x.tar", content)
+    assert row["error"].startswith(("ShardReadError", "EmptyShard"))
+
+
+def test_links_and_oversized_members_are_error_rows(tmp_path: Path) -> None:
+    import tarfile
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        for name, size in (("big.jpg", 2000), ("../up.jpg", 10)):
+            member = tarfile.TarInfo(name)
+            member.size = size
+            archive.addfile(member, io.BytesIO(bytes(size)))
+    rows = rows_of(tmp_path, "x.tar", buffer.getvalue(), limits=Limits(max_bytes=1000))
+    assert [(row["error"] or "").split(":")[0] for row in rows] == ["UnsupportedMember", "MemberTooLarge", ""]
+    assert rows[2]["sample_id"] == "../up"  # a name only: nothing is ever extracted
+
+
+def test_pickles_in_a_tar_are_not_media(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path, "x.tar", tar([("a.pkl", b"x")]))
+    assert row["error"].startswith("UnsupportedMember: pkl")
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    lines = ['{"id": "q", "en": "a"}', '{"en": "b"}', "[1]", "{broken", '{"id": 7}']
+    rows = rows_of(tmp_path, "x.jsonl", "\n".join(lines).encode())
+    assert [row["sample_id"] for row in rows] == ["q", "x.jsonl:1", "x.jsonl:2", "x.jsonl:3", "7"]
+    assert json.loads(rows[0]["fields"]) == {"en": "a"}
+    assert [row["error"] is None for row in rows] == [True, True, False, False, True]
+    assert "expected an object, found list" in rows[2]["error"]
+
+
+def test_txt_keeps_every_line_and_names_bad_ones(tmp_path: Path) -> None:
+    content = "eins\r\n\nzwei ü\n".encode() + b"\xff\xfe\n" + b"x" * 50 + b"\nlast"
+    rows = rows_of(tmp_path, "x.txt", content, limits=Limits(max_bytes=20))
+    texts = [json.loads(row["fields"])["text"] for row in rows]
+    assert texts == ["eins", "", "zwei ü", None, None, "last"]
+    assert rows[3]["error"].startswith("TextDecodeError")
+    assert rows[4]["error"] == "LineTooLong: a line has more than 20 bytes"
+
+
+def test_gzip_and_its_truncation(tmp_path: Path) -> None:
+    packed = gzip.compress(b"".join(b"%d\n" % i for i in range(50_000)))
+    assert len(rows_of(tmp_path, "x.txt.gz", packed)) == 50_000
+    rows = rows_of(tmp_path, "y.txt.gz", packed[:-5000])
+    assert 100 < len(rows) < 50_000
+    assert rows[-1]["error"].startswith("ShardReadError: EOFError")
+    (row,) = rows_of(tmp_path, "z.txt.gz", b"no gzip")
+    assert row["error"].startswith("ShardReadError: BadGzipFile")
+
+
+def test_tsv(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "x.tsv", b"id\ten\tde\n1\ta\tb\n2\ta\n3\ta\t\n")
+    assert [row["sample_id"] for row in rows] == ["1", "2", "3"]
+    assert json.loads(rows[0]["fields"]) == {"en": "a", "de": "b"}
+    assert rows[1]["error"] == "ColumnCountError: 2 columns, the header has 3"
+    assert json.loads(rows[2]["fields"]) == {"en": "a", "de": ""}
+
+
+def test_parquet_with_plain_and_hugging_face_columns(tmp_path: Path) -> None:
+    photo = jpeg(1)
+    table = pa.table({"id": ["a", "b"], "image": [{"bytes": photo, "path": "p"}] * 2, "captions": [["x"], []]})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    rows = rows_of(tmp_path, "x.parquet", buffer.getvalue())
+    assert [(row["sample_id"], row["media"] == photo, row["media_type"]) for row in rows] == [
+        ("a", True, "jpg"),
+        ("b", True, "jpg"),
+    ]
+    assert json.loads(rows[0]["fields"]) == {"captions": ["x"]}
+    (row,) = rows_of(tmp_path, "y.parquet", buffer.getvalue()[:-20])
+    assert row["error"].startswith("ShardReadError: Arrow")
+
+
+def test_two_binary_columns_are_ambiguous(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"x": [b"1"], "y": [b"2"]}), buffer)
+    (row,) = rows_of(tmp_path, "x.parquet", buffer.getvalue())
+    assert row["error"] == "AmbiguousColumns: x, y are all binary; keep one"
+
+
+def test_blocks_are_bounded(tmp_path: Path) -> None:
+    content = tar([(f"{i:03d}.npy", np.random.default_rng(i).bytes(1 << 20)) for i in range(40)])
+    storage.write_bytes(str(tmp_path / "x.tar"), content)
+    (shard,) = list_shards(str(tmp_path / "x.tar"))
+    blocks = list(read_blocks(shard, ReadOptions()))
+    assert [len(block) for block in blocks] == [16, 16, 8]
+    assert max(block.nbytes for block in blocks) < 17 << 20
+
+
+def test_a_shard_replaced_after_listing_is_refused(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "x.txt"), b"new")
+    with pytest.raises(storage.StorageError, match="replaced after it had been listed"):
+        list(read_blocks(Shard(str(tmp_path / "x.txt"), 3, "old"), ReadOptions()))
+    with pytest.raises(storage.StorageError, match="removed after it had been listed"):
+        list(read_blocks(Shard(str(tmp_path / "gone.txt"), 3, "old"), ReadOptions()))
+
+
+def test_listing_names_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no shards found at"):
+        list_shards(str(tmp_path))
+    storage.write_bytes(str(tmp_path / "x.doc"), b"")
+    with pytest.raises(UsageError, match=r"x\.doc is not a shard: known kinds are \.tar, "):
+        list_shards(str(tmp_path))

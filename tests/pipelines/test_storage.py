@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+
+from hybrid_models.contract import UsageError
+from pipelines import storage
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3")
+
+
+def test_what_is_written_is_read_listed_and_deleted(place: str) -> None:
+    storage.write_bytes(storage.join(place, "a/x.bin"), b"12345")
+    storage.write_bytes(storage.join(place, "a/b/y.bin"), b"")
+    storage.write_bytes(storage.join(place, "a/_manifest.json"), b"{}")
+    storage.write_bytes(storage.join(place, "a/.hidden/z.bin"), b"1")
+
+    files = storage.list_files(storage.join(place, "a"))
+
+    assert [(f.uri.removeprefix(storage.absolute(place)), f.size) for f in files] == [
+        ("/a/b/y.bin", 0),
+        ("/a/x.bin", 5),
+    ]
+    assert storage.read_bytes(files[1].uri) == b"12345"
+    assert [f.name for f in storage.list_files(storage.join(place, "a/*.bin"))] == ["y.bin", "x.bin"]
+    assert [f.name for f in storage.list_files(files[1].uri)] == ["x.bin"]
+    storage.delete(storage.join(place, "a"))
+    assert storage.list_files(storage.join(place, "a")) == []
+    assert not storage.exists(files[1].uri)
+
+
+def test_the_etag_changes_with_the_content(place: str) -> None:
+    uri = storage.join(place, "x.bin")
+    storage.write_bytes(uri, b"one")
+    before = storage.info(uri)
+    assert storage.info(uri).etag == before.etag
+    assert storage.list_files(place) == [before]
+    storage.write_bytes(uri, b"two")
+    assert storage.info(uri).etag != before.etag
+
+
+def test_open_input_seeks(place: str) -> None:
+    uri = storage.join(place, "x.bin")
+    storage.write_bytes(uri, bytes(range(256)) * 1000)
+    with storage.open_input(uri) as stream:
+        stream.seek(255_999)
+        assert stream.read() == b"\xff"
+        stream.seek(2)
+        assert stream.read(2) == b"\x02\x03"
+
+
+def test_upload_then_download_gives_the_same_files(place: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "x").write_bytes(b"x")
+    (source / "y").write_bytes(b"y")
+    storage.upload(source, storage.join(place, "copy"))
+    target = storage.download(storage.join(place, "copy"), tmp_path / "target")
+    assert {p.relative_to(target).as_posix(): p.read_bytes() for p in target.rglob("*") if p.is_file()} == {
+        "deep/x": b"x",
+        "y": b"y",
+    }
+
+
+def test_missing_objects(place: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(place, "nothing"))
+    with pytest.raises(FileNotFoundError):
+        storage.info(storage.join(place, "nothing"))
+    with pytest.raises(UsageError, match="nothing found at"):
+        storage.download(storage.join(place, "nothing"), Path())
+    storage.delete(storage.join(place, "nothing"))
+
+
+def test_wrong_credentials_are_one_readable_line(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(storage.StorageError, match=r"cannot list s3://lake.*check AWS_ACCESS_KEY_ID") as caught:
+            storage.list_files(s3)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(UsageError, match="cannot write s3://lake"):
+            storage.check_writable(s3)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(storage.StorageError, match="cannot write"):
+        storage.write_bytes(str(tmp_path / "file" / "below"), b"x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_an_unknown_scheme_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="cannot open zzz://x"):
+        storage.list_files("zzz://x")

@@ -1,0 +1,143 @@
+"""Tiny models and shards for tests: untrained nets whose outputs are fixed by a seed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from hybrid_models.translator import Translator, TranslatorConfig, TranslatorDecoding
+from pipelines import artifacts, storage
+
+WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Sentences of 2 to 9 words."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(2, 10))) for _ in range(count)]
+
+
+def translator(seed: int = 0) -> Translator:
+    """A translator of about 50,000 parameters with random weights."""
+    config = TranslatorConfig(
+        vocab_size=300, embedding_size=16, hidden_size=32, attention_size=16, max_characters=200, max_source_tokens=60
+    )
+    assets = Translator.learn_assets(config, sentences(200))
+    torch.manual_seed(seed)
+    return Translator(config, assets).eval()
+
+
+def captioner(seed: int = 0) -> Captioner:
+    """A captioner on 32 x 32 images with random weights."""
+    config = CaptionerConfig(
+        encoder="test_efficientnet", encoder_weights="none", freeze_encoder=False, image_size=32, frames=2,
+        embedding_size=16, hidden_size=32, attention_size=16, vocab_size=300,
+    )  # fmt: skip
+    assets = Captioner.learn_assets(config, sentences(200))
+    torch.manual_seed(seed)
+    return Captioner(config, assets).eval()
+
+
+def write_translator(uri: str, seed: int = 0) -> str:
+    """Stores a translator's artifact and returns its URI."""
+    decoding = TranslatorDecoding(beam_size=1, max_length=12)
+    artifacts.write(artifacts.make(translator(seed), decoding, {}, "A test's model.\n"), uri)
+    return uri
+
+
+def write_captioner(uri: str, seed: int = 0) -> str:
+    """Stores a captioner's artifact and returns its URI."""
+    decoding = CaptionerDecoding(beam_size=1, max_length=8)
+    artifacts.write(artifacts.make(captioner(seed), decoding, {}, "A test's model.\n"), uri)
+    return uri
+
+
+def write_sentences(folder: str, shards: int, rows: int, seed: int = 0) -> None:
+    """Text shards `part-00000.txt …`."""
+    for number in range(shards):
+        text = "\n".join(sentences(rows, seed * 1000 + number)) + "\n"
+        storage.write_bytes(storage.join(folder, f"part-{number:05d}.txt"), text.encode())
+
+
+def write_pairs(folder: str, rows: int, seed: int) -> None:
+    """One shard of parallel text whose target is the source, reversed."""
+    lines = []
+    for number, sentence in enumerate(sentences(rows, seed)):
+        pair = {"id": f"{seed}-{number}", "en": sentence, "de": " ".join(reversed(sentence.split()))}
+        lines.append(json.dumps(pair, ensure_ascii=False) + "\n")
+    storage.write_bytes(storage.join(folder, "pairs.jsonl"), "".join(lines).encode())
+
+
+def jpeg(seed: int, size: int = 48) -> bytes:
+    """A JPEG of smooth colours."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    small.resize((size, size), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def tar(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A tar archive of these members."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def write_photos(folder: str, shards: int, rows: int) -> None:
+    """Tar shards `photos-000.tar …` of JPEGs."""
+    for shard in range(shards):
+        members = [(f"s{shard:02d}-{row:04d}.jpg", jpeg(shard * 1000 + row)) for row in range(rows)]
+        storage.write_bytes(storage.join(folder, f"photos-{shard:03d}.tar"), tar(members))
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The last line on stdout."""
+        return dict(json.loads(self.stdout.strip().splitlines()[-1]))
+
+
+def command(*argv: str) -> list[str]:
+    """`hybrid …` as this interpreter runs it."""
+    return [sys.executable, "-m", "jobs.cli", *argv]
+
+
+def environment(cwd: Path, **extra: str) -> dict[str, str]:
+    """This process's environment, with MLflow in `cwd`."""
+    mlflow = {"MLFLOW_TRACKING_URI": f"sqlite:///{cwd / 'mlflow.db'}"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), **mlflow, **extra}
+
+
+def hybrid(*argv: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 240) -> Ran:
+    """Runs `hybrid …` as a real process."""
+    done = subprocess.run(
+        command(*argv), cwd=cwd, env={**environment(cwd), **(env or {})}, capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+    return Ran(done.returncode, done.stdout, done.stderr)
