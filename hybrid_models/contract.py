@@ -190,7 +190,7 @@ class Hybrid(nn.Module, abc.ABC):
     # ---- judgement ----------------------------------------------------------------------------------------------
     @abc.abstractmethod
     def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:
-        """What must be kept of one prediction and its reference to judge it: small, JSON-able, also for the baseline."""
+        """What is kept of one prediction and its reference to judge it: small, JSON-able, also for the baseline."""
 
     @classmethod
     @abc.abstractmethod
@@ -204,7 +204,7 @@ def module_device(module: nn.Module) -> torch.device:
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16 itself: then autocast to it pays (measured 1.7x to 2.5x on such CPUs)."""
+    """Whether the hardware computes in bfloat16 itself: then autocast pays (1.7x to 2.5x, measured on such CPUs)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

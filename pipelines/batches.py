@@ -6,6 +6,7 @@ cannot group samples by length. Ray Data decodes and featurizes once (see `infer
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from filelock import FileLock
 from hybrid_models.contract import Sample
 from pipelines import storage
 from pipelines.samples import unpack
+from pipelines.tables import Piece
 
 T = TypeVar("T")
 COLUMNS = ["sample", "length"]
@@ -31,12 +33,12 @@ class PreparedSamples:
     """The good samples of some staged pieces, memory-mapped from one Arrow file that all workers of a node share.
 
     Args:
-        pieces: URIs of the staged Parquet files, in order.
-        key: names the local copy; the same pieces must have the same key.
+        pieces: the staged files, in order.
+        owner: whose copy it is; `remove` takes nothing from another owner.
     """
 
-    def __init__(self, pieces: Sequence[str], key: str) -> None:
-        self.folder = Path(tempfile.gettempdir()) / "hybrid-samples" / key
+    def __init__(self, pieces: Sequence[Piece], owner: str) -> None:
+        self.folder = Path(tempfile.gettempdir()) / "hybrid-samples" / _copy_name(pieces, owner)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "samples.arrow"
         with FileLock(self.folder / "lock"):
@@ -57,13 +59,19 @@ class PreparedSamples:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _copy(pieces: Sequence[str], path: Path) -> None:
+def _copy_name(pieces: Sequence[Piece], owner: str) -> str:
+    """Different for different files, or files of another state, so that a copy left by a killed run is never stale."""
+    states = [owner, *(f"{piece.file.uri} {piece.file.etag}" for piece in pieces)]
+    return hashlib.sha256("\n".join(states).encode()).hexdigest()[:16]
+
+
+def _copy(pieces: Sequence[Piece], path: Path) -> None:
     """Writes the pieces' good rows as one uncompressed Arrow file, one piece in memory at a time."""
     unfinished = path.with_suffix(".unfinished")
     schema = pa.schema([pa.field("sample", pa.large_binary()), pa.field("length", pa.int64())])
     with pa.ipc.new_file(str(unfinished), schema) as writer:
-        for uri in pieces:
-            with storage.open_input(uri) as stream:
+        for piece in pieces:
+            with storage.open_input(piece.file.uri) as stream:
                 table = pq.read_table(stream, columns=COLUMNS)
             writer.write_table(table.filter(table["length"].is_valid()).cast(schema))
     unfinished.rename(path)

@@ -79,7 +79,7 @@ class DatasetWriter:
         storage.write_bytes(storage.join(self.out, name), data)
         shard = WrittenShard(name, rows, len(data), hashlib.sha256(data).hexdigest())
         self._shards.setdefault(split, []).append(shard)
-        log.info("wrote %s (%d rows, %d bytes)", name, rows, len(data))
+        log.debug("wrote %s (%d rows, %d bytes)", name, rows, len(data))
 
     def _write_rows(
         self, split: str, rows: Iterable[Row], size: int | None, suffix: str, pack: Callable[[list[Row]], bytes]

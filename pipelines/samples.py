@@ -33,7 +33,7 @@ SAMPLE_SCHEMA = pa.schema(
 
 def pack(sample: Sample) -> bytes:
     """Arrays of any shapes as one binary value (safetensors), so that every hybrid's samples fit one Arrow schema."""
-    return pack_arrays({name: np.ascontiguousarray(array) for name, array in sample.items()})
+    return pack_arrays({name: np.asarray(array, order="C") for name, array in sample.items()})
 
 
 def unpack(data: bytes) -> Sample:

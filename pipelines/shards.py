@@ -224,7 +224,7 @@ def _read_tsv(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Ent
 
 
 def _read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
-    """One binary column (or struct with `bytes`, as Hugging Face datasets have it) is the media; the rest are fields."""
+    """One binary column (or struct with `bytes`, as Hugging Face datasets have) is the media; the rest are fields."""
     file = pq.ParquetFile(stream)
     number = 0
     for batch in file.iter_batches(batch_size=64):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from pipelines.config import Recipe
 from pipelines.predict import Featurizer
 from pipelines.samples import SAMPLE_SCHEMA
 from pipelines.shards import ReadOptions, Shard, ShardDatasource, list_shards
+from pipelines.tables import Piece
 from pipelines.tracking import Tracker
 from pipelines.train_loop import TrainTask, train_worker
 
@@ -207,11 +209,11 @@ def _texts(kind: type[Hybrid], recipe: Recipe, shards: list[Shard]) -> Iterator[
         yield from batch["text"].to_pylist()
 
 
-def _prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list[str], Any]:
+def _prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list[Piece], Counter[str]]:
     """Decoded and featurized samples in the lake, computed once for each shard and configuration.
 
     Returns:
-        URIs of the staged pieces, and the counts of bad samples by kind.
+        The staged pieces, and the counts of bad samples by kind.
     """
     recipe = job.recipe
     hybrid = initial.load()
@@ -228,7 +230,7 @@ def _prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[lis
     infer.check_errors(errors, sum(piece.rows for piece in pieces), MAX_BAD_SHARE)
     for kind, count in errors.items():
         log.warning("%s: %d training samples are left out: %s", job.name, count, kind)
-    return [piece.file.uri for piece in pieces], errors
+    return pieces, errors
 
 
 def _frozen_digest(hybrid: Hybrid) -> str:
@@ -241,7 +243,9 @@ def _frozen_digest(hybrid: Hybrid) -> str:
 
 
 # ---- Ray Train ---------------------------------------------------------------------------------------------------
-def _fit(job: TrainJob, tracker: Tracker, initial: Artifact, prepared: list[tuple[list[str], Any]]) -> Result:
+def _fit(
+    job: TrainJob, tracker: Tracker, initial: Artifact, prepared: list[tuple[list[Piece], Counter[str]]]
+) -> Result:
     config = job.recipe.train
     scaling, threads = _scaling(job.num_workers)
     with progress.shown(job.name, config.epochs) as reporter:
@@ -250,7 +254,6 @@ def _fit(job: TrainJob, tracker: Tracker, initial: Artifact, prepared: list[tupl
             initial=ray.put(initial),
             train_pieces=prepared[0][0],
             val_pieces=prepared[1][0],
-            key=hashlib.sha256(job.run.encode()).hexdigest()[:16],
             run=job.run,
             tracking_uri=job.tracking_uri,
             mlflow_run_id=tracker.run_id,

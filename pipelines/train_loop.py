@@ -28,6 +28,7 @@ from pipelines.artifacts import Artifact
 from pipelines.batches import PreparedSamples, plan_epoch, prefetch
 from pipelines.config import Recipe, TrainConfig
 from pipelines.predict import to_device
+from pipelines.tables import Piece
 from pipelines.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -44,10 +45,8 @@ class TrainTask:
     recipe: Recipe
     initial: ray.ObjectRef
     """The untrained `Artifact`, the same for all workers."""
-    train_pieces: Sequence[str]
-    val_pieces: Sequence[str]
-    key: str
-    """Names the local copies of the samples."""
+    train_pieces: Sequence[Piece]
+    val_pieces: Sequence[Piece]
     run: str
     """URI of the run's folder."""
     tracking_uri: str
@@ -96,8 +95,8 @@ def train_worker(task: TrainTask) -> None:
     )
     progress = restore(hybrid, optimizer)
     model = prepare_model(hybrid, parallel_strategy="ddp" if world_size() > 1 else None)
-    train_set = PreparedSamples(task.train_pieces, f"{task.key}-train")
-    val_set = PreparedSamples(task.val_pieces, f"{task.key}-val")
+    train_set = PreparedSamples(task.train_pieces, task.run)
+    val_set = PreparedSamples(task.val_pieces, task.run)
     tracker = Tracker(task.tracking_uri, task.mlflow_run_id)
     while progress.epoch < config.epochs and progress.stale < config.patience:
         train_epoch(model, optimizer, train_set, config, progress, task.progress)
