@@ -8,12 +8,15 @@ Shi et al. 2015 with three things given to the network that few events cannot te
 - The newest frame is the first guess. The network adds changes to it, and untrained it adds none: persistence, along
   the flow for rain.
 - Small scales are forgotten first. What the network may change is how much of each scale of the newest frame is left
-  (the cascade of S-PROG, Seed 2003, with weights by place and lead time), and by how much the rain grows.
+  (the cascade of S-PROG, Seed 2003, with weights by place and lead time). The scales are taken of the rain rate itself:
+  smoothed logarithms lose the heavy rain.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,56 +26,88 @@ from hybrid_models.advection import estimate_motion, move, stays_inside, traject
 from hybrid_models.contract import autocast
 from hybrid_models.conv_lstm import ConvLSTM
 
+Unit = Literal["mm/h", "intensity"]
+
+DRIZZLE_MM_H = 0.1
+"""Up to about here the network's scale of rain is linear, above it is logarithmic."""
+MAX_MM_H = 100.0
+"""1 on the network's scale, and the most that is forecast."""
 SCALES = 5
-"""Levels of the cascade: features of about 3, 5, 9, 17 and 33 pixels."""
+"""Levels of the cascade: details of about 2, 4, 8, 16 and 32 pixels."""
+
+
+def to_scale(frames: Tensor, unit: Unit) -> Tensor:
+    """mm/h → logarithmic 0 … 1; intensities 0 … 1 stay as they are."""
+    if unit == "intensity":
+        return frames
+    return torch.log1p(frames.clamp(max=MAX_MM_H) / DRIZZLE_MM_H) / math.log1p(MAX_MM_H / DRIZZLE_MM_H)
 
 
 class EncoderForecaster(nn.Module):
-    """Past frames → future frames, both on a scale of 0 … 1.
+    """Past frames → future frames.
 
     Args:
+        unit: of the frames, in and out. Rain in mm/h is forecast along its motion; in video of intensities 0 … 1 pixels
+            stay where they are, and the network draws the changes of every pixel itself.
         patch: side of the square of pixels that is one cell of the ConvLSTMs' grid (space to depth).
         hidden_dims: channels of each layer of encoder and forecaster.
         kernel_size: of the ConvLSTMs.
-        motion: forecast along the frames' optical flow. Otherwise pixels stay where they are, and the network draws the
-            changes of every pixel itself.
     """
 
-    def __init__(self, patch: int, hidden_dims: Sequence[int], kernel_size: int, motion: bool) -> None:
+    def __init__(self, unit: Unit, patch: int, hidden_dims: Sequence[int], kernel_size: int) -> None:
         super().__init__()
+        self.unit = unit
         self.patch = patch
-        self.motion = motion
         first, last = hidden_dims[0], hidden_dims[-1]
         self.stem = nn.Conv2d(2 * patch**2 + 1, first, 3, padding=1)
         self.encoder = ConvLSTM(first, hidden_dims, kernel_size)
         self.forecaster = ConvLSTM(first, hidden_dims, kernel_size)
         self.neck = nn.Conv2d(last, last, 3, padding=1)
-        self.head = nn.Conv2d(last, SCALES + 1 if motion else patch**2, 3, padding=1)
+        self.head = nn.Conv2d(last, SCALES + 1 if unit == "mm/h" else patch**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
-    def forward(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> Tensor:
+    def forward(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> Tensor:
         """Forecasts `[B, n_leads, H, W]`.
 
         Args:
-            frames: `[B, P, H, W]` oldest first, 0 where nothing was measured; H and W multiples of `patch`.
-            covered: `[B, P, H, W]` 1 where something was measured.
-            step_minutes: `[B]` minutes between frames.
+            past: `[B, P, H, W]` oldest first, NaN where nothing was measured; any grid.
+            step_minutes: `[B]` minutes between frames, past and future.
         """
-        path = None
-        if self.motion:
-            with torch.no_grad():
-                motion = estimate_motion(frames, covered)
-                frames, covered = align(frames, covered, motion)
-                path = trajectories(motion, n_leads)
-        newest = frames[:, -1]
-        parts = scales(newest) if self.motion else None
+        height, width = past.shape[-2:]
+        past = F.pad(past, (0, -width % self.patch, 0, -height % self.patch), value=math.nan)
+        covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past)
+        frames, newest = to_scale(past, self.unit), past[:, -1]
+        if self.unit == "mm/h":
+            forecasts = self._along_motion(frames, covered, newest, step_minutes, n_leads)
+        else:
+            forecasts = self._in_place(frames, covered, newest, step_minutes, n_leads)
+        return torch.stack(forecasts, dim=1)[..., :height, :width]
+
+    def _along_motion(
+        self, frames: Tensor, covered: Tensor, newest: Tensor, step_minutes: Tensor, n_leads: int
+    ) -> list[Tensor]:
+        """Changes the weights of the newest frame's scales, smoothly by place, and moves the sum along."""
+        with torch.no_grad():
+            motion = estimate_motion(frames, covered)
+            frames, covered = align(frames, covered, motion)
+            path = trajectories(motion, n_leads)
+            parts = scales(newest)
         forecasts = []
         for lead, changes in enumerate(self._changes(frames, covered, step_minutes, n_leads)):
-            change = self._drawn(changes) if parts is None else self._grown(changes, parts)
-            forecast = (newest + change).clamp(0, 1)
-            forecasts.append(forecast if path is None else move(forecast[:, None], path[:, lead])[:, 0])
-        return torch.stack(forecasts, dim=1)
+            weights = 1 + F.interpolate(changes, parts.shape[-2:], mode="bilinear")
+            forecast = (weights * parts).sum(dim=1, keepdim=True).clamp(0, MAX_MM_H)
+            forecasts.append(move(forecast, path[:, lead])[:, 0])
+        return forecasts
+
+    def _in_place(
+        self, frames: Tensor, covered: Tensor, newest: Tensor, step_minutes: Tensor, n_leads: int
+    ) -> list[Tensor]:
+        """Adds a change to every pixel of the newest frame."""
+        return [
+            (newest + F.pixel_shuffle(changes, self.patch)[:, 0]).clamp(0, 1)
+            for changes in self._changes(frames, covered, step_minutes, n_leads)
+        ]
 
     def _changes(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
         """The head's maps `[B, channels, H/patch, W/patch]` for each lead time."""
@@ -96,15 +131,6 @@ class EncoderForecaster(nn.Module):
         hours = (minutes / 60).view(-1, 1, 1, 1).expand(-1, 1, *pixels.shape[-2:])
         return F.leaky_relu(self.stem(torch.cat((pixels, hours), dim=1)), 0.2)
 
-    def _drawn(self, changes: Tensor) -> Tensor:
-        """Changes of single pixels `[B, H, W]`."""
-        return F.pixel_shuffle(changes, self.patch)[:, 0]
-
-    def _grown(self, changes: Tensor, parts: Tensor) -> Tensor:
-        """Smooth weights times the newest frame's scales `[B, SCALES + 1, H, W]`, summed: `[B, H, W]`."""
-        weights = F.interpolate(changes, parts.shape[-2:], mode="bilinear")
-        return (weights * parts).sum(dim=1)
-
 
 def align(frames: Tensor, covered: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
     """Moves every frame along `motion` to the newest frame's time; what would come from outside is not covered."""
@@ -120,13 +146,12 @@ def align(frames: Tensor, covered: Tensor, motion: Tensor) -> tuple[Tensor, Tens
 
 
 def scales(frame: Tensor) -> Tensor:
-    """Splits `[B, H, W]` into `SCALES` parts from fine to coarse and a smooth rest, `[B, SCALES + 1, H, W]`, whose sum
-    it is."""
-    parts, rest = [], frame[:, None]
-    for level in range(1, SCALES + 1):
-        smooth = rest
-        for _ in range(2):  # twice a box is nearly a Gaussian
-            smooth = F.avg_pool2d(smooth, 2**level + 1, 1, 2 ** (level - 1), count_include_pad=False)
+    """Splits `[B, H, W]` into `SCALES` parts from fine to coarse and a smooth rest: `[B, SCALES + 1, H, W]`, summing to
+    the frame (a Laplacian pyramid, Burt & Adelson 1983, with every level at full size)."""
+    parts, rest, coarse = [], frame[:, None], frame[:, None]
+    for _ in range(SCALES):
+        coarse = F.avg_pool2d(coarse, 2, ceil_mode=True)
+        smooth = F.interpolate(coarse, frame.shape[-2:], mode="bilinear")
         parts.append(rest - smooth)
         rest = smooth
     return torch.cat((*parts, rest), dim=1)

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from hybrid_models.contract import (
     BadSample,
@@ -32,14 +30,12 @@ from hybrid_models.contract import (
     module_device,
 )
 from hybrid_models.decoding import inference
-from hybrid_models.encoder_forecaster import EncoderForecaster
+from hybrid_models.encoder_forecaster import EncoderForecaster, Unit, to_scale
 from hybrid_models.metrics import RAIN_THRESHOLDS
 from hybrid_models.rain_verification import summarise_by_lead, verification_record
 
 WET_MM_H = 0.1
-"""A pixel with at least this much rain is wet; also the rain rate up to which the network's scale is linear."""
-MAX_MM_H = 100.0
-"""The most that is forecast (1 on the network's scale)."""
+"""A pixel with at least this much rain is wet."""
 IMPOSSIBLE_MM_H = 2000.0
 """More than any radar has measured: the unit must be wrong."""
 UNKNOWN_TIME = -1
@@ -62,10 +58,8 @@ class NowcasterConfig(HybridConfig):
     """Rows of the grid that samples must have."""
     width: int = 256
     """Columns of the grid that samples must have."""
-    unit: Literal["mm/h", "intensity"] = "mm/h"
-    """What frames hold: rain rate in mm/h, or video of intensities 0 … 255, which the network sees as 0 … 1."""
-    motion: bool = True
-    """Move frames along their optical flow and forecast what changes on the way; off for video that is no flow."""
+    unit: Unit = "mm/h"
+    """What frames hold: rain rate in mm/h, forecast along its motion, or video of intensities 0 … 255, made 0 … 1."""
     patch: int = 8
     """Side of the square of pixels that becomes one cell of the network's grid."""
     hidden_dims: tuple[int, ...] = (64,)
@@ -88,8 +82,8 @@ class NowcasterConfig(HybridConfig):
             raise UsageError(f"hidden_dims is {self.hidden_dims}: name at least one layer's channels, such as (64,)")
         if self.kernel_size % 2 == 0:
             raise UsageError(f"kernel_size is {self.kernel_size}: it must be odd, to keep the grid")
-        if self.motion and self.past_frames < 2:
-            raise UsageError("past_frames is 1: motion needs at least 2 frames, or set motion to False")
+        if self.unit == "mm/h" and self.past_frames < 2:
+            raise UsageError("past_frames is 1: the motion of rain needs at least 2 frames")
         if self.heavy_weight < 0:
             raise UsageError(f"heavy_weight is {self.heavy_weight}: it must be 0 or more")
         if self.augment and self.height != self.width:
@@ -217,7 +211,10 @@ class Nowcaster(Hybrid):
         super().__init__(config, assets)
         self.config: NowcasterConfig = cast(NowcasterConfig, config)
         self.net = EncoderForecaster(
-            self.config.patch, self.config.hidden_dims, self.config.kernel_size, self.config.motion
+            self.config.unit,
+            self.config.patch,
+            self.config.hidden_dims,
+            self.config.kernel_size,
         )
 
     @classmethod
@@ -239,27 +236,13 @@ class Nowcaster(Hybrid):
         return batch
 
     def forward(self, batch: Batch) -> Loss:
-        """Absolute error on the network's scale over observed pixels, heavier for heavy rain (after Shi et al. 2017)."""
+        """Absolute error on the network's scale over observed pixels, heavier for heavy rain (Shi et al. 2017)."""
         observed = batch["future"].float()
-        forecast = self.forecast(batch["past"], batch["step_minutes"], observed.shape[1])
+        forecast = to_scale(self.net(batch["past"].float(), batch["step_minutes"], observed.shape[1]), self.config.unit)
         valid = torch.isfinite(observed)
-        truth = self._to_scale(torch.nan_to_num(observed))
+        truth = to_scale(torch.nan_to_num(observed), self.config.unit)
         errors = (1 + self.config.heavy_weight * truth) * (forecast - truth).abs()
         return Loss((errors * valid).sum(), valid.sum())
-
-    def forecast(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> Tensor:
-        """Forecasts `[B, n_leads, H, W]` on the network's scale from `past` `[B, P, H, W]` (NaN = missing) of any grid.
-
-        Args:
-            step_minutes: `[B]` minutes between frames, past and future.
-        """
-        height, width = past.shape[-2:]
-        past = past[:, -self.config.past_frames :].float()
-        covered = torch.isfinite(past).to(past.dtype)
-        frames = self._to_scale(torch.nan_to_num(past))
-        padding = (0, -width % self.config.patch, 0, -height % self.config.patch)
-        frames, covered = F.pad(frames, padding), F.pad(covered, padding)
-        return self.net(frames, covered, step_minutes.float(), n_leads)[..., :height, :width]
 
     def nowcast(self, past: np.ndarray, n_leads: int, step_minutes: float) -> np.ndarray:
         """Frames of the next `n_leads` steps `[n_leads, H, W]` from at least `past_frames` past ones `[time, H, W]`.
@@ -274,24 +257,13 @@ class Nowcaster(Hybrid):
         device = module_device(self)
         frames = torch.from_numpy(np.ascontiguousarray(past[-self.config.past_frames :], np.float32)).to(device)
         with inference(self):
-            forecast = self.forecast(frames[None], torch.tensor([float(step_minutes)], device=device), n_leads)
-            return self._from_scale(forecast)[0].cpu().numpy()
-
-    def _to_scale(self, frames: Tensor) -> Tensor:
-        """mm/h → logarithmic 0 … 1; intensities stay as they are."""
-        if self.config.unit == "intensity":
-            return frames
-        return torch.log1p(frames.clamp(max=MAX_MM_H) / WET_MM_H) / np.log1p(MAX_MM_H / WET_MM_H)
-
-    def _from_scale(self, frames: Tensor) -> Tensor:
-        if self.config.unit == "intensity":
-            return frames
-        return WET_MM_H * torch.expm1(frames * np.log1p(MAX_MM_H / WET_MM_H))
+            forecast = self.net(frames[None], torch.tensor([float(step_minutes)], device=device), n_leads)
+            return forecast[0].cpu().numpy()
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         n_leads = batch["n_leads"].tolist()
         with inference(self):
-            forecast = self._from_scale(self.forecast(batch["past"], batch["step_minutes"], max(n_leads)))
+            forecast = self.net(batch["past"].float(), batch["step_minutes"], max(n_leads))
         frames = forecast.cpu().numpy().astype("<f2")
         covered = torch.isfinite(batch["past"][:, -1]).cpu().numpy()
         return [

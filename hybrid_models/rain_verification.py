@@ -26,8 +26,8 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
         records: each has `lead_minutes`, `thresholds` and, under the name `forecaster`, a `verification_record`.
 
     Returns:
-        Metrics: `csi_<threshold>`, each the mean over lead times (0 without any event), `mse` and `mae` over all pixels.
-        Details: `lead_minutes`, and by lead time `csi`, `far` and `pod` by threshold, `mse`, `mae`; None where undefined.
+        Metrics: `csi_<threshold>`, each the mean over lead times (0 without any event), `mse` and `mae` over pixels.
+        Details: `lead_minutes`, and by lead time `csi`, `far`, `pod` by threshold, `mse`, `mae`; None where undefined.
 
     Raises:
         UsageError: no records.
