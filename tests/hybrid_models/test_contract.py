@@ -1,0 +1,68 @@
+"""The few parts of the contract that do something themselves."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hybrid_models.contract import (
+    BadSample,
+    Hybrid,
+    HybridConfig,
+    Loss,
+    UsageError,
+    autocast,
+    bf16_is_fast,
+    module_device,
+)
+
+
+class Minimal(Hybrid):
+    """The least that a hybrid must define."""
+
+    name = "minimal"
+    preprocess = collate = forward = predict = record = summarise = None  # type: ignore[assignment]
+
+
+def test_bad_sample_tells_kind_and_message():
+    error = BadSample("ImageDecodeError", "truncated after 12 bytes")
+    assert str(error) == "ImageDecodeError: truncated after 12 bytes"
+    assert (error.kind, error.message) == ("ImageDecodeError", "truncated after 12 bytes")
+    assert isinstance(error, ValueError)
+
+
+def test_losses_of_batches_add_up_to_the_exact_mean():
+    parts = [Loss(torch.tensor(6.0), torch.tensor(3)), Loss(torch.tensor(1.0), torch.tensor(1))]
+    assert sum(part.total for part in parts) / sum(part[1] for part in parts) == 7 / 4
+
+
+def test_a_hybrid_needs_every_abstract_method():
+    with pytest.raises(TypeError, match="abstract"):
+        Hybrid(HybridConfig(), {})  # type: ignore[abstract]
+
+
+def test_defaults_learn_nothing_and_freeze_nothing():
+    assets = {"a.json": "{}"}
+    hybrid = Minimal(HybridConfig(), assets)
+    samples = [{"length": np.int64(1)}]
+    assert hybrid.assets == assets
+    assert hybrid.assets is not assets
+    assert Minimal.training_texts(HybridConfig(), {"text": "a"}) == []
+    assert Minimal.learn_assets(HybridConfig(), ["a"]) == {}
+    assert hybrid.pretrained() == {}
+    assert not hybrid.has_frozen_features
+    assert hybrid.featurize(samples) == samples
+    with pytest.raises(UsageError, match="minimal has no pretrained part 'cnn'"):
+        hybrid.load_pretrained("cnn", None)
+
+
+def test_module_device_is_that_of_its_weights():
+    assert module_device(nn.Linear(1, 1)) == torch.device("cpu")
+    assert module_device(nn.Linear(1, 1, device="meta")) == torch.device("meta")
+
+
+def test_autocast_is_bf16_where_it_is_fast_and_nothing_elsewhere():
+    cpu = torch.device("cpu")
+    with autocast(cpu):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if bf16_is_fast(cpu) else torch.float32)

@@ -1,0 +1,75 @@
+"""Sums are pooled by lead time before any division."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hybrid_models.contract import UsageError
+from hybrid_models.rain_verification import summarise_by_lead, verification_record
+
+
+def record(forecast, observed, step_minutes, thresholds=(1.0,)):
+    forecast, observed = np.asarray(forecast, float), np.asarray(observed, float)
+    return {
+        "lead_minutes": [step_minutes * (i + 1) for i in range(len(observed))],
+        "thresholds": list(thresholds),
+        "model": verification_record(forecast, observed, thresholds),
+    }
+
+
+def test_records_survive_json():
+    kept = record([[[1, 0]]], [[[2, np.nan]]], 5)
+    assert json.loads(json.dumps(kept)) == kept
+    assert kept["model"] == {
+        "hits": [[1]],
+        "misses": [[0]],
+        "false_alarms": [[0]],
+        "abs_error": [1.0],
+        "sq_error": [1.0],
+        "pixels": [1],
+    }
+
+
+def test_counts_are_pooled_over_samples_not_averaged():
+    # one hit of one event, and one hit of four: 2 of 5, not the mean of 1 and 1/4
+    one = record([[[3, 0, 0, 0]]], [[[3, 0, 0, 0]]], 5)
+    four = record([[[3, 0, 0, 0]]], [[[3, 3, 3, 3]]], 5)
+    metrics, details = summarise_by_lead([one, four], "model")
+    assert metrics["csi_1"] == pytest.approx(2 / 5)
+    assert details["pod"]["1"] == [pytest.approx(2 / 5)]
+    assert details["far"]["1"] == [0.0]
+    assert metrics["mae"] == pytest.approx(9 / 8)
+    assert metrics["mse"] == pytest.approx(27 / 8)
+
+
+def test_different_steps_meet_at_shared_lead_times():
+    hit, miss = [[2.0]], [[0.0]]
+    five = record([hit, miss], [hit, hit], 5)  # 5 min: hit, 10 min: miss
+    ten = record([hit], [hit], 10)  # 10 min: hit
+    metrics, details = summarise_by_lead([five, ten], "model")
+    assert details["lead_minutes"] == [5, 10]
+    assert details["csi"]["1"] == [1.0, 0.5]
+    assert metrics["csi_1"] == pytest.approx(0.75)
+    assert details["mae"] == [0.0, 1.0]
+
+
+def test_scores_that_are_undefined_are_none_in_details_and_left_out_of_the_mean():
+    dry, wet = [[0.0]], [[2.0]]
+    metrics, details = summarise_by_lead([record([dry, wet], [dry, wet], 5)], "model")
+    assert details["csi"]["1"] == [None, 1.0]
+    assert metrics["csi_1"] == 1.0
+    assert summarise_by_lead([record([dry], [dry], 5)], "model")[0]["csi_1"] == 0.0
+    missing = summarise_by_lead([record([dry, dry], [[[np.nan]], dry], 5)], "model")[1]
+    assert missing["mae"] == [None, 0.0]
+
+
+def test_without_thresholds_there_are_only_errors():
+    metrics, details = summarise_by_lead([record([[[0.5]]], [[[0.0]]], 1, ())], "model")
+    assert metrics == {"mse": 0.25, "mae": 0.5}
+    assert set(details) == {"lead_minutes", "mse", "mae"}
+
+
+def test_no_records_are_refused():
+    with pytest.raises(UsageError, match="no nowcasts"):
+        summarise_by_lead([], "model")
