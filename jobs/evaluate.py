@@ -69,7 +69,7 @@ def run(options: EvaluateOptions, artifact: Artifact, tracking_uri: str) -> dict
     hybrid = artifact.hybrid_class.name
     params = {"input": options.input, "model": artifact.model, "stride": options.stride, "decoding": vars(job.decoding)}
     with cluster.connect():
-        tracker.start(f"evaluate {artifact.model}", options.storage, params, {"hybrid.job": "evaluate"})
+        tracker.start(f"evaluate {artifact.model}", params, {"hybrid.job": "evaluate"})
         try:
             result = evaluate.evaluate(job, options.resources)
         except BaseException:

@@ -96,7 +96,7 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
         "decoding": vars(options.decoding),
     }
     with cluster.connect():
-        tracker.start(f"{artifact.hybrid_class.table} {options.ds}", options.tables, params, {"hybrid.job": "infer"})
+        tracker.start(f"{artifact.hybrid_class.table} {options.ds}", params, {"hybrid.job": "infer"})
         try:
             summary = infer.infer(night, options.resources, tracker)
         except BaseException:

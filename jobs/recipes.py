@@ -86,7 +86,7 @@ def nowcaster_moving_mnist() -> Recipe:
     return Recipe(
         hybrid="nowcaster",
         model=NowcasterConfig(
-            past_frames=10, horizon_minutes=10, height=64, width=64, unit="intensity", motion=False, patch=4,
+            past_frames=10, horizon_minutes=10, height=64, width=64, unit="intensity", patch=4,
             hidden_dims=(64, 64), kernel_size=5, augment=False,
         ),
         decoding=NowcasterDecoding(),
@@ -101,7 +101,7 @@ def nowcaster_demo() -> Recipe:
     return Recipe(
         hybrid="nowcaster",
         model=NowcasterConfig(
-            past_frames=5, horizon_minutes=5, height=32, width=32, unit="intensity", motion=False, patch=4,
+            past_frames=5, horizon_minutes=5, height=32, width=32, unit="intensity", patch=4,
             hidden_dims=(64,), kernel_size=5, augment=False,
         ),
         decoding=NowcasterDecoding(),

@@ -26,6 +26,7 @@ from pipelines import storage
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
+META_KEYS = ("hybrid", "schema_version", "config", "decoding", "assets", "weights_sha256")
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ def parse(kind: type, value: Any, where: str) -> Any:
         return pydantic.TypeAdapter(kind).validate_python(value)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{where}: '{key}': {first['msg']}") from None
+        key = "".join(f"'{part}': " for part in first["loc"])
+        raise UsageError(f"{where}: {key}{first['msg'].removeprefix('Value error, ')}") from None
 
 
 def load_state(hybrid: Hybrid, weights: bytes, where: str) -> None:
@@ -204,10 +205,12 @@ def _read_files(place: str, shown: str) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     try:
         files[CONFIG] = storage.read_bytes(storage.join(place, CONFIG))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except FileNotFoundError:
         raise UsageError(f"no model at {shown}: there is no {CONFIG}; name an artifact folder or models:/…") from None
     try:
         names = [WEIGHTS, *json.loads(files[CONFIG])["assets"]]
+        if foreign := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"'{foreign[0]}' is no plain file name")
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{shown}/{CONFIG} is damaged ({error}): copy the artifact again") from None
     for name in names:
@@ -222,8 +225,10 @@ def _check(artifact: Artifact, expected: str | None) -> None:
     meta = artifact.meta
     if meta.get("format") != FORMAT:
         raise UsageError(f"{artifact.model} has artifact format {meta.get('format')}, this version reads {FORMAT}")
-    if meta.get("hybrid") not in HYBRIDS:
-        raise UsageError(f"{artifact.model} is a '{meta.get('hybrid')}'; known hybrids: {', '.join(HYBRIDS)}")
+    if missing := [key for key in META_KEYS if key not in meta]:
+        raise UsageError(f"{artifact.model}/{CONFIG} is damaged (no '{missing[0]}'): copy the artifact again")
+    if meta["hybrid"] not in HYBRIDS:
+        raise UsageError(f"{artifact.model} is a '{meta['hybrid']}'; known hybrids: {', '.join(HYBRIDS)}")
     if expected is not None and meta["hybrid"] != expected:
         raise UsageError(f"{artifact.model} is a {meta['hybrid']}, but a {expected} is needed")
     if meta["schema_version"] != artifact.hybrid_class.schema_version:
@@ -234,6 +239,11 @@ def _check(artifact: Artifact, expected: str | None) -> None:
     if hashlib.sha256(artifact.files[WEIGHTS]).hexdigest() != meta["weights_sha256"]:
         raise UsageError(f"{artifact.model}/{WEIGHTS} is truncated or altered (checksum): copy the artifact again")
     artifact.config, artifact.decoding  # noqa: B018 - parsed for their checks
+    for name in meta["assets"]:
+        try:
+            artifact.files[name].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{artifact.model}/{name} is damaged ({error}): copy the artifact again") from None
 
 
 def read_tensors(uri: str) -> dict[str, Tensor]:

@@ -84,7 +84,6 @@ def configure_data() -> None:
     context: Any = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.enable_rich_progress_bars = False
-    context.log_internal_stack_trace_to_stdout = False
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)

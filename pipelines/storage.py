@@ -7,6 +7,7 @@ configured by the standard variables alone: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS
 from __future__ import annotations
 
 import fnmatch
+import io
 import re
 import uuid
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import fsspec
 
 from hybrid_models.contract import UsageError
 
+READ_BUFFER = 1 << 20
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -152,9 +154,10 @@ def open_input(uri: str) -> BinaryIO:
     """
     fs, path = _filesystem(uri)
     try:
-        return cast("BinaryIO", fs.open(path, "rb"))
-    except FileNotFoundError:
-        raise
+        stream = fs.open(path, "rb")
+        return cast("BinaryIO", stream if is_local(uri) else io.BufferedReader(stream, READ_BUFFER))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(uri) from None
     except Exception as error:
         raise _failed("open", uri, error) from error
 

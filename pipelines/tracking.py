@@ -20,7 +20,6 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from hybrid_models.contract import UsageError
-from pipelines import storage
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
@@ -57,13 +56,13 @@ class Tracker:
         self.run_id = run_id
         self._client = mlflow.MlflowClient(uri, registry_uri=uri)
 
-    def start(self, name: str, artifact_root: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str | None:
+    def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str | None:
         """Creates the run; returns its id, or None if MLflow is away."""
         with self._guarded("create the run"):
             _make_parent(self.uri)
             experiment = self._client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
-                experiment_id = self._client.create_experiment(EXPERIMENT, _artifact_location(self.uri, artifact_root))
+                experiment_id = self._client.create_experiment(EXPERIMENT, _artifact_location(self.uri))
             else:
                 experiment_id = experiment.experiment_id
             run = self._client.create_run(experiment_id, run_name=name, tags=dict(tags))
@@ -217,12 +216,11 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _artifact_location(tracking_uri: str, artifact_root: str) -> str | None:
-    """A server decides itself where artifacts go; without one (SQLite) they lie beside the outputs."""
-    if tracking_uri.startswith("http"):
+def _artifact_location(tracking_uri: str) -> str | None:
+    """A server decides itself where artifacts go; without one (SQLite) they lie beside the database."""
+    if not tracking_uri.startswith("sqlite:///"):
         return None
-    root = storage.join(storage.absolute(artifact_root), "mlflow-artifacts")
-    return f"file://{root}" if storage.is_local(root) else root
+    return f"file://{Path(tracking_uri.removeprefix('sqlite:///')).resolve().parent / 'mlflow-artifacts'}"
 
 
 def _make_parent(uri: str) -> None:

@@ -161,7 +161,7 @@ def _open_run(job: TrainJob) -> Tracker:
         return tracker
     tags = {"hybrid.recipe": job.recipe_name, "hybrid.run": job.run, "hybrid.data": job.data}
     params = {"recipe": job.recipe_name, "data": job.data, "num_workers": job.num_workers, **_plain(job.recipe)}
-    tracker.start(job.name, job.storage, params, tags)
+    tracker.start(job.name, params, tags)
     state = RunState(job.recipe_name, _plain(job.recipe), job.data, tracker.run_id)
     storage.write_bytes(storage.join(job.run, "run.json"), json.dumps(asdict(state), indent=2).encode())
     return tracker

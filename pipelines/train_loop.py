@@ -171,7 +171,7 @@ def backward(model: nn.Module, batch: Batch, accumulate: int, synchronise: bool)
     hold = contextlib.nullcontext() if synchronise or world_size() == 1 else model.no_sync()  # type: ignore[operator]
     with hold:
         loss = model(batch)
-        count = all_sum(loss.count.detach().float())
+        count = all_sum(loss.terms.detach().float())
         # DDP averages gradients over workers, so the sum over workers needs their number.
         (loss.total * (world_size() / (count * accumulate))).backward()
     return float(all_sum(loss.total.detach().float()) / count) / accumulate
@@ -216,7 +216,7 @@ def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> Metric
         numbers = mine[start : start + recipe.train.batch_size]
         members = [samples[i] for i in numbers]
         loss = hybrid(to_device(hybrid.collate(members), device))
-        sums += torch.stack([loss.total, loss.count]).double().cpu()
+        sums += torch.stack([loss.total, loss.terms]).double().cpu()
         decoded = [(i, m) for i, m in zip(numbers, members, strict=True) if i < recipe.train.validate_samples]
         if decoded:
             batch = to_device(hybrid.collate([member for _, member in decoded]), device)

@@ -61,12 +61,12 @@ def fit(model, batch, steps, learning_rate=1e-2):
     model.train()
     for _ in range(steps):
         loss = model(batch)
-        (loss.total / loss.count).backward()
+        (loss.total / loss.terms).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
-    return float(loss.total.detach() / loss.count)
+    return float(loss.total.detach() / loss.terms)
 
 
 # ---- text and preprocessing ----
@@ -241,7 +241,7 @@ def test_features_stand_for_frames(attention):
         "frames" not in sample and sample["frame_count"] == (1, 3)[i // 3] for i, sample in enumerate(featurized)
     )
     from_frames, from_features = (model(model.collate(form)) for form in (samples, featurized))
-    assert int(from_frames.count) == int(from_features.count)
+    assert int(from_frames.terms) == int(from_features.terms)
     torch.testing.assert_close(from_frames.total, from_features.total, rtol=2e-3, atol=1e-3)
 
 
@@ -268,7 +268,7 @@ def test_captions_that_a_sample_lacks_cost_nothing():
     one = {**samples[0], "captions": samples[0]["captions"][:1]}
     together = model(model.collate([one, samples[1]]))
     alone = [model(model.collate([sample])) for sample in (one, samples[1])]
-    assert int(together.count) == int(alone[0].count + alone[1].count)
+    assert int(together.terms) == int(alone[0].terms + alone[1].terms)
     torch.testing.assert_close(together.total, alone[0].total + alone[1].total, rtol=2e-2, atol=1e-2)
 
 

@@ -81,7 +81,7 @@ def test_loss_is_the_sum_of_the_steps_log_probabilities(kind, cell, tie):
                 # a search never writes padding, so its distribution has no mass there; training's has
                 total -= log_probs[n, TARGETS[n, t + 1]].item()
                 count += 1
-    assert int(loss.count) == count == 12
+    assert int(loss.terms) == count == 12
     assert float(loss.total.detach()) == pytest.approx(total, rel=1e-5)
 
 

@@ -42,12 +42,12 @@ def fit(model, steps, learning_rate=5e-3):
     model.train()
     for _ in range(steps):
         loss = model(batch)
-        (loss.total / loss.count).backward()
+        (loss.total / loss.terms).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
-    return float(loss.total.detach() / loss.count)
+    return float(loss.total.detach() / loss.terms)
 
 
 @pytest.fixture(scope="module")
@@ -149,15 +149,15 @@ def test_loss_of_a_batch_is_the_sum_of_its_samples(model, monkeypatch):
     samples = samples_of(model)
     together = model(model.collate(samples))
     alone = [model(model.collate([sample])) for sample in samples]
-    assert int(together.count) == sum(int(loss.count) for loss in alone)
-    assert int(together.count) == sum(len(sample["target"]) + 1 for sample in samples)
+    assert int(together.terms) == sum(int(loss.terms) for loss in alone)
+    assert int(together.terms) == sum(len(sample["target"]) + 1 for sample in samples)
     torch.testing.assert_close(together.total, torch.stack([loss.total for loss in alone]).sum())
 
 
 def test_untrained_loss_is_that_of_guessing(model):
     loss = model(model.collate(samples_of(model)))
     vocabulary = len(Tokenizer(model.assets[TOKENIZER]))
-    assert float(loss.total.detach() / loss.count) == pytest.approx(np.log(vocabulary), rel=0.1)
+    assert float(loss.total.detach() / loss.terms) == pytest.approx(np.log(vocabulary), rel=0.1)
 
 
 def test_label_smoothing_is_for_training_only():

@@ -1,0 +1,144 @@
+"""Nights as real processes on a real S3 server: killed, repeated, changed, and with bad input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable
+
+from pipelines import storage
+from tests import tiny
+
+DS = "2026-01-31"
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture
+def env(ray_cluster: str) -> dict[str, str]:
+    return {"RAY_ADDRESS": ray_cluster}
+
+
+def infer(s3: str, shards: str, tables: str, *more: str) -> list[str]:
+    return [
+        "infer", "translations", "--input", f"{s3}/{shards}", "--tables", f"{s3}/{tables}", "--ds", DS,
+        "--model", f"{s3}/model", *more,
+    ]  # fmt: skip
+
+
+def rows(tables: str, task: str = "translations") -> Counter[tuple]:
+    """The table as a multiset of rows, without what differs from run to run."""
+    columns = ["ds", "sample_id", "translation", "status", "error", "shard", "index", "last", "fingerprint"]
+    table = DeltaTable(f"{tables}/{task}").to_pyarrow_table().select(columns)
+    return Counter(tuple(row.values()) for row in table.to_pylist())
+
+
+def test_a_killed_driver_started_again_gives_the_same_table(s3: str, tmp_path: Path, env: dict[str, str]) -> None:
+    tiny.write_translator(f"{s3}/model")
+    tiny.write_sentences(f"{s3}/in", shards=12, rows=150)
+    whole = tiny.hybrid(*infer(s3, "in", "whole"), cwd=tmp_path, env=env)
+    assert whole.code == 0, whole.stderr
+
+    staging = f"{s3}/killed/translations/ds={DS}"
+    process = subprocess.Popen(
+        tiny.command(*infer(s3, "in", "killed")),
+        cwd=tmp_path, env=tiny.environment(tmp_path, **env), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while len(storage.list_files(staging)) < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    staged = {file.uri for file in storage.list_files(staging)}
+    assert staged, "killed before anything was staged"
+    assert not storage.exists(f"{s3}/killed/translations/_delta_log"), "killed after the commit: nothing to resume"
+
+    again = tiny.hybrid(*infer(s3, "in", "killed"), cwd=tmp_path, env=env)
+    assert again.code == 0, again.stderr
+    assert 0 < again.summary["shards_computed"] < 12, "finished shards must be kept, the others computed"
+    assert again.summary["rows"] == 12 * 150
+    assert rows(f"{s3}/killed") == rows(f"{s3}/whole")
+
+
+def test_the_same_again_computes_nothing_and_a_new_beam_size_computes_all(
+    s3: str, tmp_path: Path, env: dict[str, str]
+) -> None:
+    tiny.write_translator(f"{s3}/model")
+    tiny.write_sentences(f"{s3}/in", shards=3, rows=20)
+    first = tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env)
+    assert (first.code, first.summary["shards_computed"], first.summary["changed"]) == (0, 3, True), first.stderr
+    before = rows(f"{s3}/tables")
+
+    second = tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env)
+    assert (second.code, second.summary["shards_computed"], second.summary["changed"]) == (0, 0, False)
+    assert second.summary["rows"] == 60
+    assert DeltaTable(f"{s3}/tables/translations").version() == first.summary["version"]
+    assert rows(f"{s3}/tables") == before
+
+    beam = tiny.hybrid(*infer(s3, "in", "tables", "--decoding.beam-size", "3"), cwd=tmp_path, env=env)
+    assert (beam.code, beam.summary["shards_computed"], beam.summary["changed"]) == (0, 3, True)
+    assert beam.summary["fingerprint"] != first.summary["fingerprint"]
+    after = rows(f"{s3}/tables")
+    assert sum(after.values()) == 60
+    assert {row[-1] for row in after} == {beam.summary["fingerprint"]}, "no row of the old beam size is left"
+
+
+def test_a_late_shard_costs_only_itself_and_a_removed_one_disappears(
+    s3: str, tmp_path: Path, env: dict[str, str]
+) -> None:
+    tiny.write_translator(f"{s3}/model")
+    tiny.write_sentences(f"{s3}/in", shards=3, rows=20)
+    assert tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env).summary["rows"] == 60
+    storage.write_bytes(f"{s3}/in/late.txt", b"der Hund\ndie Katze\n")
+    storage.delete(f"{s3}/in/part-00000.txt")
+    night = tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env)
+    assert (night.summary["shards_computed"], night.summary["rows"]) == (1, 42)
+    shards = {row[5].rsplit("/", 1)[-1] for row in rows(f"{s3}/tables")}
+    assert shards == {"late.txt", "part-00001.txt", "part-00002.txt"}
+
+
+def test_one_corrupt_shard_of_twenty_and_every_row_is_accounted_for(
+    s3: str, tmp_path: Path, env: dict[str, str]
+) -> None:
+    tiny.write_captioner(f"{s3}/model")
+    tiny.write_photos(f"{s3}/in", shards=20, rows=10)
+    whole = storage.read_bytes(f"{s3}/in/photos-007.tar")
+    storage.write_bytes(f"{s3}/in/photos-007.tar", whole[: len(whole) // 2])
+    broken = bytearray(storage.read_bytes(f"{s3}/in/photos-011.tar"))
+    broken[512:1024] = bytes(512)  # the first photograph's header
+    storage.write_bytes(f"{s3}/in/photos-011.tar", bytes(broken))
+
+    argv = ["captions" if word == "translations" else word for word in infer(s3, "in", "tables")]
+    night = tiny.hybrid(*argv, cwd=tmp_path, env=env)
+    assert night.code == 0, night.stderr
+    summary = night.summary
+    assert summary["errors"] == {"ShardReadError": 1, "ImageDecodeError": 1}
+    assert summary["rows"] == summary["ok"] + 2
+
+    table = DeltaTable(f"{s3}/tables/captions").to_pyarrow_table().to_pylist()
+    by_shard: dict[str, list[dict]] = {}
+    for row in table:
+        by_shard.setdefault(row["shard"].rsplit("/", 1)[-1], []).append(row)
+    assert len(by_shard) == 20
+    for name, members in by_shard.items():
+        members.sort(key=lambda row: row["index"])
+        assert [row["index"] for row in members] == list(range(len(members))), "exactly one row for each input row"
+        assert [row["last"] for row in members] == [False] * (len(members) - 1) + [True]
+        if name not in ("photos-007.tar", "photos-011.tar"):
+            assert [row["status"] for row in members] == ["ok"] * 10
+            assert all(row["caption"] is not None for row in members)
+    cut = by_shard["photos-007.tar"]
+    assert [row["status"] for row in cut] == ["ok"] * (len(cut) - 1) + ["error"]
+    assert cut[-1]["caption"] is None
+    assert "unexpected end of data" in cut[-1]["error"]
+
+    strict = tiny.hybrid(*argv[:-1], f"{s3}/model", "--max-error-fraction", "0.001", cwd=tmp_path, env=env)
+    assert strict.code == 3
+    assert "2 of " in strict.stderr
+    assert "nothing was committed" in strict.stderr
+    assert DeltaTable(f"{s3}/tables/captions").version() == summary["version"]

@@ -1,0 +1,50 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hybrid_models.contract import UsageError
+from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
+from pipelines.config import Recipe, TrainConfig
+
+
+def recipe(**options: Any) -> Recipe:
+    return Recipe("translator", TranslatorConfig(), TranslatorDecoding(), TrainConfig(**options))
+
+
+def test_defaults_are_possible() -> None:
+    recipe().check()
+    recipe(validate_samples=0).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "cider_d"}, "train.metric 'cider_d' is unknown for a translator: use loss, bleu, chrf"),
+        ({"metric": "bleu", "validate_samples": 0}, "train.metric bleu needs train.validate_samples of at least 1"),
+        *[
+            ({name: value}, f"train.{name} is {value}: it must be at least 1")
+            for name in ("epochs", "batch_size", "accumulate", "patience", "keep_checkpoints")
+            for value in (0, -3)
+        ],
+        ({"learning_rate": 0.0}, "train.learning_rate is 0.0: it must be positive"),
+        ({"clip_norm": -1.0}, "train.clip_norm is -1.0: it must be positive"),
+    ],
+)
+def test_impossible_combinations_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        recipe(**options).check()
+    assert str(caught.value) == message
+
+
+def test_the_metric_has_a_direction() -> None:
+    assert not recipe(metric="loss").higher_is_better
+    assert recipe(metric="bleu").higher_is_better
+
+
+def test_a_recipe_cannot_be_changed_by_accident() -> None:
+    original = recipe()
+    changed = replace(original, train=replace(original.train, epochs=3))
+    assert (original.train.epochs, changed.train.epochs) == (10, 3)
+    with pytest.raises(AttributeError):
+        original.train.epochs = 4  # type: ignore[misc]

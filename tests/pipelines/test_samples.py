@@ -1,0 +1,110 @@
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from hybrid_models.contract import BadSample, Inputs, Preprocess, Sample, Visual
+from pipelines.limits import Limits
+from pipelines.samples import SAMPLE_SCHEMA, Decode, pack, unpack
+from pipelines.shards import RAW_SCHEMA
+
+
+def test_packing_keeps_every_array_bit_for_bit() -> None:
+    rng = np.random.default_rng(0)
+    sample = {
+        "length": np.asarray(7, dtype=np.int64),
+        "half": rng.normal(size=(3, 4)).astype(np.float16),
+        "frames": rng.integers(0, 255, (2, 3, 4, 3), dtype=np.uint8),
+        "empty": np.zeros((0, 5), dtype=np.int32),
+        "wet": np.array([True, False]),
+        "missing": np.array([np.nan, -0.0, np.inf], dtype=np.float32),
+        "strided": np.arange(12, dtype=np.int64).reshape(3, 4).T[::2],
+    }
+    again = unpack(pack(sample))
+    assert again.keys() == sample.keys()
+    for name, array in sample.items():
+        assert (again[name].dtype, again[name].shape) == (array.dtype, array.shape), name
+        assert again[name].tobytes() == array.tobytes(), name
+    assert again["length"] == 7
+    assert again["strided"].tolist() == [[0, 4, 8], [2, 6, 10]]
+
+
+class Count(Preprocess):
+    """Counts frames and letters; words of its own are errors."""
+
+    visual = Visual(height=4, width=6, frames=1)
+
+    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
+        text = inputs.fields["text"]
+        if text == "bad":
+            raise BadSample("Nonsense", "the text is: bad")
+        if text == "bug":
+            raise KeyError("our own mistake")
+        sample = {"letters": np.asarray(len(text)), "length": np.asarray(len(text) + 1, dtype=np.int64)}
+        if inputs.media is not None:
+            sample["media"] = inputs.media
+        return sample | ({"target": np.asarray(1)} if with_target else {})
+
+
+def raw(index: int, text: str | None = None, **other: Any) -> dict[str, Any]:
+    row = {
+        "shard": "s3://x/a.tar", "index": index, "last": index == 4, "sample_id": f"id{index}", "media": None,
+        "media_type": None, "fields": json.dumps({} if text is None else {"text": text}), "error": None,
+    }  # fmt: skip
+    return {**row, **other}
+
+
+def decode(rows: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    table = Decode(Count(), Limits(), **options)(pa.Table.from_pylist(rows, schema=RAW_SCHEMA))
+    assert table.schema == SAMPLE_SCHEMA
+    return table.to_pylist()
+
+
+def test_every_row_gives_one_row_in_order() -> None:
+    rows = [raw(3, "abc"), raw(0, "bad"), raw(4, "xy"), raw(1, error="LineTooLong: 3: more than 2"), raw(2, "")]
+    decoded = decode(rows)
+    for row, given in zip(decoded, rows, strict=True):
+        assert {key: row[key] for key in ("shard", "index", "last", "sample_id")} == {
+            key: given[key] for key in ("shard", "index", "last", "sample_id")
+        }
+    assert [row["length"] for row in decoded] == [4, None, 3, None, 1]
+    assert [row["error"] for row in decoded] == [
+        None,
+        "Nonsense: the text is: bad",
+        None,
+        "LineTooLong: 3: more than 2",  # the reader's own words, unchanged
+        None,
+    ]
+    assert [None if row["sample"] is None else int(unpack(row["sample"])["letters"]) for row in decoded] == [
+        3, None, 2, None, 0,
+    ]  # fmt: skip
+    assert all(row["decode_seconds"] >= 0 for row in decoded)
+
+
+def test_targets_only_where_they_are_asked_for() -> None:
+    assert "target" not in unpack(decode([raw(0, "a")])[0]["sample"])
+    assert unpack(decode([raw(0, "a")], with_target=True)[0]["sample"])["target"] == 1
+
+
+def test_media_are_decoded_to_the_wanted_size_or_named_as_broken() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 8), (10, 20, 30)).save(buffer, "PNG")
+    png = buffer.getvalue()
+    good, broken = decode(
+        [raw(0, "a", media=png, media_type="png"), raw(1, "a", media=png[: len(png) // 2], media_type="png")]
+    )
+    assert np.array_equal(unpack(good["sample"])["media"], np.full((1, 4, 6, 3), [10, 20, 30], dtype=np.uint8))
+    assert broken["error"].startswith("ImageDecodeError: ")
+    small = Decode(Count(), Limits(max_pixels=50))
+    (row,) = small(pa.Table.from_pylist([raw(0, "a", media=png, media_type="png")], schema=RAW_SCHEMA)).to_pylist()
+    assert row["sample"] is None
+    assert row["error"] == "ImageTooLarge: 12 x 8 pixels are more than max_pixels=50"
+
+
+def test_our_own_mistakes_are_not_bad_samples() -> None:
+    with pytest.raises(KeyError, match="our own mistake"):
+        decode([raw(0, "bug")])
