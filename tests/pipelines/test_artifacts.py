@@ -262,5 +262,5 @@ def test_pretrained_weights_are_read_or_named_as_wrong(tmp_path: Path) -> None:
     Path(uri).write_bytes(Path(uri).read_bytes()[:-3])
     with pytest.raises(UsageError, match="is not a whole safetensors file"):
         artifacts.read_tensors(uri)
-    with pytest.raises(UsageError, match="no weights at .*none: check the address"):
+    with pytest.raises(UsageError, match=r"no weights at .*none: check the address"):
         artifacts.read_tensors(str(tmp_path / "none"))
