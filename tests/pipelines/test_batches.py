@@ -74,7 +74,7 @@ def test_prepared_samples_are_the_good_rows_of_the_pieces_in_order(tmp_path: Pat
     samples = PreparedSamples(pieces, str(tmp_path))
     assert len(samples) == 3
     assert samples.lengths.tolist() == [4, 2, 7]
-    assert [samples[np.int64(i)]["n"].tolist() for i in range(3)] == [list(range(n)) for n in (4, 2, 7)]
+    assert [samples[i]["n"].tolist() for i in range(3)] == [list(range(n)) for n in (4, 2, 7)]
     samples.remove()
     assert not samples.folder.exists()
     assert samples[2]["n"].tolist() == list(range(7)), "an open map stays valid"

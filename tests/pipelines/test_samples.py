@@ -15,7 +15,7 @@ from pipelines.shards import RAW_SCHEMA
 
 def test_packing_keeps_every_array_bit_for_bit() -> None:
     rng = np.random.default_rng(0)
-    sample = {
+    sample: Sample = {
         "length": np.asarray(7, dtype=np.int64),
         "half": rng.normal(size=(3, 4)).astype(np.float16),
         "frames": rng.integers(0, 255, (2, 3, 4, 3), dtype=np.uint8),

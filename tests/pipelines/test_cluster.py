@@ -1,0 +1,64 @@
+from typing import Any
+
+import pytest
+import ray
+
+from pipelines import cluster
+from pipelines.cluster import Resources
+from pipelines.predict import Compute
+
+
+def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float], dead: int = 0) -> None:
+    """A cluster of these nodes."""
+    alive: list[dict[str, Any]] = [{"Alive": True, "Resources": each} for each in resources]
+    gone = [{"Alive": False, "Resources": {"CPU": 1.0}}] * dead
+    total = {name: sum(each.get(name, 0) for each in resources) for each in resources for name in each}
+    monkeypatch.setattr(ray, "nodes", lambda: alive + gone)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+
+
+def test_one_model_process_for_each_node_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 2.0})
+    assert Resources().plan() == (1, Compute(32, 2, False), {"num_cpus": 1.0, "num_gpus": 0})
+    nodes(monkeypatch, {"CPU": 8.0}, {"CPU": 16.0}, {"memory": 1.0}, dead=2)
+    assert Resources(batch_size=7).plan() == (2, Compute(7, 8, False), {"num_cpus": 4.0, "num_gpus": 0})
+
+
+def test_processes_of_one_node_share_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 16.0}, {"CPU": 16.0})
+    assert Resources(actors=5).plan() == (5, Compute(32, 5, False), {"num_cpus": 16 / 3 / 2, "num_gpus": 0})
+    assert Resources(actors=5, threads=2).plan()[1].threads == 2
+    nodes(monkeypatch, {"CPU": 1.0})
+    assert Resources(actors=4).plan() == (4, Compute(32, 1, False), {"num_cpus": 0.5, "num_gpus": 0})
+
+
+def test_one_model_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0})
+    assert Resources().plan() == (8, Compute(32, 4, True), {"num_cpus": 1.0, "num_gpus": 1})
+    assert Resources(actors=2).plan()[0] == 2
+
+
+def test_connect_leaves_a_running_cluster_alone(ray_cluster: str) -> None:
+    with cluster.connect():
+        assert ray.is_initialized()
+    assert ray.is_initialized()
+    assert ray.cluster_resources()["CPU"] == 2
+
+
+def test_workers_get_the_environment_that_makes_them_fast(ray_cluster: str) -> None:
+    @ray.remote(num_cpus=0)
+    def environment() -> dict[str, str]:
+        import os
+
+        return dict(os.environ)
+
+    assert cluster.worker_env().items() <= ray.get(environment.remote()).items()
+    assert cluster.worker_env()["MALLOC_TOP_PAD_"] == "268435456"
+
+
+def test_bars_are_for_terminals_only(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ray.data.DataContext.get_current()
+    for terminal in (True, False):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        cluster.configure_data()
+        assert context.enable_progress_bars is terminal
