@@ -9,15 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from hybrid_models.captioner import (
-    TOKENIZER,
-    Captioner,
-    CaptionerConfig,
-    CaptionerDecoding,
-    Encoder,
-    plain_caption,
-    pool_time,
-)
+from hybrid_models.captioner import TOKENIZER, Captioner, CaptionerConfig, CaptionerDecoding, plain_caption
 from hybrid_models.contract import BadSample, Inputs, UsageError
 from hybrid_models.text import BOS, EOS, Tokenizer, unpack_json
 
@@ -147,27 +139,6 @@ def test_bad_rows(media, fields, message):
 
 
 # ---- the encoder ----
-def test_encoder_is_the_timm_net_on_normalised_pixels(monkeypatch):
-    monkeypatch.setattr("hybrid_models.contract.bf16_is_fast", lambda device: False)
-    encoder = Encoder(ENCODER, SIZE).eval()
-    frames = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8)
-    config = encoder.cnn.pretrained_cfg
-    pixels = (frames.float() / 255 - torch.tensor(config["mean"])) / torch.tensor(config["std"])
-    expected = encoder.cnn.forward_features(pixels.permute(0, 3, 1, 2))
-    found = encoder(frames)
-    assert found.shape == (2, expected.shape[2] * expected.shape[3], encoder.channels)
-    torch.testing.assert_close(found[:, 0], expected[:, :, 0, 0], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found[:, -1], expected[:, :, -1, -1], atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"), [("no_such_net", "'no_such_net' cannot be built"), ("test_vit", "'test_vit'")]
-)
-def test_wrong_encoders(name, message):
-    with pytest.raises(UsageError, match=message):
-        Encoder(name, SIZE)
-
-
 def test_pretrained_weights_are_loaded_strictly_without_their_classifier():
     model = build()
     assert model.pretrained() == {"encoder": "hub"}
@@ -221,13 +192,6 @@ def test_a_frozen_encoder_stays_as_it_is():
 
 
 # ---- features ----
-def test_pool_time_is_each_clips_mean():
-    features = torch.arange(12.0).view(6, 2, 1)
-    pooled = pool_time(features, torch.tensor([1, 3, 2]))
-    expected = torch.stack([features[:1].mean(0), features[1:4].mean(0), features[4:].mean(0)])
-    torch.testing.assert_close(pooled, expected)
-
-
 @pytest.mark.parametrize("attention", [True, False])
 def test_features_stand_for_frames(attention):
     model = build(attention=attention).eval()

@@ -1,0 +1,85 @@
+"""The captioner's eye: a timm CNN from pixels to a grid of feature vectors, and the mean over a clip's frames."""
+
+# ruff: noqa: N806 - shape suffixes, see contract.py
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from hybrid_models.contract import UsageError, autocast
+
+FRAMES_AT_A_TIME = 64
+"""Frames that go through the CNN together when it is not trained: bounds memory for batches of clips."""
+
+
+class Encoder(nn.Module):
+    """A timm CNN without its classifier: uint8 frames → a grid of feature vectors. Never fetches weights by itself.
+
+    Raises:
+        UsageError: timm has no such model, or it is no convolutional net for this image size.
+    """
+
+    cnn: Any  # timm's nets have more than nn.Module declares
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: str, image_size: int) -> None:
+        super().__init__()
+        try:
+            self.cnn = timm.create_model(model, pretrained=False, num_classes=0)
+            with torch.inference_mode():
+                grid = self.cnn.eval().forward_features(torch.zeros(1, 3, image_size, image_size))
+        except Exception as error:  # whatever timm raises, the name or the size is wrong
+            raise UsageError(f"encoder '{model}' cannot be built for {image_size} px images: {error}") from error
+        if grid.dim() != 4:
+            raise UsageError(f"encoder '{model}' gives no spatial grid: choose a convolutional net of timm")
+        self.cnn.train().to(memory_format=torch.channels_last)
+        self.channels: int = grid.shape[1]
+        for name in ("mean", "std"):
+            value = torch.tensor(self.cnn.pretrained_cfg[name]).view(1, 3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames uint8 [F,H,W,3] → float32 [F,S,C], S = grid cells row by row."""
+        if not self.training and len(frames) > FRAMES_AT_A_TIME:
+            return torch.cat([self(part) for part in frames.split(FRAMES_AT_A_TIME)])
+        pixels = frames.permute(0, 3, 1, 2).float() / 255  # [F,3,H,W], already in channels-last order
+        with autocast(frames.device):
+            grid_FCHW = self.cnn.forward_features((pixels - self.mean) / self.std)
+        return grid_FCHW.flatten(2).transpose(1, 2).float()
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Loads the whole backbone; a classifier's weights are dropped.
+
+        Raises:
+            UsageError: keys are missing or unknown, or shapes differ.
+        """
+        classifier = self.cnn.pretrained_cfg.get("classifier") or ()
+        heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
+        wanted = self.cnn.state_dict()
+        given = {key: value for key, value in weights.items() if not (heads and key.startswith(heads))}
+        counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # not in every file, not used
+        wrong = [f"{key} is missing" for key in wanted if key not in given and key not in counters]
+        wrong += [f"{key} is unknown" for key in given if key not in wanted]
+        wrong += [
+            f"{key} is {list(value.shape)}, not {list(wanted[key].shape)}"
+            for key, value in given.items()
+            if key in wanted and value.shape != wanted[key].shape
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            model = self.cnn.pretrained_cfg.get("architecture")
+            raise UsageError(f"encoder weights do not fit '{model}': {'; '.join(wrong[:3])}{more}")
+        self.cnn.load_state_dict({**wanted, **given})
+
+
+def pool_time(features: Tensor, counts: Tensor) -> Tensor:
+    """Mean over each clip's frames: [F,S,C] of all clips' frames one after another, counts [B] → [B,S,C]."""
+    clip_F = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    total_BSC = features.new_zeros(len(counts), *features.shape[1:]).index_add_(0, clip_F, features)
+    return total_BSC / counts.view(-1, 1, 1)
