@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
-UNREACHABLE = (MlflowException, OSError)
+UNREACHABLE = (MlflowException, OSError, ImportError)  # an S3 artifact store without boto3 is an ImportError
 
 
 def default_uri() -> str:
