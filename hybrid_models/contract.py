@@ -56,7 +56,7 @@ class Loss(NamedTuple):
 
     total: Tensor
     """Scalar: the sum over all terms of the batch."""
-    count: Tensor
+    terms: Tensor
     """Scalar: how many terms (target tokens, valid pixels) the sum has."""
 
 

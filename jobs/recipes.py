@@ -51,7 +51,7 @@ def captioner_demo() -> Recipe:
     return Recipe(
         hybrid="captioner",
         model=CaptionerConfig(
-            encoder="test_efficientnet",
+            encoder="test_resnet",
             encoder_weights="none",
             freeze_encoder=False,
             image_size=64,

@@ -31,13 +31,6 @@ def test_untrained_it_moves_rain_along():
     assert (forecast - truth).abs().mean() < 0.15 * (persistence - truth).abs().mean()
 
 
-def test_untrained_it_repeats_the_newest_video_frame():
-    frames = torch.rand(2, 4, 16, 16)
-    with torch.no_grad():
-        forecast = EncoderForecaster("intensity", 4, (8, 8), 3)(frames, torch.ones(2), 3)
-    torch.testing.assert_close(forecast, frames[:, -1:].expand(-1, 3, -1, -1))
-
-
 @pytest.mark.parametrize("unit", ["mm/h", "intensity"])
 def test_any_grid_and_missing_pixels_give_finite_forecasts(unit):
     frames = torch.rand(1, 3, 21, 35)

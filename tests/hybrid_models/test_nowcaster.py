@@ -1,0 +1,298 @@
+"""Rows become checked samples, samples become nowcasts, nowcasts are judged; tiny models learn."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from hybrid_models.contract import BadSample, Inputs, UsageError
+from hybrid_models.metrics import RAIN_THRESHOLDS, contingency, csi
+from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
+
+TINY = NowcasterConfig(past_frames=3, horizon_minutes=20, height=32, width=32, hidden_dims=(8,))
+VIDEO = NowcasterConfig(
+    past_frames=4, horizon_minutes=4, height=16, width=16, unit="intensity", patch=4, hidden_dims=(32,), augment=False
+)
+
+
+def shower(frames, size=32, speed=1.5, start=8.0, growth=1.0):
+    """A shower that moves right and grows, `[frames, size, size]` mm/h to the hundredth."""
+    y, x = np.mgrid[:size, :size]
+    t = np.arange(frames)[:, None, None]
+    rain = 12 * growth**t * np.exp(-((x - start - speed * t) ** 2 + (y - size / 2) ** 2) / (2 * 4.0**2))
+    return np.round(rain, 2).astype(np.float32)
+
+
+def sample_of(media, config=TINY, with_target=True, **fields):
+    fields = {"step_minutes": 5.0} | fields if config.unit == "mm/h" else fields
+    return Nowcaster.preprocess(config, {})(Inputs(media, fields), with_target)
+
+
+# ---- configuration -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"past_frames": 0}, "past_frames is 0"),
+        ({"past_frames": 1}, "motion of rain needs at least 2"),
+        ({"horizon_minutes": 0}, "horizon_minutes is 0"),
+        ({"unit": "dBZ"}, "unit is 'dBZ'"),
+        ({"hidden_dims": ()}, "hidden_dims"),
+        ({"hidden_dims": (8, 0)}, "hidden_dims"),
+        ({"kernel_size": 4}, "kernel_size is 4: it must be odd"),
+        ({"patch": 0}, "patch is 0"),
+        ({"width": 128}, "256×128 does not turn"),
+        ({"heavy_weight": -1}, "heavy_weight is -1"),
+    ],
+)
+def test_impossible_configurations_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        NowcasterConfig(**options)
+
+
+# ---- preprocessing -------------------------------------------------------------------------------------------------
+def test_a_window_is_split_at_the_issue_time():
+    media = shower(9)
+    media[:, 0, 0] = np.nan
+    sample = sample_of(media, issue_time="2010-08-26T01:30:00")
+    assert sample["past"].dtype == np.float16
+    np.testing.assert_array_equal(sample["past"], media[:3].astype(np.float16))
+    np.testing.assert_array_equal(sample["future"], media[3:7].astype(np.float16))  # 20 min in steps of 5
+    assert sample["n_leads"] == 4
+    assert sample["length"] == 7
+    assert sample["issue_time"] == datetime(2010, 8, 26, 1, 30, tzinfo=UTC).timestamp() * 1e6
+    assert "future" not in sample_of(media[:3], with_target=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2010-08-26T00:00:00.000000000", datetime(2010, 8, 26, tzinfo=UTC)),
+        ("2010-08-26T02:00:00+02:00", datetime(2010, 8, 26, tzinfo=UTC)),
+        ("1969-12-31T23:59:59.5Z", datetime(1969, 12, 31, 23, 59, 59, 500_000, tzinfo=UTC)),
+    ],
+)
+def test_issue_times_are_utc(text, expected):
+    micros = int(sample_of(shower(7), issue_time=text)["issue_time"])
+    assert datetime.fromtimestamp(micros / 1e6, UTC) == expected
+
+
+def test_stored_rain_keeps_its_side_of_every_threshold():
+    hundredths = np.arange(0, 2000, dtype=np.float32)[:1024].reshape(32, 32)
+    for first in (0.0, 9.76):
+        rain = np.round(first + hundredths / 100, 2).astype(np.float32)
+        stored = sample_of(np.stack([rain] * 7))["past"][0].astype(np.float32)
+        for threshold in RAIN_THRESHOLDS:
+            np.testing.assert_array_equal(stored >= threshold, rain >= threshold)
+
+
+def test_video_is_scaled_and_steps_by_frames():
+    media = np.zeros((8, 16, 16), np.uint8)
+    media[:, 3, 4] = 255
+    sample = sample_of(media, VIDEO)
+    assert sample["past"][0, 3, 4] == 1
+    assert sample["step_minutes"] == 1
+    assert sample["n_leads"] == 4
+    assert sample["issue_time"] == -1
+
+
+def spoilt(change):
+    media = shower(7)
+    return change(media)
+
+
+def with_value(value):
+    def change(media):
+        media[1, 2, 3] = value
+        return media
+
+    return change
+
+
+def without_newest(media):
+    media[2] = np.nan
+    return media
+
+
+def without_future(media):
+    media[3:] = np.nan
+    return media
+
+
+@pytest.mark.parametrize(
+    ("change", "fields", "kind", "message"),
+    [
+        (lambda media: None, {}, "MediaError", "no frames"),
+        (lambda media: media[0], {}, "ShapeError", r"\(32, 32\)"),
+        (lambda media: media[..., None], {}, "ShapeError", r"\[time, height, width\]"),
+        (lambda media: media[:, :30], {}, "GridError", "30×32.*32×32.*hybrid prepare radar --crop"),
+        (lambda media: media[:6], {}, "LengthError", "6 frames where 7 are needed"),
+        (with_value(np.inf), {}, "RangeError", "inf"),
+        (with_value(-0.5), {}, "RangeError", "-0.5"),
+        (with_value(5000.0), {}, "RangeError", "mm/h lies within"),
+        (lambda media: media * np.nan, {}, "CoverageError", "newest frame"),
+        (without_newest, {}, "CoverageError", "newest frame"),
+        (without_future, {}, "CoverageError", "observed future"),
+        (lambda media: media, {"step_minutes": 0}, "StepError", "step_minutes is 0"),
+        (lambda media: media, {"step_minutes": "often"}, "StepError", "'often'"),
+        (lambda media: media, {"step_minutes": 30}, "StepError", "30 min is beyond 20 min"),
+        (lambda media: media, {"issue_time": "noon"}, "TimeError", "'noon'"),
+    ],
+)
+def test_unusable_rows_say_why(change, fields, kind, message):
+    with pytest.raises(BadSample, match=message) as caught:
+        sample_of(spoilt(change), **fields)
+    assert caught.value.kind == kind
+
+
+# ---- batches and loss ----------------------------------------------------------------------------------------------
+def test_batches_are_padded_to_the_most_leads_without_loss():
+    model = Nowcaster(TINY, {})
+    five, ten = sample_of(shower(7)), sample_of(shower(7, speed=3), step_minutes=10.0)
+    batch = model.collate([five, ten])
+    assert batch["future"].shape == (2, 4, 32, 32)
+    assert batch["future"][1, 2:].isnan().all()
+    assert model(batch).terms == (4 + 2) * 32 * 32
+    apart = [model(model.collate([sample])) for sample in (five, ten)]
+    assert model(batch).total.item() == pytest.approx(sum(loss.total.item() for loss in apart), rel=0.01)
+
+
+def test_missing_pixels_carry_no_loss():
+    media = shower(7)
+    model = Nowcaster(TINY, {})
+    whole = model(model.collate([sample_of(media)]))
+    media[3:, :16] = np.nan
+    half = model(model.collate([sample_of(media)]))
+    assert half.terms == whole.count // 2
+    assert half.total.item() == pytest.approx(whole.total.item() / 2, rel=0.2)
+
+
+def test_training_batches_are_turned_past_and_future_alike():
+    model = Nowcaster(TINY, {})
+    sample = sample_of(shower(7))
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(40):
+        batch = model.collate([sample], rng)
+        frames = torch.cat((batch["past"][0], batch["future"][0])).numpy()
+        versions = [
+            np.rot90(shower(7).astype(np.float16), turns, (1, 2))[..., :: 1 - 2 * mirror]
+            for turns in range(4)
+            for mirror in range(2)
+        ]
+        matches = [i for i, version in enumerate(versions) if np.array_equal(frames, version)]
+        assert matches
+        seen.add(matches[0])
+    assert len(seen) >= 4  # the shower is symmetric up and down
+
+
+# ---- prediction ----------------------------------------------------------------------------------------------------
+def test_payload_rows_hold_the_frames_and_their_summary():
+    model = Nowcaster(TINY, {})
+    media = shower(7)
+    media[:, :, :6] = np.nan
+    five, ten = sample_of(media, issue_time="2020-01-02T03:04:05"), sample_of(media, step_minutes=10.0)
+    batch = model.collate([five, ten])
+    table = pa.Table.from_pylist(model.predict(batch, NowcasterDecoding()), schema=Nowcaster.payload_schema)
+    first, second = table.to_pylist()
+    assert first["issue_time"] == datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert second["issue_time"] is None
+    assert first["lead_minutes"] == [5, 10, 15, 20]
+    assert second["lead_minutes"] == [10, 20]
+    assert second["frames_shape"] == [2, 32, 32]
+
+    frames = np.frombuffer(first["frames"], "<f2").reshape(first["frames_shape"]).astype(np.float32)
+    expected = model.nowcast(five["past"].astype(np.float32), 4, 5.0)
+    np.testing.assert_allclose(frames, expected, atol=0.05)
+    seen = frames[:, :, 6:]  # where the newest frame looks
+    np.testing.assert_allclose(first["mean_mm_h"], seen.mean((1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(first["max_mm_h"], seen.max((1, 2)))
+    np.testing.assert_allclose(first["wet_fraction"], (seen >= 0.1).mean((1, 2)), rtol=1e-5)
+
+
+def test_nowcast_takes_the_newest_frames_of_any_grid():
+    model = Nowcaster(TINY, {})
+    past = np.pad(shower(6), ((0, 0), (0, 5), (0, 9)), constant_values=np.nan)
+    forecast = model.nowcast(past, 3, 5)
+    assert forecast.shape == (3, 37, 41)
+    assert np.isfinite(forecast).all()
+    np.testing.assert_array_equal(forecast, model.nowcast(past[3:], 3, 5))
+    with pytest.raises(UsageError, match="at least 3 frames"):
+        model.nowcast(past[:2], 3, 5)
+
+
+def test_prediction_leaves_the_model_in_training_mode_without_gradients():
+    model = Nowcaster(TINY, {}).train()
+    model.predict(model.collate([sample_of(shower(7))]), NowcasterDecoding())
+    assert model.training
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+# ---- judgement -----------------------------------------------------------------------------------------------------
+def test_summaries_verify_against_persistence():
+    model = Nowcaster(TINY, {})
+    samples = [sample_of(shower(7, start=start)) for start in (6.0, 9.0)]
+    outputs = model.predict(model.collate(samples), NowcasterDecoding())
+    summary = model.summarise([model.record(*pair) for pair in zip(samples, outputs, strict=True)])
+    for forecaster, scores in (("model", summary["metrics"]), ("persistence", summary["baseline"])):
+        sums = {"hits": 0, "misses": 0, "false_alarms": 0}
+        for sample, output in zip(samples, outputs, strict=True):
+            frames = np.frombuffer(output["frames"], "<f2").reshape(output["frames_shape"])
+            frames = frames if forecaster == "model" else np.repeat(sample["past"][-1:], 4, axis=0)
+            for name, counts in contingency(frames, sample["future"], (1,)).items():
+                sums[name] = sums[name] + counts
+        assert scores["csi_1"] == pytest.approx(csi(sums).mean())
+    assert summary["baseline"]["name"] == "persistence"
+    assert summary["metrics"]["csi_1"] > summary["baseline"]["csi_1"]  # untrained, it follows the motion
+    assert set(Nowcaster.metrics) <= set(summary["metrics"])
+    assert summary["details"]["samples"] == 2
+    assert summary["details"]["baseline"]["lead_minutes"] == [5, 10, 15, 20]
+
+
+def test_video_is_judged_by_its_errors_on_the_scale_of_0_to_1():
+    media = np.zeros((8, 16, 16), np.uint8)
+    media[4:, 0, 0] = 255
+    model = Nowcaster(VIDEO, {})
+    sample = sample_of(media, VIDEO)
+    output = model.predict(model.collate([sample]), NowcasterDecoding())[0]
+    summary = model.summarise([model.record(sample, output)])
+    assert summary["metrics"] == {"mse": pytest.approx(1 / 256), "mae": pytest.approx(1 / 256)}
+    assert summary["baseline"] == {"name": "persistence", **summary["metrics"]}
+
+
+# ---- learning ------------------------------------------------------------------------------------------------------
+def train(model, batch, steps, lr):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    first = None
+    for _ in range(steps):
+        loss = model(batch)
+        mean = loss.total / loss.terms
+        first = first if first is not None else mean.item()
+        optimizer.zero_grad()
+        mean.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return first, mean.item()
+
+
+def test_a_tiny_model_learns_that_showers_grow():
+    torch.manual_seed(0)
+    model = Nowcaster(TINY, {})
+    batch = model.collate([sample_of(shower(7, growth=1.15, start=start)) for start in (6.0, 10.0)])
+    before, after = train(model, batch, 60, 1e-2)
+    assert after < 0.5 * before
+
+
+def test_a_tiny_model_overfits_a_moving_square():
+    torch.manual_seed(0)
+    videos = []
+    for step in (1, -1):
+        media = np.zeros((8, 16, 16), np.uint8)
+        for t in range(8):
+            column = 4 + t if step > 0 else 9 - t
+            media[t, 5:9, column : column + 3] = 255
+        videos.append(sample_of(media, VIDEO))
+    model = Nowcaster(VIDEO, {})
+    before, after = train(model, model.collate(videos), 150, 1e-2)
+    assert after < 0.2 * before
