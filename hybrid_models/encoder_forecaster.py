@@ -5,11 +5,13 @@ Shi et al. 2015 with three things given to the network that few events cannot te
 - Rain moves. The frames are first moved along their own optical flow to where they would be at the issue time; the
   ConvLSTMs see what is left, growth and decay (Lagrangian coordinates, as Ritvanen et al. 2023), and what they forecast
   is moved on along the flow.
-- The newest frame is the first guess. The network adds changes to it, and untrained it adds none: persistence, along
-  the flow for rain.
+- The newest frame is the first guess. The network changes it, and untrained it changes nothing: what it is trained from
+  is extrapolation along the flow, the usual baseline.
 - Small scales are forgotten first. What the network may change is how much of each scale of the newest frame is left
   (the cascade of S-PROG, Seed 2003, with weights by place and lead time). The scales are taken of the rain rate itself:
   smoothed logarithms lose the heavy rain.
+
+Video of intensities (Moving MNIST) has none of this: there the forecaster draws every pixel, as in Shi et al.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ MAX_MM_H = 100.0
 SCALES = 5
 """Levels of the cascade: details of about 2, 4, 8, 16 and 32 pixels."""
 
+_DARK = -3.0
+"""Logit of an untrained pixel of video: most of a frame is dark."""
+
 
 def to_scale(frames: Tensor, unit: Unit) -> Tensor:
     """mm/h → logarithmic 0 … 1; intensities 0 … 1 stay as they are."""
@@ -47,8 +52,8 @@ class EncoderForecaster(nn.Module):
     """Past frames → future frames.
 
     Args:
-        unit: of the frames, in and out. Rain in mm/h is forecast along its motion; in video of intensities 0 … 1 pixels
-            stay where they are, and the network draws the changes of every pixel itself.
+        unit: of the frames, in and out. Rain in mm/h is forecast along its motion, by changing the newest frame; video
+            of intensities 0 … 1 is drawn.
         patch: side of the square of pixels that is one cell of the ConvLSTMs' grid (space to depth).
         hidden_dims: channels of each layer of encoder and forecaster.
         kernel_size: of the ConvLSTMs.
@@ -64,8 +69,11 @@ class EncoderForecaster(nn.Module):
         self.forecaster = ConvLSTM(first, hidden_dims, kernel_size)
         self.neck = nn.Conv2d(last, last, 3, padding=1)
         self.head = nn.Conv2d(last, SCALES + 1 if unit == "mm/h" else patch**2, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        if unit == "mm/h":
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        else:
+            nn.init.constant_(self.head.bias, _DARK)  # type: ignore[arg-type]
 
     def forward(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> Tensor:
         """Forecasts `[B, n_leads, H, W]`.
@@ -75,13 +83,12 @@ class EncoderForecaster(nn.Module):
             step_minutes: `[B]` minutes between frames, past and future.
         """
         height, width = past.shape[-2:]
-        past = F.pad(past, (0, -width % self.patch, 0, -height % self.patch), value=math.nan)
         covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past)
-        frames, newest = to_scale(past, self.unit), past[:, -1]
+        frames = to_scale(past, self.unit)
         if self.unit == "mm/h":
-            forecasts = self._along_motion(frames, covered, newest, step_minutes, n_leads)
+            forecasts = self._along_motion(frames, covered, past[:, -1], step_minutes, n_leads)
         else:
-            forecasts = self._in_place(frames, covered, newest, step_minutes, n_leads)
+            forecasts = self._drawn(frames, covered, step_minutes, n_leads)
         return torch.stack(forecasts, dim=1)[..., :height, :width]
 
     def _along_motion(
@@ -93,37 +100,37 @@ class EncoderForecaster(nn.Module):
             frames, covered = align(frames, covered, motion)
             path = trajectories(motion, n_leads)
             parts = scales(newest)
+        height, width = newest.shape[-2:]
         forecasts = []
-        for lead, changes in enumerate(self._changes(frames, covered, step_minutes, n_leads)):
-            weights = 1 + F.interpolate(changes, parts.shape[-2:], mode="bilinear")
-            forecast = (weights * parts).sum(dim=1, keepdim=True).clamp(0, MAX_MM_H)
+        for lead, changes in enumerate(self._maps(frames, covered, step_minutes, n_leads)):
+            changes = F.interpolate(changes, scale_factor=self.patch, mode="bilinear")[..., :height, :width]
+            forecast = ((1 + changes) * parts).sum(dim=1, keepdim=True).clamp(0, MAX_MM_H)
             forecasts.append(move(forecast, path[:, lead])[:, 0])
         return forecasts
 
-    def _in_place(
-        self, frames: Tensor, covered: Tensor, newest: Tensor, step_minutes: Tensor, n_leads: int
-    ) -> list[Tensor]:
-        """Adds a change to every pixel of the newest frame."""
+    def _drawn(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
+        """Draws every pixel anew."""
         return [
-            (newest + F.pixel_shuffle(changes, self.patch)[:, 0]).clamp(0, 1)
-            for changes in self._changes(frames, covered, step_minutes, n_leads)
+            F.pixel_shuffle(logits, self.patch)[:, 0].sigmoid()
+            for logits in self._maps(frames, covered, step_minutes, n_leads)
         ]
 
-    def _changes(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
-        """The head's maps `[B, channels, H/patch, W/patch]` for each lead time."""
+    def _maps(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
+        """The head's maps for each lead time, `[B, channels, H/patch, W/patch]`, rounded up to whole cells."""
+        margin = (0, -frames.shape[3] % self.patch, 0, -frames.shape[2] % self.patch)
+        frames, covered = F.pad(frames, margin), F.pad(covered, margin)
         batch, past, height, width = frames.shape
         with autocast(frames.device):
             states = self.encoder.initial_states(batch, height // self.patch, width // self.patch)
             for t in range(past):
-                states = self.encoder.step(
-                    self._cells(frames[:, t], covered[:, t], (t - past + 1) * step_minutes), states
-                )
-            changes = []
+                cells = self._cells(frames[:, t], covered[:, t], (t - past + 1) * step_minutes)
+                states = self.encoder.step(cells, states)
+            maps = []
             for lead in range(1, n_leads + 1):
                 cells = self._cells(frames[:, -1], covered[:, -1], lead * step_minutes)
                 states = self.forecaster.step(cells, states)
-                changes.append(self.head(F.leaky_relu(self.neck(states[-1][0]), 0.2)).float())
-        return changes
+                maps.append(self.head(F.leaky_relu(self.neck(states[-1][0]), 0.2)).float())
+        return maps
 
     def _cells(self, frame: Tensor, covered: Tensor, minutes: Tensor) -> Tensor:
         """A frame `[B, H, W]`, where it is measured, and its time from the issue time → `[B, D, H/patch, W/patch]`."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from hybrid_models.contract import (
     BadSample,
@@ -38,6 +39,10 @@ WET_MM_H = 0.1
 """A pixel with at least this much rain is wet."""
 IMPOSSIBLE_MM_H = 2000.0
 """More than any radar has measured: the unit must be wrong."""
+_EVENTS = ((0.5, 0.37, 0.2), (1.0, 0.33, 0.3), (2.0, 0.28, 0.5), (5.0, 0.18, 1.3), (10.0, 0.10, 2.6))
+"""Rain rate that is an event (mm/h), cost of a false alarm, weight in the loss."""
+_STEEPNESS = 30.0
+"""Slope of the softened threshold, per unit of the network's scale: from 10 to 90 % within a factor of 1.7 in rain."""
 UNKNOWN_TIME = -1
 """`issue_time` of a sample that has none."""
 
@@ -66,8 +71,8 @@ class NowcasterConfig(HybridConfig):
     """Channels of each ConvLSTM layer, the same in encoder and forecaster."""
     kernel_size: int = 3
     """Width of the ConvLSTMs' square kernels; odd."""
-    heavy_weight: float = 4.0
-    """How much more a pixel at the top of the network's scale counts in the loss than one at its bottom."""
+    event_weight: float = 1.0
+    """Weight, in the loss of rain, of missed events and false alarms beside the absolute error."""
     augment: bool = True
     """Train on random quarter turns and mirror images too; off where up is not down."""
 
@@ -84,8 +89,8 @@ class NowcasterConfig(HybridConfig):
             raise UsageError(f"kernel_size is {self.kernel_size}: it must be odd, to keep the grid")
         if self.unit == "mm/h" and self.past_frames < 2:
             raise UsageError("past_frames is 1: the motion of rain needs at least 2 frames")
-        if self.heavy_weight < 0:
-            raise UsageError(f"heavy_weight is {self.heavy_weight}: it must be 0 or more")
+        if self.event_weight < 0:
+            raise UsageError(f"event_weight is {self.event_weight}: it must be 0 or more")
         if self.augment and self.height != self.width:
             raise UsageError(
                 f"grid {self.height}×{self.width} cannot be turned: make it square or set augment to False"
@@ -236,12 +241,13 @@ class Nowcaster(Hybrid):
         return batch
 
     def forward(self, batch: Batch) -> Loss:
-        """Absolute error on the network's scale over observed pixels, heavier for heavy rain (Shi et al. 2017)."""
-        observed = batch["future"].float()
-        forecast = to_scale(self.net(batch["past"].float(), batch["step_minutes"], observed.shape[1]), self.config.unit)
-        valid = torch.isfinite(observed)
-        truth = to_scale(torch.nan_to_num(observed), self.config.unit)
-        errors = (1 + self.config.heavy_weight * truth) * (forecast - truth).abs()
+        """Error over observed pixels: of rain `_rain_error`, of intensities squared."""
+        unit, observed = self.config.unit, batch["future"].float()
+        forecast = self.net(batch["past"].float(), batch["step_minutes"], observed.shape[1])
+        valid, truth = torch.isfinite(observed), torch.nan_to_num(observed)
+        errors = (
+            _rain_error(forecast, truth, self.config.event_weight) if unit == "mm/h" else (forecast - truth).square()
+        )
         return Loss((errors * valid).sum(), valid.sum())
 
     def nowcast(self, past: np.ndarray, n_leads: int, step_minutes: float) -> np.ndarray:
@@ -291,6 +297,22 @@ class Nowcaster(Hybrid):
         baseline, baseline_details = summarise_by_lead(records, "persistence")
         details |= {"samples": len(records), "baseline": baseline_details}
         return {"metrics": metrics, "baseline": {"name": "persistence", **baseline}, "details": details}
+
+
+def _rain_error(forecast: Tensor, truth: Tensor, event_weight: float) -> Tensor:
+    """Error of each pixel `[B, L, H, W]` from rain in mm/h: absolute, on the network's scale, and in events.
+
+    For the event "at least so many mm/h" a false alarm costs c and a miss 1 - c: forecasting it pays wherever it is
+    more likely than c (the cost-loss model, Murphy 1977). CSI is best with c = CSI / (1 + CSI), and cares for an event
+    the more the rarer it is: `_EVENTS` has round figures of usual rain. The step at a threshold is softened.
+    """
+    forecast, truth_scaled = to_scale(forecast, "mm/h"), to_scale(truth, "mm/h")
+    error = (forecast - truth_scaled).abs()
+    for threshold, cost, weight in _EVENTS:
+        level = to_scale(torch.tensor(threshold), "mm/h").item()
+        warned, rained = torch.sigmoid((forecast - level) * _STEEPNESS), truth >= threshold
+        error = error + event_weight * weight * torch.where(rained, (1 - cost) * (1 - warned), cost * warned)
+    return error
 
 
 def _turned(sample: Sample, rng: np.random.Generator) -> Sample:
