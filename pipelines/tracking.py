@@ -6,12 +6,14 @@ as warnings, and training curves are caught up at the next opportunity.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,11 @@ class Tracker:
         _fail_fast()
         self.uri = uri
         self.run_id = run_id
-        self._client = mlflow.MlflowClient(uri, registry_uri=uri)
+
+    @cached_property
+    def _client(self) -> mlflow.MlflowClient:
+        """Opens the store at the first use, which is guarded: a database may be away, too."""
+        return mlflow.MlflowClient(self.uri, registry_uri=self.uri)
 
     def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str | None:
         """Creates the run; returns its id, or None if MLflow is away."""
@@ -128,6 +134,9 @@ class Tracker:
         """Registers an artifact as the next version of the model `hybrid`, alias `challenger`; returns the version."""
         if self.run_id is None:
             return None
+        # Without a signature MLflow drops a prediction's params: the decoding options.
+        decoding = json.loads(files["config.json"])["decoding"]
+        signature = mlflow.models.infer_signature(params=decoding) if decoding else None
         version = None
         with self._guarded("register the model"), tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "artifact"
@@ -140,6 +149,7 @@ class Tracker:
                     python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                     artifacts={"artifact": str(folder)},
                     registered_model_name=hybrid,
+                    signature=signature,
                     pip_requirements=["hybrid-pipelines"],
                 )
             version = str(logged.registered_model_version)
