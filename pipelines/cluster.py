@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.data import ExecutionResources
 
 from pipelines.predict import Compute
 
@@ -21,6 +22,7 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+WAITING_BYTES = 512 << 20  # samples between two stages, for each node
 
 
 @dataclass(frozen=True)
@@ -85,5 +87,8 @@ def configure_data() -> None:
     context.enable_progress_bars = sys.stderr.isatty()
     context.enable_rich_progress_bars = False
     context.print_on_execution_start = False
+    # Decoding is faster than most models: without a bound it would fill the object store with waiting samples.
+    memory = WAITING_BYTES * max(1, sum(node["Alive"] for node in ray.nodes()))
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
+LOG_SECONDS = 60.0
 
 
 @ray.remote(num_cpus=0)
@@ -50,7 +52,7 @@ def shown(title: str, epochs: int) -> Iterator[Any]:
 
 def _follow(actor: Any, done: threading.Event, title: str, epochs: int) -> None:
     bar = tqdm(desc=title, disable=not sys.stderr.isatty(), unit="step", file=sys.stderr, leave=False)
-    base = 0
+    base, logged = 0, time.monotonic()
     while True:
         finished = done.wait(POLL_SECONDS)
         try:
@@ -65,7 +67,13 @@ def _follow(actor: Any, done: threading.Event, title: str, epochs: int) -> None:
                 bar.set_description(f"{title} epoch {epoch + 1}/{epochs}")
             elif event == "step":
                 bar.n = step - base
-                bar.set_postfix(loss=f"{values['loss']:.3f}", per_s=f"{values['samples_per_second']:.0f}")
+                loss, speed = f"{values['loss']:.3f}", f"{values['samples_per_second']:.0f}"
+                bar.set_postfix(loss=loss, per_s=speed)
+                if bar.disable and time.monotonic() > logged + LOG_SECONDS:
+                    log.info(
+                        "%s: epoch %d/%d, step %d, loss %s, %s samples/s", title, epoch + 1, epochs, step, loss, speed
+                    )
+                    logged = time.monotonic()
             else:
                 shown_values = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
                 with bar.external_write_mode(file=sys.stderr):

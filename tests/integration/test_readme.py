@@ -1,0 +1,158 @@
+"""Every command and example of README.md is run, in order, in one folder, on small stand-ins for the public data."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from tests import tiny
+from tests.pipelines.test_public_data import make_mnist
+from tests.pipelines.test_radar import event_bytes
+
+README = (tiny.ROOT / "README.md").read_text()
+SMALLER = {
+    "hybrid demo": "--scenes 1600 --digits 1000 --sentences 3000",
+    "hybrid prepare demo": "--scenes 40 --digits 40",
+    "hybrid train translator-multi30k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400",
+    "hybrid train captioner-flickr8k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400",
+    "hybrid train nowcaster-radar": "--train.epochs 1 --train.validate-samples 4",
+    "hybrid train nowcaster-moving-mnist": "--train.epochs 1 --train.validate-samples 4",
+}
+BEATS = {"captions": 2.0, "translations": 20.0}  # by how much the demo must beat its baseline
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("bash") for line in block.splitlines() if line]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working folder with stand-ins of the public data sets in their owners' layouts."""
+    place = tmp_path_factory.mktemp("readme")
+    (place / "multi30k").mkdir()
+    for stem, seed in (("train", 0), ("val", 1), ("test_2016_flickr", 2)):
+        lines = tiny.sentences(160 if stem == "train" else 20, seed)
+        for language, change in (("en", str), ("de", str.upper)):
+            text = "".join(change(line) + "\n" for line in lines)
+            (place / "multi30k" / f"{stem}.{language}.gz").write_bytes(gzip.compress(text.encode()))
+    write_flickr8k(place / "flickr8k")
+    encoder = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    (place / "weights").mkdir()
+    save_file(encoder.state_dict(), place / "weights" / "tf_efficientnet_lite0.safetensors")
+    (place / "radar").mkdir()
+    for number, name in enumerate(("bom", "knmi", "fmi")):
+        write_event(place / "radar" / f"{name}.nc", number)
+    make_mnist(place / "mnist")
+    return place
+
+
+def write_flickr8k(folder: Path) -> None:
+    folder.mkdir()
+    images = []
+    for split, count in (("train", 320), ("dev", 8)):
+        members = [(f"{split}{i:03d}.jpg", tiny.jpeg(i if split == "train" else 1000 + i)) for i in range(count)]
+        (folder / f"images-{split}-000.tar").write_bytes(tiny.tar(members))
+        for number, (name, _) in enumerate(members):
+            images.append({"filename": name, "split": split, "captions": tiny.sentences(5, number)})
+    (folder / "captions.json").write_text(json.dumps({"images": images}))
+
+
+def write_event(path: Path, number: int) -> None:
+    """26 frames of a shower that moves two pixels a step."""
+    y, x = np.mgrid[0:256, 0:256]
+    shower = 800 * np.exp(-((x - 100) ** 2 + (y - 120) ** 2) / 800)
+    rain = np.stack([np.roll(shower, 2 * t, axis=1) for t in range(26)]).astype(np.uint16)
+    path.write_bytes(event_bytes([number * 10_000 + 5 * t for t in range(26)], rain=rain))
+
+
+def run(command: str, cwd: Path, env: dict[str, str]) -> str:
+    if command == "make setup":
+        done = subprocess.run(["make", "setup"], cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return ""
+    assert command.startswith(".venv/bin/hybrid "), command
+    command = command.removeprefix(".venv/bin/")
+    more = next((options for start, options in SMALLER.items() if command.startswith(start)), "")
+    line = f"{sys.executable} -m jobs.cli {command.removeprefix('hybrid ')} {more}"
+    done = subprocess.run(line, shell=True, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def outputs(folder: Path, ray_cluster: str) -> dict[str, str]:
+    """What each command printed on stdout."""
+    env = {**os.environ, "PYTHONPATH": str(tiny.ROOT), "RAY_ADDRESS": ray_cluster}
+    env.pop("MLFLOW_TRACKING_URI", None)
+    return {command: run(command, folder, env) for command in commands()}
+
+
+def summary(outputs: dict[str, str], start: str) -> dict:
+    return dict(json.loads(next(out for cmd, out in outputs.items() if start in cmd).strip().splitlines()[-1]))
+
+
+def test_the_demo_beats_its_baselines(outputs: dict[str, str]) -> None:
+    demo = summary(outputs, "hybrid demo")
+    tasks = demo["tasks"]
+    assert {name: task["rows"] for name, task in tasks.items()} == dict.fromkeys(tasks, 180)
+    assert set(tasks) == {"captions", "nowcasts", "translations"}
+    for name, margin in BEATS.items():
+        assert tasks[name]["value"] > tasks[name]["baseline"] + margin, tasks[name]
+    assert tasks["nowcasts"]["value"] < 0.7 * tasks["nowcasts"]["baseline"], tasks["nowcasts"]
+    assert tasks["captions"]["nights"][1]["errors"] == {"ImageDecodeError": 1}
+    assert demo["mlflow_command"].startswith("mlflow server --backend-store-uri sqlite:///")
+
+
+def test_the_demo_answers_questions(outputs: dict[str, str]) -> None:
+    queries = [out for cmd, out in outputs.items() if "hybrid query" in cmd]
+    assert len(queries) == 3
+    assert "2026-01-0" in queries[0]
+    assert "ImageDecodeError" in queries[1]
+    lines = queries[2].splitlines()
+    assert lines[0] == '"sample_id","source","translation"'
+    assert len(lines) == 6
+
+
+def test_own_data_is_trained_on_judged_and_run(outputs: dict[str, str]) -> None:
+    assert summary(outputs, "hybrid train translator-demo")["epochs"] == 2
+    assert summary(outputs, "--input lake/sentences/test")["samples"] == 50
+    night = summary(outputs, "hybrid infer translations")
+    assert (night["rows"], night["ok"]) == (90, 90)
+
+
+def test_the_public_recipes_run(outputs: dict[str, str]) -> None:
+    for recipe in ("translator-multi30k", "captioner-flickr8k", "nowcaster-radar", "nowcaster-moving-mnist"):
+        trained = summary(outputs, f"hybrid train {recipe}")
+        assert trained["epochs"] == 1
+        assert np.isfinite(trained["value"])
+
+
+def test_the_python_example_runs(outputs: dict[str, str], folder: Path) -> None:
+    (example,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=folder, env={**os.environ, "PYTHONPATH": str(tiny.ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("['")
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (tiny.ROOT / target).exists(), target
