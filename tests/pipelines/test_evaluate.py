@@ -1,0 +1,58 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sacrebleu
+
+from hybrid_models.translator import TranslatorDecoding
+from pipelines import artifacts, evaluate, infer, storage
+from pipelines.cluster import Resources
+from pipelines.evaluate import Evaluation
+from pipelines.limits import Limits
+from pipelines.shards import list_shards
+from tests import tiny
+
+RESOURCES = Resources(batch_size=8)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Evaluation:
+    """A tiny translator and 21 pairs of which one has no reference."""
+    tiny.write_pairs(str(tmp_path / "test"), 20, seed=3)
+    storage.write_bytes(str(tmp_path / "test/more.jsonl"), b'{"id": "x", "en": "der Hund"}\n')
+    artifact = artifacts.read(tiny.write_translator(str(tmp_path / "model")))
+    return Evaluation(list_shards(str(tmp_path / "test")), str(tmp_path), artifact, artifact.decoding)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_judgement_is_that_of_all_good_samples(job: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = evaluate.evaluate(job, RESOURCES)
+    assert result["samples"] == 20
+    assert list(result["errors"].values()) == [1]
+    sources = tiny.sentences(20, seed=3)
+    references = [" ".join(reversed(text.split())) for text in sources]
+    hypotheses = tiny.translator().translate(sources, beam_size=1, max_length=12)
+    assert result["metrics"]["bleu"] == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score)
+    assert result["metrics"]["chrf"] == pytest.approx(sacrebleu.corpus_chrf(hypotheses, [references]).score)
+    assert result["baseline"]["name"] == "copy the source"
+    assert result["baseline"]["bleu"] == pytest.approx(sacrebleu.corpus_bleu(sources, [references]).score)
+
+    monkeypatch.setattr(infer, "stage", None)  # an interrupted evaluation goes on: nothing is left to compute
+    assert evaluate.evaluate(job, RESOURCES) == result
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_nothing_to_judge_is_an_error(job: Evaluation, tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "none/x.jsonl"), b'{"en": "der Hund"}\n')
+    with pytest.raises(RuntimeError, match=r"no sample could be judged: \{'\w+': 1\}"):
+        evaluate.evaluate(replace(job, shards=list_shards(str(tmp_path / "none"))), RESOURCES)
+
+
+def test_the_fingerprint_decides_where_records_are_staged(job: Evaluation, tmp_path: Path) -> None:
+    others = [
+        replace(job, decoding=TranslatorDecoding(beam_size=2)),
+        replace(job, stride=2),
+        replace(job, limits=Limits(max_bytes=7)),
+    ]
+    assert len({job.fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert job.folder == f"{tmp_path}/evaluations/{job.fingerprint[:12]}"
