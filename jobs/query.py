@@ -26,7 +26,7 @@ Format = Literal["table", "csv", "json", "parquet"]
 class QueryOptions:
     """What `hybrid query` needs to know."""
 
-    sql: Annotated[str, tyro.conf.Positional]
+    sql: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SQL")]
     """One SELECT over the views captions, nowcasts, translations (good rows) and captions_all … (error rows, too)."""
     tables: str
     """URI of the folder of tables."""

@@ -249,4 +249,4 @@ def test_records_of_one_worker_come_in_the_order_of_the_samples() -> None:
     assert train_loop.gather([(2, {"x": 2}), (0, {"x": 0})]) == [(0, {"x": 0}), (2, {"x": 2})]
     assert train_loop.all_sum(torch.tensor(3.0)) == 3.0
     layer = nn.Linear(1, 1)
-    assert train_loop.unwrap(layer) is layer  # type: ignore[comparison-overlap]
+    assert train_loop.unwrap(layer) is layer

@@ -1,0 +1,200 @@
+import importlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid_models import HYBRIDS
+from hybrid_models.contract import UsageError
+from jobs import cli
+from jobs.recipes import RECIPES
+from pipelines.infer import RefusedError
+from tests import tiny
+
+LEADING = {"train": ["translator-demo"], "infer": ["captions"], "prepare": ["demo"]}
+OPTIONS = {
+    "demo": ["--out", "--storage", "--scenes", "--digits", "--sentences", "--epochs"],
+    "prepare": ["--out", "--scenes", "--digits", "--sentences", "--night-rows", "--rows-per-shard", "--seed"],
+    "train": ["--data", "--storage", "--name", "--num-workers", "--mlflow", "--model.hidden-size", "--train.epochs",
+              "--train.metric", "--decoding.beam-size", "--limits.max-bytes", "--resources.actors"],
+    "evaluate": ["--model", "--input", "--storage", "--stride", "--mlflow", "--resources.batch-size", "--limits.max-pixels"],
+    "infer": ["--input", "--tables", "--ds", "--model", "--decoding.beam-size", "--decoding.max-length",
+              "--max-error-fraction", "--retain-hours", "--mlflow", "--resources.threads", "--limits.max-frames"],
+    "query": ["SQL", "--tables", "--format", "--out"],
+}  # fmt: skip
+
+
+# ---- real processes ----------------------------------------------------------------------------------------------
+def test_wrong_usage_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    ran = tiny.hybrid("infer", "captions", "--ds", "2026-01-31", cwd=tmp_path)
+    assert (ran.code, ran.stdout) == (2, "")
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("hybrid: ")
+    assert "--input" in line
+
+
+def test_an_unknown_verb_lists_the_verbs(tmp_path: Path) -> None:
+    ran = tiny.hybrid("infre", cwd=tmp_path)
+    assert (ran.code, ran.stdout) == (2, "")
+    assert ran.stderr.startswith("hybrid: unknown verb 'infre': use demo, prepare, train, ")
+
+
+def test_python_m_is_the_same_as_the_command(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    argv = ["SELECT 1", "--tables", str(tmp_path)]
+    ours = tiny.hybrid("query", *argv, cwd=tmp_path)
+    module = subprocess.run(
+        [sys.executable, "-m", "jobs.query", *argv], cwd=tmp_path, env=tiny.environment(tmp_path),
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert (module.returncode, module.stdout, module.stderr) == (ours.code, ours.stdout, ours.stderr)
+    assert ours.code == 2
+    assert ours.stderr.startswith(f"hybrid: no tables at {tmp_path}: ")
+
+
+# ---- outcomes ----------------------------------------------------------------------------------------------------
+def ended(
+    verb: Callable[[list[str]], dict[str, Any] | None], capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a verb."""
+    with pytest.raises(SystemExit) as caught:
+        cli.run(verb, ["argument"])
+    printed = capsys.readouterr()
+    return int(caught.value.code or 0), printed.out, printed.err
+
+
+def raising(error: BaseException) -> Callable[[list[str]], None]:
+    def verb(argv: list[str]) -> None:
+        assert argv == ["argument"]
+        raise error
+
+    return verb
+
+
+def test_a_summary_is_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ended(lambda argv: {"caption": "grün", "path": Path("/x"), "argv": argv}, capsys)
+    assert (code, err) == (0, "")
+    assert out == '{"caption": "grün", "path": "/x", "argv": ["argument"]}\n'
+    assert ended(lambda argv: None, capsys) == (0, "", "")
+
+
+@dataclass
+class Wrapped(Exception):
+    """An error as Ray wraps it: the cause is an attribute."""
+
+    cause: Exception
+
+
+def test_every_outcome_has_its_exit_code_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    where = "(HYBRID_TRACEBACK=1 shows where)"
+    assert ended(raising(UsageError("--ds 'x' is not a date")), capsys) == (2, "", "hybrid: --ds 'x' is not a date\n")
+    assert ended(raising(RefusedError("too many")), capsys) == (3, "", "hybrid: too many\n")
+    assert ended(raising(KeyError("x")), capsys) == (1, "", f"hybrid: failed: KeyError: 'x' {where}\n")
+    code, out, err = ended(raising(KeyboardInterrupt()), capsys)
+    assert (code, out, err) == (1, "", "hybrid: interrupted; start the same command again, it goes on\n")
+    wrapped = Wrapped(Wrapped(OSError("the disk is full\nmore words")))
+    assert ended(raising(wrapped), capsys) == (1, "", f"hybrid: failed: OSError: the disk is full {where}\n")
+
+
+def test_the_innermost_cause_is_named() -> None:
+    try:
+        try:
+            raise ConnectionError("refused")
+        except ConnectionError as error:
+            raise RuntimeError("cannot read") from error
+    except RuntimeError as error:
+        assert cli.root_cause(error) == "ConnectionError: refused"
+    text = "\x1b[36mray::f()\x1b[39m (pid=1)\n  File x\nZeroDivisionError: division by zero"
+    assert cli.root_cause(RuntimeError(text)) == "RuntimeError: ZeroDivisionError: division by zero"
+    assert cli.root_cause(ValueError()) == "ValueError: "
+
+
+def test_a_traceback_is_shown_when_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HYBRID_TRACEBACK", "1")
+    assert ended(raising(KeyError("x")), capsys)[0] == 1
+    assert [record.message for record in caplog.records if record.exc_info] == ["traceback"]
+
+
+# ---- the command line --------------------------------------------------------------------------------------------
+def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for argv, code in ((["hybrid", "--help"], 0), (["hybrid", "-h"], 0), (["hybrid"], 2)):
+        monkeypatch.setattr("sys.argv", argv)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == code
+        printed = capsys.readouterr().out
+        for verb, text in cli.VERBS.items():
+            assert re.search(rf"^  {verb} +{re.escape(text)}$", printed, re.MULTILINE)
+    assert set(OPTIONS) <= set(cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_help_mentions_every_option(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(f"jobs.{verb}").main([*LEADING.get(verb, []), "--help"])
+    assert not caught.value.code
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert [option for option in OPTIONS[verb] if option not in printed] == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "choices"), [("train", list(RECIPES)), ("infer", [h.table for h in HYBRIDS.values()])]
+)
+def test_the_leading_word_is_one_of_the_choices(
+    verb: str, choices: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = importlib.import_module(f"jobs.{verb}").main
+    what = {"train": "recipe", "infer": "task"}[verb]
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()[2:]] == choices
+    for argv, message in (
+        (["painter", "--x"], f"unknown {what} 'painter': use {', '.join(choices)}"),
+        ([], f"hybrid {verb} needs a {what} first: {', '.join(choices)}"),
+        (["--model", "x"], f"hybrid {verb} needs a {what} first: {', '.join(choices)}"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            main(argv)
+        assert str(refused.value) == message
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a verb."""
+
+    number: int
+    """How many."""
+    name: str = "x"
+    """What it is called."""
+
+
+def test_options_are_parsed_or_refused_in_one_line() -> None:
+    assert cli.parse(Options, ["--number", "3"], "hybrid x", "Text.") == Options(3)
+    assert cli.parse(Options, ["--name", "y"], "hybrid x", "Text.", Options(7)) == Options(7, "y")
+    for argv, part in (
+        ([], "--number"),
+        (["--number", "many"], "many"),
+        (["--number", "1", "--colour", "red"], "--colour"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            cli.parse(Options, argv, "hybrid x", "Text.")
+        assert part in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert not re.search(r"[│╭─]|\x1b", str(caught.value))
+
+
+def test_peek_finds_an_option_before_the_others_are_known() -> None:
+    assert cli.peek(["captions", "--model", "a", "--ds", "x"], "--model") == "a"
+    assert cli.peek(["--model=b"], "--model") == "b"
+    assert cli.peek(["--models", "c", "--model.hidden-size", "3"], "--model") is None
+    assert cli.peek(["--model"], "--model") is None
+    assert json.dumps(cli.peek([], "--model")) == "null"

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import mlflow
+import pytest
+from deltalake import DeltaTable
+
+from hybrid_models.contract import UsageError
+from jobs.infer import TASKS, check_ds, main
+from pipelines import storage
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A translator and sentences to translate."""
+    folder = tmp_path_factory.mktemp("lake")
+    tiny.write_translator(str(folder / "model"))
+    tiny.write_sentences(str(folder / "in"), shards=2, rows=10)
+    return folder
+
+
+def argv(lake: Path, **changes: str | None) -> list[str]:
+    """A complete command, with some options changed or (None) left out."""
+    options = {"input": f"{lake}/in", "tables": f"{lake}/tables", "ds": "2026-01-31", "model": f"{lake}/model",
+               "mlflow": f"sqlite:///{lake}/mlflow.db"}  # fmt: skip
+    given = {**options, **{name.replace("_", "-"): value for name, value in changes.items()}}
+    return [part for name, value in given.items() if value is not None for part in (f"--{name}", value)]
+
+
+def refusal(arguments: list[str]) -> str:
+    with pytest.raises(UsageError) as caught:
+        main(arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_night_and_its_mlflow_run(lake: Path) -> None:
+    storage.write_bytes(f"{lake}/in/bad.jsonl", b"{broken\n")
+    summary = main(["translations", *argv(lake), "--decoding.max-length", "5"])
+    assert (summary["task"], summary["rows"], summary["ok"], summary["ds"]) == ("translations", 21, 20, "2026-01-31")
+    assert (summary["changed"], summary["shards_computed"], summary["version"]) == (True, 3, 1)
+    ((kind, count),) = summary["errors"].items()
+    assert count == 1
+    rows = DeltaTable(f"{lake}/tables/translations").to_pyarrow_table()
+    assert set(rows["run_id"].to_pylist()) == {summary["mlflow_run_id"]}
+    assert max(rows["target_tokens"].drop_null().to_pylist()) == 5, "the option on the command line counts"
+
+    run = mlflow.MlflowClient(f"sqlite:///{lake}/mlflow.db").get_run(summary["mlflow_run_id"])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "translations 2026-01-31")
+    assert (run.data.metrics["rows"], run.data.metrics["ok"], run.data.metrics[f"errors/{kind}"]) == (21, 20, 1)
+    assert run.data.params["decoding.max_length"] == "5"
+    assert run.data.params["fingerprint"] == summary["fingerprint"]
+    (lake / "in/bad.jsonl").unlink()
+
+
+def test_mistakes_are_one_line_and_start_nothing(lake: Path, tmp_path: Path) -> None:
+    def night(**changes: str | None) -> str:
+        return refusal(["translations", *argv(lake, tables=str(tmp_path / "tables"), **changes)])
+
+    assert night(ds="31.01.2026") == "--ds '31.01.2026' is not a date: write YYYY-MM-DD, such as 2026-01-31"
+    assert night(input=f"{lake}/none").startswith(f"no shards found at {lake}/none: ")
+    assert night(model=f"{lake}/none").startswith(f"no model at {lake}/none: there is no config.json")
+    assert night(model=None) == refusal(["translations", *argv(lake, model=None)])
+    assert "--model" in night(model=None)
+    assert "--ds" in night(ds=None)
+    assert "--colour" in night(colour="red")
+    assert "--decoding.beam-size" in night(**{"decoding.beam_size": "wide"})
+    assert night(max_error_fraction="1.5") == "--max-error-fraction is 1.5: it must be from 0 to 1"
+    assert not (tmp_path / "tables").exists() or not any((tmp_path / "tables").iterdir())
+    wrong = refusal(["captions", *argv(lake)])
+    assert wrong == f"{lake}/model is a translator, but a captioner is needed"
+    assert refusal(["translations", *argv(lake, tables="/proc/nowhere")]).startswith("cannot write /proc/nowhere/")
+
+
+@pytest.mark.parametrize("ds", ["2026-01-31", "2024-02-29"])
+def test_dates(ds: str) -> None:
+    check_ds(ds)
+
+
+@pytest.mark.parametrize(
+    "ds", ["", "2026-02-30", "20260131", "2026-1-31", "2026-01-31T00:00", "2026-W05-6", "today", "../x"]
+)
+def test_what_is_no_date(ds: str) -> None:
+    with pytest.raises(UsageError, match="is not a date: write YYYY-MM-DD"):
+        check_ds(ds)
+
+
+def test_every_hybrid_has_its_task() -> None:
+    assert {task: hybrid.name for task, hybrid in TASKS.items()} == {
+        "captions": "captioner", "nowcasts": "nowcaster", "translations": "translator",
+    }  # fmt: skip

@@ -1,0 +1,120 @@
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hybrid_models.contract import UsageError
+from jobs.query import main
+from pipelines import storage
+from pipelines.shards import Shard
+from pipelines.tables import StageSink, commit_night, list_pieces, table_schema, tiling
+
+SHARD = Shard("s3://lake/in/a.nc", 10, "1")
+SCHEMA = table_schema(pa.schema([("lead_minutes", pa.list_(pa.float32())), ("frames", pa.binary())]))
+SQL = "SELECT sample_id, lead_minutes, error FROM nowcasts_all ORDER BY index"
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> str:
+    """A folder of tables with three rows of nowcasts, one of them an error row."""
+    rows: list[dict[str, Any]] = [
+        {"sample_id": "ä,1", "lead_minutes": [5.0, 10.0], "frames": b"\x01\xff", "status": "ok"},
+        {"sample_id": 'b"2', "status": "error", "error": "RadarDecodeError: cut"},
+        {"sample_id": "c", "lead_minutes": [], "frames": b"", "status": "ok"},
+    ]
+    for i, row in enumerate(rows):
+        row.update(shard=SHARD.uri, index=i, last=i == 2)
+    table = storage.join(str(tmp_path / "tables"), "nowcasts")
+    folder = storage.join(table, "ds=2026-01-31", "x")
+    StageSink(folder, [SHARD], SCHEMA).write([pa.Table.from_pylist(rows, schema=SCHEMA)], None)
+    pieces = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
+    commit_night(table, "2026-01-31", pieces, SCHEMA, {})
+    return str(tmp_path / "tables")
+
+
+def test_a_table_for_people(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main([SQL, "--tables", lake]) is None
+    lines = capfdbinary.readouterr().out.decode().splitlines()
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    assert cells == [
+        ["sample_id", "lead_minutes", "error"],
+        ["varchar", "float[]", "varchar"],
+        ["ä,1", "[5.0, 10.0]", "NULL"],
+        ['b"2', "NULL", "RadarDecodeError: cut"],
+        ["c", "[]", "NULL"],
+    ]
+
+
+def test_csv(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    main([SQL, "--tables", lake, "--format", "csv"])
+    rows = list(csv.reader(io.StringIO(capfdbinary.readouterr().out.decode())))
+    assert rows == [
+        ["sample_id", "lead_minutes", "error"],
+        ["ä,1", "[5.0, 10.0]", ""],
+        ['b"2', "", "RadarDecodeError: cut"],
+        ["c", "[]", ""],
+    ]
+
+
+def test_json_is_one_object_a_line(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    main(
+        [
+            "SELECT sample_id, lead_minutes, frames, ds FROM nowcasts ORDER BY index",
+            "--tables",
+            lake,
+            "--format",
+            "json",
+        ]
+    )
+    printed = capfdbinary.readouterr().out.decode()
+    assert "ä,1" in printed, "text as it is"
+    assert [json.loads(line) for line in printed.splitlines()] == [
+        {"sample_id": "ä,1", "lead_minutes": [5.0, 10.0], "frames": "01ff", "ds": "2026-01-31"},
+        {"sample_id": "c", "lead_minutes": [], "frames": "", "ds": "2026-01-31"},
+    ]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json", "table"])
+def test_rows_go_to_a_file_and_the_summary_to_stdout(
+    lake: str, tmp_path: Path, kind: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    out = str(tmp_path / "deep" / "rows")
+    summary = main([SQL, "--tables", lake, "--format", kind, "--out", out])
+    assert summary == {"rows": 3, "columns": ["sample_id", "lead_minutes", "error"], "out": out}
+    assert capfdbinary.readouterr().out == b""
+    if kind == "parquet":
+        assert pq.read_table(out).to_pylist() == [
+            {"sample_id": "ä,1", "lead_minutes": [5.0, 10.0], "error": None},
+            {"sample_id": 'b"2', "lead_minutes": None, "error": "RadarDecodeError: cut"},
+            {"sample_id": "c", "lead_minutes": [], "error": None},
+        ]
+    else:
+        main([SQL, "--tables", lake, "--format", kind])
+        assert capfdbinary.readouterr().out == Path(out).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            [SQL, "--format", "parquet", "--tables", "{lake}"],
+            "--format parquet needs --out: Parquet is not for a terminal",
+        ),
+        (["SELECT nothing FROM nowcasts", "--tables", "{lake}"], 'Referenced column "nothing" not found'),
+        (["SELECT 1", "--tables", "{lake}/none"], "no tables at {lake}/none: `hybrid infer` writes captions, "),
+        (["SELECT 1"], "--tables"),
+        ([SQL, "--tables", "{lake}", "--format", "xml"], "xml"),
+        ([SQL, "--tables", "{lake}", "--limit", "3"], "--limit"),
+        ([], "SQL"),
+    ],
+)
+def test_mistakes_are_one_line(lake: str, argv: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        main([argument.format(lake=lake) for argument in argv])
+    assert message.format(lake=lake) in str(caught.value)
+    assert "\n" not in str(caught.value)

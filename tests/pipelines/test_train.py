@@ -1,0 +1,270 @@
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+
+from hybrid_models import contract
+from hybrid_models.contract import UsageError
+from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
+from pipelines import artifacts, infer, storage, train, train_loop
+from pipelines.batches import PreparedSamples
+from pipelines.cluster import Resources
+from pipelines.config import Recipe, TrainConfig
+from pipelines.train import TrainJob
+from pipelines.train_loop import Progress, TrainTask
+from tests import tiny
+
+RECIPE = Recipe(
+    "translator",
+    TranslatorConfig(vocab_size=300, embedding_size=16, hidden_size=32, attention_size=16, dropout=0.2),
+    TranslatorDecoding(beam_size=1, max_length=12),
+    TrainConfig(
+        epochs=3, batch_size=16, learning_rate=1e-2, warmup_steps=5, patience=3, validate_samples=8, max_failures=0
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with training and validation pairs; one of each split cannot be used."""
+    folder = tmp_path_factory.mktemp("lake")
+    for split, rows, seed in (("train", 230, 1), ("val", 40, 2)):
+        tiny.write_pairs(str(folder / "data" / split), rows, seed)
+        storage.write_bytes(str(folder / "data" / split / "more.jsonl"), b'{"id": "bad", "en": "der Hund"}\n')
+    return folder
+
+
+def job_of(lake: Path, name: str, recipe: Recipe = RECIPE, num_workers: int = 1) -> TrainJob:
+    mlflow_uri = f"sqlite:///{lake}/mlflow.db"
+    return TrainJob(recipe, "test", str(lake / "data"), str(lake), name, mlflow_uri, num_workers, Resources())
+
+
+def train_to_the_end(job: TrainJob) -> dict[str, Any]:
+    return train.train(job, train.check(job))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left."""
+
+    job: TrainJob
+    summary: dict[str, Any]
+
+    def weights(self, epoch: int) -> dict[str, torch.Tensor]:
+        """The checkpoint after an epoch."""
+        place = f"{self.job.run}/checkpoint_epoch_{epoch:04d}/weights.safetensors"
+        return load_tensors(Path(place).read_bytes())
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The entries without what differs from machine to machine."""
+        lines = storage.read_text(f"{self.job.run}/history.jsonl").splitlines()
+        noisy = ("time", "samples_per_second")
+        return [{key: value for key, value in json.loads(line).items() if key not in noisy} for line in lines]
+
+    def curve(self, key: str) -> list[tuple[int, float]]:
+        """A metric as MLflow has it."""
+        client = mlflow.MlflowClient(self.job.tracking_uri)
+        found = client.get_metric_history(self.summary["mlflow_run_id"], key)
+        return [(metric.step, metric.value) for metric in found]
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster: str, lake: Path) -> Trained:
+    """Three epochs without interruption."""
+    job = job_of(lake, "whole")
+    return Trained(job, train_to_the_end(job))
+
+
+# ---- one run -----------------------------------------------------------------------------------------------------
+def test_training_lowers_the_loss_and_keeps_the_best_model(whole: Trained) -> None:
+    summary = whole.summary
+    losses = [entry["val_loss"] for entry in whole.history if "val_loss" in entry]
+    assert len(losses) == 3
+    assert losses[0] > losses[1] > losses[2]
+    assert losses[2] < 0.95 * losses[0]
+    assert (summary["epochs"], summary["best_epoch"], summary["steps"]) == (3, 3, 3 * (230 // 16))
+    assert (summary["metric"], summary["value"]) == ("val_loss", losses[2])
+    assert summary["bad_samples"]["train"] == summary["bad_samples"]["val"]
+    assert sum(summary["bad_samples"]["train"].values()) == 1
+    assert (summary["model"], summary["hybrid"]) == (f"models:/translator/{summary['model_version']}", "translator")
+    assert train.finished(whole.job) == summary
+
+    artifact = artifacts.read(summary["artifact"], "translator")
+    assert artifact.config == RECIPE.model
+    assert artifact.decoding == RECIPE.decoding
+    state = artifact.load().state_dict()
+    best = whole.weights(3)
+    assert all(torch.equal(state[name], best[name]) for name in best)
+    initial = artifacts.read(f"{whole.job.run}/initial").load().state_dict()
+    assert not torch.equal(initial["bridge.weight"], state["bridge.weight"])
+    registered = artifacts.read(summary["model"], "translator", whole.job.tracking_uri)
+    assert registered.files[artifacts.WEIGHTS] == artifact.files[artifacts.WEIGHTS]
+    card = (Path(summary["artifact"]) / "README.md").read_text()
+    assert f"| loss | {losses[2]:.4g} |" in card
+    assert f"{summary['parameters']:,} parameters" in card
+
+
+def test_the_curves_in_mlflow_are_the_history(whole: Trained) -> None:
+    steps = [entry["step"] for entry in whole.history if "loss" in entry]
+    assert steps == [10, 14, 20, 28, 30, 40, 42], "every tenth step and the last of each epoch"
+    for key in ("loss", "learning_rate", "gradient_norm", "val_loss", "val_bleu", "epoch"):
+        assert whole.curve(key) == [(entry["step"], entry[key]) for entry in whole.history if key in entry], key
+    client = mlflow.MlflowClient(whole.job.tracking_uri)
+    run = client.get_run(whole.summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.batch_size"] == "16"
+    assert run.data.params["model.hidden_size"] == "32"
+    assert run.data.tags["hybrid.run"] == whole.job.run
+
+
+# ---- killed and started again ------------------------------------------------------------------------------------
+def dying_once(marker: str) -> Callable[[TrainTask], None]:
+    """A worker that is killed after the steps of its second epoch, before they are saved."""
+
+    def worker(task: TrainTask) -> None:
+        from pipelines import train_loop
+
+        validate = train_loop.validate
+
+        def validate_or_die(*args: Any) -> Any:
+            second = (Path(task.run) / "checkpoint_epoch_0001").exists()
+            if second and not Path(marker).exists():
+                Path(marker).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return validate(*args)
+
+        train_loop.validate = validate_or_die  # type: ignore[assignment]
+        train_loop.train_worker(task)
+
+    return worker
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    whole: Trained, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(lake, "killed")
+    monkeypatch.setattr(train, "train_worker", dying_once(str(tmp_path / "died")))
+    with pytest.raises(Exception, match=r"(?i)died|killed|unexpectedly|failed"):
+        train_to_the_end(job)
+    assert (tmp_path / "died").exists()
+    assert train.finished(job) is None
+    first_start = train.read_state(job)
+    assert first_start is not None
+    client = mlflow.MlflowClient(job.tracking_uri)
+    assert client.get_run(str(first_start.mlflow_run_id)).info.status == "FAILED"
+    staged = storage.list_files(f"{lake}/features")
+
+    again = Trained(job, train_to_the_end(job))
+    assert again.summary["mlflow_run_id"] == first_start.mlflow_run_id, "the same command goes on in the same run"
+    assert client.get_run(str(first_start.mlflow_run_id)).info.status == "FINISHED"
+    assert storage.list_files(f"{lake}/features") == staged, "samples are not prepared again"
+    assert again.history == whole.history, "no step is repeated or missing, and every value is the same"
+    for key in ("loss", "val_loss", "gradient_norm", "epoch"):
+        assert again.curve(key) == whole.curve(key)
+    for epoch in (2, 3):
+        expected, found = whole.weights(epoch), again.weights(epoch)
+        assert all(torch.equal(expected[name], found[name]) for name in expected), "bit for bit"
+
+
+# ---- two workers -------------------------------------------------------------------------------------------------
+def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """The same training in this process, by one worker without Ray; the validation of every epoch."""
+    monkeypatch.setattr(train_loop, "rank", lambda: 0)
+    monkeypatch.setattr(train_loop, "world_size", lambda: 1)
+    monkeypatch.setattr(train_loop, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(train_loop, "tell", lambda *args: None)
+    torch.set_num_threads(1)
+    initial = artifacts.read(f"{job.run}/initial")
+    (folder,) = [path for path in Path(job.storage, "features").iterdir() if _belongs(path, initial)]
+    sets = [PreparedSamples(infer.verify(shards, str(folder)), f"{job.run} alone") for shards in train.check(job)]
+    config = job.recipe.train
+    hybrid, progress, values = initial.load(), Progress(), []
+    optimizer = torch.optim.AdamW(hybrid.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    for epoch in range(config.epochs):
+        progress.epoch = epoch
+        train_loop.train_epoch(hybrid, optimizer, sets[0], config, progress, None)
+        values.append(train_loop.validate(hybrid, sets[1], job.recipe))
+    for samples in sets:
+        samples.remove()
+    return values
+
+
+def _belongs(folder: Path, initial: artifacts.Artifact) -> bool:
+    decisive = {
+        "samples": initial.fingerprint(initial.decoding, RECIPE.limits),
+        "frozen": train._frozen_digest(initial.load()),
+    }
+    return folder.name == artifacts.fingerprint(decisive)[:12]
+
+
+def exact_worker() -> Callable[[TrainTask], None]:
+    """A worker that computes in float32 everywhere: bf16 rounds a batch differently when it is split."""
+
+    def worker(task: TrainTask) -> None:
+        from hybrid_models import contract
+        from pipelines import train_loop
+
+        contract.bf16_is_fast = lambda device: False
+        train_loop.train_worker(task)
+
+    return worker
+
+
+def test_two_workers_learn_what_one_does(ray_cluster: str, lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without dropout the loss is a function of the data alone; batches of 15 and 16 are split into unequal shares."""
+    recipe = replace(
+        RECIPE,
+        model=replace(RECIPE.model, dropout=0.0),  # type: ignore[call-arg]
+        train=replace(RECIPE.train, epochs=2, batch_size=15),
+    )
+    job = job_of(lake, "both", recipe, num_workers=2)
+    monkeypatch.setattr(train, "train_worker", exact_worker())
+    monkeypatch.setattr(contract, "bf16_is_fast", lambda device: False)
+    both = Trained(job, train_to_the_end(job))
+    one = alone(job, monkeypatch)
+    two = [entry for entry in both.history if "val_loss" in entry]
+    assert both.summary["steps"] == 2 * (230 // 15)
+    for name in ("val_loss", "val_chrf"):
+        assert [entry[name] for entry in two] == pytest.approx([entry[name] for entry in one], abs=1e-4)
+    assert two[1]["val_loss"] < two[0]["val_loss"]
+
+
+# ---- what is refused before a cluster starts -----------------------------------------------------------------------
+def refusal(job: TrainJob) -> str:
+    with pytest.raises(UsageError) as caught:
+        train.check(job)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_impossible_jobs_are_refused(lake: Path, tmp_path: Path) -> None:
+    job = job_of(lake, "new")
+    assert [len(shards) for shards in train.check(job)] == [2, 2]
+    assert refusal(replace(job, num_workers=0)) == "--num-workers is 0: it must be at least 1"
+    assert refusal(replace(job, num_workers=17)) == "--num-workers 17 is more than train.batch_size 16"
+    assert refusal(replace(job, data=str(tmp_path))).startswith(f"no shards found at {tmp_path}/train: ")
+    assert refusal(replace(job, storage="/proc/nowhere")).startswith("cannot write /proc/nowhere/")
+    wrong = replace(RECIPE, train=replace(RECIPE.train, metric="cider_d"))
+    assert refusal(replace(job, recipe=wrong)).startswith("train.metric 'cider_d' is unknown for a translator")
+
+
+def test_a_name_belongs_to_one_configuration(lake: Path, tmp_path: Path) -> None:
+    job = job_of(lake, "mine")
+    job = replace(job, storage=str(tmp_path))
+    assert train.read_state(job) is None
+    state = {"recipe": "test", "config": train._plain(RECIPE), "data": job.data, "mlflow_run_id": None}
+    storage.write_bytes(f"{job.run}/run.json", json.dumps(state).encode())
+    train.check(job)
+    other = replace(RECIPE, train=replace(RECIPE.train, batch_size=32))
+    assert refusal(replace(job, recipe=other)) == (
+        "run 'mine' was started with train.batch_size=16, not 32: use another --name"
+    )
