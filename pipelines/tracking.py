@@ -166,15 +166,19 @@ class Tracker:
 
 @contextmanager
 def _tracking(uri: str) -> Iterator[None]:
-    """MLflow's fluent functions act on global settings; they are put back afterwards."""
-    tracking, registry = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    """MLflow's fluent functions act on global settings, which it also exports; both are put back afterwards."""
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(tracking)
-        mlflow.set_registry_uri(registry)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # forgets it
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, str]:

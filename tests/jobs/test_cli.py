@@ -21,7 +21,8 @@ OPTIONS = {
     "prepare": ["--out", "--scenes", "--digits", "--sentences", "--night-rows", "--rows-per-shard", "--seed"],
     "train": ["--data", "--storage", "--name", "--num-workers", "--mlflow", "--model.hidden-size", "--train.epochs",
               "--train.metric", "--decoding.beam-size", "--limits.max-bytes", "--resources.actors"],
-    "evaluate": ["--model", "--input", "--storage", "--stride", "--mlflow", "--resources.batch-size", "--limits.max-pixels"],
+    "evaluate": ["--model", "--input", "--storage", "--stride", "--mlflow", "--resources.batch-size",
+                 "--limits.max-pixels"],
     "infer": ["--input", "--tables", "--ds", "--model", "--decoding.beam-size", "--decoding.max-length",
               "--max-error-fraction", "--retain-hours", "--mlflow", "--resources.threads", "--limits.max-frames"],
     "query": ["SQL", "--tables", "--format", "--out"],
@@ -85,7 +86,7 @@ def test_a_summary_is_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @dataclass
-class Wrapped(Exception):
+class WrappedError(Exception):
     """An error as Ray wraps it: the cause is an attribute."""
 
     cause: Exception
@@ -98,18 +99,14 @@ def test_every_outcome_has_its_exit_code_and_one_line(capsys: pytest.CaptureFixt
     assert ended(raising(KeyError("x")), capsys) == (1, "", f"hybrid: failed: KeyError: 'x' {where}\n")
     code, out, err = ended(raising(KeyboardInterrupt()), capsys)
     assert (code, out, err) == (1, "", "hybrid: interrupted; start the same command again, it goes on\n")
-    wrapped = Wrapped(Wrapped(OSError("the disk is full\nmore words")))
+    wrapped = WrappedError(WrappedError(OSError("the disk is full\nmore words")))
     assert ended(raising(wrapped), capsys) == (1, "", f"hybrid: failed: OSError: the disk is full {where}\n")
 
 
 def test_the_innermost_cause_is_named() -> None:
-    try:
-        try:
-            raise ConnectionError("refused")
-        except ConnectionError as error:
-            raise RuntimeError("cannot read") from error
-    except RuntimeError as error:
-        assert cli.root_cause(error) == "ConnectionError: refused"
+    outer = RuntimeError("cannot read")
+    outer.__cause__ = ConnectionError("refused")
+    assert cli.root_cause(outer) == "ConnectionError: refused"
     text = "\x1b[36mray::f()\x1b[39m (pid=1)\n  File x\nZeroDivisionError: division by zero"
     assert cli.root_cause(RuntimeError(text)) == "RuntimeError: ZeroDivisionError: division by zero"
     assert cli.root_cause(ValueError()) == "ValueError: "

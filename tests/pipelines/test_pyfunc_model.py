@@ -10,7 +10,7 @@ from PIL import Image
 
 from hybrid_models.contract import UsageError
 from pipelines import artifacts
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, _tracking
 from tests import tiny
 
 TEXTS = tiny.sentences(5, seed=8)
@@ -32,12 +32,8 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def load(registered: str) -> Iterator[Callable[[str], Any]]:
     """MLflow's loader, as a notebook would call it."""
-    before = (mlflow.get_tracking_uri(), mlflow.get_registry_uri())
-    mlflow.set_tracking_uri(registered)
-    mlflow.set_registry_uri(registered)
-    yield mlflow.pyfunc.load_model
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    with _tracking(registered):
+        yield mlflow.pyfunc.load_model
 
 
 def test_a_registered_translator_predicts_from_a_data_frame(load: Callable[[str], Any]) -> None:

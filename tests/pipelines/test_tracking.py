@@ -193,7 +193,8 @@ def versions(uri: str) -> list[dict[str, bytes]]:
 def test_registered_models_are_fetched_by_version_and_alias(
     uri: str, versions: list[dict[str, bytes]], tmp_path: Path
 ) -> None:
-    before = (mlflow.get_tracking_uri(), mlflow.get_registry_uri())
+    settings = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), [os.environ.get(name) for name in settings])
     mlflow.MlflowClient(uri, registry_uri=uri).set_registered_model_alias("translator", "champion", "1")
     expected = {
         "models:/translator/1": ("1", versions[0]),
@@ -210,7 +211,8 @@ def test_registered_models_are_fetched_by_version_and_alias(
         artifact = artifacts.read(name, "translator", uri)
         assert (artifact.model, artifact.version) == (f"models:/translator/{version}", version)
         assert artifact.meta["training"] == {"seed": int(version) - 1}
-    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == before
+    after = (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), [os.environ.get(name) for name in settings])
+    assert after == before
     assert not any(path.suffix in (".pkl", ".pickle") for path in tmp_path.rglob("*")), "nothing is pickled"
 
 
@@ -256,8 +258,5 @@ def test_the_default_is_the_environment_or_an_absolute_local_file(
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://mlflow.example")
     assert default_uri() == "https://mlflow.example"
     monkeypatch.undo()
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # forgets what was set before
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://other.example")
     assert default_uri() == "https://other.example"
-    mlflow.set_tracking_uri(before)

@@ -1,0 +1,123 @@
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybrid_models.contract import UsageError
+from jobs.recipes import RECIPES
+from jobs.train import main
+from pipelines import cluster, storage, train
+from pipelines.shards import Shard
+from pipelines.train import TrainJob
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set."""
+    folder = tmp_path_factory.mktemp("lake")
+    tiny.write_pairs(str(folder / "data/train"), 4, seed=1)
+    tiny.write_pairs(str(folder / "data/val"), 4, seed=2)
+    return folder
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TrainJob]]:
+    """Jobs that would have been trained; no cluster starts."""
+    jobs: list[TrainJob] = []
+
+    def note(job: TrainJob, shards: tuple[list[Shard], list[Shard]]) -> dict[str, Any]:
+        assert [len(part) for part in shards] == [1, 1]
+        jobs.append(job)
+        return {"run": job.run}
+
+    monkeypatch.setattr(train, "train", note)
+    monkeypatch.setattr(cluster, "connect", contextlib.nullcontext)
+    yield jobs
+    for job in jobs:
+        storage.delete(job.run)
+
+
+def argv(lake: Path, *more: str) -> list[str]:
+    return ["--data", f"{lake}/data", "--storage", f"{lake}/lake", "--mlflow", "sqlite:///m.db", *more]
+
+
+def refusal(arguments: list[str]) -> str:
+    with pytest.raises(UsageError) as caught:
+        main(arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list[TrainJob]) -> None:
+    assert main(["translator-demo", *argv(lake)]) == {"run": f"{lake}/lake/runs/translator-demo"}
+    more = ["--name", "mine.1", "--num-workers", "2", "--model.hidden-size", "48", "--model.no-tie-embeddings",
+            "--train.schedule", "constant", "--train.learning-rate", "0.5", "--decoding.beam-size", "2",
+            "--limits.max-bytes", "99", "--resources.batch-size", "7"]  # fmt: skip
+    assert main(["translator-demo", *argv(lake, *more)]) == {"run": f"{lake}/lake/runs/mine.1"}
+    plain, changed = trained
+    assert plain.recipe == RECIPES["translator-demo"]()
+    assert (plain.recipe_name, plain.name, plain.num_workers) == ("translator-demo", "translator-demo", 1)
+    assert (plain.data, plain.tracking_uri) == (f"{lake}/data", "sqlite:///m.db")
+    differences = {
+        key: (old, new)
+        for (key, old), (_, new) in zip(
+            train.tracking.flatten(train._plain(plain.recipe)), train.tracking.flatten(train._plain(changed.recipe)),
+            strict=True,
+        )
+        if old != new
+    }  # fmt: skip
+    assert differences == {
+        "model.hidden_size": (192, 48),
+        "model.tie_embeddings": (True, False),
+        "train.schedule": ("cosine", "constant"),
+        "train.learning_rate": (3e-3, 0.5),
+        "decoding.beam_size": (3, 2),
+        "limits.max_bytes": (256 * 2**20, 99),
+    }
+    assert (changed.num_workers, changed.resources.batch_size) == (2, 7)
+
+
+def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]) -> None:
+    run = f"{lake}/lake/runs/translator-demo"
+    storage.write_bytes(f"{run}/summary.json", json.dumps({"value": 12.5}).encode())
+    assert main(["translator-demo", *argv(lake)]) == {"value": 12.5}
+    assert trained == []
+    state = {"recipe": "translator-demo", "config": train._plain(RECIPES["translator-demo"]()), "data": "x",
+             "mlflow_run_id": None}  # fmt: skip
+    storage.write_bytes(f"{run}/run.json", json.dumps(state).encode())
+    assert refusal(["translator-demo", *argv(lake, "--train.epochs", "9")]) == (
+        "run 'translator-demo' was started with train.epochs=5, not 9: use another --name"
+    )
+    assert main(["translator-demo", *argv(lake, "--train.epochs", "9", "--name", "other")])["run"].endswith("/other")
+    storage.delete(run)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--train.epochs", "0"], "train.epochs is 0: it must be at least 1"),
+        (["--train.metric", "cider_d"], "train.metric 'cider_d' is unknown for a translator: use loss, bleu, chrf"),
+        (["--model.hidden-size", "0"], "hidden_size is 0: it must be at least 1"),
+        (["--model.hidden-size", "big"], "--model.hidden-size"),
+        (["--model.hidden", "3"], "--model.hidden"),
+        (["--train.schedule", "linear"], "linear"),
+        (["--name", "../up"], "--name '../up' must be letters, digits, '.', '_' and '-'"),
+        (["--num-workers", "0"], "--num-workers is 0: it must be at least 1"),
+        (["--num-workers", "65"], "--num-workers 65 is more than train.batch_size 64"),
+        (["--data", "/none"], "no shards found at /none/train"),
+        (["--storage", "/proc/nowhere"], "cannot write /proc/nowhere/"),
+    ],
+)
+def test_mistakes_are_one_line(lake: Path, trained: list[TrainJob], more: list[str], message: str) -> None:
+    assert message in refusal(["translator-demo", *argv(lake, *more)])
+    assert trained == []
+
+
+def test_what_has_no_default_is_asked_for(trained: list[TrainJob]) -> None:
+    assert "--data" in refusal(["captioner-demo"])
+    assert refusal(["captioner-imagenet"]).startswith("unknown recipe 'captioner-imagenet': use captioner-demo, ")
+    assert trained == []
