@@ -128,11 +128,11 @@ def train_epoch(
     plan = plan_epoch(samples.lengths, config.batch_size, config.seed, progress.epoch)
     total_steps = config.epochs * math.ceil(len(plan) / config.accumulate)
     model.train()
-    started, seen, loss_sum = time.perf_counter(), 0, 0.0
+    started, seen, losses = time.perf_counter(), 0, [0.0]
     tell(reporter, "start", progress, {"steps": math.ceil(len(plan) / config.accumulate)})
     for number, batch in enumerate(training_batches(hybrid, samples, plan, config.seed, progress.epoch)):
         last = (number + 1) % config.accumulate == 0 or number + 1 == len(plan)
-        loss_sum += backward(model, batch, config.accumulate, synchronise=last)
+        losses[-1] += backward(model, batch, config.accumulate, synchronise=last)
         seen += len(plan[number])
         if not last:
             continue
@@ -142,14 +142,15 @@ def train_epoch(
         if progress.step % LOG_EVERY == 0 or number + 1 == len(plan):
             seconds = time.perf_counter() - started
             values = {
-                "loss": loss_sum,
+                "loss": sum(losses) / len(losses),
                 "learning_rate": rate,
                 "gradient_norm": norm,
                 "samples_per_second": seen / seconds,
             }
             progress.note(values)
             tell(reporter, "step", progress, values)
-        loss_sum = 0.0
+            losses.clear()
+        losses.append(0.0)
 
 
 def training_batches(
