@@ -67,7 +67,7 @@ class NowcasterConfig(HybridConfig):
     """What frames hold: rain rate in mm/h, forecast along its motion, or video of intensities 0 … 255, made 0 … 1."""
     patch: int = 8
     """Side of the square of pixels that becomes one cell of the network's grid."""
-    hidden_dims: tuple[int, ...] = (64,)
+    hidden_dims: tuple[int, ...] = (32,)
     """Channels of each ConvLSTM layer, the same in encoder and forecaster."""
     kernel_size: int = 3
     """Width of the ConvLSTMs' square kernels; odd."""
@@ -84,7 +84,7 @@ class NowcasterConfig(HybridConfig):
         if self.unit not in ("mm/h", "intensity"):
             raise UsageError(f"unit is '{self.unit}': it must be 'mm/h' or 'intensity'")
         if not self.hidden_dims or min(self.hidden_dims) < 1:
-            raise UsageError(f"hidden_dims is {self.hidden_dims}: name at least one layer's channels, such as (64,)")
+            raise UsageError(f"hidden_dims is {self.hidden_dims}: name at least one layer's channels, such as (32,)")
         if self.kernel_size % 2 == 0:
             raise UsageError(f"kernel_size is {self.kernel_size}: it must be odd, to keep the grid")
         if self.unit == "mm/h" and self.past_frames < 2:
