@@ -73,7 +73,7 @@ def nowcaster_radar() -> Recipe:
     """Rain of the next hour on a 256 x 256 radar grid."""
     return Recipe(
         hybrid="nowcaster",
-        model=NowcasterConfig(past_frames=10),
+        model=NowcasterConfig(),
         decoding=NowcasterDecoding(),
         train=TrainConfig(
             epochs=8, batch_size=4, learning_rate=1e-3, warmup_steps=30, metric="csi_1", validate_samples=60
@@ -102,11 +102,11 @@ def nowcaster_demo() -> Recipe:
         hybrid="nowcaster",
         model=NowcasterConfig(
             past_frames=5, horizon_minutes=5, height=32, width=32, unit="intensity", patch=4,
-            hidden_dims=(64,), kernel_size=5, augment=False,
+            hidden_dims=(64,), kernel_size=3, augment=False,
         ),
         decoding=NowcasterDecoding(),
         train=TrainConfig(
-            epochs=8, batch_size=32, learning_rate=2e-3, warmup_steps=30, metric="mse", validate_samples=100
+            epochs=6, batch_size=16, learning_rate=3e-3, warmup_steps=30, metric="mse", validate_samples=100
         ),
     )  # fmt: skip
 

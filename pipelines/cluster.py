@@ -22,6 +22,8 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+# Threads that wait by spinning starve the ones they wait for when cores are shared with decoding or other jobs.
+SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
 WAITING_BYTES = 512 << 20  # samples between two stages, for each node
 
 
@@ -78,7 +80,7 @@ def connect() -> Iterator[None]:
 
 def worker_env() -> dict[str, str]:
     """Environment of all workers."""
-    return {**ALLOCATOR, "RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**ALLOCATOR, **SHARED_CORES, "RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def configure_data() -> None:
