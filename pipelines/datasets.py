@@ -74,9 +74,12 @@ class DatasetWriter:
         self._write_rows(split, rows, rows_per_shard, "jsonl.gz", pack_jsonl)
 
     def write_file(self, split: str, file_name: str, data: bytes, rows: int) -> None:
-        """Writes one ready-made shard and remembers it for the manifest."""
+        """Writes one ready-made shard and remembers it for the manifest. One that is there already with the same content
+        is left alone, so that what was computed from it stays valid."""
         name = f"{split}/{file_name}"
-        storage.write_bytes(storage.join(self.out, name), data)
+        uri = storage.join(self.out, name)
+        if not _has_content(uri, data):
+            storage.write_bytes(uri, data)
         shard = WrittenShard(name, rows, len(data), hashlib.sha256(data).hexdigest())
         self._shards.setdefault(split, []).append(shard)
         log.debug("wrote %s (%d rows, %d bytes)", name, rows, len(data))
@@ -126,6 +129,13 @@ class DatasetWriter:
             if name not in written and (name in earlier or ours.search(name)):
                 storage.delete(file.uri)
                 log.info("removed %s, which an earlier call had written", name)
+
+
+def _has_content(uri: str, data: bytes) -> bool:
+    try:
+        return storage.read_bytes(uri) == data
+    except FileNotFoundError:
+        return False
 
 
 def _split_entry(shards: list[WrittenShard]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 
 from hybrid_models.contract import UsageError
 from pipelines.datasets import DatasetWriter, WrittenShard, caption_row, pack_jsonl, pack_tar, read_manifest_shards
+from pipelines.storage import list_files
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -109,3 +110,13 @@ def test_a_caption_rows_key_has_no_dots() -> None:
     key, members = caption_row("a.b.c", b"jpeg", ["ein Käse"])
     assert key == "a_b_c"
     assert members == {"jpg": b"jpeg", "json": '{"captions": ["ein Käse"]}'.encode()}
+
+
+def test_shards_that_did_not_change_are_left_alone(tmp_path: Path) -> None:
+    write(tmp_path, 7)
+    before = {info.uri: info.etag for info in list_files(str(tmp_path))}
+    write(tmp_path, 7)
+    assert {info.uri: info.etag for info in list_files(str(tmp_path))} == before
+    write(tmp_path, 8)
+    changed = {Path(info.uri).name for info in list_files(str(tmp_path)) if before.get(info.uri) != info.etag}
+    assert changed == {"set-train-00002.tar", "set-night-2026-01-01-00003.jsonl.gz"}
