@@ -74,8 +74,10 @@ class DatasetWriter:
         self._write_rows(split, rows, rows_per_shard, "jsonl.gz", pack_jsonl)
 
     def write_file(self, split: str, file_name: str, data: bytes, rows: int) -> None:
-        """Writes one ready-made shard and remembers it for the manifest. One that is there already with the same content
-        is left alone, so that what was computed from it stays valid."""
+        """Writes one ready-made shard and remembers it for the manifest.
+
+        One that is there with this content already is left alone, so that what was computed from it stays valid.
+        """
         name = f"{split}/{file_name}"
         uri = storage.join(self.out, name)
         if not _has_content(uri, data):
