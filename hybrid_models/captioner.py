@@ -166,7 +166,11 @@ def _captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[str]:
     value: Any = next(
         (fields[name] for name in (config.captions, "caption", "text") if fields.get(name) is not None), []
     )
-    return value.splitlines() if isinstance(value, str) else list(value)
+    if isinstance(value, str):
+        return value.splitlines()
+    if not isinstance(value, list):
+        raise BadSample("CaptionsMissing", f"field '{config.captions}' is neither a list nor a text")
+    return value
 
 
 def _usable(config: CaptionerConfig, fields: Mapping[str, Any], form: Callable[[Any], T]) -> list[T]:

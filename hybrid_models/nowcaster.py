@@ -43,6 +43,8 @@ _EVENTS = ((0.5, 0.37, 0.2), (1.0, 0.33, 0.3), (2.0, 0.28, 0.5), (5.0, 0.18, 1.3
 """Rain rate that is an event (mm/h), cost of a false alarm, weight in the loss."""
 _STEEPNESS = 30.0
 """Slope of the softened threshold, per unit of the network's scale: from 10 to 90 % within a factor of 1.7 in rain."""
+MOST_LEADS = 1000
+"""More lead times than any radar or video needs are a wrong time step."""
 UNKNOWN_TIME = -1
 """`issue_time` of a sample that has none."""
 
@@ -119,6 +121,8 @@ class NowcasterPreprocess(Preprocess):
         config = self.config
         step_minutes = _step_minutes(inputs.fields)
         n_leads = int(config.horizon_minutes / step_minutes + 1e-6)
+        if n_leads > MOST_LEADS:
+            raise BadSample("StepError", f"a step of {step_minutes:g} min makes {n_leads} leads, at most {MOST_LEADS}")
         if n_leads < 1:
             raise BadSample(
                 "StepError", f"a step of {step_minutes:g} min exceeds the horizon, {config.horizon_minutes} min"

@@ -137,7 +137,7 @@ class _Counted:
 
 def pack_json(value: Any) -> np.ndarray:
     """Any JSON value as uint8 [n] (UTF-8), which a sample can hold."""
-    return np.frombuffer(json.dumps(value, ensure_ascii=False).encode(), dtype=np.uint8)
+    return np.frombuffer(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"), dtype=np.uint8)
 
 
 def unpack_json(packed: np.ndarray) -> Any:

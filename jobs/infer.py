@@ -73,6 +73,10 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
     check_ds(options.ds)
     if not 0 <= options.max_error_fraction <= 1:
         raise UsageError(f"--max-error-fraction is {options.max_error_fraction}: it must be from 0 to 1")
+    if options.retain_hours < 1:
+        raise UsageError(
+            f"--retain-hours is {options.retain_hours}: it must be at least 1, readers and jobs need files"
+        )
     night = Night(
         shards=list_shards(options.input),
         tables=options.tables,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
 
+from jobs import cli
 from pipelines.demo_data import prepare_demo
 from pipelines.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
 from pipelines.radar_data import prepare_radar
@@ -17,7 +17,7 @@ from pipelines.radar_data import prepare_radar
 @dataclass(frozen=True)
 class Demo:
     """Small data for all three hybrids, made here: captioned scenes, moving digits, English–German sentences, and two
-    nights of each for `hybrid nightly`. Takes seconds, needs no download."""
+    nights of each to run `hybrid infer` on. Takes seconds, needs no download."""
 
     out: str
     """Folder or URI (s3://…) for the data sets `scenes`, `digits` and `sentences`."""
@@ -145,9 +145,9 @@ def main(argv: list[str]) -> dict[str, Any]:
     Raises:
         UsageError: the source is not what it should be, or the options do not fit it.
     """
-    source: Source = tyro.cli(Source, prog="hybrid prepare", description=__doc__, args=argv)
+    source: Source = cli.parse(Source, argv, "hybrid prepare", __doc__ or "")  # type: ignore[arg-type]
     return source.prepare()
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    cli.run(main, sys.argv[1:])

@@ -7,6 +7,7 @@ cannot group samples by length. Ray Data decodes and featurizes once (see `infer
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,7 @@ class PreparedSamples:
     """
 
     def __init__(self, pieces: Sequence[Piece], owner: str) -> None:
-        self.folder = Path(tempfile.gettempdir()) / "hybrid-samples" / _copy_name(pieces, owner)
+        self.folder = Path(tempfile.gettempdir()) / f"hybrid-samples-{os.getuid()}" / _copy_name(pieces, owner)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "samples.arrow"
         with FileLock(self.folder / "lock"):

@@ -38,11 +38,6 @@ class Resources:
     threads: int = 0
     """CPU threads of each model process: by default the CPUs of its node, divided among its model processes."""
 
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether the cluster has GPUs, one for each model process."""
-        return ray.cluster_resources().get("GPU", 0) >= 1
-
     def plan(self) -> tuple[int, Compute, dict[str, float]]:
         """Number of actors, how each computes, and what each asks of Ray."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]

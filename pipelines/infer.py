@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from deltalake.exceptions import DeltaError
 
 from hybrid_models.contract import DecodingConfig, UsageError
 from pipelines import storage, tables
@@ -105,7 +106,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
     lineage_note = {key: str(value) for key, value in asdict(lineage).items()}
     version = tables.commit_night(night.table, night.ds, pieces, night.schema, lineage_note)
     committed = time.perf_counter()
-    removed = tables.tidy(night.table, night.retain_hours)
+    removed = _tidy(night)
     computed = written.get("rows", 0)
     seconds = {
         "decode": written.get("decode_seconds", 0.0),
@@ -134,6 +135,15 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
     }
 
 
+def _tidy(night: Night) -> list[str]:
+    """The night is committed: files that cannot be removed now are only worth a warning, the next night tries again."""
+    try:
+        return tables.tidy(night.table, night.retain_hours)
+    except (DeltaError, OSError) as error:
+        log.warning("%s: cannot remove old files: %s", night.table, error)
+        return []
+
+
 def incomplete(shards: Sequence[Shard], folder: str) -> list[Shard]:
     """The shards whose staged pieces do not tile them. Nothing is skipped because a job said that it finished."""
     pieces = tables.list_pieces(folder)
@@ -158,8 +168,8 @@ def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
     return chosen
 
 
-def check_errors(errors: Counter[str], rows: int, max_fraction: float) -> None:
-    """Refuses a night with too many bad samples.
+def check_errors(errors: Counter[str], rows: int, max_fraction: float, limit: str = "--max-error-fraction") -> None:
+    """Refuses too many bad samples; `limit` is how the message calls `max_fraction`.
 
     Raises:
         RefusedError: names the commonest reason and the way out.
@@ -168,7 +178,7 @@ def check_errors(errors: Counter[str], rows: int, max_fraction: float) -> None:
     if bad > max_fraction * rows:
         kind, count = errors.most_common(1)[0]
         raise RefusedError(
-            f"{bad} of {rows} samples are bad (most: {count} x {kind}), more than --max-error-fraction {max_fraction}: "
+            f"{bad} of {rows} samples are bad (most: {count} x {kind}), more than {limit} {max_fraction}: "
             "nothing was committed; mend the input or raise the limit"
         )
 

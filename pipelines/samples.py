@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from hybrid_models.contract import BadSample, Inputs, Preprocess, Sample
 from pipelines.limits import Limits
 from pipelines.media import decode_media
 
+log = logging.getLogger(__name__)
 KEYS = ("shard", "index", "last", "sample_id")
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -62,6 +64,12 @@ class Decode:
             decoded.update(sample=pack(sample), length=int(sample["length"]), error=None)
         except BadSample as bad:
             decoded.update(sample=None, length=None, error=str(bad))
+        except (ImportError, MemoryError):  # the machine's trouble, not the row's
+            raise
+        except Exception as error:  # a row that nobody thought of must not block a night
+            reason = f"UnexpectedError: {type(error).__name__}: {error}"
+            log.warning("%s row %d: %s", row["shard"], row["index"], reason)
+            decoded.update(sample=None, length=None, error=reason)
         decoded["decode_seconds"] = time.perf_counter() - started
         return decoded
 

@@ -225,12 +225,14 @@ def _read_tsv(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Ent
 
 def _read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
     """One binary column (or struct with `bytes`, as Hugging Face datasets have) is the media; the rest are fields."""
-    file = pq.ParquetFile(stream)
     number = 0
-    for batch in file.iter_batches(batch_size=64):
-        for row in batch.to_pylist():
-            yield _parquet_entry(row, f"{name}:{number}", options)
-            number += 1
+    try:
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                yield _parquet_entry(row, f"{name}:{number}", options)
+                number += 1
+    except OSError as error:  # damaged pages; what the store itself cannot read is a StorageError
+        raise pa.ArrowInvalid(str(error)) from error
 
 
 def _parquet_entry(row: dict[str, Any], sample_id: str, options: ReadOptions) -> Entry:
@@ -260,7 +262,8 @@ def _read_netcdf(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[
         yield Entry(name, error="UnsupportedMedia: this hybrid does not read radar events")
         return
     stem = name.removesuffix(".nc")
-    for item in radar_windows(stream.read(), options.window, options.with_target, options.stride, options.limits):
+    data = stream.read(options.limits.max_bytes + 1)  # one byte too many is refused by `radar_windows`
+    for item in radar_windows(data, options.window, options.with_target, options.stride, options.limits):
         sample_id = f"{stem}/{item.issue_time}" if item.issue_time else stem
         if item.error is not None or item.frames is None:
             yield Entry(sample_id, error=str(item.error))
@@ -354,13 +357,18 @@ def _numbered(shard: Shard, options: ReadOptions) -> Iterator[dict[str, Any]]:
             "shard": shard.uri,
             "index": index,
             "last": following is None,
-            "sample_id": entry.sample_id,
+            "sample_id": _utf8(entry.sample_id),
             "media": entry.media,
             "media_type": entry.media_type,
-            "fields": json.dumps(entry.fields, default=str, ensure_ascii=False),
-            "error": entry.error,
+            "fields": _utf8(json.dumps(entry.fields, default=str, ensure_ascii=False)),
+            "error": None if entry.error is None else _utf8(entry.error),
         }
         entry, index = following, index + 1  # type: ignore[assignment]
+
+
+def _utf8(text: str) -> str:
+    """Text that Arrow can hold: half of a surrogate pair (a cut emoji, an undecodable file name) becomes `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class ShardDatasource(Datasource):

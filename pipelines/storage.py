@@ -12,7 +12,7 @@ import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
@@ -113,7 +113,9 @@ def list_files(uri: str) -> list[FileInfo]:
 
 
 def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:
-    return [entry for entry in fs.find(path, detail=True).values() if entry["type"] == "file"]
+    """Objects below a path; a local link to a file is one, too."""
+    found = fs.find(path, detail=True).values()
+    return [entry for entry in found if entry["type"] == "file" or (entry.get("islink") and fs.isfile(entry["name"]))]
 
 
 def _hidden(relative: str) -> bool:
@@ -154,21 +156,50 @@ def open_input(uri: str) -> BinaryIO:
     """
     fs, path = _filesystem(uri)
     try:
-        stream = fs.open(path, "rb")
-        return cast("BinaryIO", stream if is_local(uri) else io.BufferedReader(stream, READ_BUFFER))
+        return io.BufferedReader(_Input(fs.open(path, "rb"), uri), READ_BUFFER)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(uri) from None
     except Exception as error:
         raise _failed("open", uri, error) from error
 
 
+class _Input(io.RawIOBase):
+    """An object being read, whose failures are `StorageError`s: readers tell them from bad data by that."""
+
+    def __init__(self, stream: Any, uri: str) -> None:
+        super().__init__()
+        self._stream = stream
+        self._uri = uri
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except Exception as error:
+            raise _failed("read", self._uri, error) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole object."""
     with open_input(uri) as stream:
-        try:
-            return stream.read()
-        except Exception as error:
-            raise _failed("read", uri, error) from error
+        return stream.read()
 
 
 def read_text(uri: str) -> str:
@@ -207,30 +238,6 @@ def delete(uri: str) -> None:
         return
     except Exception as error:
         raise _failed("delete", uri, error) from error
-
-
-def download(uri: str, folder: Path) -> Path:
-    """Copies an object, or all objects below a folder, into a local folder and returns that folder.
-
-    Raises:
-        UsageError: there is nothing at this URI.
-    """
-    root = absolute(uri)
-    files = list_files(root)
-    if not files:
-        raise UsageError(f"nothing found at {uri}: check the address")
-    for file in files:
-        relative = file.uri.removeprefix(root).lstrip("/") or file.name
-        target = folder / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _replace_local(target, read_bytes(file.uri))
-    return folder
-
-
-def upload(folder: Path, uri: str) -> None:
-    """Copies all files below a local folder to a URI."""
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        write_bytes(join(uri, path.relative_to(folder).as_posix()), path.read_bytes())
 
 
 def check_writable(uri: str) -> None:

@@ -1,6 +1,6 @@
 """Staged Parquet and the one atomic commit: how rows become a night of a table, and how a night is read back.
 
-Shards are staged one object per piece, `<shard stem>-<hash8 of URI and etag>-<first>-<stop>[-end].parquet`: rows
+Shards are staged one object per piece, `<shard stem>-<hash of URI and etag>-<first>-<stop>[-end].parquet`: rows
 `first … stop-1`, `-end` if the last of them is the shard's last. A put is atomic, so a listing alone tells what is
 complete. A night is then one Delta Lake transaction that replaces the partition `ds`: readers see the old night or
 the new one, never a part.
@@ -42,7 +42,7 @@ LINEAGE = [
     pa.field("created_at", pa.timestamp("us", tz="UTC")),
 ]
 TIMINGS = ("decode_seconds", "predict_seconds")
-PIECE = re.compile(r"(?P<shard>.+-[0-9a-f]{8})-(?P<first>\d+)-(?P<stop>\d+)(?P<end>-end)?\.parquet")
+PIECE = re.compile(r"(?P<shard>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(?P<end>-end)?\.parquet")
 COMMIT_ATTEMPTS = 5
 
 
@@ -69,8 +69,8 @@ class Piece:
 
 def shard_key(shard: Shard) -> str:
     """A file-name stem that is unique for a shard in one state (URI and etag)."""
-    digest = hashlib.sha256(f"{shard.uri}\0{shard.etag}".encode()).hexdigest()[:8]
-    stem = re.sub(r"[^A-Za-z0-9._]+", "-", shard.uri.rsplit("/", 1)[-1]).strip("-.")[:80] or "shard"
+    digest = hashlib.sha256(f"{shard.uri}\0{shard.etag}".encode()).hexdigest()[:16]
+    stem = re.sub(r"[^A-Za-z0-9._]+", "-", shard.uri.rsplit("/", 1)[-1]).strip("-._")[:80] or "shard"
     return f"{stem}-{digest}"
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import mlflow
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from hybrid_models.contract import UsageError
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
-UNREACHABLE = (MlflowException, OSError, ImportError)  # an S3 artifact store without boto3 is an ImportError
+UNREACHABLE = (MlflowException, SQLAlchemyError, OSError, ImportError)  # S3 artifacts without boto3: ImportError
 
 
 def default_uri() -> str:
@@ -124,11 +125,18 @@ class Tracker:
             with self._guarded("end the run"):
                 self._client.set_terminated(self.run_id, "FINISHED" if succeeded else "FAILED")
 
-    def resume(self) -> None:
-        """Marks a run that is gone on with as running."""
-        if self.run_id is not None:
-            with self._guarded("resume the run"):
+    def resume(self) -> bool:
+        """Marks the run as running again; False if this MLflow does not know it."""
+        if self.run_id is None:
+            return False
+        with self._guarded("resume the run"):
+            try:
                 self._client.update_run(self.run_id, status="RUNNING")
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return False
+                raise
+        return True
 
     def register(self, hybrid: str, files: Mapping[str, bytes]) -> str | None:
         """Registers an artifact as the next version of the model `hybrid`, alias `challenger`; returns the version."""
@@ -160,7 +168,7 @@ class Tracker:
     def _guarded(self, what: str) -> Iterator[None]:
         try:
             yield
-        except UNREACHABLE as error:
+        except Exception as error:  # MLflow raises its database's, HTTP's and S3's errors as they come
             log.warning("MLflow at %s: cannot %s, going on without it: %s", self.uri, what, _first_line(error))
 
 

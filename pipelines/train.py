@@ -36,6 +36,8 @@ from pipelines.train_loop import TrainTask, train_worker
 log = logging.getLogger(__name__)
 PREPARED_SCHEMA = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
 MAX_BAD_SHARE = 0.05
+Shards = tuple[list[Shard], list[Shard]]
+"""The shards of `train` and `val`."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,12 @@ class RunState:
     recipe: str
     config: dict[str, Any]
     data: str
+    shards: str
+    """Hash of the shards' URIs and etags."""
     mlflow_run_id: str | None
 
 
-def check(job: TrainJob) -> tuple[list[Shard], list[Shard]]:
+def check(job: TrainJob) -> Shards:
     """Everything that can be refused before a cluster starts; returns the shards of `train` and `val`.
 
     Raises:
@@ -94,17 +98,30 @@ def check(job: TrainJob) -> tuple[list[Shard], list[Shard]]:
         raise UsageError(f"--num-workers is {job.num_workers}: it must be at least 1")
     if job.num_workers > job.recipe.train.batch_size:
         raise UsageError(f"--num-workers {job.num_workers} is more than train.batch_size {job.recipe.train.batch_size}")
-    shards = [list_shards(storage.join(job.data, split)) for split in ("train", "val")]
+    train, val = (list_shards(storage.join(job.data, split)) for split in ("train", "val"))
     storage.check_writable(job.storage)
     state = read_state(job)
+    if state is not None:
+        _check_same(job, state, (train, val))
+    return train, val
+
+
+def _check_same(job: TrainJob, state: RunState, shards: Shards) -> None:
+    """A run goes on only with the configuration and the data that it was started with."""
     config = _plain(job.recipe)
-    if state is not None and state.config != config:
-        ours, theirs = dict(tracking.flatten(config)), dict(tracking.flatten(state.config))
+    ours, theirs = dict(tracking.flatten(config)), dict(tracking.flatten(state.config))
+    ours["data"], theirs["data"] = job.data, state.data
+    if ours != theirs:
         key = next(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
         raise UsageError(
             f"run '{job.name}' was started with {key}={theirs.get(key)}, not {ours.get(key)}: use another --name"
         )
-    return shards[0], shards[1]
+    if state.shards != _shards_digest(shards):
+        raise UsageError(f"run '{job.name}' was started before the shards of {job.data} changed: use another --name")
+
+
+def _shards_digest(shards: Shards) -> str:
+    return artifacts.fingerprint({"shards": [[(shard.uri, shard.etag) for shard in part] for part in shards]})
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -121,14 +138,15 @@ def read_state(job: TrainJob) -> RunState | None:
 
 
 def finished(job: TrainJob) -> dict[str, Any] | None:
-    """The summary of this run if it has been trained to the end."""
+    """The summary of this run if it has been trained to the end and its model is registered at this MLflow."""
     try:
-        return dict(json.loads(storage.read_text(storage.join(job.run, "summary.json"))))
+        summary = dict(json.loads(storage.read_text(storage.join(job.run, "summary.json"))))
     except FileNotFoundError:
         return None
+    return summary if summary["model_version"] and summary["mlflow"] == job.tracking_uri else None
 
 
-def train(job: TrainJob, shards: tuple[list[Shard], list[Shard]]) -> dict[str, Any]:
+def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
     """Trains to the end and registers the best model; goes on where an earlier start of the same name stopped.
 
     Returns:
@@ -137,12 +155,12 @@ def train(job: TrainJob, shards: tuple[list[Shard], list[Shard]]) -> dict[str, A
     Raises:
         RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
     """
-    tracker = _open_run(job)
+    tracker = _open_run(job, shards)
     try:
         initial = _initial_artifact(job, shards[0])
         prepared = [_prepare(job, initial, part) for part in shards]
         result = _fit(job, tracker, initial, prepared)
-        summary = _finish(job, tracker, initial, result)
+        summary = _finish(job, shards, tracker, initial, result)
     except BaseException:
         tracker.finish(succeeded=False)
         raise
@@ -152,17 +170,16 @@ def train(job: TrainJob, shards: tuple[list[Shard], list[Shard]]) -> dict[str, A
     return summary
 
 
-def _open_run(job: TrainJob) -> Tracker:
-    """The MLflow run of this name: the earlier one if there is one."""
+def _open_run(job: TrainJob, shards: Shards) -> Tracker:
+    """The MLflow run of this name: the earlier one if there is one at this MLflow."""
     state = read_state(job)
     tracker = Tracker(job.tracking_uri, state.mlflow_run_id if state else None)
-    if tracker.run_id is not None:
-        tracker.resume()
+    if tracker.resume():
         return tracker
     tags = {"hybrid.recipe": job.recipe_name, "hybrid.run": job.run, "hybrid.data": job.data}
     params = {"recipe": job.recipe_name, "data": job.data, "num_workers": job.num_workers, **_plain(job.recipe)}
     tracker.start(job.name, params, tags)
-    state = RunState(job.recipe_name, _plain(job.recipe), job.data, tracker.run_id)
+    state = RunState(job.recipe_name, _plain(job.recipe), job.data, _shards_digest(shards), tracker.run_id)
     storage.write_bytes(storage.join(job.run, "run.json"), json.dumps(asdict(state), indent=2).encode())
     return tracker
 
@@ -227,7 +244,7 @@ def _prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[lis
         infer.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources)
     pieces = infer.verify(shards, folder)
     errors = tables.count_errors(pieces)
-    infer.check_errors(errors, sum(piece.rows for piece in pieces), MAX_BAD_SHARE)
+    infer.check_errors(errors, sum(piece.rows for piece in pieces), MAX_BAD_SHARE, "the share allowed in training,")
     for kind, count in errors.items():
         log.warning("%s: %d training samples are left out: %s", job.name, count, kind)
     return pieces, errors
@@ -277,16 +294,16 @@ def _fit(
 
 
 def _scaling(num_workers: int) -> tuple[ScalingConfig, int]:
-    """What each worker asks of Ray, and its CPU threads: its share of the cluster's CPUs, with some left for Ray."""
-    cpus = ray.cluster_resources().get("CPU", 1)
+    """What each worker asks of Ray, and its CPU threads: its share of a node's CPUs, with some left for Ray."""
+    cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     gpu = ray.cluster_resources().get("GPU", 0) >= num_workers
-    resources = {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": max(0.1, 0.9 * cpus / num_workers)}
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    threads = max(1, int(cpus / max(nodes, num_workers)))
+    share = min(cpus) / -(-num_workers // len(cpus))
+    resources = {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": max(0.1, 0.9 * share)}
+    threads = max(1, int(share))
     return ScalingConfig(num_workers=num_workers, use_gpu=gpu, resources_per_worker=resources), threads
 
 
-def _finish(job: TrainJob, tracker: Tracker, initial: Artifact, result: Result) -> dict[str, Any]:
+def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, result: Result) -> dict[str, Any]:
     """The best checkpoint as an artifact, in the run's folder and in the registry."""
     checkpoint, metrics = max(result.best_checkpoints or [], key=lambda pair: pair[1]["score"])
     with checkpoint.as_directory() as folder:
@@ -294,6 +311,8 @@ def _finish(job: TrainJob, tracker: Tracker, initial: Artifact, result: Result) 
     hybrid = initial.load()
     artifacts.load_state(hybrid, weights, str(checkpoint.path))
     history = [json.loads(line) for line in storage.read_text(storage.join(job.run, "history.jsonl")).splitlines()]
+    if tracker.run_id is None:  # MLflow was away when the run began
+        tracker = _open_run(job, shards)
     values = {name: value for name, value in metrics.items() if name.startswith("val_")}
     training = {
         "recipe": job.recipe_name,

@@ -97,6 +97,24 @@ def train_worker(task: TrainTask) -> None:
     model = prepare_model(hybrid, parallel_strategy="ddp" if world_size() > 1 else None)
     train_set = PreparedSamples(task.train_pieces, task.run)
     val_set = PreparedSamples(task.val_pieces, task.run)
+    try:
+        train_epochs(model, optimizer, train_set, val_set, progress, task)
+    finally:
+        if ray_train.get_context().get_local_rank() == 0:
+            train_set.remove()
+            val_set.remove()
+
+
+def train_epochs(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train_set: PreparedSamples,
+    val_set: PreparedSamples,
+    progress: Progress,
+    task: TrainTask,
+) -> None:
+    """Epoch after epoch: train, validate, checkpoint, log; until the last one or `patience` epochs without a better."""
+    config, hybrid = task.recipe.train, unwrap(model)
     tracker = Tracker(task.tracking_uri, task.mlflow_run_id)
     while progress.epoch < config.epochs and progress.stale < config.patience:
         train_epoch(model, optimizer, train_set, config, progress, task.progress)
@@ -108,9 +126,6 @@ def train_worker(task: TrainTask) -> None:
         if is_chief():
             tracker.catch_up(progress.history)
             tell(task.progress, "epoch", progress, values)
-    if ray_train.get_context().get_local_rank() == 0:
-        train_set.remove()
-        val_set.remove()
 
 
 def train_epoch(

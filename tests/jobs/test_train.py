@@ -83,11 +83,12 @@ def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list
 
 def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]) -> None:
     run = f"{lake}/lake/runs/translator-demo"
-    storage.write_bytes(f"{run}/summary.json", json.dumps({"value": 12.5}).encode())
-    assert main(["translator-demo", *argv(lake)]) == {"value": 12.5}
+    summary = {"value": 12.5, "model_version": "3", "mlflow": "sqlite:///m.db"}
+    storage.write_bytes(f"{run}/summary.json", json.dumps(summary).encode())
+    assert main(["translator-demo", *argv(lake)]) == summary
     assert trained == []
     state = {"recipe": "translator-demo", "config": train._plain(RECIPES["translator-demo"]()), "data": "x",
-             "mlflow_run_id": None}  # fmt: skip
+             "shards": "y", "mlflow_run_id": None}  # fmt: skip
     storage.write_bytes(f"{run}/run.json", json.dumps(state).encode())
     assert refusal(["translator-demo", *argv(lake, "--train.epochs", "9")]) == (
         "run 'translator-demo' was started with train.epochs=5, not 9: use another --name"

@@ -44,6 +44,8 @@ class Count(Preprocess):
             raise BadSample("Nonsense", "the text is: bad")
         if text == "bug":
             raise KeyError("our own mistake")
+        if text == "no memory":
+            raise MemoryError
         sample = {"letters": np.asarray(len(text)), "length": np.asarray(len(text) + 1, dtype=np.int64)}
         if inputs.media is not None:
             sample["media"] = inputs.media
@@ -105,6 +107,9 @@ def test_media_are_decoded_to_the_wanted_size_or_named_as_broken() -> None:
     assert row["error"] == "ImageTooLarge: 12 x 8 pixels are more than max_pixels=50"
 
 
-def test_our_own_mistakes_are_not_bad_samples() -> None:
-    with pytest.raises(KeyError, match="our own mistake"):
-        decode([raw(0, "bug")])
+def test_what_nobody_thought_of_is_an_error_row_and_only_the_machines_trouble_raises() -> None:
+    good, bad = decode([raw(0, "fine"), raw(1, "bug")])
+    assert good["error"] is None
+    assert bad["error"] == "UnexpectedError: KeyError: 'our own mistake'"
+    with pytest.raises(MemoryError):
+        decode([raw(0, "no memory")])

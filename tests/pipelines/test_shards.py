@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.contract import UsageError, Window
 from pipelines import storage
 from pipelines.limits import Limits
 from pipelines.shards import RAW_SCHEMA, ReadOptions, Shard, list_shards, read_blocks
@@ -187,3 +187,32 @@ def test_listing_names_what_is_wrong(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "x.doc"), b"")
     with pytest.raises(UsageError, match=r"x\.doc is not a shard: known kinds are \.tar, "):
         list_shards(str(tmp_path))
+
+
+def test_damaged_parquet_pages_and_footers_are_error_rows(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a b c" * 200] * 500}), buffer, compression="snappy", use_dictionary=False)
+    for number, position in enumerate((4, -40, -9)):
+        content = bytearray(buffer.getvalue())
+        for offset in range(4):
+            content[position + offset] ^= 0xFF
+        rows = rows_of(tmp_path, f"{number}.parquet", bytes(content))
+        assert rows[-1]["error"].startswith("ShardReadError"), position
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "x.jsonl", b'{"en": "cut \\ud83d"}\n{"id": "\\ud83d", "en": "b"}\n')
+    assert json.loads(rows[0]["fields"]) == {"en": "cut ?"}
+    assert rows[1]["sample_id"] == "?"
+
+
+def test_a_member_name_that_is_not_utf8(tmp_path: Path) -> None:
+    content = tar([("caf\udce9.txt", b"text")])
+    (row,) = rows_of(tmp_path, "x.tar", content)
+    assert row["sample_id"] == "caf?"
+
+
+def test_a_radar_file_over_the_limit_is_not_read_whole(tmp_path: Path) -> None:
+    window = Window(past_frames=2, horizon_minutes=10)
+    (row,) = rows_of(tmp_path, "x.nc", bytes(5000), window=window, limits=Limits(max_bytes=1000))
+    assert row["error"].startswith("MediaTooLarge")

@@ -51,26 +51,11 @@ def test_open_input_seeks(place: str) -> None:
         assert stream.read(2) == b"\x02\x03"
 
 
-def test_upload_then_download_gives_the_same_files(place: str, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    (source / "deep").mkdir(parents=True)
-    (source / "deep" / "x").write_bytes(b"x")
-    (source / "y").write_bytes(b"y")
-    storage.upload(source, storage.join(place, "copy"))
-    target = storage.download(storage.join(place, "copy"), tmp_path / "target")
-    assert {p.relative_to(target).as_posix(): p.read_bytes() for p in target.rglob("*") if p.is_file()} == {
-        "deep/x": b"x",
-        "y": b"y",
-    }
-
-
 def test_missing_objects(place: str) -> None:
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(storage.join(place, "nothing"))
     with pytest.raises(FileNotFoundError):
         storage.info(storage.join(place, "nothing"))
-    with pytest.raises(UsageError, match="nothing found at"):
-        storage.download(storage.join(place, "nothing"), Path())
     storage.delete(storage.join(place, "nothing"))
 
 
@@ -99,3 +84,29 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 def test_an_unknown_scheme_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="cannot open zzz://x"):
         storage.list_files("zzz://x")
+
+
+def test_links_to_files_are_objects_too(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"x")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link.txt").symlink_to(tmp_path / "real")
+    (tmp_path / "in" / "broken.txt").symlink_to(tmp_path / "nothing")
+    assert [info.name for info in storage.list_files(str(tmp_path / "in"))] == ["link.txt"]
+
+
+def test_a_store_that_fails_while_reading_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = str(tmp_path / "x")
+    storage.write_bytes(uri, b"123")
+
+    class Failing:
+        def read(self, size: int) -> bytes:
+            raise OSError("connection reset")
+
+        def close(self) -> None:
+            pass
+
+    with (
+        pytest.raises(storage.StorageError, match=r"cannot read s3://b/x: connection reset"),
+        storage._Input(Failing(), "s3://b/x") as stream,
+    ):
+        stream.read(1)

@@ -41,6 +41,7 @@ def test_shard_keys_depend_on_uri_and_etag() -> None:
     keys = {shard_key(A), shard_key(B), shard_key(Shard(A.uri, A.size, "2")), shard_key(Shard("s3://x/a.tar", 10, "1"))}
     assert len(keys) == 4
     assert shard_key(B).startswith("b-b.tar-")
+    assert shard_key(Shard("s3://x/é_a.tar", 1, "")).startswith("a.tar-"), "a leading _ would hide its pieces"
 
 
 def rows(shard: Shard, first: int, stop: int, last: int, error: str | None = None) -> pa.Table:

@@ -147,6 +147,12 @@ def test_a_server_that_is_away_costs_a_warning_and_little_time(caplog: pytest.Lo
     assert time.monotonic() - began < 60
 
 
+def test_a_file_that_is_no_database_is_a_warning_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"this is no database" * 100)
+    assert Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}").start("run", {}, {}) is None
+    assert "cannot create the run, going on without it: " in warnings(caplog)[0]
+
+
 def test_a_database_that_cannot_be_opened_is_a_warning_too(caplog: pytest.LogCaptureFixture) -> None:
     tracker = Tracker("sqlite:////proc/nowhere/mlflow.db")
     assert tracker.start("run", {}, {}) is None
