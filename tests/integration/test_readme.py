@@ -24,6 +24,7 @@ README = (tiny.ROOT / "README.md").read_text()
 SMALLER = {
     "hybrid demo": "--scenes 1600 --digits 1000 --sentences 3000",
     "hybrid prepare demo": "--scenes 40 --digits 40",
+    "hybrid prepare moving-mnist": "--train 64 --val 8 --test 8",
     "hybrid train translator-multi30k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400",
     "hybrid train captioner-flickr8k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400",
     "hybrid train nowcaster-radar": "--train.epochs 1 --train.validate-samples 4",
