@@ -24,7 +24,7 @@ ALLOCATOR = {
 }
 # Threads that wait by spinning starve the ones they wait for when cores are shared with decoding or other jobs.
 SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
-WAITING_BYTES = 512 << 20  # samples between two stages, for each node
+WAITING_BYTES = 256 << 20  # samples between two stages, for each node
 
 
 @dataclass(frozen=True)
