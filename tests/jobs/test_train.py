@@ -91,7 +91,7 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
              "shards": "y", "mlflow_run_id": None}  # fmt: skip
     storage.write_bytes(f"{run}/run.json", json.dumps(state).encode())
     assert refusal(["translator-demo", *argv(lake, "--train.epochs", "9")]) == (
-        "run 'translator-demo' was started with train.epochs=5, not 9: use another --name"
+        "run 'translator-demo' was started with train.epochs=4, not 9: use another --name"
     )
     assert main(["translator-demo", *argv(lake, "--train.epochs", "9", "--name", "other")])["run"].endswith("/other")
     storage.delete(run)
@@ -108,7 +108,7 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
         (["--train.schedule", "linear"], "linear"),
         (["--name", "../up"], "--name '../up' must be letters, digits, '.', '_' and '-'"),
         (["--num-workers", "0"], "--num-workers is 0: it must be at least 1"),
-        (["--num-workers", "65"], "--num-workers 65 is more than train.batch_size 64"),
+        (["--num-workers", "33"], "--num-workers 33 is more than train.batch_size 32"),
         (["--data", "/none"], "no shards found at /none/train"),
         (["--storage", "/proc/nowhere"], "cannot write /proc/nowhere/"),
     ],
