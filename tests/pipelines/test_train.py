@@ -261,10 +261,19 @@ def test_a_name_belongs_to_one_configuration(lake: Path, tmp_path: Path) -> None
     job = job_of(lake, "mine")
     job = replace(job, storage=str(tmp_path))
     assert train.read_state(job) is None
-    state = {"recipe": "test", "config": train._plain(RECIPE), "data": job.data, "mlflow_run_id": None}
+    digest = train._shards_digest(train.check(job))
+    state = {
+        "recipe": "test",
+        "config": train._plain(RECIPE),
+        "data": job.data,
+        "shards": digest,
+        "mlflow_run_id": None,
+    }
     storage.write_bytes(f"{job.run}/run.json", json.dumps(state).encode())
     train.check(job)
     other = replace(RECIPE, train=replace(RECIPE.train, batch_size=32))
     assert refusal(replace(job, recipe=other)) == (
         "run 'mine' was started with train.batch_size=16, not 32: use another --name"
     )
+    storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "shards": "others"}).encode())
+    assert refusal(job) == f"run 'mine' was started before the shards of {job.data} changed: use another --name"
