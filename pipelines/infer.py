@@ -227,7 +227,7 @@ def stage(
     # The same resources as reading: Ray fuses the two, so raw bytes are never copied between processes.
     dataset = dataset.map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
     if actor is not None:
-        count, compute, asks = resources.plan()
+        count, compute, asks = resources.plan(len(shards))
         dataset = dataset.map_batches(
             actor.kind,
             fn_constructor_args=(*actor.before, compute, *actor.after),

@@ -11,7 +11,6 @@ import pytest
 from tests.servers import BUCKET, S3Server, start_s3
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +42,7 @@ def ray_cluster(s3_server: S3Server) -> Iterator[str]:
 
     from pipelines import cluster
 
-    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+    os.environ.update(cluster.LOCAL_CLUSTER)
     context = ray.init(
         num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": cluster.worker_env()}
     )
