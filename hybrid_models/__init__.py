@@ -1,16 +1,40 @@
-"""Three hybrid networks — captioner, nowcaster, translator — in torch and numpy, behind one contract."""
+"""Three hybrid networks — captioner, nowcaster, translator — in torch and numpy, behind one contract.
 
-from hybrid_models.attention import AdditiveAttention
-from hybrid_models.captioner import Captioner
-from hybrid_models.contract import BadSample, Hybrid, UsageError
-from hybrid_models.conv_lstm import ConvLSTM, ConvLSTMCell
-from hybrid_models.nowcaster import Nowcaster
-from hybrid_models.translator import Translator
+Modules are loaded when they are first used: a process that only writes Parquet or answers SQL imports no torch.
+"""
 
-HYBRIDS: dict[str, type[Hybrid]] = {hybrid.name: hybrid for hybrid in (Captioner, Nowcaster, Translator)}
+from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybrid_models.attention import AdditiveAttention
+    from hybrid_models.captioner import Captioner
+    from hybrid_models.contract import Hybrid
+    from hybrid_models.conv_lstm import ConvLSTM, ConvLSTMCell
+    from hybrid_models.errors import BadSample, UsageError
+    from hybrid_models.nowcaster import Nowcaster
+    from hybrid_models.translator import Translator
+
+TABLES = {"captioner": "captions", "nowcaster": "nowcasts", "translator": "translations"}
+"""Hybrid → the table that its batch job writes."""
+
+_HOMES = {
+    "AdditiveAttention": "attention",
+    "BadSample": "errors",
+    "Captioner": "captioner",
+    "ConvLSTM": "conv_lstm",
+    "ConvLSTMCell": "conv_lstm",
+    "Hybrid": "contract",
+    "Nowcaster": "nowcaster",
+    "Translator": "translator",
+    "UsageError": "errors",
+}
 __all__ = [
     "HYBRIDS",
+    "TABLES",
     "AdditiveAttention",
     "BadSample",
     "Captioner",
@@ -21,3 +45,28 @@ __all__ = [
     "Translator",
     "UsageError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+class _Registry(Mapping[str, "type[Hybrid]"]):
+    """Hybrids by name; each lives in the module of its name, in the class of its capitalised name."""
+
+    def __getitem__(self, name: str) -> type[Hybrid]:
+        if name not in TABLES:
+            raise KeyError(name)
+        kind: type[Hybrid] = getattr(importlib.import_module(f"{__name__}.{name}"), name.capitalize())
+        return kind
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(TABLES)
+
+    def __len__(self) -> int:
+        return len(TABLES)
+
+
+HYBRIDS: Mapping[str, type[Hybrid]] = _Registry()

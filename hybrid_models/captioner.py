@@ -16,29 +16,16 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
-import timm
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from hybrid_models import metrics
-from hybrid_models.contract import (
-    BadSample,
-    Batch,
-    DecodingConfig,
-    Hybrid,
-    HybridConfig,
-    Inputs,
-    Loss,
-    Preprocess,
-    Sample,
-    UsageError,
-    Visual,
-    autocast,
-    module_device,
-)
+from hybrid_models.contract import Batch, DecodingConfig, Hybrid, HybridConfig, Loss, autocast, module_device
 from hybrid_models.decoding import SearchOptions, State, inference, search
+from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.image_encoder import Encoder, pool_time
+from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual
 from hybrid_models.recurrent import GATES, AttentionDecoder, Cell, PlainDecoder, WordDecoder, initial_state
 from hybrid_models.text import (
     BOS,
@@ -295,6 +282,8 @@ class Captioner(Hybrid):
             super().load_pretrained(part, weights)
         if weights is None:
             try:
+                import timm
+
                 weights = timm.create_model(self.config.encoder, pretrained=True, num_classes=0).state_dict()
             except Exception as error:  # network, hub and timm errors alike
                 raise UsageError(

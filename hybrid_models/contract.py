@@ -22,33 +22,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-Sample = dict[str, np.ndarray]
-"""One preprocessed sample: named arrays without a batch axis. Always has `length`, an int64 scalar: its cost in steps
-(tokens, frames), by which training groups samples of similar size."""
+from hybrid_models.errors import UsageError
+from hybrid_models.inputs import Preprocess, Sample
 
 Batch = dict[str, Tensor]
 """Several samples, padded and stacked on a first batch axis."""
-
-
-class UsageError(ValueError):
-    """The user's mistake: the message is one readable line that names the object and the fix."""
-
-
-class BadSample(ValueError):  # noqa: N818 - it describes the sample, which becomes an error row
-    """A row that cannot be predicted: it becomes an error row `'<kind>: <message>'`; the rest of the night goes on.
-
-    Args:
-        kind: the reason's name, counted in summaries, such as `ImageDecodeError`.
-        message: what is wrong with this row, for the person who has to mend it.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(kind, message)
-        self.kind = kind
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.message}"
 
 
 class Loss(NamedTuple):
@@ -58,49 +36,6 @@ class Loss(NamedTuple):
     """Scalar: the sum over all terms of the batch."""
     terms: Tensor
     """Scalar: how many terms (target tokens, valid pixels) the sum has."""
-
-
-@dataclass(frozen=True)
-class Visual:
-    """How media are decoded for a hybrid: images and clips become uint8 `[frames, height, width, 3]` RGB."""
-
-    height: int
-    width: int
-    frames: int
-    """Number of frames sampled uniformly from a clip; an image is one frame."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """How a radar event is cut into samples: every issue time with `past_frames` frames up to it is one sample."""
-
-    past_frames: int
-    horizon_minutes: int
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One row of a shard, decoded: what `Preprocess` gets."""
-
-    media: np.ndarray | None
-    """Image or clip: uint8 `[frames, height, width, 3]`; array or radar window: `[time, height, width]`; text: None."""
-    fields: Mapping[str, Any]
-    """The row's other members: text, captions, step_minutes, issue_time …"""
-
-
-class Preprocess(abc.ABC):
-    """Turns `Inputs` into a `Sample`: pure, picklable, without weights, so that it runs on any CPU of the cluster."""
-
-    visual: Visual | None = None
-    window: Window | None = None
-
-    @abc.abstractmethod
-    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
-        """Returns the sample, with its training target if asked.
-
-        Raises:
-            BadSample: the row cannot be used; says why.
-        """
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 
 State = tuple[Tensor, Tensor]
 """Hidden and cell state `(h, c)`, each `[B, D, H, W]`."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 
 State = dict[str, Tensor]
 """Named tensors with a leading axis that a search may index."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from hybrid_models.contract import UsageError, autocast
+from hybrid_models.contract import autocast
+from hybrid_models.errors import UsageError
 
 FRAMES_AT_A_TIME = 64
 """Frames that go through the CNN together when it is not trained: bounds memory for batches of clips."""
@@ -29,6 +29,8 @@ class Encoder(nn.Module):
     std: Tensor
 
     def __init__(self, model: str, image_size: int) -> None:
+        import timm  # takes a second and more: decoding and the command line do without
+
         super().__init__()
         try:
             self.cnn = timm.create_model(model, pretrained=False, num_classes=0)

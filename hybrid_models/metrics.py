@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 
 RAIN_THRESHOLDS = (0.5, 1, 2, 5, 10)
 """Rain rates (mm/h) at which forecasts are verified."""

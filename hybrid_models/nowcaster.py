@@ -16,22 +16,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from hybrid_models.contract import (
-    BadSample,
-    Batch,
-    DecodingConfig,
-    Hybrid,
-    HybridConfig,
-    Inputs,
-    Loss,
-    Preprocess,
-    Sample,
-    UsageError,
-    Window,
-    module_device,
-)
+from hybrid_models.contract import Batch, DecodingConfig, Hybrid, HybridConfig, Loss, module_device
 from hybrid_models.decoding import inference
 from hybrid_models.encoder_forecaster import EncoderForecaster, Unit, to_scale
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import Inputs, Preprocess, Sample, Window
 from hybrid_models.metrics import RAIN_THRESHOLDS
 from hybrid_models.rain_verification import summarise_by_lead, verification_record
 

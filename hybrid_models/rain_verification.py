@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.metrics import contingency, csi, error_sums, far, pod
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer as _Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from hybrid_models.contract import BadSample, UsageError
+from hybrid_models.errors import BadSample, UsageError
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")

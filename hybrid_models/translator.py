@@ -19,21 +19,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hybrid_models import metrics
-from hybrid_models.contract import (
-    BadSample,
-    Batch,
-    DecodingConfig,
-    Hybrid,
-    HybridConfig,
-    Inputs,
-    Loss,
-    Preprocess,
-    Sample,
-    UsageError,
-    autocast,
-    module_device,
-)
+from hybrid_models.contract import Batch, DecodingConfig, Hybrid, HybridConfig, Loss, autocast, module_device
 from hybrid_models.decoding import SearchOptions, State, inference, search
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import Inputs, Preprocess, Sample
 from hybrid_models.recurrent import AttentionDecoder, initial_state
 from hybrid_models.text import (
     BOS,

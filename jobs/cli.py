@@ -91,7 +91,7 @@ def run(verb: Main, argv: list[str]) -> None:
 
 def outcome(error: Exception) -> tuple[int, str]:
     """Exit code and one readable line for an error."""
-    from hybrid_models.contract import UsageError
+    from hybrid_models.errors import UsageError
     from pipelines.infer import RefusedError
 
     if isinstance(error, UsageError):
@@ -121,7 +121,7 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, defau
     """
     import tyro
 
-    from hybrid_models.contract import UsageError
+    from hybrid_models.errors import UsageError
 
     errors = io.StringIO()
     try:
@@ -156,7 +156,7 @@ def positional(argv: Sequence[str], what: str, choices: Sequence[str], prog: str
     Raises:
         UsageError: it is missing or unknown; lists the choices.
     """
-    from hybrid_models.contract import UsageError
+    from hybrid_models.errors import UsageError
 
     if argv and argv[0] in ("-h", "--help"):
         print(f"usage: {prog} {what.upper()} [options]      ({prog} {what.upper()} --help shows the options)\n")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hybrid_models import HYBRIDS
+from hybrid_models import TABLES
 from jobs import cli, evaluate, infer, train
 from jobs.recipes import RECIPES
 from pipelines import artifacts, cluster, query, storage
@@ -112,7 +112,7 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
         )
         log.info("%s ds=%s: %d rows, errors %s", night["task"], ds, night["rows"], night["errors"] or "none")
         nights.append({key: night[key] for key in ("ds", "rows", "ok", "errors", "version", "changed")})
-    return HYBRIDS[recipe.hybrid].table, {
+    return TABLES[recipe.hybrid], {
         "rows": sum(night["rows"] for night in nights),
         "metric": task.metric,
         "value": value,
@@ -124,9 +124,9 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
 
 def _show(tables: str) -> None:
     """A few rows of each table."""
-    names = [hybrid.table for hybrid in HYBRIDS.values()]
+    names = list(TABLES.values())
     for task in TASKS:
-        table = HYBRIDS[RECIPES[task.recipe]().hybrid].table
+        table = TABLES[RECIPES[task.recipe]().hybrid]
         sql = f"SELECT sample_id, {task.columns} FROM {table} ORDER BY ds, sample_id LIMIT {EXAMPLES}"
         rows = query.query(sql, tables, names)
         print(f"\n{sql}", file=sys.stderr)

@@ -11,8 +11,9 @@ from typing import Any
 
 from tyro import MISSING
 
-from hybrid_models import HYBRIDS
-from hybrid_models.contract import DecodingConfig, UsageError
+from hybrid_models import HYBRIDS, TABLES
+from hybrid_models.contract import DecodingConfig
+from hybrid_models.errors import UsageError
 from jobs import cli
 from pipelines import artifacts, cluster, infer, storage
 from pipelines.artifacts import Artifact
@@ -22,7 +23,7 @@ from pipelines.limits import Limits
 from pipelines.shards import list_shards
 from pipelines.tracking import Tracker, default_uri
 
-TASKS = {hybrid.table: hybrid for hybrid in HYBRIDS.values()}
+TASKS = {table: name for name, table in TABLES.items()}
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class InferOptions:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, checks everything that can be checked, connects, runs."""
     task, rest = cli.positional(argv, "task", list(TASKS), "hybrid infer")
-    hybrid = TASKS[task]
+    hybrid = HYBRIDS[TASKS[task]]
     tracking_uri = cli.peek(rest, "--mlflow") or default_uri()
     model = cli.peek(rest, "--model")
     artifact = None if model is None else artifacts.read(model, hybrid.name, tracking_uri)

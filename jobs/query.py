@@ -14,8 +14,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import tyro
 
-from hybrid_models import HYBRIDS
-from hybrid_models.contract import UsageError
+from hybrid_models import TABLES
+from hybrid_models.errors import UsageError
 from jobs import cli
 from pipelines import query, storage
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     options = cli.parse(QueryOptions, argv, "hybrid query", "Ask SQL (DuckDB) about captions, nowcasts, translations.")
     if options.format == "parquet" and not options.out:
         raise UsageError("--format parquet needs --out: Parquet is not for a terminal")
-    rows = query.query(options.sql, options.tables, [hybrid.table for hybrid in HYBRIDS.values()])
+    rows = query.query(options.sql, options.tables, list(TABLES.values()))
     content = WRITERS[options.format](rows)
     if options.out:
         storage.write_bytes(options.out, content)

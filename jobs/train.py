@@ -11,7 +11,8 @@ from typing import Any
 
 from tyro import MISSING
 
-from hybrid_models.contract import DecodingConfig, HybridConfig, UsageError
+from hybrid_models.contract import DecodingConfig, HybridConfig
+from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.recipes import RECIPES
 from pipelines import cluster, storage, train

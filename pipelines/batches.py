@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from hybrid_models.contract import Sample
+from hybrid_models.inputs import Sample
 from pipelines import storage
 from pipelines.samples import unpack
 from pipelines.tables import Piece

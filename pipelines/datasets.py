@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from pipelines import storage
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.datasets import DatasetWriter, TarRow
 from pipelines.demo_scenes import scene_rows

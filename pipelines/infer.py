@@ -14,7 +14,8 @@ import pyarrow as pa
 import ray
 from deltalake.exceptions import DeltaError
 
-from hybrid_models.contract import DecodingConfig, UsageError
+from hybrid_models.contract import DecodingConfig
+from hybrid_models.errors import UsageError
 from pipelines import storage, tables
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
@@ -218,6 +219,7 @@ def stage(
         resources: how much of the cluster to take.
         stride: every n-th issue time of a radar event is a sample.
     """
+    count, compute, asks = resources.plan(len(shards))
     options = ReadOptions(decode.preprocess.window, decode.with_target, stride, decode.limits)
     dataset = ray.data.read_datasource(
         ShardDatasource(list(shards), options),
@@ -227,7 +229,6 @@ def stage(
     # The same resources as reading: Ray fuses the two, so raw bytes are never copied between processes.
     dataset = dataset.map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
     if actor is not None:
-        count, compute, asks = resources.plan(len(shards))
         dataset = dataset.map_batches(
             actor.kind,
             fn_constructor_args=(*actor.before, compute, *actor.after),
@@ -238,7 +239,8 @@ def stage(
             **asks,
         )
     sink = StageSink(folder, shards, schema)
-    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS})
+    # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
+    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=count)
     return dict(sink.written)
 
 

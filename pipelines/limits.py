@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from hybrid_models.contract import BadSample
+from hybrid_models.errors import BadSample
 
 
 @dataclass(frozen=True)

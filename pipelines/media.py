@@ -15,7 +15,8 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from hybrid_models.contract import BadSample, Visual
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Visual
 from pipelines.limits import DEFAULT_LIMITS, Limits, bad_sample, check_size
 from pipelines.radar import RadarWindow, radar_windows
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.datasets import TarRow
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.datasets import DatasetWriter, TarRow, caption_row
 from pipelines.moving_digits import read_idx_images, sequence_rows

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import duckdb
 import pyarrow as pa
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from pipelines import storage, tables
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from hybrid_models.contract import BadSample, Window
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Window
 from pipelines.limits import DEFAULT_LIMITS, Limits, bad_sample, check_size
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 import h5netcdf
 
-from hybrid_models.contract import BadSample, UsageError
+from hybrid_models.errors import BadSample, UsageError
 from pipelines import storage
 from pipelines.datasets import DatasetWriter
 from pipelines.radar import open_event

@@ -13,7 +13,8 @@ import pyarrow as pa
 from safetensors.numpy import load as unpack_arrays
 from safetensors.numpy import save as pack_arrays
 
-from hybrid_models.contract import BadSample, Inputs, Preprocess, Sample
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Inputs, Preprocess, Sample
 from pipelines.limits import Limits
 from pipelines.media import decode_media
 

@@ -22,7 +22,8 @@ from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from hybrid_models.contract import BadSample, UsageError, Window
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import Window
 from pipelines import storage
 from pipelines.limits import Limits
 from pipelines.media import MEDIA_TYPES, sniff_media_type

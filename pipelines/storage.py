@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 
 READ_BUFFER = 1 << 20
 GLOB = re.compile(r"[*?\[]")

@@ -22,7 +22,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from hybrid_models.captioner import TOKENIZER, Captioner, CaptionerConfig, CaptionerDecoding, plain_caption
-from hybrid_models.contract import BadSample, Inputs, UsageError
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import Inputs
 from hybrid_models.text import BOS, EOS, Tokenizer, unpack_json
 
 SIZE, ENCODER = 32, "test_resnet"

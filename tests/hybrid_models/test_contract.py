@@ -5,16 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_models.contract import (
-    BadSample,
-    Hybrid,
-    HybridConfig,
-    Loss,
-    UsageError,
-    autocast,
-    bf16_is_fast,
-    module_device,
-)
+from hybrid_models.contract import Hybrid, HybridConfig, Loss, autocast, bf16_is_fast, module_device
+from hybrid_models.errors import BadSample, UsageError
 
 
 class Minimal(Hybrid):

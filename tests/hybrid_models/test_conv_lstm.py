@@ -6,8 +6,8 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import nn
 
-from hybrid_models.contract import UsageError
 from hybrid_models.conv_lstm import ConvLSTM, ConvLSTMCell
+from hybrid_models.errors import UsageError
 
 
 def numpy_conv(x, weight, bias):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_models.contract import UsageError
 from hybrid_models.decoding import Hypothesis, SearchOptions, inference, length_penalty, search
+from hybrid_models.errors import UsageError
 
 V, START, END = 4, 0, 1
 

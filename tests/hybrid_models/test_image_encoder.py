@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.image_encoder import FRAMES_AT_A_TIME, Encoder, pool_time
 
 SIZE, ENCODER = 32, "test_resnet"

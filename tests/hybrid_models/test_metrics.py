@@ -9,7 +9,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from scores.categorical import BinaryContingencyManager
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.metrics import (
     RAIN_THRESHOLDS,
     bleu,

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hybrid_models.contract import BadSample, Inputs, UsageError
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import Inputs
 from hybrid_models.metrics import RAIN_THRESHOLDS, contingency, csi
 from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding, _rain_error
 

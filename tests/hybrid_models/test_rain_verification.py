@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.rain_verification import summarise_by_lead, verification_record
 
 

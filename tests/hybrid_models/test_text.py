@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from hybrid_models.contract import BadSample, UsageError
+from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.text import (
     BOS,
     EOS,

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hybrid_models.contract import BadSample, Inputs, UsageError
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import Inputs
 from hybrid_models.text import BOS, EOS, PAD, Tokenizer, unpack_json
 from hybrid_models.translator import SOURCE_TOKENIZER, TOKENIZER, Translator, TranslatorConfig, TranslatorDecoding
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hybrid_models import HYBRIDS
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.recipes import RECIPES
 from pipelines.infer import RefusedError

@@ -4,7 +4,7 @@ import pytest
 from deltalake import DeltaTable
 
 from hybrid_models import HYBRIDS
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from jobs import demo
 from jobs.recipes import RECIPES
 

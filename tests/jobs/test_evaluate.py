@@ -4,7 +4,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from jobs.evaluate import main
 from tests import tiny
 

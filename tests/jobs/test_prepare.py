@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from jobs.prepare import main
 from tests.pipelines.test_public_data import COUNTS, make_mnist, make_multi30k, make_original, make_repacked
 from tests.pipelines.test_radar_data import make_events

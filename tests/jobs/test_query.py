@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from jobs.query import main
 from pipelines import storage
 from pipelines.shards import Shard

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from jobs.recipes import RECIPES
 from jobs.train import main
 from pipelines import cluster, storage, train

@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from hybrid_models.captioner import CaptionerDecoding
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorDecoding
 from pipelines import artifacts
 from pipelines.limits import Limits

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
 from pipelines.config import Recipe, TrainConfig
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from pipelines.datasets import DatasetWriter, WrittenShard, caption_row, pack_jsonl, pack_tar, read_manifest_shards
 from pipelines.storage import list_files
 

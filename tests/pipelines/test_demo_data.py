@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybrid_models.contract import BadSample, UsageError, Visual
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import Visual
 from pipelines.datasets import read_manifest_shards
 from pipelines.demo_data import NIGHTS, prepare_demo
 from pipelines.media import decode_media

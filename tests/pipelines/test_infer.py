@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorDecoding
 from pipelines import artifacts, infer, storage, tables
 from pipelines.artifacts import Artifact

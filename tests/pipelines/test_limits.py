@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from hybrid_models.contract import BadSample
+from hybrid_models.errors import BadSample
 from pipelines.limits import Limits, bad_sample, check_size
 
 

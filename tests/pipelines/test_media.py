@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybrid_models.contract import BadSample, Visual
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Visual
 from pipelines.media import MEDIA_TYPES, Limits, decode_media, sniff_media_type
 
 VISUAL = Visual(height=24, width=32, frames=4)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from pipelines.moving_digits import STEP, moving_sequence, read_idx_images, sequence_rows, trajectory
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
-from hybrid_models.contract import BadSample, Inputs, Sample
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator import TranslatorDecoding
 from pipelines import artifacts
 from pipelines.artifacts import Artifact

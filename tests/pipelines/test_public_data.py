@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from pipelines.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
 from tests.pipelines.test_datasets import files
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from pipelines import artifacts
 from pipelines.tracking import Tracker, _tracking
 from tests import tiny

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from pipelines import query, storage
 from pipelines.shards import Shard
 from pipelines.tables import StageSink, commit_night, list_pieces, table_schema, tiling

@@ -10,7 +10,7 @@ import h5netcdf
 import numpy as np
 import pytest
 
-from hybrid_models.contract import Window
+from hybrid_models.inputs import Window
 from pipelines.limits import Limits
 from pipelines.radar import RadarWindow, radar_windows
 

@@ -10,7 +10,8 @@ import h5netcdf
 import numpy as np
 import pytest
 
-from hybrid_models.contract import UsageError, Window
+from hybrid_models.errors import UsageError
+from hybrid_models.inputs import Window
 from pipelines.radar import radar_windows
 from pipelines.radar_data import crop_event, prepare_radar
 from tests.pipelines.test_datasets import files

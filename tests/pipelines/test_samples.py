@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from hybrid_models.contract import BadSample, Inputs, Preprocess, Sample, Visual
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual
 from pipelines.limits import Limits
 from pipelines.samples import SAMPLE_SCHEMA, Decode, pack, unpack
 from pipelines.shards import RAW_SCHEMA

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybrid_models.contract import UsageError, Window
+from hybrid_models.errors import UsageError
+from hybrid_models.inputs import Window
 from pipelines import storage
 from pipelines.limits import Limits
 from pipelines.shards import RAW_SCHEMA, ReadOptions, Shard, list_shards, read_blocks

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from pipelines import storage
 
 

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorDecoding
 from pipelines import artifacts, tracking
 from pipelines.tracking import Tracker, default_uri, fetch_model, flatten

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from hybrid_models import contract
-from hybrid_models.contract import UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
 from pipelines import artifacts, infer, storage, train, train_loop
 from pipelines.batches import PreparedSamples

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_models.contract import Batch, Inputs, Loss, Sample
+from hybrid_models.contract import Batch, Loss
+from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator import Translator, TranslatorDecoding
 from pipelines import train_loop
 from pipelines.config import Recipe, TrainConfig

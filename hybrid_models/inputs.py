@@ -1,0 +1,57 @@
+"""What a hybrid is given: how a row of a shard becomes a preprocessed sample. Free of torch, like decoding itself."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Sample = dict[str, np.ndarray]
+"""One preprocessed sample: named arrays without a batch axis. Always has `length`, an int64 scalar: its cost in steps
+(tokens, frames), by which training groups samples of similar size."""
+
+
+@dataclass(frozen=True)
+class Visual:
+    """How media are decoded for a hybrid: images and clips become uint8 `[frames, height, width, 3]` RGB."""
+
+    height: int
+    width: int
+    frames: int
+    """Number of frames sampled uniformly from a clip; an image is one frame."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a radar event is cut into samples: every issue time with `past_frames` frames up to it is one sample."""
+
+    past_frames: int
+    horizon_minutes: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One row of a shard, decoded: what `Preprocess` gets."""
+
+    media: np.ndarray | None
+    """Image or clip: uint8 `[frames, height, width, 3]`; array or radar window: `[time, height, width]`; text: None."""
+    fields: Mapping[str, Any]
+    """The row's other members: text, captions, step_minutes, issue_time …"""
+
+
+class Preprocess(abc.ABC):
+    """Turns `Inputs` into a `Sample`: pure, picklable, without weights, so that it runs on any CPU of the cluster."""
+
+    visual: Visual | None = None
+    window: Window | None = None
+
+    @abc.abstractmethod
+    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
+        """Returns the sample, with its training target if asked.
+
+        Raises:
+            BadSample: the row cannot be used; says why.
+        """

@@ -1,0 +1,37 @@
+import subprocess
+import sys
+
+import pytest
+
+import hybrid_models
+from hybrid_models import HYBRIDS, TABLES, Captioner, Hybrid
+from tests import tiny
+
+
+def test_the_registry_holds_each_hybrid_under_its_own_name() -> None:
+    assert list(HYBRIDS) == ["captioner", "nowcaster", "translator"]
+    assert len(HYBRIDS) == 3
+    for name, hybrid in HYBRIDS.items():
+        assert issubclass(hybrid, Hybrid)
+        assert (hybrid.name, hybrid.table) == (name, TABLES[name])
+    assert HYBRIDS["captioner"] is Captioner
+
+
+def test_an_unknown_hybrid_is_not_in_it() -> None:
+    assert "os" not in HYBRIDS
+    with pytest.raises(KeyError):
+        HYBRIDS["os"]
+
+
+def test_every_public_name_is_there() -> None:
+    for name in hybrid_models.__all__:
+        assert getattr(hybrid_models, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Magician'"):
+        hybrid_models.Magician  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["pipelines.tables", "pipelines.samples", "jobs.query"])
+def test_writing_and_asking_need_no_torch(module: str) -> None:
+    """Every process of the cluster that only writes would pay seconds for it."""
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, check=False).returncode == 0
