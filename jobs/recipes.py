@@ -26,7 +26,7 @@ def translator_demo() -> Recipe:
     """English → German of the demo's small grammar."""
     return Recipe(
         hybrid="translator",
-        model=TranslatorConfig(vocab_size=600, embedding_size=128, hidden_size=192, attention_size=128, dropout=0.2),
+        model=TranslatorConfig(vocab_size=1000, embedding_size=128, hidden_size=192, attention_size=128, dropout=0.2),
         decoding=TranslatorDecoding(beam_size=3),
         train=TrainConfig(
             epochs=4, batch_size=32, learning_rate=3e-3, warmup_steps=50, metric="bleu", validate_samples=100

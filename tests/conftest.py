@@ -10,6 +10,7 @@ import pytest
 
 from tests.servers import BUCKET, S3Server, start_s3
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in cluster.SHARED_CORES; read when torch is loaded
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
