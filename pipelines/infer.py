@@ -19,10 +19,11 @@ from hybrid_models.errors import UsageError
 from pipelines import storage, tables
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
+from pipelines.datasource import ShardDatasource
 from pipelines.limits import Limits
 from pipelines.predict import Lineage, Predictor
-from pipelines.samples import Decode
-from pipelines.shards import ReadOptions, Shard, ShardDatasource
+from pipelines.samples import SAMPLE_SCHEMA, Decode
+from pipelines.shards import ReadOptions, Shard
 from pipelines.tables import Piece, StageSink
 from pipelines.tracking import Tracker
 
@@ -221,13 +222,12 @@ def stage(
     """
     count, compute, asks = resources.plan(len(shards))
     options = ReadOptions(decode.preprocess.window, decode.with_target, stride, decode.limits)
+    # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
     dataset = ray.data.read_datasource(
-        ShardDatasource(list(shards), options),
+        ShardDatasource(list(shards), options, decode, SAMPLE_SCHEMA),
         override_num_blocks=len(shards),
         num_cpus=DECODE_CPUS,
     )
-    # The same resources as reading: Ray fuses the two, so raw bytes are never copied between processes.
-    dataset = dataset.map_batches(decode, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS)
     if actor is not None:
         dataset = dataset.map_batches(
             actor.kind,

@@ -21,6 +21,10 @@ class Limits:
     """Frames of one clip (20,000 are eleven minutes at 30 frames a second)."""
     max_array_bytes: int = 2 * 2**30
     """Bytes of one array or of all frames of one radar event after decompression."""
+    max_seconds: float = 60.0
+    """Seconds of CPU that reading and decoding one row may take."""
+    max_memory: int = 6 * 2**30
+    """Bytes of memory that reading and decoding may take, in the process that does it."""
 
 
 DEFAULT_LIMITS = Limits()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,15 +47,19 @@ def unpack(data: bytes) -> Sample:
 
 @dataclass(frozen=True)
 class Decode:
-    """Decodes and preprocesses raw rows on a CPU (a Ray Data map function from `RAW_SCHEMA` to `SAMPLE_SCHEMA`)."""
+    """Decodes and preprocesses raw rows on a CPU: `RAW_SCHEMA` → `SAMPLE_SCHEMA`, a `Step` of `pipelines.guard`."""
 
     preprocess: Preprocess
     limits: Limits
     with_target: bool = False
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """One output row for each input row, in the same order."""
-        return pa.Table.from_pylist([self.decode_row(row) for row in rows.to_pylist()], schema=SAMPLE_SCHEMA)
+    def __call__(self, rows: pa.Table, begin: Callable[[int], None] = lambda index: None) -> pa.Table:
+        """One output row for each input row, in the same order; `begin` is told the index of each before its turn."""
+        decoded = []
+        for row in rows.to_pylist():
+            begin(row["index"])
+            decoded.append(self.decode_row(row))
+        return pa.Table.from_pylist(decoded, schema=SAMPLE_SCHEMA)
 
     def decode_row(self, row: dict[str, Any]) -> dict[str, Any]:
         """One row of `SAMPLE_SCHEMA`."""

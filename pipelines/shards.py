@@ -11,16 +11,14 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ray.data import Datasource
-from ray.data.block import BlockMetadata
-from ray.data.datasource import ReadTask
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Window
@@ -306,7 +304,7 @@ READERS: dict[str, Reader] = {
 }
 
 
-# ---- numbering, blocks, and the Ray Datasource -------------------------------------------------------------------
+# ---- numbering and blocks ----------------------------------------------------------------------------------------
 def read_entries(shard: Shard, options: ReadOptions) -> Iterator[Entry]:
     """All rows of a shard. Data that cannot be read any further ends the shard with one error row; an empty shard
     gives one error row, too, so that it does not disappear.
@@ -334,11 +332,23 @@ def read_entries(shard: Shard, options: ReadOptions) -> Iterator[Entry]:
         yield Entry(now.name, error="EmptyShard: there is no sample in this shard")
 
 
-def read_blocks(shard: Shard, options: ReadOptions) -> Iterator[pa.Table]:
-    """The shard's numbered rows in tables of `RAW_SCHEMA`, each of bounded size."""
+def read_blocks(
+    shard: Shard,
+    options: ReadOptions,
+    begin: Callable[[int], None] = lambda index: None,
+    unreadable: Mapping[int, str] = MappingProxyType({}),
+) -> Iterator[pa.Table]:
+    """The shard's numbered rows in tables of `RAW_SCHEMA`, each of bounded size.
+
+    Args:
+        shard: what to read.
+        options: how.
+        begin: is told the index of each row before it is read.
+        unreadable: index → reason; such a row is not read but the shard's last, an error.
+    """
     rows: list[dict[str, Any]] = []
     size = 0
-    for row in _numbered(shard, options):
+    for row in _numbered(shard, options, begin, unreadable):
         rows.append(row)
         size += len(row["media"] or b"") + len(row["fields"])
         if size >= BLOCK_BYTES or len(rows) >= BLOCK_ROWS:
@@ -348,12 +358,22 @@ def read_blocks(shard: Shard, options: ReadOptions) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(rows, schema=RAW_SCHEMA)
 
 
-def _numbered(shard: Shard, options: ReadOptions) -> Iterator[dict[str, Any]]:
+def _numbered(
+    shard: Shard, options: ReadOptions, begin: Callable[[int], None], unreadable: Mapping[int, str]
+) -> Iterator[dict[str, Any]]:
     entries = read_entries(shard, options)
-    entry = next(entries)
-    index = 0
+
+    def read(index: int) -> Entry | None:
+        begin(index)
+        if index - 1 in unreadable:
+            return None
+        if index in unreadable:
+            return Entry(f"{shard.uri.rsplit('/', 1)[-1]}:{index}", error=unreadable[index])
+        return next(entries, None)
+
+    entry, index = read(0), 0
     while entry is not None:
-        following = next(entries, None)
+        following = read(index + 1)
         yield {
             "shard": shard.uri,
             "index": index,
@@ -364,37 +384,9 @@ def _numbered(shard: Shard, options: ReadOptions) -> Iterator[dict[str, Any]]:
             "fields": _utf8(json.dumps(entry.fields, default=str, ensure_ascii=False)),
             "error": None if entry.error is None else _utf8(entry.error),
         }
-        entry, index = following, index + 1  # type: ignore[assignment]
+        entry, index = following, index + 1
 
 
 def _utf8(text: str) -> str:
     """Text that Arrow can hold: half of a surrogate pair (a cut emoji, an undecodable file name) becomes `?`."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-class ShardDatasource(Datasource):
-    """Ray Data source with one read task per shard, so that a shard is the unit of reading, retrying and reuse."""
-
-    def __init__(self, shards: list[Shard], options: ReadOptions) -> None:
-        super().__init__()
-        self._shards = shards
-        self._options = options
-
-    def get_name(self) -> str:
-        """The name that Ray's progress bars show."""
-        return "Shards"
-
-    def estimate_inmemory_data_size(self) -> int:
-        """Bytes of all shards together."""
-        return sum(shard.size for shard in self._shards)
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        """One task per shard, whatever parallelism Ray would like."""
-        return [self._task(shard, per_task_row_limit) for shard in self._shards]
-
-    def _task(self, shard: Shard, row_limit: int | None) -> ReadTask:
-        options = self._options
-        metadata = BlockMetadata(num_rows=None, size_bytes=shard.size, input_files=(shard.uri,), exec_stats=None)
-        return ReadTask(lambda: read_blocks(shard, options), metadata, schema=RAW_SCHEMA, per_task_row_limit=row_limit)

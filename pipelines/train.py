@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,15 +27,17 @@ from pipelines import artifacts, infer, progress, storage, tables, tracking
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.config import Recipe
+from pipelines.datasource import ShardDatasource
 from pipelines.predict import Featurizer
 from pipelines.samples import SAMPLE_SCHEMA
-from pipelines.shards import ReadOptions, Shard, ShardDatasource, list_shards
+from pipelines.shards import ReadOptions, Shard, list_shards
 from pipelines.tables import Piece
 from pipelines.tracking import Tracker
 from pipelines.train_loop import TrainTask, train_worker
 
 log = logging.getLogger(__name__)
 PREPARED_SCHEMA = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
+TEXT_SCHEMA = pa.schema([pa.field("text", pa.string())])
 MAX_BAD_SHARE = 0.05
 Shards = tuple[list[Shard], list[Shard]]
 """The shards of `train` and `val`."""
@@ -204,25 +206,23 @@ def _initial_artifact(job: TrainJob, shards: list[Shard]) -> Artifact:
 
 @dataclass(frozen=True)
 class _Texts:
-    """Raw rows → the texts that assets are learned from (a Ray Data map function)."""
+    """Raw rows → the texts that assets are learned from, a `Step` of `pipelines.guard`."""
 
     kind: type[Hybrid]
     config: HybridConfig
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
+    def __call__(self, rows: pa.Table, begin: Callable[[int], None]) -> pa.Table:
         good = rows.filter(rows["error"].is_null())
         texts = [t for f in good["fields"].to_pylist() for t in self.kind.training_texts(self.config, json.loads(f))]
-        return pa.table({"text": pa.array(texts, pa.string())})
+        return pa.table({"text": texts}, schema=TEXT_SCHEMA)
 
 
 def _texts(kind: type[Hybrid], recipe: Recipe, shards: list[Shard]) -> Iterator[str]:
     """All texts of the training shards, streaming; nothing is read for a hybrid that learns no assets."""
     if not kind.learns_from_texts:
         return
-    source = ShardDatasource(shards, ReadOptions(limits=recipe.limits))
-    dataset = ray.data.read_datasource(source, override_num_blocks=len(shards))
-    dataset = dataset.select_columns(["fields", "error"])
-    dataset = dataset.map_batches(_Texts(kind, recipe.model), batch_size=None, batch_format="pyarrow")
+    source = ShardDatasource(shards, ReadOptions(limits=recipe.limits), _Texts(kind, recipe.model), TEXT_SCHEMA)
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(shards), num_cpus=infer.DECODE_CPUS)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch["text"].to_pylist()
 

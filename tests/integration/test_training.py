@@ -31,13 +31,15 @@ def test_a_killed_run_started_again_goes_on_in_the_same_mlflow_run(s3: str, tmp_
     env = {"RAY_ADDRESS": ray_cluster}
     run = f"{s3}/lake/runs/tiny"
 
-    process = subprocess.Popen(
-        tiny.command(*argv), cwd=tmp_path, env=tiny.environment(tmp_path, **env),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    said = tmp_path / "stderr.txt"
+    with said.open("wb") as stderr:
+        process = subprocess.Popen(
+            tiny.command(*argv), cwd=tmp_path, env=tiny.environment(tmp_path, **env),
+            stdout=subprocess.DEVNULL, stderr=stderr,
+        )  # fmt: skip
     deadline = time.monotonic() + 150
     while not storage.list_files(f"{run}/checkpoint_epoch_0002") and time.monotonic() < deadline:
-        assert process.poll() is None, "ended before it could be killed"
+        assert process.poll() is None, f"ended before it could be killed: {said.read_text()[-2000:]}"
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

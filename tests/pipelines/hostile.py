@@ -1,0 +1,72 @@
+"""Steps for tests of `pipelines.guard`: they do to their process what a broken decoder does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA = pa.schema([("index", pa.int64()), ("text", pa.string()), ("error", pa.string()), ("pid", pa.int64())])
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def deadlock() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def devour() -> None:
+    hoard = []
+    while True:
+        hoard.append(np.ones(1 << 24))
+
+
+def out_of_code() -> None:
+    raise ImportError("no module named 'codec'")
+
+
+TRICKS: dict[str, Callable[[], None]] = {
+    "crash": crash, "leave": leave, "spin": spin, "deadlock": deadlock, "devour": devour, "import": out_of_code,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """Gives back each row's text; a text that names a trick plays it, with `once` only until that file exists."""
+
+    once: str = ""
+
+    def __call__(self, rows: pa.Table, begin: Callable[[int], None]) -> pa.Table:
+        out = []
+        for row in rows.to_pylist():
+            begin(row["index"])
+            text = json.loads(row["fields"]).get("text")
+            if row["error"] is None and text in TRICKS and not (self.once and Path(self.once).exists()):
+                if self.once:
+                    Path(self.once).touch()
+                TRICKS[text]()
+            if text == "slow":
+                time.sleep(0.2)
+            out.append({"index": row["index"], "text": text, "error": row["error"], "pid": os.getpid()})
+        return pa.Table.from_pylist(out, schema=SCHEMA)
