@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import Preprocess, Sample
+from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
 
 Batch = dict[str, Tensor]
 """Several samples, padded and stacked on a first batch axis."""
@@ -36,16 +35,6 @@ class Loss(NamedTuple):
     """Scalar: the sum over all terms of the batch."""
     terms: Tensor
     """Scalar: how many terms (target tokens, valid pixels) the sum has."""
-
-
-@dataclass(frozen=True)
-class HybridConfig:
-    """Base of the hybrids' own configurations (architecture and preprocessing; saved as the artifact's config.json)."""
-
-
-@dataclass(frozen=True)
-class DecodingConfig:
-    """Base of the hybrids' decoding options (part of the fingerprint: changing one recomputes a night)."""
 
 
 class Hybrid(nn.Module, abc.ABC):

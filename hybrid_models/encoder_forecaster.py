@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +26,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from hybrid_models.advection import estimate_motion, move, stays_inside, trajectories
 from hybrid_models.contract import autocast
 from hybrid_models.conv_lstm import ConvLSTM
-
-Unit = Literal["mm/h", "intensity"]
+from hybrid_models.inputs import Unit
 
 DRIZZLE_MM_H = 0.1
 """Up to about here the network's scale of rain is linear, above it is logarithmic."""

@@ -5,9 +5,16 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+Cell = Literal["gru", "lstm"]
+"""The recurrent cells that a word decoder may have."""
+GATES: dict[Cell, int] = {"gru": 3, "lstm": 4}
+"""Gates of each cell."""
+Unit = Literal["mm/h", "intensity"]
+"""What a nowcaster's pixels are: rain rates, or intensities from 0 to 1."""
 
 Sample = dict[str, np.ndarray]
 """One preprocessed sample: named arrays without a batch axis. Always has `length`, an int64 scalar: its cost in steps
@@ -55,3 +62,13 @@ class Preprocess(abc.ABC):
         Raises:
             BadSample: the row cannot be used; says why.
         """
+
+
+@dataclass(frozen=True)
+class HybridConfig:
+    """Base of the hybrids' own configurations (architecture and preprocessing; saved as the artifact's config.json)."""
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """Base of the hybrids' decoding options (part of the fingerprint: changing one recomputes a night)."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from tyro import MISSING
 
-from hybrid_models.contract import DecodingConfig
 from hybrid_models.errors import UsageError
+from hybrid_models.inputs import DecodingConfig
 from jobs import cli
 from pipelines import artifacts, cluster, evaluate, storage
 from pipelines.artifacts import Artifact

@@ -11,8 +11,8 @@ from typing import Any
 
 from tyro import MISSING
 
-from hybrid_models.contract import DecodingConfig, HybridConfig
 from hybrid_models.errors import UsageError
+from hybrid_models.inputs import DecodingConfig, HybridConfig
 from jobs import cli
 from jobs.recipes import RECIPES
 from pipelines import cluster, storage, train

@@ -21,8 +21,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hybrid_models import HYBRIDS, Hybrid
-from hybrid_models.contract import DecodingConfig, HybridConfig
 from hybrid_models.errors import UsageError
+from hybrid_models.inputs import DecodingConfig, HybridConfig
 from pipelines import storage
 
 FORMAT = 1

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hybrid_models import HYBRIDS
-from hybrid_models.contract import DecodingConfig, HybridConfig
 from hybrid_models.errors import UsageError
+from hybrid_models.inputs import DecodingConfig, HybridConfig
 from pipelines.limits import Limits
 
 

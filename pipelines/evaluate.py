@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import ray
 
-from hybrid_models.contract import DecodingConfig
+from hybrid_models.inputs import DecodingConfig
 from pipelines import artifacts, infer, storage, tables
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources

@@ -14,8 +14,8 @@ import pyarrow as pa
 import ray
 from deltalake.exceptions import DeltaError
 
-from hybrid_models.contract import DecodingConfig
 from hybrid_models.errors import UsageError
+from hybrid_models.inputs import DecodingConfig
 from pipelines import storage, tables
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources

@@ -13,8 +13,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from hybrid_models.contract import DecodingConfig
-from hybrid_models.inputs import Sample
+from hybrid_models.inputs import DecodingConfig, Sample
 from pipelines.artifacts import Artifact
 from pipelines.samples import SAMPLE_SCHEMA, pack, unpack
 from pipelines.tables import TIMINGS, table_schema

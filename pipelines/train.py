@@ -21,8 +21,8 @@ from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, Scalin
 from ray.train.torch import TorchTrainer
 
 from hybrid_models import HYBRIDS, Hybrid
-from hybrid_models.contract import HybridConfig
 from hybrid_models.errors import UsageError
+from hybrid_models.inputs import HybridConfig
 from pipelines import artifacts, infer, progress, storage, tables, tracking
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_models.contract import Hybrid, HybridConfig, Loss, autocast, bf16_is_fast, module_device
+from hybrid_models.contract import Hybrid, Loss, autocast, bf16_is_fast, module_device
 from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import HybridConfig
 
 
 class Minimal(Hybrid):

@@ -1,0 +1,175 @@
+"""What a captioner reads: its configuration, and how photographs, clips and captions become samples. Free of torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import GATES, Cell, HybridConfig, Inputs, Preprocess, Sample, Visual
+from hybrid_models.text import (
+    BOS,
+    EOS,
+    MIN_VOCABULARY,
+    Tokenizer,
+    clean_text,
+    pack_json,
+    pad_rows,
+)
+
+T = TypeVar("T")
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class CaptionerConfig(HybridConfig):
+    """Architecture and preprocessing of a captioner.
+
+    Raises:
+        UsageError: a size, rate, limit or name is out of its range.
+    """
+
+    encoder: str = "tf_efficientnet_lite0"
+    """A convolutional net of the timm library."""
+    encoder_weights: str = "hub"
+    """Weights the encoder starts from: `hub` (timm's own), `none` (random) or the URI of a safetensors file."""
+    freeze_encoder: bool = True
+    """Keep the encoder as it is: its features are then computed once per sample."""
+    image_size: int = 224
+    """Height and width (pixels) to which frames are resized."""
+    frames: int = 8
+    """Most frames looked at in a clip, uniformly sampled; their features are averaged."""
+    attention: bool = True
+    """Attend to the encoder's spatial grid at every word; otherwise only its mean is seen, at the start (faster)."""
+    cell: Cell = "lstm"
+    """The decoder's recurrent cell."""
+    embedding_size: int = 256
+    """Size of a token's vector."""
+    hidden_size: int = 512
+    """Size of the decoder's state."""
+    attention_size: int = 256
+    """Size of the space in which attention compares."""
+    tie_embeddings: bool = True
+    """The output layer is the embedding."""
+    dropout: float = 0.4
+    """Share of embedding and output values dropped in training."""
+    label_smoothing: float = 0.1
+    """Share of the target mass spread over all words in training (the validation loss has none)."""
+    vocab_size: int = 3000
+    """Most tokens of the vocabulary."""
+    captions: str = "captions"
+    """Field with a list of captions, or one a line; rows without it are read from `caption` or `text`."""
+    max_captions: int = 10
+    """Most captions of one sample used in training."""
+    max_caption_tokens: int = 60
+    """A longer caption is left out of training."""
+    max_characters: int = 1000
+    """A longer caption is left out of training, seen before it is tokenized."""
+
+    def __post_init__(self) -> None:
+        sizes = ("image_size", "frames", "embedding_size", "hidden_size", "attention_size")
+        for name in (*sizes, "max_captions", "max_caption_tokens", "max_characters"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1)")
+        if self.vocab_size < MIN_VOCABULARY:
+            raise UsageError(f"vocab_size is {self.vocab_size}: it must be at least {MIN_VOCABULARY}")
+        if self.cell not in GATES:
+            raise UsageError(f"cell is '{self.cell}': it must be one of {', '.join(GATES)}")
+        if self.freeze_encoder and self.encoder_weights == "none":
+            raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
+
+
+# ---- text ----------------------------------------------------------------------------------------------------------
+_NOT_A_WORD = re.compile(r"[^\w'&%-]+|(?<!\w)['-]+|['-]+(?!\w)")
+
+
+def plain_caption(text: Any, max_characters: int, what: str = "caption") -> str:
+    """A caption as the decoder learns it: clean, lower case, without punctuation but apostrophes and hyphens in words.
+
+    Raises:
+        BadSample: see `clean_text`; also `EmptyText` where only punctuation was.
+    """
+    words = " ".join(_NOT_A_WORD.sub(" ", clean_text(text, max_characters, what).lower()).split())
+    if not words:
+        raise BadSample("EmptyText", f"{what} has no word")
+    return words
+
+
+def _captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[str]:
+    """A row's captions as they are, none where it has none."""
+    value: Any = next(
+        (fields[name] for name in (config.captions, "caption", "text") if fields.get(name) is not None), []
+    )
+    if isinstance(value, str):
+        return value.splitlines()
+    if not isinstance(value, list):
+        raise BadSample("CaptionsMissing", f"field '{config.captions}' is neither a list nor a text")
+    return value
+
+
+def _usable(config: CaptionerConfig, fields: Mapping[str, Any], form: Callable[[Any], T]) -> list[T]:
+    """`form` of each of a row's captions, without those that it refuses by `BadSample`.
+
+    Raises:
+        BadSample: `CaptionsMissing`, or what is wrong with the last of the captions if none is usable.
+    """
+    wrong = BadSample("CaptionsMissing", f"no captions in field '{config.captions}', 'caption' or 'text'")
+    usable = []
+    for caption in _captions(config, fields):
+        try:
+            usable.append(form(caption))
+        except BadSample as error:
+            wrong = error
+    if not usable:
+        raise wrong
+    return usable
+
+
+class CaptionerPreprocess(Preprocess):
+    """Checks frames and tokenizes captions: `frames` uint8 [T,H,W,3], `frame_count`, `length`; for training `captions`
+    int32 [R,L] with start and end symbols, padded, and `references`, the raw captions as packed JSON."""
+
+    def __init__(self, config: CaptionerConfig, assets: Mapping[str, str]) -> None:
+        self.config = config
+        self.visual = Visual(config.image_size, config.image_size, config.frames)
+        self._tokenizer = caption_tokenizer(assets)
+
+    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
+        frames, size = inputs.media, self.config.image_size
+        if frames is None:
+            raise BadSample("MediaMissing", "the row has no image or clip")
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (size, size, 3) or len(frames) == 0:
+            raise BadSample(
+                "MediaShape", f"media is {frames.dtype} {list(frames.shape)}, not uint8 [frames, {size}, {size}, 3]"
+            )
+        count = np.asarray(len(frames), dtype=np.int64)
+        sample = {"frames": frames, "frame_count": count, "length": count}
+        return sample | self._target(inputs.fields) if with_target else sample
+
+    def _target(self, fields: Mapping[str, Any]) -> Sample:
+        captions = pad_rows(_usable(self.config, fields, self._row)[: self.config.max_captions]).astype(np.int32)
+        length = np.asarray(captions.shape[1], dtype=np.int64)
+        return {"captions": captions, "references": pack_json(_captions(self.config, fields)), "length": length}
+
+    def _row(self, caption: Any) -> np.ndarray:
+        text = plain_caption(caption, self.config.max_characters)
+        return np.concatenate([[BOS], self._tokenizer.encode(text, self.config.max_caption_tokens, "caption"), [EOS]])
+
+
+def caption_tokenizer(assets: Mapping[str, str]) -> Tokenizer:
+    """The tokenizer among the assets.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if TOKENIZER not in assets:
+        raise UsageError(f"the captioner has no {TOKENIZER}: learn it from texts or restore the artifact's file")
+    return Tokenizer(assets[TOKENIZER])

@@ -1,0 +1,159 @@
+"""What a nowcaster reads: its configuration, and how radar windows and clips become samples. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Unit, Window
+
+IMPOSSIBLE_MM_H = 2000.0
+"""More than any radar has measured: the unit must be wrong."""
+
+MOST_LEADS = 1000
+"""More lead times than any radar or video needs are a wrong time step."""
+
+UNKNOWN_TIME = -1
+"""`issue_time` of a sample that has none."""
+
+
+@dataclass(frozen=True)
+class NowcasterConfig(HybridConfig):
+    """Architecture and preprocessing of a nowcaster.
+
+    Raises:
+        UsageError: a size or weight is out of its range, or sizes do not fit together.
+    """
+
+    past_frames: int = 6
+    """Frames that the network sees, the newest last."""
+    horizon_minutes: int = 60
+    """How far ahead it forecasts: as many lead times as time steps fit in."""
+    height: int = 256
+    """Rows of the grid that samples must have."""
+    width: int = 256
+    """Columns of the grid that samples must have."""
+    unit: Unit = "mm/h"
+    """What frames hold: rain rate in mm/h, forecast along its motion, or video of intensities 0 … 255, made 0 … 1."""
+    patch: int = 8
+    """Side of the square of pixels that becomes one cell of the network's grid."""
+    hidden_dims: tuple[int, ...] = (32,)
+    """Channels of each ConvLSTM layer, the same in encoder and forecaster."""
+    kernel_size: int = 3
+    """Width of the ConvLSTMs' square kernels; odd."""
+    event_weight: float = 1.0
+    """Weight, in the loss of rain, of missed events and false alarms beside the absolute error."""
+    augment: bool = True
+    """Train on random quarter turns and mirror images too; off where up is not down."""
+
+    def __post_init__(self) -> None:
+        positive = ("past_frames", "horizon_minutes", "height", "width", "patch", "kernel_size")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.unit not in ("mm/h", "intensity"):
+            raise UsageError(f"unit is '{self.unit}': it must be 'mm/h' or 'intensity'")
+        if not self.hidden_dims or min(self.hidden_dims) < 1:
+            raise UsageError(f"hidden_dims is {self.hidden_dims}: name at least one layer's channels, such as (32,)")
+        if self.kernel_size % 2 == 0:
+            raise UsageError(f"kernel_size is {self.kernel_size}: it must be odd, to keep the grid")
+        if self.unit == "mm/h" and self.past_frames < 2:
+            raise UsageError("past_frames is 1: the motion of rain needs at least 2 frames")
+        if self.event_weight < 0:
+            raise UsageError(f"event_weight is {self.event_weight}: it must be 0 or more")
+        if self.augment and self.height != self.width:
+            raise UsageError(
+                f"grid {self.height}×{self.width} cannot be turned: make it square or set augment to False"
+            )
+
+
+# ---- rows to samples -----------------------------------------------------------------------------------------------
+class NowcasterPreprocess(Preprocess):
+    """Checks a window of frames and splits it at the issue time.
+
+    The sample: `past` float16 `[P, H, W]` (mm/h with NaN, or intensity 0 … 1), `step_minutes` float32, `n_leads` int32,
+    `issue_time` int64 (microseconds since 1970 UTC, -1 if unknown), `length`; with target `future` float16 `[L, H, W]`.
+    float16 keeps rain apart at the hundredth below 16 mm/h, finer than radars measure.
+    """
+
+    def __init__(self, config: NowcasterConfig) -> None:
+        self.config = config
+        self.window = Window(config.past_frames, config.horizon_minutes)
+
+    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
+        config = self.config
+        step_minutes = _step_minutes(inputs.fields)
+        n_leads = int(config.horizon_minutes / step_minutes + 1e-6)
+        if n_leads > MOST_LEADS:
+            raise BadSample("StepError", f"a step of {step_minutes:g} min makes {n_leads} leads, at most {MOST_LEADS}")
+        if n_leads < 1:
+            raise BadSample(
+                "StepError", f"a step of {step_minutes:g} min exceeds the horizon, {config.horizon_minutes} min"
+            )
+        needed = config.past_frames + (n_leads if with_target else 0)
+        frames = self._frames(inputs.media, needed)
+        past, future = frames[: config.past_frames], frames[config.past_frames :]
+        if not np.isfinite(past[-1]).any():
+            raise BadSample("CoverageError", "the newest frame is missing everywhere: nothing to start a nowcast from")
+        sample: dict[str, Any] = {
+            "past": past,
+            "step_minutes": np.float32(step_minutes),
+            "n_leads": np.int32(n_leads),
+            "issue_time": np.int64(_issue_time(inputs.fields)),
+            "length": np.int64(config.past_frames + n_leads),
+        }
+        if with_target:
+            if not np.isfinite(future).any():
+                raise BadSample("CoverageError", "the observed future is missing everywhere: nothing to learn from")
+            sample["future"] = future
+        return {name: np.asarray(value) for name, value in sample.items()}
+
+    def _frames(self, media: np.ndarray | None, needed: int) -> np.ndarray:
+        """The first `needed` frames as float16, in the sample's unit."""
+        config = self.config
+        if media is None:
+            raise BadSample("MediaError", "the row has no frames: expected an array [time, height, width]")
+        if media.ndim != 3:
+            raise BadSample("ShapeError", f"frames of shape {media.shape}: expected [time, height, width]")
+        if media.shape[1:] != (config.height, config.width):
+            has, wants = "×".join(map(str, media.shape[1:])), f"{config.height}×{config.width}"
+            fix = "cut it with `hybrid prepare radar --crop` or train for this grid"
+            raise BadSample("GridError", f"the grid is {has}, the model's is {wants}: {fix}")
+        if len(media) < needed:
+            raise BadSample("LengthError", f"{len(media)} frames where {needed} are needed")
+        frames = media[:needed].astype(np.float32)
+        top, unit = (IMPOSSIBLE_MM_H, "mm/h") if config.unit == "mm/h" else (255.0, "intensity")
+        lowest, highest = np.fmin.reduce(frames, axis=None), np.fmax.reduce(frames, axis=None)
+        if lowest < 0 or highest > top:
+            raise BadSample("RangeError", f"values from {lowest:g} to {highest:g}: {unit} lies within 0 … {top:g}")
+        return (frames if config.unit == "mm/h" else frames / 255).astype(np.float16)
+
+
+def _step_minutes(fields: Mapping[str, Any]) -> float:
+    """Minutes between frames; 1 for video, whose leads are counted in frames."""
+    value = fields.get("step_minutes")
+    try:
+        step = 1.0 if value is None else float(value)
+    except (TypeError, ValueError):
+        step = float("nan")
+    if not 0 < step < float("inf"):
+        raise BadSample("StepError", f"step_minutes is {value!r}: it must be a positive number")
+    return step
+
+
+def _issue_time(fields: Mapping[str, Any]) -> int:
+    """Microseconds since 1970 UTC; a time without zone is UTC."""
+    text = fields.get("issue_time")
+    if text is None:
+        return UNKNOWN_TIME
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        raise BadSample("TimeError", f"issue_time is {text!r}: it must be an ISO 8601 time") from None
+    since = (time if time.tzinfo else time.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
