@@ -1,4 +1,4 @@
-"""Shards made to do harm: every row is accounted for, nothing is extracted, nothing is executed, memory stays bounded."""
+"""Shards made to do harm: every row is accounted for, nothing is extracted or executed, memory stays bounded."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def test_members_that_are_no_files_or_point_elsewhere(tmp_path: Path) -> None:
 def test_a_header_that_lies_about_its_size(tmp_path: Path) -> None:
     member = tarfile.TarInfo("liar.jpg")
     member.size = 200 << 20
-    content = tiny.tar([("good.jpg", tiny.jpeg(0))])[:-10240] + member.tobuf() + tiny.jpeg(1)
-    storage.write_bytes(str(tmp_path / "x.tar"), content)
+    good = tiny.tar([("good.jpg", tiny.jpeg(0))])
+    whole = good[: 512 * (1 + -(-len(tiny.jpeg(0)) // 512))]  # a header and its data, without the end mark
+    storage.write_bytes(str(tmp_path / "x.tar"), whole + member.tobuf() + tiny.jpeg(1))
     found = rows(str(tmp_path / "x.tar"), photos())
-    assert kinds(found)["ok"] >= 1
-    assert found[-1]["error"].startswith("ShardReadError")
+    assert kinds(found) == {"ok": 1, "ShardReadError": 1}
 
 
 def test_very_many_tiny_members_need_little_memory(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_text_that_nobody_would_write(tmp_path: Path) -> None:
         b"x" * (10 << 20),
         b"\0\0\0",
         b"\xff\xfe\xfd",
-        "‮\U0010ffff‏".encode(),
+        "\u202e\U0010ffff\u200f".encode(),
         b"<script>alert(1)</script>",
         b"ein Hund",
     ]
