@@ -24,9 +24,9 @@ from hybrid_models.captioner_inputs import (
     TOKENIZER,
     CaptionerConfig,
     CaptionerPreprocess,
-    _usable,
     caption_tokenizer,
     plain_caption,
+    usable_captions,
 )
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device
 from hybrid_models.decoding import SearchOptions, State, inference, search
@@ -80,7 +80,6 @@ class Captioner(Hybrid):
     """
 
     name: ClassVar[str] = "captioner"
-    table: ClassVar[str] = "captions"
     Config: ClassVar[type[HybridConfig]] = CaptionerConfig
     Decoding: ClassVar[type[DecodingConfig]] = CaptionerDecoding
     payload_schema: ClassVar[pa.Schema] = pa.schema(
@@ -113,7 +112,7 @@ class Captioner(Hybrid):
         """A row's captions in the decoder's form; none from a bad row."""
         config = cast(CaptionerConfig, config)
         try:
-            return _usable(config, fields, lambda caption: plain_caption(caption, config.max_characters))
+            return usable_captions(config, fields, lambda caption: plain_caption(caption, config.max_characters))
         except BadSample:
             return []
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import GATES, Cell, HybridConfig, Inputs, Preprocess, Sample, Visual
+from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Visual
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -22,7 +22,6 @@ from hybrid_models.text import (
 )
 
 T = TypeVar("T")
-
 TOKENIZER = "tokenizer.json"
 
 
@@ -46,7 +45,7 @@ class CaptionerConfig(HybridConfig):
     """Most frames looked at in a clip, uniformly sampled; their features are averaged."""
     attention: bool = True
     """Attend to the encoder's spatial grid at every word; otherwise only its mean is seen, at the start (faster)."""
-    cell: Cell = "lstm"
+    cell: Literal["gru", "lstm"] = "lstm"
     """The decoder's recurrent cell."""
     embedding_size: int = 256
     """Size of a token's vector."""
@@ -73,16 +72,12 @@ class CaptionerConfig(HybridConfig):
 
     def __post_init__(self) -> None:
         sizes = ("image_size", "frames", "embedding_size", "hidden_size", "attention_size")
-        for name in (*sizes, "max_captions", "max_caption_tokens", "max_characters"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1)")
+        limits = ("max_captions", "max_caption_tokens", "max_characters")
+        self.check_ranges((*sizes, *limits), shares=("dropout", "label_smoothing"))
         if self.vocab_size < MIN_VOCABULARY:
             raise UsageError(f"vocab_size is {self.vocab_size}: it must be at least {MIN_VOCABULARY}")
-        if self.cell not in GATES:
-            raise UsageError(f"cell is '{self.cell}': it must be one of {', '.join(GATES)}")
+        if self.cell not in ("gru", "lstm"):
+            raise UsageError(f"cell is '{self.cell}': it must be one of gru, lstm")
         if self.freeze_encoder and self.encoder_weights == "none":
             raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
 
@@ -115,7 +110,7 @@ def _captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[str]:
     return value
 
 
-def _usable(config: CaptionerConfig, fields: Mapping[str, Any], form: Callable[[Any], T]) -> list[T]:
+def usable_captions(config: CaptionerConfig, fields: Mapping[str, Any], form: Callable[[Any], T]) -> list[T]:
     """`form` of each of a row's captions, without those that it refuses by `BadSample`.
 
     Raises:
@@ -155,7 +150,8 @@ class CaptionerPreprocess(Preprocess):
         return sample | self._target(inputs.fields) if with_target else sample
 
     def _target(self, fields: Mapping[str, Any]) -> Sample:
-        captions = pad_rows(_usable(self.config, fields, self._row)[: self.config.max_captions]).astype(np.int32)
+        rows = usable_captions(self.config, fields, self._row)[: self.config.max_captions]
+        captions = pad_rows(rows).astype(np.int32)
         length = np.asarray(captions.shape[1], dtype=np.int64)
         return {"captions": captions, "references": pack_json(_captions(self.config, fields)), "length": length}
 

@@ -46,8 +46,6 @@ class Hybrid(nn.Module, abc.ABC):
     """
 
     name: ClassVar[str]
-    table: ClassVar[str]
-    """The table that its batch job writes: `captions`, `nowcasts`, `translations`."""
     Config: ClassVar[type[HybridConfig]]
     Decoding: ClassVar[type[DecodingConfig]]
     payload_schema: ClassVar[pa.Schema]

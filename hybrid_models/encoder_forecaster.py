@@ -26,7 +26,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from hybrid_models.advection import estimate_motion, move, stays_inside, trajectories
 from hybrid_models.contract import autocast
 from hybrid_models.conv_lstm import ConvLSTM
-from hybrid_models.inputs import Unit
+from hybrid_models.nowcaster_inputs import Unit
 
 DRIZZLE_MM_H = 0.1
 """Up to about here the network's scale of rain is linear, above it is logarithmic."""

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Cell = Literal["gru", "lstm"]
-"""The recurrent cells that a word decoder may have."""
-GATES: dict[Cell, int] = {"gru": 3, "lstm": 4}
-"""Gates of each cell."""
-Unit = Literal["mm/h", "intensity"]
-"""What a nowcaster's pixels are: rain rates, or intensities from 0 to 1."""
+from hybrid_models.errors import UsageError
 
 Sample = dict[str, np.ndarray]
 """One preprocessed sample: named arrays without a batch axis. Always has `length`, an int64 scalar: its cost in steps
@@ -67,6 +62,19 @@ class Preprocess(abc.ABC):
 @dataclass(frozen=True)
 class HybridConfig:
     """Base of the hybrids' own configurations (architecture and preprocessing; saved as the artifact's config.json)."""
+
+    def check_ranges(self, positive: Sequence[str], shares: Sequence[str] = ()) -> None:
+        """Checks fields that must be at least 1, and fields that are a share of something.
+
+        Raises:
+            UsageError: names the first field that is out of its range.
+        """
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in shares:
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,6 @@ class Nowcaster(Hybrid):
     """Frames in, frames out. See `Hybrid` for the methods' contract."""
 
     name: ClassVar[str] = "nowcaster"
-    table: ClassVar[str] = "nowcasts"
     Config: ClassVar[type[HybridConfig]] = NowcasterConfig
     Decoding: ClassVar[type[DecodingConfig]] = NowcasterDecoding
     payload_schema: ClassVar[pa.Schema] = pa.schema(

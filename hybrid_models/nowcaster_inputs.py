@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Unit, Window
+from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Window
 
+Unit = Literal["mm/h", "intensity"]
+"""What pixels are: rain rates, or intensities."""
 IMPOSSIBLE_MM_H = 2000.0
 """More than any radar has measured: the unit must be wrong."""
-
 MOST_LEADS = 1000
 """More lead times than any radar or video needs are a wrong time step."""
-
 UNKNOWN_TIME = -1
 """`issue_time` of a sample that has none."""
 
@@ -52,11 +52,8 @@ class NowcasterConfig(HybridConfig):
     """Train on random quarter turns and mirror images too; off where up is not down."""
 
     def __post_init__(self) -> None:
-        positive = ("past_frames", "horizon_minutes", "height", "width", "patch", "kernel_size")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.unit not in ("mm/h", "intensity"):
+        self.check_ranges(("past_frames", "horizon_minutes", "height", "width", "patch", "kernel_size"))
+        if self.unit not in get_args(Unit):
             raise UsageError(f"unit is '{self.unit}': it must be 'mm/h' or 'intensity'")
         if not self.hidden_dims or min(self.hidden_dims) < 1:
             raise UsageError(f"hidden_dims is {self.hidden_dims}: name at least one layer's channels, such as (32,)")

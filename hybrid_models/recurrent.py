@@ -9,7 +9,7 @@ keys) is computed up front; the softmax, and the gradients of matrices, once aft
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from hybrid_models.attention import AdditiveAttention
 from hybrid_models.contract import Loss
 from hybrid_models.decoding import State
-from hybrid_models.inputs import GATES, Cell
 from hybrid_models.text import PAD
+
+Cell = Literal["gru", "lstm"]
+GATES: dict[Cell, int] = {"gru": 3, "lstm": 4}
 
 
 class WordDecoder(nn.Module, abc.ABC):

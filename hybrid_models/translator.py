@@ -39,7 +39,7 @@ from hybrid_models.translator_inputs import (
     TOKENIZER,
     TranslatorConfig,
     TranslatorPreprocess,
-    _field,
+    text_of,
     tokenizers,
 )
 
@@ -88,7 +88,6 @@ class Translator(Hybrid):
     """
 
     name: ClassVar[str] = "translator"
-    table: ClassVar[str] = "translations"
     Config: ClassVar[type[HybridConfig]] = TranslatorConfig
     Decoding: ClassVar[type[DecodingConfig]] = TranslatorDecoding
     payload_schema: ClassVar[pa.Schema] = pa.schema(
@@ -138,7 +137,7 @@ class Translator(Hybrid):
         sides = (("source", config.source), ("target", config.target))
         try:
             return [
-                f"{side}\t{clean_text(_field(config, fields, name), config.max_characters)}" for side, name in sides
+                f"{side}\t{clean_text(text_of(config, fields, name), config.max_characters)}" for side, name in sides
             ]
         except BadSample:
             return []

@@ -19,7 +19,6 @@ from hybrid_models.text import (
 )
 
 TOKENIZER = "tokenizer.json"
-
 SOURCE_TOKENIZER = "source_tokenizer.json"
 
 
@@ -62,12 +61,8 @@ class TranslatorConfig(HybridConfig):
 
     def __post_init__(self) -> None:
         sizes = ("embedding_size", "hidden_size", "attention_size", "encoder_layers")
-        for name in (*sizes, "max_source_tokens", "max_target_tokens", "max_characters"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must be in [0, 1)")
+        limits = ("max_source_tokens", "max_target_tokens", "max_characters")
+        self.check_ranges((*sizes, *limits), shares=("dropout", "label_smoothing"))
         if self.vocab_size < MIN_VOCABULARY:
             raise UsageError(f"vocab_size is {self.vocab_size}: it must be at least {MIN_VOCABULARY}")
         if self.source == self.target:
@@ -93,11 +88,11 @@ class TranslatorPreprocess(Preprocess):
         return {name: np.asarray(value) for name, value in sample.items()}
 
     def _tokens(self, fields: Mapping[str, Any], name: str, tokenizer: Tokenizer, max_tokens: int) -> np.ndarray:
-        text = clean_text(_field(self.config, fields, name), self.config.max_characters, f"field '{name}'")
+        text = clean_text(text_of(self.config, fields, name), self.config.max_characters, f"field '{name}'")
         return tokenizer.encode(text, max_tokens, f"field '{name}'")
 
 
-def _field(config: TranslatorConfig, fields: Mapping[str, Any], name: str) -> Any:
+def text_of(config: TranslatorConfig, fields: Mapping[str, Any], name: str) -> Any:
     return fields.get(name, fields.get("text")) if name == config.source else fields.get(name)
 
 

@@ -101,14 +101,14 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
         "decoding": vars(options.decoding),
     }
     with cluster.connect():
-        tracker.start(f"{artifact.hybrid_class.table} {options.ds}", params, {"hybrid.job": "infer"})
+        tracker.start(f"{artifact.table} {options.ds}", params, {"hybrid.job": "infer"})
         try:
             summary = infer.infer(night, options.resources, tracker)
         except BaseException:
             tracker.finish(succeeded=False)
             raise
         log_night(tracker, summary)
-    return {"task": artifact.hybrid_class.table, **summary, "mlflow": tracking_uri, "mlflow_run_id": tracker.run_id}
+    return {"task": artifact.table, **summary, "mlflow": tracking_uri, "mlflow_run_id": tracker.run_id}
 
 
 def log_night(tracker: Tracker, summary: dict[str, Any]) -> None:

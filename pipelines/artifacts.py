@@ -20,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from hybrid_models import HYBRIDS, Hybrid
+from hybrid_models import HYBRIDS, TABLES, Hybrid
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
 from pipelines import storage
@@ -53,6 +53,11 @@ class Artifact:
     def hybrid_class(self) -> type[Hybrid]:
         """Which hybrid it is."""
         return HYBRIDS[self.meta["hybrid"]]
+
+    @property
+    def table(self) -> str:
+        """The table that its batch job writes."""
+        return TABLES[self.meta["hybrid"]]
 
     @property
     def config(self) -> HybridConfig:
@@ -234,7 +239,7 @@ def _check(artifact: Artifact, expected: str | None) -> None:
         raise UsageError(f"{artifact.model} is a {meta['hybrid']}, but a {expected} is needed")
     if meta["schema_version"] != artifact.hybrid_class.schema_version:
         raise UsageError(
-            f"{artifact.model} writes schema {meta['schema_version']} of {artifact.hybrid_class.table}, "
+            f"{artifact.model} writes schema {meta['schema_version']} of {artifact.table}, "
             f"this version {artifact.hybrid_class.schema_version}: train it again"
         )
     if hashlib.sha256(artifact.files[WEIGHTS]).hexdigest() != meta["weights_sha256"]:

@@ -3,6 +3,9 @@
 Native decoders (JPEG, H.264, HDF5, Parquet) run on bytes from strangers. A worker hands its shards to a child process,
 which streams samples back. When the child dies, a note in shared memory tells at which row. That row is tried again; if
 it fails `TRIES` times it becomes an error row, and the rest of the shard goes on.
+
+The child unpickles its worker's tasks; the worker takes nothing but JSON and Arrow from the child. An answer is a JSON
+header, which a block follows.
 """
 
 from __future__ import annotations
@@ -19,16 +22,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pyarrow as pa
 
 from pipelines.limits import Limits
-from pipelines.shards import ReadOptions, Shard, read_blocks
+from pipelines.shards import Begin, ReadOptions, Shard, read_blocks
 from pipelines.storage import StorageError
 
 TRIES = 2
@@ -36,12 +39,13 @@ POLL_SECONDS = 1.0
 STALLED = 10
 """A row may wait this many times its limit without computing (a decoder's threads that lost each other)."""
 NOTE = struct.Struct("<qq")
-STARTING = (0, -1)
+PHASES = ("read", "decode")
+STARTING = -1
+"""Noted as the row before there is one."""
+END: dict[str, Any] = {"end": True}
 
-Begin = Callable[[int], None]
-"""Is told the index of the row that is worked on next."""
 Step = Callable[[pa.Table, Begin], pa.Table]
-"""Raw rows → samples, one for one."""
+"""Raw rows → what becomes of them."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,13 @@ class Task:
     options: ReadOptions
     step: Step
     skip: int
-    """Rows that the worker has already."""
+    """Rows that are done."""
     poison: Poison
 
 
 # ---- in the worker -----------------------------------------------------------------------------------------------
 def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table]:
-    """The shard's samples, computed in a child process; every row is there, whatever happens to the child.
+    """What `step` makes of a shard's rows, in a child process; whatever happens to it, no row is lost or repeated.
 
     Raises:
         StorageError: the store failed; worth a new start.
@@ -77,14 +81,17 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
     while True:
         child = _idle.pop() if _idle else Child()
         try:
-            for block in child.run(Task(shard, options, step, done, poison)):
+            for stop, block in child.run(Task(shard, options, step, done, poison)):
                 yield block
-                done += len(block)
+                done = stop
         except ChildDiedError as death:
-            where = (death.phase, max(death.row, done))
-            failures[where] += 1
-            if failures[where] >= TRIES:
-                getattr(poison, death.phase)[where[1]] = f"{death.kind}: {death} (tried {TRIES} times)"
+            row = death.row if death.row == STARTING else max(death.row, done)
+            failures[death.phase, row] += 1
+            if failures[death.phase, row] < TRIES:
+                continue
+            if row == STARTING:
+                raise RuntimeError(f"cannot read {shard.uri}: {death} before it began") from None
+            getattr(poison, death.phase)[row] = f"{death.kind}: {death} (tried {TRIES} times)"
             continue
         except BaseException:
             child.kill()
@@ -93,7 +100,7 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
         return
 
 
-_idle: list[Child] = []  # a worker process keeps its child from shard to shard: starting one takes a second
+_idle: list[Child] = []  # a worker process keeps its child from shard to shard: starting one takes half a second
 
 
 class ChildDiedError(RuntimeError):
@@ -124,37 +131,32 @@ class Child:
         os.close(lifeline)
         self._connection = Connection(ours.detach())
 
-    def run(self, task: Task) -> Iterator[pa.Table]:
-        """What the child makes of a task.
+    def run(self, task: Task) -> Iterator[tuple[int, pa.Table]]:
+        """What the child makes of a task: how many rows are done, and the newest block of it.
 
         Raises:
             ChildDiedError: it died, hung or needed too much memory.
             StorageError: the store failed.
             RuntimeError: anything else went wrong in the child.
         """
-        self._note[: NOTE.size] = NOTE.pack(*STARTING)
+        self._note[: NOTE.size] = NOTE.pack(0, STARTING)
         try:
             self._connection.send(task)
-            while True:
-                self._wait(task.options.limits)
-                kind, body = self._receive()
-                if kind == b"B":
-                    yield pa.ipc.open_stream(body).read_all()
-                elif kind == b"E":
-                    return
-                else:
-                    self._fail(json.loads(bytes(body)))
+            while (answer := self._answer(task.options.limits)) != END:
+                yield answer["done"], pa.ipc.open_stream(self._connection.recv_bytes()).read_all()
         except (EOFError, ConnectionError):
             where = self._where()
             code = self.kill()
             what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            if where[1] < 0:
-                raise RuntimeError(f"the process that reads {task.shard.uri} {what} before it began") from None
             raise ChildDiedError("InputCrashed", f"the process that worked on this row {what}", *where) from None
 
-    def _receive(self) -> tuple[bytes, memoryview]:
-        message = memoryview(self._connection.recv_bytes())
-        return bytes(message[:1]), message[1:]
+    def _answer(self, limits: Limits) -> dict[str, Any]:
+        """The child's next one, unless it is an error."""
+        self._wait(limits)
+        answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
+        if "error" in answer:
+            self._fail(answer)
+        return answer
 
     def _wait(self, limits: Limits) -> None:
         """Until there is a message, or a row has used up its time."""
@@ -179,17 +181,17 @@ class Child:
             return 0.0
         return times.user + times.system
 
-    def _fail(self, error: dict[str, str]) -> None:
+    def _fail(self, answer: dict[str, str]) -> NoReturn:
         where = self._where()
         self.kill()
-        if error["type"] == "MemoryError":
+        if answer["error"] == "MemoryError":
             raise ChildDiedError("MemoryLimit", "this row needs more memory than max_memory allows", *where)
-        kind = StorageError if error["type"] == "StorageError" else RuntimeError
-        raise kind(error["message"])
+        kind = StorageError if answer["error"] == "StorageError" else RuntimeError
+        raise kind(answer["message"])
 
     def _where(self) -> tuple[str, int]:
         phase, index = NOTE.unpack(self._note[: NOTE.size])
-        return ("decode" if phase else "read"), index
+        return PHASES[phase], index
 
     def kill(self) -> int:
         """Ends the child; returns its exit code, negative for a signal."""
@@ -220,32 +222,33 @@ def main(connection_fd: int, note_fd: int, lifeline: int) -> None:
             return
         try:
             _serve(task, connection, note)
-            connection.send_bytes(b"E")
-        except BrokenPipeError:
-            return
+            answer = END
         except Exception as error:
-            answer = {"type": type(error).__name__, "message": str(error)}
-            connection.send_bytes(b"X" + json.dumps(answer).encode())
+            answer = {"error": type(error).__name__, "message": str(error)}
+        connection.send_bytes(json.dumps(answer).encode())
 
 
-def _serve(task: Task, connection: Connection, note: Any) -> None:
+def _serve(task: Task, connection: Connection, note: mmap.mmap) -> None:
     limit_memory(task.options.limits.max_memory)
 
-    def reading(index: int) -> None:
-        note[: NOTE.size] = NOTE.pack(0, index)
+    def noting(phase: str) -> Begin:
+        def begin(index: int) -> None:
+            note[: NOTE.size] = NOTE.pack(PHASES.index(phase), index)
 
-    def decoding(index: int) -> None:
-        note[: NOTE.size] = NOTE.pack(1, index)
+        return begin
 
-    for rows in read_blocks(task.shard, task.options, reading, task.poison.read):
+    for rows in read_blocks(task.shard, task.options, noting("read"), task.poison.read):
         first = rows["index"][0].as_py()
-        if first + len(rows) <= task.skip:
+        done = first + len(rows)
+        if done <= task.skip:
             continue
         rows = _mark(rows.slice(max(0, task.skip - first)), task.poison.decode)
-        connection.send_bytes(b"B" + _to_ipc(task.step(rows, decoding)))
+        block = _to_ipc(task.step(rows, noting("decode")))
+        connection.send_bytes(json.dumps({"done": done}).encode())
+        connection.send_bytes(block)
 
 
-def _mark(rows: pa.Table, reasons: dict[int, str]) -> pa.Table:
+def _mark(rows: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
     """Rows that are not to be decoded any more get their error."""
     index = rows["index"].to_pylist()
     if not any(i in reasons for i in index):
@@ -255,11 +258,11 @@ def _mark(rows: pa.Table, reasons: dict[int, str]) -> pa.Table:
     return rows.set_column(column, rows.schema.field(column), pa.array(errors, pa.string()))
 
 
-def _to_ipc(table: pa.Table) -> bytes:
+def _to_ipc(table: pa.Table) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return bytes(sink.getvalue())
+    return sink.getvalue()
 
 
 def limit_memory(extra: int) -> None:

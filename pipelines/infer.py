@@ -63,7 +63,7 @@ class Night:
     @property
     def table(self) -> str:
         """URI of the table."""
-        return storage.join(storage.absolute(self.tables), self.artifact.hybrid_class.table)
+        return storage.join(storage.absolute(self.tables), self.artifact.table)
 
     @property
     def fingerprint(self) -> str:

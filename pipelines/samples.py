@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Inputs, Preprocess, Sample
 from pipelines.limits import Limits
 from pipelines.media import decode_media
+from pipelines.shards import Begin, unwatched
 
 log = logging.getLogger(__name__)
 KEYS = ("shard", "index", "last", "sample_id")
@@ -53,7 +53,7 @@ class Decode:
     limits: Limits
     with_target: bool = False
 
-    def __call__(self, rows: pa.Table, begin: Callable[[int], None] = lambda index: None) -> pa.Table:
+    def __call__(self, rows: pa.Table, begin: Begin = unwatched) -> pa.Table:
         """One output row for each input row, in the same order; `begin` is told the index of each before its turn."""
         decoded = []
         for row in rows.to_pylist():

@@ -39,6 +39,8 @@ RAW_SCHEMA = pa.schema(
         pa.field("error", pa.string()),  # why the row cannot be used
     ]
 )
+Begin = Callable[[int], None]
+"""Is told the index of the row whose turn it is."""
 BLOCK_BYTES = 16 << 20
 BLOCK_ROWS = 2048
 BAD_DATA = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowException)
@@ -332,10 +334,14 @@ def read_entries(shard: Shard, options: ReadOptions) -> Iterator[Entry]:
         yield Entry(now.name, error="EmptyShard: there is no sample in this shard")
 
 
+def unwatched(index: int) -> None:
+    """A `Begin` for those whom nobody watches."""
+
+
 def read_blocks(
     shard: Shard,
     options: ReadOptions,
-    begin: Callable[[int], None] = lambda index: None,
+    begin: Begin = unwatched,
     unreadable: Mapping[int, str] = MappingProxyType({}),
 ) -> Iterator[pa.Table]:
     """The shard's numbered rows in tables of `RAW_SCHEMA`, each of bounded size.
@@ -359,7 +365,7 @@ def read_blocks(
 
 
 def _numbered(
-    shard: Shard, options: ReadOptions, begin: Callable[[int], None], unreadable: Mapping[int, str]
+    shard: Shard, options: ReadOptions, begin: Begin, unreadable: Mapping[int, str]
 ) -> Iterator[dict[str, Any]]:
     entries = read_entries(shard, options)
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from pipelines.config import Recipe
 from pipelines.datasource import ShardDatasource
 from pipelines.predict import Featurizer
 from pipelines.samples import SAMPLE_SCHEMA
-from pipelines.shards import ReadOptions, Shard, list_shards
+from pipelines.shards import Begin, ReadOptions, Shard, list_shards
 from pipelines.tables import Piece
 from pipelines.tracking import Tracker
 from pipelines.train_loop import TrainTask, train_worker
@@ -211,7 +211,7 @@ class _Texts:
     kind: type[Hybrid]
     config: HybridConfig
 
-    def __call__(self, rows: pa.Table, begin: Callable[[int], None]) -> pa.Table:
+    def __call__(self, rows: pa.Table, begin: Begin) -> pa.Table:
         good = rows.filter(rows["error"].is_null())
         texts = [t for f in good["fields"].to_pylist() for t in self.kind.training_texts(self.config, json.loads(f))]
         return pa.table({"text": texts}, schema=TEXT_SCHEMA)

@@ -43,8 +43,8 @@ def ray_cluster(s3_server: S3Server) -> Iterator[str]:
 
     from pipelines import cluster
 
-    os.environ.update(cluster.LOCAL_CLUSTER)
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - or the tests' own process would starve the workers
+    # Ray's workers are as nice as the tests' own processes, which would starve them otherwise.
+    os.environ.update({**cluster.LOCAL_CLUSTER, "RAY_worker_niceness": "0"})
     context = ray.init(
         num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": cluster.worker_env()}
     )

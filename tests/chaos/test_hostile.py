@@ -50,9 +50,9 @@ def kinds(found: list[dict[str, Any]]) -> Counter[str]:
     return Counter((row["error"] or "ok").split(":")[0] for row in found)
 
 
-def photos(limits: Limits = Limits()) -> Decode:  # noqa: B008 - it is frozen
+def photos() -> Decode:
     hybrid = tiny.captioner()
-    return Decode(hybrid.preprocess(hybrid.config, hybrid.assets), limits)
+    return Decode(hybrid.preprocess(hybrid.config, hybrid.assets), Limits())
 
 
 def sentences() -> Decode:

@@ -1,7 +1,5 @@
 """The captioner: preprocessing, the frozen and the trained encoder, learning, decoding and judgement."""
 
-import pickle
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,10 +7,9 @@ import timm
 import torch
 from PIL import Image
 
-from hybrid_models.captioner import TOKENIZER, Captioner, CaptionerConfig, CaptionerDecoding, plain_caption
+from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
-from hybrid_models.text import BOS, EOS, Tokenizer, unpack_json
 
 SIZE, ENCODER = 32, "test_resnet"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 220)}
@@ -63,80 +60,6 @@ def fit(model, batch, steps, learning_rate=1e-2):
 
 
 # ---- text and preprocessing ----
-@pytest.mark.parametrize(
-    ("raw", "plain"),
-    [
-        ("A man 's dog , running .", "a man s dog running"),
-        ('The man\'s T-shirt says "Stop!"', "the man's t-shirt says stop"),
-        (" - Äpfel -- 'und' Birnen…\n", "äpfel und birnen"),
-    ],
-)
-def test_plain_caption(raw, plain):
-    assert plain_caption(raw, 100) == plain
-
-
-def test_sample():
-    model = build()
-    sample = samples_of(model)[0]
-    tokenizer = Tokenizer(model.assets[TOKENIZER])
-    assert {name: array.dtype for name, array in sample.items()} == {
-        "frames": np.uint8,
-        "frame_count": np.int64,
-        "length": np.int64,
-        "captions": np.int32,
-        "references": np.uint8,
-    }
-    assert [tokenizer.decode(row) for row in sample["captions"]] == ["a red square", "the whole image is red"]
-    assert (sample["captions"][:, 0] == BOS).all()
-    assert ((sample["captions"] == EOS).sum(1) == 1).all()
-    assert unpack_json(sample["references"]) == CAPTIONS["red"]
-    assert sample["length"] == sample["captions"].shape[1]
-    assert set(samples_of(model, with_target=False)[0]) == {"frames", "frame_count", "length"}
-
-
-def test_preprocess_is_picklable_and_knows_its_visual():
-    model = build()
-    preprocess = pickle.loads(pickle.dumps(Captioner.preprocess(model.config, model.assets)))
-    assert (preprocess.visual.height, preprocess.visual.width, preprocess.visual.frames) == (SIZE, SIZE, 4)
-    assert preprocess(Inputs(image("red"), {}), False)["frames"].shape == (1, SIZE, SIZE, 3)
-
-
-@pytest.mark.parametrize(
-    "fields", [{"captions": ["a red square"]}, {"caption": "a red square"}, {"text": "A red square.\n"}]
-)
-def test_where_captions_come_from(fields):
-    model = build()
-    sample = Captioner.preprocess(model.config, model.assets)(Inputs(image("red"), fields), True)
-    assert Tokenizer(model.assets[TOKENIZER]).decode(sample["captions"][0]) == "a red square"
-
-
-def test_unusable_captions_are_left_out_and_many_are_cut():
-    model = build(max_captions=2, max_caption_tokens=12, max_characters=200)
-    preprocess = Captioner.preprocess(model.config, model.assets)
-    fields = {"captions": ["x" * 201, "...", "a red square", None, "qwertz uiopü asdfg hjkl", "red", "blue"]}
-    sample = preprocess(Inputs(image("red"), fields), True)
-    tokenizer = Tokenizer(model.assets[TOKENIZER])
-    assert [tokenizer.decode(row) for row in sample["captions"]] == ["a red square", "red"]
-    assert len(unpack_json(sample["references"])) == 7
-
-
-@pytest.mark.parametrize(
-    ("media", "fields", "message"),
-    [
-        (None, {}, "MediaMissing"),
-        (np.zeros((1, SIZE, SIZE + 1, 3), np.uint8), {}, "MediaShape: media is uint8"),
-        (np.zeros((1, SIZE, SIZE, 3), np.float32), {}, "MediaShape: media is float32"),
-        (np.zeros((0, SIZE, SIZE, 3), np.uint8), {}, "MediaShape"),
-        (image("red"), {}, "CaptionsMissing"),
-        (image("red"), {"captions": []}, "CaptionsMissing"),
-        (image("red"), {"captions": ["", "!"]}, "EmptyText: caption has no word"),
-        (image("red"), {"captions": ["red " * 100]}, "TextTooLong: caption has 100 tokens"),
-    ],
-)
-def test_bad_rows(media, fields, message):
-    model = build()
-    with pytest.raises(BadSample, match=message):
-        Captioner.preprocess(model.config, model.assets)(Inputs(media, fields), True)
 
 
 # ---- the encoder ----
@@ -315,21 +238,6 @@ def test_record_and_summary():
     assert summary["baseline"]["bleu4"] < summary["metrics"]["bleu4"]
     assert summary["baseline"]["cider_d"] < summary["metrics"]["cider_d"]
     assert summary["details"]["different_captions"] == 3
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"image_size": 0}, "image_size is 0"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"cell": "rnn"}, "cell is 'rnn': it must be one of gru, lstm"),
-        ({"vocab_size": 10}, "vocab_size is 10"),
-        ({"encoder_weights": "none"}, "random net"),
-    ],
-)
-def test_wrong_configuration(wrong, message):
-    with pytest.raises(UsageError, match=message):
-        CaptionerConfig(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"beam_size": 0}, {"max_length": 0}])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hybrid_models.contract import Hybrid, Loss, autocast, bf16_is_fast, module_device
-from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.inputs import HybridConfig
 
 
@@ -15,13 +15,6 @@ class Minimal(Hybrid):
 
     name = "minimal"
     preprocess = collate = forward = predict = record = summarise = None  # type: ignore[assignment]
-
-
-def test_bad_sample_tells_kind_and_message():
-    error = BadSample("ImageDecodeError", "truncated after 12 bytes")
-    assert str(error) == "ImageDecodeError: truncated after 12 bytes"
-    assert (error.kind, error.message) == ("ImageDecodeError", "truncated after 12 bytes")
-    assert isinstance(error, ValueError)
 
 
 def test_losses_of_batches_add_up_to_the_exact_mean():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hybrid_models import HYBRIDS
+from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.recipes import RECIPES
@@ -142,9 +142,7 @@ def test_help_mentions_every_option(verb: str, capsys: pytest.CaptureFixture[str
     assert [option for option in OPTIONS[verb] if option not in printed] == []
 
 
-@pytest.mark.parametrize(
-    ("verb", "choices"), [("train", list(RECIPES)), ("infer", [h.table for h in HYBRIDS.values()])]
-)
+@pytest.mark.parametrize(("verb", "choices"), [("train", list(RECIPES)), ("infer", list(TABLES.values()))])
 def test_the_leading_word_is_one_of_the_choices(
     verb: str, choices: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

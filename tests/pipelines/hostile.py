@@ -10,9 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from pipelines.limits import Limits
 
 SCHEMA = pa.schema([("index", pa.int64()), ("text", pa.string()), ("error", pa.string()), ("pid", pa.int64())])
 
@@ -52,8 +55,18 @@ TRICKS: dict[str, Callable[[], None]] = {
 
 
 @dataclass(frozen=True)
+class CrashingLimits(Limits):
+    """Whoever reads a line of text asks how long it may be, and dies of the answer."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "max_bytes":
+            crash()
+        return super().__getattribute__(name)
+
+
+@dataclass(frozen=True)
 class Hostile:
-    """Gives back each row's text; a text that names a trick plays it, with `once` only until that file exists."""
+    """Gives back each text but "left out"; one that names a trick plays it, with `once` only until that file exists."""
 
     once: str = ""
 
@@ -68,5 +81,7 @@ class Hostile:
                 TRICKS[text]()
             if text == "slow":
                 time.sleep(0.2)
+            if text == "left out":
+                continue
             out.append({"index": row["index"], "text": text, "error": row["error"], "pid": os.getpid()})
         return pa.Table.from_pylist(out, schema=SCHEMA)

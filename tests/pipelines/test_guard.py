@@ -14,9 +14,10 @@ from pipelines.guard import TRIES, guarded
 from pipelines.limits import Limits
 from pipelines.shards import ReadOptions, Shard, list_shards
 from tests import tiny
-from tests.pipelines.hostile import Hostile
+from tests.pipelines.hostile import CrashingLimits, Hostile
 
 LIMITS = Limits(max_seconds=0.5, max_memory=1 << 28)
+ALWAYS = Hostile()
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def shard(folder: Path, *lines: str, name: str = "a.txt") -> Shard:
     return list_shards(str(folder / name))[0]
 
 
-def rows(one: Shard, step: Hostile = Hostile(), limits: Limits = LIMITS) -> list[dict]:  # noqa: B008 - it is frozen
+def rows(one: Shard, step: Hostile = ALWAYS, limits: Limits = LIMITS) -> list[dict]:
     return [row for block in guarded(one, ReadOptions(limits=limits), step) for row in block.to_pylist()]
 
 
@@ -85,15 +86,25 @@ def test_blocks_that_are_done_are_not_done_again(tmp_path: Path) -> None:
     assert found[0]["pid"] != found[-1]["pid"]
 
 
+def test_a_step_may_give_fewer_rows_than_it_gets(tmp_path: Path) -> None:
+    count = shards.BLOCK_ROWS
+    found = rows(shard(tmp_path, *["x", "left out"] * (count // 2), "crash", "y"))
+    assert [row["index"] for row in found] == [*range(0, count, 2), count, count + 1]
+
+
 def test_a_row_that_cannot_be_read_ends_its_shard(tmp_path: Path) -> None:
-    one = shard(tmp_path, "x", "y", "z")
-    poison = guard.Poison(read={1: "InputCrashed: why"})
-    child = guard.Child()
-    try:
-        (block,) = child.run(guard.Task(one, ReadOptions(limits=LIMITS), Hostile(), 0, poison))
-    finally:
-        child.kill()
-    assert [(row["index"], row["error"]) for row in block.to_pylist()] == [(0, None), (1, "InputCrashed: why")]
+    (block,) = guarded(shard(tmp_path, "x", "y"), ReadOptions(limits=CrashingLimits()), ALWAYS)
+    error = "InputCrashed: the process that worked on this row was killed by SIGSEGV (tried 2 times)"
+    assert [(row["index"], row["error"]) for row in block.to_pylist()] == [(0, error)]
+
+
+def test_a_child_that_died_while_it_waited_is_replaced(tmp_path: Path) -> None:
+    one = shard(tmp_path, "x")
+    (first,) = rows(one)
+    os.kill(first["pid"], signal.SIGKILL)
+    (second,) = rows(one)
+    assert second["error"] is None
+    assert second["pid"] != first["pid"]
 
 
 def test_the_store_and_the_machine_are_not_the_inputs_fault(tmp_path: Path) -> None:
@@ -121,7 +132,7 @@ def test_a_child_ends_with_its_worker_even_in_the_middle_of_a_hang(tmp_path: Pat
     code = f"""
 from pipelines.guard import guarded
 from pipelines.shards import ReadOptions, list_shards
-from tests.pipelines.hostile import Hostile
+from tests.pipelines.hostile import CrashingLimits, Hostile
 list(guarded(list_shards({one.uri!r})[0], ReadOptions(), Hostile()))
 """
     worker = subprocess.Popen([sys.executable, "-c", code], cwd=tiny.ROOT)
