@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import BUCKET, S3Server, start_s3
+from tests.servers import BUCKET, S3Server
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in cluster.SHARED_CORES; read when torch is loaded
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -17,11 +17,11 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A running S3 store; the standard variables of this process point to it."""
-    server = start_s3(tmp_path_factory.mktemp("s3"))
-    before = {name: os.environ.get(name) for name in server.env}
-    os.environ.update(server.env)
+    server = S3Server(tmp_path_factory.mktemp("s3")).start()
+    before = {name: os.environ.get(name) for name in server.env()}
+    os.environ.update(server.env())
     yield server
-    server.stop()
+    server.kill()
     for name, value in before.items():
         if value is None:
             os.environ.pop(name)

@@ -1,45 +1,132 @@
-"""Real servers for tests: SeaweedFS as the S3 store."""
+"""Real servers for tests: SeaweedFS as the S3 store, MLflow as the tracking server."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+import s3fs
+from botocore.exceptions import BotoCoreError
 
 ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-key"
 BUCKET = "lake"
 
 
-@dataclass
-class S3Server:
-    """A running store with one bucket."""
+class Server:
+    """A server as a process of its own; killed and started again, it keeps its data and its address."""
 
-    process: subprocess.Popen
-    endpoint: str
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.log = folder / f"{name}.log"
+        self._process: subprocess.Popen | None = None
 
-    @property
-    def env(self) -> dict[str, str]:
-        """The standard variables that let every client reach it."""
+    def command(self) -> list[str]:
+        """What is run."""
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        """Whether it serves yet."""
+        raise NotImplementedError
+
+    def start(self, seconds: float = 60) -> Self:
+        """Starts it and waits until it answers."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + seconds
+        while not self.answers():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise RuntimeError(f"the server did not start: {self.log.read_text()[-2000:]}")
+            time.sleep(0.1)
+        return self
+
+    def kill(self) -> None:
+        """Ends it, and all its children, without a warning."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+class S3Server(Server):
+    """SeaweedFS as an S3 store with one bucket."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "weed")
+        identity = {
+            "name": "tests",
+            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        self._ports = free_ports(4)
+        self.endpoint = f"http://127.0.0.1:{self._ports[3]}"
+
+    def command(self) -> list[str]:
+        weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
+        master, volume, filer, s3 = self._ports
+        return [
+            weed, "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
+            f"-s3.config={self.folder / 's3.json'}", f"-master.port={master}", f"-volume.port={volume}",
+            f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+            "-master.volumeSizeLimitMB=256", "-volume.max=64",
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        """Whether objects can be written; the first time this makes the bucket."""
+        fs = s3fs.S3FileSystem(
+            key=ACCESS_KEY, secret=SECRET_KEY, endpoint_url=self.endpoint, skip_instance_cache=True,
+            config_kwargs={"retries": {"max_attempts": 0}},
+        )  # fmt: skip
+        try:
+            fs.makedirs(BUCKET, exist_ok=True)
+            fs.pipe_file(f"{BUCKET}/_ready", b"ready")
+        except (OSError, BotoCoreError):
+            return False
+        return True
+
+    def env(self, endpoint: str = "") -> dict[str, str]:
+        """The standard variables that let every client reach it, or what stands in front of it."""
         return {
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ENDPOINT_URL": endpoint or self.endpoint,
             "AWS_REGION": "us-east-1",
             "AWS_ALLOW_HTTP": "true",
         }
 
-    def stop(self) -> None:
-        """Ends the server."""
-        self.process.kill()
-        self.process.wait()
+
+class MlflowServer(Server):
+    """MLflow's tracking server with a database and artifacts of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "mlflow")
+        (self._port,) = free_ports(1)
+        self.uri = f"http://127.0.0.1:{self._port}"
+
+    def command(self) -> list[str]:
+        return [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
+            "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}",
+            "--artifacts-destination", str(self.folder / "artifacts"),
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        """Whether its health page is there."""
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
 
 
 def free_ports(count: int) -> list[int]:
@@ -58,58 +145,3 @@ def free_ports(count: int) -> list[int]:
         if port not in ports:
             ports.append(port)
     return ports
-
-
-def start_s3(folder: Path) -> S3Server:
-    """Starts `weed server -s3` with its data in `folder`, makes the bucket, and waits until it answers."""
-    weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
-    folder.mkdir(parents=True, exist_ok=True)
-    identities = {
-        "identities": [
-            {
-                "name": "tests",
-                "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
-                "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-            }
-        ]
-    }
-    config = folder / "s3.json"
-    config.write_text(json.dumps(identities))
-    master, volume, filer, s3 = free_ports(4)
-    command = [
-        weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}",
-        f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}",
-        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=256", "-volume.max=64",
-    ]  # fmt: skip
-    with (folder / "weed.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    server = S3Server(process, f"http://127.0.0.1:{s3}")
-    _make_bucket(server, folder / "weed.log")
-    return server
-
-
-def _make_bucket(server: S3Server, log: Path, seconds: float = 60) -> None:
-    import s3fs
-
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(server.endpoint, timeout=2)
-        except urllib.error.HTTPError:
-            pass  # it answers: anonymous access is refused
-        except OSError:
-            if time.monotonic() > deadline or server.process.poll() is not None:
-                raise RuntimeError(f"the S3 server did not start: {log.read_text()[-2000:]}") from None
-            time.sleep(0.2)
-            continue
-        fs = s3fs.S3FileSystem(
-            key=ACCESS_KEY, secret=SECRET_KEY, endpoint_url=server.endpoint, skip_instance_cache=True
-        )
-        try:
-            fs.makedirs(BUCKET, exist_ok=True)
-            fs.pipe_file(f"{BUCKET}/_ready", b"ready")
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)

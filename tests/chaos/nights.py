@@ -1,0 +1,124 @@
+"""Small nights of the three tasks, and what their tables must hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+
+from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
+from pipelines import artifacts, query, storage, tables
+from tests import tiny
+from tests.pipelines.test_radar import event_bytes
+from tests.servers import BUCKET
+
+DS = "2026-01-31"
+LAKE = f"s3://{BUCKET}/chaos"
+SHARDS = 6
+OLD, NEW = "old", "new"
+PER_RUN = {"model", "model_version", "run_id", "created_at"}
+"""Columns that differ between two runs of the same night."""
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the three, with its data on the store."""
+
+    name: str
+
+    @property
+    def shards(self) -> str:
+        """URI of the input."""
+        return f"{LAKE}/{self.name}/in"
+
+    def model(self, which: str) -> str:
+        """URI of the model of this night, or of the one before."""
+        return f"{LAKE}/{self.name}/{which}"
+
+    def tables(self, name: str) -> str:
+        """URI of tables of their own."""
+        return f"{LAKE}/{self.name}/tables-{name}"
+
+    def argv(self, tables_name: str, which: str = NEW) -> list[str]:
+        """`hybrid` …"""
+        return [
+            "infer", self.name, "--input", self.shards, "--tables", self.tables(tables_name), "--ds", DS,
+            "--model", self.model(which), "--max-error-fraction", "0.5",
+        ]  # fmt: skip
+
+
+def write_nowcaster(uri: str, seed: int) -> None:
+    """A nowcaster of three frames of 32 x 32."""
+    config = NowcasterConfig(past_frames=3, horizon_minutes=10, height=32, width=32, patch=8, hidden_dims=(8,))
+    torch.manual_seed(seed)
+    files = artifacts.make(Nowcaster(config, {}).eval(), NowcasterDecoding(), {}, "A test's model.\n")
+    artifacts.write(files, uri)
+
+
+def prepare(task: Task) -> None:
+    """Two models and six shards, of which one row is bad."""
+    write_model = {"captions": tiny.write_captioner, "translations": tiny.write_translator, "nowcasts": write_nowcaster}
+    for seed, which in enumerate((OLD, NEW)):
+        write_model[task.name](task.model(which), seed)
+    if task.name == "captions":
+        tiny.write_photos(task.shards, SHARDS, 12)
+        storage.write_bytes(f"{task.shards}/bad.tar", tiny.tar([("torn.jpg", tiny.jpeg(0)[:200])]))
+    if task.name == "translations":
+        tiny.write_sentences(task.shards, SHARDS, 40)
+        storage.write_bytes(f"{task.shards}/bad.jsonl", json.dumps({"id": "empty", "text": ""}).encode() + b"\n")
+    if task.name == "nowcasts":
+        for number in range(SHARDS):
+            rain = np.random.default_rng(number).integers(0, 500, (12, 32, 32)).astype(np.uint16)
+            minutes = [number * 1000 + 5 * t for t in range(12)]
+            storage.write_bytes(f"{task.shards}/event-{number}.nc", event_bytes(minutes, rain=rain))
+        storage.write_bytes(f"{task.shards}/torn.nc", event_bytes([0, 5, 10, 15])[:3000])
+
+
+def rows(task: Task, tables_name: str) -> Rows:
+    """The night as a table's reader sees it, in the order of its input."""
+    sql = f"SELECT * FROM {task.name}_all WHERE ds = '{DS}' ORDER BY shard, index"
+    found = query.query(sql, task.tables(tables_name), [task.name]).to_pylist()
+    return [{name: value for name, value in row.items() if name not in PER_RUN} for row in found]
+
+
+def difference(expected: Rows, found: Rows) -> str:
+    """What differs between two nights, in a few words; empty if they are the same.
+
+    Numbers may differ by rounding: a batch that is cut elsewhere is summed up in another order.
+    """
+    if len(expected) != len(found):
+        return f"{len(found)} rows instead of {len(expected)}"
+    for want, have in zip(expected, found, strict=True):
+        for name, value in want.items():
+            if not _same(value, have[name]):
+                return f"{want['sample_id']}: {name} is {have[name]!r} instead of {value!r}"[:300]
+    return ""
+
+
+def _same(want: Any, have: Any) -> bool:
+    if isinstance(want, bytes) and isinstance(have, bytes):
+        want, have = (np.frombuffer(value, "<f2").tolist() for value in (want, have))
+    if isinstance(want, float | list) and have is not None:
+        return bool(np.allclose(want, have, rtol=1e-2, atol=1e-3, equal_nan=True))
+    return bool(want == have)
+
+
+def state(task: Task, tables_name: str) -> tuple[int, int] | None:
+    """What a reader finds at any moment: the night's rows and how many fingerprints they have; None without a table."""
+    table = tables.open_table(f"{task.tables(tables_name)}/{task.name}")
+    if table is None:
+        return None
+    found = table.to_pyarrow_dataset().to_table(columns=["fingerprint", "ds"])
+    return len(found), len(set(found["fingerprint"].to_pylist()))
+
+
+def copy_tables(task: Task, source: str, target: str) -> None:
+    """A table is a folder: a copy of it is as good."""
+    fs, root = fsspec.core.url_to_fs(task.tables(source), use_listings_cache=False)
+    for path in fs.find(root):
+        fs.pipe_file(task.tables(target).removeprefix("s3://") + path.removeprefix(root), fs.cat_file(path))
