@@ -141,7 +141,7 @@ def _tidy(night: Night) -> list[str]:
     """The night is committed: files that cannot be removed now are only worth a warning, the next night tries again."""
     try:
         return tables.tidy(night.table, night.retain_hours)
-    except (DeltaError, OSError) as error:
+    except (DeltaError, storage.StorageError) as error:
         log.warning("%s: cannot remove old files: %s", night.table, error)
         return []
 

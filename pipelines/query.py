@@ -46,7 +46,12 @@ def query(sql: str, tables_uri: str, names: Sequence[str]) -> pa.Table:
 
     Raises:
         UsageError: the statement is wrong; DuckDB's reason in one line.
+        StorageError: the store kept failing.
     """
+    return tables.patiently("query", tables_uri, lambda: _query(sql, tables_uri, names))
+
+
+def _query(sql: str, tables_uri: str, names: Sequence[str]) -> pa.Table:
     with open_views(tables_uri, names) as connection:
         try:
             relation = connection.sql(sql)

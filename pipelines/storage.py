@@ -19,6 +19,7 @@ import fsspec
 from hybrid_models.errors import UsageError
 
 READ_BUFFER = 1 << 20
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -72,8 +73,10 @@ def _scheme(uri: str) -> str:
     return "" if is_local(uri) else uri.split("://", 1)[0] + "://"
 
 
-def _failed(operation: str, uri: str, error: Exception) -> StorageError:
-    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def failed(operation: str, uri: str, error: Exception) -> StorageError:
+    """An error of a store's client as one line: what was tried on which object, why it failed, what to check."""
+    text = ANSI.sub("", str(error))
+    cause = ": ".join(line.strip(" ↳") for line in text.splitlines() if line.strip())[:400] or type(error).__name__
     hint = ""
     if isinstance(error, PermissionError) or "AccessKey" in cause or "Signature" in cause:
         hint = "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -107,7 +110,7 @@ def list_files(uri: str) -> list[FileInfo]:
     except FileNotFoundError:
         return []
     except Exception as error:
-        raise _failed("list", uri, error) from error
+        raise failed("list", uri, error) from error
     infos = [_info(_scheme(uri), entry) for entry in found if not _hidden(entry["name"].removeprefix(prefix))]
     return sorted(infos, key=lambda info: info.uri)
 
@@ -135,7 +138,7 @@ def info(uri: str) -> FileInfo:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise _failed("look up", uri, error) from error
+        raise failed("look up", uri, error) from error
 
 
 def exists(uri: str) -> bool:
@@ -144,7 +147,7 @@ def exists(uri: str) -> bool:
     try:
         return bool(fs.exists(path))
     except Exception as error:
-        raise _failed("look up", uri, error) from error
+        raise failed("look up", uri, error) from error
 
 
 def open_input(uri: str) -> BinaryIO:
@@ -160,7 +163,7 @@ def open_input(uri: str) -> BinaryIO:
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(uri) from None
     except Exception as error:
-        raise _failed("open", uri, error) from error
+        raise failed("open", uri, error) from error
 
 
 class _Input(io.RawIOBase):
@@ -187,7 +190,7 @@ class _Input(io.RawIOBase):
         try:
             data = self._stream.read(len(buffer))
         except Exception as error:
-            raise _failed("read", self._uri, error) from error
+            raise failed("read", self._uri, error) from error
         buffer[: len(data)] = data
         return len(data)
 
@@ -216,7 +219,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         else:
             fs.pipe_file(path, data)
     except Exception as error:
-        raise _failed("write", uri, error) from error
+        raise failed("write", uri, error) from error
 
 
 def _replace_local(path: Path, data: bytes) -> None:
@@ -237,7 +240,7 @@ def delete(uri: str) -> None:
     except FileNotFoundError:
         return
     except Exception as error:
-        raise _failed("delete", uri, error) from error
+        raise failed("delete", uri, error) from error
 
 
 def check_writable(uri: str) -> None:

@@ -14,9 +14,9 @@ import json
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +25,7 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction
 from ray.data import Datasink
 from ray.data.block import BlockAccessor
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from pipelines import storage
 from pipelines.shards import Shard
@@ -44,6 +45,9 @@ LINEAGE = [
 TIMINGS = ("decode_seconds", "predict_seconds")
 PIECE = re.compile(r"(?P<shard>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(?P<end>-end)?\.parquet")
 COMMIT_ATTEMPTS = 5
+READ_ATTEMPTS = 5
+HISTORY = 50  # commits in which a disturbed writer looks for its own
+T = TypeVar("T")
 
 
 def table_schema(payload: pa.Schema) -> pa.Schema:
@@ -171,8 +175,36 @@ def count_errors(pieces: Iterable[Piece]) -> Counter[str]:
 
 
 # ---- the commit --------------------------------------------------------------------------------------------------
+def patiently(operation: str, uri: str, work: Callable[[], T]) -> T:
+    """What `work` gives. delta-rs repeats requests that fail, but not ones whose answer breaks off: all is done again.
+
+    Args:
+        operation: how an error calls it, such as `read`.
+        uri: the table.
+        work: may be done several times.
+
+    Raises:
+        StorageError: the store kept failing; names the table and the cause.
+        DeltaError: another writer, or a table that is not there.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception_type(OSError),
+        stop=stop_after_attempt(READ_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.1, max=2),
+        reraise=True,
+    )
+    try:
+        return retrying(work)
+    except OSError as error:
+        raise storage.failed(operation, uri, error) from error
+
+
 def open_table(uri: str) -> DeltaTable | None:
     """The table, or None if it has never been written."""
+    return patiently("read", uri, lambda: _open(uri))
+
+
+def _open(uri: str) -> DeltaTable | None:
     try:
         return DeltaTable(storage.absolute(uri))
     except TableNotFoundError:
@@ -192,39 +224,59 @@ def commit_night(uri: str, ds: str, pieces: Sequence[Piece], schema: pa.Schema, 
     Two writers of one night use the same Delta application id, so one of them loses cleanly even when neither saw a
     file of the other (without it, delta-rs lets two first writers of a partition both succeed: seen with 1.6).
 
+    Args:
+        uri: the table.
+        ds: the night.
+        pieces: its files.
+        schema: the columns of a file.
+        run: kept with the commit; its `run_id` tells this writer's commit from another's.
+
     Returns:
-        The table's new version, or None if the night already consists of exactly these files.
+        The table's new version, or None if the night already consisted of exactly these files.
 
     Raises:
         CommitFailedError: another writer replaced the night first, several times over.
+        StorageError: the store kept failing.
     """
     root = storage.absolute(uri) + "/"
-    paths = {piece.file.uri.removeprefix(root): piece for piece in pieces}
-    delta_schema = schema.append(pa.field("ds", pa.string()))
-    app_id = f"ds={ds}"
+    actions = {path: _add_action(path, piece, ds) for piece in pieces for path in [piece.file.uri.removeprefix(root)]}
+    table = open_table(uri)
+    if table is not None and night_files(table, ds) == set(actions):
+        return None
     for attempt in range(COMMIT_ATTEMPTS):
-        table = open_table(uri) or DeltaTable.create(
-            storage.absolute(uri), delta_schema, mode="ignore", partition_by=["ds"]
-        )
-        if night_files(table, ds) == set(paths):
-            return None
-        version = (table.transaction_version(app_id) or 0) + 1
-        properties = CommitProperties(custom_metadata=run, app_transactions=[Transaction(app_id, version)])
         try:
-            table.create_write_transaction(
-                [_add_action(path, piece, ds) for path, piece in paths.items()],
-                "overwrite",
-                delta_schema,
-                ["ds"],
-                [("ds", "=", ds)],
-                commit_properties=properties,
-            )
-            return int(DeltaTable(storage.absolute(uri)).version())
+            return patiently("commit to", uri, lambda: _commit(uri, ds, actions, schema, run))
         except CommitFailedError:
             if attempt == COMMIT_ATTEMPTS - 1:
                 raise
             time.sleep(0.2 * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def _commit(uri: str, ds: str, actions: Mapping[str, AddAction], schema: pa.Schema, run: dict[str, str]) -> int | None:
+    delta_schema = schema.append(pa.field("ds", pa.string()))
+    app_id = f"ds={ds}"
+    table = _open(uri) or DeltaTable.create(storage.absolute(uri), delta_schema, mode="ignore", partition_by=["ds"])
+    if night_files(table, ds) == set(actions):
+        return _version_of(table, ds, run)
+    version = (table.transaction_version(app_id) or 0) + 1
+    table.create_write_transaction(
+        list(actions.values()),
+        "overwrite",
+        delta_schema,
+        ["ds"],
+        [("ds", "=", ds)],
+        commit_properties=CommitProperties({**run, "ds": ds}, app_transactions=[Transaction(app_id, version)]),
+    )
+    return int(DeltaTable(storage.absolute(uri)).version())
+
+
+def _version_of(table: DeltaTable, ds: str, run: dict[str, str]) -> int | None:
+    """The newest commit of this night, if this run made it: a store may have done what it said it could not do."""
+    for commit in table.history(HISTORY):
+        if commit.get("ds") == ds:
+            return int(commit["version"]) if commit["run_id"] == run["run_id"] else None
+    return None
 
 
 def _add_action(path: str, piece: Piece, ds: str) -> AddAction:
@@ -233,8 +285,16 @@ def _add_action(path: str, piece: Piece, ds: str) -> AddAction:
 
 
 def tidy(uri: str, retain_hours: int) -> list[str]:
-    """Removes files that no version within the last `retain_hours` needs; younger unknown ones may be another job's."""
+    """Removes files that no version within the last `retain_hours` needs; younger unknown ones may be another job's.
+
+    Raises:
+        StorageError: the store kept failing.
+        DeltaError: it cannot be done now.
+    """
     table = open_table(uri)
     if table is None:
         return []
-    return list(table.vacuum(retention_hours=retain_hours, dry_run=False, enforce_retention_duration=False, full=True))
+    return patiently(
+        "tidy", uri,
+        lambda: list(table.vacuum(retain_hours, dry_run=False, enforce_retention_duration=False, full=True)),
+    )  # fmt: skip

@@ -65,41 +65,33 @@ def test_a_killed_driver_started_again_gives_the_same_table(s3: str, tmp_path: P
     assert rows(f"{s3}/killed") == rows(f"{s3}/whole")
 
 
-def test_the_same_again_computes_nothing_and_a_new_beam_size_computes_all(
-    s3: str, tmp_path: Path, env: dict[str, str]
-) -> None:
+def test_a_night_again_and_again(s3: str, tmp_path: Path, env: dict[str, str]) -> None:
+    """The same once more, with a late shard and without an old one, and with another beam size."""
     tiny.write_translator(f"{s3}/model")
     tiny.write_sentences(f"{s3}/in", shards=3, rows=20)
     first = tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env)
     assert (first.code, first.summary["shards_computed"], first.summary["changed"]) == (0, 3, True), first.stderr
     before = rows(f"{s3}/tables")
 
-    second = tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env)
-    assert (second.code, second.summary["shards_computed"], second.summary["changed"]) == (0, 0, False)
-    assert second.summary["rows"] == 60
+    same = tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env)
+    assert (same.code, same.summary["shards_computed"], same.summary["changed"]) == (0, 0, False)
+    assert same.summary["rows"] == 60
     assert DeltaTable(f"{s3}/tables/translations").version() == first.summary["version"]
     assert rows(f"{s3}/tables") == before
+
+    storage.write_bytes(f"{s3}/in/late.txt", b"der Hund\ndie Katze\n")
+    storage.delete(f"{s3}/in/part-00000.txt")
+    late = tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env)
+    assert (late.summary["shards_computed"], late.summary["rows"]) == (1, 42), "a late shard costs only itself"
+    shards = {row[5].rsplit("/", 1)[-1] for row in rows(f"{s3}/tables")}
+    assert shards == {"late.txt", "part-00001.txt", "part-00002.txt"}
 
     beam = tiny.hybrid(*infer(s3, "in", "tables", "--decoding.beam-size", "3"), cwd=tmp_path, env=env)
     assert (beam.code, beam.summary["shards_computed"], beam.summary["changed"]) == (0, 3, True)
     assert beam.summary["fingerprint"] != first.summary["fingerprint"]
     after = rows(f"{s3}/tables")
-    assert sum(after.values()) == 60
+    assert sum(after.values()) == 42
     assert {row[-1] for row in after} == {beam.summary["fingerprint"]}, "no row of the old beam size is left"
-
-
-def test_a_late_shard_costs_only_itself_and_a_removed_one_disappears(
-    s3: str, tmp_path: Path, env: dict[str, str]
-) -> None:
-    tiny.write_translator(f"{s3}/model")
-    tiny.write_sentences(f"{s3}/in", shards=3, rows=20)
-    assert tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env).summary["rows"] == 60
-    storage.write_bytes(f"{s3}/in/late.txt", b"der Hund\ndie Katze\n")
-    storage.delete(f"{s3}/in/part-00000.txt")
-    night = tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env)
-    assert (night.summary["shards_computed"], night.summary["rows"]) == (1, 42)
-    shards = {row[5].rsplit("/", 1)[-1] for row in rows(f"{s3}/tables")}
-    assert shards == {"late.txt", "part-00001.txt", "part-00002.txt"}
 
 
 def test_one_corrupt_shard_of_twenty_and_every_row_is_accounted_for(

@@ -11,11 +11,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import timm
+from deltalake import DeltaTable
 from safetensors.torch import save_file
 
+from jobs.demo import NIGHTS
 from tests import tiny
 from tests.pipelines.test_public_data import make_mnist
 from tests.pipelines.test_radar import event_bytes
@@ -117,7 +120,20 @@ def test_the_demo_beats_its_baselines(outputs: dict[str, str]) -> None:
         assert tasks[name]["value"] > tasks[name]["baseline"] + margin, tasks[name]
     assert tasks["nowcasts"]["value"] < 0.7 * tasks["nowcasts"]["baseline"], tasks["nowcasts"]
     assert tasks["captions"]["nights"][1]["errors"] == {"ImageDecodeError": 1}
-    assert demo["mlflow_command"].startswith("mlflow server --backend-store-uri sqlite:///")
+
+
+def test_the_demo_says_where_everything_lies(outputs: dict[str, str], folder: Path) -> None:
+    demo, out = summary(outputs, "hybrid demo"), folder / "demo-out"
+    assert (demo["tables"], demo["mlflow"]) == (f"{out}/tables", f"sqlite:///{out}/mlflow.db")
+    assert demo["mlflow_command"] == f"mlflow server --backend-store-uri sqlite:///{out}/mlflow.db"
+    client = mlflow.MlflowClient(demo["mlflow"])
+    for name, task in demo["tasks"].items():
+        assert [(n["ds"], n["rows"], n["changed"]) for n in task["nights"]] == [(ds, 90, True) for ds in NIGHTS]
+        rows = DeltaTable(f"{demo['tables']}/{name}").to_pyarrow_table()
+        assert sorted(rows["ds"].to_pylist()) == [ds for ds in NIGHTS for _ in range(90)]
+        assert set(rows["model"].to_pylist()) == {task["model"]}
+        _, hybrid, version = task["model"].split("/")
+        assert client.get_model_version(hybrid, version).aliases == ["challenger"]
 
 
 def test_the_demo_answers_questions(outputs: dict[str, str]) -> None:

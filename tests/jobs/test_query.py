@@ -33,7 +33,7 @@ def lake(tmp_path: Path) -> str:
     folder = storage.join(table, "ds=2026-01-31", "x")
     StageSink(folder, [SHARD], SCHEMA).write([pa.Table.from_pylist(rows, schema=SCHEMA)], None)
     pieces = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
-    commit_night(table, "2026-01-31", pieces, SCHEMA, {})
+    commit_night(table, "2026-01-31", pieces, SCHEMA, {"run_id": "r"})
     return str(tmp_path / "tables")
 
 

@@ -31,7 +31,7 @@ def write_night(tables_uri: str, ds: str, captions: list[str | None]) -> None:
     folder = storage.join(table, f"ds={ds}", f"fingerprint{len(captions)}")
     StageSink(folder, [SHARD], SCHEMA).write([pa.Table.from_pylist(rows, schema=SCHEMA)], None)
     pieces = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
-    commit_night(table, ds, pieces, SCHEMA, {})
+    commit_night(table, ds, pieces, SCHEMA, {"run_id": "r"})
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -12,6 +12,7 @@ from pipelines.storage import FileInfo
 from pipelines.tables import Piece, StageSink, commit_night, list_pieces, shard_key, table_schema, tiling
 
 SCHEMA = table_schema(pa.schema([pa.field("caption", pa.string())]))
+RUN = {"run_id": "r"}
 A, B = Shard("s3://lake/in/a.tar", 10, "1"), Shard("s3://lake/in/b b.tar", 10, "1")
 
 
@@ -99,12 +100,12 @@ def read(uri: str, ds: str = "2026-01-01") -> list[str]:
 
 def test_a_commit_replaces_its_night_and_no_other(table: str) -> None:
     first = night(table, "one", rows(A, 0, 2, 1), rows(B, 0, 1, 0))
-    assert commit_night(table, "2026-01-01", first, SCHEMA, {"run_id": "r"}) == 1
+    assert commit_night(table, "2026-01-01", first, SCHEMA, RUN) == 1
     other = storage.join(table, "ds=2026-01-02", "one")
     stage(other, rows(A, 0, 1, 0))
-    commit_night(table, "2026-01-02", tiling(list_pieces(other)[shard_key(A)]) or [], SCHEMA, {})
+    commit_night(table, "2026-01-02", tiling(list_pieces(other)[shard_key(A)]) or [], SCHEMA, RUN)
     second = night(table, "two", rows(A, 0, 3, 2))
-    assert commit_night(table, "2026-01-01", second, SCHEMA, {}) == 3
+    assert commit_night(table, "2026-01-01", second, SCHEMA, RUN) == 3
     assert read(table) == [f"{A.uri}#{i}" for i in range(3)]
     assert read(table, "2026-01-02") == [f"{A.uri}#0"]
     old = DeltaTable(table, version=1).to_pyarrow_table()
@@ -115,8 +116,8 @@ def test_a_commit_replaces_its_night_and_no_other(table: str) -> None:
 
 def test_the_same_files_are_not_committed_twice(table: str) -> None:
     pieces = night(table, "one", rows(A, 0, 2, 1))
-    assert commit_night(table, "2026-01-01", pieces, SCHEMA, {}) == 1
-    assert commit_night(table, "2026-01-01", pieces, SCHEMA, {}) is None
+    assert commit_night(table, "2026-01-01", pieces, SCHEMA, RUN) == 1
+    assert commit_night(table, "2026-01-01", pieces, SCHEMA, RUN) is None
     assert DeltaTable(table).version() == 1
 
 
@@ -130,11 +131,11 @@ def test_of_two_first_writers_of_a_night_one_replaces_the_other(table: str, monk
         files = looked(delta, ds)
         if next(race, False):
             monkeypatch.setattr(tables, "night_files", looked)
-            assert commit_night(table, "2026-01-01", theirs, SCHEMA, {}) == 1
+            assert commit_night(table, "2026-01-01", theirs, SCHEMA, RUN) == 1
         return files
 
     monkeypatch.setattr(tables, "night_files", look)
-    assert commit_night(table, "2026-01-01", ours, SCHEMA, {}) == 2
+    assert commit_night(table, "2026-01-01", ours, SCHEMA, RUN) == 2
     assert read(table) == [f"{A.uri}#0", f"{A.uri}#1"]
     assert pa.table(DeltaTable(table, version=1).get_add_actions())["num_records"].to_pylist() == [1]
 
@@ -143,9 +144,9 @@ def test_tidy_removes_only_what_no_kept_version_needs(tmp_path: Path) -> None:
     table = str(tmp_path / "captions")
     assert tables.tidy(table, 0) == []
     first = night(table, "one", rows(A, 0, 2, 1))
-    commit_night(table, "2026-01-01", first, SCHEMA, {})
+    commit_night(table, "2026-01-01", first, SCHEMA, RUN)
     second = night(table, "two", rows(A, 0, 3, 2))
-    commit_night(table, "2026-01-01", second, SCHEMA, {})
+    commit_night(table, "2026-01-01", second, SCHEMA, RUN)
     night(table, "staging", rows(B, 0, 1, 0))
     assert tables.tidy(table, 24) == []
     removed = tables.tidy(table, 0)
