@@ -80,7 +80,7 @@ def failed(operation: str, uri: str, error: Exception) -> StorageError:
     hint = ""
     if isinstance(error, PermissionError) or "AccessKey" in cause or "Signature" in cause:
         hint = "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    elif "connect" in cause.lower() or "credentials" in cause.lower():
+    elif re.search(r"connect\b|credentials", cause, re.IGNORECASE):
         hint = "; check AWS_ENDPOINT_URL and the AWS_… credentials"
     return StorageError(f"cannot {operation} {uri}: {cause}{hint}")
 

@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 from ray.data import Datasink
 from ray.data.block import BlockAccessor
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from pipelines import storage
 from pipelines.shards import Shard
@@ -188,15 +188,22 @@ def patiently(operation: str, uri: str, work: Callable[[], T]) -> T:
         DeltaError: another writer, or a table that is not there.
     """
     retrying = Retrying(
-        retry=retry_if_exception_type(OSError),
+        retry=retry_if_exception(_is_the_stores),
         stop=stop_after_attempt(READ_ATTEMPTS),
         wait=wait_random_exponential(multiplier=0.1, max=2),
         reraise=True,
     )
     try:
         return retrying(work)
-    except OSError as error:
-        raise storage.failed(operation, uri, error) from error
+    except Exception as error:
+        if _is_the_stores(error):
+            raise storage.failed(operation, uri, error) from error
+        raise
+
+
+def _is_the_stores(error: BaseException) -> bool:
+    """delta-rs tells what the store did by OSError, or by its most general error."""
+    return isinstance(error, OSError) or type(error) is DeltaError
 
 
 def open_table(uri: str) -> DeltaTable | None:
@@ -272,10 +279,15 @@ def _commit(uri: str, ds: str, actions: Mapping[str, AddAction], schema: pa.Sche
 
 
 def _version_of(table: DeltaTable, ds: str, run: dict[str, str]) -> int | None:
-    """The newest commit of this night, if this run made it: a store may have done what it said it could not do."""
-    for commit in table.history(HISTORY):
+    """The newest commit of this night, if this run made it: a store may have done what it said it could not do.
+
+    Reads the log itself: `DeltaTable.history` of deltalake 1.6 never returns on S3.
+    """
+    for version in range(table.version(), max(-1, table.version() - HISTORY), -1):
+        entries = storage.read_text(storage.join(table.table_uri, "_delta_log", f"{version:020d}.json")).splitlines()
+        commit: dict[str, Any] = next((info for e in entries if (info := json.loads(e).get("commitInfo"))), {})
         if commit.get("ds") == ds:
-            return int(commit["version"]) if commit["run_id"] == run["run_id"] else None
+            return version if commit["run_id"] == run["run_id"] else None
     return None
 
 

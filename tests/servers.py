@@ -1,4 +1,4 @@
-"""Real servers for tests: SeaweedFS as the S3 store, MLflow as the tracking server."""
+"""Real servers for tests: SeaweedFS as the S3 store, MLflow as the tracking server, nodes of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+import psutil
 import s3fs
 from botocore.exceptions import BotoCoreError
 
@@ -39,10 +41,10 @@ class Server:
         """Whether it serves yet."""
         raise NotImplementedError
 
-    def start(self, seconds: float = 60) -> Self:
-        """Starts it and waits until it answers."""
+    def start(self, seconds: float = 60, env: Mapping[str, str] | None = None) -> Self:
+        """Starts it, by default in this process's environment, and waits until it answers."""
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=env, start_new_session=True)
         deadline = time.monotonic() + seconds
         while not self.answers():
             if time.monotonic() > deadline or self._process.poll() is not None:
@@ -127,6 +129,42 @@ class MlflowServer(Server):
                 return bool(response.status == 200)
         except OSError:
             return False
+
+
+class RayNode(Server):
+    """A node of a Ray cluster: the head, or one that joins the cluster at `address`.
+
+    Args:
+        folder: for its log.
+        cpus: how many tasks it runs at once.
+        address: the head's; makes this node a head by default.
+    """
+
+    def __init__(self, folder: Path, cpus: int, address: str = "") -> None:
+        super().__init__(folder, "ray")
+        self._cpus = cpus
+        self._joins = address
+        self.address = address or f"127.0.0.1:{free_ports(1)[0]}"
+
+    def command(self) -> list[str]:
+        head = ["--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false", "--disable-usage-stats"]
+        place = [f"--address={self._joins}"] if self._joins else head
+        return [
+            sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--node-ip-address=127.0.0.1",
+            f"--num-cpus={self._cpus}", f"--object-store-memory={256 << 20}", "--block",
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        """Whether it says that it runs."""
+        return "Ray runtime started" in self.log.read_text()
+
+    def workers(self) -> list[psutil.Process]:
+        """Processes that Ray started here."""
+        assert self._process is not None
+        try:
+            return psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
 
 
 def free_ports(count: int) -> list[int]:

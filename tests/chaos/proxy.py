@@ -150,8 +150,8 @@ def _error(fault: str) -> web.Response:
 
 
 def _hang_up(request: web.Request) -> web.Response:
-    assert request.transport is not None
-    request.transport.abort()
+    if request.transport is not None:  # the client may have hung up first
+        request.transport.abort()
     return web.Response()
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Iterator
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 
-from pipelines import storage
+from pipelines import query, storage, tables
+from pipelines.tables import Piece
 from tests.chaos import proxy
 from tests.chaos.proxy import FAULTS, Call, Faults, Proxy
 from tests.servers import S3Server
+
+SCHEMA = tables.table_schema(pa.schema([pa.field("caption", pa.string())]))
 
 
 @pytest.fixture
@@ -45,22 +51,34 @@ def test_faults_are_drawn_from_their_seed() -> None:
     assert 150 < sum(first.counts.values()) < 250
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_one_fault_of_each_kind_harms_nothing(
-    fault: str, before_store: Proxy, s3: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every third call fails: reading, writing and listing try again."""
-    monkeypatch.setattr(proxy, "SLOW_SECONDS", 0.2)
+def test_no_fault_harms_objects_or_tables(before_store: Proxy, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixth of all calls fails while objects are written, read and listed, and nights committed, tidied and read."""
+    monkeypatch.setattr(proxy, "SLOW_SECONDS", 0.1)
+    before_store.faults = Faults(1 / 6, seed=3)
+    for number in range(8):
+        content = random.Random(number).randbytes(50_000)
+        storage.write_bytes(f"{s3}/in/{number}", content)
+        assert storage.read_bytes(f"{s3}/in/{number}") == content
+    assert len(storage.list_files(f"{s3}/in")) == 8
 
-    class EveryThird(Faults):
-        def draw(self) -> str | None:
-            self.counts["calls"] += 1
-            return fault if self.counts["calls"] % 3 == 0 else None
+    table = f"{s3}/captions"
+    for night, rows in (("2026-01-01", 3), ("2026-01-02", 4), ("2026-01-01", 5)):
+        run = {"run_id": f"{night}-{rows}"}
+        version = tables.commit_night(table, night, [stage(table, night, rows)], SCHEMA, run)
+        log = storage.read_text(f"{table}/_delta_log/{version:020d}.json")
+        assert run["run_id"] in log, "the version is that of this run's own commit"
+        assert tables.commit_night(table, night, [stage(table, night, rows)], SCHEMA, {"run_id": "later"}) is None
+        assert tables.tidy(table, 1) == []
+    found = query.query("SELECT ds, count(*) AS n FROM captions GROUP BY ds ORDER BY ds", s3, ["captions"])
+    assert found.to_pylist() == [{"ds": "2026-01-01", "n": 5}, {"ds": "2026-01-02", "n": 4}]
+    assert set(before_store.faults.counts) == set(FAULTS)
 
-    before_store.faults = EveryThird(0, 0)
-    contents = {f"{s3}/{n}": random.Random(n).randbytes(50_000) for n in range(3)}
-    for uri, content in contents.items():
-        storage.write_bytes(uri, content)
-        assert storage.read_bytes(uri) == content
-    assert [file.uri for file in storage.list_files(s3)] == sorted(contents)
-    assert before_store.faults.counts["calls"] > 9
+
+def stage(table: str, night: str, rows: int) -> Piece:
+    """A staged file of so many rows."""
+    uri = f"{table}/ds={night}/{rows}/shard-0123456789abcdef-0-{rows}-end.parquet"
+    buffer = io.BytesIO()
+    columns = {field.name: pa.nulls(rows, field.type) for field in SCHEMA}
+    pq.write_table(pa.table({**columns, "status": ["ok"] * rows}, schema=SCHEMA), buffer)
+    storage.write_bytes(uri, buffer.getvalue())
+    return Piece(storage.info(uri), 0, rows, end=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -10,18 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
-from ray.cluster_utils import Cluster
 
 from pipelines import cluster
 from tests import tiny
 from tests.chaos.proxy import Proxy
-from tests.servers import MlflowServer, S3Server
+from tests.servers import MlflowServer, RayNode, S3Server
 
-MEMORY = 256 << 20
-"""Bytes of each node's object store."""
 DOWN_SECONDS = (0.5, 6.0)
 """How long a killed server stays away, and a killed node until another joins."""
 
@@ -33,78 +30,63 @@ class World:
     Args:
         folder: where jobs run, and the servers keep their data.
         store: the S3 server.
-        proxy: what jobs take for the S3 server.
+        proxy: what jobs and Ray's workers take for the S3 server.
         mlflow: the tracking server.
-        nodes: a Ray head without CPUs and two nodes of one CPU each.
+        head: a Ray node without CPUs.
+        workers: Ray nodes of one CPU each.
     """
 
     folder: Path
     store: S3Server
     proxy: Proxy
     mlflow: MlflowServer
-    nodes: Cluster
-    workers: list[Any] = field(default_factory=list)
+    head: RayNode
+    workers: list[RayNode] = field(default_factory=list)
 
     @property
     def env(self) -> dict[str, str]:
         """The environment of a job."""
-        settings = {"RAY_ADDRESS": self.nodes.address, "MLFLOW_TRACKING_URI": self.mlflow.uri}
+        settings = {
+            "RAY_ADDRESS": self.head.address,
+            "RAY_AUTH_MODE": "disabled",
+            "MLFLOW_TRACKING_URI": self.mlflow.uri,
+        }
         return {**tiny.environment(self.folder), **self.store.env(self.proxy.endpoint), **settings}
 
     def add_worker(self) -> None:
         """One more node."""
-        with behind(self.proxy):
-            self.workers.append(self.nodes.add_node(num_cpus=1, object_store_memory=MEMORY))
-
-    def replace_worker(self, number: int, away: float) -> None:
-        """Kills a node's raylet and, after a while, adds another node."""
-        node = self.workers.pop(number)
-        self.nodes.remove_node(node, allow_graceful=False)
-        time.sleep(away)
-        self.add_worker()
+        number = len(list(self.folder.glob("node-*")))
+        node = RayNode(self.folder / f"node-{number}", 1, self.head.address)
+        self.workers.append(node.start(env=self.env))
 
     def processes(self, name: str) -> list[psutil.Process]:
         """The cluster's own processes that have `name` in their command."""
-        raylets = [node.all_processes["raylet"][0].process.pid for node in self.nodes.list_all_nodes()]
         found = []
-        for raylet in raylets:
-            try:
-                found += [p for p in psutil.Process(raylet).children(recursive=True) if name in " ".join(p.cmdline())]
-            except psutil.Error:  # it has ended meanwhile
-                continue
+        for process in (process for node in self.workers for process in node.workers()):
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                if name in " ".join(process.cmdline()):
+                    found.append(process)
         return found
-
-
-@contextmanager
-def behind(proxy: Proxy) -> Iterator[None]:
-    """What is started here takes the proxy for the store; Ray's workers inherit it from their node."""
-    before = os.environ["AWS_ENDPOINT_URL"]
-    os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
-    try:
-        yield
-    finally:
-        os.environ["AWS_ENDPOINT_URL"] = before
 
 
 @contextmanager
 def running(folder: Path) -> Iterator[World]:
     """A world, from the first server to the last; this process's own S3 variables lead past the proxy."""
-    store = S3Server(folder / "store").start()
-    mlflow = MlflowServer(folder / "mlflow").start()
-    proxy = Proxy(store.endpoint)
-    os.environ.update({**store.env(), **cluster.LOCAL_CLUSTER, "RAY_worker_niceness": "0"})
-    with behind(proxy):
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY})
-    world = World(folder, store, proxy, mlflow, nodes)
-    try:
+    with contextlib.ExitStack() as stack:
+        store = S3Server(folder / "store").start()
+        stack.callback(store.kill)
+        mlflow = MlflowServer(folder / "mlflow").start()
+        stack.callback(mlflow.kill)
+        proxy = Proxy(store.endpoint)
+        stack.callback(proxy.stop)
+        os.environ.update({**store.env(), **cluster.LOCAL_CLUSTER, "RAY_worker_niceness": "0"})
+        world = World(folder, store, proxy, mlflow, RayNode(folder / "head", 0))
+        world.head.start(env=world.env)
+        stack.callback(world.head.kill)
+        stack.callback(lambda: [node.kill() for node in world.workers])
         world.add_worker()
         world.add_worker()
         yield world
-    finally:
-        nodes.shutdown()
-        proxy.stop()
-        mlflow.kill()
-        store.kill()
 
 
 # ---- victims -----------------------------------------------------------------------------------------------------
@@ -133,7 +115,9 @@ def _one_of(name: str) -> Victim:
 
 
 def _raylet(world: World, job: Job, rng: random.Random) -> bool:
-    world.replace_worker(rng.randrange(len(world.workers)), rng.uniform(*DOWN_SECONDS))
+    world.workers.pop(rng.randrange(len(world.workers))).kill()
+    time.sleep(rng.uniform(*DOWN_SECONDS))
+    world.add_worker()
     return True
 
 
