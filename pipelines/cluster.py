@@ -74,6 +74,7 @@ def connect() -> Iterator[None]:
     for name, value in LOCAL_CLUSTER.items():
         os.environ.setdefault(name, value)
     ray.init(
+        address=os.environ.get("RAY_ADDRESS") or "local",
         configure_logging=True,
         logging_level=logging.WARNING,
         log_to_driver=os.environ.get("HYBRID_WORKER_LOGS") == "1",

@@ -46,7 +46,11 @@ def ray_cluster(s3_server: S3Server) -> Iterator[str]:
     # Ray's workers are as nice as the tests' own processes, which would starve them otherwise.
     os.environ.update({**cluster.LOCAL_CLUSTER, "RAY_worker_niceness": "0"})
     context = ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": cluster.worker_env()}
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": cluster.worker_env()},
     )
     cluster.configure_data()
     yield context.address_info["gcs_address"]

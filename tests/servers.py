@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -144,10 +145,15 @@ class RayNode(Server):
         super().__init__(folder, "ray")
         self._cpus = cpus
         self._joins = address
+        # In Ray's own folder a head would say that it is this machine's cluster; Ray's sockets need a short path.
+        self._scratch = tempfile.mkdtemp(prefix="ray") if not address else ""
         self.address = address or f"127.0.0.1:{free_ports(1)[0]}"
 
     def command(self) -> list[str]:
-        head = ["--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false", "--disable-usage-stats"]
+        head = [
+            "--head", f"--port={self.address.split(':')[1]}", f"--temp-dir={self._scratch}",
+            "--include-dashboard=false", "--disable-usage-stats",
+        ]  # fmt: skip
         place = [f"--address={self._joins}"] if self._joins else head
         return [
             sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--node-ip-address=127.0.0.1",
@@ -157,6 +163,12 @@ class RayNode(Server):
     def answers(self) -> bool:
         """Whether it says that it runs."""
         return "Ray runtime started" in self.log.read_text()
+
+    def kill(self) -> None:
+        """Ends it with all that it started."""
+        super().kill()
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def workers(self) -> list[psutil.Process]:
         """Processes that Ray started here."""
