@@ -16,7 +16,7 @@ from jobs.recipes import RECIPES
 from pipelines import artifacts, cluster, query, storage
 from pipelines.demo_data import prepare_demo
 from pipelines.limits import Limits
-from pipelines.tracking import default_uri
+from pipelines.tracking import default_uri, shown
 
 log = logging.getLogger(__name__)
 NIGHTS = ("2026-01-01", "2026-01-02")
@@ -80,10 +80,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     tables = storage.join(lake, "tables")
     _show(tables)
     seconds = round(time.perf_counter() - started, 1)
-    mlflow_command = f"mlflow server --backend-store-uri {mlflow}" if "://" in mlflow else mlflow
+    mlflow_command = shown(f"mlflow server --backend-store-uri {mlflow}" if "://" in mlflow else mlflow)
     log.info('done in %.0f s. Tables: %s. Ask them: hybrid query "SELECT …" --tables %s', seconds, tables, tables)
     log.info("curves and models: %s", mlflow_command)
-    return {"tables": tables, "mlflow": mlflow, "mlflow_command": mlflow_command, "seconds": seconds, "tasks": tasks}
+    return {
+        "tables": tables,
+        "mlflow": shown(mlflow),
+        "mlflow_command": mlflow_command,
+        "seconds": seconds,
+        "tasks": tasks,
+    }
 
 
 def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.limits import Limits
 from pipelines.shards import list_shards
-from pipelines.tracking import Tracker, default_uri
+from pipelines.tracking import Tracker, default_uri, shown
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def run(options: EvaluateOptions, artifact: Artifact, tracking_uri: str) -> dict
         "model_version": artifact.version,
         "input": options.input,
         **result,
-        "mlflow": tracking_uri,
+        "mlflow": shown(tracking_uri),
         "mlflow_run_id": tracker.run_id,
     }
 

@@ -21,7 +21,7 @@ from pipelines.cluster import Resources
 from pipelines.infer import Night
 from pipelines.limits import Limits
 from pipelines.shards import list_shards
-from pipelines.tracking import Tracker, default_uri
+from pipelines.tracking import Tracker, default_uri, shown
 
 TASKS = {table: name for name, table in TABLES.items()}
 
@@ -108,7 +108,7 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
             tracker.finish(succeeded=False)
             raise
         log_night(tracker, summary)
-    return {"task": artifact.table, **summary, "mlflow": tracking_uri, "mlflow_run_id": tracker.run_id}
+    return {"task": artifact.table, **summary, "mlflow": shown(tracking_uri), "mlflow_run_id": tracker.run_id}
 
 
 def log_night(tracker: Tracker, summary: dict[str, Any]) -> None:

@@ -34,6 +34,8 @@ LOCAL_CLUSTER = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
+# Prints the stack trace of an error that it raises, too; the error ends the job, whose last line says the cause.
+TRACES = {"ray.data._internal.execution.streaming_executor_state": logging.CRITICAL}
 WAITING_BYTES = 256 << 20  # samples between two stages, for each node
 MODEL_MEMORY = 2 << 30  # of a node, for each model process on CPUs
 
@@ -102,5 +104,5 @@ def configure_data() -> None:
     # Decoding is faster than most models: without a bound it would fill the object store with waiting samples.
     memory = WAITING_BYTES * max(1, sum(node["Alive"] for node in ray.nodes()))
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, level in {"ray.data": logging.WARNING, "ray.train": logging.WARNING, **TRACES}.items():
+        logging.getLogger(name).setLevel(level)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 LOG_SECONDS = 60.0
+Event = tuple[str, int, int, dict[str, float], str]
 
 
 @ray.remote(num_cpus=0)
@@ -23,13 +24,13 @@ class Progress:
     """Collects what the first worker tells; the driver fetches it."""
 
     def __init__(self) -> None:
-        self._events: list[tuple[str, int, int, dict[str, float]]] = []
+        self._events: list[Event] = []
 
-    def update(self, event: str, epoch: int, step: int, values: dict[str, float]) -> None:
-        """Notes an event: `start` of an epoch, `step`, or the end of an `epoch`."""
-        self._events.append((event, epoch, step, values))
+    def update(self, event: str, epoch: int, step: int, values: dict[str, float], text: str = "") -> None:
+        """Notes an event: `start` of an epoch, `step`, the end of an `epoch`, or a `damage` that the text describes."""
+        self._events.append((event, epoch, step, values, text))
 
-    def take(self) -> list[tuple[str, int, int, dict[str, float]]]:
+    def take(self) -> list[Event]:
         """Events since the last call."""
         events, self._events = self._events, []
         return events
@@ -60,8 +61,10 @@ def _follow(actor: Any, done: threading.Event, title: str, epochs: int) -> None:
         except ray.exceptions.RayError as error:
             log.warning("progress is not shown any longer: %s", error)
             break
-        for event, epoch, step, values in events:
-            if event == "start":
+        for event, epoch, step, values, text in events:
+            if event == "damage":
+                log.warning("%s: %s; going on from the one before", title, text)
+            elif event == "start":
                 base = step
                 bar.reset(total=int(values["steps"]))
                 bar.set_description(f"{title} epoch {epoch + 1}/{epochs}")

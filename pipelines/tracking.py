@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ from hybrid_models.errors import UsageError
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
+PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]*@")
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError, ImportError)  # S3 artifacts without boto3: ImportError
@@ -36,6 +38,11 @@ def default_uri() -> str:
     uri = mlflow.get_tracking_uri()
     path = uri.removeprefix("sqlite:///")
     return f"sqlite:///{Path(path).resolve()}" if path != uri else str(uri)
+
+
+def shown(text: str) -> str:
+    """A URI, or a message that has one in it, without passwords."""
+    return PASSWORD.sub(r"\1:***@", text)
 
 
 def _fail_fast() -> None:
@@ -169,7 +176,7 @@ class Tracker:
         try:
             yield
         except Exception as error:  # MLflow raises its database's, HTTP's and S3's errors as they come
-            log.warning("MLflow at %s: cannot %s, going on without it: %s", self.uri, what, _first_line(error))
+            log.warning("MLflow at %s: cannot %s, going on without it: %s", shown(self.uri), what, _first_line(error))
 
 
 @contextmanager
@@ -211,7 +218,7 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
         with _tracking(tracking_uri):
             local = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
     except UNREACHABLE as error:
-        raise UsageError(f"cannot get {uri} from MLflow at {tracking_uri}: {_first_line(error)}") from None
+        raise UsageError(f"cannot get {uri} from MLflow at {shown(tracking_uri)}: {_first_line(error)}") from None
     found = next(local.rglob("weights.safetensors"), None)
     if found is None:
         raise UsageError(f"{uri} holds no hybrid's artifact: was it registered by `hybrid train`?")
@@ -256,7 +263,7 @@ def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def _now_ms() -> int:

@@ -146,7 +146,7 @@ def finished(job: TrainJob) -> dict[str, Any] | None:
         summary = dict(json.loads(storage.read_text(storage.join(job.run, "summary.json"))))
     except FileNotFoundError:
         return None
-    return summary if summary["model_version"] and summary["mlflow"] == job.tracking_uri else None
+    return summary if summary["model_version"] and summary["mlflow"] == tracking.shown(job.tracking_uri) else None
 
 
 def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
@@ -306,11 +306,7 @@ def _scaling(num_workers: int) -> tuple[ScalingConfig, int]:
 
 def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, result: Result) -> dict[str, Any]:
     """The best checkpoint as an artifact, in the run's folder and in the registry."""
-    checkpoint, metrics = max(result.best_checkpoints or [], key=lambda pair: pair[1]["score"])
-    with checkpoint.as_directory() as folder:
-        weights = storage.read_bytes(f"{folder}/{artifacts.WEIGHTS}")
-    hybrid = initial.load()
-    artifacts.load_state(hybrid, weights, str(checkpoint.path))
+    hybrid, metrics = _best(result, initial)
     history = [json.loads(line) for line in storage.read_text(storage.join(job.run, "history.jsonl")).splitlines()]
     if tracker.run_id is None:  # MLflow was away when the run began
         tracker = _open_run(job, shards)
@@ -342,9 +338,29 @@ def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, 
         "epochs": int(max(entry.get("epoch", 0) for entry in history)),
         "steps": int(history[-1]["step"]),
         "parameters": sum(p.numel() for p in hybrid.parameters()),
-        "mlflow": job.tracking_uri,
+        "mlflow": tracking.shown(job.tracking_uri),
         "mlflow_run_id": tracker.run_id,
     }
+
+
+def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any]]:
+    """The model of the best checkpoint that is whole, and what was reported with it.
+
+    Raises:
+        UsageError: none is.
+    """
+    hybrid, damage = initial.load(), UsageError("there is no checkpoint")
+    for checkpoint, metrics in sorted(result.best_checkpoints or [], key=lambda pair: -pair[1]["score"]):
+        try:
+            with checkpoint.as_directory() as folder:
+                weights = storage.read_bytes(f"{folder}/{artifacts.WEIGHTS}")
+            artifacts.load_state(hybrid, weights, str(checkpoint.path))
+        except (UsageError, FileNotFoundError) as error:
+            log.warning("the best checkpoint is passed over: %s", error)
+            damage = UsageError(str(error))
+        else:
+            return hybrid, metrics
+    raise damage
 
 
 def model_card(job: TrainJob, hybrid: Hybrid, training: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import math
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from pipelines.tracking import Tracker
 log = logging.getLogger(__name__)
 LOG_EVERY = 10
 FINAL_RATE = 0.02
+CHECKPOINT = re.compile(r"checkpoint_epoch_\d{4}(_\d+)?(?=/)")
 CHECKPOINT_PROGRESS, CHECKPOINT_OPTIMIZER = "progress.json", "optimizer.pt"
 Metrics = dict[str, float]
 
@@ -70,6 +72,13 @@ class Progress:
     """Epochs since the best one."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Every logged entry: `step`, `time` in ms, metrics."""
+    fallbacks: int = 0
+    """How often a damaged checkpoint was passed over."""
+
+    @property
+    def checkpoint(self) -> str:
+        """Folder of the newest epoch's checkpoint. Ray Train removes old ones by name, so no name is used twice."""
+        return f"checkpoint_epoch_{self.epoch:04d}" + (f"_{self.fallbacks}" if self.fallbacks else "")
 
     def note(self, metrics: Mapping[str, float]) -> None:
         """Adds an entry at the current step."""
@@ -93,7 +102,7 @@ def train_worker(task: TrainTask) -> None:
     optimizer = torch.optim.AdamW(
         [p for p in hybrid.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    progress = restore(hybrid, optimizer)
+    progress = restore(hybrid, optimizer, task)
     model = prepare_model(hybrid, parallel_strategy="ddp" if world_size() > 1 else None)
     train_set = PreparedSamples(task.train_pieces, task.run)
     val_set = PreparedSamples(task.val_pieces, task.run)
@@ -258,28 +267,75 @@ def save(
         storage.join(task.run, "history.jsonl"), "".join(json.dumps(e) + "\n" for e in progress.history).encode()
     )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        (folder / artifacts.WEIGHTS).write_bytes(artifacts.pack_state(hybrid))
-        torch.save(optimizer.state_dict(), folder / CHECKPOINT_OPTIMIZER)
-        (folder / CHECKPOINT_PROGRESS).write_text(json.dumps(asdict(progress)))
+        write_checkpoint(Path(scratch), hybrid, optimizer, progress)
         ray_train.report(
             report,
-            checkpoint=ray_train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"checkpoint_epoch_{progress.epoch:04d}",
+            checkpoint=ray_train.Checkpoint.from_directory(scratch),
+            checkpoint_dir_name=progress.checkpoint,
         )
 
 
-def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer) -> Progress:
-    """Loads the newest checkpoint into model and optimizer, if there is one."""
-    checkpoint = ray_train.get_checkpoint()
-    if checkpoint is None:
+def write_checkpoint(folder: Path, hybrid: Hybrid, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """All that training needs to go on from here, on a local disk."""
+    (folder / artifacts.WEIGHTS).write_bytes(artifacts.pack_state(hybrid))
+    torch.save(optimizer.state_dict(), folder / CHECKPOINT_OPTIMIZER)
+    (folder / CHECKPOINT_PROGRESS).write_text(json.dumps(asdict(progress)))
+
+
+class DamagedError(RuntimeError):
+    """A checkpoint is not whole."""
+
+
+def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer, task: TrainTask) -> Progress:
+    """Loads the newest checkpoint that is whole into model and optimizer, if there is any; says which ones are not.
+
+    Raises:
+        DamagedError: none of them is whole.
+    """
+    newest = ray_train.get_checkpoint()
+    if newest is None:
         return Progress()
-    with checkpoint.as_directory() as scratch:
-        folder = Path(scratch)
-        artifacts.load_state(hybrid, (folder / artifacts.WEIGHTS).read_bytes(), str(checkpoint.path))
-        state = io.BytesIO((folder / CHECKPOINT_OPTIMIZER).read_bytes())
-        optimizer.load_state_dict(torch.load(state, map_location=get_device(), weights_only=True))
-        return Progress(**json.loads((folder / CHECKPOINT_PROGRESS).read_text()))
+    damage = ""
+    for name in checkpoints(task.run, Path(newest.path).name):
+        try:
+            progress = load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
+        except DamagedError as error:
+            damage = str(error)
+            log.warning("%s; going on from the one before", damage)
+            tell(task.progress, "damage", Progress(), {}, damage)
+        else:
+            progress.fallbacks += bool(damage)
+            return progress
+    raise DamagedError(f"{damage}, and there is none before it: train under another --name")
+
+
+def checkpoints(run: str, newest: str) -> list[str]:
+    """Names of a run's checkpoints, from this one backwards."""
+    places = {match[0] for file in storage.list_files(run) if (match := CHECKPOINT.search(file.uri))}
+    return [name for name in sorted(places, reverse=True) if name <= newest]
+
+
+def load_checkpoint(hybrid: Hybrid, optimizer: torch.optim.Optimizer, uri: str) -> Progress:
+    """Loads a checkpoint folder.
+
+    Raises:
+        DamagedError: a file is missing, cut off, or not what it should be.
+    """
+    try:
+        weights, state, progress = (
+            storage.read_bytes(storage.join(uri, name))
+            for name in (artifacts.WEIGHTS, CHECKPOINT_OPTIMIZER, CHECKPOINT_PROGRESS)
+        )
+    except FileNotFoundError as error:
+        raise DamagedError(f"{uri} is damaged: there is no {error}") from None
+    try:
+        restored = Progress(**json.loads(progress))
+        moments = torch.load(io.BytesIO(state), map_location=get_device(), weights_only=True)
+        artifacts.load_state(hybrid, weights, uri)
+        optimizer.load_state_dict(moments)
+    except Exception as error:  # torch, safetensors and JSON each have their own
+        raise DamagedError(f"{uri} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+    return restored
 
 
 # ---- workers -----------------------------------------------------------------------------------------------------
@@ -321,7 +377,7 @@ def unwrap(model: nn.Module) -> Hybrid:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[return-value]
 
 
-def tell(reporter: Any, event: str, progress: Progress, values: Mapping[str, float]) -> None:
+def tell(reporter: Any, event: str, progress: Progress, values: Mapping[str, float], text: str = "") -> None:
     """Shows the driver how far the first worker is; nobody waits for it."""
     if is_chief():
-        reporter.update.remote(event, progress.epoch, progress.step, dict(values))
+        reporter.update.remote(event, progress.epoch, progress.step, dict(values), text)

@@ -127,8 +127,8 @@ def test_the_curves_in_mlflow_are_the_history(whole: Trained) -> None:
 
 
 # ---- killed and started again ------------------------------------------------------------------------------------
-def dying_once(marker: str) -> Callable[[TrainTask], None]:
-    """A worker that is killed after the steps of its second epoch, before they are saved."""
+def dying_once(marker: str, epoch: int) -> Callable[[TrainTask], None]:
+    """A worker that is killed after the steps of an epoch, before they are saved."""
 
     def worker(task: TrainTask) -> None:
         from pipelines import train_loop
@@ -136,8 +136,7 @@ def dying_once(marker: str) -> Callable[[TrainTask], None]:
         validate = train_loop.validate
 
         def validate_or_die(*args: Any) -> Any:
-            second = (Path(task.run) / "checkpoint_epoch_0001").exists()
-            if second and not Path(marker).exists():
+            if (Path(task.run) / f"checkpoint_epoch_{epoch - 1:04d}").exists() and not Path(marker).exists():
                 Path(marker).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return validate(*args)
@@ -152,7 +151,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     whole: Trained, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = job_of(lake, "killed")
-    monkeypatch.setattr(train, "train_worker", dying_once(str(tmp_path / "died")))
+    monkeypatch.setattr(train, "train_worker", dying_once(str(tmp_path / "died"), epoch=2))
     with pytest.raises(Exception, match=r"(?i)died|killed|unexpectedly|failed"):
         train_to_the_end(job)
     assert (tmp_path / "died").exists()
@@ -173,6 +172,28 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     for epoch in (2, 3):
         expected, found = whole.weights(epoch), again.weights(epoch)
         assert all(torch.equal(expected[name], found[name]) for name in expected), "bit for bit"
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    whole: Trained, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed in its third epoch, and the second one's checkpoint is cut off: it goes on from the first one's."""
+    job = job_of(lake, "damaged")
+    monkeypatch.setattr(train, "train_worker", dying_once(str(tmp_path / "died"), epoch=3))
+    with pytest.raises(Exception, match=r"(?i)died|killed|unexpectedly|failed"):
+        train_to_the_end(job)
+    newest = Path(job.run, "checkpoint_epoch_0002", "weights.safetensors")
+    newest.write_bytes(newest.read_bytes()[:1000])
+
+    again = Trained(job, train_to_the_end(job))
+    (said,) = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()
+               and record.name == "pipelines.progress"]  # fmt: skip
+    assert said.startswith(f"damaged: {newest.parent} is damaged: ")
+    assert said.endswith("; going on from the one before")
+    assert again.history == whole.history
+    assert again.curve("val_loss") == whole.curve("val_loss"), "no step is repeated or missing"
+    best = artifacts.read(again.summary["artifact"]).load().state_dict()
+    assert all(torch.equal(tensor, best[name]) for name, tensor in whole.weights(3).items()), "bit for bit"
 
 
 # ---- two workers -------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -270,3 +271,90 @@ def test_records_of_one_worker_come_in_the_order_of_the_samples() -> None:
     assert train_loop.all_sum(torch.tensor(3.0)) == 3.0
     layer = nn.Linear(1, 1)
     assert train_loop.unwrap(layer) is layer
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------
+class Bomb:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A whole checkpoint after one step of a tiny translator."""
+    hybrid = tiny.translator(seed=1)
+    optimizer = torch.optim.AdamW(hybrid.parameters(), lr=0.1)
+    sum(p.sum() for p in hybrid.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    folder = tmp_path / "checkpoint_epoch_0001"
+    folder.mkdir()
+    train_loop.write_checkpoint(folder, hybrid, optimizer, Progress(epoch=1, step=7, best=2.5))
+    return folder
+
+
+def restore(folder: Path) -> tuple[Translator, torch.optim.Optimizer, Progress]:
+    hybrid = tiny.translator(seed=2)
+    optimizer = torch.optim.AdamW(hybrid.parameters(), lr=0.5)
+    return hybrid, optimizer, train_loop.load_checkpoint(hybrid, optimizer, str(folder))
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_loop, "get_device", lambda: torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_checkpoint_holds_weights_moments_and_progress(checkpoint: Path) -> None:
+    hybrid, optimizer, progress = restore(checkpoint)
+    assert progress == Progress(epoch=1, step=7, best=2.5)
+    fresh = tiny.translator(seed=1)
+    moved = [(a - b).abs().max().item() for a, b in zip(hybrid.parameters(), fresh.parameters(), strict=True)]
+    assert moved == pytest.approx([0.1] * len(moved), rel=0.1), "the weights after AdamW's first step"
+    moments = optimizer.state_dict()["state"]
+    assert len(moments) == len(moved)
+    assert all(torch.equal(m["exp_avg"], torch.full_like(m["exp_avg"], 0.1)) for m in moments.values())
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "progress.json"])
+@pytest.mark.parametrize("damage", [cut, lambda content: b"", lambda content: b"\0" * len(content), None])
+def test_a_damaged_checkpoint_is_known(name: str, damage: Callable[[bytes], bytes] | None, checkpoint: Path) -> None:
+    file = checkpoint / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage is not None:
+        file.write_bytes(damage(content))
+    with pytest.raises(train_loop.DamagedError, match=rf"^{checkpoint} is damaged: "):
+        restore(checkpoint)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_pickle_in_a_checkpoint_is_not_executed(checkpoint: Path) -> None:
+    exploded = checkpoint / "exploded"
+    torch.save({"state": Bomb(exploded)}, checkpoint / "optimizer.pt")
+    with pytest.raises(train_loop.DamagedError, match="is damaged: Weights only load failed"):
+        restore(checkpoint)
+    assert not exploded.exists()
+    torch.load(checkpoint / "optimizer.pt", weights_only=False)
+    assert exploded.exists(), "the bomb works"
+
+
+def test_checkpoints_are_named_backwards_from_the_newest(tmp_path: Path) -> None:
+    for name in ("epoch_0001", "epoch_0002", "epoch_0002_1", "epoch_0003", "epoch_0010"):
+        (tmp_path / f"checkpoint_{name}").mkdir()
+        (tmp_path / f"checkpoint_{name}" / "progress.json").touch()
+    (tmp_path / "history.jsonl").touch()
+    assert [name.removeprefix("checkpoint_epoch_") for name in train_loop.checkpoints(
+        str(tmp_path), "checkpoint_epoch_0003"
+    )] == ["0003", "0002_1", "0002", "0001"]  # fmt: skip
+    assert Progress(epoch=2).checkpoint == "checkpoint_epoch_0002"
+    assert Progress(epoch=2, fallbacks=1).checkpoint == "checkpoint_epoch_0002_1"

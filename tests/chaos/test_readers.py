@@ -1,0 +1,53 @@
+"""A reader that asks over and over while a night is run again and again."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from jobs.infer import InferOptions, run
+from pipelines import artifacts, query
+from tests import tiny
+
+RERUNS = 20
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_reader_sees_only_whole_nights_during_twenty_reruns(s3: str, tracking_uri: str) -> None:
+    """Two models by turns, and a shard more with every other run: each state of the night has its own count of rows."""
+    models = [artifacts.read(tiny.write_translator(f"{s3}/model-{seed}", seed)) for seed in (0, 1)]
+    tiny.write_sentences(f"{s3}/in", shards=3, rows=20)
+    states: set[tuple[int, str]] = set()
+    seen: list[tuple[int, str, int]] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        sql = "SELECT count(*) AS rows, min(fingerprint) AS first, count(DISTINCT fingerprint) AS n FROM translations"
+        while not stop.is_set():
+            (row,) = query.query(sql, f"{s3}/tables", ["translations"]).to_pylist()
+            seen.append((row["rows"], row["first"], row["n"]))
+
+    def night(number: int) -> dict[str, Any]:
+        artifact = models[number % 2]
+        options = InferOptions(f"{s3}/in", f"{s3}/tables", "2026-01-31", artifact.model, artifact.decoding)
+        summary = run(options, artifact, tracking_uri)
+        states.add((summary["rows"], summary["fingerprint"]))
+        return summary
+
+    assert night(0)["rows"] == 60
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        for number in range(1, RERUNS + 1):
+            if number % 8 == 0:
+                tiny.write_sentences(f"{s3}/in/more-{number}", shards=1, rows=10, seed=number)
+            assert night(number)["changed"]
+    finally:
+        stop.set()
+        reader.join()
+    assert len(states) >= 5
+    assert len(seen) > RERUNS
+    assert {(rows, first) for rows, first, _ in seen} <= states
+    assert {n for _, _, n in seen} == {1}
