@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
 from hybrid_models.translator import Translator, TranslatorConfig, TranslatorDecoding
+from jobs import cli
 from pipelines import artifacts, storage
 
 WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905
@@ -142,3 +145,15 @@ def hybrid(*argv: str, cwd: Path, env: Mapping[str, str] | None = None, timeout:
         timeout=timeout, check=False,
     )  # fmt: skip
     return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def hybrid_here(*argv: str, cwd: Path) -> Ran:
+    """Runs `hybrid …` in this process, on its Ray cluster: what a process of its own would do, without its start."""
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["hybrid", *argv])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+    out.flush()
+    return Ran(int(exited.value.code or 0), out.buffer.getvalue().decode(), err.getvalue())  # type: ignore[attr-defined]

@@ -65,15 +65,15 @@ def test_a_killed_driver_started_again_gives_the_same_table(s3: str, tmp_path: P
     assert rows(f"{s3}/killed") == rows(f"{s3}/whole")
 
 
-def test_a_night_again_and_again(s3: str, tmp_path: Path, env: dict[str, str]) -> None:
+def test_a_night_again_and_again(s3: str, tmp_path: Path) -> None:
     """The same once more, with a late shard and without an old one, and with another beam size."""
     tiny.write_translator(f"{s3}/model")
     tiny.write_sentences(f"{s3}/in", shards=3, rows=20)
-    first = tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env)
+    first = tiny.hybrid_here(*infer(s3, "in", "tables"), cwd=tmp_path)
     assert (first.code, first.summary["shards_computed"], first.summary["changed"]) == (0, 3, True), first.stderr
     before = rows(f"{s3}/tables")
 
-    same = tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env)
+    same = tiny.hybrid_here(*infer(s3, "in", "tables"), cwd=tmp_path)
     assert (same.code, same.summary["shards_computed"], same.summary["changed"]) == (0, 0, False)
     assert same.summary["rows"] == 60
     assert DeltaTable(f"{s3}/tables/translations").version() == first.summary["version"]
@@ -81,12 +81,12 @@ def test_a_night_again_and_again(s3: str, tmp_path: Path, env: dict[str, str]) -
 
     storage.write_bytes(f"{s3}/in/late.txt", b"der Hund\ndie Katze\n")
     storage.delete(f"{s3}/in/part-00000.txt")
-    late = tiny.hybrid(*infer(s3, "in", "tables"), cwd=tmp_path, env=env)
+    late = tiny.hybrid_here(*infer(s3, "in", "tables"), cwd=tmp_path)
     assert (late.summary["shards_computed"], late.summary["rows"]) == (1, 42), "a late shard costs only itself"
     shards = {row[5].rsplit("/", 1)[-1] for row in rows(f"{s3}/tables")}
     assert shards == {"late.txt", "part-00001.txt", "part-00002.txt"}
 
-    beam = tiny.hybrid(*infer(s3, "in", "tables", "--decoding.beam-size", "3"), cwd=tmp_path, env=env)
+    beam = tiny.hybrid_here(*infer(s3, "in", "tables", "--decoding.beam-size", "3"), cwd=tmp_path)
     assert (beam.code, beam.summary["shards_computed"], beam.summary["changed"]) == (0, 3, True)
     assert beam.summary["fingerprint"] != first.summary["fingerprint"]
     after = rows(f"{s3}/tables")
@@ -94,9 +94,7 @@ def test_a_night_again_and_again(s3: str, tmp_path: Path, env: dict[str, str]) -
     assert {row[-1] for row in after} == {beam.summary["fingerprint"]}, "no row of the old beam size is left"
 
 
-def test_one_corrupt_shard_of_twenty_and_every_row_is_accounted_for(
-    s3: str, tmp_path: Path, env: dict[str, str]
-) -> None:
+def test_one_corrupt_shard_of_twenty_and_every_row_is_accounted_for(s3: str, tmp_path: Path) -> None:
     tiny.write_captioner(f"{s3}/model")
     tiny.write_photos(f"{s3}/in", shards=20, rows=10)
     whole = storage.read_bytes(f"{s3}/in/photos-007.tar")
@@ -106,7 +104,7 @@ def test_one_corrupt_shard_of_twenty_and_every_row_is_accounted_for(
     storage.write_bytes(f"{s3}/in/photos-011.tar", bytes(broken))
 
     argv = ["captions" if word == "translations" else word for word in infer(s3, "in", "tables")]
-    night = tiny.hybrid(*argv, cwd=tmp_path, env=env)
+    night = tiny.hybrid_here(*argv, cwd=tmp_path)
     assert night.code == 0, night.stderr
     summary = night.summary
     assert summary["errors"] == {"ShardReadError": 1, "ImageDecodeError": 1}
@@ -129,7 +127,7 @@ def test_one_corrupt_shard_of_twenty_and_every_row_is_accounted_for(
     assert cut[-1]["caption"] is None
     assert "unexpected end of data" in cut[-1]["error"]
 
-    strict = tiny.hybrid(*argv[:-1], f"{s3}/model", "--max-error-fraction", "0.001", cwd=tmp_path, env=env)
+    strict = tiny.hybrid_here(*argv[:-1], f"{s3}/model", "--max-error-fraction", "0.001", cwd=tmp_path)
     assert strict.code == 3
     assert "2 of " in strict.stderr
     assert "nothing was committed" in strict.stderr
