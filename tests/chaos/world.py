@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import s3fs
 
 from pipelines import cluster
 from tests import tiny
@@ -72,7 +73,11 @@ class World:
 @contextmanager
 def running(folder: Path) -> Iterator[World]:
     """A world, from the first server to the last; this process's own S3 variables lead past the proxy."""
+    before = dict(os.environ)
     with contextlib.ExitStack() as stack:
+        stack.callback(s3fs.S3FileSystem.clear_instance_cache)
+        stack.callback(lambda: (os.environ.clear(), os.environ.update(before)))
+        s3fs.S3FileSystem.clear_instance_cache()
         store = S3Server(folder / "store").start()
         stack.callback(store.kill)
         mlflow = MlflowServer(folder / "mlflow").start()
