@@ -54,10 +54,11 @@ class Server:
         return self
 
     def kill(self) -> None:
-        """Ends it, and all its children, without a warning."""
-        assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        """Ends it, and all its children, without a warning; nothing happens to one that has been killed."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
 
 
 class S3Server(Server):

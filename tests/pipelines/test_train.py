@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,15 +129,20 @@ def test_the_curves_in_mlflow_are_the_history(whole: Trained) -> None:
 
 # ---- killed and started again ------------------------------------------------------------------------------------
 def dying_once(marker: str, epoch: int) -> Callable[[TrainTask], None]:
-    """A worker that is killed after the steps of an epoch, before they are saved."""
+    """A worker that is killed after the steps of an epoch, before they are saved, when Ray knows the last checkpoint."""
 
     def worker(task: TrainTask) -> None:
         from pipelines import train_loop
 
         validate = train_loop.validate
+        last, registered = f"checkpoint_epoch_{epoch - 1:04d}", Path(task.run, "checkpoint_manager_snapshot.json")
 
         def validate_or_die(*args: Any) -> Any:
-            if (Path(task.run) / f"checkpoint_epoch_{epoch - 1:04d}").exists() and not Path(marker).exists():
+            if Path(task.run, last).exists() and not Path(marker).exists():
+                for _ in range(300):
+                    if registered.exists() and last in registered.read_text():
+                        break
+                    time.sleep(0.1)
                 Path(marker).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return validate(*args)
