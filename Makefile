@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench chaos clean
 
 setup: $(READY)
 
@@ -27,6 +27,12 @@ test: lint
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.captioning
+
+# The matrix of accidents (about half a minute a run) and its table in tests/chaos/README.md.
+RUNS ?= 240
+SEED ?= 1
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos --runs $(RUNS) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache

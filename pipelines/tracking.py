@@ -45,11 +45,12 @@ def shown(text: str) -> str:
     return PASSWORD.sub(r"\1:***@", text)
 
 
-def _fail_fast() -> None:
-    """A server that is away costs seconds, not MLflow's default of minutes."""
+def _set_defaults() -> None:
+    """A server that is away costs seconds, not minutes; no URLs are printed: they hold passwords."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 
 class Tracker:
@@ -61,7 +62,7 @@ class Tracker:
     """
 
     def __init__(self, uri: str, run_id: str | None = None) -> None:
-        _fail_fast()
+        _set_defaults()
         self.uri = uri
         self.run_id = run_id
 
@@ -210,7 +211,7 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
     Raises:
         UsageError: there is no such model, version or alias, or MLflow is not there.
     """
-    _fail_fast()
+    _set_defaults()
     client = mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
     try:
         name, version = _resolve(client, uri)

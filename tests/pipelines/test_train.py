@@ -129,7 +129,7 @@ def test_the_curves_in_mlflow_are_the_history(whole: Trained) -> None:
 
 # ---- killed and started again ------------------------------------------------------------------------------------
 def dying_once(marker: str, epoch: int) -> Callable[[TrainTask], None]:
-    """A worker that is killed after the steps of an epoch, before they are saved, when Ray knows the last checkpoint."""
+    """A worker that is killed after the steps of an epoch, before they are saved; Ray knows the last checkpoint."""
 
     def worker(task: TrainTask) -> None:
         from pipelines import train_loop
