@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from hybrid_models.errors import UsageError
 
@@ -148,6 +149,21 @@ def exists(uri: str) -> bool:
         return bool(fs.exists(path))
     except Exception as error:
         raise failed("look up", uri, error) from error
+
+
+def wait_for(uri: str, seconds: float) -> None:
+    """Returns when the store answers.
+
+    Raises:
+        StorageError: it did not within so many seconds.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception_type(StorageError),
+        stop=stop_after_delay(seconds),
+        wait=wait_random_exponential(multiplier=1, max=10),
+        reraise=True,
+    )
+    retrying(exists, uri)
 
 
 def open_input(uri: str) -> BinaryIO:

@@ -10,14 +10,14 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 import torch
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from hybrid_models import HYBRIDS, Hybrid
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 PREPARED_SCHEMA = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
 TEXT_SCHEMA = pa.schema([pa.field("text", pa.string())])
 MAX_BAD_SHARE = 0.05
+MAX_OUTAGES = 5
+OUTAGE_SECONDS = 600.0
 Shards = tuple[list[Shard], list[Shard]]
 """The shards of `train` and `val`."""
 
@@ -281,17 +283,43 @@ def _fit(
         checkpoints = CheckpointConfig(
             num_to_keep=config.keep_checkpoints + 1, checkpoint_score_attribute="score", checkpoint_score_order="max"
         )
-        trainer = TorchTrainer(
-            lambda: train_worker(task),
-            scaling_config=scaling,
-            run_config=RunConfig(
-                name=job.name,
-                storage_path=job.runs,
-                failure_config=FailureConfig(max_failures=config.max_failures),
-                checkpoint_config=checkpoints,
-            ),
+        settings = RunConfig(
+            name=job.name,
+            storage_path=job.runs,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=checkpoints,
         )
-        return trainer.fit()
+
+        def fit() -> Result:
+            return TorchTrainer(lambda: train_worker(task), scaling_config=scaling, run_config=settings).fit()
+
+        return _through_outages(fit, job)
+
+
+def _through_outages(fit: Callable[[], Result], job: TrainJob) -> Result:
+    """Fits; when the store is away, waits for it, and fits again, which goes on from the last checkpoint.
+
+    Raises:
+        TrainingFailedError: it was no outage, or one too many.
+        StorageError: the store stayed away.
+    """
+    for left in range(MAX_OUTAGES, 0, -1):
+        try:
+            return fit()
+        except TrainingFailedError as error:
+            cause = _outage(error)
+            if cause is None:
+                raise
+            log.warning("%s: the store failed, waiting until it answers (%d more times): %s", job.name, left - 1, cause)
+            storage.wait_for(job.storage, OUTAGE_SECONDS)
+    return fit()
+
+
+def _outage(error: TrainingFailedError) -> str | None:
+    """What the store did to a worker or to Ray's controller; None if something else failed."""
+    causes = [getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
+    store = [str(cause) for cause in causes if isinstance(cause, OSError | storage.StorageError)]
+    return store[0].splitlines()[0] if store else None
 
 
 def _scaling(num_workers: int) -> tuple[ScalingConfig, int]:

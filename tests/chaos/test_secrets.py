@@ -50,7 +50,10 @@ def test_no_password_is_written_anywhere(
     said: dict[str, bytes] = {}
 
     def job(code: int, *argv: str, **change: str) -> None:
-        ran = tiny.hybrid(*argv, cwd=tmp_path, env={**env, **change})
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**env, **change}.items():
+                patch.setenv(name, value)
+            ran = tiny.hybrid_here(*argv, cwd=tmp_path)
         said[" ".join(argv)] = (ran.stdout + ran.stderr).encode()
         assert ran.code == code, ran.stderr
 

@@ -94,6 +94,22 @@ def test_links_to_files_are_objects_too(tmp_path: Path) -> None:
     assert [info.name for info in storage.list_files(str(tmp_path / "in"))] == ["link.txt"]
 
 
+def test_a_store_is_waited_for_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, False, True])
+
+    def exists(uri: str) -> bool:
+        if not next(answers):
+            raise storage.StorageError(f"cannot look up {uri}: connection refused")
+        return False
+
+    monkeypatch.setattr(storage, "exists", exists)
+    storage.wait_for("s3://b/x", seconds=60)
+    assert next(answers, None) is None, "asked until it answered, and not again"
+    answers = iter([False] * 9)
+    with pytest.raises(storage.StorageError, match="cannot look up s3://b/x: connection refused"):
+        storage.wait_for("s3://b/x", seconds=0)
+
+
 def test_a_store_that_fails_while_reading_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = str(tmp_path / "x")
     storage.write_bytes(uri, b"123")

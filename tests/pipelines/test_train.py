@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from safetensors.torch import load as load_tensors
 
 from hybrid_models import contract
@@ -19,6 +20,7 @@ from pipelines import artifacts, infer, storage, train, train_loop
 from pipelines.batches import PreparedSamples
 from pipelines.cluster import Resources
 from pipelines.config import Recipe, TrainConfig
+from pipelines.storage import StorageError
 from pipelines.train import TrainJob
 from pipelines.train_loop import Progress, TrainTask
 from tests import tiny
@@ -200,6 +202,41 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert again.curve("val_loss") == whole.curve("val_loss"), "no step is repeated or missing"
     best = artifacts.read(again.summary["artifact"]).load().state_dict()
     assert all(torch.equal(tensor, best[name]) for name, tensor in whole.weights(3).items()), "bit for bit"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ControllerError(OSError("AWS Error NETWORK_CONNECTION")),
+        WorkerGroupError("", {0: StorageError("cannot write w")}),
+    ],
+)
+def test_a_store_that_is_away_is_waited_for(
+    failure: TrainingFailedError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = job_of(tmp_path, "away")
+    waits: list[float] = []
+    monkeypatch.setattr(storage, "wait_for", lambda uri, seconds: waits.append(seconds))
+    answers = iter([failure, failure])
+
+    def fit() -> Any:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return "trained"
+
+    assert train._through_outages(fit, job) == "trained"
+    assert waits == [train.OUTAGE_SECONDS] * 2
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("away: the store failed, waiting until it answers (4 more times): ")
+
+    answers = iter([failure] * 99)
+    with pytest.raises(TrainingFailedError):
+        train._through_outages(fit, job)
+    assert len(waits) == 2 + train.MAX_OUTAGES
+    answers = iter([WorkerGroupError("", {0: FloatingPointError("the gradients are not finite")})])
+    with pytest.raises(WorkerGroupError):
+        train._through_outages(fit, job)
+    assert len(waits) == 2 + train.MAX_OUTAGES, "no store failed"
 
 
 # ---- two workers -------------------------------------------------------------------------------------------------
