@@ -34,8 +34,10 @@ LOCAL_CLUSTER = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
 }
-# Prints the stack trace of an error that it raises, too; the error ends the job, whose last line says the cause.
-TRACES = {"ray.data._internal.execution.streaming_executor_state": logging.CRITICAL}
+# Print the stack trace of an error that they raise, too; the error ends the job, whose last line says the cause.
+TRACES = dict.fromkeys(
+    ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"), logging.CRITICAL
+)
 WAITING_BYTES = 256 << 20  # samples between two stages, for each node
 MODEL_MEMORY = 2 << 30  # of a node, for each model process on CPUs
 

@@ -85,7 +85,7 @@ class S3Server(Server):
             weed, "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
             f"-s3.config={self.folder / 's3.json'}", f"-master.port={master}", f"-volume.port={volume}",
             f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-            "-master.volumeSizeLimitMB=256", "-volume.max=64",
+            "-master.volumeSizeLimitMB=256", "-volume.max=64", "-master.electionTimeout=1s",
         ]  # fmt: skip
 
     def answers(self) -> bool:

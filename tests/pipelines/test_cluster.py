@@ -1,7 +1,10 @@
+import logging
 from typing import Any
 
 import pytest
 import ray
+from ray.data import exceptions
+from ray.data._internal.execution import streaming_executor_state
 
 from pipelines import cluster
 from pipelines.cluster import Resources
@@ -49,6 +52,14 @@ def test_one_model_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     assert Resources().plan(20) == (8, Compute(32, 4, True), {"num_cpus": 1.0, "num_gpus": 1})
     assert Resources().plan(3)[0] == 3
     assert Resources(actors=2).plan(20)[0] == 2
+
+
+def test_an_error_of_ray_data_is_told_once_and_in_one_line(ray_cluster: str) -> None:
+    """Its own loggers would print stack traces as well."""
+    cluster.configure_data()
+    for module in (exceptions, streaming_executor_state):
+        assert not module.logger.isEnabledFor(logging.ERROR)
+    assert logging.getLogger("ray.data").isEnabledFor(logging.ERROR)
 
 
 def test_connect_leaves_a_running_cluster_alone(ray_cluster: str) -> None:
