@@ -191,14 +191,14 @@ def start(world: World, argv: Sequence[str]) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def finish(job: subprocess.Popen) -> tuple[int, dict[str, Any], str]:
+def finish(job: subprocess.Popen, seconds: float = START_SECONDS) -> tuple[int, dict[str, Any], str]:
     """Exit code, summary and stderr."""
     try:
-        stdout, stderr = job.communicate(timeout=START_SECONDS)
+        stdout, stderr = job.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         job.kill()
         stdout, stderr = job.communicate()
-        return -1, {}, f"it did not end in {START_SECONDS} s: {stderr[-1000:]}"
+        return -1, {}, f"it did not end in {seconds} s: {stderr[-1000:]}"
     return job.returncode, json.loads(stdout.splitlines()[-1]) if job.returncode == 0 else {}, stderr
 
 

@@ -101,7 +101,7 @@ def test_a_training_outlives_its_node_a_minute_without_stores_and_its_driver(her
         }
     )
     try:
-        code, _, said = runner.finish(troubled)
+        code, _, said = runner.finish(troubled, seconds=400)
     finally:
         here.proxy.watcher = None
     assert (code, accidents.left) == (-9, {}), said
