@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import math
 import re
 import tempfile
@@ -32,7 +31,6 @@ from pipelines.predict import to_device
 from pipelines.tables import Piece
 from pipelines.tracking import Tracker
 
-log = logging.getLogger(__name__)
 LOG_EVERY = 10
 FINAL_RATE = 0.02
 CHECKPOINT = re.compile(r"checkpoint_epoch_\d{4}(_\d+)?(?=/)")
@@ -301,7 +299,6 @@ def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer, task: TrainTask) -
             progress = load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
         except DamagedError as error:
             damage = str(error)
-            log.warning("%s; going on from the one before", damage)
             tell(task.progress, "damage", Progress(), {}, damage)
         else:
             progress.fallbacks += bool(damage)

@@ -149,11 +149,12 @@ def hybrid(*argv: str, cwd: Path, env: Mapping[str, str] | None = None, timeout:
 
 def hybrid_here(*argv: str, cwd: Path) -> Ran:
     """Runs `hybrid …` in this process, on its Ray cluster: what a process of its own would do, without its start."""
-    out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
+    printed, err = io.BytesIO(), io.StringIO()
+    out = io.TextIOWrapper(printed, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["hybrid", *argv])
         with pytest.raises(SystemExit) as exited:
             cli.main()
     out.flush()
-    return Ran(int(exited.value.code or 0), out.buffer.getvalue().decode(), err.getvalue())  # type: ignore[attr-defined]
+    return Ran(int(exited.value.code or 0), printed.getvalue().decode(), err.getvalue())
