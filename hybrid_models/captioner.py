@@ -33,6 +33,7 @@ from hybrid_models.decoding import SearchOptions, State, inference, search
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.image_encoder import Encoder, pool_time
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
+from hybrid_models.metrics import Tally
 from hybrid_models.recurrent import AttentionDecoder, PlainDecoder, WordDecoder, initial_state
 from hybrid_models.text import (
     BOS,
@@ -237,6 +238,11 @@ class Captioner(Hybrid):
         baseline = {"name": "most frequent caption", **_scores([usual] * len(records), references)}
         details = {"samples": len(records), "different_captions": len(set(hypotheses)), "baseline_caption": usual}
         return {"metrics": _scores(hypotheses, references), "baseline": baseline, "details": details}
+
+    @classmethod
+    def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
+        texts = [record["hypothesis"] for record in records], [record["references"] for record in records]
+        return {"cider_d": metrics.cider_d_tally(*texts), "bleu4": metrics.caption_bleu4_tally(*texts)}
 
     # ---- the net's two halves ----
     def _look(self, batch: Batch) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
+from hybrid_models.metrics import Tally
 
 Batch = dict[str, Tensor]
 """Several samples, padded and stacked on a first batch axis."""
@@ -56,6 +57,8 @@ class Hybrid(nn.Module, abc.ABC):
     """Whether `learn_assets` reads training texts."""
     metrics: ClassVar[Mapping[str, bool]]
     """Headline metrics of `summarise` → whether higher is better. `loss` (lower is better) is always there."""
+    dependent_samples: ClassVar[int] = 1
+    """So many neighbouring samples of a shard depend on each other, such as nowcasts of the same shower."""
 
     def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
         super().__init__()
@@ -118,6 +121,11 @@ class Hybrid(nn.Module, abc.ABC):
     @abc.abstractmethod
     def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Records → `{"metrics": {name: value}, "baseline": {"name": …, name: value}, "details": {…}}`."""
+
+    @classmethod
+    @abc.abstractmethod
+    def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
+        """Records → the metrics of `summarise` as sums over them, to compare models by resampling."""
 
 
 def module_device(module: nn.Module) -> torch.device:

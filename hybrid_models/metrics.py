@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,24 @@ from hybrid_models.errors import UsageError
 
 RAIN_THRESHOLDS = (0.5, 1, 2, 5, 10)
 """Rain rates (mm/h) at which forecasts are verified."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A corpus score as a function of sums over samples: resampling a test set needs the sums alone.
+
+    Args:
+        parts: float64 [samples, parts], what each sample adds.
+        score: their sum [parts] → the score.
+    """
+
+    parts: np.ndarray
+    score: Callable[[np.ndarray], float]
+
+    @property
+    def total(self) -> float:
+        """The score of all samples."""
+        return self.score(self.parts.sum(0))
 
 
 # ---- translations --------------------------------------------------------------------------------------------------
@@ -39,15 +58,39 @@ def chrf(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tupl
     return _sacrebleu(CHRF(), hypotheses, references)
 
 
+def bleu_tally(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
+    """`bleu` as sums over samples."""
+    return _sacrebleu_tally(BLEU(), hypotheses, references)
+
+
+def chrf_tally(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
+    """`chrf` as sums over samples."""
+    return _sacrebleu_tally(CHRF(), hypotheses, references)
+
+
 def _sacrebleu(
     metric: BLEU | CHRF, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[float, str]:
-    _check_pairs(hypotheses, references)
-    most = max(map(len, references))
-    # sacrebleu wants the i-th references of all samples together, None where a sample has fewer
-    streams: list[Any] = [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]
+    streams = _streams(hypotheses, references)
     score = metric.corpus_score(list(hypotheses), streams).score
     return float(score), str(metric.get_signature())
+
+
+def _sacrebleu_tally(metric: BLEU | CHRF, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
+    """The statistics that sacrebleu's own significance tests resample."""
+    parts = metric._extract_corpus_statistics(list(hypotheses), _streams(hypotheses, references))
+
+    def score(total: np.ndarray) -> float:
+        return float(metric._compute_score_from_stats([round(value) for value in total]).score)
+
+    return Tally(np.asarray(parts, np.float64), score)
+
+
+def _streams(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[Any]:
+    """sacrebleu wants the i-th references of all samples together, None where a sample has fewer."""
+    _check_pairs(hypotheses, references)
+    most = max(map(len, references))
+    return [[refs[i] if i < len(refs) else None for refs in references] for i in range(most)]
 
 
 def _check_pairs(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
@@ -90,10 +133,15 @@ def caption_tokens(text: str) -> list[str]:
 
 def caption_bleu4(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Corpus BLEU-4 of captions, 0–100: `caption_tokens`, no smoothing, closest reference length, as coco-caption."""
+    return caption_bleu4_tally(hypotheses, references).total
+
+
+def caption_bleu4_tally(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
+    """`caption_bleu4` as sums over samples."""
     _check_pairs(hypotheses, references)
     metric = BLEU(tokenize="none", smooth_method="none", force=True)
     tokenised = [[_tokenised(reference) for reference in refs] for refs in references]
-    return _sacrebleu(metric, [_tokenised(text) for text in hypotheses], tokenised)[0]
+    return _sacrebleu_tally(metric, [_tokenised(text) for text in hypotheses], tokenised)
 
 
 def _tokenised(text: str) -> str:
@@ -112,17 +160,22 @@ def cider_d(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> f
     Gaussian penalty (sigma 6) on the difference of lengths, averaged over references, times 10. Document frequencies
     come from `references`, so scores of different sets of samples do not compare; of a single sample it is 0.
     """
+    return cider_d_tally(hypotheses, references).total
+
+
+def cider_d_tally(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
+    """`cider_d` as a mean over samples; document frequencies stay those of all samples."""
     _check_pairs(hypotheses, references)
     references_counts = [[_ngram_counts(caption_tokens(ref)) for ref in refs] for refs in references]
     frequency = Counter(ngram for refs in references_counts for ngram in set().union(*refs))
     log_samples = math.log(len(hypotheses))
     idf = {ngram: log_samples - math.log(count) for ngram, count in frequency.items()}
 
-    total = 0.0
+    scores = []
     for hypothesis, refs in zip(hypotheses, references_counts, strict=True):
         vector = _TfIdf(_ngram_counts(caption_tokens(hypothesis)), idf, log_samples)
-        total += sum(vector.similarity(_TfIdf(ref, idf, log_samples)) for ref in refs) / len(refs)
-    return 10 * total / len(hypotheses)
+        scores.append(10 * sum(vector.similarity(_TfIdf(ref, idf, log_samples)) for ref in refs) / len(refs))
+    return Tally(np.stack([scores, np.ones(len(scores))], axis=1), lambda total: float(total[0] / total[1]))
 
 
 def _ngram_counts(tokens: Sequence[str]) -> Counter[Ngram]:

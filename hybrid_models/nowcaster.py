@@ -20,13 +20,13 @@ from hybrid_models.decoding import inference
 from hybrid_models.encoder_forecaster import EncoderForecaster, to_scale
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
-from hybrid_models.metrics import RAIN_THRESHOLDS
+from hybrid_models.metrics import RAIN_THRESHOLDS, Tally
 from hybrid_models.nowcaster_inputs import (
     UNKNOWN_TIME,
     NowcasterConfig,
     NowcasterPreprocess,
 )
-from hybrid_models.rain_verification import summarise_by_lead, verification_record
+from hybrid_models.rain_verification import lead_tallies, summarise_by_lead, verification_record
 
 WET_MM_H = 0.1
 """A pixel with at least this much rain is wet."""
@@ -64,6 +64,7 @@ class Nowcaster(Hybrid):
     intensities); the lists have one value per lead time, over the pixels that the newest radar frame covers."""
     schema_version: ClassVar[int] = 1
     metrics: ClassVar[Mapping[str, bool]] = {"csi_1": True, "csi_5": True, "mse": False, "mae": False}
+    dependent_samples: ClassVar[int] = 12
 
     def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
         super().__init__(config, assets)
@@ -150,6 +151,10 @@ class Nowcaster(Hybrid):
         baseline, baseline_details = summarise_by_lead(records, "persistence")
         details |= {"samples": len(records), "baseline": baseline_details}
         return {"metrics": metrics, "baseline": {"name": "persistence", **baseline}, "details": details}
+
+    @classmethod
+    def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
+        return lead_tallies(records, "model")
 
 
 def _rain_error(forecast: Tensor, truth: Tensor, event_weight: float) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_models.errors import UsageError
-from hybrid_models.metrics import contingency, csi, error_sums, far, pod
+from hybrid_models.metrics import Tally, contingency, csi, error_sums, far, pod
 
 
 def verification_record(forecast: np.ndarray, observed: np.ndarray, thresholds: Sequence[float]) -> dict[str, Any]:
@@ -34,35 +34,57 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
     """
     if not records:
         raise UsageError("no nowcasts to verify: the evaluation has no usable sample with an observed future")
-    names = [f"{threshold:g}" for threshold in records[0]["thresholds"]]
-    leads, sums = _pooled(records, forecaster)
+    leads, parts = _by_lead(records, forecaster)
+    sums = {name: values.sum(0) for name, values in parts.items()}
+    names = _names(records)
     scores = {"csi": csi(sums), "far": far(sums), "pod": pod(sums)} if names else {}
-    errors = {"mse": sums["sq_error"], "mae": sums["abs_error"]}
     pixels = sums["pixels"]
-    metrics = {f"csi_{name}": _mean(scores["csi"][:, k]) for k, name in enumerate(names)}
-    metrics |= {name: float(total.sum() / max(pixels.sum(), 1)) for name, total in errors.items()}
     details: dict[str, Any] = {"lead_minutes": leads}
     for score, values in scores.items():
         details[score] = {name: _plain(values[:, k]) for k, name in enumerate(names)}
-    for name, total in errors.items():
+    for name, total in (("mse", sums["sq_error"]), ("mae", sums["abs_error"])):
         details[name] = _plain(np.where(pixels > 0, total / np.maximum(pixels, 1), np.nan))
-    return metrics, details
+    return {name: tally.total for name, tally in lead_tallies(records, forecaster).items()}, details
 
 
-def _pooled(records: Sequence[Mapping[str, Any]], forecaster: str) -> tuple[list[float], dict[str, np.ndarray]]:
-    """The lead times, and each sum with one row per lead time."""
-    pooled: dict[float, dict[str, np.ndarray]] = {}
-    for record in records:
-        for i, lead in enumerate(record["lead_minutes"]):
-            key = round(float(lead), 3)
-            sums = {name: np.asarray(values[i]) for name, values in record[forecaster].items()}
-            pooled[key] = {name: pooled[key][name] + sums[name] for name in sums} if key in pooled else sums
-    leads = sorted(pooled)
-    return leads, {name: np.stack([pooled[lead][name] for lead in leads]) for name in pooled[leads[0]]}
+def lead_tallies(records: Sequence[Mapping[str, Any]], forecaster: str) -> dict[str, Tally]:
+    """The metrics of `summarise_by_lead` as sums over nowcasts."""
+    _, parts = _by_lead(records, forecaster)
+    tallies = {}
+    for k, name in enumerate(_names(records)):
+        counts = [parts[count][:, :, k] for count in _COUNTS]
+        tallies[f"csi_{name}"] = Tally(np.concatenate(counts, axis=1).astype(np.float64), _mean_csi)
+    for name, error in (("mse", "sq_error"), ("mae", "abs_error")):
+        both = np.stack([parts[error].sum(1), parts["pixels"].sum(1)], axis=1).astype(np.float64)
+        tallies[name] = Tally(both, lambda total: float(total[0] / max(total[1], 1)))
+    return tallies
 
 
-def _mean(values: np.ndarray) -> float:
+_COUNTS = ("hits", "misses", "false_alarms")
+
+
+def _mean_csi(total: np.ndarray) -> float:
+    """CSI averaged over lead times, from three counts of each; 0 without any event."""
+    values = csi(dict(zip(_COUNTS, total.reshape(3, -1), strict=True)))
     return 0.0 if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def _names(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{threshold:g}" for threshold in records[0]["thresholds"]]
+
+
+def _by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The lead times, and each sum `[records, leads, …]`, 0 where a nowcast has no such lead time."""
+    minutes = [[round(float(lead), 3) for lead in record["lead_minutes"]] for record in records]
+    leads = sorted({lead for of_one in minutes for lead in of_one})
+    place = {lead: i for i, lead in enumerate(leads)}
+    first = records[0][forecaster]
+    parts = {name: np.zeros((len(records), len(leads), *np.shape(values)[1:])) for name, values in first.items()}
+    for n, record in enumerate(records):
+        columns = [place[lead] for lead in minutes[n]]
+        for name, values in record[forecaster].items():
+            parts[name][n, columns] = values
+    return leads, parts
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

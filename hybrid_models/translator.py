@@ -23,6 +23,7 @@ from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device
 from hybrid_models.decoding import SearchOptions, State, inference, search
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample
+from hybrid_models.metrics import Tally
 from hybrid_models.recurrent import AttentionDecoder, initial_state
 from hybrid_models.text import (
     BOS,
@@ -240,6 +241,11 @@ class Translator(Hybrid):
         scores, details = _scores([record["hypothesis"] for record in records], references)
         copied, _ = _scores([record["source"] for record in records], references)
         return {"metrics": scores, "baseline": {"name": "copy the source", **copied}, "details": details}
+
+    @classmethod
+    def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
+        texts = [record["hypothesis"] for record in records], [record["references"] for record in records]
+        return {"bleu": metrics.bleu_tally(*texts), "chrf": metrics.chrf_tally(*texts)}
 
 
 def _scores(hypotheses: list[str], references: list[list[str]]) -> tuple[dict[str, float], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """`hybrid VERB …`: finds the verb, and turns every outcome into one JSON line or one error line and an exit code.
 
-Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused to commit because too many samples were bad.
+Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused, since too many samples were bad or a model
+was worse than the one in use.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ VERBS = {
     "demo": "make small data, train the three hybrids, infer two nights, query them",
     "prepare": "turn a public data set into shards",
     "train": "train a recipe on a Ray cluster and register the model",
-    "evaluate": "judge a model on held-out shards, beside its trivial baseline",
+    "evaluate": "judge a model on held-out shards, beside its trivial baseline or another model",
+    "models": "list the registered models",
+    "promote": "make a model the champion, if it is not worse than the one in use",
     "infer": "run a model over shards into one night of a table",
     "query": "ask SQL about captions, nowcasts and translations",
 }
@@ -62,7 +65,7 @@ def overview() -> str:
             "Ray: RAY_ADDRESS names a running cluster, otherwise one is started on this machine.",
             "S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION. MLflow: MLFLOW_TRACKING_URI.",
             "Logs go to stderr; the last line on stdout is one JSON object, the job's summary.",
-            "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused to commit because too many samples were bad.",
+            "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused: too many samples are bad, or a model is worse.",
         ]
     )
 

@@ -104,7 +104,8 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     )  # fmt: skip
     artifact = artifacts.read(trained["model"], recipe.hybrid, mlflow)
     test = storage.join(data, "test")
-    judged = evaluate.run(evaluate.EvaluateOptions(trained["model"], test, artifact.decoding, lake), artifact, mlflow)
+    wanted = evaluate.EvaluateOptions(trained["model"], test, artifact.decoding, storage=lake)
+    judged = evaluate.run(wanted, artifact, mlflow)
     value, baseline = judged["metrics"][task.metric], judged["baseline"][task.metric]
     log.info("%s on held-out data: %s %.3f, baseline (%s) %.3f", recipe.hybrid, task.metric, value,
              judged["baseline"]["name"], baseline)  # fmt: skip

@@ -1,13 +1,15 @@
-"""`hybrid evaluate`: judge a model on held-out shards, beside its trivial baseline."""
+"""`hybrid evaluate`: judge a model on held-out shards, beside its trivial baseline or beside another model."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from tyro import MISSING
 
 from hybrid_models.errors import UsageError
@@ -31,6 +33,8 @@ class EvaluateOptions:
     """Held-out shards with references: a folder, a glob pattern or one object, such as s3://lake/multi30k/test"""
     decoding: DecodingConfig
     """How to decode; the model's own options by default."""
+    compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="MODEL_A MODEL_B")] = None
+    """Instead of --model: how B differs from A in each metric, and how sure that is (paired bootstrap)."""
     storage: str = "./lake"
     """URI below which records are staged, so that an interrupted evaluation goes on."""
     stride: int = 1
@@ -50,38 +54,25 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     artifact = None if model is None else artifacts.read(model, None, tracking_uri)
     decoding = DecodingConfig() if artifact is None else artifact.decoding
     options = cli.parse(
-        EvaluateOptions, argv, "hybrid evaluate", "Judge a model on held-out shards, beside its trivial baseline.",
-        EvaluateOptions(MISSING, MISSING, decoding),
+        EvaluateOptions, argv, "hybrid evaluate", "Judge a model on held-out shards, beside a baseline or another one.",
+        EvaluateOptions("", MISSING, decoding),
     )  # fmt: skip
-    if artifact is None:
-        raise UsageError("--model is needed: an artifact folder or models:/NAME@ALIAS")
-    return run(options, artifact, tracking_uri)
+    if (artifact is None) == (options.compare is None):
+        raise UsageError("--model is needed, an artifact folder or models:/NAME@ALIAS; or --compare MODEL_A MODEL_B")
+    return run(options, artifact, tracking_uri) if artifact else run_comparison(options, tracking_uri)
 
 
 def run(options: EvaluateOptions, artifact: Artifact, tracking_uri: str) -> dict[str, Any]:
     """One evaluation, with its MLflow run."""
-    if options.stride < 1:
-        raise UsageError(f"--stride is {options.stride}: it must be at least 1")
-    job = evaluate.Evaluation(
-        list_shards(options.input), options.storage, artifact, options.decoding, options.stride, options.limits
-    )
-    storage.check_writable(options.storage)
-    tracker = Tracker(tracking_uri)
-    hybrid = artifact.hybrid_class.name
+    job = _job(options, artifact, options.decoding)
     params = {"input": options.input, "model": artifact.model, "stride": options.stride, "decoding": vars(job.decoding)}
-    with cluster.connect():
-        tracker.start(f"evaluate {artifact.model}", params, {"hybrid.job": "evaluate"})
-        try:
-            result = evaluate.evaluate(job, options.resources)
-        except BaseException:
-            tracker.finish(succeeded=False)
-            raise
-    baseline = {key: value for key, value in result["baseline"].items() if isinstance(value, int | float)}
-    tracker.log_metrics({**result["metrics"], **{f"baseline/{key}": value for key, value in baseline.items()}})
-    tracker.log_text(json.dumps(result, indent=2), "evaluation.json")
-    tracker.finish()
+    with _tracked(f"evaluate {artifact.model}", params, tracking_uri) as tracker:
+        result = evaluate.evaluate(job, options.resources)
+        baseline = {key: value for key, value in result["baseline"].items() if isinstance(value, int | float)}
+        tracker.log_metrics({**result["metrics"], **{f"baseline/{key}": value for key, value in baseline.items()}})
+        tracker.log_text(json.dumps(result, indent=2), "evaluation.json")
     return {
-        "hybrid": hybrid,
+        "hybrid": artifact.hybrid_class.name,
         "model": artifact.model,
         "model_version": artifact.version,
         "input": options.input,
@@ -89,6 +80,52 @@ def run(options: EvaluateOptions, artifact: Artifact, tracking_uri: str) -> dict
         "mlflow": shown(tracking_uri),
         "mlflow_run_id": tracker.run_id,
     }
+
+
+def run_comparison(options: EvaluateOptions, tracking_uri: str) -> dict[str, Any]:
+    """One comparison of two models of one kind, each with its own decoding options, with its MLflow run."""
+    assert options.compare is not None
+    first = artifacts.read(options.compare[0], None, tracking_uri)
+    second = artifacts.read(options.compare[1], first.hybrid_class.name, tracking_uri)
+    jobs = [_job(options, artifact, artifact.decoding) for artifact in (first, second)]
+    params = {"input": options.input, "first": first.model, "second": second.model, "stride": options.stride}
+    with _tracked(f"compare {first.model} {second.model}", params, tracking_uri) as tracker:
+        result = evaluate.compare(jobs[0], jobs[1], options.resources)
+        tracker.log_metrics(
+            {f"{name}/{key}": value for name, found in result["metrics"].items() for key, value in found.items()}
+        )
+        tracker.log_text(json.dumps(result, indent=2), "comparison.json")
+    return {
+        "hybrid": first.hybrid_class.name,
+        "first": first.model,
+        "second": second.model,
+        "input": options.input,
+        **result,
+        "mlflow": shown(tracking_uri),
+        "mlflow_run_id": tracker.run_id,
+    }
+
+
+def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig) -> evaluate.Evaluation:
+    if options.stride < 1:
+        raise UsageError(f"--stride is {options.stride}: it must be at least 1")
+    shards = list_shards(options.input)
+    storage.check_writable(options.storage)
+    return evaluate.Evaluation(shards, options.storage, artifact, decoding, options.stride, options.limits)
+
+
+@contextmanager
+def _tracked(name: str, params: Mapping[str, Any], tracking_uri: str) -> Iterator[Tracker]:
+    """A cluster, and an MLflow run that ends as what is done inside ends."""
+    tracker = Tracker(tracking_uri)
+    with cluster.connect():
+        tracker.start(name, params, {"hybrid.job": "evaluate"})
+        try:
+            yield tracker
+        except BaseException:
+            tracker.finish(succeeded=False)
+            raise
+    tracker.finish()
 
 
 if __name__ == "__main__":

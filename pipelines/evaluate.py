@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import ray
 
+from hybrid_models import significance
 from hybrid_models.inputs import DecodingConfig
 from pipelines import artifacts, infer, storage, tables
 from pipelines.artifacts import Artifact
@@ -53,11 +54,21 @@ class Evaluation:
         return storage.join(storage.absolute(self.storage), "evaluations", self.fingerprint[:12])
 
 
-def evaluate(job: Evaluation, resources: Resources) -> dict[str, Any]:
-    """Predicts what is not staged yet and summarises all records.
+@dataclass(frozen=True)
+class Judged:
+    """What became of held-out shards.
 
-    Returns:
-        `metrics`, `baseline`, `details` of the hybrid's `summarise`, with `samples` and `errors` by reason.
+    Args:
+        records: by shard and position, what is kept of each prediction and its reference.
+        errors: samples that could not be judged, by reason.
+    """
+
+    records: dict[tuple[str, int], dict[str, Any]]
+    errors: Counter[str]
+
+
+def judge(job: Evaluation, resources: Resources) -> Judged:
+    """Predicts what is not staged yet.
 
     Raises:
         RuntimeError: no sample could be judged, or infrastructure failed.
@@ -70,16 +81,51 @@ def evaluate(job: Evaluation, resources: Resources) -> dict[str, Any]:
         decode = infer.decode_step(artifact, job.limits, with_target=True)
         infer.stage(todo, job.folder, tables.table_schema(RECORD_SCHEMA), decode, actor, resources, job.stride)
     pieces = infer.verify(job.shards, job.folder)
-    errors: Counter[str] = tables.count_errors(pieces)
-    records = list(_records(pieces))
-    if not records:
-        raise RuntimeError(f"no sample could be judged: {dict(errors)}")
-    summary = artifact.hybrid_class.summarise(records)
-    return {"samples": len(records), "errors": dict(errors.most_common()), **summary}
+    judged = Judged(dict(_records(pieces)), tables.count_errors(pieces))
+    if not judged.records:
+        raise RuntimeError(f"no sample could be judged: {dict(judged.errors)}")
+    return judged
 
 
-def _records(pieces: Sequence[Piece]) -> Iterator[dict[str, Any]]:
+def _records(pieces: Sequence[Piece]) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
     for piece in pieces:
         with storage.open_input(piece.file.uri) as stream:
-            column = pq.read_table(stream, columns=["record"])["record"]
-        yield from (json.loads(text) for text in column.drop_null().to_pylist())
+            rows = pq.read_table(stream, columns=["shard", "index", "record"]).to_pylist()
+        yield from (((row["shard"], row["index"]), json.loads(row["record"])) for row in rows if row["record"])
+
+
+def evaluate(job: Evaluation, resources: Resources) -> dict[str, Any]:
+    """Judges one model.
+
+    Returns:
+        `metrics`, `baseline`, `details` of the hybrid's `summarise`, with `samples` and `errors` by reason.
+
+    Raises:
+        RuntimeError: see `judge`.
+    """
+    judged = judge(job, resources)
+    summary = job.artifact.hybrid_class.summarise(list(judged.records.values()))
+    return {"samples": len(judged.records), "errors": dict(judged.errors.most_common()), **summary}
+
+
+def compare(first: Evaluation, second: Evaluation, resources: Resources) -> dict[str, Any]:
+    """Judges two models of one kind on the samples that both could predict.
+
+    Returns:
+        `samples`, and under `metrics` for each metric `first`, `second`, their `difference` with the bounds `low` and
+        `high` of its 95 % confidence interval, and `p` (see `hybrid_models.significance`).
+
+    Raises:
+        UsageError: too few samples to compare on.
+        RuntimeError: see `judge`.
+    """
+    hybrid = first.artifact.hybrid_class
+    judged = [judge(job, resources).records for job in (first, second)]
+    keys = [key for key in judged[0] if key in judged[1]]
+    tallies = [hybrid.tallies([records[key] for key in keys]) for records in judged] if keys else [{}, {}]
+    blocks = significance.consecutive(keys, hybrid.dependent_samples)
+    differences = {
+        name: significance.paired_bootstrap(tally, tallies[1][name], blocks)._asdict()
+        for name, tally in tallies[0].items()
+    }
+    return {"samples": len(keys), "metrics": differences}

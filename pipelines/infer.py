@@ -33,7 +33,7 @@ WRITE_CPUS = 0.1
 
 
 class RefusedError(RuntimeError):
-    """Too many samples were bad: nothing was committed."""
+    """Too many samples were bad, or a model was worse than the one in use: nothing was changed."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from hybrid_models.errors import UsageError
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
+TRAINING_TAG = "hybrid.training"
 PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]*@")
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
@@ -69,7 +70,7 @@ class Tracker:
     @cached_property
     def _client(self) -> mlflow.MlflowClient:
         """Opens the store at the first use, which is guarded: a database may be away, too."""
-        return mlflow.MlflowClient(self.uri, registry_uri=self.uri)
+        return client(self.uri)
 
     def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str | None:
         """Creates the run; returns its id, or None if MLflow is away."""
@@ -151,7 +152,8 @@ class Tracker:
         if self.run_id is None:
             return None
         # Without a signature MLflow drops a prediction's params: the decoding options.
-        decoding = json.loads(files["config.json"])["decoding"]
+        meta = json.loads(files["config.json"])
+        decoding = meta["decoding"]
         signature = mlflow.models.infer_signature(params=decoding) if decoding else None
         version = None
         with self._guarded("register the model"), tempfile.TemporaryDirectory() as scratch:
@@ -169,6 +171,7 @@ class Tracker:
                     pip_requirements=["hybrid-pipelines"],
                 )
             version = str(logged.registered_model_version)
+            self._client.set_model_version_tag(hybrid, version, TRAINING_TAG, json.dumps(meta["training"]))
             self._client.set_registered_model_alias(hybrid, "challenger", version)
         return version
 
@@ -177,7 +180,7 @@ class Tracker:
         try:
             yield
         except Exception as error:  # MLflow raises its database's, HTTP's and S3's errors as they come
-            log.warning("MLflow at %s: cannot %s, going on without it: %s", shown(self.uri), what, _first_line(error))
+            log.warning("MLflow at %s: cannot %s, going on without it: %s", shown(self.uri), what, first_line(error))
 
 
 @contextmanager
@@ -197,6 +200,12 @@ def _tracking(uri: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def client(uri: str) -> mlflow.MlflowClient:
+    """MLflow's own client, which gives up early; opening it may raise `UNREACHABLE`."""
+    _set_defaults()
+    return mlflow.MlflowClient(uri, registry_uri=uri)
+
+
 def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, str]:
     """Downloads a registered model's artifact folder.
 
@@ -211,15 +220,14 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
     Raises:
         UsageError: there is no such model, version or alias, or MLflow is not there.
     """
-    _set_defaults()
-    client = mlflow.MlflowClient(tracking_uri, registry_uri=tracking_uri)
     try:
-        name, version = _resolve(client, uri)
-        source = client.get_model_version_download_uri(name, version)
+        asked = client(tracking_uri)
+        name, version = _resolve(asked, uri)
+        source = asked.get_model_version_download_uri(name, version)
         with _tracking(tracking_uri):
             local = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
     except UNREACHABLE as error:
-        raise UsageError(f"cannot get {uri} from MLflow at {shown(tracking_uri)}: {_first_line(error)}") from None
+        raise UsageError(f"cannot get {uri} from MLflow at {shown(tracking_uri)}: {first_line(error)}") from None
     found = next(local.rglob("weights.safetensors"), None)
     if found is None:
         raise UsageError(f"{uri} holds no hybrid's artifact: was it registered by `hybrid train`?")
@@ -263,7 +271,8 @@ def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
         yield items[start : start + size]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What MLflow says, without passwords."""
     return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 

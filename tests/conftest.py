@@ -10,7 +10,8 @@ import pytest
 
 from tests.servers import BUCKET, S3Server
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in cluster.SHARED_CORES; read when torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in cluster.SHARED_CORES; both are read when torch is loaded
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
@@ -38,7 +39,10 @@ def s3(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def ray_cluster(s3_server: S3Server) -> Iterator[str]:
-    """A running Ray cluster of two CPUs whose workers reach the S3 store; yields its address."""
+    """A running Ray cluster whose workers reach the S3 store; yields its address.
+
+    One CPU: two processes of tests share two cores, and a model process more costs a small night most of its time.
+    """
     import ray
 
     from pipelines import cluster
@@ -47,7 +51,7 @@ def ray_cluster(s3_server: S3Server) -> Iterator[str]:
     os.environ.update({**cluster.LOCAL_CLUSTER, "RAY_worker_niceness": "0"})
     context = ray.init(
         address="local",
-        num_cpus=2,
+        num_cpus=1,
         include_dashboard=False,
         log_to_driver=False,
         runtime_env={"env_vars": cluster.worker_env()},

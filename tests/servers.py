@@ -164,7 +164,7 @@ class RayNode(Server):
         place = [f"--address={self._joins}"] if self._joins else head
         return [
             sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--node-ip-address=127.0.0.1",
-            f"--num-cpus={self._cpus}", f"--object-store-memory={256 << 20}", "--block",
+            f"--num-cpus={self._cpus}", f"--object-store-memory={256 << 20}", "--include-log-monitor=false", "--block",
         ]  # fmt: skip
 
     def answers(self) -> bool:

@@ -13,10 +13,14 @@ from hybrid_models.errors import UsageError
 from hybrid_models.metrics import (
     RAIN_THRESHOLDS,
     bleu,
+    bleu_tally,
     caption_bleu4,
+    caption_bleu4_tally,
     caption_tokens,
     chrf,
+    chrf_tally,
     cider_d,
+    cider_d_tally,
     contingency,
     csi,
     error_sums,
@@ -118,6 +122,28 @@ def test_cider_d_of_copies_is_10_and_of_one_sample_0():
     texts = ["a dog runs over the grass", "two boys play with water", "the man sits in a street"]
     assert cider_d(texts, [[text] for text in texts]) == pytest.approx(10)
     assert cider_d(texts[:1], [texts[:1]]) == 0
+
+
+@pytest.mark.parametrize(
+    ("score", "tally"),
+    [
+        (lambda *texts: bleu(*texts)[0], bleu_tally),
+        (lambda *texts: chrf(*texts)[0], chrf_tally),
+        (caption_bleu4, caption_bleu4_tally),
+        (cider_d, cider_d_tally),
+    ],
+)
+def test_a_tally_has_the_score_of_all_samples_and_of_a_part(score, tally, rng):
+    hypotheses, references = random_captions(rng)
+    tallied = tally(hypotheses, references)
+    assert len(tallied.parts) == len(hypotheses)
+    assert tallied.total == pytest.approx(score(hypotheses, references))
+    part = tallied.score(tallied.parts[:30].sum(0))
+    if tally is cider_d_tally:  # its document frequencies stay those of all samples
+        whole = [tallied.score(row) for row in tallied.parts]
+        assert part == pytest.approx(np.mean(whole[:30]))
+    else:
+        assert part == pytest.approx(score(hypotheses[:30], references[:30]))
 
 
 # ---- rain ----------------------------------------------------------------------------------------------------------

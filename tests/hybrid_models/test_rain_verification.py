@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hybrid_models.errors import UsageError
-from hybrid_models.rain_verification import summarise_by_lead, verification_record
+from hybrid_models.rain_verification import lead_tallies, summarise_by_lead, verification_record
 
 
 def record(forecast, observed, step_minutes, thresholds=(1.0,)):
@@ -73,3 +73,13 @@ def test_without_thresholds_there_are_only_errors():
 def test_no_records_are_refused():
     with pytest.raises(UsageError, match="no nowcasts"):
         summarise_by_lead([], "model")
+
+
+def test_tallies_of_a_part_are_the_metrics_of_that_part():
+    rng = np.random.default_rng(0)
+    records = [record(rng.gamma(1.0, 2.0, (3, 8, 8)), rng.gamma(1.0, 2.0, (3, 8, 8)), 5, (1.0, 5.0)) for _ in range(6)]
+    tallies = lead_tallies(records, "model")
+    metrics, _ = summarise_by_lead(records[:2] + records[:1], "model")
+    assert set(tallies) == {"csi_1", "csi_5", "mse", "mae"}
+    for name, tally in tallies.items():
+        assert tally.score(2 * tally.parts[0] + tally.parts[1]) == pytest.approx(metrics[name])

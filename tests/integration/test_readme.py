@@ -151,8 +151,11 @@ def test_the_demo_answers_questions(outputs: dict[str, str]) -> None:
 def test_own_data_is_trained_on_judged_and_run(outputs: dict[str, str]) -> None:
     assert summary(outputs, "hybrid train translator-demo")["epochs"] == 2
     assert summary(outputs, "--input lake/sentences/test")["samples"] == 50
+    assert summary(outputs, "hybrid promote")["champion"] == "models:/translator/1"
     night = summary(outputs, "hybrid infer translations")
-    assert (night["rows"], night["ok"]) == (90, 90)
+    assert (night["rows"], night["ok"], night["model"]) == (90, 90, "models:/translator/1")
+    (listed,) = [out for cmd, out in outputs.items() if cmd.endswith("hybrid models")]
+    assert "champion" in listed
 
 
 def test_the_public_recipes_run(outputs: dict[str, str]) -> None:

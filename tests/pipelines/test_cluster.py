@@ -66,7 +66,7 @@ def test_connect_leaves_a_running_cluster_alone(ray_cluster: str) -> None:
     with cluster.connect():
         assert ray.is_initialized()
     assert ray.is_initialized()
-    assert ray.cluster_resources()["CPU"] == 2
+    assert ray.cluster_resources()["CPU"] == 1
 
 
 def test_workers_get_the_environment_that_makes_them_fast(ray_cluster: str) -> None:

@@ -1,0 +1,70 @@
+"""`hybrid models`: the registered models, and which one the nights use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from hybrid_models import HYBRIDS
+from jobs import cli
+from jobs.query import WRITERS
+from pipelines import registry
+from pipelines.registry import Version
+from pipelines.tracking import default_uri
+
+COLUMNS = ("model", "aliases", "created", "recipe", "data", "metrics", "promotion")
+
+
+@dataclass(frozen=True)
+class ModelsOptions:
+    """What `hybrid models` needs to know."""
+
+    hybrid: Literal["", "captioner", "nowcaster", "translator"] = ""
+    """Only the versions of this one."""
+    format: Literal["table", "csv", "json"] = "table"
+    """How they are written; json is one object a line."""
+    mlflow: str = ""
+    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
+
+
+def main(argv: Sequence[str]) -> None:
+    """One row for each version on stdout, and nothing else."""
+    options = cli.parse(ModelsOptions, argv, "hybrid models", "List the registered models.")
+    wanted = [options.hybrid] if options.hybrid else list(HYBRIDS)
+    rows = [row(version) for version in registry.versions(options.mlflow or default_uri(), wanted)]
+    table = pa.Table.from_pylist(rows, schema=pa.schema([pa.field(name, pa.string()) for name in COLUMNS]))
+    sys.stdout.buffer.write(WRITERS[options.format](table))
+    sys.stdout.flush()
+
+
+def row(version: Version) -> dict[str, Any]:
+    """A version as texts; metrics are those of its best epoch on validation data."""
+    training = version.training
+    metrics = {name.removeprefix("val_"): value for name, value in training.get("metrics", {}).items()}
+    return {
+        "model": f"models:/{version.hybrid}/{version.version}",
+        "aliases": " ".join(version.aliases),
+        "created": version.created,
+        "recipe": training.get("recipe"),
+        "data": training.get("data"),
+        "metrics": " ".join(f"{name}={value:.4g}" for name, value in metrics.items()),
+        "promotion": _promotion(version.promotion),
+    }
+
+
+def _promotion(decision: Mapping[str, Any]) -> str | None:
+    if not decision:
+        return None
+    said = f"forced: {decision['forced']}" if decision["forced"] else "promoted" if decision["promoted"] else "refused"
+    if "rival" not in decision:
+        return said
+    value, rival = (f"{decision[name]:.4g}" for name in ("candidate_value", "rival_value"))
+    return f"{said}; {decision['metric']} {value}, {rival} of {decision['rival']}"
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

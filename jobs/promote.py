@@ -1,0 +1,126 @@
+"""`hybrid promote HYBRID`: make a registered model the champion, if it is not worse than the one in use."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from hybrid_models import HYBRIDS
+from hybrid_models.errors import UsageError
+from jobs import cli
+from pipelines import artifacts, cluster, promotion, registry, storage
+from pipelines.artifacts import Artifact
+from pipelines.cluster import Resources
+from pipelines.evaluate import Evaluation
+from pipelines.infer import RefusedError
+from pipelines.limits import Limits
+from pipelines.promotion import Verdict
+from pipelines.shards import Shard, list_shards
+from pipelines.tracking import Tracker, default_uri, shown
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromoteOptions:
+    """What `hybrid promote` needs to know."""
+
+    input: str = ""
+    """Held-out shards with references, such as s3://lake/multi30k/test; may be left out with --force."""
+    model: str = ""
+    """The candidate: models:/NAME/VERSION or models:/NAME@ALIAS; models:/NAME@challenger by default."""
+    metric: str = ""
+    """What decides; the hybrid's first metric by default: cider_d, csi_1 (mse without rain rates), bleu."""
+    margin: float = 0.0
+    """By how much the candidate may be worse, in the metric's unit."""
+    force: str = ""
+    """Promote whatever comes out, for this reason, which is recorded."""
+    storage: str = "./lake"
+    """URI below which records are staged, so that an interrupted evaluation goes on."""
+    stride: int = 1
+    """Every n-th issue time of a radar event is a sample."""
+    mlflow: str = ""
+    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
+    resources: Resources = field(default_factory=Resources)
+    """How much of the cluster to take."""
+    limits: Limits = field(default_factory=Limits)
+    """Bounds on one input row; what exceeds them is a bad sample."""
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Parses, checks everything that can be checked, judges, moves the alias."""
+    hybrid, rest = cli.positional(argv, "hybrid", list(HYBRIDS), "hybrid promote")
+    options = cli.parse(
+        PromoteOptions, rest, f"hybrid promote {hybrid}", "Make a model the champion, if it is not worse."
+    )
+    if not options.input and not options.force:
+        raise UsageError("--input is needed: held-out shards with references (or --force REASON)")
+    if options.margin < 0 or options.stride < 1:
+        raise UsageError("--margin must be 0 or more, --stride at least 1")
+    model = options.model or f"models:/{hybrid}@{registry.CHALLENGER}"
+    if not model.startswith("models:/"):
+        raise UsageError(f"--model {model} is not registered: write models:/NAME/VERSION or models:/NAME@ALIAS")
+    return run(hybrid, options, model, options.mlflow or default_uri())
+
+
+def run(hybrid: str, options: PromoteOptions, model: str, tracking_uri: str) -> dict[str, Any]:
+    """One promotion, with its MLflow run.
+
+    Raises:
+        RefusedError: the candidate is worse than its rival.
+    """
+    candidate = artifacts.read(model, hybrid, tracking_uri)
+    shards = list_shards(options.input) if options.input else []
+    holder = registry.champion(tracking_uri, hybrid)
+    summary = {"hybrid": hybrid, "model": candidate.model, "mlflow": shown(tracking_uri)}
+    if holder == candidate.version:
+        log.info("%s is the champion already", candidate.model)
+        return {**summary, "promoted": False, "champion": candidate.model}
+    before = None if holder is None else artifacts.read(f"models:/{hybrid}/{holder}", hybrid, tracking_uri)
+    verdict = _weigh(options, shards, candidate, before) if shards else None
+    promoted = bool(options.force) or (verdict is not None and verdict.passed)
+    decision = {
+        "promoted": promoted,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "input": options.input,
+        "forced": options.force,
+        "champion_before": None if before is None else before.model,
+        **({} if verdict is None else {**asdict(verdict), "passed": verdict.passed}),
+    }
+    run_id = _record(tracking_uri, candidate, decision)
+    registry.note(tracking_uri, hybrid, candidate.version, decision)
+    if not promoted:
+        raise RefusedError(f"{verdict}: not promoted; --force REASON promotes it all the same")
+    registry.promote(tracking_uri, hybrid, candidate.version)
+    log.info("%s is the champion: %s", candidate.model, verdict or options.force)
+    return {**summary, "champion": candidate.model, **decision, "mlflow_run_id": run_id}
+
+
+def _weigh(options: PromoteOptions, shards: list[Shard], candidate: Artifact, before: Artifact | None) -> Verdict:
+    storage.check_writable(options.storage)
+
+    def job(artifact: Artifact) -> Evaluation:
+        return Evaluation(shards, options.storage, artifact, artifact.decoding, options.stride, options.limits)
+
+    with cluster.connect():
+        rival = None if before is None else job(before)
+        return promotion.weigh(job(candidate), rival, options.metric, options.margin, options.resources)
+
+
+def _record(tracking_uri: str, candidate: Artifact, decision: dict[str, Any]) -> str | None:
+    """The decision as an MLflow run, whatever it is."""
+    tracker = Tracker(tracking_uri)
+    known = {name: value for name, value in decision.items() if value is not None}
+    tracker.start(f"promote {candidate.model}", {"model": candidate.model, **known}, {"hybrid.job": "promote"})
+    tracker.log_text(json.dumps(decision, indent=2), "promotion.json")
+    tracker.finish()
+    return tracker.run_id
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from jobs import models
+from pipelines.registry import Version
+
+TRAINING = {"recipe": "captioner-demo", "data": "lake/scenes", "metrics": {"val_cider_d": 2.5, "val_bleu4": 70.126}}
+DECISION = {
+    "promoted": False, "forced": "", "metric": "cider_d", "candidate_value": 2.5, "rival_value": 2.75,
+    "rival": "models:/captioner/1",
+}  # fmt: skip
+
+
+def version(training: dict, promotion: dict) -> Version:
+    return Version("captioner", "2", ["challenger", "champion"], "2026-01-31 03:00", training, promotion)
+
+
+def test_a_row_tells_where_a_model_comes_from_and_what_was_decided() -> None:
+    assert models.row(version(TRAINING, DECISION)) == {
+        "model": "models:/captioner/2",
+        "aliases": "challenger champion",
+        "created": "2026-01-31 03:00",
+        "recipe": "captioner-demo",
+        "data": "lake/scenes",
+        "metrics": "cider_d=2.5 bleu4=70.13",
+        "promotion": "refused; cider_d 2.5, 2.75 of models:/captioner/1",
+    }
+    assert models.row(version({}, {}))["promotion"] is None
+    forced = {"promoted": True, "forced": "the old one is broken"}
+    assert models.row(version({}, forced))["promotion"] == "forced: the old one is broken"
+
+
+def test_an_empty_registry_is_an_empty_table(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    models.main(["--mlflow", f"sqlite:///{tmp_path}/mlflow.db", "--format", "csv"])
+    assert capsysbinary.readouterr().out.decode().strip() == (
+        '"model","aliases","created","recipe","data","metrics","promotion"'
+    )

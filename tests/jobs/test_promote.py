@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from hybrid_models.errors import UsageError
+from hybrid_models.translator import TranslatorDecoding
+from jobs import evaluate, models
+from jobs.promote import main
+from pipelines import artifacts, registry
+from pipelines.infer import RefusedError
+from pipelines.tracking import Tracker
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs to judge on, and two registered translators."""
+    folder = tmp_path_factory.mktemp("lake")
+    tiny.write_pairs(str(folder / "test"), 12, seed=4)
+    for seed in (0, 1):
+        training = {"recipe": "translator-demo", "data": "pairs", "metrics": {"val_bleu": 1.5 + seed}}
+        files = artifacts.make(
+            tiny.translator(seed), TranslatorDecoding(beam_size=1, max_length=12), training, "Card.\n"
+        )
+        tracker = Tracker(mlflow_of(folder))
+        tracker.start("train", {}, {})
+        tracker.register("translator", files)
+        tracker.finish()
+    return folder
+
+
+def mlflow_of(lake: Path) -> str:
+    return f"sqlite:///{lake}/mlflow.db"
+
+
+def argv(lake: Path, *more: str) -> list[str]:
+    return ["translator", "--input", f"{lake}/test", "--storage", f"{lake}/lake", "--mlflow", mlflow_of(lake), *more]
+
+
+def version(number: str) -> str:
+    return f"models:/translator/{number}"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_models_become_champions_one_after_the_other(lake: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    uri = mlflow_of(lake)
+    client = mlflow.MlflowClient(uri)
+    with pytest.raises(RefusedError) as refused:  # it has learned nothing: words at random
+        main(argv(lake, "--metric", "chrf"))
+    assert str(refused.value).startswith(f"chrf of {version('2')} is ")
+    assert "of the baseline 'copy the source'" in str(refused.value)
+    assert registry.champion(uri, "translator") is None
+
+    forced = main(["translator", "--model", version("1"), "--force", "the first one", "--mlflow", uri])
+    assert (forced["promoted"], forced["champion"], forced["forced"]) == (True, version("1"), "the first one")
+    assert registry.champion(uri, "translator") == "1"
+
+    compared = evaluate.main(["--compare", version("1"), version("2"), *argv(lake)[1:]])
+    assert (compared["first"], compared["second"], compared["samples"]) == (version("1"), version("2"), 12)
+    chrf = compared["metrics"]["chrf"]
+    assert chrf["difference"] == pytest.approx(chrf["second"] - chrf["first"])
+    assert chrf["low"] < chrf["difference"] < chrf["high"]
+    logged = client.get_run(compared["mlflow_run_id"]).data.metrics
+    assert logged["chrf/difference"] == pytest.approx(chrf["difference"])
+    worse, better = ("1", "2") if chrf["difference"] > 0 else ("2", "1")
+    gap = abs(chrf["difference"])
+    main(["translator", "--model", version(better), "--force", "to see", "--mlflow", uri])
+
+    with pytest.raises(RefusedError, match="--force REASON promotes it all the same"):
+        main(argv(lake, "--model", version(worse), "--metric", "chrf", "--margin", str(0.9 * gap)))
+    assert registry.champion(uri, "translator") == better
+    noted = json.loads(client.get_model_version("translator", worse).tags["hybrid.promotion"])
+    assert (noted["promoted"], noted["passed"], noted["rival"]) == (False, False, version(better))
+
+    done = main(argv(lake, "--model", version(worse), "--metric", "chrf", "--margin", str(1.1 * gap)))
+    assert (done["promoted"], done["champion"], done["champion_before"]) == (True, version(worse), version(better))
+    assert registry.champion(uri, "translator") == worse
+    run = client.get_run(done["mlflow_run_id"])
+    assert (run.info.status, run.data.params["metric"]) == ("FINISHED", "chrf")
+    assert str(client.get_model_version_by_alias("translator", "previous").version) == better
+
+    again = main(argv(lake, "--model", version(worse)))
+    assert (again["promoted"], again["champion"]) == (False, version(worse))
+
+    models.main(["--mlflow", uri, "--format", "json"])
+    rows = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
+    assert [row["model"] for row in rows] == [version("2"), version("1")]
+    assert [row["metrics"] for row in rows] == ["bleu=2.5", "bleu=1.5"]
+    told = {row["model"]: row["promotion"] for row in rows}
+    assert told[version(worse)].startswith("promoted; chrf ")
+    assert told[version(better)].startswith("forced: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "hybrid promote needs a hybrid first: captioner, nowcaster, translator"),
+        (["painter"], "unknown hybrid 'painter'"),
+        (["translator"], "--input is needed"),
+        (["translator", "--input", "x", "--margin", "-1"], "--margin must be 0 or more"),
+        (["translator", "--input", "x", "--model", "./folder"], "--model ./folder is not registered"),
+        (["captioner", "--force", "x", "--model", "models:/translator/1"], "but a captioner is needed"),
+        (["translator", "--input", "{lake}/none", "--storage", "{lake}/lake"], "no shards found at {lake}/none"),
+    ],
+)
+def test_mistakes_are_one_line(lake: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_of(lake))
+    with pytest.raises(UsageError) as caught:
+        main([word.format(lake=lake) for word in words])
+    assert message.format(lake=lake) in str(caught.value)
+    assert "\n" not in str(caught.value)
