@@ -123,6 +123,16 @@ class Hybrid(nn.Module, abc.ABC):
         """Records → `{"metrics": {name: value}, "baseline": {"name": …, name: value}, "details": {…}}`."""
 
     @classmethod
+    def part(cls, shard: str, record: Mapping[str, Any]) -> str | None:
+        """The part of a test set that a record belongs to, for metrics by part; none by default.
+
+        Args:
+            shard: URI of its shard.
+            record: as `record` gives it.
+        """
+        return None
+
+    @classmethod
     @abc.abstractmethod
     def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
         """Records → the metrics of `summarise` as sums over them, to compare models by resampling."""

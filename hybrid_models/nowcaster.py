@@ -153,6 +153,11 @@ class Nowcaster(Hybrid):
         return {"metrics": metrics, "baseline": {"name": "persistence", **baseline}, "details": details}
 
     @classmethod
+    def part(cls, shard: str, record: Mapping[str, Any]) -> str:
+        """The event: one shard has one."""
+        return shard.rsplit("/", 1)[-1]
+
+    @classmethod
     def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
         return lead_tallies(records, "model")
 

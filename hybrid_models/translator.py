@@ -243,6 +243,12 @@ class Translator(Hybrid):
         return {"metrics": scores, "baseline": {"name": "copy the source", **copied}, "details": details}
 
     @classmethod
+    def part(cls, shard: str, record: Mapping[str, Any]) -> str:
+        """The length of the source in words, in tens."""
+        first = (max(len(record["source"].split()), 1) - 1) // 10 * 10
+        return f"{first + 1}-{first + 10} words"
+
+    @classmethod
     def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
         texts = [record["hypothesis"] for record in records], [record["references"] for record in records]
         return {"bleu": metrics.bleu_tally(*texts), "chrf": metrics.chrf_tally(*texts)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import ray
 
-from hybrid_models import significance
+from hybrid_models import Hybrid, significance
 from hybrid_models.inputs import DecodingConfig
 from pipelines import artifacts, infer, storage, tables
 from pipelines.artifacts import Artifact
@@ -98,14 +98,27 @@ def evaluate(job: Evaluation, resources: Resources) -> dict[str, Any]:
     """Judges one model.
 
     Returns:
-        `metrics`, `baseline`, `details` of the hybrid's `summarise`, with `samples` and `errors` by reason.
+        `metrics`, `baseline`, `details` of the hybrid's `summarise`, with `samples`, `errors` by reason, and metrics of
+        the test set's `parts`: by event, by length of sentence.
 
     Raises:
         RuntimeError: see `judge`.
     """
-    judged = judge(job, resources)
-    summary = job.artifact.hybrid_class.summarise(list(judged.records.values()))
-    return {"samples": len(judged.records), "errors": dict(judged.errors.most_common()), **summary}
+    judged, hybrid = judge(job, resources), job.artifact.hybrid_class
+    parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for (shard, _), record in judged.records.items():
+        if (part := hybrid.part(shard, record)) is not None:
+            parts[part].append(record)
+    return {
+        "samples": len(judged.records),
+        "errors": dict(judged.errors.most_common()),
+        **hybrid.summarise(list(judged.records.values())),
+        "parts": {name: _part(hybrid, parts[name]) for name in sorted(parts)},
+    }
+
+
+def _part(hybrid: type[Hybrid], records: list[dict[str, Any]]) -> dict[str, float]:
+    return {"samples": len(records)} | {name: tally.total for name, tally in hybrid.tallies(records).items()}
 
 
 def compare(first: Evaluation, second: Evaluation, resources: Resources) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from mlflow.pyfunc import PythonModel, PythonModelContext
@@ -19,7 +21,7 @@ from pipelines.shards import RAW_SCHEMA
 
 
 class HybridModel(PythonModel):
-    """Predicts from a DataFrame: column `media` (bytes of an image, clip or .npy array), or text and other fields."""
+    """Predicts from a DataFrame: column `media` (an array, or bytes of an image, clip or .npy file); other fields."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Reads the artifact folder that was logged with the model."""
@@ -50,6 +52,10 @@ class HybridModel(PythonModel):
 def raw_row(index: int, record: dict[str, Any]) -> dict[str, Any]:
     """A DataFrame's row as a shard's row."""
     media = record.pop("media", None)
+    if isinstance(media, np.ndarray):
+        buffer = io.BytesIO()
+        np.save(buffer, media, allow_pickle=False)
+        media = buffer.getvalue()
     return {
         "shard": "",
         "index": index,

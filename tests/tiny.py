@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
 from hybrid_models.translator import Translator, TranslatorConfig, TranslatorDecoding
 from jobs import cli
 from pipelines import artifacts, storage
@@ -56,6 +57,13 @@ def captioner(seed: int = 0) -> Captioner:
     return Captioner(config, assets).eval()
 
 
+def nowcaster(seed: int = 0) -> Nowcaster:
+    """A nowcaster from three frames of 32 x 32 to ten minutes with random weights."""
+    config = NowcasterConfig(past_frames=3, horizon_minutes=10, height=32, width=32, patch=8, hidden_dims=(8,))
+    torch.manual_seed(seed)
+    return Nowcaster(config, {}).eval()
+
+
 def write_translator(uri: str, seed: int = 0) -> str:
     """Stores a translator's artifact and returns its URI."""
     decoding = TranslatorDecoding(beam_size=1, max_length=12)
@@ -67,6 +75,12 @@ def write_captioner(uri: str, seed: int = 0) -> str:
     """Stores a captioner's artifact and returns its URI."""
     decoding = CaptionerDecoding(beam_size=1, max_length=8)
     artifacts.write(artifacts.make(captioner(seed), decoding, {}, "A test's model.\n"), uri)
+    return uri
+
+
+def write_nowcaster(uri: str, seed: int = 0) -> str:
+    """Stores a nowcaster's artifact and returns its URI."""
+    artifacts.write(artifacts.make(nowcaster(seed), NowcasterDecoding(), {}, "A test's model.\n"), uri)
     return uri
 
 

@@ -8,10 +8,8 @@ from typing import Any
 
 import fsspec
 import numpy as np
-import torch
 
-from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
-from pipelines import artifacts, query, storage, tables
+from pipelines import query, storage, tables
 from tests import tiny
 from tests.pipelines.test_radar import event_bytes
 from tests.servers import BUCKET
@@ -52,17 +50,13 @@ class Task:
         ]  # fmt: skip
 
 
-def write_nowcaster(uri: str, seed: int) -> None:
-    """A nowcaster of three frames of 32 x 32."""
-    config = NowcasterConfig(past_frames=3, horizon_minutes=10, height=32, width=32, patch=8, hidden_dims=(8,))
-    torch.manual_seed(seed)
-    files = artifacts.make(Nowcaster(config, {}).eval(), NowcasterDecoding(), {}, "A test's model.\n")
-    artifacts.write(files, uri)
-
-
 def prepare(task: Task) -> None:
     """Two models and six shards, of which one row is bad."""
-    write_model = {"captions": tiny.write_captioner, "translations": tiny.write_translator, "nowcasts": write_nowcaster}
+    write_model = {
+        "captions": tiny.write_captioner,
+        "translations": tiny.write_translator,
+        "nowcasts": tiny.write_nowcaster,
+    }
     for seed, which in enumerate((OLD, NEW)):
         write_model[task.name](task.model(which), seed)
     if task.name == "captions":

@@ -167,10 +167,8 @@ def test_pickles_are_not_executed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -5.0, 1e30])
 def test_impossible_rain(value: float, tmp_path: Path) -> None:
-    from hybrid_models.nowcaster import Nowcaster, NowcasterConfig
-
-    config = NowcasterConfig(past_frames=3, horizon_minutes=10, height=32, width=32, patch=8, hidden_dims=(8,))
-    decode = Decode(Nowcaster.preprocess(config, {}), Limits())
+    hybrid = tiny.nowcaster()
+    decode = Decode(hybrid.preprocess(hybrid.config, {}), Limits())
     rain = np.ones((5, 32, 32), np.float32)
     rain[3, 8:16, 8:16] = value
     attrs = {"units": "mm/h"}

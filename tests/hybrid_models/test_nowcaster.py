@@ -203,3 +203,7 @@ def test_missed_events_cost_more_than_false_alarms():
     costs = {0.5: (0.37, 0.2), 1: (0.33, 0.3), 2: (0.28, 0.5), 5: (0.18, 1.3), 10: (0.10, 2.6)}
     assert miss == pytest.approx(sum(weight * (1 - cost) for cost, weight in costs.values()), rel=0.01)
     assert alarm == pytest.approx(sum(weight * cost for cost, weight in costs.values()), rel=0.01)
+
+
+def test_parts_of_a_test_set_are_events():
+    assert Nowcaster.part("s3://lake/radar/test/knmi_2010.nc", {}) == "knmi_2010.nc"

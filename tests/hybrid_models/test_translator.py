@@ -185,3 +185,11 @@ def test_wrong_decoding(wrong):
 def test_missing_tokenizer():
     with pytest.raises(UsageError, match=r"translator has no tokenizer\.json"):
         Translator(TINY, {})
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [(0, "1-10 words"), (1, "1-10 words"), (10, "1-10 words"), (11, "11-20 words"), (45, "41-50 words")],
+)
+def test_parts_of_a_test_set_are_lengths(words, part):
+    assert Translator.part("x", {"source": " ".join(["a"] * words)}) == part

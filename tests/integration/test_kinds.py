@@ -9,10 +9,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
 from jobs.infer import InferOptions, run
 from pipelines import artifacts, query, storage
 from tests import tiny
@@ -96,10 +94,7 @@ def test_sentences_empty_long_and_garbled(tmp_path: Path, tracking_uri: str) -> 
 
 
 def test_radar_with_a_gap_and_on_another_grid(tmp_path: Path, tracking_uri: str) -> None:
-    config = NowcasterConfig(past_frames=3, horizon_minutes=10, height=32, width=32, patch=8, hidden_dims=(8,))
-    torch.manual_seed(0)
-    model = str(tmp_path / "model")
-    artifacts.write(artifacts.make(Nowcaster(config, {}).eval(), NowcasterDecoding(), {}, "A test's model.\n"), model)
+    model = tiny.write_nowcaster(str(tmp_path / "model"))
     rain = np.random.default_rng(0).integers(0, 500, (6, 32, 32)).astype(np.uint16)
     rain[:, :4] = 65535  # outside the radar's range
     minutes = [0, 5, 10, 15, 20, 25]

@@ -34,6 +34,7 @@ def test_the_judgement_is_that_of_all_good_samples(job: Evaluation, monkeypatch:
     hypotheses = tiny.translator().translate(sources, beam_size=1, max_length=12)
     assert result["metrics"]["bleu"] == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score)
     assert result["metrics"]["chrf"] == pytest.approx(sacrebleu.corpus_chrf(hypotheses, [references]).score)
+    assert result["parts"] == {"1-10 words": {"samples": 20, **result["metrics"]}}
     assert result["baseline"]["name"] == "copy the source"
     assert result["baseline"]["bleu"] == pytest.approx(sacrebleu.corpus_bleu(sources, [references]).score)
 
@@ -56,3 +57,22 @@ def test_the_fingerprint_decides_where_records_are_staged(job: Evaluation, tmp_p
     ]
     assert len({job.fingerprint, *(other.fingerprint for other in others)}) == 4
     assert job.folder == f"{tmp_path}/evaluations/{job.fingerprint[:12]}"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_models_are_compared_on_the_same_samples(job: Evaluation, tmp_path: Path) -> None:
+    other = artifacts.read(tiny.write_translator(str(tmp_path / "other"), seed=1))
+    found = evaluate.compare(job, replace(job, artifact=other), RESOURCES)
+    assert found["samples"] == 20
+    sources = tiny.sentences(20, seed=3)
+    references = [" ".join(reversed(text.split())) for text in sources]
+    scores = [
+        sacrebleu.corpus_chrf(tiny.translator(seed).translate(sources, beam_size=1, max_length=12), [references]).score
+        for seed in (0, 1)
+    ]
+    chrf = found["metrics"]["chrf"]
+    assert (chrf["first"], chrf["second"]) == pytest.approx(tuple(scores))
+    assert chrf["difference"] == pytest.approx(scores[1] - scores[0])
+    assert chrf["low"] < chrf["difference"] < chrf["high"]
+    same = evaluate.compare(job, job, RESOURCES)["metrics"]["chrf"]
+    assert (same["low"], same["high"], same["p"]) == (0, 0, 1)

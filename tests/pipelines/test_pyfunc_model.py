@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -18,10 +19,10 @@ TEXTS = tiny.sentences(5, seed=8)
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An MLflow with a translator and a captioner; its URI."""
+    """An MLflow with a model of each kind; its URI."""
     folder = tmp_path_factory.mktemp("pyfunc")
     uri = f"sqlite:///{folder}/mlflow.db"
-    for write in (tiny.write_translator, tiny.write_captioner):
+    for write in (tiny.write_translator, tiny.write_captioner, tiny.write_nowcaster):
         tracker = Tracker(uri)
         tracker.start("train", {}, {})
         artifact = artifacts.read(write(str(folder / write.__name__)))
@@ -63,6 +64,19 @@ def test_a_registered_captioner_predicts_from_image_bytes(load: Callable[[str], 
     expected = tiny.captioner().caption(images, beam_size=1, max_length=8)
     assert rows["caption"][rows["status"] == "ok"].tolist() == expected
     assert rows["frames"][rows["status"] == "ok"].tolist() == [1, 1, 1]
+
+
+def test_a_registered_nowcaster_predicts_from_arrays(load: Callable[[str], Any]) -> None:
+    model = load("models:/nowcaster/1")
+    past = np.random.default_rng(0).gamma(1.0, 2.0, (3, 32, 32)).astype(np.float16)
+    frame = pd.DataFrame({"media": [past, past[:2]], "step_minutes": 5, "issue_time": pd.Timestamp("2026-01-31 12:00")})
+    rows = model.predict(frame)
+    assert rows["status"].tolist() == ["ok", "error"]
+    assert "2 frames where 3 are needed" in rows["error"][1]
+    assert rows["lead_minutes"][0].tolist() == [5.0, 10.0]
+    assert rows["issue_time"][0] == pd.Timestamp("2026-01-31 12:00", tz="UTC")
+    frames = np.frombuffer(rows["frames"][0], "<f2").reshape(rows["frames_shape"][0])
+    assert frames == pytest.approx(tiny.nowcaster().nowcast(past, 2, 5), rel=1e-2, abs=1e-2)
 
 
 def test_other_columns_are_the_rows_fields() -> None:
