@@ -8,6 +8,7 @@ it. A frozen CNN is run once per sample (`featurize`); then only the RNN is trai
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ from hybrid_models.captioner_inputs import (
     usable_captions,
 )
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device
-from hybrid_models.decoding import SearchOptions, State, inference, search
+from hybrid_models.decoding import Hypothesis, SearchOptions, State, inference, search
 from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.image_encoder import Encoder, pool_time
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
 from hybrid_models.metrics import Tally
@@ -41,6 +43,7 @@ from hybrid_models.text import (
     PAD,
     UNK,
     Tokenizer,
+    pad_rows,
     unpack_json,
 )
 
@@ -188,11 +191,8 @@ class Captioner(Hybrid):
             return self.decoder.loss(captions.flatten(0, 1), state, memory, smoothing)
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
-        decoding = cast(CaptionerDecoding, decoding)
         with inference(self):
-            state, memory = self._start(batch)
-            limits = torch.full_like(batch["frame_count"], decoding.max_length)
-            found = search(self.decoder.step, state, memory, limits, decoding.search_options())
+            found = self._search(batch, *self._start(batch), cast(CaptionerDecoding, decoding))
         return [
             {
                 "caption": self._tokenizer.decode(best.tokens),
@@ -202,6 +202,28 @@ class Captioner(Hybrid):
             }
             for best, count in zip(found, batch["frame_count"].tolist(), strict=True)
         ]
+
+    def _search(self, batch: Batch, state: State, memory: State, decoding: CaptionerDecoding) -> list[Hypothesis]:
+        limits = torch.full_like(batch["frame_count"], decoding.max_length)
+        return search(self.decoder.step, state, memory, limits, decoding.search_options())
+
+    def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
+        batch = {name: tensor.to(module_device(self)) for name, tensor in self.collate(samples).items()}
+        with inference(self):
+            state, memory = self._start(batch)
+            found = self._search(batch, state, memory, cast(CaptionerDecoding, decoding))
+            targets = pad_rows([np.asarray([BOS, *best.tokens, EOS]) for best in found])
+            weights = self.decoder.attend(torch.from_numpy(targets).to(module_device(self)), state, memory)
+        side = math.isqrt(memory["keys"].shape[1]) if weights is not None else 0
+        return [
+            Gaze(
+                sample["frames"][0],
+                self._tokenizer.pieces([*best.tokens, EOS]),
+                None if weights is None else
+                weights[i, : len(best.tokens) + 1].float().cpu().numpy().reshape(-1, side, side),
+            )
+            for i, (sample, best) in enumerate(zip(samples, found, strict=True))
+        ]  # fmt: skip
 
     def caption(self, images: Sequence[Any], batch_size: int = 32, **decoding: Any) -> list[str]:
         """Captions images and clips of any size, in order.

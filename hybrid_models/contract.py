@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_models.errors import UsageError
+from hybrid_models.explanations import Explanation
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
 from hybrid_models.metrics import Tally
 
@@ -116,6 +117,10 @@ class Hybrid(nn.Module, abc.ABC):
     @abc.abstractmethod
     def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:
         """What is kept of one prediction and its reference to judge it: small, JSON-able, also for the baseline."""
+
+    @abc.abstractmethod
+    def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
+        """Raw samples → what can be drawn of the way to each one's prediction."""
 
     @classmethod
     @abc.abstractmethod

@@ -19,6 +19,7 @@ from hybrid_models.contract import Batch, Hybrid, Loss, module_device
 from hybrid_models.decoding import inference
 from hybrid_models.encoder_forecaster import EncoderForecaster, to_scale
 from hybrid_models.errors import UsageError
+from hybrid_models.explanations import Explanation, Forecast
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
 from hybrid_models.metrics import RAIN_THRESHOLDS, Tally
 from hybrid_models.nowcaster_inputs import (
@@ -129,6 +130,19 @@ class Nowcaster(Hybrid):
         return [
             _payload_row(frames[i, :leads], covered[i], int(batch["issue_time"][i]), float(batch["step_minutes"][i]))
             for i, leads in enumerate(n_leads)
+        ]
+
+    def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
+        batch = {name: tensor.to(module_device(self)) for name, tensor in self.collate(samples).items()}
+        return [
+            Forecast(
+                sample["past"].astype(np.float32),
+                np.frombuffer(output["frames"], "<f2").reshape(output["frames_shape"]).astype(np.float32),
+                sample["future"].astype(np.float32) if "future" in sample else None,
+                output["lead_minutes"],
+                self.config.unit,
+            )
+            for sample, output in zip(samples, self.predict(batch, decoding), strict=True)
         ]
 
     def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,10 @@ class WordDecoder(nn.Module, abc.ABC):
         """Adds to a memory what is computed once per source."""
         return memory
 
+    def attend(self, targets: Tensor, state: State, memory: State) -> Tensor | None:
+        """Where it looks while it writes `targets` [N,T+1] (start symbol first): [N,T,S]; None without attention."""
+        return None
+
     def loss(self, targets: Tensor, state: State, memory: State, label_smoothing: float) -> Loss:
         """Negative log likelihood under teacher forcing, summed over real tokens.
 
@@ -143,12 +147,24 @@ class AttentionDecoder(WordDecoder):
         return {**memory, "keys": memory["keys"].to(projected_BSA.dtype), "projected": projected_BSA}
 
     def unroll(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+        hidden, contexts, _, state = self._walk(embedded, state, memory)
+        hidden_NTD, contexts_NTK = torch.stack(hidden, dim=1), torch.stack(contexts, dim=1)
+        return torch.cat([hidden_NTD.to(contexts_NTK.dtype), contexts_NTK], dim=2), state
+
+    def attend(self, targets: Tensor, state: State, memory: State) -> Tensor:
+        *_, weights, _ = self._walk(self.embedding(targets[:, :-1]), state, memory)
+        return torch.stack([weights_BRS.flatten(0, 1) for weights_BRS in weights], dim=1)
+
+    def _walk(
+        self, embedded: Tensor, state: State, memory: State
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], State]:
+        """Hidden states [N,D], contexts [N,K] and attention weights [B,R,S] of all steps, and the last state."""
         steps, sources = embedded.shape[1], len(memory["keys"])
         word_gates_NTG = self.word_gates(embedded)
         keys_BSK = RepeatedProduct(memory["keys"], steps)
         weight_KG = RepeatedProduct(self.context_gates.weight.t().to(word_gates_NTG.dtype), steps)
         weight_DG = RepeatedProduct(self.hidden_gates.weight.t().to(word_gates_NTG.dtype), steps)
-        hidden, contexts = [], []
+        hidden, contexts, weights = [], [], []
         for words_NG in word_gates_NTG.unbind(1):
             hidden_ND = state["hidden"]
             query_BRD = hidden_ND.view(sources, -1, hidden_ND.shape[1])
@@ -157,8 +173,8 @@ class AttentionDecoder(WordDecoder):
             state = _advance(state, words_NG + weight_KG(context_NK), weight_DG(hidden_ND) + self.hidden_gates.bias)
             hidden.append(state["hidden"])
             contexts.append(context_NK)
-        hidden_NTD, contexts_NTK = torch.stack(hidden, dim=1), torch.stack(contexts, dim=1)
-        return torch.cat([hidden_NTD.to(contexts_NTK.dtype), contexts_NTK], dim=2), state
+            weights.append(weights_BRS)
+        return hidden, contexts, weights, state
 
 
 class RepeatedProduct:

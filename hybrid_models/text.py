@@ -121,6 +121,11 @@ class Tokenizer:
         """The text of ids; special symbols are left out, an incomplete character is U+FFFD."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
 
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The text of each token; one that goes on with a word starts with `·`, a special symbol is its name."""
+        texts = [f" {SPECIALS[i]}" if i < len(SPECIALS) else self._tokenizer.decode([i]) for i in ids]
+        return [text.strip() or "␣" if text.startswith(" ") else f"·{text}" for text in texts]
+
 
 class _Counted:
     """An iterable that knows how many items it has given."""

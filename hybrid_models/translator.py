@@ -20,8 +20,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hybrid_models import metrics
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device
-from hybrid_models.decoding import SearchOptions, State, inference, search
+from hybrid_models.decoding import Hypothesis, SearchOptions, State, inference, search
 from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.explanations import Alignment, Explanation
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample
 from hybrid_models.metrics import Tally
 from hybrid_models.recurrent import AttentionDecoder, initial_state
@@ -189,11 +190,8 @@ class Translator(Hybrid):
             return self.decoder.loss(batch["target"], state, memory, smoothing)
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
-        decoding = cast(TranslatorDecoding, decoding)
         with inference(self):
-            state, memory = self.encode(batch)
-            limits = decoding.limits(batch["source_length"])
-            found = search(self.decoder.step, state, memory, limits, decoding.search_options())
+            found = self._search(batch, *self.encode(batch), cast(TranslatorDecoding, decoding))
         lengths = batch["source_length"].tolist()
         return [
             {
@@ -204,6 +202,27 @@ class Translator(Hybrid):
                 "target_tokens": len(best.tokens),
             }
             for source, length, best in zip(batch["source"].tolist(), lengths, found, strict=True)
+        ]
+
+    def _search(self, batch: Batch, state: State, memory: State, decoding: TranslatorDecoding) -> list[Hypothesis]:
+        limits = decoding.limits(batch["source_length"])
+        return search(self.decoder.step, state, memory, limits, decoding.search_options())
+
+    def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
+        batch = {name: tensor.to(module_device(self)) for name, tensor in self.collate(samples).items()}
+        with inference(self):
+            state, memory = self.encode(batch)
+            found = self._search(batch, state, memory, cast(TranslatorDecoding, decoding))
+            targets = pad_rows([np.asarray([BOS, *best.tokens, EOS]) for best in found])
+            weights = self.decoder.attend(torch.from_numpy(targets).to(module_device(self)), state, memory)
+        sources = [row[:length] for row, length in zip(batch["source"].tolist(), batch["source_length"], strict=True)]
+        return [
+            Alignment(
+                self._source.pieces(source),
+                self._target.pieces([*best.tokens, EOS]),
+                weights[i, : len(best.tokens) + 1, : len(source)].float().cpu().numpy(),
+            )
+            for i, (source, best) in enumerate(zip(sources, found, strict=True))
         ]
 
     def translate(self, sentences: Sequence[str], batch_size: int = 64, **decoding: Any) -> list[str]:

@@ -39,6 +39,8 @@ class EvaluateOptions:
     """URI below which records are staged, so that an interrupted evaluation goes on."""
     stride: int = 1
     """Every n-th issue time of a radar event is a sample."""
+    pictures: int = 4
+    """Samples drawn for MLflow: attention, alignments, nowcasts; 0 draws nothing."""
     mlflow: str = ""
     """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
     resources: Resources = field(default_factory=Resources)
@@ -71,6 +73,8 @@ def run(options: EvaluateOptions, artifact: Artifact, tracking_uri: str) -> dict
         baseline = {key: value for key, value in result["baseline"].items() if isinstance(value, int | float)}
         tracker.log_metrics({**result["metrics"], **{f"baseline/{key}": value for key, value in baseline.items()}})
         tracker.log_text(json.dumps(result, indent=2), "evaluation.json")
+        for name, content in _pictures(job, options.pictures, result["details"]).items():
+            tracker.log_file(content, f"pictures/{name}")
     return {
         "hybrid": artifact.hybrid_class.name,
         "model": artifact.model,
@@ -112,6 +116,17 @@ def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig)
     shards = list_shards(options.input)
     storage.check_writable(options.storage)
     return evaluate.Evaluation(shards, options.storage, artifact, decoding, options.stride, options.limits)
+
+
+def _pictures(job: evaluate.Evaluation, count: int, details: Mapping[str, Any]) -> dict[str, bytes]:
+    """Examples, and curves by lead time where there are any."""
+    if not count:
+        return {}
+    from pipelines import pictures  # drawing takes half a second to import
+
+    curves = {"lead-times.png": pictures.lead_time_curves(details)} if "lead_minutes" in details else {}
+    hybrid = job.artifact.load()
+    return {**curves, **pictures.examples(hybrid, job.decoding, job.shards, job.limits, count, job.stride)}
 
 
 @contextmanager

@@ -47,6 +47,8 @@ class TrainOptions:
     """Training processes, one for each GPU or share of the CPUs."""
     mlflow: str = ""
     """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
+    pictures: int = 4
+    """Validation samples drawn for the model card and MLflow, beside learning curves; 0 draws nothing."""
     resources: Resources = field(default_factory=Resources)
     """How much of the cluster decoding and features take."""
 
@@ -76,6 +78,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         tracking_uri=options.mlflow or default_uri(),
         num_workers=options.num_workers,
         resources=options.resources,
+        pictures=options.pictures,
     )
     shards = train.check(job)
     if (summary := train.finished(job)) is not None:

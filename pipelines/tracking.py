@@ -128,6 +128,16 @@ class Tracker:
             with self._guarded(f"store {path}"):
                 self._client.log_text(self.run_id, text, path)
 
+    def log_file(self, content: bytes, path: str) -> None:
+        """Stores a file, such as a picture, with the run."""
+        if self.run_id is None:
+            return
+        with self._guarded(f"store {path}"), tempfile.TemporaryDirectory() as scratch:
+            local = Path(scratch) / Path(path).name
+            local.write_bytes(content)
+            folder = str(Path(path).parent)
+            self._client.log_artifact(self.run_id, str(local), None if folder == "." else folder)
+
     def finish(self, succeeded: bool = True) -> None:
         """Ends the run."""
         if self.run_id is not None:

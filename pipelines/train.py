@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.config import Recipe
 from pipelines.datasource import ShardDatasource
+from pipelines.model_card import model_card
 from pipelines.predict import Featurizer
 from pipelines.samples import SAMPLE_SCHEMA
 from pipelines.shards import Begin, ReadOptions, Shard, list_shards
@@ -58,6 +59,7 @@ class TrainJob:
         tracking_uri: MLflow.
         num_workers: training processes.
         resources: for decoding and features.
+        pictures: how many validation samples the model card shows; without any it has no curves either.
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class TrainJob:
     tracking_uri: str
     num_workers: int
     resources: Resources
+    pictures: int = 0
 
     @property
     def runs(self) -> str:
@@ -347,10 +350,14 @@ def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, 
         "epoch": metrics["epoch"],
         "metrics": values,
     }
-    files = artifacts.make(hybrid, job.recipe.decoding, training, model_card(job, hybrid, training))
+    drawn = _pictures(job, shards, hybrid, history)
+    card = model_card(job.name, job.recipe, hybrid, training, list(drawn))
+    files = {**artifacts.make(hybrid, job.recipe.decoding, training, card), **drawn}
     place = storage.join(job.run, "artifact")
     artifacts.write(files, place)
     tracker.catch_up(history)
+    for name, content in drawn.items():
+        tracker.log_file(content, f"pictures/{name}")
     version = tracker.register(hybrid.name, files)
     tracker.finish()
     return {
@@ -371,6 +378,18 @@ def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, 
     }
 
 
+def _pictures(
+    job: TrainJob, shards: Shards, hybrid: Hybrid, history: Sequence[Mapping[str, float]]
+) -> dict[str, bytes]:
+    """Learning curves, and examples from the validation shards."""
+    if not job.pictures:
+        return {}
+    from pipelines import pictures  # drawing takes half a second to import
+
+    examples = pictures.examples(hybrid, job.recipe.decoding, shards[1], job.recipe.limits, job.pictures)
+    return {"learning-curves.png": pictures.learning_curves(history), **examples}
+
+
 def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any]]:
     """The model of the best checkpoint that is whole, and what was reported with it.
 
@@ -389,33 +408,3 @@ def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any]]:
         else:
             return hybrid, metrics
     raise damage
-
-
-def model_card(job: TrainJob, hybrid: Hybrid, training: dict[str, Any]) -> str:
-    """The artifact's README: what it is, from what it was trained, how well it did, how to use it."""
-    rows = "\n".join(f"| {name.removeprefix('val_')} | {value:.4g} |" for name, value in training["metrics"].items())
-    config = json.dumps(asdict(job.recipe), indent=2)
-    return f"""# {hybrid.name.capitalize()} `{job.name}`
-
-Recipe `{job.recipe_name}`, trained on `{job.data}/train`, best of its epochs ({training["epoch"]}) by
-`{job.recipe.train.metric}` on `{job.data}/val`; {sum(p.numel() for p in hybrid.parameters()):,} parameters.
-
-| validation metric | value |
-|---|---|
-{rows}
-
-Validation decodes the first {job.recipe.train.validate_samples} samples; use `hybrid evaluate` on held-out shards for
-figures to report.
-
-```python
-from pipelines.artifacts import load_hybrid
-
-model = load_hybrid("{storage.join(job.run, "artifact")}")
-```
-
-## Configuration
-
-```json
-{config}
-```
-"""

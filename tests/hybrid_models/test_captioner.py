@@ -1,5 +1,7 @@
 """The captioner: preprocessing, the frozen and the trained encoder, learning, decoding and judgement."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
+from tests import tiny
 
 SIZE, ENCODER = 32, "test_resnet"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 220)}
@@ -249,3 +252,22 @@ def test_wrong_decoding(wrong):
 def test_missing_tokenizer():
     with pytest.raises(UsageError, match=r"captioner has no tokenizer\.json"):
         Captioner(CaptionerConfig(**TINY), {})
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_a_gaze_belongs_to_the_caption(attention):
+    hybrid = tiny.captioner()
+    if not attention:
+        torch.manual_seed(0)
+        hybrid = Captioner(replace(hybrid.config, attention=False), hybrid.assets).eval()
+    frames = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3)).astype(np.uint8)
+    sample = hybrid.preprocess(hybrid.config, hybrid.assets)(Inputs(frames, {}), with_target=False)
+    (shown,) = hybrid.explain([sample], CaptionerDecoding(beam_size=2, max_length=6))
+    np.testing.assert_array_equal(shown.image, frames[0])
+    (caption,) = hybrid.caption([frames], beam_size=2, max_length=6)
+    assert "".join(f" {piece}" for piece in shown.words[:-1]).replace(" ·", "").replace("␣", "").strip() == caption
+    if attention:
+        assert shown.weights.shape[0] == len(shown.words)
+        np.testing.assert_allclose(shown.weights.sum((1, 2)), 1, rtol=1e-2)
+    else:
+        assert shown.weights is None

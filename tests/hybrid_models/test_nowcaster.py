@@ -11,6 +11,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Inputs
 from hybrid_models.metrics import contingency, csi
 from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding, _rain_error
+from tests import tiny
 
 TINY = NowcasterConfig(past_frames=3, horizon_minutes=20, height=32, width=32, hidden_dims=(8,))
 VIDEO = NowcasterConfig(
@@ -207,3 +208,19 @@ def test_missed_events_cost_more_than_false_alarms():
 
 def test_parts_of_a_test_set_are_events():
     assert Nowcaster.part("s3://lake/radar/test/knmi_2010.nc", {}) == "knmi_2010.nc"
+
+
+def test_a_forecast_shows_what_came():
+    hybrid = tiny.nowcaster()
+    frames = np.random.default_rng(0).gamma(1.0, 2.0, (5, 32, 32)).astype(np.float32)
+    preprocess = hybrid.preprocess(hybrid.config, {})
+    for with_target in (True, False):
+        sample = preprocess(Inputs(frames, {"step_minutes": 5}), with_target)
+        (shown,) = hybrid.explain([sample], NowcasterDecoding())
+        assert (list(shown.lead_minutes), shown.unit) == ([5.0, 10.0], "mm/h")
+        np.testing.assert_allclose(shown.past, frames[:3], rtol=1e-3)
+        np.testing.assert_allclose(shown.nowcast, hybrid.nowcast(frames[:3], 2, 5), rtol=1e-2, atol=1e-2)
+        if with_target:
+            np.testing.assert_allclose(shown.observed, frames[3:], rtol=1e-3)
+        else:
+            assert shown.observed is None

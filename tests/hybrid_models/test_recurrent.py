@@ -144,3 +144,19 @@ def test_initial_state():
     expected = torch.tanh(layer(torch.ones(B, 3)))
     torch.testing.assert_close(torch.cat([state["hidden"], state["cell"]], dim=1), expected)
     assert list(initial_state(torch.ones(B, 3), "gru", nn.Linear(3, D))) == ["hidden"]
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_attend_gives_the_weights_of_every_step(cell):
+    decoder, state, memory = make("attention", cell)
+    words = torch.tensor([[BOS, 5, 6, EOS], [BOS, 7, 7, EOS], [BOS, 4, 9, EOS]] * B)
+    prepared = decoder.prepare(memory)
+    found = decoder.attend(words, state, prepared)
+    keys, mask = (memory[name].repeat_interleave(R, dim=0) for name in ("keys", "mask"))
+    for t in range(3):
+        _, expected = decoder.attention(state["hidden"], keys, mask)
+        torch.testing.assert_close(found[:, t], expected)
+        _, state = decoder.unroll(decoder.embedding(words[:, t : t + 1]), state, prepared)
+    assert found.shape == (B * R, 3, S)
+    plain, state, memory = make("plain", cell)
+    assert plain.attend(words, state, memory) is None

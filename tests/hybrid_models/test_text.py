@@ -140,3 +140,11 @@ def test_pad_rows():
     rows = [np.array([5, 6, 7]), np.array([8])]
     assert pad_rows(rows).tolist() == [[5, 6, 7], [8, PAD, PAD]]
     assert pad_rows(rows, 4).tolist() == [[5, 6, 7, PAD], [8, PAD, PAD, PAD]]
+
+
+def test_pieces_show_where_words_begin(tokenizer):
+    ids = tokenizer.encode("a bicycle x", 50).tolist()
+    pieces = tokenizer.pieces([BOS, *ids, EOS])
+    assert (pieces[0], pieces[-1]) == ("<s>", "</s>")
+    words = "".join(f" {piece}" for piece in pieces[1:-1]).replace(" ·", "").replace("␣", "")
+    assert words.split() == ["a", "bicycle", "x"]

@@ -9,6 +9,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Inputs
 from hybrid_models.text import BOS, EOS, PAD, Tokenizer
 from hybrid_models.translator import TOKENIZER, Translator, TranslatorConfig, TranslatorDecoding
+from tests import tiny
 
 PAIRS = {
     "a dog runs": "ein Hund rennt",
@@ -193,3 +194,18 @@ def test_missing_tokenizer():
 )
 def test_parts_of_a_test_set_are_lengths(words, part):
     assert Translator.part("x", {"source": " ".join(["a"] * words)}) == part
+
+
+def test_an_alignment_belongs_to_the_translation():
+    hybrid = tiny.translator()
+    preprocess = hybrid.preprocess(hybrid.config, hybrid.assets)
+    texts = ["der Hund läuft", "ein rot Kind spielt und schläft im Park"]
+    samples = [preprocess(Inputs(None, {"en": text}), with_target=False) for text in texts]
+    decoding = TranslatorDecoding(beam_size=2, max_length=8)
+    translations = hybrid.translate(texts, beam_size=2, max_length=8)
+    for text, translation, shown in zip(texts, translations, hybrid.explain(samples, decoding), strict=True):
+        assert shown.weights.shape == (len(shown.target), len(shown.source))
+        np.testing.assert_allclose(shown.weights.sum(1), 1, rtol=1e-2)
+        assert (shown.source[-1], shown.target[-1]) == ("</s>", "</s>")
+        for pieces, whole in ((shown.source, text), (shown.target, translation)):
+            assert "".join(f" {piece}" for piece in pieces[:-1]).replace(" ·", "").replace("␣", "").strip() == whole

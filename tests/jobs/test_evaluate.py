@@ -34,6 +34,8 @@ def test_a_judgement_is_printed_and_logged(lake: Path) -> None:
     assert run.data.params["decoding.max_length"] == "12"
     stored = Path(run.info.artifact_uri.removeprefix("file://")) / "evaluation.json"
     assert json.loads(stored.read_text())["metrics"] == summary["metrics"]
+    pictures = stored.parent / "pictures"
+    assert sorted(path.name for path in pictures.iterdir()) == [f"example-{number}.png" for number in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ def test_a_run_has_its_name_parameters_tags_and_end(uri: str) -> None:
     tracker, run_id = started(uri, "night")
     tracker.log_metrics({"rows": 60, "errors/X": 2}, step=3)
     tracker.log_text('{"rows": 60}', "summary.json")
+    tracker.log_file(b"picture", "pictures/one.png")
+    tracker.log_file(b"table", "two.csv")
     tracker.finish()
     client = mlflow.MlflowClient(uri)
     run = client.get_run(run_id)
@@ -58,6 +60,8 @@ def test_a_run_has_its_name_parameters_tags_and_end(uri: str) -> None:
     assert curve(uri, run_id, "errors/X") == [(3, 2.0)]
     local = Path(run.info.artifact_uri.removeprefix("file://"))
     assert (local / "summary.json").read_text() == '{"rows": 60}'
+    assert (local / "pictures/one.png").read_bytes() == b"picture"
+    assert (local / "two.csv").read_bytes() == b"table"
 
     again = Tracker(uri, run_id)
     again.resume()
@@ -130,6 +134,7 @@ def test_a_server_that_is_away_costs_a_warning_and_little_time(caplog: pytest.Lo
     assert tracker.run_id is None
     tracker.catch_up(entries(1, 3))
     tracker.log_text("x", "x.txt")
+    tracker.log_file(b"x", "x.png")
     assert tracker.register("translator", {}) is None
     tracker.finish()
     assert len(warnings(caplog)) == 1, "without a run nothing more is tried"

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from PIL import Image
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from safetensors.torch import load as load_tensors
 
@@ -83,7 +85,7 @@ class Trained:
 @pytest.fixture(scope="module")
 def whole(ray_cluster: str, lake: Path) -> Trained:
     """Three epochs without interruption."""
-    job = job_of(lake, "whole")
+    job = replace(job_of(lake, "whole"), pictures=2)
     return Trained(job, train_to_the_end(job))
 
 
@@ -114,6 +116,13 @@ def test_training_lowers_the_loss_and_keeps_the_best_model(whole: Trained) -> No
     card = (Path(summary["artifact"]) / "README.md").read_text()
     assert f"| loss | {losses[2]:.4g} |" in card
     assert f"{summary['parameters']:,} parameters" in card
+    drawn = ["learning-curves.png", "example-1.png", "example-2.png"]
+    assert re.findall(r"!\[.*\]\((.*)\)", card) == drawn
+    client = mlflow.MlflowClient(whole.job.tracking_uri)
+    stored = client.list_artifacts(summary["mlflow_run_id"], "pictures")
+    assert {Path(found.path).name for found in stored} == set(drawn)
+    for name in drawn:
+        assert Image.open(Path(summary["artifact"], name)).size > (200, 100)
 
 
 def test_the_curves_in_mlflow_are_the_history(whole: Trained) -> None:

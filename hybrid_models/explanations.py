@@ -1,0 +1,60 @@
+"""What a hybrid shows of its way to a prediction, as arrays; `pipelines.pictures` draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where a translator looked while it wrote.
+
+    Args:
+        source: its tokens.
+        target: its tokens.
+        weights: float32 [target, source], each row a distribution.
+    """
+
+    source: Sequence[str]
+    target: Sequence[str]
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Gaze:
+    """Where a captioner looked while it wrote.
+
+    Args:
+        image: uint8 [H,W,3], as the encoder sees it; the first frame of a clip.
+        words: the caption's tokens.
+        weights: float32 [words, rows, columns], each a distribution over the grid; none without attention.
+    """
+
+    image: np.ndarray
+    words: Sequence[str]
+    weights: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a nowcaster saw, foretold, and what came.
+
+    Args:
+        past: [P,H,W], NaN where nothing was measured.
+        nowcast: [L,H,W], in the unit of `past`.
+        observed: [L,H,W], or None if it is not known.
+        lead_minutes: [L].
+        unit: `mm/h`, or `intensity` 0 … 1.
+    """
+
+    past: np.ndarray
+    nowcast: np.ndarray
+    observed: np.ndarray | None
+    lead_minutes: Sequence[float]
+    unit: str
+
+
+Explanation = Alignment | Gaze | Forecast
