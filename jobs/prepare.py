@@ -10,6 +10,7 @@ import tyro
 
 from jobs import cli
 from pipelines.demo_data import prepare_demo
+from pipelines.large_data import prepare_coco, prepare_iwslt14, prepare_kth
 from pipelines.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
 from pipelines.radar_data import prepare_radar
 
@@ -127,12 +128,74 @@ class MovingMnist:
         return prepare_moving_mnist(self.source, self.out, self.rows_per_shard, counts, self.seed)
 
 
+@dataclass(frozen=True)
+class Coco:
+    """Photographs with five captions each for the captioner: COCO captions 2017 (Chen et al. 2015)."""
+
+    source: str
+    """Folder or URI with annotations/captions_{train,val}2017.json, and train2017 and val2017 as folders or .zip."""
+    out: str
+    """Folder or URI for the splits train, val and test; COCO's val2017 is the test split."""
+    rows_per_shard: int = 1000
+    """Photographs of one shard."""
+    val_images: int = 5000
+    """Photographs of train2017 that make the val split."""
+    seed: int = 0
+    """What they are drawn with."""
+
+    def prepare(self) -> dict[str, Any]:
+        """Writes the data set; returns the summary."""
+        return prepare_coco(self.source, self.out, self.rows_per_shard, self.val_images, self.seed)
+
+
+@dataclass(frozen=True)
+class Iwslt14:
+    """TED talks in two languages for the translator: IWSLT14 (Cettolo et al. 2014)."""
+
+    source: str
+    """Folder or URI with train.tags.de-en.{de,en} and IWSLT14.TED.{dev,tst}20??.de-en.{de,en}.xml."""
+    out: str
+    """Folder or URI for the splits train, val and test."""
+    languages: tuple[str, str] = ("de", "en")
+    """The two languages, as the folder's files name them."""
+    rows_per_shard: int = 10_000
+    """Sentence pairs of one shard."""
+
+    def prepare(self) -> dict[str, Any]:
+        """Writes the data set; returns the summary."""
+        return prepare_iwslt14(self.source, self.out, self.rows_per_shard, self.languages)
+
+
+@dataclass(frozen=True)
+class Kth:
+    """Grey clips of people who walk, run, box … for the nowcaster: KTH actions (Schüldt et al. 2004)."""
+
+    source: str
+    """Folder or URI with 00sequences.txt, and boxing, handclapping, handwaving, jogging, running and walking as folders
+    of AVI files or .zip."""
+    out: str
+    """Folder or URI for the splits train (persons 1 to 14), val (15, 16) and test (17 to 25)."""
+    size: int = 128
+    """Height and width of a frame."""
+    frames: int = 30
+    """Frames of a clip."""
+    rows_per_shard: int = 250
+    """Clips of one shard."""
+
+    def prepare(self) -> dict[str, Any]:
+        """Writes the data set; returns the summary."""
+        return prepare_kth(self.source, self.out, self.rows_per_shard, self.size, self.frames)
+
+
 Source = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Multi30k, tyro.conf.subcommand("multi30k")]
     | Annotated[Flickr8k, tyro.conf.subcommand("flickr8k")]
     | Annotated[Radar, tyro.conf.subcommand("radar")]
     | Annotated[MovingMnist, tyro.conf.subcommand("moving-mnist")]
+    | Annotated[Coco, tyro.conf.subcommand("coco")]
+    | Annotated[Iwslt14, tyro.conf.subcommand("iwslt14")]
+    | Annotated[Kth, tyro.conf.subcommand("kth")]
 )
 
 

@@ -96,6 +96,51 @@ def nowcaster_moving_mnist() -> Recipe:
     )  # fmt: skip
 
 
+def captioner_coco() -> Recipe:
+    """Captions on COCO 2017 for GPUs, untested at full size: ResNet-50, trained with the decoder."""
+    return Recipe(
+        hybrid="captioner",
+        model=CaptionerConfig(
+            encoder="resnet50", freeze_encoder=False, embedding_size=512, hidden_size=1024, attention_size=512,
+            vocab_size=10_000, max_captions=5,
+        ),
+        decoding=CaptionerDecoding(beam_size=5),
+        train=TrainConfig(
+            epochs=20, batch_size=256, learning_rate=4e-4, warmup_steps=1000, metric="cider_d", validate_samples=5000
+        ),
+    )  # fmt: skip
+
+
+def translator_iwslt14() -> Recipe:
+    """German → English on IWSLT14 for GPUs, untested at full size."""
+    return Recipe(
+        hybrid="translator",
+        model=TranslatorConfig(
+            source="de", target="en", vocab_size=10_000, embedding_size=512, hidden_size=1024, attention_size=1024,
+            encoder_layers=2,
+        ),
+        decoding=TranslatorDecoding(),
+        train=TrainConfig(
+            epochs=30, batch_size=256, learning_rate=1e-3, warmup_steps=1000, metric="bleu", validate_samples=2000
+        ),
+    )  # fmt: skip
+
+
+def nowcaster_kth() -> Recipe:
+    """The next twenty frames of KTH's actions for GPUs, untested at full size."""
+    return Recipe(
+        hybrid="nowcaster",
+        model=NowcasterConfig(
+            past_frames=10, horizon_minutes=20, height=128, width=128, unit="intensity", patch=4,
+            hidden_dims=(128, 128, 128, 128), kernel_size=5, augment=False,
+        ),
+        decoding=NowcasterDecoding(),
+        train=TrainConfig(
+            epochs=100, batch_size=16, learning_rate=5e-4, warmup_steps=500, metric="mse", validate_samples=500
+        ),
+    )  # fmt: skip
+
+
 def nowcaster_demo() -> Recipe:
     """The next five frames of the demo's moving digits."""
     return Recipe(
@@ -112,11 +157,14 @@ def nowcaster_demo() -> Recipe:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
+    "captioner-coco": captioner_coco,
     "captioner-demo": captioner_demo,
     "captioner-flickr8k": captioner_flickr8k,
     "nowcaster-demo": nowcaster_demo,
+    "nowcaster-kth": nowcaster_kth,
     "nowcaster-moving-mnist": nowcaster_moving_mnist,
     "nowcaster-radar": nowcaster_radar,
     "translator-demo": translator_demo,
+    "translator-iwslt14": translator_iwslt14,
     "translator-multi30k": translator_multi30k,
 }

@@ -7,7 +7,6 @@ the brighter pixel wins.
 from __future__ import annotations
 
 import gzip
-import io
 import struct
 from collections.abc import Iterator
 
@@ -16,6 +15,7 @@ import numpy as np
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.datasets import TarRow
+from pipelines.shards import npy_bytes
 
 STEP = 0.1
 """Distance per frame, as a share of the room that a digit has."""
@@ -53,9 +53,7 @@ def sequence_rows(
     """`count` sequences of two different random digits each, as `.npy` members."""
     for number in range(count):
         chosen = digits[rng.choice(len(digits), size=2, replace=False)]
-        buffer = io.BytesIO()
-        np.save(buffer, moving_sequence(chosen, frames, canvas, rng), allow_pickle=False)
-        yield f"{name}-{number:06d}", {"npy": buffer.getvalue()}
+        yield f"{name}-{number:06d}", {"npy": npy_bytes(moving_sequence(chosen, frames, canvas, rng))}
 
 
 def read_idx_images(uri: str) -> np.ndarray:

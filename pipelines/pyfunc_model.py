@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
@@ -17,7 +16,7 @@ from pipelines.infer import decode_step
 from pipelines.limits import Limits
 from pipelines.media import sniff_media_type
 from pipelines.predict import Compute, Lineage, Predictor
-from pipelines.shards import RAW_SCHEMA
+from pipelines.shards import RAW_SCHEMA, npy_bytes
 
 
 class HybridModel(PythonModel):
@@ -53,9 +52,7 @@ def raw_row(index: int, record: dict[str, Any]) -> dict[str, Any]:
     """A DataFrame's row as a shard's row."""
     media = record.pop("media", None)
     if isinstance(media, np.ndarray):
-        buffer = io.BytesIO()
-        np.save(buffer, media, allow_pickle=False)
-        media = buffer.getvalue()
+        media = npy_bytes(media)
     return {
         "shard": "",
         "index": index,
