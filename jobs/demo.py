@@ -14,13 +14,15 @@ from hybrid_models import TABLES
 from jobs import cli, evaluate, infer, train
 from jobs.recipes import RECIPES
 from pipelines import artifacts, cluster, query, storage
+from pipelines.cluster import Resources
 from pipelines.demo_data import prepare_demo
-from pipelines.limits import Limits
 from pipelines.tracking import default_uri, shown
 
 log = logging.getLogger(__name__)
 NIGHTS = ("2026-01-01", "2026-01-02")
 EXAMPLES = 3
+SMALL = Resources(actors=1)
+"""Starting a second model process would take longer than such a night."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     )  # fmt: skip
     artifact = artifacts.read(trained["model"], recipe.hybrid, mlflow)
     test = storage.join(data, "test")
-    wanted = evaluate.EvaluateOptions(trained["model"], test, artifact.decoding, storage=lake)
+    wanted = evaluate.EvaluateOptions(trained["model"], test, artifact.decoding, storage=lake, resources=SMALL)
     judged = evaluate.run(wanted, artifact, mlflow)
     value, baseline = judged["metrics"][task.metric], judged["baseline"][task.metric]
     log.info("%s on held-out data: %s %.3f, baseline (%s) %.3f", recipe.hybrid, task.metric, value,
@@ -113,7 +115,7 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     for ds in NIGHTS:
         shards = storage.join(data, "night", f"ds={ds}")
         night = infer.run(
-            infer.InferOptions(shards, tables, ds, trained["model"], artifact.decoding, limits=Limits()),
+            infer.InferOptions(shards, tables, ds, trained["model"], artifact.decoding, resources=SMALL),
             artifact,
             mlflow,
         )
