@@ -15,11 +15,12 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
 from jobs import cli
 from jobs.recipes import RECIPES
-from pipelines import cluster, storage, train
+from pipelines import cluster, storage, train, train_job
 from pipelines.cluster import Resources
 from pipelines.config import Recipe, TrainConfig
 from pipelines.limits import Limits
 from pipelines.tracking import default_uri
+from pipelines.train_job import TrainJob
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -69,7 +70,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
     name = options.name or recipe_name
     if not NAME.fullmatch(name):
         raise UsageError(f"--name '{name}' must be letters, digits, '.', '_' and '-'")
-    job = train.TrainJob(
+    job = TrainJob(
         recipe=Recipe(hybrid, options.model, options.decoding, options.train, options.limits),
         recipe_name=recipe_name,
         data=storage.absolute(options.data),
@@ -80,8 +81,8 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         resources=options.resources,
         pictures=options.pictures,
     )
-    shards = train.check(job)
-    if (summary := train.finished(job)) is not None:
+    shards = train_job.check(job)
+    if (summary := train_job.finished(job)) is not None:
         log.info("run '%s' is finished: another --name trains again", name)
         return summary
     with cluster.connect():

@@ -25,15 +25,15 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import HybridConfig
 from pipelines import artifacts, infer, progress, storage, tables, tracking
 from pipelines.artifacts import Artifact
-from pipelines.cluster import Resources
 from pipelines.config import Recipe
 from pipelines.datasource import ShardDatasource
 from pipelines.model_card import model_card
 from pipelines.predict import Featurizer
 from pipelines.samples import SAMPLE_SCHEMA
-from pipelines.shards import Begin, ReadOptions, Shard, list_shards
+from pipelines.shards import Begin, ReadOptions, Shard
 from pipelines.tables import Piece
 from pipelines.tracking import Tracker
+from pipelines.train_job import RunState, Shards, TrainJob, plain, read_state, shards_digest
 from pipelines.train_loop import TrainTask, train_worker
 
 log = logging.getLogger(__name__)
@@ -42,116 +42,6 @@ TEXT_SCHEMA = pa.schema([pa.field("text", pa.string())])
 MAX_BAD_SHARE = 0.05
 MAX_OUTAGES = 5
 OUTAGE_SECONDS = 600.0
-Shards = tuple[list[Shard], list[Shard]]
-"""The shards of `train` and `val`."""
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """One training run.
-
-    Args:
-        recipe: what is trained and how.
-        recipe_name: its name.
-        data: URI of a dataset folder with `train` and `val`.
-        storage: URI below which runs and features are kept.
-        name: the run's name; the same name goes on.
-        tracking_uri: MLflow.
-        num_workers: training processes.
-        resources: for decoding and features.
-        pictures: how many validation samples the model card shows; without any it has no curves either.
-    """
-
-    recipe: Recipe
-    recipe_name: str
-    data: str
-    storage: str
-    name: str
-    tracking_uri: str
-    num_workers: int
-    resources: Resources
-    pictures: int = 0
-
-    @property
-    def runs(self) -> str:
-        """URI of the folder of runs."""
-        return storage.join(storage.absolute(self.storage), "runs")
-
-    @property
-    def run(self) -> str:
-        """URI of this run's folder."""
-        return storage.join(self.runs, self.name)
-
-
-@dataclass(frozen=True)
-class RunState:
-    """What `run.json` in the run's folder says."""
-
-    recipe: str
-    config: dict[str, Any]
-    data: str
-    shards: str
-    """Hash of the shards' URIs and etags."""
-    mlflow_run_id: str | None
-
-
-def check(job: TrainJob) -> Shards:
-    """Everything that can be refused before a cluster starts; returns the shards of `train` and `val`.
-
-    Raises:
-        UsageError: names the option or object and the fix.
-    """
-    job.recipe.check()
-    if job.num_workers < 1:
-        raise UsageError(f"--num-workers is {job.num_workers}: it must be at least 1")
-    if job.num_workers > job.recipe.train.batch_size:
-        raise UsageError(f"--num-workers {job.num_workers} is more than train.batch_size {job.recipe.train.batch_size}")
-    train, val = (list_shards(storage.join(job.data, split)) for split in ("train", "val"))
-    storage.check_writable(job.storage)
-    state = read_state(job)
-    if state is not None:
-        _check_same(job, state, (train, val))
-    return train, val
-
-
-def _check_same(job: TrainJob, state: RunState, shards: Shards) -> None:
-    """A run goes on only with the configuration and the data that it was started with."""
-    config = _plain(job.recipe)
-    ours, theirs = dict(tracking.flatten(config)), dict(tracking.flatten(state.config))
-    ours["data"], theirs["data"] = job.data, state.data
-    if ours != theirs:
-        key = next(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
-        raise UsageError(
-            f"run '{job.name}' was started with {key}={theirs.get(key)}, not {ours.get(key)}: use another --name"
-        )
-    if state.shards != _shards_digest(shards):
-        raise UsageError(f"run '{job.name}' was started before the shards of {job.data} changed: use another --name")
-
-
-def _shards_digest(shards: Shards) -> str:
-    return artifacts.fingerprint({"shards": [[(shard.uri, shard.etag) for shard in part] for part in shards]})
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON would give it back."""
-    return dict(json.loads(json.dumps(asdict(recipe))))
-
-
-def read_state(job: TrainJob) -> RunState | None:
-    """What an earlier start of this run left."""
-    try:
-        return RunState(**json.loads(storage.read_text(storage.join(job.run, "run.json"))))
-    except FileNotFoundError:
-        return None
-
-
-def finished(job: TrainJob) -> dict[str, Any] | None:
-    """The summary of this run if it has been trained to the end and its model is registered at this MLflow."""
-    try:
-        summary = dict(json.loads(storage.read_text(storage.join(job.run, "summary.json"))))
-    except FileNotFoundError:
-        return None
-    return summary if summary["model_version"] and summary["mlflow"] == tracking.shown(job.tracking_uri) else None
 
 
 def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
@@ -185,9 +75,9 @@ def _open_run(job: TrainJob, shards: Shards) -> Tracker:
     if tracker.resume():
         return tracker
     tags = {"hybrid.recipe": job.recipe_name, "hybrid.run": job.run, "hybrid.data": job.data}
-    params = {"recipe": job.recipe_name, "data": job.data, "num_workers": job.num_workers, **_plain(job.recipe)}
+    params = {"recipe": job.recipe_name, "data": job.data, "num_workers": job.num_workers, **plain(job.recipe)}
     tracker.start(job.name, params, tags)
-    state = RunState(job.recipe_name, _plain(job.recipe), job.data, _shards_digest(shards), tracker.run_id)
+    state = RunState(job.recipe_name, plain(job.recipe), job.data, shards_digest(shards), tracker.run_id)
     storage.write_bytes(storage.join(job.run, "run.json"), json.dumps(asdict(state), indent=2).encode())
     return tracker
 

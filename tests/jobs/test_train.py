@@ -9,9 +9,9 @@ import pytest
 from hybrid_models.errors import UsageError
 from jobs.recipes import RECIPES
 from jobs.train import main
-from pipelines import cluster, storage, train
+from pipelines import cluster, storage, tracking, train, train_job
 from pipelines.shards import Shard
-from pipelines.train import TrainJob
+from pipelines.train_job import TrainJob
 from tests import tiny
 
 
@@ -65,7 +65,7 @@ def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list
     differences = {
         key: (old, new)
         for (key, old), (_, new) in zip(
-            train.tracking.flatten(train._plain(plain.recipe)), train.tracking.flatten(train._plain(changed.recipe)),
+            tracking.flatten(train_job.plain(plain.recipe)), tracking.flatten(train_job.plain(changed.recipe)),
             strict=True,
         )
         if old != new
@@ -87,7 +87,7 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
     storage.write_bytes(f"{run}/summary.json", json.dumps(summary).encode())
     assert main(["translator-demo", *argv(lake)]) == summary
     assert trained == []
-    state = {"recipe": "translator-demo", "config": train._plain(RECIPES["translator-demo"]()), "data": "x",
+    state = {"recipe": "translator-demo", "config": train_job.plain(RECIPES["translator-demo"]()), "data": "x",
              "shards": "y", "mlflow_run_id": None}  # fmt: skip
     storage.write_bytes(f"{run}/run.json", json.dumps(state).encode())
     assert refusal(["translator-demo", *argv(lake, "--train.epochs", "9")]) == (
@@ -120,5 +120,5 @@ def test_mistakes_are_one_line(lake: Path, trained: list[TrainJob], more: list[s
 
 def test_what_has_no_default_is_asked_for(trained: list[TrainJob]) -> None:
     assert "--data" in refusal(["captioner-demo"])
-    assert refusal(["captioner-imagenet"]).startswith("unknown recipe 'captioner-imagenet': use captioner-demo, ")
+    assert refusal(["captioner-imagenet"]).startswith("unknown recipe 'captioner-imagenet': use captioner-coco, ")
     assert trained == []

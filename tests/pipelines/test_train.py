@@ -16,14 +16,13 @@ from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from safetensors.torch import load as load_tensors
 
 from hybrid_models import contract
-from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
-from pipelines import artifacts, infer, storage, train, train_loop
+from pipelines import artifacts, infer, storage, train, train_job, train_loop
 from pipelines.batches import PreparedSamples
 from pipelines.cluster import Resources
 from pipelines.config import Recipe, TrainConfig
 from pipelines.storage import StorageError
-from pipelines.train import TrainJob
+from pipelines.train_job import TrainJob
 from pipelines.train_loop import Progress, TrainTask
 from tests import tiny
 
@@ -53,7 +52,7 @@ def job_of(lake: Path, name: str, recipe: Recipe = RECIPE, num_workers: int = 1)
 
 
 def train_to_the_end(job: TrainJob) -> dict[str, Any]:
-    return train.train(job, train.check(job))
+    return train.train(job, train_job.check(job))
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def test_training_lowers_the_loss_and_keeps_the_best_model(whole: Trained) -> No
     assert summary["bad_samples"]["train"] == summary["bad_samples"]["val"]
     assert sum(summary["bad_samples"]["train"].values()) == 1
     assert (summary["model"], summary["hybrid"]) == (f"models:/translator/{summary['model_version']}", "translator")
-    assert train.finished(whole.job) == summary
+    assert train_job.finished(whole.job) == summary
 
     artifact = artifacts.read(summary["artifact"], "translator")
     assert artifact.config == RECIPE.model
@@ -172,8 +171,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     with pytest.raises(Exception, match=r"(?i)died|killed|unexpectedly|failed"):
         train_to_the_end(job)
     assert (tmp_path / "died").exists()
-    assert train.finished(job) is None
-    first_start = train.read_state(job)
+    assert train_job.finished(job) is None
+    first_start = train_job.read_state(job)
     assert first_start is not None
     client = mlflow.MlflowClient(job.tracking_uri)
     assert client.get_run(str(first_start.mlflow_run_id)).info.status == "FAILED"
@@ -257,7 +256,7 @@ def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, floa
     torch.set_num_threads(1)
     initial = artifacts.read(f"{job.run}/initial")
     (folder,) = [path for path in Path(job.storage, "features").iterdir() if _belongs(path, initial)]
-    sets = [PreparedSamples(infer.verify(shards, str(folder)), f"{job.run} alone") for shards in train.check(job)]
+    sets = [PreparedSamples(infer.verify(shards, str(folder)), f"{job.run} alone") for shards in train_job.check(job)]
     config = job.recipe.train
     hybrid, progress, values = initial.load(), Progress(), []
     optimizer = torch.optim.AdamW(hybrid.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -308,44 +307,3 @@ def test_two_workers_learn_what_one_does(ray_cluster: str, lake: Path, monkeypat
     for name in ("val_loss", "val_chrf"):
         assert [entry[name] for entry in two] == pytest.approx([entry[name] for entry in one], abs=1e-4)
     assert two[1]["val_loss"] < two[0]["val_loss"]
-
-
-# ---- what is refused before a cluster starts -----------------------------------------------------------------------
-def refusal(job: TrainJob) -> str:
-    with pytest.raises(UsageError) as caught:
-        train.check(job)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_impossible_jobs_are_refused(lake: Path, tmp_path: Path) -> None:
-    job = job_of(lake, "new")
-    assert [len(shards) for shards in train.check(job)] == [2, 2]
-    assert refusal(replace(job, num_workers=0)) == "--num-workers is 0: it must be at least 1"
-    assert refusal(replace(job, num_workers=17)) == "--num-workers 17 is more than train.batch_size 16"
-    assert refusal(replace(job, data=str(tmp_path))).startswith(f"no shards found at {tmp_path}/train: ")
-    assert refusal(replace(job, storage="/proc/nowhere")).startswith("cannot write /proc/nowhere/")
-    wrong = replace(RECIPE, train=replace(RECIPE.train, metric="cider_d"))
-    assert refusal(replace(job, recipe=wrong)).startswith("train.metric 'cider_d' is unknown for a translator")
-
-
-def test_a_name_belongs_to_one_configuration(lake: Path, tmp_path: Path) -> None:
-    job = job_of(lake, "mine")
-    job = replace(job, storage=str(tmp_path))
-    assert train.read_state(job) is None
-    digest = train._shards_digest(train.check(job))
-    state = {
-        "recipe": "test",
-        "config": train._plain(RECIPE),
-        "data": job.data,
-        "shards": digest,
-        "mlflow_run_id": None,
-    }
-    storage.write_bytes(f"{job.run}/run.json", json.dumps(state).encode())
-    train.check(job)
-    other = replace(RECIPE, train=replace(RECIPE.train, batch_size=32))
-    assert refusal(replace(job, recipe=other)) == (
-        "run 'mine' was started with train.batch_size=16, not 32: use another --name"
-    )
-    storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "shards": "others"}).encode())
-    assert refusal(job) == f"run 'mine' was started before the shards of {job.data} changed: use another --name"
