@@ -1,4 +1,4 @@
-"""Metrics of text and of rain: BLEU, chrF, CIDEr-D; CSI, FAR, POD and error sums.
+"""Metrics of text and of rain: BLEU, chrF, CIDEr-D; CSI, FAR, POD, FSS and error sums.
 
 Text scores are on the scales their communities print: BLEU and chrF 0–100, CIDEr-D 0–10. Rain is in mm/h.
 """
@@ -19,6 +19,8 @@ from hybrid_models.errors import UsageError
 
 RAIN_THRESHOLDS = (0.5, 1, 2, 5, 10)
 """Rain rates (mm/h) at which forecasts are verified."""
+FSS_WINDOWS = (9, 33)
+"""Sides (pixels) of the windows in which shares of rain are compared."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,63 @@ def error_sums(forecast: np.ndarray, observed: np.ndarray) -> dict[str, np.ndarr
         "sq_error": np.square(error).sum((1, 2)),
         "pixels": valid.sum((1, 2)),
     }
+
+
+def fss_sums(
+    forecast: np.ndarray,
+    observed: np.ndarray,
+    thresholds: Sequence[float] = RAIN_THRESHOLDS,
+    windows: Sequence[int] = FSS_WINDOWS,
+) -> dict[str, np.ndarray]:
+    """Sums of the fractions skill score (Roberts & Lean 2008), which forgives rain that is a little out of place.
+
+    In every square window that fits into the grid, the share of pixels with an event is compared.
+
+    Args:
+        forecast: as in `contingency`.
+        observed: as in `contingency`; where nothing was measured neither field has events.
+        thresholds: rain rates (mm/h) that are events.
+        windows: sides of the windows, in pixels; one larger than the grid has sums 0.
+
+    Returns:
+        `fss_error`, the summed squared differences of shares, and `fss_most`, the sums of their squares, the most that
+        the error can be: each float64 `[L, thresholds, windows]`.
+    """
+    predicted, truth, _ = _verified(forecast, observed)
+    sums = {name: np.zeros((len(truth), len(thresholds), len(windows))) for name in ("fss_error", "fss_most")}
+    for k, threshold in enumerate(thresholds):
+        corners = [_corner_sums(field >= threshold) for field in (predicted, truth)]
+        for w, window in enumerate(windows):
+            if window <= min(truth.shape[1:]):
+                warned, rained = (_in_windows(sums_at, window) for sums_at in corners)
+                sums["fss_error"][:, k, w] = _squares(warned - rained) / window**4
+                sums["fss_most"][:, k, w] = (_squares(warned) + _squares(rained)) / window**4
+    return sums
+
+
+def _corner_sums(events: np.ndarray) -> np.ndarray:
+    """How many events lie above and left of each corner of a pixel, `[L, H+1, W+1]`."""
+    leads, height, width = events.shape
+    sums = np.zeros((leads, height + 1, width + 1), np.int32)
+    np.cumsum(events, axis=2, out=sums[:, 1:, 1:])
+    np.cumsum(sums[:, 1:, 1:], axis=1, out=sums[:, 1:, 1:])
+    return sums
+
+
+def _in_windows(corner_sums: np.ndarray, window: int) -> np.ndarray:
+    """How many events are in every window, from the sums at its four corners."""
+    rows = corner_sums[:, window:] - corner_sums[:, :-window]
+    return (rows[..., window:] - rows[..., :-window]).astype(np.float64)
+
+
+def _squares(counts: np.ndarray) -> np.ndarray:
+    """Sums of squares `[L]`; of whole numbers, so exact."""
+    return np.einsum("lyx,lyx->l", counts, counts)
+
+
+def fss(sums: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Fractions skill score, 1 − error / most: 1 is perfect, 0 no skill; NaN where there was no event at all."""
+    return 1 - _ratio(sums["fss_error"], sums["fss_most"])
 
 
 def _verified(forecast: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from hybrid_models.errors import UsageError
-from hybrid_models.metrics import Tally, contingency, csi, error_sums, far, pod
+from hybrid_models.metrics import FSS_WINDOWS, Tally, contingency, csi, error_sums, far, fss, fss_sums, pod
 
 
 def verification_record(forecast: np.ndarray, observed: np.ndarray, thresholds: Sequence[float]) -> dict[str, Any]:
-    """Contingency counts `[L][thresholds]` and error sums `[L]` of one nowcast, both `[L, H, W]`, as plain lists."""
-    sums = contingency(forecast, observed, thresholds) | error_sums(forecast, observed)
+    """Contingency counts `[L][thresholds]`, sums of the FSS `[L][thresholds][windows]` and of errors `[L]` of one
+    nowcast, both `[L, H, W]`, as plain lists."""
+    sums = contingency(forecast, observed, thresholds) | fss_sums(forecast, observed, thresholds)
+    sums |= error_sums(forecast, observed)
     return {name: values.tolist() for name, values in sums.items()}
 
 
@@ -27,7 +29,8 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
 
     Returns:
         Metrics: `csi_<threshold>`, each the mean over lead times (0 without any event), `mse` and `mae` over pixels.
-        Details: `lead_minutes`, and by lead time `csi`, `far`, `pod` by threshold, `mse`, `mae`; None where undefined.
+        Details: `lead_minutes`, and by lead time `csi`, `far`, `pod` by threshold, `fss` by threshold and
+        window, `mse`, `mae`; None where undefined.
 
     Raises:
         UsageError: no records.
@@ -42,6 +45,13 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
     details: dict[str, Any] = {"lead_minutes": leads}
     for score, values in scores.items():
         details[score] = {name: _plain(values[:, k]) for k, name in enumerate(names)}
+    if names:
+        shares = fss(sums)
+        details["fss"] = {
+            f"{name} in {window} px": _plain(shares[:, k, w])
+            for k, name in enumerate(names)
+            for w, window in enumerate(FSS_WINDOWS)
+        }
     for name, total in (("mse", sums["sq_error"]), ("mae", sums["abs_error"])):
         details[name] = _plain(np.where(pixels > 0, total / np.maximum(pixels, 1), np.nan))
     return {name: tally.total for name, tally in lead_tallies(records, forecaster).items()}, details

@@ -22,6 +22,10 @@ from pipelines.shards import Shard
 from pipelines.tables import Piece
 
 
+RECORDS_VERSION = 2
+"""Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One judgement: everything that decides it.
@@ -46,7 +50,7 @@ class Evaluation:
     def fingerprint(self) -> str:
         """Hash of all that decides a record."""
         model = self.artifact.fingerprint(self.decoding, self.limits)
-        return artifacts.fingerprint({"model": model, "stride": self.stride})
+        return artifacts.fingerprint({"model": model, "stride": self.stride, "records": RECORDS_VERSION})
 
     @property
     def folder(self) -> str:

@@ -8,6 +8,7 @@ import xarray as xr
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from scores.categorical import BinaryContingencyManager
+from scores.spatial import fss_2d
 
 from hybrid_models.errors import UsageError
 from hybrid_models.metrics import (
@@ -25,6 +26,8 @@ from hybrid_models.metrics import (
     csi,
     error_sums,
     far,
+    fss,
+    fss_sums,
     pod,
 )
 
@@ -197,6 +200,37 @@ def test_csi_far_and_pod_equal_the_scores_library(rain):
         np.testing.assert_allclose(csi(counts)[:, k], theirs.critical_success_index())
         np.testing.assert_allclose(far(counts)[:, k], theirs.false_alarm_ratio())
         np.testing.assert_allclose(pod(counts)[:, k], theirs.probability_of_detection())
+
+
+@pytest.mark.parametrize("window", [1, 5, 12])
+def test_fss_is_that_of_the_scores_library(window, rng):
+    forecast, observed = (rng.gamma(0.3, 4.0, (3, 16, 12)) for _ in range(2))
+    forecast[2] = observed[2]
+    thresholds = (1.0, 5.0)
+    found = fss(fss_sums(forecast, observed, thresholds, (window,)))
+    fields = [xr.DataArray(field, dims=("lead", "y", "x")) for field in (forecast, observed)]
+    for k, threshold in enumerate(thresholds):
+        theirs = fss_2d(
+            *fields, event_threshold=threshold, window_size=(window, window), spatial_dims=("y", "x"),
+            preserve_dims="lead", threshold_operator=np.greater_equal,
+        )  # fmt: skip
+        np.testing.assert_allclose(found[:, k, 0], theirs)
+    np.testing.assert_allclose(found[2], 1)
+
+
+def test_fss_forgives_a_shift_that_csi_does_not():
+    observed = np.zeros((1, 40, 40))
+    observed[0, 18:22, 18:22] = 3
+    shifted = np.roll(observed, 4, axis=2)
+    assert csi(contingency(shifted, observed, (1,)))[0, 0] == 0
+    near, far_off = (fss(fss_sums(np.roll(observed, by, axis=2), observed, (1,), (9,)))[0, 0, 0] for by in (4, 12))
+    assert near > 0.5
+    assert far_off == 0
+
+
+def test_fss_of_windows_larger_than_the_grid_and_of_dry_fields_is_undefined():
+    assert np.isnan(fss(fss_sums(np.ones((1, 8, 8)), np.ones((1, 8, 8)), (0.5,), (9,)))).all()
+    assert np.isnan(fss(fss_sums(np.zeros((1, 8, 8)), np.zeros((1, 8, 8)), (0.5,), (3,)))).all()
 
 
 def test_ratios_without_events_are_nan():

@@ -25,6 +25,8 @@ def test_records_survive_json():
         "hits": [[1]],
         "misses": [[0]],
         "false_alarms": [[0]],
+        "fss_error": [[[0.0, 0.0]]],
+        "fss_most": [[[0.0, 0.0]]],
         "abs_error": [1.0],
         "sq_error": [1.0],
         "pixels": [1],
