@@ -1,7 +1,4 @@
-"""Metrics of text and of rain: BLEU, chrF, CIDEr-D; CSI, FAR, POD, FSS and error sums.
-
-Text scores are on the scales their communities print: BLEU and chrF 0–100, CIDEr-D 0–10. Rain is in mm/h.
-"""
+"""Metrics of texts, on the scales their communities print: BLEU and chrF 0–100, CIDEr-D 0–10."""
 
 from __future__ import annotations
 
@@ -16,11 +13,6 @@ import numpy as np
 from sacrebleu.metrics import BLEU, CHRF
 
 from hybrid_models.errors import UsageError
-
-RAIN_THRESHOLDS = (0.5, 1, 2, 5, 10)
-"""Rain rates (mm/h) at which forecasts are verified."""
-FSS_WINDOWS = (9, 33)
-"""Sides (pixels) of the windows in which shares of rain are compared."""
 
 
 @dataclass(frozen=True)
@@ -206,127 +198,3 @@ class _TfIdf:
         )
         penalty = math.exp(-((self.length - reference.length) ** 2) / (2 * _CIDER_SIGMA**2))
         return penalty * sum(cosines) / _CIDER_N
-
-
-# ---- rain ----------------------------------------------------------------------------------------------------------
-def contingency(
-    forecast: np.ndarray, observed: np.ndarray, thresholds: Sequence[float] = RAIN_THRESHOLDS
-) -> dict[str, np.ndarray]:
-    """Counts of events `value >= threshold` over the pixels that were observed.
-
-    Args:
-        forecast: `[L, H, W]` mm/h by lead time; NaN, infinite or negative counts as 0, since a forecast must commit.
-        observed: `[L, H, W]` mm/h, NaN where nothing was measured.
-
-    Returns:
-        `hits`, `misses` and `false_alarms`, each int64 `[L, thresholds]`.
-    """
-    predicted, truth, _ = _verified(forecast, observed)
-    counts = {name: np.zeros((len(truth), len(thresholds)), np.int64) for name in ("hits", "misses", "false_alarms")}
-    for k, threshold in enumerate(thresholds):
-        warned, rained = predicted >= threshold, truth >= threshold
-        counts["hits"][:, k] = (warned & rained).sum((1, 2))
-        counts["misses"][:, k] = (~warned & rained).sum((1, 2))
-        counts["false_alarms"][:, k] = (warned & ~rained).sum((1, 2))
-    return counts
-
-
-def error_sums(forecast: np.ndarray, observed: np.ndarray) -> dict[str, np.ndarray]:
-    """Sums of absolute and squared errors over observed pixels, dry ones included; arguments as in `contingency`.
-
-    Returns:
-        `abs_error` and `sq_error`, float64 `[L]`, and `pixels`, int64 `[L]`: how many pixels were observed.
-    """
-    predicted, truth, valid = _verified(forecast, observed)
-    error = predicted.astype(np.float64) - truth
-    return {
-        "abs_error": np.abs(error).sum((1, 2)),
-        "sq_error": np.square(error).sum((1, 2)),
-        "pixels": valid.sum((1, 2)),
-    }
-
-
-def fss_sums(
-    forecast: np.ndarray,
-    observed: np.ndarray,
-    thresholds: Sequence[float] = RAIN_THRESHOLDS,
-    windows: Sequence[int] = FSS_WINDOWS,
-) -> dict[str, np.ndarray]:
-    """Sums of the fractions skill score (Roberts & Lean 2008), which forgives rain that is a little out of place.
-
-    In every square window that fits into the grid, the share of pixels with an event is compared.
-
-    Args:
-        forecast: as in `contingency`.
-        observed: as in `contingency`; where nothing was measured neither field has events.
-        thresholds: rain rates (mm/h) that are events.
-        windows: sides of the windows, in pixels; one larger than the grid has sums 0.
-
-    Returns:
-        `fss_error`, the summed squared differences of shares, and `fss_most`, the sums of their squares, the most that
-        the error can be: each float64 `[L, thresholds, windows]`.
-    """
-    predicted, truth, _ = _verified(forecast, observed)
-    sums = {name: np.zeros((len(truth), len(thresholds), len(windows))) for name in ("fss_error", "fss_most")}
-    for k, threshold in enumerate(thresholds):
-        corners = [_corner_sums(field >= threshold) for field in (predicted, truth)]
-        for w, window in enumerate(windows):
-            if window <= min(truth.shape[1:]):
-                warned, rained = (_in_windows(sums_at, window) for sums_at in corners)
-                sums["fss_error"][:, k, w] = _squares(warned - rained) / window**4
-                sums["fss_most"][:, k, w] = (_squares(warned) + _squares(rained)) / window**4
-    return sums
-
-
-def _corner_sums(events: np.ndarray) -> np.ndarray:
-    """How many events lie above and left of each corner of a pixel, `[L, H+1, W+1]`."""
-    leads, height, width = events.shape
-    sums = np.zeros((leads, height + 1, width + 1), np.int32)
-    np.cumsum(events, axis=2, out=sums[:, 1:, 1:])
-    np.cumsum(sums[:, 1:, 1:], axis=1, out=sums[:, 1:, 1:])
-    return sums
-
-
-def _in_windows(corner_sums: np.ndarray, window: int) -> np.ndarray:
-    """How many events are in every window, from the sums at its four corners."""
-    rows = corner_sums[:, window:] - corner_sums[:, :-window]
-    return (rows[..., window:] - rows[..., :-window]).astype(np.float64)
-
-
-def _squares(counts: np.ndarray) -> np.ndarray:
-    """Sums of squares `[L]`; of whole numbers, so exact."""
-    return np.einsum("lyx,lyx->l", counts, counts)
-
-
-def fss(sums: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Fractions skill score, 1 − error / most: 1 is perfect, 0 no skill; NaN where there was no event at all."""
-    return 1 - _ratio(sums["fss_error"], sums["fss_most"])
-
-
-def _verified(forecast: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Forecast and observation with 0 (not an event, no error) where there is no observation, and where there is."""
-    forecast, observed = np.asarray(forecast), np.asarray(observed)
-    if forecast.shape != observed.shape or forecast.ndim != 3:
-        raise UsageError(f"forecast {forecast.shape} and observation {observed.shape} must have one shape [L, H, W]")
-    valid = np.isfinite(observed)
-    committed = np.where(np.isfinite(forecast) & (forecast > 0) & valid, forecast, 0)
-    return committed, np.where(valid, observed, 0), valid
-
-
-def csi(counts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Critical success index, hits / (hits + misses + false alarms); NaN where there was no event at all."""
-    return _ratio(counts["hits"], counts["hits"] + counts["misses"] + counts["false_alarms"])
-
-
-def far(counts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """False alarm ratio, false alarms / (hits + false alarms); NaN where nothing was forecast."""
-    return _ratio(counts["false_alarms"], counts["hits"] + counts["false_alarms"])
-
-
-def pod(counts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Probability of detection, hits / (hits + misses); NaN where nothing was observed."""
-    return _ratio(counts["hits"], counts["hits"] + counts["misses"])
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)

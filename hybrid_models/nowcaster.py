@@ -20,8 +20,9 @@ from hybrid_models.decoding import inference
 from hybrid_models.encoder_forecaster import EncoderForecaster, to_scale
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Forecast
+from hybrid_models.frame_metrics import RAIN_THRESHOLDS
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
-from hybrid_models.metrics import RAIN_THRESHOLDS, Tally
+from hybrid_models.metrics import Tally
 from hybrid_models.nowcaster_inputs import (
     UNKNOWN_TIME,
     NowcasterConfig,
@@ -64,7 +65,7 @@ class Nowcaster(Hybrid):
     """`frames` is float16, little-endian, C order, of shape `frames_shape` = [leads, height, width], in mm/h (0 … 1 for
     intensities); the lists have one value per lead time, over the pixels that the newest radar frame covers."""
     schema_version: ClassVar[int] = 1
-    metrics: ClassVar[Mapping[str, bool]] = {"csi_1": True, "csi_5": True, "mse": False, "mae": False}
+    metrics: ClassVar[Mapping[str, bool]] = {"csi_1": True, "csi_5": True, "mse": False, "mae": False, "ssim": True}
     dependent_samples: ClassVar[int] = 12
 
     def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:

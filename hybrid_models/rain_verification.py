@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 
 from hybrid_models.errors import UsageError
-from hybrid_models.metrics import FSS_WINDOWS, Tally, contingency, csi, error_sums, far, fss, fss_sums, pod
+from hybrid_models.frame_metrics import FSS_WINDOWS, contingency, csi, error_sums, far, fss, fss_sums, pod, ssim
+from hybrid_models.metrics import Tally
 
 
 def verification_record(forecast: np.ndarray, observed: np.ndarray, thresholds: Sequence[float]) -> dict[str, Any]:
-    """Contingency counts `[L][thresholds]`, sums of the FSS `[L][thresholds][windows]` and of errors `[L]` of one
-    nowcast, both `[L, H, W]`, as plain lists."""
-    sums = contingency(forecast, observed, thresholds) | fss_sums(forecast, observed, thresholds)
-    sums |= error_sums(forecast, observed)
+    """What one nowcast, `[L, H, W]` as its observation, adds by lead time, as plain lists.
+
+    Error sums `[L]`. For rain, which has thresholds, contingency counts `[L][thresholds]` and sums of the FSS
+    `[L][thresholds][windows]`; for video `ssim` `[L]`, and 1 as its `frames`.
+    """
+    sums = error_sums(forecast, observed)
+    if thresholds:
+        sums |= contingency(forecast, observed, thresholds) | fss_sums(forecast, observed, thresholds)
+    else:
+        sums |= {"ssim": ssim(forecast, observed), "frames": np.ones(len(forecast), np.int64)}
     return {name: values.tolist() for name, values in sums.items()}
 
 
@@ -28,9 +35,10 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
         records: each has `lead_minutes`, `thresholds` and, under the name `forecaster`, a `verification_record`.
 
     Returns:
-        Metrics: `csi_<threshold>`, each the mean over lead times (0 without any event), `mse` and `mae` over pixels.
+        Metrics: `mse` and `mae` over pixels; for rain `csi_<threshold>`, each the mean over lead times (0 without any
+        event); for video `ssim`, and `frame_mse`, the squared error summed over a frame's pixels, over frames.
         Details: `lead_minutes`, and by lead time `csi`, `far`, `pod` by threshold, `fss` by threshold and
-        window, `mse`, `mae`; None where undefined.
+        window, `mse`, `mae`, `ssim`; None where undefined.
 
     Raises:
         UsageError: no records.
@@ -54,6 +62,8 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
         }
     for name, total in (("mse", sums["sq_error"]), ("mae", sums["abs_error"])):
         details[name] = _plain(np.where(pixels > 0, total / np.maximum(pixels, 1), np.nan))
+    if "ssim" in sums:
+        details["ssim"] = _plain(sums["ssim"] / sums["frames"])
     return {name: tally.total for name, tally in lead_tallies(records, forecaster).items()}, details
 
 
@@ -65,9 +75,17 @@ def lead_tallies(records: Sequence[Mapping[str, Any]], forecaster: str) -> dict[
         counts = [parts[count][:, :, k] for count in _COUNTS]
         tallies[f"csi_{name}"] = Tally(np.concatenate(counts, axis=1).astype(np.float64), _mean_csi)
     for name, error in (("mse", "sq_error"), ("mae", "abs_error")):
-        both = np.stack([parts[error].sum(1), parts["pixels"].sum(1)], axis=1).astype(np.float64)
-        tallies[name] = Tally(both, lambda total: float(total[0] / max(total[1], 1)))
+        tallies[name] = _ratio_tally(parts[error], parts["pixels"])
+    if "ssim" in parts:
+        tallies["ssim"] = _ratio_tally(parts["ssim"], parts["frames"])
+        tallies["frame_mse"] = _ratio_tally(parts["sq_error"], parts["frames"])
     return tallies
+
+
+def _ratio_tally(part: np.ndarray, whole: np.ndarray) -> Tally:
+    """One sum by another, over all lead times, from `[records, leads]` each."""
+    both = np.stack([part.sum(1), whole.sum(1)], axis=1).astype(np.float64)
+    return Tally(both, lambda total: float(total[0] / max(total[1], 1)))
 
 
 _COUNTS = ("hits", "misses", "false_alarms")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hybrid_models.errors import UsageError
+from hybrid_models.frame_metrics import contingency, csi, ssim
 from hybrid_models.inputs import Inputs
-from hybrid_models.metrics import contingency, csi
 from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding, _rain_error
 from tests import tiny
 
@@ -137,7 +137,7 @@ def test_summaries_verify_against_persistence():
         assert scores["csi_1"] == pytest.approx(csi(sums).mean())
     assert summary["baseline"]["name"] == "persistence"
     assert summary["metrics"]["csi_1"] > summary["baseline"]["csi_1"]  # untrained, it follows the motion
-    assert set(Nowcaster.metrics) <= set(summary["metrics"])
+    assert set(Nowcaster.metrics) - {"ssim"} <= set(summary["metrics"])
     assert summary["details"]["samples"] == 2
     assert summary["details"]["baseline"]["lead_minutes"] == [5, 10, 15, 20]
 
@@ -154,8 +154,13 @@ def test_video_is_judged_by_its_errors_on_the_scale_of_0_to_1():
     assert summary["metrics"] == {
         "mse": pytest.approx(np.square(errors).mean()),
         "mae": pytest.approx(np.abs(errors).mean()),
+        "frame_mse": pytest.approx(np.square(errors).sum((1, 2)).mean()),
+        "ssim": pytest.approx(ssim(frames, sample["future"]).mean()),
     }
-    assert summary["baseline"] == {"name": "persistence", "mse": 1 / 256, "mae": 1 / 256}
+    dark = ssim(np.zeros((1, 16, 16)), media[4:5] / 255)
+    assert summary["baseline"] == {
+        "name": "persistence", "mse": 1 / 256, "mae": 1 / 256, "frame_mse": 1.0, "ssim": pytest.approx(dark[0]),
+    }  # fmt: skip
 
 
 # ---- learning ------------------------------------------------------------------------------------------------------

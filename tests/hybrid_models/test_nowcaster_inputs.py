@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.metrics import RAIN_THRESHOLDS
+from hybrid_models.frame_metrics import RAIN_THRESHOLDS
 from hybrid_models.nowcaster_inputs import NowcasterConfig
 from tests.hybrid_models.test_nowcaster import VIDEO, sample_of, shower
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hybrid_models.errors import UsageError
+from hybrid_models.frame_metrics import ssim
 from hybrid_models.rain_verification import lead_tallies, summarise_by_lead, verification_record
 
 
@@ -66,12 +67,6 @@ def test_scores_that_are_undefined_are_none_in_details_and_left_out_of_the_mean(
     assert missing["mae"] == [None, 0.0]
 
 
-def test_without_thresholds_there_are_only_errors():
-    metrics, details = summarise_by_lead([record([[[0.5]]], [[[0.0]]], 1, ())], "model")
-    assert metrics == {"mse": 0.25, "mae": 0.5}
-    assert set(details) == {"lead_minutes", "mse", "mae"}
-
-
 def test_no_records_are_refused():
     with pytest.raises(UsageError, match="no nowcasts"):
         summarise_by_lead([], "model")
@@ -85,3 +80,16 @@ def test_tallies_of_a_part_are_the_metrics_of_that_part():
     assert set(tallies) == {"csi_1", "csi_5", "mse", "mae"}
     for name, tally in tallies.items():
         assert tally.score(2 * tally.parts[0] + tally.parts[1]) == pytest.approx(metrics[name])
+
+
+def test_video_has_ssim_and_errors_summed_over_a_frame():
+    rng = np.random.default_rng(0)
+    forecast, observed = rng.random((2, 3, 8, 10))
+    kept = [{**record(forecast, observed, 1, ()), "thresholds": []} for _ in range(2)]
+    metrics, details = summarise_by_lead(kept, "model")
+    assert metrics["frame_mse"] == pytest.approx(np.square(forecast - observed).sum((1, 2)).mean())
+    assert metrics["ssim"] == pytest.approx(ssim(forecast, observed).mean())
+    assert details["ssim"] == pytest.approx(ssim(forecast, observed).tolist())
+    assert metrics["mse"] == pytest.approx(np.square(forecast - observed).mean())
+    assert set(metrics) == {"mse", "mae", "ssim", "frame_mse"}
+    assert set(details) == {"lead_minutes", "mse", "mae", "ssim"}
