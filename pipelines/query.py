@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import duckdb
@@ -9,6 +10,11 @@ import pyarrow as pa
 
 from hybrid_models.errors import UsageError
 from pipelines import storage, tables
+
+# What DuckDB makes of an error of the store while it reads a table: the statement is not to blame.
+_UNREAD = re.compile(
+    r"reading the stream registered as '\w+' failed: (?:IOError: )?(.*?)(?:\s*\. Detail: |$)", re.DOTALL
+)
 
 
 def open_views(tables_uri: str, names: Sequence[str]) -> duckdb.DuckDBPyConnection:
@@ -59,4 +65,6 @@ def _query(sql: str, tables_uri: str, names: Sequence[str]) -> pa.Table:
                 raise UsageError("the statement has no result: write a SELECT")
             return relation.to_arrow_table()
         except duckdb.Error as error:
+            if (unread := _UNREAD.search(str(error))) is not None:
+                raise OSError(unread[1]) from error
             raise UsageError(" ".join(str(error).split())) from None

@@ -254,9 +254,9 @@ def reader(task: Task, tables: str, allowed: set[int], may_fail: bool) -> Iterat
         while not stop.wait(0.5):
             try:
                 state = nights.state(task, tables)
-            except StorageError as error:
-                if not may_fail:
-                    seen.append(f"a reader failed: {error}")
+            except Exception as error:
+                if not (may_fail and isinstance(error, StorageError)):
+                    seen.append(f"a reader failed: {type(error).__name__}: {error}")
                 continue
             if state != (0, 0) and not (state[0] in allowed and state[1] == 1):
                 seen.append(f"a reader saw {state[0]} rows of {state[1]} fingerprints")

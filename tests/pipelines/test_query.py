@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from hybrid_models.errors import UsageError
-from pipelines import query, storage
+from pipelines import query, storage, tables
 from pipelines.shards import Shard
 from pipelines.tables import StageSink, commit_night, list_pieces, table_schema, tiling
 
@@ -98,6 +98,23 @@ def test_a_wrong_statement_is_one_line(local: str) -> None:
     assert refusal("SELECT 1/0 AS x, caption::INT FROM captions", local).startswith("Conversion Error")
     assert refusal("SET threads = 1", local)
     assert refusal("", local) == "the statement has no result: write a SELECT"
+
+
+def test_a_file_that_cannot_be_read_is_no_mistake_of_the_statement(lake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for several times, as all that stores do, and then named."""
+    tries = []
+    whole = query.open_views
+    monkeypatch.setattr(query, "open_views", lambda *args: (tries.append(1), whole(*args))[1])
+    lost = storage.list_files(storage.join(lake, "captions", "ds=2026-01-31"))
+    for file in lost:
+        storage.delete(file.uri)
+    with pytest.raises(storage.StorageError) as caught:
+        query.query("SELECT caption FROM captions", lake, NAMES)
+    assert str(caught.value).startswith(f"cannot query {lake}: ")
+    assert lost[0].name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(tries) == tables.READ_ATTEMPTS
+    assert ask("SELECT caption FROM captions WHERE ds = '2026-01-30' ORDER BY index", lake)[0] == {"caption": "a dog"}
 
 
 @pytest.mark.parametrize(
