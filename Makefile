@@ -8,10 +8,9 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
-# Compiling every module of every dependency takes longer than compiling those that are used when they are.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev,s3]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,s3]'
 	touch $(READY)
 
 demo: $(READY)

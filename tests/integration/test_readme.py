@@ -29,10 +29,10 @@ SMALLER = {
     "hybrid demo": "--scenes 800 --digits 300 --sentences 2500",
     "hybrid prepare demo": "--scenes 40 --digits 40",
     "hybrid prepare moving-mnist": "--train 64 --val 8 --test 8",
-    "hybrid train translator-multi30k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400",
-    "hybrid train captioner-flickr8k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400",
-    "hybrid train nowcaster-radar": "--train.epochs 1 --train.validate-samples 4",
-    "hybrid train nowcaster-moving-mnist": "--train.epochs 1 --train.validate-samples 4",
+    "hybrid train translator-multi30k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400 --pictures 0",
+    "hybrid train captioner-flickr8k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400 --pictures 0",
+    "hybrid train nowcaster-radar": "--train.epochs 1 --train.validate-samples 4 --pictures 0",
+    "hybrid train nowcaster-moving-mnist": "--train.epochs 1 --train.validate-samples 4 --pictures 0",
 }
 BEATS = {"captions": 0.8, "translations": 5.0}  # by how much the demo must beat its baseline
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
