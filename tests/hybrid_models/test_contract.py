@@ -14,7 +14,7 @@ class Minimal(Hybrid):
     """The least that a hybrid must define."""
 
     name = "minimal"
-    preprocess = collate = forward = predict = record = summarise = tallies = None  # type: ignore[assignment]
+    preprocess = collate = forward = predict = record = explain = summarise = tallies = None  # type: ignore[assignment]
 
 
 def test_losses_of_batches_add_up_to_the_exact_mean():
