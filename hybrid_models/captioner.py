@@ -43,7 +43,6 @@ from hybrid_models.text import (
     PAD,
     UNK,
     Tokenizer,
-    pad_rows,
     unpack_json,
 )
 
@@ -212,18 +211,16 @@ class Captioner(Hybrid):
         with inference(self):
             state, memory = self._start(batch)
             found = self._search(batch, state, memory, cast(CaptionerDecoding, decoding))
-            targets = pad_rows([np.asarray([BOS, *best.tokens, EOS]) for best in found])
-            weights = self.decoder.attend(torch.from_numpy(targets).to(module_device(self)), state, memory)
-        side = math.isqrt(memory["keys"].shape[1]) if weights is not None else 0
+            looks = self.decoder.attend([best.tokens for best in found], state, memory)
+        side = math.isqrt(memory["keys"].shape[1])
         return [
             Gaze(
                 sample["frames"][0],
                 self._tokenizer.pieces([*best.tokens, EOS]),
-                None if weights is None else
-                weights[i, : len(best.tokens) + 1].float().cpu().numpy().reshape(-1, side, side),
+                None if looks is None else looks[i].reshape(-1, side, side),
             )
             for i, (sample, best) in enumerate(zip(samples, found, strict=True))
-        ]  # fmt: skip
+        ]
 
     def caption(self, images: Sequence[Any], batch_size: int = 32, **decoding: Any) -> list[str]:
         """Captions images and clips of any size, in order.
@@ -263,8 +260,7 @@ class Captioner(Hybrid):
 
     @classmethod
     def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
-        texts = [record["hypothesis"] for record in records], [record["references"] for record in records]
-        return {"cider_d": metrics.cider_d_tally(*texts), "bleu4": metrics.caption_bleu4_tally(*texts)}
+        return _tallies([record["hypothesis"] for record in records], [record["references"] for record in records])
 
     # ---- the net's two halves ----
     def _look(self, batch: Batch) -> Tensor:
@@ -305,6 +301,10 @@ def _frames(image: Any, visual: Visual) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(array[i]).resize(size, Image.Resampling.BICUBIC)) for i in chosen])
 
 
+def _tallies(hypotheses: list[str], references: list[list[str]]) -> dict[str, Tally]:
+    cider_d = metrics.cider_d_tally(hypotheses, references)
+    return {"cider_d": cider_d, "bleu4": metrics.caption_bleu4_tally(hypotheses, references)}
+
+
 def _scores(hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
-    cider_d = metrics.cider_d(hypotheses, references)
-    return {"cider_d": cider_d, "bleu4": metrics.caption_bleu4(hypotheses, references)}
+    return {name: tally.total for name, tally in _tallies(hypotheses, references).items()}

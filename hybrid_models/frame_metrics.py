@@ -13,6 +13,7 @@ RAIN_THRESHOLDS = (0.5, 1, 2, 5, 10)
 FSS_WINDOWS = (9, 33)
 """Sides (pixels) of the windows in which shares of rain are compared."""
 SSIM_RANGE = 2.0
+"""Span of the values that published SSIM of video prediction takes, although intensities are 0 … 1."""
 _SSIM_WINDOW = 7
 
 
@@ -148,7 +149,7 @@ def ssim(forecast: np.ndarray, observed: np.ndarray, data_range: float = SSIM_RA
     Args:
         forecast: `[L, H, W]`, at least 7 x 7.
         observed: `[L, H, W]`.
-        data_range: span of the values. Published figures of video prediction take 2 for intensities 0 … 1.
+        data_range: span of the values.
 
     Raises:
         UsageError: the frames are too small, or shapes differ.

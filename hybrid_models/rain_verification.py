@@ -64,14 +64,17 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
         details[name] = _plain(np.where(pixels > 0, total / np.maximum(pixels, 1), np.nan))
     if "ssim" in sums:
         details["ssim"] = _plain(sums["ssim"] / sums["frames"])
-    return {name: tally.total for name, tally in lead_tallies(records, forecaster).items()}, details
+    return {name: tally.total for name, tally in _tallies(names, parts).items()}, details
 
 
 def lead_tallies(records: Sequence[Mapping[str, Any]], forecaster: str) -> dict[str, Tally]:
     """The metrics of `summarise_by_lead` as sums over nowcasts."""
-    _, parts = _by_lead(records, forecaster)
+    return _tallies(_names(records), _by_lead(records, forecaster)[1])
+
+
+def _tallies(thresholds: Sequence[str], parts: Mapping[str, np.ndarray]) -> dict[str, Tally]:
     tallies = {}
-    for k, name in enumerate(_names(records)):
+    for k, name in enumerate(thresholds):
         counts = [parts[count][:, :, k] for count in _COUNTS]
         tallies[f"csi_{name}"] = Tally(np.concatenate(counts, axis=1).astype(np.float64), _mean_csi)
     for name, error in (("mse", "sq_error"), ("mae", "abs_error")):

@@ -9,8 +9,10 @@ keys) is computed up front; the softmax, and the gradients of matrices, once aft
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from hybrid_models.attention import AdditiveAttention
 from hybrid_models.contract import Loss
 from hybrid_models.decoding import State
-from hybrid_models.text import PAD
+from hybrid_models.text import BOS, PAD, pad_rows
 
 Cell = Literal["gru", "lstm"]
 GATES: dict[Cell, int] = {"gru": 3, "lstm": 4}
@@ -57,8 +59,9 @@ class WordDecoder(nn.Module, abc.ABC):
         """Adds to a memory what is computed once per source."""
         return memory
 
-    def attend(self, targets: Tensor, state: State, memory: State) -> Tensor | None:
-        """Where it looks while it writes `targets` [N,T+1] (start symbol first): [N,T,S]; None without attention."""
+    def attend(self, texts: Sequence[Sequence[int]], state: State, memory: State) -> list[np.ndarray] | None:
+        """Where it looks while it writes a text's T tokens and the end symbol: float32 [T+1,S] of each of N texts; None
+        without attention."""
         return None
 
     def loss(self, targets: Tensor, state: State, memory: State, label_smoothing: float) -> Loss:
@@ -151,9 +154,11 @@ class AttentionDecoder(WordDecoder):
         hidden_NTD, contexts_NTK = torch.stack(hidden, dim=1), torch.stack(contexts, dim=1)
         return torch.cat([hidden_NTD.to(contexts_NTK.dtype), contexts_NTK], dim=2), state
 
-    def attend(self, targets: Tensor, state: State, memory: State) -> Tensor:
-        *_, weights, _ = self._walk(self.embedding(targets[:, :-1]), state, memory)
-        return torch.stack([weights_BRS.flatten(0, 1) for weights_BRS in weights], dim=1)
+    def attend(self, texts: Sequence[Sequence[int]], state: State, memory: State) -> list[np.ndarray]:
+        written_NT = torch.from_numpy(pad_rows([np.asarray([BOS, *tokens]) for tokens in texts]))
+        *_, weights, _ = self._walk(self.embedding(written_NT.to(memory["keys"].device)), state, memory)
+        weights_NTS = torch.stack([weights_BRS.flatten(0, 1) for weights_BRS in weights], dim=1).detach().float().cpu()
+        return [weights_TS[: len(tokens) + 1].numpy() for weights_TS, tokens in zip(weights_NTS, texts, strict=True)]
 
     def _walk(
         self, embedded: Tensor, state: State, memory: State

@@ -213,16 +213,11 @@ class Translator(Hybrid):
         with inference(self):
             state, memory = self.encode(batch)
             found = self._search(batch, state, memory, cast(TranslatorDecoding, decoding))
-            targets = pad_rows([np.asarray([BOS, *best.tokens, EOS]) for best in found])
-            weights = self.decoder.attend(torch.from_numpy(targets).to(module_device(self)), state, memory)
+            looks = self.decoder.attend([best.tokens for best in found], state, memory)
         sources = [row[:length] for row, length in zip(batch["source"].tolist(), batch["source_length"], strict=True)]
         return [
-            Alignment(
-                self._source.pieces(source),
-                self._target.pieces([*best.tokens, EOS]),
-                weights[i, : len(best.tokens) + 1, : len(source)].float().cpu().numpy(),
-            )
-            for i, (source, best) in enumerate(zip(sources, found, strict=True))
+            Alignment(self._source.pieces(source), self._target.pieces([*best.tokens, EOS]), weights[:, : len(source)])
+            for source, best, weights in zip(sources, found, looks, strict=True)
         ]
 
     def translate(self, sentences: Sequence[str], batch_size: int = 64, **decoding: Any) -> list[str]:

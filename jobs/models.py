@@ -23,22 +23,33 @@ COLUMNS = ("model", "aliases", "created", "recipe", "data", "metrics", "promotio
 class ModelsOptions:
     """What `hybrid models` needs to know."""
 
-    hybrid: Literal["", "captioner", "nowcaster", "translator"] = ""
-    """Only the versions of this one."""
-    format: Literal["table", "csv", "json"] = "table"
+    format: Literal["text", "csv", "json"] = "text"
     """How they are written; json is one object a line."""
     mlflow: str = ""
     """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
 
 
 def main(argv: Sequence[str]) -> None:
-    """One row for each version on stdout, and nothing else."""
+    """The versions on stdout, and nothing else."""
     options = cli.parse(ModelsOptions, argv, "hybrid models", "List the registered models.")
-    wanted = [options.hybrid] if options.hybrid else list(HYBRIDS)
-    rows = [row(version) for version in registry.versions(options.mlflow or default_uri(), wanted)]
+    rows = [row(version) for version in registry.versions(options.mlflow or default_uri(), list(HYBRIDS))]
+    if options.format == "text":
+        print("\n".join(text(each) for each in rows) or "no models: `hybrid train` registers them")
+        return
     table = pa.Table.from_pylist(rows, schema=pa.schema([pa.field(name, pa.string()) for name in COLUMNS]))
     sys.stdout.buffer.write(WRITERS[options.format](table))
     sys.stdout.flush()
+
+
+def text(row: Mapping[str, Any]) -> str:
+    """A version for a terminal: some short lines, since a table of them would be cut off."""
+    lines = [
+        " ".join(filter(None, (row["model"], row["created"], row["aliases"]))),
+        f"{row['recipe']} on {row['data']}",
+        row["metrics"],
+        row["promotion"],
+    ]
+    return "\n    ".join(filter(None, lines))
 
 
 def row(version: Version) -> dict[str, Any]:

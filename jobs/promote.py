@@ -21,7 +21,7 @@ from pipelines.infer import RefusedError
 from pipelines.limits import Limits
 from pipelines.promotion import Verdict
 from pipelines.shards import Shard, list_shards
-from pipelines.tracking import Tracker, default_uri, shown
+from pipelines.tracking import CHALLENGER, Tracker, default_uri, shown
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise UsageError("--input is needed: held-out shards with references (or --force REASON)")
     if options.margin < 0 or options.stride < 1:
         raise UsageError("--margin must be 0 or more, --stride at least 1")
-    model = options.model or f"models:/{hybrid}@{registry.CHALLENGER}"
+    if options.metric and options.metric not in HYBRIDS[hybrid].metrics:
+        raise UsageError(f"--metric '{options.metric}' is unknown: use {', '.join(HYBRIDS[hybrid].metrics)}")
+    model = options.model or f"models:/{hybrid}@{CHALLENGER}"
     if not model.startswith("models:/"):
         raise UsageError(f"--model {model} is not registered: write models:/NAME/VERSION or models:/NAME@ALIAS")
     return run(hybrid, options, model, options.mlflow or default_uri())
@@ -92,11 +94,12 @@ def run(hybrid: str, options: PromoteOptions, model: str, tracking_uri: str) -> 
         "champion_before": None if before is None else before.model,
         **({} if verdict is None else {**asdict(verdict), "passed": verdict.passed}),
     }
-    run_id = _record(tracking_uri, candidate, decision)
+    if promoted:
+        registry.promote(tracking_uri, hybrid, candidate.version)
     registry.note(tracking_uri, hybrid, candidate.version, decision)
+    run_id = _record(tracking_uri, candidate, decision)
     if not promoted:
         raise RefusedError(f"{verdict}: not promoted; --force REASON promotes it all the same")
-    registry.promote(tracking_uri, hybrid, candidate.version)
     log.info("%s is the champion: %s", candidate.model, verdict or options.force)
     return {**summary, "champion": candidate.model, **decision, "mlflow_run_id": run_id}
 

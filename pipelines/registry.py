@@ -15,7 +15,7 @@ from mlflow.entities.model_registry import ModelVersion
 from hybrid_models.errors import UsageError
 from pipelines import tracking
 
-CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+CHAMPION, PREVIOUS = "champion", "previous"
 PROMOTION_TAG = "hybrid.promotion"
 
 

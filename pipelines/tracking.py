@@ -27,6 +27,7 @@ from hybrid_models.errors import UsageError
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
+CHALLENGER = "challenger"
 TRAINING_TAG = "hybrid.training"
 PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]*@")
 METRICS_PER_REQUEST = 1000
@@ -182,7 +183,7 @@ class Tracker:
                 )
             version = str(logged.registered_model_version)
             self._client.set_model_version_tag(hybrid, version, TRAINING_TAG, json.dumps(meta["training"]))
-            self._client.set_registered_model_alias(hybrid, "challenger", version)
+            self._client.set_registered_model_alias(hybrid, CHALLENGER, version)
         return version
 
     @contextmanager

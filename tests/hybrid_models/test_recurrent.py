@@ -149,14 +149,17 @@ def test_initial_state():
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_attend_gives_the_weights_of_every_step(cell):
     decoder, state, memory = make("attention", cell)
-    words = torch.tensor([[BOS, 5, 6, EOS], [BOS, 7, 7, EOS], [BOS, 4, 9, EOS]] * B)
+    texts = [[5, 6], [7], [], [4, 9], [5], [6, 7]]
     prepared = decoder.prepare(memory)
-    found = decoder.attend(words, state, prepared)
+    found = decoder.attend(texts, state, prepared)
+    assert [weights.shape for weights in found] == [(len(text) + 1, S) for text in texts]
     keys, mask = (memory[name].repeat_interleave(R, dim=0) for name in ("keys", "mask"))
     for t in range(3):
         _, expected = decoder.attention(state["hidden"], keys, mask)
-        torch.testing.assert_close(found[:, t], expected)
-        _, state = decoder.unroll(decoder.embedding(words[:, t : t + 1]), state, prepared)
-    assert found.shape == (B * R, 3, S)
+        for text, weights, row in zip(texts, found, expected, strict=True):
+            if t <= len(text):
+                torch.testing.assert_close(torch.from_numpy(weights[t]), row)
+        words = torch.tensor([[BOS, *text, PAD, PAD][t] for text in texts])
+        _, state = decoder.unroll(decoder.embedding(words.unsqueeze(1)), state, prepared)
     plain, state, memory = make("plain", cell)
-    assert plain.attend(words, state, memory) is None
+    assert plain.attend(texts, state, memory) is None

@@ -36,3 +36,14 @@ def test_an_empty_registry_is_an_empty_table(tmp_path: Path, capsysbinary: pytes
     assert capsysbinary.readouterr().out.decode().strip() == (
         '"model","aliases","created","recipe","data","metrics","promotion"'
     )
+
+
+def test_a_terminal_sees_all_of_a_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert models.text(models.row(version(TRAINING, DECISION))).splitlines() == [
+        "models:/captioner/2 2026-01-31 03:00 challenger champion",
+        "    captioner-demo on lake/scenes",
+        "    cider_d=2.5 bleu4=70.13",
+        "    refused; cider_d 2.5, 2.75 of models:/captioner/1",
+    ]
+    models.main(["--mlflow", f"sqlite:///{tmp_path}/mlflow.db"])
+    assert capsys.readouterr().out == "no models: `hybrid train` registers them\n"

@@ -100,6 +100,7 @@ def test_models_become_champions_one_after_the_other(lake: Path, capsysbinary: p
         (["painter"], "unknown hybrid 'painter'"),
         (["translator"], "--input is needed"),
         (["translator", "--input", "x", "--margin", "-1"], "--margin must be 0 or more"),
+        (["translator", "--input", "x", "--metric", "csi_1"], "--metric 'csi_1' is unknown: use bleu, chrf"),
         (["translator", "--input", "x", "--model", "./folder"], "--model ./folder is not registered"),
         (["captioner", "--force", "x", "--model", "models:/translator/1"], "but a captioner is needed"),
         (["translator", "--input", "{lake}/none", "--storage", "{lake}/lake"], "no shards found at {lake}/none"),
