@@ -28,11 +28,13 @@ ALLOCATOR = {
 # run at a tenth of their speed. Threads that never spin train a third slower alone. So they spin for microseconds.
 SHARED_CORES = {"GOMP_SPINCOUNT": "1000"}
 # What a cluster started here needs before it starts. Ray's own default stops a worker that idles for a second and
-# starts a new one, at 0.7 s of CPU, for the next task.
+# starts a new one, at 0.7 s of CPU, for the next task; and nobody takes this machine away with notice, which a process
+# of its own, at 1.2 s of CPU, would watch for.
 LOCAL_CLUSTER = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 # Print the stack trace of an error that they raise, too; the error ends the job, whose last line says the cause.
 TRACES = dict.fromkeys(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from typing import Any
@@ -101,23 +102,33 @@ def _alignment(shown: Alignment) -> Files:
 
 @draw.register
 def _gaze(shown: Gaze) -> Files:
+    """The photograph, then once for each word, lit where the model looked; one picture, as many axes draw slowly."""
     maps = [] if shown.weights is None else list(shown.weights)
-    columns = min(6, len(maps) + 1)
-    rows = math.ceil((len(maps) + 1) / columns)
-    figure = Figure((1.6 * columns, 1.85 * rows + (0.3 if not maps else 0)), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels:
-        panel.axis("off")
-    panels[0].imshow(shown.image)
-    panels[0].set_title("" if maps else " ".join(shown.words), fontsize=9, parse_math=False)
+    tiles = [shown.image, *(_lit(shown.image, weights) for weights in maps)]
+    titles = ["", *shown.words[: len(maps)]] if maps else [textwrap.fill(" ".join(shown.words), 40)]
+    columns = min(6, len(tiles))
+    rows = math.ceil(len(tiles) / columns)
     height, width = shown.image.shape[:2]
-    for panel, word, weights in zip(panels[1:], shown.words, maps, strict=False):
-        panel.imshow(shown.image)
-        grid = Image.fromarray(weights / max(weights.max(), 1e-9)).resize((width, height), Image.Resampling.BICUBIC)
-        seen = np.clip(np.asarray(grid), 0, 1)
-        panel.imshow(np.zeros((height, width)), cmap="gray", vmin=0, vmax=1, alpha=0.75 * (1 - seen))
-        panel.set_title(word, fontsize=9, parse_math=False)
+    title, gap = max(1, height // 6), max(1, width // 20)
+    wall = np.full((rows * (title + height), columns * (width + gap), 3), 255, np.uint8)
+    inches = 1.6 if maps else 3.2
+    figure = Figure((inches * columns, inches * columns * wall.shape[0] / wall.shape[1]))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    for number, (tile, text) in enumerate(zip(tiles, titles, strict=True)):
+        top, left = number // columns * (title + height) + title, number % columns * (width + gap)
+        wall[top : top + height, left : left + width] = tile
+        axes.text(left + width / 2, top - gap / 2, text, fontsize=9, ha="center", va="bottom", parse_math=False)
+    axes.imshow(wall)
     return {"png": _png(figure)}
+
+
+def _lit(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The image [H,W,3], darker the less a place weighs; `weights` [h,w] are of a coarser grid."""
+    height, width = image.shape[:2]
+    grid = Image.fromarray(weights / max(weights.max(), 1e-9)).resize((width, height), Image.Resampling.BICUBIC)
+    seen = np.clip(np.asarray(grid), 0, 1)[:, :, None]
+    return (image * (0.25 + 0.75 * seen)).astype(np.uint8)
 
 
 @draw.register
@@ -202,8 +213,8 @@ def _scale(unit: str) -> tuple[Colormap, Normalize]:
     """Rain rates have the steps of weather services' maps; grey is where no radar looks."""
     if unit != "mm/h":
         return _with_gaps("gray"), Normalize(0, 1)
-    colours = ListedColormap(list(RAIN_COLOURS))
-    colours.set_extremes(under=DRY, over=RAIN_COLOURS[-1], bad=NO_COVERAGE)
+    steps = ListedColormap(list(RAIN_COLOURS))
+    colours = steps.with_extremes(under=DRY, over=RAIN_COLOURS[-1], bad=NO_COVERAGE)
     return colours, BoundaryNorm([*RAIN_MM_H, 2 * RAIN_MM_H[-1]], len(RAIN_COLOURS))
 
 
@@ -215,9 +226,7 @@ def _error_scale(unit: str) -> tuple[Colormap, Normalize]:
 def _with_gaps(name: str) -> Colormap:
     import matplotlib
 
-    colours = matplotlib.colormaps[name].copy()
-    colours.set_extremes(bad=NO_COVERAGE)
-    return colours
+    return matplotlib.colormaps[name].with_extremes(bad=NO_COVERAGE)
 
 
 def _extend(norm: Normalize) -> str:

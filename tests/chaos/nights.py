@@ -42,11 +42,12 @@ class Task:
         """URI of tables of their own."""
         return f"{LAKE}/{self.name}/tables-{name}"
 
-    def argv(self, tables_name: str, which: str = NEW) -> list[str]:
-        """`hybrid` …"""
+    def argv(self, tables_name: str, which: str = NEW, actors: int = 0) -> list[str]:
+        """`hybrid` …, with so many model processes; by default one on each node."""
         return [
             "infer", self.name, "--input", self.shards, "--tables", self.tables(tables_name), "--ds", DS,
             "--model", self.model(which), "--max-error-fraction", "0.5",
+            "--resources.actors", str(actors),
         ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def test_a_reader_sees_only_whole_nights_during_twenty_reruns(s3: str, tracking_
 
     def look() -> None:
         sql = "SELECT count(*) AS rows, min(fingerprint) AS first, count(DISTINCT fingerprint) AS n FROM translations"
-        while not stop.is_set():
+        while not stop.wait(0.05):
             (row,) = query.query(sql, f"{s3}/tables", ["translations"]).to_pylist()
             seen.append((row["rows"], row["first"], row["n"]))
 

@@ -1,11 +1,7 @@
-"""Nights as real processes on a real S3 server: killed, repeated, changed, and with bad input."""
+"""Nights on a real S3 server: repeated, changed, and with bad input (killed ones: tests/chaos/test_accidents.py)."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,11 +13,6 @@ from tests import tiny
 
 DS = "2026-01-31"
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-@pytest.fixture
-def env(ray_cluster: str) -> dict[str, str]:
-    return {"RAY_ADDRESS": ray_cluster}
 
 
 def infer(s3: str, shards: str, tables: str, *more: str) -> list[str]:
@@ -36,33 +27,6 @@ def rows(tables: str, task: str = "translations") -> Counter[tuple]:
     columns = ["ds", "sample_id", "translation", "status", "error", "shard", "index", "last", "fingerprint"]
     table = DeltaTable(f"{tables}/{task}").to_pyarrow_table().select(columns)
     return Counter(tuple(row.values()) for row in table.to_pylist())
-
-
-def test_a_killed_driver_started_again_gives_the_same_table(s3: str, tmp_path: Path, env: dict[str, str]) -> None:
-    tiny.write_translator(f"{s3}/model")
-    tiny.write_sentences(f"{s3}/in", shards=10, rows=150)
-    whole = tiny.hybrid_here(*infer(s3, "in", "whole"), cwd=tmp_path)
-    assert whole.code == 0, whole.stderr
-
-    staging = f"{s3}/killed/translations/ds={DS}"
-    process = subprocess.Popen(
-        tiny.command(*infer(s3, "in", "killed")),
-        cwd=tmp_path, env=tiny.environment(tmp_path, **env), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 90
-    while len(storage.list_files(staging)) < 2 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    staged = {file.uri for file in storage.list_files(staging)}
-    assert staged, "killed before anything was staged"
-    assert not storage.exists(f"{s3}/killed/translations/_delta_log"), "killed after the commit: nothing to resume"
-
-    again = tiny.hybrid_here(*infer(s3, "in", "killed"), cwd=tmp_path)
-    assert again.code == 0, again.stderr
-    assert 0 < again.summary["shards_computed"] < 10, "finished shards must be kept, the others computed"
-    assert again.summary["rows"] == 10 * 150
-    assert rows(f"{s3}/killed") == rows(f"{s3}/whole")
 
 
 def test_a_night_again_and_again(s3: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tests.pipelines.test_radar import event_bytes
 
 README = (tiny.ROOT / "README.md").read_text()
 SMALLER = {
-    "hybrid demo": "--scenes 800 --digits 300 --sentences 2500",
+    "hybrid demo": "--scenes 800 --digits 200 --sentences 2500",
     "hybrid prepare demo": "--scenes 40 --digits 40",
     "hybrid prepare moving-mnist": "--train 64 --val 8 --test 8",
     "hybrid train translator-multi30k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400 --pictures 0",

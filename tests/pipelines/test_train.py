@@ -163,50 +163,45 @@ def dying_once(marker: str, epoch: int) -> Callable[[TrainTask], None]:
     return worker
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    whole: Trained, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = job_of(lake, "killed")
-    monkeypatch.setattr(train, "train_worker", dying_once(str(tmp_path / "died"), epoch=2))
+def killed(job: TrainJob, marker: Path, epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts a run that dies in this epoch."""
+    monkeypatch.setattr(train, "train_worker", dying_once(str(marker), epoch))
     with pytest.raises(Exception, match=r"(?i)died|killed|unexpectedly|failed"):
         train_to_the_end(job)
-    assert (tmp_path / "died").exists()
+    assert marker.exists()
     assert train_job.finished(job) is None
+
+
+def test_a_run_killed_twice_goes_on_as_if_nothing_had_happened(
+    whole: Trained, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed in its second epoch and in its third; then the second one's checkpoint is cut off, and it goes on from the
+    first one's."""
+    job = job_of(lake, "killed")
+    killed(job, tmp_path / "died", 2, monkeypatch)
     first_start = train_job.read_state(job)
     assert first_start is not None
     client = mlflow.MlflowClient(job.tracking_uri)
     assert client.get_run(str(first_start.mlflow_run_id)).info.status == "FAILED"
     staged = storage.list_files(f"{lake}/features")
 
+    killed(job, tmp_path / "died again", 3, monkeypatch)
+    expected, found = whole.weights(2), Trained(job, {}).weights(2)
+    assert all(torch.equal(expected[name], found[name]) for name in expected), "bit for bit"
+    assert not [record for record in caplog.records if "is damaged" in record.getMessage()]
+    newest = Path(job.run, "checkpoint_epoch_0002", "weights.safetensors")
+    newest.write_bytes(newest.read_bytes()[:1000])
+
     again = Trained(job, train_to_the_end(job))
+    (said,) = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
+    assert said.startswith(f"killed: {newest.parent} is damaged: ")
+    assert said.endswith("; going on from the one before")
     assert again.summary["mlflow_run_id"] == first_start.mlflow_run_id, "the same command goes on in the same run"
     assert client.get_run(str(first_start.mlflow_run_id)).info.status == "FINISHED"
     assert storage.list_files(f"{lake}/features") == staged, "samples are not prepared again"
     assert again.history == whole.history, "no step is repeated or missing, and every value is the same"
     for key in ("loss", "val_loss", "gradient_norm", "epoch"):
         assert again.curve(key) == whole.curve(key)
-    for epoch in (2, 3):
-        expected, found = whole.weights(epoch), again.weights(epoch)
-        assert all(torch.equal(expected[name], found[name]) for name in expected), "bit for bit"
-
-
-def test_a_damaged_checkpoint_is_passed_over(
-    whole: Trained, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Killed in its third epoch, and the second one's checkpoint is cut off: it goes on from the first one's."""
-    job = job_of(lake, "damaged")
-    monkeypatch.setattr(train, "train_worker", dying_once(str(tmp_path / "died"), epoch=3))
-    with pytest.raises(Exception, match=r"(?i)died|killed|unexpectedly|failed"):
-        train_to_the_end(job)
-    newest = Path(job.run, "checkpoint_epoch_0002", "weights.safetensors")
-    newest.write_bytes(newest.read_bytes()[:1000])
-
-    again = Trained(job, train_to_the_end(job))
-    (said,) = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
-    assert said.startswith(f"damaged: {newest.parent} is damaged: ")
-    assert said.endswith("; going on from the one before")
-    assert again.history == whole.history
-    assert again.curve("val_loss") == whole.curve("val_loss"), "no step is repeated or missing"
     best = artifacts.read(again.summary["artifact"]).load().state_dict()
     assert all(torch.equal(tensor, best[name]) for name, tensor in whole.weights(3).items()), "bit for bit"
 
