@@ -1,4 +1,5 @@
-# Every target sets itself up: a virtual environment in .venv, made anew when pyproject.toml changes.
+# Every target sets itself up: a virtual environment in .venv, made anew when pyproject.toml changes. pip would compile
+# modules with one core; a few packages hold templates that are no Python, so an error of compileall is none of ours.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,8 @@ setup: $(READY)
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,s3]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[dev,s3]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $(READY)
 
 demo: $(READY)
