@@ -106,7 +106,14 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     )  # fmt: skip
     artifact = artifacts.read(trained["model"], recipe.hybrid, mlflow)
     test = storage.join(data, "test")
-    wanted = evaluate.EvaluateOptions(trained["model"], test, artifact.decoding, storage=lake, resources=SMALL)
+    wanted = evaluate.EvaluateOptions(
+        trained["model"],
+        test,
+        artifact.decoding,
+        storage=lake,
+        resources=SMALL,
+        pictures=0,  # training drew some
+    )
     judged = evaluate.run(wanted, artifact, mlflow)
     value, baseline = judged["metrics"][task.metric], judged["baseline"][task.metric]
     log.info("%s on held-out data: %s %.3f, baseline (%s) %.3f", recipe.hybrid, task.metric, value,

@@ -26,9 +26,11 @@ from tests.pipelines.test_radar import event_bytes
 
 README = (tiny.ROOT / "README.md").read_text()
 SMALLER = {
-    "hybrid demo": "--scenes 800 --digits 200 --sentences 2500",
+    "hybrid demo": "--scenes 500 --digits 100 --sentences 1200",
     "hybrid prepare demo": "--scenes 40 --digits 40",
+    "hybrid prepare flickr8k": "--val-images 16",
     "hybrid prepare moving-mnist": "--train 64 --val 8 --test 8",
+    "hybrid train translator-demo": "--train.validate-samples 20 --pictures 1",
     "hybrid train translator-multi30k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400 --pictures 0",
     "hybrid train captioner-flickr8k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400 --pictures 0",
     "hybrid train nowcaster-radar": "--train.epochs 1 --train.validate-samples 4 --pictures 0",
@@ -70,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def write_flickr8k(folder: Path) -> None:
     folder.mkdir()
     images = []
-    for split, count in (("train", 320), ("dev", 8)):
+    for split, count in (("train", 64), ("dev", 8)):
         members = [(f"{split}{i:03d}.jpg", tiny.jpeg(i if split == "train" else 1000 + i)) for i in range(count)]
         (folder / f"images-{split}-000.tar").write_bytes(tiny.tar(members))
         for number, (name, _) in enumerate(members):
