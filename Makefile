@@ -12,7 +12,7 @@ setup: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[dev,s3]'
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib pipelines hybrid_models jobs || true
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib pipelines hybrid_models jobs || true
 	touch $(READY)
 
 demo: $(READY)
@@ -23,10 +23,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Files go to the processes in the order of pyproject.toml's testpaths, the longest first. Some tests wait for servers
-# to come back: three processes keep two cores busy.
+# Files go to the two processes in the order of pyproject.toml's testpaths, the longest first.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.captioning

@@ -106,13 +106,9 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     )  # fmt: skip
     artifact = artifacts.read(trained["model"], recipe.hybrid, mlflow)
     test = storage.join(data, "test")
+    # Pictures of the same model are with its training.
     wanted = evaluate.EvaluateOptions(
-        trained["model"],
-        test,
-        artifact.decoding,
-        storage=lake,
-        resources=SMALL,
-        pictures=0,  # training drew some
+        trained["model"], test, artifact.decoding, storage=lake, pictures=0, resources=SMALL
     )
     judged = evaluate.run(wanted, artifact, mlflow)
     value, baseline = judged["metrics"][task.metric], judged["baseline"][task.metric]

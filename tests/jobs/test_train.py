@@ -74,7 +74,7 @@ def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list
         "model.hidden_size": (192, 48),
         "model.tie_embeddings": (True, False),
         "train.schedule": ("cosine", "constant"),
-        "train.learning_rate": (3e-3, 0.5),
+        "train.learning_rate": (5e-3, 0.5),
         "decoding.beam_size": (3, 2),
         "limits.max_bytes": (256 * 2**20, 99),
     }
@@ -108,7 +108,7 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
         (["--train.schedule", "linear"], "linear"),
         (["--name", "../up"], "--name '../up' must be letters, digits, '.', '_' and '-'"),
         (["--num-workers", "0"], "--num-workers is 0: it must be at least 1"),
-        (["--num-workers", "33"], "--num-workers 33 is more than train.batch_size 32"),
+        (["--num-workers", "17"], "--num-workers 17 is more than train.batch_size 16"),
         (["--data", "/none"], "no shards found at /none/train"),
         (["--storage", "/proc/nowhere"], "cannot write /proc/nowhere/"),
     ],
