@@ -97,9 +97,8 @@ def train_worker(task: TrainTask) -> None:
     torch.set_num_threads(task.threads)
     artifact: Artifact = ray.get(task.initial)
     hybrid = artifact.load().to(get_device())
-    optimizer = torch.optim.AdamW(
-        [p for p in hybrid.parameters() if p.requires_grad], lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    parameters = [p for p in hybrid.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = restore(hybrid, optimizer, task)
     model = prepare_model(hybrid, parallel_strategy="ddp" if world_size() > 1 else None)
     train_set = PreparedSamples(task.train_pieces, task.run)
