@@ -17,7 +17,7 @@ def translator_multi30k() -> Recipe:
         model=TranslatorConfig(),
         decoding=TranslatorDecoding(),
         train=TrainConfig(
-            epochs=10, batch_size=32, learning_rate=3e-3, warmup_steps=300, metric="bleu", validate_samples=500
+            epochs=7, batch_size=32, learning_rate=3e-3, warmup_steps=300, metric="bleu", validate_samples=500
         ),
     )
 
