@@ -36,7 +36,7 @@ def whole(here: World) -> Reference:
 
 @pytest.mark.parametrize(
     ("victim", "point"),
-    [("driver", "between files"), ("S3", "before commit")],
+    [("driver", "between files"), ("raylet", "predicting"), ("S3", "before commit")],
 )
 def test_a_night_with_an_accident_is_right_in_the_end(victim: str, point: str, here: World, whole: Reference) -> None:
     number = list(runner.POINTS).index(point) * 10 + list(world.VICTIMS).index(victim)
