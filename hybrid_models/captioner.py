@@ -26,8 +26,6 @@ from hybrid_models.captioner_inputs import (
     CaptionerConfig,
     CaptionerPreprocess,
     caption_tokenizer,
-    plain_caption,
-    usable_captions,
 )
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device
 from hybrid_models.decoding import Hypothesis, SearchOptions, State, inference, search
@@ -89,7 +87,6 @@ class Captioner(Hybrid):
         [("caption", pa.string()), ("score", pa.float32()), ("caption_tokens", pa.int32()), ("frames", pa.int32())]
     )
     schema_version: ClassVar[int] = 1
-    learns_from_texts: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, bool]] = {"cider_d": True, "bleu4": True}
 
     def __init__(self, config: CaptionerConfig, assets: Mapping[str, str]) -> None:
@@ -109,15 +106,6 @@ class Captioner(Hybrid):
         if self.config.freeze_encoder:
             self.encoder.eval()
         return self
-
-    @classmethod
-    def training_texts(cls, config: HybridConfig, fields: Mapping[str, Any]) -> list[str]:
-        """A row's captions in the decoder's form; none from a bad row."""
-        config = cast(CaptionerConfig, config)
-        try:
-            return usable_captions(config, fields, lambda caption: plain_caption(caption, config.max_characters))
-        except BadSample:
-            return []
 
     @classmethod
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ class CaptionerConfig(HybridConfig):
     Raises:
         UsageError: a size, rate, limit or name is out of its range.
     """
+
+    learns_from_texts: ClassVar[bool] = True
 
     encoder: str = "tf_efficientnet_lite0"
     """A convolutional net of the timm library."""
@@ -80,6 +82,13 @@ class CaptionerConfig(HybridConfig):
             raise UsageError(f"cell is '{self.cell}': it must be one of gru, lstm")
         if self.freeze_encoder and self.encoder_weights == "none":
             raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
+
+    def training_texts(self, fields: Mapping[str, Any]) -> list[str]:
+        """A row's captions in the decoder's form."""
+        try:
+            return usable_captions(self, fields, lambda caption: plain_caption(caption, self.max_characters))
+        except BadSample:
+            return []
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------

@@ -54,8 +54,6 @@ class Hybrid(nn.Module, abc.ABC):
     """Columns of a good row, without `sample_id` and lineage. In an error row they are null."""
     schema_version: ClassVar[int]
     """Raised whenever `payload_schema` or the meaning of a column changes; part of the fingerprint."""
-    learns_from_texts: ClassVar[bool] = False
-    """Whether `learn_assets` reads training texts."""
     metrics: ClassVar[Mapping[str, bool]]
     """Headline metrics of `summarise` → whether higher is better. `loss` (lower is better) is always there."""
     dependent_samples: ClassVar[int] = 1
@@ -68,13 +66,8 @@ class Hybrid(nn.Module, abc.ABC):
 
     # ---- before there is a model -------------------------------------------------------------------------------
     @classmethod
-    def training_texts(cls, config: HybridConfig, fields: Mapping[str, Any]) -> list[str]:
-        """The texts of one training row from which `learn_assets` learns; none by default."""
-        return []
-
-    @classmethod
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
-        """Learns what must be known before the net is built (a tokenizer), from training texts only."""
+        """Learns what must be known before the net is built (a tokenizer), from `config.training_texts` of all rows."""
         return {}
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -62,6 +62,13 @@ class Preprocess(abc.ABC):
 @dataclass(frozen=True)
 class HybridConfig:
     """Base of the hybrids' own configurations (architecture and preprocessing; saved as the artifact's config.json)."""
+
+    learns_from_texts: ClassVar[bool] = False
+    """Whether something is learned from texts before the net is built: a tokenizer."""
+
+    def training_texts(self, fields: Mapping[str, Any]) -> list[str]:
+        """The texts of one training row to learn from; none by default, and none from a bad row."""
+        return []
 
     def check_ranges(self, positive: Sequence[str], shares: Sequence[str] = ()) -> None:
         """Checks fields that must be at least 1, and fields that are a share of something.

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from hybrid_models import metrics
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device
 from hybrid_models.decoding import Hypothesis, SearchOptions, State, inference, search
-from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Alignment, Explanation
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample
 from hybrid_models.metrics import Tally
@@ -32,7 +32,6 @@ from hybrid_models.text import (
     PAD,
     UNK,
     Tokenizer,
-    clean_text,
     pad_rows,
     unpack_json,
 )
@@ -41,7 +40,6 @@ from hybrid_models.translator_inputs import (
     TOKENIZER,
     TranslatorConfig,
     TranslatorPreprocess,
-    text_of,
     tokenizers,
 )
 
@@ -102,7 +100,6 @@ class Translator(Hybrid):
         ]
     )
     schema_version: ClassVar[int] = 1
-    learns_from_texts: ClassVar[bool] = True
     metrics: ClassVar[Mapping[str, bool]] = {"bleu": True, "chrf": True}
 
     def __init__(self, config: TranslatorConfig, assets: Mapping[str, str]) -> None:
@@ -131,18 +128,6 @@ class Translator(Hybrid):
             config.dropout,
             config.tie_embeddings,
         )
-
-    @classmethod
-    def training_texts(cls, config: HybridConfig, fields: Mapping[str, Any]) -> list[str]:
-        """Both sentences of a row, each after its side (`source` or `target`) and a tab; none from a bad row."""
-        config = cast(TranslatorConfig, config)
-        sides = (("source", config.source), ("target", config.target))
-        try:
-            return [
-                f"{side}\t{clean_text(text_of(config, fields, name), config.max_characters)}" for side, name in sides
-            ]
-        except BadSample:
-            return []
 
     @classmethod
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from hybrid_models.errors import UsageError
+from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample
 from hybrid_models.text import (
     EOS,
@@ -29,6 +29,8 @@ class TranslatorConfig(HybridConfig):
     Raises:
         UsageError: a size, rate or limit is out of its range.
     """
+
+    learns_from_texts: ClassVar[bool] = True
 
     source: str = "en"
     """Field with the sentence to translate; rows without it are read from `text`."""
@@ -67,6 +69,14 @@ class TranslatorConfig(HybridConfig):
             raise UsageError(f"vocab_size is {self.vocab_size}: it must be at least {MIN_VOCABULARY}")
         if self.source == self.target:
             raise UsageError(f"source and target are both '{self.source}': name two fields of the rows")
+
+    def training_texts(self, fields: Mapping[str, Any]) -> list[str]:
+        """Both sentences of a row, each after its side (`source` or `target`) and a tab."""
+        sides = (("source", self.source), ("target", self.target))
+        try:
+            return [f"{side}\t{clean_text(text_of(self, fields, name), self.max_characters)}" for side, name in sides]
+        except BadSample:
+            return []
 
 
 class TranslatorPreprocess(Preprocess):

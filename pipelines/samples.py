@@ -14,7 +14,7 @@ from safetensors.numpy import load as unpack_arrays
 from safetensors.numpy import save as pack_arrays
 
 from hybrid_models.errors import BadSample
-from hybrid_models.inputs import Inputs, Preprocess, Sample
+from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample
 from pipelines.limits import Limits
 from pipelines.media import decode_media
 from pipelines.shards import Begin, unwatched
@@ -33,6 +33,7 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("decode_seconds", pa.float32()),
     ]
 )
+TEXT_SCHEMA = pa.schema([pa.field("text", pa.string())])
 
 
 def pack(sample: Sample) -> bytes:
@@ -87,3 +88,18 @@ class Decode:
         if row["media"] is not None:
             media = decode_media(row["media"], row["media_type"], self.preprocess.visual, self.limits)
         return self.preprocess(Inputs(media, json.loads(row["fields"])), self.with_target)
+
+
+@dataclass(frozen=True)
+class TrainingTexts:
+    """The texts that assets are learned from: `RAW_SCHEMA` → `TEXT_SCHEMA`, a `Step` of `pipelines.guard`."""
+
+    config: HybridConfig
+
+    def __call__(self, rows: pa.Table, begin: Begin = unwatched) -> pa.Table:
+        """All texts of the rows that could be read."""
+        good = rows.filter(rows["error"].is_null())
+        texts = [
+            text for fields in good["fields"].to_pylist() for text in self.config.training_texts(json.loads(fields))
+        ]
+        return pa.table({"text": texts}, schema=TEXT_SCHEMA)

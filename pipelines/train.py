@@ -11,10 +11,9 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-import pyarrow as pa
 import ray
 import torch
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
@@ -22,15 +21,14 @@ from ray.train.torch import TorchTrainer
 
 from hybrid_models import HYBRIDS, Hybrid
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import HybridConfig
 from pipelines import artifacts, infer, progress, storage, tables, tracking
 from pipelines.artifacts import Artifact
 from pipelines.config import Recipe
 from pipelines.datasource import ShardDatasource
 from pipelines.model_card import model_card
 from pipelines.predict import Featurizer
-from pipelines.samples import SAMPLE_SCHEMA
-from pipelines.shards import Begin, ReadOptions, Shard
+from pipelines.samples import SAMPLE_SCHEMA, TEXT_SCHEMA, TrainingTexts
+from pipelines.shards import ReadOptions, Shard
 from pipelines.tables import Piece
 from pipelines.tracking import Tracker
 from pipelines.train_job import RunState, Shards, TrainJob, plain, read_state, shards_digest
@@ -38,7 +36,6 @@ from pipelines.train_loop import TrainTask, train_worker
 
 log = logging.getLogger(__name__)
 PREPARED_SCHEMA = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
-TEXT_SCHEMA = pa.schema([pa.field("text", pa.string())])
 MAX_BAD_SHARE = 0.05
 MAX_OUTAGES = 5
 OUTAGE_SECONDS = 600.0
@@ -89,7 +86,7 @@ def _initial_artifact(job: TrainJob, shards: list[Shard]) -> Artifact:
     if not storage.exists(storage.join(place, artifacts.CONFIG)):
         recipe = job.recipe
         kind = HYBRIDS[recipe.hybrid]
-        assets = kind.learn_assets(recipe.model, _texts(kind, recipe, shards))
+        assets = kind.learn_assets(recipe.model, _texts(recipe, shards))
         torch.manual_seed(recipe.train.seed)
         hybrid = kind(recipe.model, assets)
         for part, uri in hybrid.pretrained().items():
@@ -99,24 +96,11 @@ def _initial_artifact(job: TrainJob, shards: list[Shard]) -> Artifact:
     return artifacts.read(place)
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """Raw rows → the texts that assets are learned from, a `Step` of `pipelines.guard`."""
-
-    kind: type[Hybrid]
-    config: HybridConfig
-
-    def __call__(self, rows: pa.Table, begin: Begin) -> pa.Table:
-        good = rows.filter(rows["error"].is_null())
-        texts = [t for f in good["fields"].to_pylist() for t in self.kind.training_texts(self.config, json.loads(f))]
-        return pa.table({"text": texts}, schema=TEXT_SCHEMA)
-
-
-def _texts(kind: type[Hybrid], recipe: Recipe, shards: list[Shard]) -> Iterator[str]:
+def _texts(recipe: Recipe, shards: list[Shard]) -> Iterator[str]:
     """All texts of the training shards, streaming; nothing is read for a hybrid that learns no assets."""
-    if not kind.learns_from_texts:
+    if not recipe.model.learns_from_texts:
         return
-    source = ShardDatasource(shards, ReadOptions(limits=recipe.limits), _Texts(kind, recipe.model), TEXT_SCHEMA)
+    source = ShardDatasource(shards, ReadOptions(limits=recipe.limits), TrainingTexts(recipe.model), TEXT_SCHEMA)
     dataset = ray.data.read_datasource(source, override_num_blocks=len(shards), num_cpus=infer.DECODE_CPUS)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch["text"].to_pylist()

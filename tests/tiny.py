@@ -41,7 +41,7 @@ def translator(seed: int = 0) -> Translator:
         vocab_size=300, embedding_size=16, hidden_size=32, attention_size=16, max_characters=200, max_source_tokens=60
     )
     pairs = [{"en": text, "de": text} for text in sentences(200)]
-    assets = Translator.learn_assets(config, [t for pair in pairs for t in Translator.training_texts(config, pair)])
+    assets = Translator.learn_assets(config, [t for pair in pairs for t in config.training_texts(pair)])
     torch.manual_seed(seed)
     return Translator(config, assets).eval()
 

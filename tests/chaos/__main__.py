@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from tests.chaos import runner, world
-from tests.chaos.runner import POINTS, Outcome
+from tests.chaos.runner import POINTS, Accident, Outcome
 from tests.chaos.world import VICTIMS
 
 README = Path(__file__).with_name("README.md")
@@ -56,9 +56,9 @@ def write_table(outcomes: list[Outcome], options: Options) -> None:
 
 def table(outcomes: list[Outcome], options: Options) -> str:
     """Victims by points: nights that were right in the end, and how many starts they took."""
-    cells: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    cells: dict[Accident, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
-        cells[outcome.plan.victim, outcome.plan.point].append(outcome)
+        cells[outcome.plan.accidents[0]].append(outcome)
     right = sum(not outcome.problem for outcome in outcomes)
     hit = sum(outcome.hit for outcome in outcomes)
     starts = sum(len(outcome.codes) for outcome in outcomes)
@@ -68,11 +68,14 @@ def table(outcomes: list[Outcome], options: Options) -> str:
         "",
         f"| victim | {' | '.join(POINTS)} |",
         "|---|" + "---|" * len(POINTS),
-        *(f"| {victim} | {' | '.join(_cell(cells[victim, point]) for point in POINTS)} |" for victim in VICTIMS),
+        *(
+            f"| {victim} | {' | '.join(_cell(cells[Accident(victim, point)]) for point in POINTS)} |"
+            for victim in VICTIMS
+        ),
         "",
     ]
     wrong = [outcome for outcome in outcomes if outcome.problem]
-    lines += [f"- run {o.plan.number} ({o.plan.task}, {o.plan.victim}, {o.plan.point}): {o.problem}" for o in wrong]
+    lines += [f"- run {o.plan.number} ({o.plan.task}, {', '.join(o.plan.accidents[0])}): {o.problem}" for o in wrong]
     return "\n".join(lines + [""] * bool(wrong))
 
 

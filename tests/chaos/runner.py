@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.storage import StorageError
 from tests import tiny
@@ -122,14 +122,21 @@ class Trap:
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
+class Accident(NamedTuple):
+    """Who dies when: names of `VICTIMS` and `POINTS`."""
+
+    victim: str
+    point: str
+
+
 @dataclass(frozen=True)
 class Plan:
     """One run of the matrix."""
 
     number: int
     task: str
-    victim: str
-    point: str
+    accidents: tuple[Accident, ...]
+    """What happens, each once, in this order."""
     replaces: bool
     """Whether the night replaces one of an older model."""
 
@@ -150,17 +157,17 @@ class Outcome:
 def matrix(runs: int, seed: int) -> list[Plan]:
     """So many runs: every combination before one is repeated, in an order of the seed."""
     cells = [
-        (task, victim, point)
+        (task, Accident(victim, point))
         for point, spec in POINTS.items()
         for victim in VICTIMS
         for task in TASKS
         if victim in ALWAYS_THERE or spec.computing
     ]
     rng = random.Random(seed)
-    chosen: list[tuple[str, str, str]] = []
+    chosen: list[tuple[str, Accident]] = []
     while len(chosen) < runs:
         chosen += rng.sample(cells, len(cells))
-    return [Plan(i, *cell, replaces=rng.random() < 0.5) for i, cell in enumerate(chosen[:runs])]
+    return [Plan(i, task, (cell,), replaces=rng.random() < 0.5) for i, (task, cell) in enumerate(chosen[:runs])]
 
 
 @dataclass(frozen=True)
@@ -203,24 +210,29 @@ def finish(job: subprocess.Popen, seconds: float = START_SECONDS) -> tuple[int, 
 
 
 def run(world: World, plan: Plan, seed: int, whole: Reference) -> Outcome:
-    """One night with its accident."""
+    """One night with its accidents."""
     task, tables = Task(plan.task), f"run-{seed}-{plan.number}"
     if plan.replaces:
         nights.copy_tables(task, "old", tables)
     rng = random.Random(f"{seed}-{plan.number}")
     outcome, began = Outcome(plan, hit=False), time.monotonic()
-    with reader(task, tables, {len(whole.rows)}, may_fail=plan.victim == "S3") as seen:
-        job: list[subprocess.Popen] = []
-        trap = Trap(task, plan.point, tables, rng, whole.seconds, lambda: VICTIMS[plan.victim](world, job[0], rng))
+    job: list[subprocess.Popen] = []
+
+    def trap(accident: Accident) -> Trap:
+        kill = VICTIMS[accident.victim]
+        return Trap(task, accident.point, tables, rng, whole.seconds, lambda: kill(world, job[0], rng))
+
+    traps = [trap(accident) for accident in plan.accidents]
+    with reader(task, tables, {len(whole.rows)}, may_fail=any(who == "S3" for who, _ in plan.accidents)) as seen:
         while not outcome.codes or (outcome.codes[-1] != 0 and len(outcome.codes) < MAX_STARTS):
             job[:] = [start(world, task.argv(tables))]
-            world.proxy.watcher = trap
+            world.proxy.watcher = lambda call, when: [trap(call, when) for trap in traps]
             code, summary, said = finish(job[0])
             world.proxy.watcher = None
             outcome.codes.append(code)
             outcome.computed += [summary["shards_computed"]] if summary else []
-            if trap.killed is not None:
-                outcome.hit = trap.killed.result()
+            kills = [trap.killed.result() for trap in traps if trap.killed is not None]
+            outcome.hit = len(kills) == len(traps) and all(kills)
             outcome.problem = outcome.problem or complaint(code, said)
             (world.folder / f"run-{plan.number}-{len(outcome.codes)}.txt").write_text(said)
     outcome.problem = outcome.problem or verdict(task, tables, outcome, whole, seen)
@@ -276,7 +288,7 @@ def main(world: World, plans: Sequence[Plan], seed: int) -> Iterator[Outcome]:
     for plan in plans:
         outcome = run(world, plan, seed, wholes[plan.task])
         print(
-            f"{plan.number:4} {plan.task:12} {plan.victim:9} {plan.point:13} "
+            f"{plan.number:4} {plan.task:12} {plan.accidents[0].victim:9} {plan.accidents[0].point:13} "
             f"{'hit' if outcome.hit else 'not hit':7} codes {outcome.codes} computed {outcome.computed} "
             f"{outcome.seconds:5.1f} s {outcome.problem or 'right'}",
             file=sys.stderr, flush=True,

@@ -15,7 +15,7 @@ from pipelines.artifacts import load_hybrid
 from tests.chaos import nights, runner, training, world
 from tests.chaos.nights import Task
 from tests.chaos.proxy import FAULTS, Faults
-from tests.chaos.runner import Plan, Reference
+from tests.chaos.runner import Accident, Plan, Reference
 from tests.chaos.world import World
 
 SEED = 5
@@ -34,18 +34,18 @@ def whole(here: World) -> Reference:
     return runner.reference(here, TRANSLATIONS)
 
 
-@pytest.mark.parametrize(
-    ("victim", "point"),
-    [("driver", "between files"), ("raylet", "predicting"), ("S3", "before commit")],
-)
-def test_a_night_with_an_accident_is_right_in_the_end(victim: str, point: str, here: World, whole: Reference) -> None:
-    number = list(runner.POINTS).index(point) * 10 + list(world.VICTIMS).index(victim)
-    outcome = runner.run(here, Plan(number, "translations", victim, point, replaces=True), SEED, whole)
-    assert outcome.hit, "nobody was killed"
-    assert outcome.problem == ""
-    if victim == "driver":
-        assert outcome.codes == [-9, 0]
-        assert 0 < outcome.computed[-1] < nights.SHARDS + 1, "what was staged is not computed again, the rest is"
+def test_a_night_whose_driver_dies_is_right_in_the_end(here: World, whole: Reference) -> None:
+    plan = Plan(1, "translations", (Accident("driver", "between files"),), replaces=True)
+    outcome = runner.run(here, plan, SEED, whole)
+    assert (outcome.hit, outcome.problem) == (True, "")
+    assert outcome.codes == [-9, 0]
+    assert 0 < outcome.computed[-1] < nights.SHARDS + 1, "what was staged is not computed again, the rest is"
+
+
+def test_a_night_that_loses_a_node_and_then_the_store_is_right_in_the_end(here: World, whole: Reference) -> None:
+    plan = Plan(2, "translations", (Accident("raylet", "predicting"), Accident("S3", "before commit")), replaces=True)
+    outcome = runner.run(here, plan, SEED, whole)
+    assert (outcome.hit, outcome.problem) == (True, "")
 
 
 def test_a_tenth_of_all_calls_fails_and_the_night_is_right(here: World, whole: Reference) -> None:

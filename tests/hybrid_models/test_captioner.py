@@ -33,9 +33,7 @@ TRAINED = {"encoder_weights": "none", "freeze_encoder": False}
 
 def build(seed=0, **changes):
     config = CaptionerConfig(**{**TINY, **changes})
-    texts = [
-        text for captions in CAPTIONS.values() for text in Captioner.training_texts(config, {"captions": captions})
-    ]
+    texts = [text for captions in CAPTIONS.values() for text in config.training_texts({"captions": captions})]
     torch.manual_seed(seed)
     return Captioner(config, Captioner.learn_assets(config, texts))
 

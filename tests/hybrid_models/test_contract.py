@@ -29,7 +29,6 @@ def test_defaults_learn_nothing_and_freeze_nothing():
     samples = [{"length": np.int64(1)}]
     assert hybrid.assets == assets
     assert hybrid.assets is not assets
-    assert Minimal.training_texts(HybridConfig(), {"text": "a"}) == []
     assert Minimal.learn_assets(HybridConfig(), ["a"]) == {}
     assert hybrid.pretrained() == {}
     assert not hybrid.has_frozen_features

@@ -17,6 +17,11 @@ def test_ranges_that_hold() -> None:
     Config(size=7, dropout=0.99).check_ranges(("size",), shares=("dropout",))
 
 
+def test_nothing_is_learned_from_texts_by_default() -> None:
+    assert not Config.learns_from_texts
+    assert Config().training_texts({"text": "a"}) == []
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -26,7 +26,7 @@ TINY = TranslatorConfig(
 
 
 def build(config=TINY, seed=0):
-    texts = [text for row in ROWS for text in Translator.training_texts(config, row)]
+    texts = [text for row in ROWS for text in config.training_texts(row)]
     torch.manual_seed(seed)
     return Translator(config, Translator.learn_assets(config, texts))
 
@@ -66,8 +66,8 @@ def fitted():
 
 
 def test_bad_rows_teach_nothing():
-    assert Translator.training_texts(TINY, {"en": "a", "de": ""}) == []
-    assert Translator.training_texts(TINY, {"text": "a", "de": "b\tc"}) == ["source\ta", "target\tb c"]
+    assert TINY.training_texts({"en": "a", "de": ""}) == []
+    assert TINY.training_texts({"text": "a", "de": "b\tc"}) == ["source\ta", "target\tb c"]
 
 
 # ---- the net ----

@@ -27,7 +27,7 @@ def samples(recipe_name: str, folder: Path) -> tuple[list, dict[str, str]]:
     recipe = RECIPES[recipe_name]()
     kind = HYBRIDS[recipe.hybrid]
     rows = [row for shard in list_shards(str(folder / "train")) for row in raw_rows(shard)]
-    texts = [text for row in rows for text in kind.training_texts(recipe.model, json.loads(row["fields"]))]
+    texts = [text for row in rows for text in recipe.model.training_texts(json.loads(row["fields"]))]
     assets = kind.learn_assets(recipe.model, texts)
     decode = Decode(kind.preprocess(recipe.model, assets), recipe.limits, with_target=True)
     decoded = [decode.decode_row(row) for row in rows]

@@ -9,8 +9,9 @@ from PIL import Image
 
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual
+from hybrid_models.translator_inputs import TranslatorConfig
 from pipelines.limits import Limits
-from pipelines.samples import SAMPLE_SCHEMA, Decode, pack, unpack
+from pipelines.samples import SAMPLE_SCHEMA, Decode, TrainingTexts, pack, unpack
 from pipelines.shards import RAW_SCHEMA
 
 
@@ -114,3 +115,13 @@ def test_what_nobody_thought_of_is_an_error_row_and_only_the_machines_trouble_ra
     assert bad["error"] == "UnexpectedError: KeyError: 'our own mistake'"
     with pytest.raises(MemoryError):
         decode([raw(0, "no memory")])
+
+
+def test_training_texts_are_those_of_rows_that_could_be_read() -> None:
+    rows = [
+        {"fields": json.dumps({"en": "a dog", "de": "ein Hund"}), "error": None},
+        {"fields": json.dumps({"en": "no target"}), "error": None},
+        {"fields": json.dumps({"en": "torn", "de": "zerrissen"}), "error": "ShardReadError: torn"},
+    ]
+    texts = TrainingTexts(TranslatorConfig())(pa.Table.from_pylist(rows))
+    assert texts.to_pylist() == [{"text": "source\ta dog"}, {"text": "target\tein Hund"}]
