@@ -18,9 +18,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from jobs.errors import EndedError
+
 T = TypeVar("T")
 QUIET = {
     **dict.fromkeys(("alembic", "httpx", "aiobotocore", "botocore", "fsspec", "s3fs"), logging.WARNING),
+    **dict.fromkeys(("ray.dashboard", "ray._private.runtime_env"), logging.WARNING),
     "mlflow": logging.ERROR,  # it warns of every model without a signature
 }
 VERBS = {
@@ -31,7 +34,9 @@ VERBS = {
     "models": "list the registered models",
     "promote": "make a model the champion, if it is not worse than the one in use",
     "infer": "run a model over shards into one night of a table",
+    "nightly": "find a night's shards, infer with the champion, evaluate, report; missed nights, too",
     "query": "ask SQL about captions, nowcasts and translations",
+    "submit": "run one of these verbs on a Ray cluster: hybrid submit --address http://HEAD:8265 -- VERB ...",
 }
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
 Main = Callable[[list[str]], dict[str, Any] | None]
@@ -77,13 +82,12 @@ def run(verb: Main, argv: list[str]) -> None:
         logging.getLogger(noisy).setLevel(level)
     code, message = DONE, ""
     try:
-        summary = verb(argv)
-        if summary is not None:
-            print(json.dumps(summary, default=str, ensure_ascii=False), flush=True)
+        summarise(verb(argv))
     except KeyboardInterrupt:
         code, message = FAILED, "interrupted; start the same command again, it goes on"
     except Exception as error:
         code, message = outcome(error)
+        summarise(getattr(error, "summary", None))
         logging.debug("cause", exc_info=error)
         if os.environ.get("HYBRID_TRACEBACK") == "1":
             logging.exception("traceback")
@@ -92,11 +96,19 @@ def run(verb: Main, argv: list[str]) -> None:
     sys.exit(code)
 
 
+def summarise(summary: dict[str, Any] | None) -> None:
+    """A job's summary as the last line on stdout."""
+    if summary is not None:
+        print(json.dumps(summary, default=str, ensure_ascii=False), flush=True)
+
+
 def outcome(error: Exception) -> tuple[int, str]:
     """Exit code and one readable line for an error."""
     from hybrid_models.errors import UsageError
     from pipelines.infer import RefusedError
 
+    if isinstance(error, EndedError):
+        return error.code, str(error)
     if isinstance(error, UsageError):
         return USAGE, str(error)
     if isinstance(error, RefusedError):

@@ -23,6 +23,11 @@ from pipelines.limits import Limits
 from pipelines.shards import list_shards
 from pipelines.tracking import Tracker, default_uri, shown
 
+NUMBERS = (
+    "rows", "ok", "shards", "shards_computed", "rows_computed", "rows_per_second", "model_busy", "input_bytes",
+    "staged_bytes",
+)  # fmt: skip
+"""Of a night's summary, what its MLflow run has as metrics."""
 TASKS = {table: name for name, table in TABLES.items()}
 
 
@@ -72,12 +77,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[str, Any]:
     """One night, with its MLflow run."""
     check_ds(options.ds)
-    if not 0 <= options.max_error_fraction <= 1:
-        raise UsageError(f"--max-error-fraction is {options.max_error_fraction}: it must be from 0 to 1")
-    if options.retain_hours < 1:
-        raise UsageError(
-            f"--retain-hours is {options.retain_hours}: it must be at least 1, readers and jobs need files"
-        )
+    check_numbers(options.max_error_fraction, options.retain_hours)
     night = Night(
         shards=list_shards(options.input),
         tables=options.tables,
@@ -113,8 +113,7 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
 
 def log_night(tracker: Tracker, summary: dict[str, Any]) -> None:
     """Rows, errors by reason, rows/s and seconds by stage as metrics; the summary as a file."""
-    metrics = {name: summary[name] for name in ("rows", "ok", "shards", "shards_computed", "rows_computed",
-                                                "rows_per_second", "staged_bytes")}  # fmt: skip
+    metrics = {name: summary[name] for name in NUMBERS}
     metrics |= {f"errors/{kind}": count for kind, count in summary["errors"].items()}
     metrics |= {f"seconds/{name}": value for name, value in summary["seconds"].items()}
     tracker.log_metrics(metrics)
@@ -122,18 +121,31 @@ def log_night(tracker: Tracker, summary: dict[str, Any]) -> None:
     tracker.finish()
 
 
-def check_ds(ds: str) -> None:
-    """Refuses what is not a date.
+def check_ds(ds: str, option: str = "--ds") -> datetime.date:
+    """A date; refuses what is none.
 
     Raises:
         UsageError: says what a date looks like.
     """
     try:
-        valid = datetime.date.fromisoformat(ds).isoformat() == ds
+        date = datetime.date.fromisoformat(ds)
     except ValueError:
-        valid = False
-    if not valid:
-        raise UsageError(f"--ds '{ds}' is not a date: write YYYY-MM-DD, such as 2026-01-31")
+        date = None
+    if date is None or date.isoformat() != ds:
+        raise UsageError(f"{option} '{ds}' is not a date: write YYYY-MM-DD, such as 2026-01-31")
+    return date
+
+
+def check_numbers(max_error_fraction: float, retain_hours: int) -> None:
+    """Refuses numbers out of their range.
+
+    Raises:
+        UsageError: says which.
+    """
+    if not 0 <= max_error_fraction <= 1:
+        raise UsageError(f"--max-error-fraction is {max_error_fraction}: it must be from 0 to 1")
+    if retain_hours < 1:
+        raise UsageError(f"--retain-hours is {retain_hours}: it must be at least 1, readers and jobs need files")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
     """Runs one night: list, skip what is complete, compute the rest, verify, commit, tidy.
 
     Returns:
-        The summary: rows, errors by reason, what was computed and reused, seconds by stage, the table's version.
+        The summary: rows, errors by reason, what was computed and reused, seconds by stage, `model_busy` (the share of
+        the time that the model processes, or GPUs, computed), the table's version.
 
     Raises:
         RefusedError: too many samples were bad.
@@ -110,6 +111,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
     committed = time.perf_counter()
     removed = _tidy(night)
     computed = written.get("rows", 0)
+    busy = written.get("predict_seconds", 0.0) / (written.get("actors", 1) * (staged - started))
     seconds = {
         "decode": written.get("decode_seconds", 0.0),
         "predict": written.get("predict_seconds", 0.0),
@@ -130,6 +132,8 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
         "shards_computed": len(todo),
         "rows_computed": int(computed),
         "rows_per_second": round(computed / (staged - started), 2),
+        "model_busy": round(busy, 4),
+        "input_bytes": sum(shard.size for shard in night.shards),
         "staged_bytes": int(written.get("bytes", 0)),
         "files_removed": len(removed),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
@@ -209,7 +213,7 @@ def stage(
     resources: Resources,
     stride: int = 1,
 ) -> dict[str, float]:
-    """Read → decode (CPU) → model (actors) → staged Parquet; returns rows, bytes and seconds by stage.
+    """Read → decode (CPU) → model (actors) → staged Parquet; returns rows, bytes, seconds by stage, actors.
 
     Args:
         shards: what to compute; each becomes one or more pieces in `folder`.
@@ -241,7 +245,7 @@ def stage(
     sink = StageSink(folder, shards, schema)
     # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
     dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=count)
-    return dict(sink.written)
+    return {**sink.written, "actors": count}
 
 
 def check_table(night: Night) -> None:

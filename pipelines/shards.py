@@ -83,15 +83,20 @@ class Entry:
     error: str | None = None
 
 
+class NoShardsError(UsageError):
+    """There are no shards at an address."""
+
+
 def list_shards(uri: str) -> list[Shard]:
     """The shards at a folder, a glob pattern or a single object.
 
     Raises:
-        UsageError: there are none, or one has a suffix that nothing here reads.
+        NoShardsError: there are none.
+        UsageError: one has a suffix that nothing here reads.
     """
     files = storage.list_files(uri)
     if not files:
-        raise UsageError(f"no shards found at {uri}: check the address, or write some with `hybrid prepare`")
+        raise NoShardsError(f"no shards found at {uri}: check the address, or write some with `hybrid prepare`")
     unknown = [file.uri for file in files if _suffix(file.name) is None]
     if unknown:
         known = ", ".join(READERS)

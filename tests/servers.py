@@ -146,10 +146,12 @@ class RayNode(Server):
         folder: for its log.
         cpus: how many tasks it runs at once.
         address: the head's; makes this node a head by default.
+        dashboard: whether a head takes jobs by HTTP, at `dashboard`.
     """
 
-    def __init__(self, folder: Path, cpus: int, address: str = "") -> None:
+    def __init__(self, folder: Path, cpus: int, address: str = "", dashboard: bool = False) -> None:
         super().__init__(folder, "ray")
+        self.dashboard = f"http://127.0.0.1:{free_ports(1)[0]}" if dashboard else ""
         self._cpus = cpus
         self._joins = address
         # In Ray's own folder a head would say that it is this machine's cluster; Ray's sockets need a short path.
@@ -159,8 +161,11 @@ class RayNode(Server):
     def command(self) -> list[str]:
         head = [
             "--head", f"--port={self.address.split(':')[1]}", f"--temp-dir={self._scratch}",
-            "--include-dashboard=false", "--disable-usage-stats",
+            f"--include-dashboard={bool(self.dashboard)}".lower(), "--disable-usage-stats",
         ]  # fmt: skip
+        if self.dashboard:
+            agent, port = free_ports(1)[0], self.dashboard.rsplit(":", 1)[1]
+            head += [f"--dashboard-port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agent}"]
         place = [f"--address={self._joins}"] if self._joins else head
         return [
             sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--node-ip-address=127.0.0.1",

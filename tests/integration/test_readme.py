@@ -28,8 +28,8 @@ README = (tiny.ROOT / "README.md").read_text()
 SMALLER = {
     "hybrid demo": "--scenes 800 --digits 100 --sentences 1200",
     "hybrid prepare demo": "--scenes 40 --digits 40",
-    "hybrid prepare flickr8k": "--val-images 16",
-    "hybrid prepare moving-mnist": "--train 64 --val 8 --test 8",
+    "hybrid prepare flickr8k": "--val-images 8",
+    "hybrid prepare moving-mnist": "--train 32 --val 4 --test 4",
     "hybrid train translator-demo": "--train.validate-samples 20 --pictures 1",
     "hybrid train translator-multi30k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400 --pictures 0",
     "hybrid train captioner-flickr8k": "--train.epochs 1 --model.hidden-size 64 --model.vocab-size 400 --pictures 0",
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def write_flickr8k(folder: Path) -> None:
     folder.mkdir()
     images = []
-    for split, count in (("train", 64), ("dev", 8)):
+    for split, count in (("train", 32), ("dev", 8)):
         members = [(f"{split}{i:03d}.jpg", tiny.jpeg(i if split == "train" else 1000 + i)) for i in range(count)]
         (folder / f"images-{split}-000.tar").write_bytes(tiny.tar(members))
         for number, (name, _) in enumerate(members):
@@ -156,6 +156,9 @@ def test_own_data_is_trained_on_judged_and_run(outputs: dict[str, str]) -> None:
     assert summary(outputs, "hybrid promote")["champion"] == "models:/translator/1"
     night = summary(outputs, "hybrid infer translations")
     assert (night["rows"], night["ok"], night["model"]) == (90, 90, "models:/translator/1")
+    nights = summary(outputs, "hybrid nightly")["nights"]
+    assert [(night["ds"], night["rows"]) for night in nights][-1] == ("2026-01-02", 90), "the first one was there"
+    assert sum(night["rows"] for night in nights) == 90
     (listed,) = [out for cmd, out in outputs.items() if cmd.endswith("hybrid models")]
     assert "champion" in listed
 

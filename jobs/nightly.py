@@ -1,0 +1,226 @@
+"""`hybrid nightly TASK`: what a scheduler runs every night: find the shards, infer with the champion, evaluate."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tyro import MISSING
+
+from hybrid_models.errors import UsageError
+from jobs import cli, infer
+from jobs.errors import EndedError
+from jobs.infer import TASKS, InferOptions
+from pipelines import artifacts, cluster, evaluate, storage, tables
+from pipelines.artifacts import Artifact
+from pipelines.cluster import Resources
+from pipelines.evaluate import Evaluation
+from pipelines.limits import Limits
+from pipelines.registry import CHAMPION
+from pipelines.shards import NoShardsError, list_shards
+from pipelines.tracking import Tracker, default_uri, shown
+
+log = logging.getLogger(__name__)
+ALL_TASKS = "--all-tasks"
+DAY = datetime.timedelta(days=1)
+MAX_NIGHTS = 3660
+
+
+@dataclass(frozen=True)
+class NightlyOptions:
+    """What `hybrid nightly` needs to know. In patterns `{ds}` stands for the night and `{task}` for the task."""
+
+    input: str
+    """Pattern of a night's shards, such as s3://lake/photos/ds={ds}/*.tar; with --all-tasks it needs {task}."""
+    tables: str
+    """URI of the folder of tables."""
+    ds: str = ""
+    """Logical date of the night: YYYY-MM-DD, or today or yesterday (UTC)."""
+    backfill: str = ""
+    """Instead of --ds: every night of FIRST..LAST, oldest first, with late shards and the champion of now."""
+    catch_up: int = 0
+    """Before --ds, the nights among so many days before it that have no rows yet, oldest first."""
+    model: str = ""
+    """The model; models:/NAME@champion by default."""
+    references: str = ""
+    """Pattern of shards with references, on which the model is judged, too; none are needed every night."""
+    require_input: bool = False
+    """A night without shards is an error instead of a note."""
+    max_error_fraction: float = 0.05
+    """With more bad samples than this share, a night is not committed (exit code 3)."""
+    retain_hours: int = 168
+    """How long files that a table does not need any more are kept for readers of earlier versions."""
+    mlflow: str = ""
+    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
+    resources: Resources = field(default_factory=Resources)
+    """How much of the cluster to take."""
+    limits: Limits = field(default_factory=Limits)
+    """Bounds on one input row; what exceeds them is a bad sample."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One night of one task."""
+
+    task: str
+    ds: str
+
+    def fill(self, pattern: str) -> str:
+        """The pattern for this night."""
+        return pattern.replace("{ds}", self.ds).replace("{task}", self.task)
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Parses, checks everything that can be checked, then does night after night."""
+    chosen, rest = tasks(argv)
+    options = cli.parse(
+        NightlyOptions, rest, f"hybrid nightly {chosen[0] if len(chosen) == 1 else ALL_TASKS}",
+        "Find a night's shards, infer with the champion, evaluate where there are references.",
+        NightlyOptions(MISSING, MISSING),
+    )  # fmt: skip
+    check(options, chosen)
+    wanted = [Unit(task, ds) for ds in nights(options) for task in chosen]
+    tracking_uri = options.mlflow or default_uri()
+    storage.check_writable(options.tables)
+    models = {task: options.model or f"models:/{TASKS[task]}@{CHAMPION}" for task in chosen}
+    champions = {task: artifacts.read(model, TASKS[task], tracking_uri) for task, model in models.items()}
+    units = [unit for unit in wanted if is_due(unit, options)]
+    return run(units, options, champions, tracking_uri)
+
+
+def tasks(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The tasks that the command names, and its options."""
+    if ALL_TASKS in argv:
+        return list(TASKS), [word for word in argv if word != ALL_TASKS]
+    task, rest = cli.positional(argv, "task", list(TASKS), "hybrid nightly")
+    return [task], rest
+
+
+def check(options: NightlyOptions, chosen: Sequence[str]) -> None:
+    """Refuses options that do not go together.
+
+    Raises:
+        UsageError: says which.
+    """
+    if bool(options.ds) == bool(options.backfill):
+        raise UsageError("--ds is needed, a date or today or yesterday; or --backfill FIRST..LAST")
+    if options.catch_up < 0 or (options.catch_up and options.backfill):
+        raise UsageError("--catch-up must be 0 or more, and goes with --ds only: --backfill does every night anyway")
+    if "{ds}" not in options.input:
+        raise UsageError(f"--input {options.input} has no {{ds}}: every night would have the same shards")
+    if len(chosen) > 1:
+        for name, pattern in (("--input", options.input), ("--references", options.references)):
+            if pattern and "{task}" not in pattern:
+                raise UsageError(f"{name} {pattern} has no {{task}}: {ALL_TASKS} would give all the same shards")
+        if options.model:
+            raise UsageError(f"--model is of one task: leave it out with {ALL_TASKS}")
+    infer.check_numbers(options.max_error_fraction, options.retain_hours)
+
+
+def nights(options: NightlyOptions) -> list[str]:
+    """The dates in question, oldest first.
+
+    Raises:
+        UsageError: a date is none, or a range is turned round or too long.
+    """
+    if options.backfill:
+        first, dots, last = options.backfill.partition("..")
+        if not dots:
+            raise UsageError(f"--backfill '{options.backfill}' is not a range: write FIRST..LAST, two dates")
+        start, end = (infer.check_ds(date, "--backfill") for date in (first, last))
+        if start > end:
+            raise UsageError(f"--backfill {first}..{last} is turned round: write {last}..{first}")
+    else:
+        end = _date(options.ds)
+        start = end - options.catch_up * DAY
+    count = (end - start).days + 1
+    if count > MAX_NIGHTS:
+        raise UsageError(f"{start}..{end} are {count} nights, at most {MAX_NIGHTS} are done at once")
+    return [(start + number * DAY).isoformat() for number in range(count)]
+
+
+def _date(ds: str) -> datetime.date:
+    today = datetime.datetime.now(datetime.UTC).date()
+    named = {"today": today, "yesterday": today - DAY}
+    return named[ds] if ds in named else infer.check_ds(ds)
+
+
+def is_due(unit: Unit, options: NightlyOptions) -> bool:
+    """Whether a night is to be done: one to catch up with is not, if it has rows already."""
+    if options.backfill or unit.ds == _date(options.ds).isoformat():
+        return True
+    table = tables.open_table(storage.join(options.tables, unit.task))
+    return table is None or not tables.night_files(table, unit.ds)
+
+
+def run(
+    units: Sequence[Unit], options: NightlyOptions, champions: Mapping[str, Artifact], tracking_uri: str
+) -> dict[str, Any]:
+    """Night after night; one that fails does not keep the others from being done.
+
+    Raises:
+        EndedError: not all of them are done; with the summary of those that are.
+    """
+    done: list[dict[str, Any]] = []
+    problems: list[dict[str, Any]] = []
+    with cluster.connect():
+        for unit in units:
+            try:
+                done.append(one(unit, options, champions[unit.task], tracking_uri))
+            except Exception as error:
+                code, message = cli.outcome(error)
+                problems.append({"task": unit.task, "ds": unit.ds, "exit_code": code, "problem": message})
+                log.error("%s ds=%s: %s", unit.task, unit.ds, message)
+    summary = {"nights": done, "problems": problems, "mlflow": shown(tracking_uri)}
+    if not problems:
+        return summary
+    worst = min(problems, key=lambda problem: CODES.index(problem["exit_code"]))
+    text = f"{len(problems)} of {len(units)} nights are not done; {worst['task']} ds={worst['ds']}: {worst['problem']}"
+    raise EndedError(worst["exit_code"], text, summary)
+
+
+CODES = (cli.FAILED, cli.REFUSED, cli.USAGE)
+"""Exit codes, the one that counts most first: what failed may be started again."""
+
+
+def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: str) -> dict[str, Any]:
+    """One night: its rows, then what it is worth where there are references."""
+    try:
+        wanted = InferOptions(
+            unit.fill(options.input), options.tables, unit.ds, champion.model, champion.decoding,
+            options.max_error_fraction, options.retain_hours, resources=options.resources, limits=options.limits,
+        )  # fmt: skip
+        night = infer.run(wanted, champion, tracking_uri)
+    except NoShardsError as error:
+        if options.require_input:
+            raise
+        log.info("%s ds=%s: nothing to do: %s", unit.task, unit.ds, error)
+        return {"task": unit.task, "ds": unit.ds, "rows": 0, "changed": False, "note": str(error)}
+    log.info("%s ds=%s: %d rows, errors %s", unit.task, unit.ds, night["rows"], night["errors"] or "none")
+    judged = _judge(unit, options, champion, Tracker(tracking_uri, night["mlflow_run_id"]))
+    return {**night, **({} if judged is None else {"evaluation": judged})}
+
+
+def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tracker) -> dict[str, Any] | None:
+    """The model's metrics on a night's references, also in the night's MLflow run; None where there are none."""
+    if not options.references:
+        return None
+    try:
+        shards = list_shards(unit.fill(options.references))
+    except NoShardsError as error:
+        log.info("%s ds=%s: not evaluated: %s", unit.task, unit.ds, error)
+        return None
+    job = Evaluation(shards, options.tables, champion, champion.decoding, limits=options.limits)
+    result = evaluate.evaluate(job, options.resources)
+    tracker.log_metrics({f"evaluation/{name}": value for name, value in result["metrics"].items()})
+    tracker.log_text(json.dumps(result, indent=2), "evaluation.json")
+    return {"samples": result["samples"], "errors": result["errors"], **result["metrics"]}
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,84 @@
+"""`hybrid submit -- VERB …`: run another verb on a Ray cluster, by Ray Jobs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hybrid_models.errors import UsageError
+from jobs import cli
+from jobs.errors import EndedError
+from pipelines import submission
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """What `hybrid submit` needs to know; the verb and its options come after `--`."""
+
+    address: str = ""
+    """URL of the cluster's dashboard, http://HEAD:8265; RAY_API_SERVER_ADDRESS by default."""
+    submission_id: str = ""
+    """The job's name. The same name again starts nothing while that job runs, nor when it is done."""
+    wait: bool = True
+    """Show the job's log, wait for its end and exit as it did."""
+    env: tuple[str, ...] = ()
+    """Names of variables to pass on besides those of S3 and MLflow, such as HF_TOKEN."""
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Parses, submits, follows."""
+    own, command = split(argv)
+    options = cli.parse(SubmitOptions, own, "hybrid submit", "Run a verb on a Ray cluster: hybrid submit … -- VERB ….")
+    check(command)
+    address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
+    if not address:
+        raise UsageError("--address is needed: the URL of the cluster's dashboard, http://HEAD:8265")
+    client = submission.connect(address)
+    job = submission.submit(client, command, options.submission_id, options.env, {"hybrid.verb": command[0]})
+    log.info("%s %s as %s", "submitted" if job.is_new else "found", command[0], job.submission_id)
+    if not options.wait:
+        return {"submission_id": job.submission_id, "is_new": job.is_new}
+    try:
+        ending = submission.follow(job, lambda line: print(line, file=sys.stderr, flush=True))
+    except KeyboardInterrupt:
+        raise EndedError(
+            cli.FAILED, f"interrupted; the job goes on: `ray job logs --follow {job.submission_id}`"
+        ) from None
+    if ending.status == "SUCCEEDED":
+        return {"submission_id": job.submission_id, **ending.summary}
+    raise EndedError(cli.FAILED if ending.exit_code is None else ending.exit_code, explain(job.submission_id, ending))
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options of submit, and the command after `--`."""
+    place = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:place]), list(argv[place + 1 :])
+
+
+def check(command: Sequence[str]) -> None:
+    """Refuses what is not a verb.
+
+    Raises:
+        UsageError: lists the verbs.
+    """
+    verbs = [verb for verb in cli.VERBS if verb != "submit"]
+    if not command or command[0] not in verbs:
+        given = f", not '{command[0]}'" if command else ""
+        raise UsageError(f"after -- comes a verb and its options{given}: {', '.join(verbs)}")
+
+
+def explain(submission_id: str, ending: submission.Ending) -> str:
+    """One line about a job that did not succeed: what it said itself, or what Ray says of it."""
+    said = [line.removeprefix("hybrid: ") for line in ending.lines if line.startswith("hybrid: ")]
+    reason = said[-1] if said else (ending.message.strip().splitlines() or [""])[0]
+    return f"job {submission_id} {ending.status.lower()}: {reason}"
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

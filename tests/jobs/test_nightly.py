@@ -1,0 +1,170 @@
+import datetime
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from deltalake import DeltaTable
+
+from hybrid_models import Hybrid
+from hybrid_models.errors import UsageError
+from hybrid_models.inputs import DecodingConfig
+from hybrid_models.translator import TranslatorDecoding
+from jobs import cli
+from jobs.errors import EndedError
+from jobs.nightly import NightlyOptions, Unit, main, nights
+from pipelines import artifacts, registry, storage
+from pipelines.tracking import Tracker
+from tests import tiny
+
+DAY = datetime.timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences of three nights, one of them with a bad row, and two registered translators; the first is champion."""
+    folder = tmp_path_factory.mktemp("lake")
+    for ds, rows in (("2026-01-01", 5), ("2026-01-02", 6), ("2026-01-04", 4)):
+        tiny.write_sentences(f"{folder}/translations/ds={ds}", shards=2, rows=rows)
+    storage.write_bytes(f"{folder}/translations/ds=2026-01-02/bad.jsonl", b"{broken\n")
+    tiny.write_pairs(f"{folder}/references/ds=2026-01-01", rows=8, seed=3)
+    for seed in (0, 1):
+        register(folder, tiny.translator(seed), TranslatorDecoding(beam_size=1, max_length=8))
+    registry.promote(mlflow_of(folder), "translator", "1")
+    return folder
+
+
+def register(lake: Path, hybrid: Hybrid, decoding: DecodingConfig) -> None:
+    tracker = Tracker(mlflow_of(lake))
+    tracker.start("train", {}, {})
+    tracker.register(hybrid.name, artifacts.make(hybrid, decoding, {}, "Card.\n"))
+    tracker.finish()
+
+
+def mlflow_of(lake: Path) -> str:
+    return f"sqlite:///{lake}/mlflow.db"
+
+
+def argv(lake: Path, *more: str, tables: str = "tables") -> list[str]:
+    return [
+        "translations", "--input", f"{lake}/translations/ds={{ds}}/*", "--tables", f"{lake}/{tables}",
+        "--mlflow", mlflow_of(lake), *more,
+    ]  # fmt: skip
+
+
+def refusal(arguments: list[str]) -> str:
+    with pytest.raises(UsageError) as caught:
+        main(arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def stored(lake: Path) -> dict[str, int]:
+    """Rows of each night in the table."""
+    counts: dict[str, int] = {}
+    for ds in DeltaTable(f"{lake}/tables/translations").to_pyarrow_table()["ds"].to_pylist():
+        counts[ds] = counts.get(ds, 0) + 1
+    return counts
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_nights_are_done_caught_up_with_and_done_again(lake: Path) -> None:
+    first = main(argv(lake, "--ds", "2026-01-01", "--references", f"{lake}/references/ds={{ds}}"))
+    (night,) = first["nights"]
+    assert (night["task"], night["ds"], night["rows"], night["changed"]) == ("translations", "2026-01-01", 10, True)
+    assert night["model"] == "models:/translator/1"
+    assert night["input_bytes"] == sum(f.size for f in storage.list_files(f"{lake}/translations/ds=2026-01-01"))
+    assert 0 < night["model_busy"] <= 1
+    assert night["evaluation"]["samples"] == 8
+    run = mlflow.MlflowClient(mlflow_of(lake)).get_run(night["mlflow_run_id"]).data
+    assert run.metrics["evaluation/bleu"] == night["evaluation"]["bleu"]
+    assert {name: run.metrics[name] for name in ("input_bytes", "model_busy")} == {
+        name: night[name] for name in ("input_bytes", "model_busy")
+    }
+
+    with pytest.raises(EndedError) as ended:
+        main(argv(lake, "--ds", "2026-01-04", "--catch-up", "3"))
+    assert ended.value.code == cli.REFUSED, "one night has too many bad rows, the others are done"
+    assert "1 of 3 nights are not done; translations ds=2026-01-02: 1 of 13 samples are bad" in str(ended.value)
+    assert ended.value.summary is not None
+    done = [(night["ds"], night["rows"]) for night in ended.value.summary["nights"]]
+    assert done == [("2026-01-03", 0), ("2026-01-04", 8)], "oldest first; the first of January is there already"
+    assert [(p["ds"], p["exit_code"]) for p in ended.value.summary["problems"]] == [("2026-01-02", cli.REFUSED)]
+    assert stored(lake) == {"2026-01-01": 10, "2026-01-04": 8}
+
+    storage.write_bytes(f"{lake}/translations/ds=2026-01-01/late.txt", b"der Hund\n")
+    registry.promote(mlflow_of(lake), "translator", "2")
+    again = main(argv(lake, "--backfill", "2026-01-01..2026-01-02", "--max-error-fraction", "0.5"))
+    found = {night["ds"]: (night["rows"], night["shards_computed"], night["model"]) for night in again["nights"]}
+    assert found == {
+        "2026-01-01": (11, 3, "models:/translator/2"),
+        "2026-01-02": (13, 3, "models:/translator/2"),
+    }, "late shards and the new champion"
+    twice = main(argv(lake, "--ds", "2026-01-01"))["nights"][0]
+    assert (twice["shards_computed"], twice["changed"]) == (0, False), "cron may fire twice"
+    assert stored(lake) == {"2026-01-01": 11, "2026-01-02": 13, "2026-01-04": 8}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_night_without_shards_is_a_note_or_an_error(lake: Path) -> None:
+    (night,) = main(argv(lake, "--ds", "2026-02-01", tables="empty"))["nights"]
+    assert (night["rows"], night["changed"]) == (0, False)
+    assert night["note"].startswith(f"no shards found at {lake}/translations/ds=2026-02-01/*: ")
+    with pytest.raises(EndedError) as ended:
+        main(argv(lake, "--ds", "2026-02-01", "--require-input", tables="empty"))
+    assert ended.value.code == cli.USAGE
+    assert not Path(lake, "empty", "translations").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_all_tasks_need_all_champions(lake: Path) -> None:
+    everything = ["--all-tasks", *argv(lake, "--ds", "2026-01-04", tables="all")[1:]]
+    assert "has no {task}" in refusal(everything)
+    everything[2] = f"{lake}/{{task}}/ds={{ds}}"
+    assert refusal([*everything, "--model", "m"]) == "--model is of one task: leave it out with --all-tasks"
+    assert refusal(everything).startswith("cannot get models:/captioner@champion from MLflow")
+    for hybrid in (tiny.captioner(), tiny.nowcaster()):
+        register(lake, hybrid, hybrid.Decoding())
+        registry.promote(mlflow_of(lake), hybrid.name, "1")
+    tiny.write_photos(f"{lake}/captions/ds=2026-01-04", shards=1, rows=3)
+    done = main(everything)["nights"]
+    assert [(night["task"], night["rows"]) for night in done] == [
+        ("captions", 3), ("nowcasts", 0), ("translations", 8),
+    ]  # fmt: skip
+
+
+def test_mistakes_are_one_line_and_start_nothing(lake: Path) -> None:
+    def night(*more: str) -> str:
+        return refusal(argv(lake, *more, tables="none"))
+
+    assert night() == "--ds is needed, a date or today or yesterday; or --backfill FIRST..LAST"
+    assert night("--ds", "today", "--backfill", "2026-01-01..2026-01-02") == night()
+    assert night("--ds", "31.01.2026") == "--ds '31.01.2026' is not a date: write YYYY-MM-DD, such as 2026-01-31"
+    assert night("--backfill", "2026-01-01") == ("--backfill '2026-01-01' is not a range: write FIRST..LAST, two dates")
+    assert night("--backfill", "2026-01-02..2026-01-01") == (
+        "--backfill 2026-01-02..2026-01-01 is turned round: write 2026-01-01..2026-01-02"
+    )
+    assert night("--backfill", "2026-1-1..x").startswith("--backfill '2026-1-1' is not a date")
+    assert night("--backfill", "1926-01-01..2026-01-01").startswith("1926-01-01..2026-01-01 are 36526 nights, at most")
+    assert "--catch-up must be 0 or more" in night("--ds", "today", "--catch-up", "-1")
+    assert "--catch-up must be 0 or more" in night("--backfill", "2026-01-01..2026-01-02", "--catch-up", "1")
+    assert night("--ds", "today", "--retain-hours", "0").startswith("--retain-hours is 0")
+    assert night("--ds", "today", "--model", "models:/translator/9").startswith("cannot get models:/translator/9 from")
+    assert "has no {ds}" in refusal([*argv(lake)[:1], "--input", f"{lake}/in", *argv(lake, "--ds", "today")[3:]])
+    assert refusal(["poems"]).startswith("unknown task 'poems': use captions, nowcasts, translations")
+    assert refusal([]).startswith("hybrid nightly needs a task first")
+    assert not Path(lake, "none", "translations").exists()
+
+
+def options(**given: Any) -> NightlyOptions:
+    return NightlyOptions("in/{ds}", "tables", **given)
+
+
+def test_dates_of_nights() -> None:
+    today = datetime.datetime.now(datetime.UTC).date()
+    assert nights(options(ds="yesterday"))[0] in {(today - DAY).isoformat(), today.isoformat()}  # midnight may pass
+    assert nights(options(ds="2024-03-01", catch_up=2)) == ["2024-02-28", "2024-02-29", "2024-03-01"]
+    assert nights(options(backfill="2025-12-31..2026-01-01")) == ["2025-12-31", "2026-01-01"]
+    assert Unit("captions", "2026-01-31").fill("s3://lake/{task}/ds={ds}/*.tar") == (
+        "s3://lake/captions/ds=2026-01-31/*.tar"
+    )
