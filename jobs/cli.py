@@ -36,6 +36,7 @@ VERBS = {
     "infer": "run a model over shards into one night of a table",
     "nightly": "find a night's shards, infer with the champion, evaluate, report; missed nights, too",
     "query": "ask SQL about captions, nowcasts and translations",
+    "tables": "list the nights of the tables: rows, files, sizes; free space",
     "submit": "run one of these verbs on a Ray cluster: hybrid submit --address http://HEAD:8265 -- VERB ...",
 }
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
@@ -154,6 +155,18 @@ def one_line(text: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     lines = [re.sub(r"[│╭╮╰╯─]", "", line).strip() for line in text.splitlines()]
     return " ".join(line for line in lines if line and not re.fullmatch(r"[-=\s]+", line))
+
+
+def check_retain_hours(hours: int) -> None:
+    """Refuses to remove files that may be in use.
+
+    Raises:
+        UsageError: fewer than one hour.
+    """
+    from hybrid_models.errors import UsageError
+
+    if hours < 1:
+        raise UsageError(f"--retain-hours is {hours}: it must be at least 1, readers and jobs need files")
 
 
 def peek(argv: Sequence[str], option: str) -> str | None:

@@ -144,8 +144,7 @@ def check_numbers(max_error_fraction: float, retain_hours: int) -> None:
     """
     if not 0 <= max_error_fraction <= 1:
         raise UsageError(f"--max-error-fraction is {max_error_fraction}: it must be from 0 to 1")
-    if retain_hours < 1:
-        raise UsageError(f"--retain-hours is {retain_hours}: it must be at least 1, readers and jobs need files")
+    cli.check_retain_hours(retain_hours)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
 from pipelines import query, storage
+from pipelines.tables import parse_as_of
 
 Format = Literal["table", "csv", "json", "parquet"]
 
@@ -30,6 +31,8 @@ class QueryOptions:
     """One SELECT over the views captions, nowcasts, translations (good rows) and captions_all … (error rows, too)."""
     tables: str
     """URI of the folder of tables."""
+    as_of: str = ""
+    """The tables as they were: a moment such as 2026-01-31T06:00 (UTC), or a version, if one table is asked."""
     format: Format = "table"
     """How the rows are written; json is one object a line."""
     out: str = ""
@@ -41,7 +44,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     options = cli.parse(QueryOptions, argv, "hybrid query", "Ask SQL (DuckDB) about captions, nowcasts, translations.")
     if options.format == "parquet" and not options.out:
         raise UsageError("--format parquet needs --out: Parquet is not for a terminal")
-    rows = query.query(options.sql, options.tables, list(TABLES.values()))
+    as_of = parse_as_of(options.as_of) if options.as_of else None
+    rows = query.query(options.sql, options.tables, asked(options.sql, list(TABLES.values())), as_of)
     content = WRITERS[options.format](rows)
     if options.out:
         storage.write_bytes(options.out, content)
@@ -49,6 +53,11 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     sys.stdout.buffer.write(content)
     sys.stdout.flush()
     return None
+
+
+def asked(sql: str, names: Sequence[str]) -> list[str]:
+    """The tables whose names are in a statement, or all of them: those that are not asked need not be opened."""
+    return [name for name in names if name in sql] or list(names)
 
 
 def _table(rows: pa.Table) -> bytes:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from hybrid_models.errors import UsageError
 from pipelines import storage, tables
+from pipelines.tables import AsOf
 
 # What DuckDB makes of an error of the store while it reads a table: the statement is not to blame.
 _UNREAD = re.compile(
@@ -17,18 +18,23 @@ _UNREAD = re.compile(
 )
 
 
-def open_views(tables_uri: str, names: Sequence[str]) -> duckdb.DuckDBPyConnection:
+def open_views(tables_uri: str, names: Sequence[str], as_of: AsOf | None = None) -> duckdb.DuckDBPyConnection:
     """A connection with, for each table that exists, the views NAME (good rows) and NAME_all (error rows, too).
 
     Afterwards the connection reaches no file and no network of its own: it reads the tables, and only reads.
 
+    Args:
+        tables_uri: the folder of tables.
+        names: the tables.
+        as_of: a version or moment of theirs; now by default.
+
     Raises:
-        UsageError: there is none of the tables at this URI.
+        UsageError: there is none of the tables at this URI, or none of them has this version.
     """
     connection = duckdb.connect()
     found = []
     for name in names:
-        table = tables.open_table(storage.join(storage.absolute(tables_uri), name))
+        table = tables.open_table(storage.join(storage.absolute(tables_uri), name), as_of)
         if table is None:
             continue
         connection.register(f"{name}_all", table.to_pyarrow_dataset())
@@ -47,18 +53,18 @@ def render(rows: pa.Table) -> str:
     return str(duckdb.from_arrow(rows)).rstrip()
 
 
-def query(sql: str, tables_uri: str, names: Sequence[str]) -> pa.Table:
+def query(sql: str, tables_uri: str, names: Sequence[str], as_of: AsOf | None = None) -> pa.Table:
     """The result of one SQL statement.
 
     Raises:
         UsageError: the statement is wrong; DuckDB's reason in one line.
         StorageError: the store kept failing.
     """
-    return tables.patiently("query", tables_uri, lambda: _query(sql, tables_uri, names))
+    return tables.patiently("query", tables_uri, lambda: _query(sql, tables_uri, names, as_of))
 
 
-def _query(sql: str, tables_uri: str, names: Sequence[str]) -> pa.Table:
-    with open_views(tables_uri, names) as connection:
+def _query(sql: str, tables_uri: str, names: Sequence[str], as_of: AsOf | None) -> pa.Table:
+    with open_views(tables_uri, names, as_of) as connection:
         try:
             relation = connection.sql(sql)
             if relation is None:

@@ -12,7 +12,6 @@ from typing import Any
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
-from hybrid_models.errors import UsageError
 from pipelines import tracking
 
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -38,7 +37,7 @@ def versions(tracking_uri: str, hybrids: Sequence[str]) -> list[Version]:
     """All versions of these hybrids, each one's newest first.
 
     Raises:
-        UsageError: MLflow is not there.
+        ConnectionError: MLflow is not there.
     """
     found = []
     with _client(tracking_uri, "list the models") as client:
@@ -54,7 +53,7 @@ def champion(tracking_uri: str, hybrid: str) -> str | None:
     """The version that has the alias `champion`, if any.
 
     Raises:
-        UsageError: MLflow is not there.
+        ConnectionError: MLflow is not there.
     """
     with _client(tracking_uri, f"ask for the champion of {hybrid}") as client:
         return _aliases(client, hybrid).get(CHAMPION)
@@ -64,7 +63,8 @@ def note(tracking_uri: str, hybrid: str, version: str, decision: Mapping[str, An
     """Keeps with a version what was decided about it.
 
     Raises:
-        UsageError: there is no such version, or MLflow is not there.
+        UsageError: there is no such version.
+        ConnectionError: MLflow is not there.
     """
     with _client(tracking_uri, f"note the decision about models:/{hybrid}/{version}") as client:
         client.set_model_version_tag(hybrid, version, PROMOTION_TAG, json.dumps(decision))
@@ -74,7 +74,8 @@ def promote(tracking_uri: str, hybrid: str, version: str) -> None:
     """Makes a version the champion; the one before becomes `previous`.
 
     Raises:
-        UsageError: there is no such version, or MLflow is not there.
+        UsageError: there is no such version.
+        ConnectionError: MLflow is not there.
     """
     with _client(tracking_uri, f"promote models:/{hybrid}/{version}") as client:
         before = _aliases(client, hybrid).get(CHAMPION)
@@ -88,8 +89,7 @@ def _client(tracking_uri: str, what: str) -> Iterator[mlflow.MlflowClient]:
     try:
         yield tracking.client(tracking_uri)
     except tracking.UNREACHABLE as error:
-        shown = tracking.shown(tracking_uri)
-        raise UsageError(f"MLflow at {shown}: cannot {what}: {tracking.first_line(error)}") from None
+        raise tracking.refused(what, tracking_uri, error) from None
 
 
 def _aliases(client: mlflow.MlflowClient, hybrid: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from ray.data import Datasink
 from ray.data.block import BlockAccessor
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.shards import Shard
 
@@ -48,6 +50,8 @@ COMMIT_ATTEMPTS = 5
 READ_ATTEMPTS = 5
 HISTORY = 50  # commits in which a disturbed writer looks for its own
 T = TypeVar("T")
+AsOf = int | datetime
+"""A version of a table, or a moment."""
 
 
 def table_schema(payload: pa.Schema) -> pa.Schema:
@@ -206,16 +210,69 @@ def _is_the_stores(error: BaseException) -> bool:
     return isinstance(error, OSError) or type(error) is DeltaError
 
 
-def open_table(uri: str) -> DeltaTable | None:
-    """The table, or None if it has never been written."""
-    return patiently("read", uri, lambda: _open(uri))
+def open_table(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
+    """The table, now or as it was, or None if it has never been written.
+
+    Raises:
+        UsageError: it has no such version.
+    """
+    return patiently("read", uri, lambda: _open(uri, as_of))
 
 
-def _open(uri: str) -> DeltaTable | None:
+def _open(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
     try:
-        return DeltaTable(storage.absolute(uri))
+        table = DeltaTable(storage.absolute(uri))
     except TableNotFoundError:
         return None
+    if isinstance(as_of, int) and as_of > table.version():
+        raise UsageError(f"{uri} has no version {as_of}: its newest is {table.version()}")
+    if as_of is not None:
+        table.load_as_version(as_of)
+    return table
+
+
+def parse_as_of(text: str) -> AsOf:
+    """A version, or a time in ISO 8601 (UTC unless it says otherwise).
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text.isdecimal():
+        return int(text)
+    try:
+        time_ = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"--as-of '{text}' is neither a version nor a time: write 12 or 2026-01-31T06:00") from None
+    return time_ if time_.tzinfo else time_.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class StoredNight:
+    """A night as a table holds it."""
+
+    ds: str
+    rows: int
+    files: int
+    bytes: int
+    written: datetime
+    """When the newest of its files was committed, UTC."""
+
+
+def nights(table: DeltaTable) -> list[StoredNight]:
+    """The nights of a table, from its log alone, the oldest first."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for action in pa.table(table.get_add_actions(flatten=True)).to_pylist():
+        found[action["partition.ds"]].append(action)
+    return [
+        StoredNight(
+            ds,
+            sum(action["num_records"] for action in actions),
+            len(actions),
+            sum(action["size_bytes"] for action in actions),
+            datetime.fromtimestamp(max(action["modification_time"] for action in actions) / 1000, UTC),
+        )
+        for ds, actions in sorted(found.items())
+    ]
 
 
 def night_files(table: DeltaTable, ds: str) -> set[str]:

@@ -229,7 +229,8 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
         The local artifact folder, the model by name and version (an alias resolved), and the version.
 
     Raises:
-        UsageError: there is no such model, version or alias, or MLflow is not there.
+        UsageError: there is no such model, version or alias.
+        ConnectionError: MLflow is not there.
     """
     try:
         asked = client(tracking_uri)
@@ -238,11 +239,18 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
         with _tracking(tracking_uri):
             local = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
     except UNREACHABLE as error:
-        raise UsageError(f"cannot get {uri} from MLflow at {shown(tracking_uri)}: {first_line(error)}") from None
+        raise refused(f"get {uri}", tracking_uri, error) from None
     found = next(local.rglob("weights.safetensors"), None)
     if found is None:
         raise UsageError(f"{uri} holds no hybrid's artifact: was it registered by `hybrid train`?")
     return found.parent, f"models:/{name}/{version}", version
+
+
+def refused(what: str, tracking_uri: str, error: Exception) -> Exception:
+    """The one-line error for what MLflow could not do: a usage error if MLflow says that it has no such thing."""
+    message = f"MLflow at {shown(tracking_uri)}: cannot {what}: {first_line(error)}"
+    asked_wrongly = getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+    return UsageError(message) if asked_wrongly or isinstance(error, ImportError) else ConnectionError(message)
 
 
 def _resolve(client: mlflow.MlflowClient, uri: str) -> tuple[str, str]:

@@ -65,7 +65,7 @@ def test_no_password_is_written_anywhere(
     job(3, "infer", "captions", "--input", f"{s3}/data/val", *night, "--model", f"{s3}/captioner")
     job(1, *infer, "--model", f"{s3}/lake/runs/good/artifact", AWS_SECRET_ACCESS_KEY=WRONG_SECRET)
     mlflow_server.kill()
-    job(2, *infer, "--model", model)
+    job(1, *infer, "--model", model)
     job(0, *infer, "--model", f"{s3}/lake/runs/good/artifact", "--decoding.beam-size", "2")
 
     assert with_secrets(said) == []

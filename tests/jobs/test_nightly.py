@@ -122,7 +122,7 @@ def test_all_tasks_need_all_champions(lake: Path) -> None:
     assert "has no {task}" in refusal(everything)
     everything[2] = f"{lake}/{{task}}/ds={{ds}}"
     assert refusal([*everything, "--model", "m"]) == "--model is of one task: leave it out with --all-tasks"
-    assert refusal(everything).startswith("cannot get models:/captioner@champion from MLflow")
+    assert "cannot get models:/captioner@champion: " in refusal(everything)
     for hybrid in (tiny.captioner(), tiny.nowcaster()):
         register(lake, hybrid, hybrid.Decoding())
         registry.promote(mlflow_of(lake), hybrid.name, "1")
@@ -149,7 +149,7 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path) -> None:
     assert "--catch-up must be 0 or more" in night("--ds", "today", "--catch-up", "-1")
     assert "--catch-up must be 0 or more" in night("--backfill", "2026-01-01..2026-01-02", "--catch-up", "1")
     assert night("--ds", "today", "--retain-hours", "0").startswith("--retain-hours is 0")
-    assert night("--ds", "today", "--model", "models:/translator/9").startswith("cannot get models:/translator/9 from")
+    assert "cannot get models:/translator/9: " in night("--ds", "today", "--model", "models:/translator/9")
     assert "has no {ds}" in refusal([*argv(lake)[:1], "--input", f"{lake}/in", *argv(lake, "--ds", "today")[3:]])
     assert refusal(["poems"]).startswith("unknown task 'poems': use captions, nowcasts, translations")
     assert refusal([]).startswith("hybrid nightly needs a task first")

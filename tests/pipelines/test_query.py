@@ -176,3 +176,15 @@ def test_rows_for_a_terminal() -> None:
         ["NULL", "22"],
     ]
     assert text == text.rstrip()
+
+
+def test_an_earlier_state_is_asked(local: str) -> None:
+    before = tables.open_table(f"{local}/captions")
+    assert before is not None
+    write_night(local, "2026-01-30", ["a ball"])
+    sql = "SELECT caption FROM captions ORDER BY ALL"
+    assert query.query(sql, local, NAMES[:1], before.version()).to_pylist() == [
+        {"caption": "a cat"},
+        {"caption": "a dog"},
+    ]
+    assert query.query(sql, local, NAMES[:1]).to_pylist() == [{"caption": "a ball"}]

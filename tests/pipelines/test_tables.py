@@ -1,4 +1,6 @@
 import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -6,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
+from hybrid_models.errors import UsageError
 from pipelines import storage, tables
 from pipelines.shards import Shard
 from pipelines.storage import FileInfo
@@ -160,3 +163,33 @@ def test_the_delta_log_records_the_run(tmp_path: Path) -> None:
     log = (tmp_path / "captions/_delta_log/00000000000000000001.json").read_text().splitlines()
     info = next(json.loads(line)["commitInfo"] for line in log if "commitInfo" in line)
     assert (info["model"], info["run_id"]) == ("m", "r")
+
+
+def test_a_table_as_it_was(table: str) -> None:
+    commit_night(table, "2026-01-01", night(table, "one", rows(A, 0, 2, 1)), SCHEMA, RUN)
+    first = tables.open_table(table)
+    assert first is not None
+    then = datetime.now(UTC)
+    time.sleep(1.1)  # stores tell times in seconds
+    pieces = night(table, "two", rows(B, 0, 3, 2))
+    commit_night(table, "2026-01-02", pieces, SCHEMA, RUN)
+    both = ["2026-01-01", "2026-01-02"]
+    for as_of, expected in ((first.version(), both[:1]), (then, both[:1]), (None, both)):
+        found = tables.open_table(table, as_of)
+        assert found is not None
+        assert [stored.ds for stored in tables.nights(found)] == expected
+    newest = tables.nights(found)[-1]
+    assert (newest.rows, newest.files, newest.bytes) == (3, 1, sum(piece.file.size for piece in pieces))
+    assert abs((newest.written - datetime.now(UTC)).total_seconds()) < 60
+    with pytest.raises(UsageError, match=f"{table} has no version 9: its newest is {found.version()}"):
+        tables.open_table(table, 9)
+
+
+def test_a_version_or_a_moment() -> None:
+    assert tables.parse_as_of("12") == 12
+    assert tables.parse_as_of("2026-01-31T06:00") == datetime(2026, 1, 31, 6, tzinfo=UTC)
+    assert tables.parse_as_of("2026-01-31T06:00+02:00") == datetime(2026, 1, 31, 4, tzinfo=UTC)
+    assert tables.parse_as_of("2026-01-31") == datetime(2026, 1, 31, tzinfo=UTC)
+    for text in ("yesterday", "-1", ""):
+        with pytest.raises(UsageError, match="is neither a version nor a time"):
+            tables.parse_as_of(text)

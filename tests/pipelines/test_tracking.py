@@ -168,10 +168,10 @@ def test_a_database_that_cannot_be_opened_is_a_warning_too(caplog: pytest.LogCap
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_model_of_a_server_that_is_away_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+def test_a_model_of_a_server_that_is_away_is_no_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError) as caught:
         fetch_model("models:/translator/1", tmp_path, AWAY)
-    assert str(caught.value).startswith(f"cannot get models:/translator/1 from MLflow at {AWAY}: ")
+    assert str(caught.value).startswith(f"MLflow at {AWAY}: cannot get models:/translator/1: ")
     assert "\n" not in str(caught.value)
 
 
@@ -230,10 +230,10 @@ def test_registered_models_are_fetched_by_version_and_alias(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("models:/translator/99", "cannot get models:/translator/99 from MLflow at {uri}: "),
-        ("models:/translator@nobody", "cannot get models:/translator@nobody from MLflow at {uri}: "),
-        ("models:/painter/1", "cannot get models:/painter/1 from MLflow at {uri}: "),
-        ("models:/translator/one", "cannot get models:/translator/one from MLflow at {uri}: "),
+        ("models:/translator/99", "MLflow at {uri}: cannot get models:/translator/99: "),
+        ("models:/translator@nobody", "MLflow at {uri}: cannot get models:/translator@nobody: "),
+        ("models:/painter/1", "MLflow at {uri}: cannot get models:/painter/1: "),
+        ("models:/translator/one", "MLflow at {uri}: cannot get models:/translator/one: "),
         ("models:/translator", "models:/translator names no version: write models:/NAME/VERSION or models:/NAME@ALIAS"),
         ("models:/translator/", "models:/translator/ names no version: write "),
         ("models:/", "models:/ names no version: write "),
