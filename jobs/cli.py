@@ -36,6 +36,7 @@ VERBS = {
     "infer": "run a model over shards into one night of a table",
     "nightly": "find a night's shards, infer with the champion, evaluate, report; missed nights, too",
     "query": "ask SQL about captions, nowcasts and translations",
+    "report": "write a page about a night, for the morning",
     "tables": "list the nights of the tables: rows, files, sizes; free space",
     "submit": "run one of these verbs on a Ray cluster: hybrid submit --address http://HEAD:8265 -- VERB ...",
 }

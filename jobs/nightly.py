@@ -1,4 +1,4 @@
-"""`hybrid nightly TASK`: what a scheduler runs every night: find the shards, infer with the champion, evaluate."""
+"""`hybrid nightly TASK`: what a scheduler runs every night: find the shards, infer with the champion, report."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import datetime
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from tyro import MISSING
 
 from hybrid_models.errors import UsageError
-from jobs import cli, infer
+from jobs import cli, infer, report
 from jobs.errors import EndedError
 from jobs.infer import TASKS, InferOptions
 from pipelines import artifacts, cluster, evaluate, storage, tables
@@ -49,6 +51,8 @@ class NightlyOptions:
     """The model; models:/NAME@champion by default."""
     references: str = ""
     """Pattern of shards with references, on which the model is judged, too; none are needed every night."""
+    report: bool = True
+    """Write the page about each night, TABLES/reports/DS.html, and keep it with the night's MLflow runs."""
     require_input: bool = False
     """A night without shards is an error instead of a note."""
     max_error_fraction: float = 0.05
@@ -80,7 +84,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     chosen, rest = tasks(argv)
     options = cli.parse(
         NightlyOptions, rest, f"hybrid nightly {chosen[0] if len(chosen) == 1 else ALL_TASKS}",
-        "Find a night's shards, infer with the champion, evaluate where there are references.",
+        "Find a night's shards, infer with the champion, evaluate, report.",
         NightlyOptions(MISSING, MISSING),
     )  # fmt: skip
     check(options, chosen)
@@ -168,15 +172,28 @@ def run(
     """
     done: list[dict[str, Any]] = []
     problems: list[dict[str, Any]] = []
+    reports: list[str] = []
+
+    @contextmanager
+    def noting(what: str, ds: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            code, message = cli.outcome(error)
+            problems.append({"task": what, "ds": ds, "exit_code": code, "problem": message})
+            log.error("%s ds=%s: %s", what, ds, message)
+
     with cluster.connect():
-        for unit in units:
-            try:
-                done.append(one(unit, options, champions[unit.task], tracking_uri))
-            except Exception as error:
-                code, message = cli.outcome(error)
-                problems.append({"task": unit.task, "ds": unit.ds, "exit_code": code, "problem": message})
-                log.error("%s ds=%s: %s", unit.task, unit.ds, message)
-    summary = {"nights": done, "problems": problems, "mlflow": shown(tracking_uri)}
+        for ds, tonight in groupby(units, lambda unit: unit.ds):
+            runs = []
+            for unit in tonight:
+                with noting(unit.task, ds):
+                    done.append(one(unit, options, champions[unit.task], tracking_uri))
+                    runs.append(done[-1].get("mlflow_run_id"))
+            if options.report and any(night["rows"] for night in done if night["ds"] == ds):
+                with noting("report", ds):
+                    reports.append(_report(ds, options, runs, tracking_uri))
+    summary = {"nights": done, "problems": problems, "reports": reports, "mlflow": shown(tracking_uri)}
     if not problems:
         return summary
     worst = min(problems, key=lambda problem: CODES.index(problem["exit_code"]))
@@ -220,6 +237,15 @@ def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tra
     tracker.log_metrics({f"evaluation/{name}": value for name, value in result["metrics"].items()})
     tracker.log_text(json.dumps(result, indent=2), "evaluation.json")
     return {"samples": result["samples"], "errors": result["errors"], **result["metrics"]}
+
+
+def _report(ds: str, options: NightlyOptions, run_ids: Sequence[str | None], tracking_uri: str) -> str:
+    """The page about a night, also in its MLflow runs; returns its URI."""
+    page = report.write(options.tables, ds, "", tracking_uri)["out"]
+    content = storage.read_bytes(page)
+    for run_id in run_ids:
+        Tracker(tracking_uri, run_id).log_file(content, "report.html")
+    return str(page)
 
 
 if __name__ == "__main__":

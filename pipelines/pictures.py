@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from hybrid_models import Hybrid
 from hybrid_models.explanations import Alignment, Forecast, Gaze
@@ -50,19 +50,19 @@ def examples(
     """
     decode = Decode(hybrid.preprocess(hybrid.config, hybrid.assets), limits, with_target=True)
     options = ReadOptions(decode.preprocess.window, True, stride, limits)
-    chosen = [shards[i] for i in _evenly(len(shards), count)]
+    chosen = [shards[i] for i in evenly(len(shards), count)]
     samples: list[Sample] = []
     for number, shard in enumerate(chosen):
         share = count * (number + 1) // len(chosen) - len(samples)
         good = _good_samples(shard, options, decode)
-        samples += [good[i] for i in _evenly(len(good), share)]
+        samples += [good[i] for i in evenly(len(good), share)]
     files: Files = {}
     for number, explanation in enumerate(hybrid.eval().explain(samples, decoding) if samples else []):
         files |= {f"example-{number + 1}.{suffix}": content for suffix, content in draw(explanation).items()}
     return files
 
 
-def _evenly(total: int, count: int) -> list[int]:
+def evenly(total: int, count: int) -> list[int]:
     """`count` of `total` positions, evenly spread, or all of them."""
     return [(2 * i + 1) * total // (2 * count) for i in range(count)] if count < total else list(range(total))
 
@@ -138,11 +138,11 @@ def _forecast(shown: Forecast) -> Files:
 
 def _panels(shown: Forecast) -> bytes:
     """Some leads of what came, of the nowcast, and of their difference."""
-    leads = _evenly(len(shown.nowcast), LEADS_SHOWN)
+    leads = evenly(len(shown.nowcast), LEADS_SHOWN)
     rows = [("nowcast", shown.nowcast)]
     if shown.observed is not None:
         count = min(len(shown.observed), len(shown.nowcast))
-        leads = _evenly(count, LEADS_SHOWN)
+        leads = evenly(count, LEADS_SHOWN)
         rows = [
             ("observed", shown.observed),
             *rows,
@@ -192,6 +192,33 @@ def _animation(shown: Forecast) -> bytes:
         figure.suptitle("now" if minutes == 0 else f"{minutes:+g} min", fontsize=10)
         pages.append(Image.open(io.BytesIO(_png(figure))).convert("RGB"))
         figure.set_layout_engine("none")  # the first page's layout is that of all
+    return _gif(pages)
+
+
+def side_by_side(shown: Forecast, width: int = 260) -> bytes:
+    """An endless GIF: the last observed frames, which end with now, beside the nowcast. Scales are not in it.
+
+    Args:
+        shown: what is drawn.
+        width: of each of the two, in pixels; frames keep their shape.
+    """
+    colours, norm = _scale(shown.unit)
+    height = round(width * shown.past.shape[1] / shown.past.shape[2])
+    gap, title = 8, 18
+    pages = []
+    for step in range(max(len(shown.past), len(shown.nowcast))):
+        seen, lead = min(step, len(shown.past) - 1), min(step, len(shown.nowcast) - 1)
+        ago = (len(shown.past) - 1 - seen) * shown.lead_minutes[0]
+        page = Image.new("RGB", (2 * width + gap, title + height), "white")
+        text = ImageDraw.Draw(page)
+        for left, frame, label in (
+            (0, shown.past[seen], f"observed, {-ago:g} min" if ago else "observed, now"),
+            (width + gap, shown.nowcast[lead], f"nowcast, +{shown.lead_minutes[lead]:g} min"),
+        ):
+            drawn = Image.fromarray(colours(norm(np.ma.masked_invalid(frame)), bytes=True)[..., :3])
+            page.paste(drawn.resize((width, height), Image.Resampling.NEAREST), (left, title))
+            text.text((left + 2, 2), label, fill="black", font_size=12)
+        pages.append(page)
     return _gif(pages)
 
 

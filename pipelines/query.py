@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -53,20 +54,22 @@ def render(rows: pa.Table) -> str:
     return str(duckdb.from_arrow(rows)).rstrip()
 
 
-def query(sql: str, tables_uri: str, names: Sequence[str], as_of: AsOf | None = None) -> pa.Table:
-    """The result of one SQL statement.
+def query(
+    sql: str, tables_uri: str, names: Sequence[str], as_of: AsOf | None = None, parameters: Sequence[Any] = ()
+) -> pa.Table:
+    """The result of one SQL statement, in which each `?` stands for one of the parameters.
 
     Raises:
         UsageError: the statement is wrong; DuckDB's reason in one line.
         StorageError: the store kept failing.
     """
-    return tables.patiently("query", tables_uri, lambda: _query(sql, tables_uri, names, as_of))
+    return tables.patiently("query", tables_uri, lambda: _query(sql, tables_uri, names, as_of, parameters))
 
 
-def _query(sql: str, tables_uri: str, names: Sequence[str], as_of: AsOf | None) -> pa.Table:
+def _query(sql: str, tables_uri: str, names: Sequence[str], as_of: AsOf | None, parameters: Sequence[Any]) -> pa.Table:
     with open_views(tables_uri, names, as_of) as connection:
         try:
-            relation = connection.sql(sql)
+            relation = connection.sql(sql, params=list(parameters))
             if relation is None:
                 raise UsageError("the statement has no result: write a SELECT")
             return relation.to_arrow_table()

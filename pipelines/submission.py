@@ -35,6 +35,7 @@ PASSED_ON = (
 """Settings of S3, MLflow and this package that a job gets from its submitter, where they are set."""
 SOURCE = Path(__file__).parents[1]
 PACKAGES = ("hybrid_models", "pipelines", "jobs")
+SENT = ("*.py", "*.html")
 ANSWER_SECONDS = 20.0
 LOST_SECONDS = 300.0
 """So long a cluster that does not answer any more is asked what became of a job."""
@@ -168,7 +169,7 @@ def _patiently(submit_job: Callable[..., str], **job: Any) -> str:
 def pack(folder: Path) -> None:
     """Copies this package's source, and nothing else, to a folder."""
     for name in PACKAGES:
-        for file in sorted((SOURCE / name).rglob("*.py")):
+        for file in sorted(file for kind in SENT for file in (SOURCE / name).rglob(kind)):
             target = folder / file.relative_to(SOURCE)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)

@@ -47,6 +47,11 @@ def shown(text: str) -> str:
     return PASSWORD.sub(r"\1:***@", text)
 
 
+def without_login(uri: str) -> str:
+    """A URI for others, who have their own name and password."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", uri)
+
+
 def _set_defaults() -> None:
     """A server that is away costs seconds, not minutes; no URLs are printed: they hold passwords."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

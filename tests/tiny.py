@@ -23,7 +23,10 @@ from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecodin
 from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
 from hybrid_models.translator import Translator, TranslatorConfig, TranslatorDecoding
 from jobs import cli
-from pipelines import artifacts, storage
+from pipelines import artifacts, infer, storage, tables
+from pipelines.infer import Night
+from pipelines.predict import Compute, Lineage, Predictor
+from pipelines.shards import ReadOptions, list_shards, read_blocks
 
 WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,6 +128,21 @@ def write_photos(folder: str, shards: int, rows: int) -> None:
     for shard in range(shards):
         members = [(f"s{shard:02d}-{row:04d}.jpg", jpeg(shard * 1000 + row)) for row in range(rows)]
         storage.write_bytes(storage.join(folder, f"photos-{shard:03d}.tar"), tar(members))
+
+
+def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: str = "run") -> None:
+    """A night of a table, computed in this process."""
+    artifact = artifacts.read(model)
+    night = Night(list_shards(shards_uri), tables_uri, ds, artifact, artifact.decoding)
+    decode = infer.decode_step(artifact, night.limits)
+    lineage = Lineage(artifact.model, artifact.version, night.fingerprint, run_id)
+    predictor = Predictor(artifact, artifact.decoding, Compute(8, 1, False), lineage)
+    options = ReadOptions(decode.preprocess.window, limits=night.limits)
+    sink = tables.StageSink(night.folder, night.shards, night.schema)
+    for shard in night.shards:
+        sink.write([predictor(decode(rows)) for rows in read_blocks(shard, options)], None)
+    pieces = infer.verify(night.shards, night.folder)
+    tables.commit_night(night.table, ds, pieces, night.schema, {"run_id": run_id})
 
 
 @dataclass(frozen=True)

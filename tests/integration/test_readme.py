@@ -150,7 +150,7 @@ def test_the_demo_answers_questions(outputs: dict[str, str]) -> None:
     assert len(lines) == 6
 
 
-def test_own_data_is_trained_on_judged_and_run(outputs: dict[str, str]) -> None:
+def test_own_data_is_trained_on_judged_and_run(outputs: dict[str, str], folder: Path) -> None:
     assert summary(outputs, "hybrid train translator-demo")["epochs"] == 2
     assert summary(outputs, "--input lake/sentences/test")["samples"] == 50
     assert summary(outputs, "hybrid promote")["champion"] == "models:/translator/1"
@@ -159,6 +159,9 @@ def test_own_data_is_trained_on_judged_and_run(outputs: dict[str, str]) -> None:
     nights = summary(outputs, "hybrid nightly")["nights"]
     assert [(night["ds"], night["rows"]) for night in nights][-1] == ("2026-01-02", 90), "the first one was there"
     assert sum(night["rows"] for night in nights) == 90
+    assert "Night of 2026-01-02" in (folder / "morning.html").read_text()
+    (listed,) = [out for cmd, out in outputs.items() if "hybrid tables" in cmd]
+    assert "2026-01-01" in listed
     (listed,) = [out for cmd, out in outputs.items() if cmd.endswith("hybrid models")]
     assert "champion" in listed
 

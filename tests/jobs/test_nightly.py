@@ -82,11 +82,18 @@ def test_nights_are_done_caught_up_with_and_done_again(lake: Path) -> None:
         name: night[name] for name in ("input_bytes", "model_busy")
     }
 
+    assert first["reports"] == [f"{lake}/tables/reports/2026-01-01.html"]
+    page = storage.read_bytes(first["reports"][0])
+    assert b"Night of 2026-01-01" in page
+    client = mlflow.MlflowClient(mlflow_of(lake))
+    assert Path(client.download_artifacts(night["mlflow_run_id"], "report.html")).read_bytes() == page
+
     with pytest.raises(EndedError) as ended:
-        main(argv(lake, "--ds", "2026-01-04", "--catch-up", "3"))
+        main(argv(lake, "--ds", "2026-01-04", "--catch-up", "3", "--no-report"))
     assert ended.value.code == cli.REFUSED, "one night has too many bad rows, the others are done"
     assert "1 of 3 nights are not done; translations ds=2026-01-02: 1 of 13 samples are bad" in str(ended.value)
     assert ended.value.summary is not None
+    assert ended.value.summary["reports"] == []
     done = [(night["ds"], night["rows"]) for night in ended.value.summary["nights"]]
     assert done == [("2026-01-03", 0), ("2026-01-04", 8)], "oldest first; the first of January is there already"
     assert [(p["ds"], p["exit_code"]) for p in ended.value.summary["problems"]] == [("2026-01-02", cli.REFUSED)]
@@ -94,13 +101,13 @@ def test_nights_are_done_caught_up_with_and_done_again(lake: Path) -> None:
 
     storage.write_bytes(f"{lake}/translations/ds=2026-01-01/late.txt", b"der Hund\n")
     registry.promote(mlflow_of(lake), "translator", "2")
-    again = main(argv(lake, "--backfill", "2026-01-01..2026-01-02", "--max-error-fraction", "0.5"))
+    again = main(argv(lake, "--backfill", "2026-01-01..2026-01-02", "--max-error-fraction", "0.5", "--no-report"))
     found = {night["ds"]: (night["rows"], night["shards_computed"], night["model"]) for night in again["nights"]}
     assert found == {
         "2026-01-01": (11, 3, "models:/translator/2"),
         "2026-01-02": (13, 3, "models:/translator/2"),
     }, "late shards and the new champion"
-    twice = main(argv(lake, "--ds", "2026-01-01"))["nights"][0]
+    twice = main(argv(lake, "--ds", "2026-01-01", "--no-report"))["nights"][0]
     assert (twice["shards_computed"], twice["changed"]) == (0, False), "cron may fire twice"
     assert stored(lake) == {"2026-01-01": 11, "2026-01-02": 13, "2026-01-04": 8}
 

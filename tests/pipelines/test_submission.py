@@ -64,9 +64,12 @@ def test_only_source_is_sent_along(tmp_path: Path) -> None:
     submission.pack(tmp_path)
     sent = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert sent == {
-        str(path.relative_to(tiny.ROOT)) for name in submission.PACKAGES for path in (tiny.ROOT / name).rglob("*.py")
+        str(path.relative_to(tiny.ROOT))
+        for name in submission.PACKAGES
+        for path in (tiny.ROOT / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
-    assert "jobs/train.py" in sent
+    assert {"jobs/train.py", "pipelines/report.html"} <= sent
     assert (tmp_path / "jobs/train.py").read_bytes() == (tiny.ROOT / "jobs/train.py").read_bytes()
 
 

@@ -1,0 +1,57 @@
+"""`hybrid report`: one page about a night, for the morning."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hybrid_models import TABLES
+from hybrid_models.errors import UsageError
+from jobs import cli, infer
+from pipelines import report, storage
+from pipelines.tracking import default_uri
+
+log = logging.getLogger(__name__)
+EXAMPLES = 6
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What `hybrid report` needs to know."""
+
+    ds: str
+    """The night, YYYY-MM-DD."""
+    tables: str
+    """URI of the folder of tables."""
+    out: str = ""
+    """URI of the page; TABLES/reports/DS.html by default."""
+    examples: int = EXAMPLES
+    """Rows of each table to look at, at most."""
+    mlflow: str = ""
+    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Parses, writes the page."""
+    options = cli.parse(ReportOptions, argv, "hybrid report", "Write a page about a night: one HTML file.")
+    infer.check_ds(options.ds)
+    if options.examples < 0:
+        raise UsageError(f"--examples is {options.examples}: it must be 0 or more")
+    return write(options.tables, options.ds, options.out, options.mlflow or default_uri(), options.examples)
+
+
+def write(tables: str, ds: str, out: str, tracking_uri: str, examples: int = EXAMPLES) -> dict[str, Any]:
+    """Writes the page of a night; returns where it is and what it says."""
+    page, sections = report.report(tables, list(TABLES.values()), ds, tracking_uri, examples)
+    place = out or storage.join(tables, "reports", f"{ds}.html")
+    storage.write_bytes(place, page.encode())
+    log.info("the page about %s: %s", ds, place)
+    told = {section.table: {"rows": section.rows, "errors": section.errors} for section in sections}
+    return {"ds": ds, "out": place, "tables": told}
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

@@ -1,0 +1,157 @@
+"""The page about a night; a real browser looks at it in tests/integration/test_report_page.py."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybrid_models import TABLES
+from hybrid_models.errors import UsageError
+from hybrid_models.explanations import Alignment, Forecast, Gaze
+from pipelines import report, storage
+from pipelines.tracking import Tracker
+from tests import tiny
+from tests.pipelines.test_radar import event_bytes
+
+HOSTILE = ("<script>alert(1)</script>", '<img src=x onerror="a()">', "& \"q\" 'too' {{ 7 * 7 }}")
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two nights of the three tables; the second one has bad rows and hostile texts."""
+    folder = tmp_path_factory.mktemp("lake")
+    tiny.write_photos(f"{folder}/captions/1", shards=2, rows=4)
+    storage.write_bytes(f"{folder}/captions/1/bad.tar", tiny.tar([("torn.jpg", tiny.jpeg(0)[:200])]))
+    tiny.write_sentences(f"{folder}/translations/1", shards=1, rows=3)
+    storage.write_bytes(f"{folder}/translations/2/hostile.txt", "\n".join([*HOSTILE, "", "der Hund\n"]).encode())
+    rain = np.random.default_rng(0).integers(0, 500, (6, 32, 32)).astype(np.uint16)
+    storage.write_bytes(f"{folder}/nowcasts/2/event.nc", event_bytes([5 * t for t in range(6)], rain=rain))
+    write = {"captions": tiny.write_captioner, "translations": tiny.write_translator, "nowcasts": tiny.write_nowcaster}
+    for table, nights in (("captions", "1"), ("translations", "12"), ("nowcasts", "2")):
+        write[table](f"{folder}/models/{table}")
+        for night in nights:
+            tracker = Tracker(mlflow_of(folder))
+            run_id = tracker.start(f"{table} {night}", {}, {})
+            tracker.log_metrics({"rows_per_second": 2.5 * int(night), "seconds/total_wall": 4.5})
+            tracker.finish()
+            place = (f"{folder}/tables", f"2026-01-0{night}", f"{folder}/{table}/{night}")
+            tiny.write_night(*place, f"{folder}/models/{table}", str(run_id))
+    return folder
+
+
+def mlflow_of(lake: Path) -> str:
+    return f"sqlite:///{lake}/mlflow.db"
+
+
+def page_of(lake: Path, ds: str, tracking_uri: str = "", examples: int = 4) -> tuple[str, list[report.Section]]:
+    return report.report(f"{lake}/tables", list(TABLES.values()), ds, tracking_uri or mlflow_of(lake), examples)
+
+
+class Texts(HTMLParser):
+    """All elements and all text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_counts_reasons_and_speeds(lake: Path) -> None:
+    page, (captions, translations) = page_of(lake, "2026-01-01")
+    assert (captions.table, captions.rows, captions.errors, captions.shards) == ("captions", 9, 1, 3)
+    (reason,) = captions.reasons
+    assert (reason.kind, reason.count) == ("ImageDecodeError", 1)
+    assert reason.examples[0]["sample_id"] == "torn"
+    assert reason.examples[0]["shard"] == f"{lake}/captions/1/bad.tar"
+    assert (translations.rows, translations.errors, translations.reasons) == (3, 0, [])
+    assert captions.stored_bytes == sum(f.size for f in storage.list_files(f"{lake}/tables/captions/ds=2026-01-01"))
+    (night,) = captions.history
+    assert night.rows_per_second == captions.fastest == 2.5
+    assert captions.seconds == {"total_wall": 4.5}
+    text = Texts(page).text
+    assert "Night of 2026-01-01" in text
+    assert reason.examples[0]["error"] in text
+
+    _, (_, second) = page_of(lake, "2026-01-02")
+    assert [(night.ds, night.rows, night.errors, night.rows_per_second) for night in second.history] == [
+        ("2026-01-01", 3, 0, 2.5), ("2026-01-02", 5, 1, 5.0),
+    ]  # fmt: skip
+
+
+def test_what_is_shown_is_what_the_table_has(lake: Path) -> None:
+    page, (captions, translations) = page_of(lake, "2026-01-01")
+    assert {figure.kind for figure in captions.figures} == {"photograph"}
+    assert len(captions.figures) == 4
+    assert {figure.row["shard"].rsplit("/", 1)[-1] for figure in captions.figures} == {
+        "photos-000.tar", "photos-001.tar",
+    }  # fmt: skip
+    text = Texts(page).text
+    assert all(figure.row["caption"] in text for figure in captions.figures)
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert [figure.kind for figure in translations.figures] == ["alignment"] * 3
+    for figure in translations.figures:
+        assert all(sum(weights) == pytest.approx(1, abs=0.02) for _, weights in figure.content["lines"])
+    _, (nowcasts, _) = page_of(lake, "2026-01-02")
+    shown = nowcasts.figures[0]
+    assert shown.kind == "nowcast"
+    assert shown.content["animation"].startswith("data:image/gif;base64,")
+    assert shown.content["leads"][-1]["mean_mm_h"] == shown.row["mean_mm_h"][-1]
+
+
+def test_texts_cannot_become_markup(lake: Path) -> None:
+    page, _ = page_of(lake, "2026-01-02", examples=5)
+    parsed = Texts(page)
+    assert "script" not in parsed.tags
+    assert parsed.handlers == []
+    assert all(text in parsed.text for text in HOSTILE), "as they were written"
+    assert "default-src 'none'" in page
+    assert not re.search(r"(?:src|href)=\"(?!data:)", page), "nothing comes from a network"
+
+
+def test_a_page_without_mlflow_shards_or_model(lake: Path, caplog: pytest.LogCaptureFixture) -> None:
+    page, (captions, _) = page_of(lake, "2026-01-01", tracking_uri="http://127.0.0.1:9")
+    (said,) = [r.getMessage() for r in caplog.records if "report" in r.getMessage()]
+    assert said.startswith("the report has no speeds: MLflow at http://127.0.0.1:9: cannot tell how fast nights were: ")
+    assert captions.history[0].rows_per_second is None
+    assert len(captions.figures) == 4
+    kept = storage.read_bytes(f"{lake}/captions/1/photos-000.tar")
+    storage.delete(f"{lake}/captions/1/photos-000.tar")
+    page, (captions, _) = page_of(lake, "2026-01-01")
+    storage.write_bytes(f"{lake}/captions/1/photos-000.tar", kept)
+    assert captions.figures == []
+    assert captions.note.startswith("Nothing to look at: ")
+    assert "photos-000.tar" in captions.note
+    assert captions.note in Texts(page).text
+
+
+def test_a_night_that_is_not_there(lake: Path) -> None:
+    with pytest.raises(UsageError, match=f"no table at {lake}/tables has rows of 2027-01-01: `hybrid tables --tables"):
+        page_of(lake, "2027-01-01")
+
+
+def test_explanations_are_drawn_by_their_kind() -> None:
+    kind, content = report.draw(Alignment(["a", "b"], ["c"], np.array([[0.25, 0.75]], np.float32)), {})
+    assert (kind, content) == ("alignment", {"source": ["a", "b"], "lines": [("c", [0.25, 0.75])]})
+    kind, content = report.draw(Gaze(np.zeros((4, 4, 3), np.uint8), ["a"], None), {})
+    assert (kind, content["image"][:23]) == ("photograph", "data:image/jpeg;base64,")
+    leads = {"mean_mm_h": [1.0, 2.0], "max_mm_h": [3.0, 4.0], "wet_fraction": [0.5, 0.25]}
+    frames = np.zeros((2, 8, 8), np.float32)
+    kind, content = report.draw(Forecast(frames, frames, None, [5.0, 10.0], "mm/h"), leads)
+    assert (kind, content["unit"]) == ("nowcast", "mm/h")
+    assert content["leads"] == [
+        {"minutes": 5.0, "mean_mm_h": 1.0, "max_mm_h": 3.0, "wet_fraction": 0.5},
+        {"minutes": 10.0, "mean_mm_h": 2.0, "max_mm_h": 4.0, "wet_fraction": 0.25},
+    ]
+    with pytest.raises(TypeError, match="cannot draw str"):
+        report.draw("a word", {})
