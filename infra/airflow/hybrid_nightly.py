@@ -1,0 +1,24 @@
+"""An Airflow DAG of one task: the night of the run's logical date, as a job on the Ray cluster.
+
+Airflow's own retries start the same command again: what is done is not done twice. The worker needs this package, and
+RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in its environment.
+"""
+
+import pendulum
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG
+
+NIGHTLY = (
+    'hybrid submit --submission-id "nightly-{{ ds }}" -- nightly --all-tasks '
+    '--input "s3://lake/{task}/ds={ds}/*" --tables s3://lake/tables --ds "{{ ds }}"'
+)
+
+with DAG(
+    "hybrid_nightly",
+    schedule="0 2 * * *",
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    catchup=True,
+    max_active_runs=1,
+    default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=10)},
+):
+    BashOperator(task_id="nightly", bash_command=NIGHTLY, append_env=True)
