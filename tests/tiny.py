@@ -9,16 +9,18 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
+from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
 from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
 from hybrid_models.translator import Translator, TranslatorConfig, TranslatorDecoding
@@ -26,7 +28,7 @@ from jobs import cli
 from pipelines import artifacts, infer, storage, tables
 from pipelines.infer import Night
 from pipelines.predict import Compute, Lineage, Predictor
-from pipelines.shards import ReadOptions, list_shards, read_blocks
+from pipelines.shards import ReadOptions, Shard, list_shards, read_blocks
 
 WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,6 +145,27 @@ def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: s
         sink.write([predictor(decode(rows)) for rows in read_blocks(shard, options)], None)
     pieces = infer.verify(night.shards, night.folder)
     tables.commit_night(night.table, ds, pieces, night.schema, {"run_id": run_id})
+
+
+def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A night of a table with these rows; those with an `error` are error rows."""
+    (hybrid,) = (hybrid for hybrid, table in TABLES.items() if table == name)
+    schema = tables.table_schema(HYBRIDS[hybrid].payload_schema)
+    shard = Shard(f"{tables_uri}/{ds}.tar", 1, "etag")
+    full = [
+        {
+            "status": "error" if "error" in row else "ok",
+            "shard": shard.uri,
+            "index": i,
+            "last": i + 1 == len(rows),
+            **row,
+        }
+        for i, row in enumerate(rows)
+    ]
+    table = storage.join(storage.absolute(tables_uri), name)
+    folder = storage.join(table, f"ds={ds}", "0123456789ab")
+    tables.StageSink(folder, [shard], schema).write([pa.Table.from_pylist(full, schema=schema)], None)
+    tables.commit_night(table, ds, infer.verify([shard], folder), schema, {"run_id": "run"})
 
 
 @dataclass(frozen=True)
