@@ -19,13 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from jobs.errors import EndedError
+from pipelines import logs
 
 T = TypeVar("T")
-QUIET = {
-    **dict.fromkeys(("alembic", "httpx", "aiobotocore", "botocore", "fsspec", "s3fs"), logging.WARNING),
-    **dict.fromkeys(("ray.dashboard", "ray._private.runtime_env"), logging.WARNING),
-    "mlflow": logging.ERROR,  # it warns of every model without a signature
-}
 VERBS = {
     "demo": "make small data, train the three hybrids, infer two nights, query them",
     "prepare": "turn a public data set into shards",
@@ -71,7 +67,7 @@ def overview() -> str:
             "",
             "Ray: RAY_ADDRESS names a running cluster, otherwise one is started on this machine.",
             "S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION. MLflow: MLFLOW_TRACKING_URI.",
-            "Logs go to stderr; the last line on stdout is one JSON object, the job's summary.",
+            "Logs go to stderr (HYBRID_LOG_FORMAT=json: as JSON); the last line on stdout is the job's summary, JSON.",
             "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused: too many samples are bad, or a model is worse.",
         ]
     )
@@ -79,9 +75,7 @@ def overview() -> str:
 
 def run(verb: Main, argv: list[str]) -> None:
     """Runs a verb, prints its summary, and exits with the code that its outcome has."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for noisy, level in QUIET.items():
-        logging.getLogger(noisy).setLevel(level)
+    logs.configure()
     code, message = DONE, ""
     try:
         summarise(verb(argv))

@@ -15,7 +15,7 @@ from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
-from pipelines import artifacts, cluster, infer, storage
+from pipelines import artifacts, cluster, infer, logs, storage
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.infer import Night
@@ -100,10 +100,11 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
         "fingerprint": night.fingerprint,
         "decoding": vars(options.decoding),
     }
-    with cluster.connect():
+    with cluster.connect(), logs.about(task=artifact.table, ds=options.ds):
         tracker.start(f"{artifact.table} {options.ds}", params, {"hybrid.job": "infer"})
         try:
-            summary = infer.infer(night, options.resources, tracker)
+            with logs.about(run=tracker.run_id):
+                summary = infer.infer(night, options.resources, tracker)
         except BaseException:
             tracker.finish(succeeded=False)
             raise

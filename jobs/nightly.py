@@ -18,7 +18,7 @@ from hybrid_models.errors import UsageError
 from jobs import cli, infer, report
 from jobs.errors import EndedError
 from jobs.infer import TASKS, InferOptions
-from pipelines import artifacts, cluster, evaluate, storage, tables
+from pipelines import artifacts, cluster, evaluate, logs, storage, tables
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.evaluate import Evaluation
@@ -187,7 +187,7 @@ def run(
         for ds, tonight in groupby(units, lambda unit: unit.ds):
             runs = []
             for unit in tonight:
-                with noting(unit.task, ds):
+                with logs.about(task=unit.task, ds=ds), noting(unit.task, ds):
                     done.append(one(unit, options, champions[unit.task], tracking_uri))
                     runs.append(done[-1].get("mlflow_run_id"))
             if options.report and any(night["rows"] for night in done if night["ds"] == ds):

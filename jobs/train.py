@@ -15,7 +15,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
 from jobs import cli
 from jobs.recipes import RECIPES
-from pipelines import cluster, storage, train, train_job
+from pipelines import cluster, logs, storage, train, train_job
 from pipelines.cluster import Resources
 from pipelines.config import Recipe, TrainConfig
 from pipelines.limits import Limits
@@ -85,7 +85,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
     if (summary := train_job.finished(job)) is not None:
         log.info("run '%s' is finished: another --name trains again", name)
         return summary
-    with cluster.connect():
+    with cluster.connect(), logs.about(run=job.name, recipe=job.recipe_name):
         return train.train(job, shards)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.data import ExecutionResources
 
+from pipelines import logs
 from pipelines.predict import Compute
 
 # glibc gives memory back to the system after every batch and faults it in again; kept, CPU inference is up to 3.5 times
@@ -96,7 +97,8 @@ def connect() -> Iterator[None]:
 
 def worker_env() -> dict[str, str]:
     """Environment of all workers."""
-    return {**ALLOCATOR, **SHARED_CORES, "RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    own = {"RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false", logs.FORMAT: os.environ.get(logs.FORMAT, "")}
+    return {**ALLOCATOR, **SHARED_CORES, **own}
 
 
 def configure_data() -> None:

@@ -82,7 +82,8 @@ def judge(job: Evaluation, resources: Resources) -> Judged:
         lineage = Lineage(artifact.model, artifact.version, job.fingerprint, "")
         actor = infer.Actor(Predictor, (ray.put(artifact), job.decoding), (lineage, True))
         decode = infer.decode_step(artifact, job.limits, with_target=True)
-        infer.stage(todo, job.folder, tables.table_schema(RECORD_SCHEMA), decode, actor, resources, job.stride)
+        schema = tables.table_schema(RECORD_SCHEMA)
+        infer.stage(todo, job.folder, schema, decode, actor, resources, "evaluations", job.stride)
     pieces = infer.verify(job.shards, job.folder)
     judged = Judged(dict(_records(pieces)), tables.count_errors(pieces))
     if not judged.records:

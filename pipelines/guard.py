@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 import psutil
 import pyarrow as pa
 
+from pipelines import logs
 from pipelines.limits import Limits
 from pipelines.shards import Begin, ReadOptions, Shard, read_blocks
 from pipelines.storage import StorageError
@@ -210,6 +211,7 @@ class Child:
 # ---- in the child ------------------------------------------------------------------------------------------------
 def main(connection_fd: int, note_fd: int, lifeline: int) -> None:
     """Serves tasks until the worker is gone."""
+    logs.configure()
     # The kernel sends SIGIO, which ends this process even while it hangs in a decoder, when the worker's end closes.
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)

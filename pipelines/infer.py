@@ -100,7 +100,8 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
     written: dict[str, float] = {}
     if todo:
         actor = Actor(Predictor, (ray.put(night.artifact), night.decoding), (lineage,))
-        written = stage(todo, night.folder, night.schema, decode_step(night.artifact, night.limits), actor, resources)
+        decode = decode_step(night.artifact, night.limits)
+        written = stage(todo, night.folder, night.schema, decode, actor, resources, night.artifact.table)
     staged = time.perf_counter()
     pieces = verify(night.shards, night.folder)
     errors = tables.count_errors(pieces)
@@ -211,6 +212,7 @@ def stage(
     decode: Decode,
     actor: Actor | None,
     resources: Resources,
+    name: str,
     stride: int = 1,
 ) -> dict[str, float]:
     """Read → decode (CPU) → model (actors) → staged Parquet; returns rows, bytes, seconds by stage, actors.
@@ -222,6 +224,7 @@ def stage(
         decode: raw rows → samples.
         actor: samples → output rows; None keeps the samples.
         resources: how much of the cluster to take.
+        name: how Ray's metrics call it.
         stride: every n-th issue time of a radar event is a sample.
     """
     count, compute, asks = resources.plan(len(shards))
@@ -242,7 +245,7 @@ def stage(
             zero_copy_batch=True,
             **asks,
         )
-    sink = StageSink(folder, shards, schema)
+    sink = StageSink(folder, shards, schema, name)
     # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
     dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=count)
     return {**sink.written, "actors": count}

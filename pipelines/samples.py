@@ -75,7 +75,8 @@ class Decode:
             raise
         except Exception as error:  # a row that nobody thought of must not block a night
             reason = f"UnexpectedError: {type(error).__name__}: {error}"
-            log.warning("%s row %d: %s", row["shard"], row["index"], reason)
+            where = {"shard": row["shard"], "index": row["index"]}
+            log.warning("%s row %d: %s", row["shard"], row["index"], reason, extra=where)
             decoded.update(sample=None, length=None, error=reason)
         decoded["decode_seconds"] = time.perf_counter() - started
         return decoded

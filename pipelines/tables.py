@@ -29,7 +29,7 @@ from ray.data.block import BlockAccessor
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from hybrid_models.errors import UsageError
-from pipelines import storage
+from pipelines import metrics, storage
 from pipelines.shards import Shard
 
 LINEAGE = [
@@ -119,10 +119,17 @@ class StageSink(Datasink[dict[str, float]]):
     """Ray Data sink that puts one Parquet object per contiguous piece of a shard; a retried task overwrites its own.
 
     After the write, `written` sums up what all tasks report: rows, bytes, seconds by stage.
+
+    Args:
+        folder: URI of the staging folder.
+        shards: what is staged.
+        schema: columns of the files.
+        name: how Ray's metrics call it; without one nothing is counted.
     """
 
-    def __init__(self, folder: str, shards: Sequence[Shard], schema: pa.Schema) -> None:
+    def __init__(self, folder: str, shards: Sequence[Shard], schema: pa.Schema, name: str = "") -> None:
         self._folder = folder
+        self._name = name
         self._keys = {shard.uri: shard_key(shard) for shard in shards}
         self._schema = schema
         self.written: dict[str, float] = defaultdict(float)
@@ -142,6 +149,9 @@ class StageSink(Datasink[dict[str, float]]):
             if name in table.column_names:
                 done[name] = pa.compute.sum(table[name]).as_py() or 0.0
         done["write_seconds"] = time.perf_counter() - started
+        if self._name:
+            seconds = {stage: done.get(f"{stage}_seconds", 0.0) for stage in ("decode", "predict", "write")}
+            metrics.count_staged(self._name, len(table), _kinds(table["error"]), seconds, int(done["bytes"]))
         return dict(done)
 
     def _put(self, rows: pa.Table) -> int:
@@ -173,9 +183,12 @@ def count_errors(pieces: Iterable[Piece]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for piece in pieces:
         with storage.open_input(piece.file.uri) as stream:
-            errors = pq.read_table(stream, columns=["error"])["error"].drop_null()
-        counts.update(error.split(":", 1)[0] for error in errors.to_pylist())
+            counts += _kinds(pq.read_table(stream, columns=["error"])["error"])
     return counts
+
+
+def _kinds(errors: pa.ChunkedArray) -> Counter[str]:
+    return Counter(error.split(":", 1)[0] for error in errors.drop_null().to_pylist())
 
 
 # ---- the commit --------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def _prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[lis
         log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
         actor = infer.Actor(Featurizer, (ray.put(initial),)) if hybrid.has_frozen_features else None
         decode = infer.decode_step(initial, recipe.limits, with_target=True)
-        infer.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources)
+        infer.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
     pieces = infer.verify(shards, folder)
     errors = tables.count_errors(pieces)
     infer.check_errors(errors, sum(piece.rows for piece in pieces), MAX_BAD_SHARE, "the share allowed in training,")

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 from jobs import cli, nightly, submit
 from jobs.recipes import RECIPES
+from pipelines import metrics
 from tests import tiny
 
 INFRA = tiny.ROOT / "infra"
@@ -151,6 +152,22 @@ def test_the_image_is_built_of_pinned_versions_that_the_package_allows() -> None
         assert name in pinned, f"{name} is not pinned"
         assert pinned[name] in requirement.specifier
     assert f'"{pinned["ray"]}"' in (INFRA / "kubernetes" / "raycluster.yaml").read_text()
+
+
+# ---- monitoring --------------------------------------------------------------------------------------------------
+def test_the_dashboard_draws_metrics_that_exist_by_labels_that_they_have() -> None:
+    dashboard = json.loads((INFRA / "grafana" / "hybrid.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    drawn = set()
+    for query in queries:
+        for name in re.findall(r"ray_(hybrid_\w+)_total", query):
+            drawn.add(name)
+            _, labels = metrics.COUNTERS[name]
+            grouped = re.search(r"by \(([\w, ]+)\)", query)
+            assert grouped is not None
+            assert set(grouped[1].split(", ")) <= set(labels), query
+    assert drawn == set(metrics.COUNTERS)
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------

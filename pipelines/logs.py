@@ -1,0 +1,61 @@
+"""Logs on stderr: lines for people, or with HYBRID_LOG_FORMAT=json one JSON object a line for what collects logs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+FORMAT = "HYBRID_LOG_FORMAT"
+QUIET = {
+    **dict.fromkeys(("alembic", "httpx", "aiobotocore", "botocore", "fsspec", "s3fs"), logging.WARNING),
+    **dict.fromkeys(("ray.dashboard", "ray._private.runtime_env"), logging.WARNING),
+    "mlflow": logging.ERROR,  # it warns of every model without a signature
+}
+OWN = ("shard", "index")
+"""What a single record may know besides the context: `log.warning(…, extra={"shard": …})`."""
+_context: ContextVar[dict[str, Any] | None] = ContextVar("context", default=None)
+
+
+@contextmanager
+def about(**fields: Any) -> Iterator[None]:
+    """Adds fields, such as `task`, `ds` and `run`, to everything that is logged inside."""
+    token = _context.set({**(_context.get() or {}), **fields})
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def configure() -> None:
+    """Sets up this process's logging, as HYBRID_LOG_FORMAT says."""
+    handler = logging.StreamHandler(sys.stderr)
+    as_json = os.environ.get(FORMAT) == "json"
+    handler.setFormatter(_Json() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for name, level in QUIET.items():
+        logging.getLogger(name).setLevel(level)
+
+
+class _Json(logging.Formatter):
+    """`time` (UTC, ISO 8601), `level`, `logger`, `message`, the context, and `traceback` where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **(_context.get() or {}),
+            **{name: getattr(record, name) for name in OWN if hasattr(record, name)},
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str, ensure_ascii=False)

@@ -1,0 +1,50 @@
+"""Ray's own metrics of what is staged, for Prometheus; infra/grafana/hybrid.json draws them.
+
+Ray exports each as `ray_NAME_total` from every node (`--metrics-export-port`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+from ray.util.metrics import Counter
+
+ROWS, ERRORS, SECONDS, BYTES = "hybrid_rows", "hybrid_errors", "hybrid_stage_seconds", "hybrid_staged_bytes"
+COUNTERS = {
+    ROWS: ("rows that were staged", ("table",)),
+    ERRORS: ("error rows among them, by reason", ("table", "kind")),
+    SECONDS: ("seconds of decoding, predicting and writing, of all processes", ("table", "stage")),
+    BYTES: ("bytes that were staged", ("table",)),
+}
+"""What is counted, and its labels."""
+
+
+@cache
+def _counter(name: str) -> Counter:
+    """Made where it is used: in a worker of Ray."""
+    description, labels = COUNTERS[name]
+    return Counter(name, description, labels)
+
+
+def count_staged(table: str, rows: int, errors: Mapping[str, int], seconds: Mapping[str, float], size: int) -> None:
+    """Counts what a writer has put into the store.
+
+    Args:
+        table: the table, or what else is staged: `features`, `evaluations`.
+        rows: how many.
+        errors: error rows by reason.
+        seconds: by stage.
+        size: bytes.
+    """
+    _count(ROWS, rows, table=table)
+    _count(BYTES, size, table=table)
+    for kind, number in errors.items():
+        _count(ERRORS, number, table=table, kind=kind)
+    for stage, spent in seconds.items():
+        _count(SECONDS, spent, table=table, stage=stage)
+
+
+def _count(name: str, amount: float, **labels: str) -> None:
+    if amount > 0:  # Ray refuses to count nothing
+        _counter(name).inc(amount, tags=labels)
