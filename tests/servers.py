@@ -26,13 +26,22 @@ BUCKET = "lake"
 
 
 class Server:
-    """A server as a process of its own; killed and started again, it keeps its data and its address."""
+    """A server as a process of its own; killed and started again, it keeps its data and its address.
+
+    Args:
+        folder: for its data and its log.
+        name: of the log.
+        host: the address that it listens on.
+        namespace: the network namespace that it runs in; this process's own by default.
+    """
 
     settings: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, host: str = "127.0.0.1", namespace: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.host = host
+        self._enter = ["ip", "netns", "exec", namespace] if namespace else []
         self.log = folder / f"{name}.log"
         self._process: subprocess.Popen | None = None
 
@@ -48,7 +57,9 @@ class Server:
         """Starts it, by default in this process's environment, and waits until it answers."""
         env = {**(env or os.environ), **self.settings}
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=env, start_new_session=True)
+            self._process = subprocess.Popen(
+                [*self._enter, *self.command()], stdout=log, stderr=log, env=env, start_new_session=True
+            )
         deadline = time.monotonic() + seconds
         while not self.answers():
             if time.monotonic() > deadline or self._process.poll() is not None:
@@ -67,8 +78,8 @@ class Server:
 class S3Server(Server):
     """SeaweedFS as an S3 store with one bucket."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "weed")
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        super().__init__(folder, "weed", host)
         identity = {
             "name": "tests",
             "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
@@ -76,13 +87,13 @@ class S3Server(Server):
         }
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         self._ports = free_ports(4)
-        self.endpoint = f"http://127.0.0.1:{self._ports[3]}"
+        self.endpoint = f"http://{host}:{self._ports[3]}"
 
     def command(self) -> list[str]:
         weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
         master, volume, filer, s3 = self._ports
         return [
-            weed, "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
+            weed, "server", f"-dir={self.folder}", f"-ip={self.host}", f"-ip.bind={self.host}", "-s3",
             f"-s3.config={self.folder / 's3.json'}", f"-master.port={master}", f"-volume.port={volume}",
             f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0",
             "-master.volumeSizeLimitMB=256", "-volume.max=64", "-master.electionTimeout=1s",
@@ -118,14 +129,15 @@ class MlflowServer(Server):
     # Its runner of evaluation jobs, which nobody asks for, takes four times the CPU of all the rest to start.
     settings: ClassVar = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "mlflow")
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        super().__init__(folder, "mlflow", host)
         (self._port,) = free_ports(1)
-        self.uri = f"http://127.0.0.1:{self._port}"
+        self.uri = f"http://{host}:{self._port}"
 
     def command(self) -> list[str]:
         return [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
+            sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self._port),
+            "--allowed-hosts", f"{self.host}:{self._port}",
             "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}",
             "--artifacts-destination", str(self.folder / "artifacts"),
         ]  # fmt: skip
@@ -147,28 +159,47 @@ class RayNode(Server):
         cpus: how many tasks it runs at once.
         address: the head's; makes this node a head by default.
         dashboard: whether a head takes jobs by HTTP, at `dashboard`.
+        host: the node's address.
+        namespace: the network namespace that it runs in.
+        scratch: the head's own folder for Ray's files, in whose place such a node has one of its own, as another host
+            would: nodes that share one remove each other's.
     """
 
-    def __init__(self, folder: Path, cpus: int, address: str = "", dashboard: bool = False) -> None:
-        super().__init__(folder, "ray")
-        self.dashboard = f"http://127.0.0.1:{free_ports(1)[0]}" if dashboard else ""
+    def __init__(
+        self,
+        folder: Path,
+        cpus: int,
+        address: str = "",
+        dashboard: bool = False,
+        host: str = "127.0.0.1",
+        namespace: str = "",
+        scratch: str = "",
+    ) -> None:
+        super().__init__(folder, "ray", host, namespace)
+        self.dashboard = f"http://{host}:{free_ports(1)[0]}" if dashboard else ""
         self._cpus = cpus
         self._joins = address
         # In Ray's own folder a head would say that it is this machine's cluster; Ray's sockets need a short path.
-        self._scratch = tempfile.mkdtemp(prefix="ray") if not address else ""
-        self.address = address or f"127.0.0.1:{free_ports(1)[0]}"
+        self.scratch = scratch if address else tempfile.mkdtemp(prefix="ray")
+        self.address = address or f"{host}:{free_ports(1)[0]}"
 
     def command(self) -> list[str]:
         head = [
-            "--head", f"--port={self.address.split(':')[1]}", f"--temp-dir={self._scratch}",
+            "--head", f"--port={self.address.split(':')[1]}", f"--temp-dir={self.scratch}",
             f"--include-dashboard={bool(self.dashboard)}".lower(), "--disable-usage-stats",
         ]  # fmt: skip
         if self.dashboard:
             agent, port = free_ports(1)[0], self.dashboard.rsplit(":", 1)[1]
-            head += [f"--dashboard-port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agent}"]
+            head += [
+                f"--dashboard-port={port}",
+                f"--dashboard-host={self.host}",
+                f"--dashboard-agent-listen-port={agent}",
+            ]
         place = [f"--address={self._joins}"] if self._joins else head
+        own = ["sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"', "sh", str(self.folder), self.scratch]
         return [
-            sys.executable, "-m", "ray.scripts.scripts", "start", *place, "--node-ip-address=127.0.0.1",
+            *(own if self._joins and self.scratch else []),
+            sys.executable, "-m", "ray.scripts.scripts", "start", *place, f"--node-ip-address={self.host}",
             f"--num-cpus={self._cpus}", f"--object-store-memory={256 << 20}", "--include-log-monitor=false", "--block",
         ]  # fmt: skip
 
@@ -179,8 +210,8 @@ class RayNode(Server):
     def kill(self) -> None:
         """Ends it with all that it started."""
         super().kill()
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        if not self._joins:
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     def workers(self) -> list[psutil.Process]:
         """Processes that Ray started here."""
