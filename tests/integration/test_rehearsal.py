@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -22,7 +23,7 @@ from deltalake import DeltaTable
 from pipelines import cluster
 from tests import network, tiny
 from tests.network import Network
-from tests.servers import BUCKET, MlflowServer, RayNode, S3Server
+from tests.servers import BUCKET, SECRET_KEY, MlflowServer, RayNode, S3Server
 
 TOKEN = "a-token-of-at-least-32-characters-for-a-rehearsal"
 LAKE = f"s3://{BUCKET}/rehearsal"
@@ -73,11 +74,13 @@ class Rehearsal:
 
     def alive(self) -> set[str]:
         """Addresses of the cluster's living nodes, as its dashboard knows them."""
-        answer = requests.get(
-            f"{self.head.dashboard}/api/v0/nodes", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=20
-        )
-        nodes = answer.json()["data"]["result"]["result"]
+        nodes = self.ask("/api/v0/nodes")["data"]["result"]["result"]
         return {node["node_ip"] for node in nodes if node["state"] == "ALIVE"}
+
+    def ask(self, path: str) -> Any:
+        """What the dashboard says."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return requests.get(f"{self.head.dashboard}{path}", headers=headers, timeout=20).json()
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +111,10 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
 
 
 def ended(job: subprocess.Popen[str]) -> dict:
-    """The summary of a job that must end well."""
+    """The summary of a job that must end well, without telling its secrets."""
     stdout, stderr = job.communicate(timeout=300)
+    assert SECRET_KEY not in stdout + stderr
+    assert TOKEN not in stdout + stderr
     assert job.returncode == 0, stderr[-3000:]
     assert "Traceback" not in stderr, stderr[-6000:]
     assert " WARNING MLflow" not in stderr, stderr[-3000:]
@@ -126,6 +131,13 @@ def test_a_training_and_a_night_of_a_cluster_that_loses_a_host_for_a_while(rehea
     ]  # fmt: skip
     trained = ended(rehearsal.submit("--", *training))
     assert trained["model"] == "models:/translator/1"
+    for wrong_token, what in (("", "wants a token"), (TOKEN[::-1], "does not know this token")):
+        env = {**rehearsal.env, "RAY_AUTH_MODE": "token" if wrong_token else "disabled", "RAY_AUTH_TOKEN": wrong_token}
+        refused = tiny.hybrid(
+            "submit", "--address", rehearsal.head.dashboard, "--", "models", cwd=rehearsal.folder, env=env
+        )
+        assert (refused.code, refused.stdout) == (2, "")
+        assert refused.stderr.startswith(f"hybrid: the Ray cluster at {rehearsal.head.dashboard} {what}: set RAY_AUTH")
     promoted = tiny.hybrid("promote", "translator", "--force", "a rehearsal", cwd=rehearsal.folder, env=rehearsal.env)
     assert promoted.summary["champion"] == "models:/translator/1"
 
@@ -133,7 +145,14 @@ def test_a_training_and_a_night_of_a_cluster_that_loses_a_host_for_a_while(rehea
         "nightly", "translations", "--input", f"{LAKE}/in/ds={{ds}}/*", "--tables", f"{LAKE}/tables", "--ds", DS,
         "--no-report",
     ]  # fmt: skip
-    job = rehearsal.submit("--submission-id", f"night-{DS}", "--", *night)
+    name = f"night-{DS}"
+    mistaken = rehearsal.submit("--submission-id", name, "--", *night, "--model", f"{LAKE}/none")
+    _, said = mistaken.communicate(timeout=120)
+    assert mistaken.returncode == 2, "the job's own exit code"
+    wrong = f"hybrid: job {name} failed: no model at {LAKE}/none: there is no config.json"
+    assert said.splitlines()[-1].startswith(wrong)
+
+    job = rehearsal.submit("--submission-id", name, "--", *night)
     staged = f"{LAKE}/tables/translations/ds={DS}".removeprefix("s3://")
     fs = s3fs.S3FileSystem()
     deadline = time.monotonic() + 120
@@ -148,7 +167,9 @@ def test_a_training_and_a_night_of_a_cluster_that_loses_a_host_for_a_while(rehea
     rehearsal.net.mend("first")
     back = rehearsal.join("first")
     try:
-        (done,) = ended(job)["nights"]
+        first = ended(job)
+        assert first["submission_id"] == f"{name}.2", "what has failed is started again"
+        (done,) = first["nights"]
         assert (done["rows"], done["ok"], done["model"]) == (SHARDS * ROWS, SHARDS * ROWS, "models:/translator/1")
         assert rehearsal.alive() == set(rehearsal.net.hosts.values()), back.log.read_text()[-3000:]
 
@@ -160,6 +181,9 @@ def test_a_training_and_a_night_of_a_cluster_that_loses_a_host_for_a_while(rehea
         assert {row["run_id"] for row in rows} == {done["mlflow_run_id"]}
         assert table.version() == done["version"] == 1, "committed exactly once"
 
+        assert ended(rehearsal.submit("--submission-id", name, "--", *night)) == first, "what is done is not"
+        assert {job["submission_id"] for job in rehearsal.ask("/api/jobs/")} >= {name, f"{name}.2"}
+        assert f"{name}.3" not in {job["submission_id"] for job in rehearsal.ask("/api/jobs/")}
         (again,) = ended(rehearsal.submit("--", *night))["nights"]
         assert (again["shards_computed"], again["changed"]) == (0, False)
         assert DeltaTable(f"{LAKE}/tables/translations").version() == 1
