@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybrid_models import TABLES
-from jobs import cli, evaluate, infer, train
+from jobs import cli, evaluate, infer, report, train
 from jobs.recipes import RECIPES
 from pipelines import artifacts, cluster, query, storage
 from pipelines.cluster import Resources
@@ -81,14 +81,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             tasks[name] = result
     tables = storage.join(lake, "tables")
     _show(tables)
+    page = report.write(tables, NIGHTS[-1], "", mlflow)["out"]
     seconds = round(time.perf_counter() - started, 1)
     mlflow_command = shown(f"mlflow server --backend-store-uri {mlflow}" if "://" in mlflow else mlflow)
     log.info('done in %.0f s. Tables: %s. Ask them: hybrid query "SELECT …" --tables %s', seconds, tables, tables)
-    log.info("curves and models: %s", mlflow_command)
+    log.info("curves and models: %s. The page about a night: %s", mlflow_command, page)
     return {
         "tables": tables,
         "mlflow": shown(mlflow),
         "mlflow_command": mlflow_command,
+        "report": page,
         "seconds": seconds,
         "tasks": tasks,
     }

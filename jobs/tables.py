@@ -57,7 +57,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if argv and argv[0] == "tidy":
         tidying = cli.parse(TidyOptions, argv[1:], "hybrid tables tidy", "Remove files that no version needs any more.")
         return tidy(tidying)
-    options = cli.parse(TablesOptions, argv, "hybrid tables", "List the nights of the tables.")
+    options = cli.parse(
+        TablesOptions, argv, "hybrid tables", "List the nights of the tables; `hybrid tables tidy` frees space."
+    )
     as_of = parse_as_of(options.as_of) if options.as_of else None
     rows = [row for name, table in existing(options.tables, as_of) for row in nights(name, table)]
     sys.stdout.buffer.write(WRITERS[options.format](pa.Table.from_pylist(rows, schema=SCHEMA)))

@@ -130,6 +130,8 @@ def test_the_demo_says_where_everything_lies(outputs: dict[str, str], folder: Pa
     demo, out = summary(outputs, "hybrid demo"), folder / "demo-out"
     assert (demo["tables"], demo["mlflow"]) == (f"{out}/tables", f"sqlite:///{out}/mlflow.db")
     assert demo["mlflow_command"] == f"mlflow server --backend-store-uri sqlite:///{out}/mlflow.db"
+    assert demo["report"] == f"{out}/tables/reports/{NIGHTS[-1]}.html"
+    assert f"Night of {NIGHTS[-1]}" in Path(demo["report"]).read_text()
     client = mlflow.MlflowClient(demo["mlflow"])
     for name, task in demo["tasks"].items():
         assert [(n["ds"], n["rows"], n["changed"]) for n in task["nights"]] == [(ds, 90, True) for ds in NIGHTS]
