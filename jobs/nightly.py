@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,12 +89,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         NightlyOptions(MISSING, MISSING),
     )  # fmt: skip
     check(options, chosen)
-    wanted = [Unit(task, ds) for ds in nights(options) for task in chosen]
+    dates = nights(options)
     tracking_uri = options.mlflow or default_uri()
     storage.check_writable(options.tables)
     models = {task: options.model or f"models:/{TASKS[task]}@{CHAMPION}" for task in chosen}
     champions = {task: artifacts.read(model, TASKS[task], tracking_uri) for task, model in models.items()}
-    units = [unit for unit in wanted if is_due(unit, options)]
+    units = [unit for ds in dates for unit in (Unit(task, ds) for task in chosen) if is_due(unit, dates[-1], options)]
     return run(units, options, champions, tracking_uri)
 
 
@@ -101,7 +102,7 @@ def tasks(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The tasks that the command names, and its options."""
     if ALL_TASKS in argv:
         return list(TASKS), [word for word in argv if word != ALL_TASKS]
-    task, rest = cli.positional(argv, "task", list(TASKS), "hybrid nightly")
+    task, rest = cli.positional(argv, f"task (or {ALL_TASKS})", list(TASKS), "hybrid nightly")
     return [task], rest
 
 
@@ -141,7 +142,7 @@ def nights(options: NightlyOptions) -> list[str]:
             raise UsageError(f"--backfill {first}..{last} is turned round: write {last}..{first}")
     else:
         end = _date(options.ds)
-        start = end - options.catch_up * DAY
+        start = end - min(options.catch_up, MAX_NIGHTS) * DAY
     count = (end - start).days + 1
     if count > MAX_NIGHTS:
         raise UsageError(f"{start}..{end} are {count} nights, at most {MAX_NIGHTS} are done at once")
@@ -154,9 +155,9 @@ def _date(ds: str) -> datetime.date:
     return named[ds] if ds in named else infer.check_ds(ds)
 
 
-def is_due(unit: Unit, options: NightlyOptions) -> bool:
+def is_due(unit: Unit, tonight: str, options: NightlyOptions) -> bool:
     """Whether a night is to be done: one to catch up with is not, if it has rows already."""
-    if options.backfill or unit.ds == _date(options.ds).isoformat():
+    if options.backfill or unit.ds == tonight:
         return True
     table = tables.open_table(storage.join(options.tables, unit.task))
     return table is None or not tables.night_files(table, unit.ds)
@@ -180,24 +181,30 @@ def run(
             yield
         except Exception as error:
             code, message = cli.outcome(error)
-            problems.append({"task": what, "ds": ds, "exit_code": code, "problem": message})
-            log.error("%s ds=%s: %s", what, ds, message)
+            problems.append({"what": what, "ds": ds, "exit_code": code, "problem": message})
+            traced = error if os.environ.get("HYBRID_TRACEBACK") == "1" else None
+            log.error("%s ds=%s: %s", what, ds, message, exc_info=traced)
 
     with cluster.connect():
         for ds, tonight in groupby(units, lambda unit: unit.ds):
-            runs = []
+            written: list[dict[str, Any]] = []
             for unit in tonight:
+                champion = champions[unit.task]
                 with logs.about(task=unit.task, ds=ds), noting(unit.task, ds):
-                    done.append(one(unit, options, champions[unit.task], tracking_uri))
-                    runs.append(done[-1].get("mlflow_run_id"))
-            if options.report and any(night["rows"] for night in done if night["ds"] == ds):
+                    night = one(unit, options, champion, tracking_uri)
+                    done.append(night)
+                    if night["rows"]:
+                        written.append(night)
+                        with noting(f"evaluation of {unit.task}", ds):
+                            night |= _judge(unit, options, champion, Tracker(tracking_uri, night["mlflow_run_id"]))
+            if options.report and written:
                 with noting("report", ds):
-                    reports.append(_report(ds, options, runs, tracking_uri))
+                    reports.append(_report(ds, options, [night["mlflow_run_id"] for night in written], tracking_uri))
     summary = {"nights": done, "problems": problems, "reports": reports, "mlflow": shown(tracking_uri)}
     if not problems:
         return summary
     worst = min(problems, key=lambda problem: CODES.index(problem["exit_code"]))
-    text = f"{len(problems)} of {len(units)} nights are not done; {worst['task']} ds={worst['ds']}: {worst['problem']}"
+    text = f"{len(done)} of {len(units)} nights are done; {worst['what']} ds={worst['ds']}: {worst['problem']}"
     raise EndedError(worst["exit_code"], text, summary)
 
 
@@ -206,7 +213,7 @@ CODES = (cli.FAILED, cli.REFUSED, cli.USAGE)
 
 
 def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: str) -> dict[str, Any]:
-    """One night: its rows, then what it is worth where there are references."""
+    """One night's rows; a note where there are no shards."""
     try:
         wanted = InferOptions(
             unit.fill(options.input), options.tables, unit.ds, champion.model, champion.decoding,
@@ -219,24 +226,23 @@ def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: s
         log.info("%s ds=%s: nothing to do: %s", unit.task, unit.ds, error)
         return {"task": unit.task, "ds": unit.ds, "rows": 0, "changed": False, "note": str(error)}
     log.info("%s ds=%s: %d rows, errors %s", unit.task, unit.ds, night["rows"], night["errors"] or "none")
-    judged = _judge(unit, options, champion, Tracker(tracking_uri, night["mlflow_run_id"]))
-    return {**night, **({} if judged is None else {"evaluation": judged})}
+    return night
 
 
-def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tracker) -> dict[str, Any] | None:
-    """The model's metrics on a night's references, also in the night's MLflow run; None where there are none."""
+def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tracker) -> dict[str, Any]:
+    """`evaluation`: the model's metrics on a night's references, also in its MLflow run; nothing without references."""
     if not options.references:
-        return None
+        return {}
     try:
         shards = list_shards(unit.fill(options.references))
     except NoShardsError as error:
         log.info("%s ds=%s: not evaluated: %s", unit.task, unit.ds, error)
-        return None
+        return {}
     job = Evaluation(shards, options.tables, champion, champion.decoding, limits=options.limits)
     result = evaluate.evaluate(job, options.resources)
     tracker.log_metrics({f"evaluation/{name}": value for name, value in result["metrics"].items()})
     tracker.log_text(json.dumps(result, indent=2), "evaluation.json")
-    return {"samples": result["samples"], "errors": result["errors"], **result["metrics"]}
+    return {"evaluation": {"samples": result["samples"], "errors": result["errors"], **result["metrics"]}}
 
 
 def _report(ds: str, options: NightlyOptions, run_ids: Sequence[str | None], tracking_uri: str) -> str:

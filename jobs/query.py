@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
 
 def asked(sql: str, names: Sequence[str]) -> list[str]:
     """The tables whose names are in a statement, or all of them: those that are not asked need not be opened."""
-    return [name for name in names if name in sql] or list(names)
+    return [name for name in names if name in sql.lower()] or list(names)
 
 
 def _table(rows: pa.Table) -> bytes:

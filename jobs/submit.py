@@ -17,6 +17,10 @@ from pipelines import submission
 log = logging.getLogger(__name__)
 
 
+NOT_JOBS = ("submit", "query", "models", "tables")
+"""Verbs whose answer is rows for a terminal; they need no cluster."""
+
+
 @dataclass(frozen=True)
 class SubmitOptions:
     """What `hybrid submit` needs to know; the verb and its options come after `--`."""
@@ -50,9 +54,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise EndedError(
             cli.FAILED, f"interrupted; the job goes on: `ray job logs --follow {job.submission_id}`"
         ) from None
+    summary = {"submission_id": job.submission_id, **ending.summary}
     if ending.status == "SUCCEEDED":
-        return {"submission_id": job.submission_id, **ending.summary}
-    raise EndedError(cli.FAILED if ending.exit_code is None else ending.exit_code, explain(job.submission_id, ending))
+        return summary
+    code = ending.exit_code if ending.exit_code in (cli.USAGE, cli.REFUSED) else cli.FAILED
+    raise EndedError(code, explain(job.submission_id, ending), summary)
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -67,7 +73,7 @@ def check(command: Sequence[str]) -> None:
     Raises:
         UsageError: lists the verbs.
     """
-    verbs = [verb for verb in cli.VERBS if verb != "submit"]
+    verbs = [verb for verb in cli.VERBS if verb not in NOT_JOBS]
     if not command or command[0] not in verbs:
         given = f", not '{command[0]}'" if command else ""
         raise UsageError(f"after -- comes a verb and its options{given}: {', '.join(verbs)}")

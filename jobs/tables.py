@@ -37,7 +37,7 @@ class TablesOptions:
     tables: str
     """URI of the folder of tables."""
     as_of: str = ""
-    """The tables as they were: a moment such as 2026-01-31T06:00 (UTC), or a version."""
+    """The tables as they were: a moment such as 2026-01-31T06:00 (UTC), or a version that all of them have."""
     format: Literal["table", "csv", "json"] = "table"
     """How the nights are written; json is one object a line."""
 

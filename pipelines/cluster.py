@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -86,7 +87,7 @@ def connect() -> Iterator[None]:
         logging_level=logging.WARNING,
         log_to_driver=os.environ.get("HYBRID_WORKER_LOGS") == "1",
         include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
-        runtime_env={"env_vars": worker_env()},
+        runtime_env={"env_vars": _without_the_jobs(worker_env())},
     )
     configure_data()
     try:
@@ -97,8 +98,16 @@ def connect() -> Iterator[None]:
 
 def worker_env() -> dict[str, str]:
     """Environment of all workers."""
-    own = {"RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false", logs.FORMAT: os.environ.get(logs.FORMAT, "")}
-    return {**ALLOCATOR, **SHARED_CORES, **own}
+    own = {"RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    chosen = {name: os.environ[name] for name in (logs.FORMAT,) if os.environ.get(name)}
+    return {**ALLOCATOR, **SHARED_CORES, **own, **chosen}
+
+
+def _without_the_jobs(env: dict[str, str]) -> dict[str, str]:
+    """What a job of Ray Jobs has from its submitter stays: Ray refuses to be told a variable twice."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    given = ((job.get("runtime_env") or {}).get("env_vars")) or {}
+    return {name: value for name, value in env.items() if name not in given}
 
 
 def configure_data() -> None:

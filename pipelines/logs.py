@@ -25,7 +25,7 @@ _context: ContextVar[dict[str, Any] | None] = ContextVar("context", default=None
 
 @contextmanager
 def about(**fields: Any) -> Iterator[None]:
-    """Adds fields, such as `task`, `ds` and `run`, to everything that is logged inside."""
+    """Adds fields, such as `task`, `ds` and `run`, to what this thread logs inside."""
     token = _context.set({**(_context.get() or {}), **fields})
     try:
         yield

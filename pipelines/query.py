@@ -30,7 +30,7 @@ def open_views(tables_uri: str, names: Sequence[str], as_of: AsOf | None = None)
         as_of: a version or moment of theirs; now by default.
 
     Raises:
-        UsageError: there is none of the tables at this URI, or none of them has this version.
+        UsageError: there is none of the tables at this URI, or one of them has no such version.
     """
     connection = duckdb.connect()
     found = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from mlflow.entities import Run
 from PIL import Image
 
 from hybrid_models.errors import UsageError
@@ -129,7 +131,7 @@ def report(
     )
     page = environment.get_template(TEMPLATE).render(
         ds=ds, tables=tracking.shown(tables_uri), sections=sections, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
-        rain=list(zip(RAIN_MM_H, RAIN_COLOURS, strict=True)), grey=NO_COVERAGE, size=_size,
+        rain=list(zip(RAIN_MM_H, RAIN_COLOURS, strict=True)), grey=NO_COVERAGE, size=_size, number=_number,
     )  # fmt: skip
     return page, sections
 
@@ -149,8 +151,8 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
         tables_uri, [name], parameters=(recent[0], ds),
     ).to_pylist()  # fmt: skip
     reasons = query.query(
-        "SELECT split_part(error, ':', 1) AS kind, count(*) AS n, list({'sample_id': sample_id, 'shard': shard, "
-        f"'error': error}} ORDER BY shard, index)[:{ERROR_EXAMPLES}] AS examples FROM {name}_all "
+        "SELECT split_part(error, ':', 1) AS kind, count(*) AS n, arg_min({'sample_id': sample_id, 'shard': shard, "
+        f"'error': error}}, (shard, index), {ERROR_EXAMPLES}) AS examples FROM {name}_all "
         "WHERE ds = ? AND status = 'error' GROUP BY kind ORDER BY n DESC, kind",
         tables_uri, [name], parameters=(ds,),
     ).to_pylist()  # fmt: skip
@@ -168,40 +170,50 @@ def _ask_mlflow(sections: Sequence[Section], uri: str) -> None:
     try:
         client = tracking.client(uri)
         for section in sections:
-            runs = {past.run_id: client.get_run(past.run_id) for past in section.history}
-            speeds = {name: run.data.metrics.get("rows_per_second") for name, run in runs.items()}
-            section.history = [replace(past, rows_per_second=speeds[past.run_id]) for past in section.history]
-            this = runs[section.run_id]
+            runs = {past.run_id: tracking.find_run(client, past.run_id) for past in section.history}
+            metrics = {name: run.data.metrics for name, run in runs.items() if run is not None}
+            section.history = [
+                replace(past, rows_per_second=metrics.get(past.run_id, {}).get("rows_per_second"))
+                for past in section.history
+            ]
             section.seconds = {
                 name.removeprefix("seconds/"): value
-                for name, value in sorted(this.data.metrics.items())
+                for name, value in sorted(metrics.get(section.run_id, {}).items())
                 if name.startswith("seconds/")
             }
             if uri.startswith("http"):
-                root = f"{tracking.without_login(uri)}/#"
-                section.run_link = f"{root}/experiments/{this.info.experiment_id}/runs/{section.run_id}"
-                if section.model.startswith("models:/"):
-                    _, hybrid, version = section.model.split("/")
-                    section.model_link = f"{root}/models/{hybrid}/versions/{version}"
+                _add_links(section, f"{tracking.without_login(uri)}/#", runs[section.run_id])
     except tracking.UNREACHABLE as error:
         log.warning("the report has no speeds: %s", tracking.refused("tell how fast nights were", uri, error))
+
+
+def _add_links(section: Section, root: str, run: Run | None) -> None:
+    if run is not None:
+        section.run_link = f"{root}/experiments/{run.info.experiment_id}/runs/{section.run_id}"
+    if section.model.startswith("models:/"):
+        _, hybrid, version = section.model.split("/")
+        section.model_link = f"{root}/models/{hybrid}/versions/{version}"
 
 
 # ---- something to look at ----------------------------------------------------------------------------------------
 def _figures(tables_uri: str, section: Section, ds: str, tracking_uri: str, count: int) -> tuple[list[Figure], str]:
     """Some good rows of the night with what the model shows of them, or why there are none."""
-    rows = _choose(tables_uri, section.table, ds, count)
-    if not rows:
+    if section.rows == section.errors:
         return [], "No row was predicted."
     try:
+        rows = _choose(tables_uri, section.table, ds, count)
         artifact = artifacts.read(section.model, None, tracking_uri)
         samples = _samples(rows, artifact)
-    except (UsageError, ConnectionError, FileNotFoundError, storage.StorageError) as error:
+        known = [row for row in rows if row["sample_id"] in samples]
+        explained = _explain(artifact, [samples[row["sample_id"]] for row in known])
+        return [Figure(row, *draw(shown, row)) for row, shown in zip(known, explained, strict=True)], ""
+    except Exception as error:  # pictures are the least of a page: whatever keeps them away is said instead
+        log.warning("%s ds=%s: nothing to look at: %s", section.table, ds, error)
         return [], f"Nothing to look at: {tracking.first_line(error)}"
-    known = [row for row in rows if (row["shard"], row["index"]) in samples]
-    chosen = [samples[row["shard"], row["index"]] for row in known]
-    shown = artifact.load().eval().explain(chosen, artifact.decoding) if chosen else []
-    return [Figure(row, *draw(explanation, row)) for row, explanation in zip(known, shown, strict=True)], ""
+
+
+def _explain(artifact: Artifact, samples: Sequence[Sample]) -> list[Explanation]:
+    return artifact.load().eval().explain(samples, artifact.decoding) if samples else []
 
 
 def _choose(tables_uri: str, name: str, ds: str, count: int) -> list[dict[str, Any]]:
@@ -214,33 +226,31 @@ def _choose(tables_uri: str, name: str, ds: str, count: int) -> list[dict[str, A
     shards = [row["shard"] for row in ask(f"SELECT DISTINCT shard {where} ORDER BY shard", ds)]
     some = [shards[i] for i in evenly(len(shards), min(count, SHARDS_READ))]
     places = ask(f"SELECT shard, index {where} AND list_contains(?, shard) ORDER BY shard, index", ds, some)
-    rows: list[dict[str, Any]] = []
+    chosen: list[dict[str, Any]] = []
     for number, shard in enumerate(some):
-        share = count * (number + 1) // len(some) - len(rows)
-        indices = [place["index"] for place in places if place["shard"] == shard]
-        rows += ask(
-            f"SELECT * {where} AND shard = ? AND list_contains(?, index) ORDER BY index",
-            ds, shard, [indices[i] for i in evenly(len(indices), share)],
-        )  # fmt: skip
-    return rows
+        own = [place for place in places if place["shard"] == shard]
+        chosen += [own[i] for i in evenly(len(own), count * (number + 1) // len(some) - len(chosen))]
+    return ask(
+        f"SELECT * {where} AND list_contains(?, {{'shard': shard, 'index': index}}) ORDER BY shard, index", ds, chosen
+    )
 
 
-def _samples(rows: Sequence[Mapping[str, Any]], artifact: Artifact) -> dict[tuple[str, int], Sample]:
-    """The decoded samples of these rows, by shard and index; reading ends with the last of them."""
+def _samples(rows: Sequence[Mapping[str, Any]], artifact: Artifact) -> dict[str, Sample]:
+    """The decoded samples of these rows, by `sample_id`, as far as their shards still have them where they were."""
     limits = Limits()
     decode = decode_step(artifact, limits)
     options = ReadOptions(decode.preprocess.window, limits=limits)
-    wanted: dict[str, set[int]] = defaultdict(set)
+    wanted: dict[str, dict[int, str]] = defaultdict(dict)
     for row in rows:
-        wanted[row["shard"]].add(row["index"])
-    found: dict[tuple[str, int], Sample] = {}
-    for uri, indices in wanted.items():
+        wanted[row["shard"]][row["index"]] = row["sample_id"]
+    found: dict[str, Sample] = {}
+    for uri, names in wanted.items():
         file = storage.info(uri)
         for block in guarded(Shard(file.uri, file.size, file.etag), options, decode):
-            for row in block.select(["index", "sample"]).to_pylist():
-                if row["index"] in indices and row["sample"] is not None:
-                    found[uri, row["index"]] = unpack(row["sample"])
-            if block["index"][-1].as_py() >= max(indices):
+            for row in block.select(["index", "sample_id", "sample"]).to_pylist():
+                if names.get(row["index"]) == row["sample_id"] and row["sample"] is not None:
+                    found[row["sample_id"]] = unpack(row["sample"])
+            if block["index"][-1].as_py() >= max(names):
                 break
     return found
 
@@ -280,8 +290,11 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 def _size(count: float) -> str:
     """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(len(units) - 1, int(math.log(max(count, 1), 1024)))
+    return f"{_number(count / 1024**power)} {units[power]}"
+
+
+def _number(value: float) -> str:
+    """Three digits that count, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

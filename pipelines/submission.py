@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from ray.job_submission import JobSubmissionClient
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from hybrid_models.errors import UsageError
+from pipelines.tracking import shown
 
 log = logging.getLogger(__name__)
 PASSED_ON = (
@@ -40,8 +42,10 @@ ANSWER_SECONDS = 20.0
 LOST_SECONDS = 300.0
 """So long a cluster that does not answer any more is asked what became of a job."""
 AGENT_SECONDS = 60.0
+SILENT_SECONDS = 60.0
+"""A log that says nothing for so long may have lost its connection."""
 POLL_SECONDS = 1.0
-LOST = (requests.RequestException, aiohttp.ClientError, ConnectionError, RuntimeError)
+LOST = (requests.RequestException, aiohttp.ClientError, OSError, RuntimeError)
 
 
 @dataclass
@@ -100,18 +104,18 @@ def connect(address: str) -> JobSubmissionClient:
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"--address '{address}' is not the URL of a Ray dashboard: write http://HEAD:8265")
+        raise UsageError(f"--address '{shown(address)}' is not the URL of a Ray dashboard: write http://HEAD:8265")
     try:
         requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_SECONDS)  # Ray's client waits for minutes
         return JobSubmissionClient(address)
     except AuthenticationError as error:
         what = "wants a token" if "required" in error.message else "does not know this token"
         raise UsageError(
-            f"the Ray cluster at {address} {what}: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
-            "~/.ray/auth_token to the cluster's token"
+            f"the Ray cluster at {shown(address)} {what}: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN, "
+            "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token to the cluster's token"
         ) from None
     except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError) as error:
-        raise ConnectionError(f"no Ray cluster answers at {address}: {_cause(error)}") from None
+        raise ConnectionError(f"no Ray cluster answers at {shown(address)}: {_cause(error)}") from None
 
 
 def submit(
@@ -135,24 +139,44 @@ def submit(
     unset = [name for name in env if name not in os.environ]
     if unset:
         raise UsageError(f"--env {unset[0]} is not set here")
-    attempts = _attempts(client, submission_id) if submission_id else []
-    if attempts and attempts[-1][1] not in ("FAILED", "STOPPED"):
-        return Job(client, attempts[-1][0], is_new=False)
-    name = f"{submission_id}.{len(attempts) + 1}" if attempts else submission_id
+    running, next_id = _look_up(client, submission_id)
+    if running:
+        return Job(client, running, is_new=False)
     verb, *options = argv
     with tempfile.TemporaryDirectory() as folder:
         pack(Path(folder))
-        started = _patiently(
-            client.submit_job,
-            entrypoint=shlex.join(["python", "-m", f"jobs.{verb}", *options]),
-            submission_id=name or None,
-            runtime_env={
-                "working_dir": folder,
-                "env_vars": {key: os.environ[key] for key in (*PASSED_ON, *env) if os.environ.get(key)},
-            },
-            metadata=metadata,
-        )
+        try:
+            started = _patiently(
+                client.submit_job,
+                entrypoint=shlex.join(["python", "-m", f"jobs.{verb}", *options]),
+                submission_id=next_id or None,
+                runtime_env={
+                    "working_dir": folder,
+                    "env_vars": {key: os.environ[key] for key in (*PASSED_ON, *env) if os.environ.get(key)},
+                },
+                metadata=metadata,
+            )
+        except RuntimeError:
+            running, _ = _look_up(client, submission_id)  # somebody may have been faster
+            if not running:
+                raise
+            return Job(client, running, is_new=False)
     return Job(client, started, is_new=True)
+
+
+def _look_up(client: JobSubmissionClient, submission_id: str) -> tuple[str, str]:
+    """The job of this name that runs or is done, if any, and the id that a further one has: ID, ID.2, ID.3 …"""
+    if not submission_id:
+        return "", ""
+    pattern = re.compile(re.escape(submission_id) + r"(?:\.(\d+))?")
+    attempts = []
+    for job in client.list_jobs():
+        if match := pattern.fullmatch(job.submission_id or ""):
+            attempts.append((int(match[1] or 1), str(job.submission_id), str(job.status.value)))
+    if not attempts:
+        return "", submission_id
+    number, name, status = max(attempts)
+    return ("" if status in ("FAILED", "STOPPED") else name), f"{submission_id}.{number + 1}"
 
 
 def _patiently(submit_job: Callable[..., str], **job: Any) -> str:
@@ -175,35 +199,26 @@ def pack(folder: Path) -> None:
             shutil.copyfile(file, target)
 
 
-def _attempts(client: JobSubmissionClient, submission_id: str) -> list[tuple[str, str]]:
-    """Jobs of this id, ID.2, ID.3 …, and their status, the first one first."""
-    pattern = re.compile(re.escape(submission_id) + r"(?:\.(\d+))?")
-    found = []
-    for job in client.list_jobs():
-        if match := pattern.fullmatch(job.submission_id or ""):
-            found.append((int(match[1] or 1), str(job.submission_id), str(job.status.value)))
-    return [(name, status) for _, name, status in sorted(found)]
-
-
 def follow(job: Job, show: Callable[[str], None]) -> Ending:
     """Shows a job's log line by line while it comes, until the job has ended.
 
     Raises:
         ConnectionError: the cluster did not answer any more, for `LOST_SECONDS`.
     """
-    log_lines = LogLines(show)
-    lost_at: float | None = None
+    lines = LogLines(show)
+    answered = time.monotonic()
     while True:
+        with contextlib.suppress(*LOST):  # the log is for people; what became of the job is asked below
+            asyncio.run(_tail(job, lines))
         try:
-            asyncio.run(_tail(job, log_lines))
             found = job.client.get_job_info(job.submission_id)
+            answered = time.monotonic()
             if found.status.is_terminal():
-                log_lines.catch_up(job.client.get_job_logs(job.submission_id))
-                return Ending(found.status.value, found.driver_exit_code, found.message or "", log_lines.finish())
-            lost_at = None
+                with contextlib.suppress(*LOST):
+                    lines.take(job.client.get_job_logs(job.submission_id), 0)
+                return Ending(found.status.value, found.driver_exit_code, found.message or "", lines.finish())
         except LOST as error:
-            lost_at = lost_at or time.monotonic()
-            if time.monotonic() - lost_at > LOST_SECONDS:
+            if time.monotonic() - answered > LOST_SECONDS:
                 raise ConnectionError(
                     f"the cluster does not answer any more: {_cause(error)}; see `ray job logs {job.submission_id}`"
                 ) from None
@@ -211,11 +226,15 @@ def follow(job: Job, show: Callable[[str], None]) -> Ending:
 
 
 async def _tail(job: Job, lines: LogLines) -> None:
-    """The log from its beginning to the job's end, or until the connection breaks; what was shown is left out."""
+    """The log from its beginning, without what was shown, until the job ends, the connection breaks or nothing comes
+    for `SILENT_SECONDS`."""
     seen = 0
-    async for part in job.client.tail_job_logs(job.submission_id):
-        lines.take(part, seen)
-        seen += len(part)
+    parts = aiter(job.client.tail_job_logs(job.submission_id))
+    with contextlib.suppress(StopAsyncIteration):
+        while True:
+            part = await asyncio.wait_for(anext(parts), SILENT_SECONDS)
+            lines.take(part, seen)
+            seen += len(part)
 
 
 class LogLines:
@@ -236,10 +255,6 @@ class LogLines:
         *lines, self._rest = (self._rest + fresh).split("\n")
         self._emit(lines)
 
-    def catch_up(self, text: str) -> None:
-        """The whole text."""
-        self.take(text, 0)
-
     def finish(self) -> list[str]:
         """Shows what does not end with a line break; the last lines."""
         self._emit([self._rest] if self._rest else [])
@@ -253,7 +268,7 @@ class LogLines:
 
 def _cause(error: BaseException) -> str:
     """The innermost reason, in a few words."""
-    text = str(error)
+    text = shown(str(error))
     for reason in ("Connection refused", "Name or service not known", "timed out", "No route to host"):
         if reason in text:
             return reason.lower()

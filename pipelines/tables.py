@@ -227,7 +227,7 @@ def open_table(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
     """The table, now or as it was, or None if it has never been written.
 
     Raises:
-        UsageError: it has no such version.
+        UsageError: it has no such version, or does not keep it any more.
     """
     return patiently("read", uri, lambda: _open(uri, as_of))
 
@@ -240,7 +240,10 @@ def _open(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
     if isinstance(as_of, int) and as_of > table.version():
         raise UsageError(f"{uri} has no version {as_of}: its newest is {table.version()}")
     if as_of is not None:
-        table.load_as_version(as_of)
+        try:
+            table.load_as_version(as_of)
+        except DeltaError as error:
+            raise UsageError(f"{uri} as of {as_of} is not kept any more: {str(error).splitlines()[0]}") from None
     return table
 
 

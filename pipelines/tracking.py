@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -32,6 +32,8 @@ TRAINING_TAG = "hybrid.training"
 PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]*@")
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
+MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
+"""What MLflow calls errors that another try would not mend."""
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError, ImportError)  # S3 artifacts without boto3: ImportError
 
 
@@ -222,6 +224,16 @@ def client(uri: str) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(uri, registry_uri=uri)
 
 
+def find_run(client: mlflow.MlflowClient, run_id: str) -> Run | None:
+    """A run, or None if MLflow does not know it: it may have been away when the job ran."""
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
 def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, str]:
     """Downloads a registered model's artifact folder.
 
@@ -254,8 +266,8 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
 def refused(what: str, tracking_uri: str, error: Exception) -> Exception:
     """The one-line error for what MLflow could not do: a usage error if MLflow says that it has no such thing."""
     message = f"MLflow at {shown(tracking_uri)}: cannot {what}: {first_line(error)}"
-    asked_wrongly = getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-    return UsageError(message) if asked_wrongly or isinstance(error, ImportError) else ConnectionError(message)
+    mistake = getattr(error, "error_code", "") in MISTAKES or isinstance(error, ImportError)
+    return UsageError(message) if mistake else ConnectionError(message)
 
 
 def _resolve(client: mlflow.MlflowClient, uri: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 PREFIX = "10.77.0"
 
@@ -33,20 +34,17 @@ class Network:
         _ip("link", "set", f"v-{host}", "up")
 
 
+@cache
 def why_not() -> str:
     """Why there can be no such network here; empty if there can."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return "network namespaces need root and iproute2"
-    tried = subprocess.run(["ip", "netns", "add", "hybrid-try"], capture_output=True, text=True, check=False)
-    if tried.returncode:
-        return f"network namespaces are not allowed here: {tried.stderr.strip()}"
-    _ip("netns", "del", "hybrid-try")
-    tried = subprocess.run(
-        ["ip", "link", "add", "hybrid-try", "type", "bridge"], capture_output=True, text=True, check=False
-    )
-    if tried.returncode:
-        return f"bridges are not allowed here: {tried.stderr.strip()}"
-    _ip("link", "del", "hybrid-try")
+    name = f"try{os.getpid()}"
+    for kind, more in (("netns", []), ("link", ["type", "bridge"])):
+        tried = subprocess.run(["ip", kind, "add", name, *more], capture_output=True, text=True, check=False)
+        if tried.returncode:
+            return f"`ip {kind} add` is not allowed here: {tried.stderr.strip()}"
+        _ip(kind, "del", name)
     return ""
 
 

@@ -88,6 +88,13 @@ def test_a_night_is_scheduled_safely() -> None:
     assert cron["jobTemplate"]["spec"]["activeDeadlineSeconds"] > 0
 
 
+def test_a_job_on_the_shared_cluster_is_not_tried_again_by_kuberay() -> None:
+    """It would delete the cluster first."""
+    jobs = [one["spec"] for one in documents() if one["kind"] == "RayJob"]
+    assert len(jobs) == 2
+    assert not [job for job in jobs if "clusterSelector" in job and job.get("backoffLimit")]
+
+
 def pods() -> Iterator[dict[str, Any]]:
     for one in documents():
         if one["kind"] == "RayCluster":

@@ -1,12 +1,14 @@
-"""An Airflow DAG of one task: the night of the run's logical date, as a job on the Ray cluster.
+"""An Airflow DAG of one task: at two o'clock UTC the night before, as a job on the Ray cluster.
 
-Airflow's own retries start the same command again: what is done is not done twice. The worker needs this package, and
-RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in its environment.
+The timetable with data intervals makes `ds` the day that has ended. Airflow's own retries start the same command again:
+what is done is not done twice. The worker needs this package, and RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE=token and
+RAY_AUTH_TOKEN in its environment.
 """
 
 import pendulum
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG
+from airflow.timetables.interval import CronDataIntervalTimetable
 
 NIGHTLY = (
     'hybrid submit --submission-id "nightly-{{ ds }}" -- nightly --all-tasks '
@@ -15,7 +17,7 @@ NIGHTLY = (
 
 with DAG(
     "hybrid_nightly",
-    schedule="0 2 * * *",
+    schedule=CronDataIntervalTimetable("0 2 * * *", timezone="UTC"),
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=True,
     max_active_runs=1,

@@ -104,7 +104,9 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         stack.callback(s3fs.S3FileSystem.clear_instance_cache)
-        made = Rehearsal(net, folder, head, {**tiny.environment(folder), **settings, **token}, nodes)
+        made = Rehearsal(
+            net, folder, head, {**tiny.environment(folder), **settings, **token, "HYBRID_LOG_FORMAT": "json"}, nodes
+        )
         for host in ("first", "second"):
             stack.callback(made.join(host).kill)
         yield made
@@ -117,7 +119,8 @@ def ended(job: subprocess.Popen[str]) -> dict:
     assert TOKEN not in stdout + stderr
     assert job.returncode == 0, stderr[-3000:]
     assert "Traceback" not in stderr, stderr[-6000:]
-    assert " WARNING MLflow" not in stderr, stderr[-3000:]
+    said = [json.loads(line) for line in stderr.splitlines() if line.startswith('{"time"')]
+    assert {entry["level"] for entry in said} == {"INFO"}, said
     return dict(json.loads(stdout.splitlines()[-1]))
 
 
@@ -134,7 +137,7 @@ def test_a_training_and_a_night_of_a_cluster_that_loses_a_host_for_a_while(rehea
     for wrong_token, what in (("", "wants a token"), (TOKEN[::-1], "does not know this token")):
         env = {**rehearsal.env, "RAY_AUTH_MODE": "token" if wrong_token else "disabled", "RAY_AUTH_TOKEN": wrong_token}
         refused = tiny.hybrid(
-            "submit", "--address", rehearsal.head.dashboard, "--", "models", cwd=rehearsal.folder, env=env
+            "submit", "--address", rehearsal.head.dashboard, "--", "evaluate", cwd=rehearsal.folder, env=env
         )
         assert (refused.code, refused.stdout) == (2, "")
         assert refused.stderr.startswith(f"hybrid: the Ray cluster at {rehearsal.head.dashboard} {what}: set RAY_AUTH")

@@ -10,7 +10,7 @@ from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from hybrid_models.translator import TranslatorDecoding
-from jobs import cli
+from jobs import cli, report
 from jobs.errors import EndedError
 from jobs.nightly import NightlyOptions, Unit, main, nights
 from pipelines import artifacts, registry, storage
@@ -91,7 +91,7 @@ def test_nights_are_done_caught_up_with_and_done_again(lake: Path) -> None:
     with pytest.raises(EndedError) as ended:
         main(argv(lake, "--ds", "2026-01-04", "--catch-up", "3", "--no-report"))
     assert ended.value.code == cli.REFUSED, "one night has too many bad rows, the others are done"
-    assert "1 of 3 nights are not done; translations ds=2026-01-02: 1 of 13 samples are bad" in str(ended.value)
+    assert "2 of 3 nights are done; translations ds=2026-01-02: 1 of 13 samples are bad" in str(ended.value)
     assert ended.value.summary is not None
     assert ended.value.summary["reports"] == []
     done = [(night["ds"], night["rows"]) for night in ended.value.summary["nights"]]
@@ -110,6 +110,21 @@ def test_nights_are_done_caught_up_with_and_done_again(lake: Path) -> None:
     twice = main(argv(lake, "--ds", "2026-01-01", "--no-report"))["nights"][0]
     assert (twice["shards_computed"], twice["changed"]) == (0, False), "cron may fire twice"
     assert stored(lake) == {"2026-01-01": 11, "2026-01-02": 13, "2026-01-04": 8}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_comes_after_a_night_does_not_undo_it(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """References that cannot be read, and a page that cannot be written, are problems of their own."""
+    storage.write_bytes(f"{lake}/torn/a.unknown", b"?")
+    monkeypatch.setattr(report, "write", lambda *args: 1 / 0)
+    with pytest.raises(EndedError) as ended:
+        main(argv(lake, "--ds", "2026-01-04", "--references", f"{lake}/torn/*", tables="after"))
+    assert ended.value.code == cli.FAILED
+    assert str(ended.value).startswith("1 of 1 nights are done; report ds=2026-01-04: failed: ZeroDivisionError")
+    assert ended.value.summary is not None
+    assert [night["rows"] for night in ended.value.summary["nights"]] == [8]
+    found = [(problem["what"], problem["exit_code"]) for problem in ended.value.summary["problems"]]
+    assert found == [("evaluation of translations", cli.USAGE), ("report", cli.FAILED)]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -154,12 +169,13 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path) -> None:
     assert night("--backfill", "2026-1-1..x").startswith("--backfill '2026-1-1' is not a date")
     assert night("--backfill", "1926-01-01..2026-01-01").startswith("1926-01-01..2026-01-01 are 36526 nights, at most")
     assert "--catch-up must be 0 or more" in night("--ds", "today", "--catch-up", "-1")
+    assert "at most 3660 are done at once" in night("--ds", "today", "--catch-up", "1000000")
     assert "--catch-up must be 0 or more" in night("--backfill", "2026-01-01..2026-01-02", "--catch-up", "1")
     assert night("--ds", "today", "--retain-hours", "0").startswith("--retain-hours is 0")
     assert "cannot get models:/translator/9: " in night("--ds", "today", "--model", "models:/translator/9")
     assert "has no {ds}" in refusal([*argv(lake)[:1], "--input", f"{lake}/in", *argv(lake, "--ds", "today")[3:]])
-    assert refusal(["poems"]).startswith("unknown task 'poems': use captions, nowcasts, translations")
-    assert refusal([]).startswith("hybrid nightly needs a task first")
+    assert refusal(["poems"]).startswith("unknown task (or --all-tasks) 'poems': use captions, nowcasts, translations")
+    assert refusal([]).startswith("hybrid nightly needs a task (or --all-tasks) first: ")
     assert not Path(lake, "none", "translations").exists()
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hybrid_models.errors import UsageError
-from jobs.query import main
+from jobs.query import asked, main
 from pipelines import storage
 from pipelines.shards import Shard
 from pipelines.tables import StageSink, commit_night, list_pieces, table_schema, tiling
@@ -118,3 +118,10 @@ def test_mistakes_are_one_line(lake: str, argv: list[str], message: str) -> None
         main([argument.format(lake=lake) for argument in argv])
     assert message.format(lake=lake) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_only_tables_that_a_statement_names_are_opened() -> None:
+    names = ["captions", "nowcasts", "translations"]
+    assert asked("SELECT * FROM Captions_all", names) == ["captions"]
+    assert asked("SELECT * FROM captions JOIN TRANSLATIONS USING (ds)", names) == ["captions", "translations"]
+    assert asked("SELECT 1", names) == names

@@ -19,9 +19,10 @@ def test_mistakes_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal().startswith("after -- comes a verb and its options: demo, prepare, train, ")
     assert refusal("--", "submit").startswith("after -- comes a verb and its options, not 'submit': ")
     assert refusal("--", "fly").startswith("after -- comes a verb and its options, not 'fly': ")
-    assert refusal("--", "models") == "--address is needed: the URL of the cluster's dashboard, http://HEAD:8265"
-    assert refusal("--address", "head", "--", "models").startswith("--address 'head' is not the URL")
-    assert "--colour" in refusal("--colour", "red", "--", "models")
+    assert refusal("--", "query", "SELECT 1").startswith("after -- comes a verb and its options, not 'query': ")
+    assert refusal("--", "evaluate") == "--address is needed: the URL of the cluster's dashboard, http://HEAD:8265"
+    assert refusal("--address", "head", "--", "train").startswith("--address 'head' is not the URL")
+    assert "--colour" in refusal("--colour", "red", "--", "train")
 
 
 def test_a_job_that_did_not_succeed_is_explained_by_its_own_last_words() -> None:

@@ -86,3 +86,16 @@ def test_bars_are_for_terminals_only(ray_cluster: str, monkeypatch: pytest.Monke
         monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
         cluster.configure_data()
         assert context.enable_progress_bars is terminal
+
+
+def test_variables_that_a_job_has_from_its_submitter_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses to be told a variable twice, and prints all of them, secrets too."""
+    ours = {"OURS": "1", "GOMP_SPINCOUNT": "1000"}
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert cluster._without_the_jobs(ours) == ours
+    monkeypatch.setenv(
+        "RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"env_vars": {"GOMP_SPINCOUNT": "7"}}, "metadata": {}}'
+    )
+    assert cluster._without_the_jobs(ours) == {"OURS": "1"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": null}')
+    assert cluster._without_the_jobs(ours) == ours

@@ -131,8 +131,25 @@ def test_a_page_without_mlflow_shards_or_model(lake: Path, caplog: pytest.LogCap
     storage.write_bytes(f"{lake}/captions/1/photos-000.tar", kept)
     assert captions.figures == []
     assert captions.note.startswith("Nothing to look at: ")
-    assert "photos-000.tar" in captions.note
+    assert "photos-000.tar" in captions.note or "No such file" in captions.note
     assert captions.note in Texts(page).text
+
+
+def test_a_photograph_that_was_replaced_is_not_shown_for_another(lake: Path) -> None:
+    kept = storage.read_bytes(f"{lake}/captions/1/photos-000.tar")
+    storage.write_bytes(
+        f"{lake}/captions/1/photos-000.tar", tiny.tar([(f"other-{i}.jpg", tiny.jpeg(i)) for i in range(4)])
+    )
+    _, (captions, _) = page_of(lake, "2026-01-01")
+    storage.write_bytes(f"{lake}/captions/1/photos-000.tar", kept)
+    assert {figure.row["shard"].rsplit("/", 1)[-1] for figure in captions.figures} == {"photos-001.tar"}
+
+
+def test_numbers_are_for_people() -> None:
+    assert [report._size(size) for size in (0, 7, 1030, 1024**2 * 1.5, 999 * 1024**3)] == [
+        "0 B", "7 B", "1.01 KiB", "1.5 MiB", "999 GiB",
+    ]  # fmt: skip
+    assert [report._number(value) for value in (0.123456, 12.345, 1234.5)] == ["0.123", "12.3", "1,234"]
 
 
 def test_a_night_that_is_not_there(lake: Path) -> None:

@@ -1,10 +1,12 @@
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import requests
 
 from hybrid_models.errors import UsageError
 from pipelines import submission
@@ -60,6 +62,76 @@ def test_what_is_wrong_with_the_token_is_said(status: int, message: str) -> None
     )
 
 
+def test_a_password_in_an_address_is_not_shown() -> None:
+    port = free_ports(1)[0]
+    with pytest.raises(ConnectionError) as caught:
+        submission.connect(f"http://me:secret@127.0.0.1:{port}")
+    assert str(caught.value).startswith(f"no Ray cluster answers at http://me:***@127.0.0.1:{port}: ")
+    assert "secret" not in str(caught.value)
+
+
+class Jobs:
+    """A cluster's list of jobs, and one job that ends after some questions about it."""
+
+    def __init__(self, **jobs: str) -> None:
+        self.jobs = jobs
+        self.asked = 0
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(submission_id=name.replace("_", "."), status=SimpleNamespace(value=status))
+            for name, status in self.jobs.items()
+        ]
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        yield "one\ntw"
+        raise RuntimeError("the connection closed")
+
+    def get_job_info(self, name: str) -> SimpleNamespace:
+        self.asked += 1
+        if self.asked == 1:
+            raise requests.ConnectionError("away for a moment")
+        ended = self.asked == 3
+        status = SimpleNamespace(value="FAILED" if ended else "RUNNING", is_terminal=lambda: ended)
+        return SimpleNamespace(status=status, driver_exit_code=3, message="it failed")
+
+    def get_job_logs(self, name: str) -> str:
+        return "one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "found"),
+    [
+        ({}, ("", "night")),
+        ({"night": "RUNNING"}, ("night", "night.2")),
+        ({"night": "SUCCEEDED", "nightly": "FAILED"}, ("night", "night.2")),
+        ({"night": "FAILED"}, ("", "night.2")),
+        ({"night_10": "STOPPED", "night_9": "SUCCEEDED"}, ("", "night.11")),
+        ({"night": "FAILED", "night_2": "PENDING"}, ("night.2", "night.3")),
+    ],
+)
+def test_a_name_is_looked_up(jobs: dict[str, str], found: tuple[str, str]) -> None:
+    assert submission._look_up(Jobs(**jobs), "night") == found  # type: ignore[arg-type]
+    assert submission._look_up(Jobs(**jobs), "") == ("", "")  # type: ignore[arg-type]
+
+
+def test_a_job_is_followed_through_lost_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "POLL_SECONDS", 0.01)
+    shown: list[str] = []
+    job = submission.Job(Jobs(), "night", is_new=True)  # type: ignore[arg-type]
+    assert submission.follow(job, shown.append) == Ending("FAILED", 3, "it failed", ["one", "two", "three"])
+    assert shown == ["one", "two", "three"], "each line once"
+
+
+def test_a_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(submission, "LOST_SECONDS", 0.05)
+    jobs = Jobs()
+    monkeypatch.setattr(jobs, "get_job_info", lambda name: (_ for _ in ()).throw(requests.ConnectionError("gone")))
+    with pytest.raises(ConnectionError, match="does not answer any more: gone; see `ray job logs night`"):
+        submission.follow(submission.Job(jobs, "night", is_new=True), print)  # type: ignore[arg-type]
+
+
 def test_only_source_is_sent_along(tmp_path: Path) -> None:
     submission.pack(tmp_path)
     sent = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
@@ -67,7 +139,7 @@ def test_only_source_is_sent_along(tmp_path: Path) -> None:
         str(path.relative_to(tiny.ROOT))
         for name in submission.PACKAGES
         for path in (tiny.ROOT / name).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
     }
     assert {"jobs/train.py", "pipelines/report.html"} <= sent
     assert (tmp_path / "jobs/train.py").read_bytes() == (tiny.ROOT / "jobs/train.py").read_bytes()
