@@ -151,7 +151,8 @@ def submit(
                 entrypoint=shlex.join(["python", "-m", f"jobs.{verb}", *options]),
                 submission_id=next_id or None,
                 runtime_env={
-                    "working_dir": folder,
+                    # No working_dir: nodes that share Ray's folder would replace it under a running job.
+                    "py_modules": [str(Path(folder, name)) for name in PACKAGES],
                     "env_vars": {key: os.environ[key] for key in (*PASSED_ON, *env) if os.environ.get(key)},
                 },
                 metadata=metadata,
