@@ -41,7 +41,7 @@ def captioner_flickr8k() -> Recipe:
         model=CaptionerConfig(),
         decoding=CaptionerDecoding(),
         train=TrainConfig(
-            epochs=10, batch_size=32, learning_rate=5e-4, warmup_steps=200, metric="cider_d", validate_samples=300
+            epochs=8, batch_size=32, learning_rate=2e-3, warmup_steps=200, metric="cider_d", validate_samples=300
         ),
     )
 
