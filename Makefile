@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint bench chaos clean
+.PHONY: setup demo test pytest lint bench chaos clean
 
 setup: $(READY)
 
@@ -23,8 +23,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Linters run beside the first tests, which wait for servers.
+test: $(READY)
+	$(MAKE) --jobs 2 lint pytest
+
 # Files go to the two processes in the order of pyproject.toml's testpaths, the longest first.
-test: lint
+pytest: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(READY)

@@ -209,8 +209,8 @@ def finish(job: subprocess.Popen, seconds: float = START_SECONDS) -> tuple[int, 
     return job.returncode, json.loads(stdout.splitlines()[-1]) if job.returncode == 0 else {}, stderr
 
 
-def run(world: World, plan: Plan, seed: int, whole: Reference) -> Outcome:
-    """One night with its accidents."""
+def run(world: World, plan: Plan, seed: int, whole: Reference, actors: int = 0) -> Outcome:
+    """One night with its accidents, with so many model processes; by default one on each node."""
     task, tables = Task(plan.task), f"run-{seed}-{plan.number}"
     if plan.replaces:
         nights.copy_tables(task, "old", tables)
@@ -225,7 +225,7 @@ def run(world: World, plan: Plan, seed: int, whole: Reference) -> Outcome:
     traps = [trap(accident) for accident in plan.accidents]
     with reader(task, tables, {len(whole.rows)}, may_fail=any(who == "S3" for who, _ in plan.accidents)) as seen:
         while not outcome.codes or (outcome.codes[-1] != 0 and len(outcome.codes) < MAX_STARTS):
-            job[:] = [start(world, task.argv(tables))]
+            job[:] = [start(world, task.argv(tables, actors=actors))]
             world.proxy.watcher = lambda call, when: [trap(call, when) for trap in traps]
             code, summary, said = finish(job[0])
             world.proxy.watcher = None

@@ -36,7 +36,7 @@ def whole(here: World) -> Reference:
 
 def test_a_night_whose_driver_dies_is_right_in_the_end(here: World, whole: Reference) -> None:
     plan = Plan(1, "translations", (Accident("driver", "between files"),), replaces=True)
-    outcome = runner.run(here, plan, SEED, whole)
+    outcome = runner.run(here, plan, SEED, whole, actors=1)
     assert (outcome.hit, outcome.problem) == (True, "")
     assert outcome.codes == [-9, 0]
     assert 0 < outcome.computed[-1] < nights.SHARDS + 1, "what was staged is not computed again, the rest is"

@@ -34,7 +34,7 @@ SLOW = [
     "--decoding.max-length-extra", "40",
 ]  # fmt: skip
 """So that the night is not over before somebody is cut off."""
-CUT_SECONDS = 15.0
+CUT_SECONDS = 12.0
 # A cluster that notices within seconds that a host is gone.
 NOTICE = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000",
           "RAY_health_check_failure_threshold": "3"}  # fmt: skip
@@ -187,8 +187,5 @@ def test_a_training_and_a_night_of_a_cluster_that_loses_a_host_for_a_while(rehea
         assert ended(rehearsal.submit("--submission-id", name, "--", *night)) == first, "what is done is not"
         assert {job["submission_id"] for job in rehearsal.ask("/api/jobs/")} >= {name, f"{name}.2"}
         assert f"{name}.3" not in {job["submission_id"] for job in rehearsal.ask("/api/jobs/")}
-        (again,) = ended(rehearsal.submit("--", *night))["nights"]
-        assert (again["shards_computed"], again["changed"]) == (0, False)
-        assert DeltaTable(f"{LAKE}/tables/translations").version() == 1
     finally:
         back.kill()

@@ -111,9 +111,9 @@ def test_examples_of_each_hybrid(tmp_path: Path) -> None:
 
 
 def test_positions_are_evenly_spread() -> None:
-    assert pictures._evenly(12, 4) == [1, 4, 7, 10]
-    assert pictures._evenly(3, 4) == [0, 1, 2]
-    assert pictures._evenly(10, 1) == [5]
+    assert pictures.evenly(12, 4) == [1, 4, 7, 10]
+    assert pictures.evenly(3, 4) == [0, 1, 2]
+    assert pictures.evenly(10, 1) == [5]
 
 
 def test_curves_are_drawn() -> None:

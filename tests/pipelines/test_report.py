@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -143,6 +144,20 @@ def test_a_photograph_that_was_replaced_is_not_shown_for_another(lake: Path) -> 
     _, (captions, _) = page_of(lake, "2026-01-01")
     storage.write_bytes(f"{lake}/captions/1/photos-000.tar", kept)
     assert {figure.row["shard"].rsplit("/", 1)[-1] for figure in captions.figures} == {"photos-001.tar"}
+
+
+def test_models_and_runs_are_linked_to_an_mlflow_server(lake: Path) -> None:
+    _, (captions, _) = page_of(lake, "2026-01-01")
+    run = SimpleNamespace(info=SimpleNamespace(experiment_id="7"))
+    captions.model = "models:/captioner/12"
+    report._add_links(captions, "https://mlflow.example.com/#", run)  # type: ignore[arg-type]
+    assert captions.run_link == f"https://mlflow.example.com/#/experiments/7/runs/{captions.run_id}"
+    assert captions.model_link == "https://mlflow.example.com/#/models/captioner/versions/12"
+    _, (unlinked, _) = page_of(lake, "2026-01-01")
+    report._add_links(unlinked, "https://mlflow.example.com/#", None)
+    assert (unlinked.run_link, unlinked.model_link) == ("", ""), (
+        "an artifact folder, and a run that MLflow does not know"
+    )
 
 
 def test_numbers_are_for_people() -> None:
