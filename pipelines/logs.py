@@ -15,7 +15,6 @@ from typing import Any
 FORMAT = "HYBRID_LOG_FORMAT"
 QUIET = {
     **dict.fromkeys(("alembic", "httpx", "aiobotocore", "botocore", "fsspec", "s3fs"), logging.WARNING),
-    **dict.fromkeys(("ray.dashboard", "ray._private.runtime_env"), logging.WARNING),
     "mlflow": logging.ERROR,  # it warns of every model without a signature
 }
 OWN = ("shard", "index")

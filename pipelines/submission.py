@@ -27,7 +27,6 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 from hybrid_models.errors import UsageError
 from pipelines.tracking import shown
 
-log = logging.getLogger(__name__)
 PASSED_ON = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
     "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ALLOW_HTTP",
@@ -35,6 +34,12 @@ PASSED_ON = (
     "HYBRID_TRACEBACK", "HYBRID_WORKER_LOGS", "HYBRID_LOG_FORMAT",
 )  # fmt: skip
 """Settings of S3, MLflow and this package that a job gets from its submitter, where they are set."""
+TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Ray's loggers of uploads and connections; they set their own level when they are imported."""
 SOURCE = Path(__file__).parents[1]
 PACKAGES = ("hybrid_models", "pipelines", "jobs")
 SENT = ("*.py", "*.html")
@@ -105,6 +110,8 @@ def connect(address: str) -> JobSubmissionClient:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"--address '{shown(address)}' is not the URL of a Ray dashboard: write http://HEAD:8265")
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         requests.get(f"{address.rstrip('/')}/api/version", timeout=ANSWER_SECONDS)  # Ray's client waits for minutes
         return JobSubmissionClient(address)

@@ -3,7 +3,6 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Alignment, Forecast, Gaze
-from pipelines import report, storage
+from pipelines import report, storage, tracking
 from pipelines.tracking import Tracker
 from tests import tiny
 from tests.pipelines.test_radar import event_bytes
@@ -148,10 +147,12 @@ def test_a_photograph_that_was_replaced_is_not_shown_for_another(lake: Path) -> 
 
 def test_models_and_runs_are_linked_to_an_mlflow_server(lake: Path) -> None:
     _, (captions, _) = page_of(lake, "2026-01-01")
-    run = SimpleNamespace(info=SimpleNamespace(experiment_id="7"))
+    run = tracking.find_run(tracking.client(mlflow_of(lake)), captions.run_id)
+    assert run is not None
     captions.model = "models:/captioner/12"
-    report._add_links(captions, "https://mlflow.example.com/#", run)  # type: ignore[arg-type]
-    assert captions.run_link == f"https://mlflow.example.com/#/experiments/7/runs/{captions.run_id}"
+    report._add_links(captions, "https://mlflow.example.com/#", run)
+    place = f"experiments/{run.info.experiment_id}/runs/{captions.run_id}"
+    assert captions.run_link == f"https://mlflow.example.com/#/{place}"
     assert captions.model_link == "https://mlflow.example.com/#/models/captioner/versions/12"
     _, (unlinked, _) = page_of(lake, "2026-01-01")
     report._add_links(unlinked, "https://mlflow.example.com/#", None)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import requests
+from ray.job_submission import JobSubmissionClient
 
 from hybrid_models.errors import UsageError
 from pipelines import submission
@@ -70,7 +71,7 @@ def test_a_password_in_an_address_is_not_shown() -> None:
     assert "secret" not in str(caught.value)
 
 
-class Jobs:
+class Jobs(JobSubmissionClient):
     """A cluster's list of jobs, and one job that ends after some questions about it."""
 
     def __init__(self, **jobs: str) -> None:
@@ -111,14 +112,14 @@ class Jobs:
     ],
 )
 def test_a_name_is_looked_up(jobs: dict[str, str], found: tuple[str, str]) -> None:
-    assert submission._look_up(Jobs(**jobs), "night") == found  # type: ignore[arg-type]
-    assert submission._look_up(Jobs(**jobs), "") == ("", "")  # type: ignore[arg-type]
+    assert submission._look_up(Jobs(**jobs), "night") == found
+    assert submission._look_up(Jobs(**jobs), "") == ("", "")
 
 
 def test_a_job_is_followed_through_lost_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission, "POLL_SECONDS", 0.01)
     shown: list[str] = []
-    job = submission.Job(Jobs(), "night", is_new=True)  # type: ignore[arg-type]
+    job = submission.Job(Jobs(), "night", is_new=True)
     assert submission.follow(job, shown.append) == Ending("FAILED", 3, "it failed", ["one", "two", "three"])
     assert shown == ["one", "two", "three"], "each line once"
 
@@ -129,7 +130,7 @@ def test_a_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     jobs = Jobs()
     monkeypatch.setattr(jobs, "get_job_info", lambda name: (_ for _ in ()).throw(requests.ConnectionError("gone")))
     with pytest.raises(ConnectionError, match="does not answer any more: gone; see `ray job logs night`"):
-        submission.follow(submission.Job(jobs, "night", is_new=True), print)  # type: ignore[arg-type]
+        submission.follow(submission.Job(jobs, "night", is_new=True), print)
 
 
 def test_only_source_is_sent_along(tmp_path: Path) -> None:
