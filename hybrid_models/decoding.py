@@ -56,6 +56,8 @@ class SearchOptions:
     """No end symbol before so many tokens (never beyond a source's maximum)."""
     never: tuple[int, ...] = ()
     """Tokens that are not written at all (padding, start)."""
+    no_repeat: int = 0
+    """No sequence of so many tokens is written twice in one output; 0 allows any."""
 
     def __post_init__(self) -> None:
         if self.beam_size < 1:
@@ -64,6 +66,8 @@ class SearchOptions:
             raise UsageError(f"length_penalty is {self.length_penalty}: it must be 0 (off) or more")
         if self.min_length < 0:
             raise UsageError(f"min_length is {self.min_length}: it must be 0 or more")
+        if self.no_repeat < 0:
+            raise UsageError(f"no_repeat is {self.no_repeat}: it must be 0 (any) or a number of tokens")
 
 
 def length_penalty(length: int | Tensor, alpha: float) -> float | Tensor:
@@ -165,8 +169,10 @@ def _start(state: State, memory: State, max_length: Tensor, options: SearchOptio
 
 
 def _constrain(log_probs_NV: Tensor, beams: _Beams, length: int, options: SearchOptions) -> None:
-    """Forbids, in place, some tokens, to end below the minimum length, and to go on beyond the maximum."""
+    """Forbids, in place, some tokens, to repeat, to end below the minimum length, and to go on beyond the maximum."""
     log_probs_NV[:, list(options.never)] = float("-inf")
+    if 0 < options.no_repeat <= length:
+        _forbid_repetition(log_probs_NV, beams.tokens_BKT[:, :, 1:].flatten(0, 1), options.no_repeat)
     at_limit_B1 = (beams.limit_B <= length).unsqueeze(1)
     if length < options.min_length:
         end_BK = log_probs_NV[:, options.end].view_as(beams.log_prob_BK)
@@ -175,6 +181,16 @@ def _constrain(log_probs_NV: Tensor, beams: _Beams, length: int, options: Search
     forbidden_BV = at_limit_B1.expand(-1, log_probs_NV.shape[1]).clone()
     forbidden_BV[:, options.end] = False
     log_probs_BKV.masked_fill_(forbidden_BV.unsqueeze(1), float("-inf"))
+
+
+def _forbid_repetition(log_probs_NV: Tensor, tokens_NT: Tensor, n: int) -> None:
+    """Forbids, in place, every token that has followed the last n - 1 tokens of its hypothesis before."""
+    windows_NWn = tokens_NT.unfold(1, n, 1)
+    again_NW = (windows_NWn[:, :, :-1] == tokens_NT[:, None, tokens_NT.shape[1] - n + 1 :]).all(dim=2)
+    forbidden_NV = torch.zeros_like(log_probs_NV, dtype=torch.bool)
+    row_N1 = torch.arange(len(tokens_NT), device=tokens_NT.device).unsqueeze(1).expand_as(again_NW)
+    forbidden_NV[row_N1[again_NW], windows_NWn[:, :, -1][again_NW]] = True
+    log_probs_NV.masked_fill_(forbidden_NV, float("-inf"))
 
 
 def _advance(beams: _Beams, log_probs_NV: Tensor, length: int, options: SearchOptions, found: list[Hypothesis]) -> None:

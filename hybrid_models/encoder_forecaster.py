@@ -11,6 +11,10 @@ Shi et al. 2015 with three things given to the network that few events cannot te
   (the cascade of S-PROG, Seed 2003, with weights by place and lead time). The scales are taken of the rain rate itself:
   smoothed logarithms lose the heavy rain.
 
+Beside the forecast it says how sure it is: the probability that the rain reaches each of `RAIN_THRESHOLDS` is a
+logistic regression on the forecast (Wilks 2009), whose slope and offset the network gives by place, lead time and
+threshold.
+
 Video of intensities (Moving MNIST) has none of this: there the forecaster draws every pixel, as in Shi et al.
 """
 
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +31,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own convention
 from hybrid_models.advection import estimate_motion, move, stays_inside, trajectories
 from hybrid_models.contract import autocast
 from hybrid_models.conv_lstm import ConvLSTM
+from hybrid_models.frame_metrics import RAIN_THRESHOLDS
 from hybrid_models.nowcaster_inputs import Unit
 
 DRIZZLE_MM_H = 0.1
@@ -35,6 +41,8 @@ MAX_MM_H = 100.0
 SCALES = 5
 """Levels of the cascade: details of about 2, 4, 8, 16 and 32 pixels."""
 
+_SLOPE = 20.0
+"""Slope of an untrained probability, per unit of the network's scale."""
 _DARK = -3.0
 """Logit of an untrained pixel of video: most of a frame is dark."""
 
@@ -44,6 +52,19 @@ def to_scale(frames: Tensor, unit: Unit) -> Tensor:
     if unit == "intensity":
         return frames
     return torch.log1p(frames.clamp(max=MAX_MM_H) / DRIZZLE_MM_H) / math.log1p(MAX_MM_H / DRIZZLE_MM_H)
+
+
+class Nowcast(NamedTuple):
+    """What is forecast.
+
+    Args:
+        frames: `[B, L, H, W]`, in the unit of the past frames.
+        logits: of the probability that the rain is at least each of `RAIN_THRESHOLDS`, `[B, L, thresholds, H, W]`; None
+            for video.
+    """
+
+    frames: Tensor
+    logits: Tensor | None
 
 
 class EncoderForecaster(nn.Module):
@@ -66,15 +87,16 @@ class EncoderForecaster(nn.Module):
         self.encoder = ConvLSTM(first, hidden_dims, kernel_size)
         self.forecaster = ConvLSTM(first, hidden_dims, kernel_size)
         self.neck = nn.Conv2d(last, last, 3, padding=1)
-        self.head = nn.Conv2d(last, SCALES + 1 if unit == "mm/h" else patch**2, 3, padding=1)
+        rain_maps = SCALES + 1 + 2 * len(RAIN_THRESHOLDS)
+        self.head = nn.Conv2d(last, rain_maps if unit == "mm/h" else patch**2, 3, padding=1)
         if unit == "mm/h":
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         else:
             nn.init.constant_(self.head.bias, _DARK)  # type: ignore[arg-type]
 
-    def forward(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> Tensor:
-        """Forecasts `[B, n_leads, H, W]`.
+    def forward(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> Nowcast:
+        """Forecasts `n_leads` steps.
 
         Args:
             past: `[B, P, H, W]` oldest first, NaN where nothing was measured; any grid.
@@ -84,27 +106,33 @@ class EncoderForecaster(nn.Module):
         covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past)
         frames = to_scale(past, self.unit)
         if self.unit == "mm/h":
-            forecasts = self._along_motion(frames, covered, past[:, -1], step_minutes, n_leads)
-        else:
-            forecasts = self._drawn(frames, covered, step_minutes, n_leads)
-        return torch.stack(forecasts, dim=1)[..., :height, :width]
+            moved = torch.stack(self._along_motion(frames, covered, past[:, -1], step_minutes, n_leads), dim=1)
+            return Nowcast(moved[:, :, 0], moved[:, :, 1:])
+        drawn = torch.stack(self._drawn(frames, covered, step_minutes, n_leads), dim=1)
+        return Nowcast(drawn[..., :height, :width], None)
 
     def _along_motion(
         self, frames: Tensor, covered: Tensor, newest: Tensor, step_minutes: Tensor, n_leads: int
     ) -> list[Tensor]:
-        """Changes the weights of the newest frame's scales, smoothly by place, and moves the sum along."""
+        """Changes the weights of the newest frame's scales, smoothly by place, and moves the sum along.
+
+        Each lead's forecast and logits, `[B, 1 + thresholds, H, W]`. The logits teach the forecast nothing.
+        """
         with torch.no_grad():
             motion = estimate_motion(frames, covered)
             frames, covered = align(frames, covered, motion)
             path = trajectories(motion, n_leads)
             parts = scales(newest)
+            levels = to_scale(torch.tensor(RAIN_THRESHOLDS, device=newest.device), "mm/h").view(-1, 1, 1)
         height, width = newest.shape[-2:]
-        forecasts = []
-        for lead, changes in enumerate(self._maps(frames, covered, step_minutes, n_leads)):
-            changes = F.interpolate(changes, scale_factor=self.patch, mode="bilinear")[..., :height, :width]
+        moved = []
+        for lead, maps in enumerate(self._maps(frames, covered, step_minutes, n_leads)):
+            maps = F.interpolate(maps, scale_factor=self.patch, mode="bilinear")[..., :height, :width]
+            changes, slopes, offsets = maps.split((SCALES + 1, len(levels), len(levels)), dim=1)
             forecast = ((1 + changes) * parts).sum(dim=1, keepdim=True).clamp(0, MAX_MM_H)
-            forecasts.append(move(forecast, path[:, lead])[:, 0])
-        return forecasts
+            logits = _SLOPE * slopes.exp() * (to_scale(forecast.detach(), "mm/h") - levels) + offsets
+            moved.append(move(torch.cat((forecast, logits), dim=1), path[:, lead]))
+        return moved
 
     def _drawn(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
         """Draws every pixel anew."""

@@ -48,6 +48,7 @@ class Forecast:
         observed: [L,H,W], or None if it is not known.
         lead_minutes: [L].
         unit: `mm/h`, or `intensity` 0 … 1.
+        chance: [L,H,W], the probability of at least 1 mm/h; None for video.
     """
 
     past: np.ndarray
@@ -55,6 +56,7 @@ class Forecast:
     observed: np.ndarray | None
     lead_minutes: Sequence[float]
     unit: str
+    chance: np.ndarray | None = None
 
 
 Explanation = Alignment | Gaze | Forecast

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from hybrid_models.contract import Batch, Hybrid, Loss, module_device
 from hybrid_models.decoding import inference
@@ -60,12 +61,18 @@ class Nowcaster(Hybrid):
             ("wet_fraction", pa.list_(pa.float32())),
             ("frames", pa.binary()),
             ("frames_shape", pa.list_(pa.int32())),
+            ("thresholds_mm_h", pa.list_(pa.float32())),
+            ("probability", pa.binary()),
         ]
     )
     """`frames` is float16, little-endian, C order, of shape `frames_shape` = [leads, height, width], in mm/h (0 … 1 for
-    intensities); the lists have one value per lead time, over the pixels that the newest radar frame covers."""
-    schema_version: ClassVar[int] = 1
-    metrics: ClassVar[Mapping[str, bool]] = {"csi_1": True, "csi_5": True, "mse": False, "mae": False, "ssim": True}
+    intensities); the lists have one value per lead time, over the pixels that the newest radar frame covers.
+    `probability` is uint8, C order, [leads, thresholds, height, width]: per cent that a pixel has at least so much
+    rain; null for video, which has no thresholds."""
+    schema_version: ClassVar[int] = 2
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "csi_1": True, "csi_5": True, "crps": False, "mse": False, "mae": False, "ssim": True,
+    }  # fmt: skip
     dependent_samples: ClassVar[int] = 12
 
     def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
@@ -97,13 +104,14 @@ class Nowcaster(Hybrid):
         return batch
 
     def forward(self, batch: Batch) -> Loss:
-        """Error over observed pixels: of rain `_rain_error`, of intensities squared."""
-        unit, observed = self.config.unit, batch["future"].float()
-        forecast = self.net(batch["past"].float(), batch["step_minutes"], observed.shape[1])
+        """Error over observed pixels: of rain `_rain_error` and `_surprise`, of intensities squared."""
+        observed = batch["future"].float()
+        forecast, logits = self.net(batch["past"].float(), batch["step_minutes"], observed.shape[1])
         valid, truth = torch.isfinite(observed), torch.nan_to_num(observed)
-        errors = (
-            _rain_error(forecast, truth, self.config.event_weight) if unit == "mm/h" else (forecast - truth).square()
-        )
+        if logits is None:
+            errors = (forecast - truth).square()
+        else:
+            errors = _rain_error(forecast, truth, self.config.event_weight) + _surprise(logits, truth)
         return Loss((errors * valid).sum(), valid.sum())
 
     def nowcast(self, past: np.ndarray, n_leads: int, step_minutes: float) -> np.ndarray:
@@ -119,17 +127,19 @@ class Nowcaster(Hybrid):
         device = module_device(self)
         frames = torch.from_numpy(np.ascontiguousarray(past[-self.config.past_frames :], np.float32)).to(device)
         with inference(self):
-            forecast = self.net(frames[None], torch.tensor([float(step_minutes)], device=device), n_leads)
+            forecast, _ = self.net(frames[None], torch.tensor([float(step_minutes)], device=device), n_leads)
             return forecast[0].cpu().numpy()
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         n_leads = batch["n_leads"].tolist()
         with inference(self):
-            forecast = self.net(batch["past"].float(), batch["step_minutes"], max(n_leads))
+            forecast, logits = self.net(batch["past"].float(), batch["step_minutes"], max(n_leads))
         frames = forecast.cpu().numpy().astype("<f2")
+        percents = None if logits is None else _percents(logits).cpu().numpy()
         covered = torch.isfinite(batch["past"][:, -1]).cpu().numpy()
         return [
             _payload_row(frames[i, :leads], covered[i], int(batch["issue_time"][i]), float(batch["step_minutes"][i]))
+            | _probability_columns(None if percents is None else percents[i, :leads])
             for i, leads in enumerate(n_leads)
         ]
 
@@ -142,6 +152,7 @@ class Nowcaster(Hybrid):
                 sample["future"].astype(np.float32) if "future" in sample else None,
                 output["lead_minutes"],
                 self.config.unit,
+                _probabilities(output)[:, RAIN_THRESHOLDS.index(1)] if output["thresholds_mm_h"] else None,
             )
             for sample, output in zip(samples, self.predict(batch, decoding), strict=True)
         ]
@@ -150,18 +161,19 @@ class Nowcaster(Hybrid):
         """Counts and error sums per lead time, of the nowcast and of persistence (the newest frame, unchanged)."""
         forecast = np.frombuffer(output["frames"], "<f2").reshape(output["frames_shape"])
         persistence = np.broadcast_to(sample["past"][-1], forecast.shape)
-        thresholds = RAIN_THRESHOLDS if self.config.unit == "mm/h" else ()
+        thresholds = output["thresholds_mm_h"]
+        probability = _probabilities(output) if thresholds else None
         return {
             "lead_minutes": list(output["lead_minutes"]),
             "thresholds": list(thresholds),
-            "model": verification_record(forecast, sample["future"], thresholds),
+            "model": verification_record(forecast, sample["future"], thresholds, probability),
             "persistence": verification_record(persistence, sample["future"], thresholds),
         }
 
     @classmethod
     def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """CSI averaged over lead times (rain only), MSE and MAE over all pixels, in the forecast's unit (mm/h, or
-        intensity 0 … 1); details by lead time; the baseline is persistence."""
+        """CSI averaged over lead times and CRPS, both for rain only; MSE and MAE over all pixels, in the forecast's
+        unit (mm/h, or intensity 0 … 1); details by lead time; the baseline is persistence."""
         metrics, details = summarise_by_lead(records, "model")
         baseline, baseline_details = summarise_by_lead(records, "persistence")
         details |= {"samples": len(records), "baseline": baseline_details}
@@ -193,6 +205,12 @@ def _rain_error(forecast: Tensor, truth: Tensor, event_weight: float) -> Tensor:
     return error
 
 
+def _surprise(logits: Tensor, truth: Tensor) -> Tensor:
+    """Negative log likelihood of what was observed at each pixel `[B, L, H, W]`, summed over the thresholds."""
+    rained = truth.unsqueeze(2) >= torch.tensor(RAIN_THRESHOLDS, device=truth.device).view(-1, 1, 1)
+    return F.binary_cross_entropy_with_logits(logits, rained.to(logits.dtype), reduction="none").sum(dim=2)
+
+
 def _turned(sample: Sample, rng: np.random.Generator) -> Sample:
     """One of the eight turned or mirrored versions of a sample."""
     turns, mirror = int(rng.integers(4)), int(rng.integers(2))
@@ -201,6 +219,25 @@ def _turned(sample: Sample, rng: np.random.Generator) -> Sample:
         frames = np.rot90(sample[name], turns, axes=(1, 2))
         turned[name] = np.ascontiguousarray(frames[..., ::-1] if mirror else frames)
     return turned
+
+
+def _percents(logits: Tensor) -> Tensor:
+    """Probabilities as uint8 per cent, [B,L,thresholds,H,W]: never higher for more rain than for less."""
+    return (logits.sigmoid().cummin(dim=2).values * 100).round().to(torch.uint8)
+
+
+def _probability_columns(percents: np.ndarray | None) -> dict[str, Any]:
+    """The columns of one nowcast's probabilities uint8 [L,thresholds,H,W]; none for video."""
+    if percents is None:
+        return {"thresholds_mm_h": [], "probability": None}
+    return {"thresholds_mm_h": list(RAIN_THRESHOLDS), "probability": percents.tobytes()}
+
+
+def _probabilities(output: Mapping[str, Any]) -> np.ndarray:
+    """Of a row of the table: float32 [L,thresholds,H,W], 0 … 1."""
+    leads, height, width = output["frames_shape"]
+    shape = (leads, len(output["thresholds_mm_h"]), height, width)
+    return np.frombuffer(output["probability"], np.uint8).reshape(shape).astype(np.float32) / 100
 
 
 def _payload_row(frames: np.ndarray, covered: np.ndarray, issue_time: int, step_minutes: float) -> dict[str, Any]:

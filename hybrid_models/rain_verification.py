@@ -10,17 +10,28 @@ import numpy as np
 from hybrid_models.errors import UsageError
 from hybrid_models.frame_metrics import FSS_WINDOWS, contingency, csi, error_sums, far, fss, fss_sums, pod, ssim
 from hybrid_models.metrics import Tally
+from hybrid_models.probability_metrics import certain, probability_sums, reliability
 
 
-def verification_record(forecast: np.ndarray, observed: np.ndarray, thresholds: Sequence[float]) -> dict[str, Any]:
+def verification_record(
+    forecast: np.ndarray, observed: np.ndarray, thresholds: Sequence[float], probability: np.ndarray | None = None
+) -> dict[str, Any]:
     """What one nowcast, `[L, H, W]` as its observation, adds by lead time, as plain lists.
 
-    Error sums `[L]`. For rain, which has thresholds, contingency counts `[L][thresholds]` and sums of the FSS
-    `[L][thresholds][windows]`; for video `ssim` `[L]`, and 1 as its `frames`.
+    Error sums `[L]`. For rain, which has thresholds, contingency counts `[L][thresholds]`, sums of the FSS
+    `[L][thresholds][windows]`, and `probability_sums`; for video `ssim` `[L]`, and 1 as its `frames`.
+
+    Args:
+        forecast: `[L, H, W]`.
+        observed: `[L, H, W]`, NaN where nothing was measured.
+        thresholds: mm/h; none for video.
+        probability: of each threshold, `[L, thresholds, H, W]`; a forecast without is certain.
     """
     sums = error_sums(forecast, observed)
     if thresholds:
+        chances = certain(forecast, thresholds) if probability is None else probability
         sums |= contingency(forecast, observed, thresholds) | fss_sums(forecast, observed, thresholds)
+        sums |= probability_sums(chances, observed, thresholds)
     else:
         sums |= {"ssim": ssim(forecast, observed), "frames": np.ones(len(forecast), np.int64)}
     return {name: values.tolist() for name, values in sums.items()}
@@ -36,9 +47,10 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
 
     Returns:
         Metrics: `mse` and `mae` over pixels; for rain `csi_<threshold>`, each the mean over lead times (0 without any
-        event); for video `ssim`, and `frame_mse`, the squared error summed over a frame's pixels, over frames.
-        Details: `lead_minutes`, and by lead time `csi`, `far`, `pod` by threshold, `fss` by threshold and
-        window, `mse`, `mae`, `ssim`; None where undefined.
+        event), and `crps`; for video `ssim`, and `frame_mse`, the squared error summed over a frame's pixels, over
+        frames. Details: `lead_minutes`, and by lead time `csi`, `far`, `pod`, `brier` by threshold, `fss` by threshold
+        and window, `crps`, `mse`, `mae`, `ssim`; and over all lead times `reliability` by threshold. None where
+        undefined.
 
     Raises:
         UsageError: no records.
@@ -60,8 +72,15 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
             for k, name in enumerate(names)
             for w, window in enumerate(FSS_WINDOWS)
         }
+        brier = _per_pixel(sums["brier_error"].T, pixels)
+        details["brier"] = {name: _plain(brier[k]) for k, name in enumerate(names)}
+        pooled = reliability({name: values.sum(0) for name, values in sums.items()})
+        details["reliability"] = {
+            name: {part: _plain(values[k]) for part, values in pooled.items()} for k, name in enumerate(names)
+        }
+        details["crps"] = _plain(_per_pixel(sums["crps_error"], pixels))
     for name, total in (("mse", sums["sq_error"]), ("mae", sums["abs_error"])):
-        details[name] = _plain(np.where(pixels > 0, total / np.maximum(pixels, 1), np.nan))
+        details[name] = _plain(_per_pixel(total, pixels))
     if "ssim" in sums:
         details["ssim"] = _plain(sums["ssim"] / sums["frames"])
     return {name: tally.total for name, tally in _tallies(names, parts).items()}, details
@@ -79,6 +98,8 @@ def _tallies(thresholds: Sequence[str], parts: Mapping[str, np.ndarray]) -> dict
         tallies[f"csi_{name}"] = Tally(np.concatenate(counts, axis=1).astype(np.float64), _mean_csi)
     for name, error in (("mse", "sq_error"), ("mae", "abs_error")):
         tallies[name] = _ratio_tally(parts[error], parts["pixels"])
+    if "crps_error" in parts:
+        tallies["crps"] = _ratio_tally(parts["crps_error"], parts["pixels"])
     if "ssim" in parts:
         tallies["ssim"] = _ratio_tally(parts["ssim"], parts["frames"])
         tallies["frame_mse"] = _ratio_tally(parts["sq_error"], parts["frames"])
@@ -116,6 +137,11 @@ def _by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> tuple[lis
         for name, values in record[forecaster].items():
             parts[name][n, columns] = values
     return leads, parts
+
+
+def _per_pixel(total: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """NaN where no pixel was observed."""
+    return np.where(pixels > 0, total / np.maximum(pixels, 1), np.nan)
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

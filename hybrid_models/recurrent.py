@@ -182,6 +182,35 @@ class AttentionDecoder(WordDecoder):
         return hidden, contexts, weights, state
 
 
+class BidirectionalGRU(nn.Module):
+    """A GRU over a text and another one over it from its end (Schuster & Paliwal 1997).
+
+    The same as `nn.GRU(bidirectional=True)` over a packed sequence, whose gradients take twice as long on CPUs because
+    each step touches all steps' tensors.
+
+    Args:
+        input_size: size I of an input vector.
+        hidden_size: size D of each state.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.forwards = nn.GRU(input_size, hidden_size, batch_first=True)
+        self.backwards = nn.GRU(input_size, hidden_size, batch_first=True)
+
+    def forward(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """inputs [B,S,I] padded at the end, lengths [B] of at least 1 → states [B,S,2D], and both GRUs' last [B,2D]."""
+        place_S = torch.arange(inputs.shape[1], device=inputs.device)
+        mirrored_BS = lengths.unsqueeze(1) - 1 - place_S
+        mirrored_BS = torch.where(mirrored_BS >= 0, mirrored_BS, place_S)  # padding stays where it is
+        row_B1 = torch.arange(len(inputs), device=inputs.device).unsqueeze(1)
+        forwards_BSD, _ = self.forwards(inputs)
+        backwards_BSD, _ = self.backwards(inputs[row_B1, mirrored_BS])
+        states_BSK = torch.cat([forwards_BSD, backwards_BSD[row_B1, mirrored_BS]], dim=2)
+        row_B, end_B = row_B1.squeeze(1), lengths - 1
+        return states_BSK, torch.cat([forwards_BSD[row_B, end_B], backwards_BSD[row_B, end_B]], dim=1)
+
+
 class RepeatedProduct:
     """`x @ matrix` at every step of a loop, with the matrix's gradient computed once after the loop.
 

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hybrid_models import metrics
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device
@@ -25,7 +24,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Alignment, Explanation
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample
 from hybrid_models.metrics import Tally
-from hybrid_models.recurrent import AttentionDecoder, initial_state
+from hybrid_models.recurrent import AttentionDecoder, BidirectionalGRU, initial_state
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -109,20 +108,14 @@ class Translator(Hybrid):
         self.embedding = nn.Embedding(len(self._source), config.embedding_size, padding_idx=PAD)
         nn.init.normal_(self.embedding.weight, std=config.embedding_size**-0.5)
         self.dropout = nn.Dropout(config.dropout)
-        self.encoder = nn.GRU(
-            config.embedding_size,
-            config.hidden_size,
-            num_layers=config.encoder_layers,
-            dropout=config.dropout if config.encoder_layers > 1 else 0.0,
-            batch_first=True,
-            bidirectional=True,
-        )
-        self.bridge = nn.Linear(2 * config.hidden_size, config.hidden_size)
+        inputs = (config.embedding_size, *[config.hidden_size] * (config.encoder_layers - 1))
+        self.encoder = nn.ModuleList(BidirectionalGRU(size, config.hidden_size // 2) for size in inputs)
+        self.bridge = nn.Linear(config.hidden_size, config.hidden_size)
         self.decoder = AttentionDecoder(
             len(self._target),
             config.embedding_size,
             config.hidden_size,
-            2 * config.hidden_size,
+            config.hidden_size,
             config.attention_size,
             "gru",
             config.dropout,
@@ -157,14 +150,12 @@ class Translator(Hybrid):
         return batch
 
     def encode(self, batch: Batch) -> tuple[State, State]:
-        """The decoder's initial state [B,D] and its memory: keys [B,S,2D], mask [B,S]. Padding changes neither."""
-        embedded_BSE = self.dropout(self.embedding(batch["source"]))
-        lengths = batch["source_length"].cpu()
-        packed = pack_padded_sequence(embedded_BSE, lengths, batch_first=True, enforce_sorted=False)
-        outputs, hidden_LBD = self.encoder(packed)
-        keys_BSK, _ = pad_packed_sequence(outputs, batch_first=True, total_length=batch["source"].shape[1])
-        last_BK = hidden_LBD[-2:].transpose(0, 1).flatten(1)
-        memory = {"keys": self.dropout(keys_BSK), "mask": batch["source"] != PAD}
+        """The decoder's initial state [B,D] and its memory: keys [B,S,D], mask [B,S]. Padding changes neither."""
+        states_BSK = self.dropout(self.embedding(batch["source"]))
+        for layer in self.encoder:
+            states_BSK, last_BK = layer(states_BSK, batch["source_length"])
+            states_BSK = self.dropout(states_BSK)
+        memory = {"keys": states_BSK, "mask": batch["source"] != PAD}
         return initial_state(last_BK, "gru", self.bridge), self.decoder.prepare(memory)
 
     def forward(self, batch: Batch) -> Loss:

@@ -43,8 +43,8 @@ class TranslatorConfig(HybridConfig):
     embedding_size: int = 256
     """Size of a token's vector."""
     hidden_size: int = 512
-    """Size of a GRU's state, encoder (each direction) and decoder."""
-    attention_size: int = 512
+    """Size of the decoder's state, and of the encoder's: half of it for each direction. Even."""
+    attention_size: int = 256
     """Size of the space in which attention compares."""
     encoder_layers: int = 1
     """Stacked bidirectional GRUs."""
@@ -67,6 +67,8 @@ class TranslatorConfig(HybridConfig):
         self.check_ranges((*sizes, *limits), shares=("dropout", "label_smoothing"))
         if self.vocab_size < MIN_VOCABULARY:
             raise UsageError(f"vocab_size is {self.vocab_size}: it must be at least {MIN_VOCABULARY}")
+        if self.hidden_size % 2:
+            raise UsageError(f"hidden_size is {self.hidden_size}: it must be even, half of it for each direction")
         if self.source == self.target:
             raise UsageError(f"source and target are both '{self.source}': name two fields of the rows")
 

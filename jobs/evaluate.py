@@ -124,8 +124,8 @@ def _pictures(job: evaluate.Evaluation, count: int, details: Mapping[str, Any]) 
         return {}
     from pipelines import pictures  # drawing takes half a second to import
 
-    curves = {"lead-times.png": pictures.lead_time_curves(details)} if "lead_minutes" in details else {}
     hybrid = job.artifact.load()
+    curves = pictures.evaluation_curves(details)
     return {**curves, **pictures.examples(hybrid, job.decoding, job.shards, job.limits, count, job.stride)}
 
 

@@ -32,6 +32,7 @@ FRAME_MS = 400
 RAIN_MM_H = (0.1, 0.5, 1, 2, 5, 10, 20, 50)
 RAIN_COLOURS = ("#c6dbef", "#6baed6", "#2171b5", "#41ab5d", "#fee34d", "#fd8d3c", "#e31a1c", "#7a0177")
 DRY, NO_COVERAGE = "#ffffff", "#bdbdbd"
+CHANCE = "at least 1 mm/h"
 Files = dict[str, bytes]
 
 
@@ -137,7 +138,7 @@ def _forecast(shown: Forecast) -> Files:
 
 
 def _panels(shown: Forecast) -> bytes:
-    """Some leads of what came, of the nowcast, and of their difference."""
+    """Some leads of what came, of the nowcast, of their difference, and of how likely rain is."""
     leads = evenly(len(shown.nowcast), LEADS_SHOWN)
     rows = [("nowcast", shown.nowcast)]
     if shown.observed is not None:
@@ -148,6 +149,8 @@ def _panels(shown: Forecast) -> bytes:
             *rows,
             ("nowcast − observed", shown.nowcast[:count] - shown.observed[:count]),
         ]
+    if shown.chance is not None:
+        rows.append((CHANCE, shown.chance))
     figure = Figure((1.75 * (len(leads) + 1) + 1.1, 1.75 * len(rows) + 0.3), layout="constrained")
     panels = figure.subplots(len(rows), len(leads) + 1, squeeze=False)
     for panel in panels.ravel():
@@ -158,11 +161,15 @@ def _panels(shown: Forecast) -> bytes:
         panel.axis("off")
     for row, (name, frames) in zip(panels, rows, strict=True):
         row[1].set_ylabel(name, fontsize=9)
-        scale = _error_scale(shown.unit) if "−" in name else (colours, norm)
+        scale, label = (colours, norm), shown.unit
+        if "−" in name:
+            scale = _error_scale(shown.unit)
+        elif name == CHANCE:
+            scale, label = (_with_gaps("Purples"), Normalize(0, 1)), "probability"
         for panel, lead in zip(row[1:], leads, strict=True):
             _show(panel, frames[lead], *scale)
         figure.colorbar(
-            ScalarMappable(scale[1], scale[0]), ax=list(row), label=shown.unit, format="%g", extend=_extend(scale[1])
+            ScalarMappable(scale[1], scale[0]), ax=list(row), label=label, format="%g", extend=_extend(scale[1])
         )
     for panel, lead in zip(panels[0, 1:], leads, strict=True):
         panel.set_title(f"+{shown.lead_minutes[lead]:g} min", fontsize=9)
@@ -261,6 +268,16 @@ def _extend(norm: Normalize) -> str:
 
 
 # ---- curves ------------------------------------------------------------------------------------------------------
+def evaluation_curves(details: Mapping[str, Any]) -> Files:
+    """What there is to draw of an evaluation's details, by file name."""
+    files: Files = {}
+    if "lead_minutes" in details:
+        files["lead-times.png"] = lead_time_curves(details)
+    if "reliability" in details:
+        files["reliability.png"] = reliability_diagrams(details)
+    return files
+
+
 def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
     """PNG of everything that training noted, by optimizer step: losses together, each validation metric beside them.
 
@@ -305,6 +322,33 @@ def lead_time_curves(details: Mapping[str, Any]) -> bytes:
         panel.set_ylim(bottom=0)
         _plain(panel, "minutes ahead")
     panels[0].legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def reliability_diagrams(details: Mapping[str, Any]) -> bytes:
+    """PNG for each threshold: how often it rained that much where so much probability was forecast. On the diagonal
+    forecasts mean what they say; grey bars show how often each was made, on a logarithmic scale.
+
+    Args:
+        details: of a nowcaster's `summarise`, for rain.
+    """
+    found = details["reliability"]
+    figure = Figure((2.6 * len(found), 2.9), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for panel, (threshold, bins) in zip(panels, found.items(), strict=True):
+        pixels = np.array(bins["pixels"])
+        known = np.array(bins["forecast"], float), np.array(bins["observed"], float)
+        panel.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+        panel.plot(*known, marker=".")
+        panel.set_title(f"at least {threshold} mm/h", fontsize=10)
+        panel.set(xlim=(0, 1), ylim=(0, 1))
+        _plain(panel, "forecast probability")
+        counts = panel.twinx()
+        counts.bar((np.arange(len(pixels)) + 0.5) / len(pixels), pixels, 0.8 / len(pixels), color="0.5", alpha=0.25)
+        counts.set(yscale="log", ylim=(1, max(10.0, pixels.max()) ** 3), yticks=[])  # in the lowest third
+        counts.minorticks_off()
+        counts.spines[:].set_visible(False)
+    panels[0].set_ylabel("observed frequency", fontsize=9)
     return _png(figure)
 
 

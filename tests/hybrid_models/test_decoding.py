@@ -40,13 +40,14 @@ class TableModel:
             total += float(self.table[source, i, history[i], history[i + 1], history[i + 2]])
         return total
 
-    def best(self, source: int, min_length: int, max_length: int, alpha: float) -> Hypothesis:
-        """The argmax over every output of allowed length."""
+    def best(self, source: int, min_length: int, max_length: int, alpha: float, no_repeat: int = 0) -> Hypothesis:
+        """The argmax over every output of allowed length, none of whose sequences of `no_repeat` tokens come twice."""
         return max(
             (
                 Hypothesis(list(tokens), self.log_prob(source, tokens) / ((5 + length + 1) / 6) ** alpha)
                 for length in range(min_length, max_length + 1)
                 for tokens in itertools.product(range(2, V), repeat=length)
+                if not repeats(tokens, no_repeat)
             ),
             key=lambda hypothesis: hypothesis.score,
         )
@@ -59,6 +60,11 @@ class TableModel:
                 break
             history.append(token)
         return history[2:]
+
+
+def repeats(tokens, n):
+    sequences = [tokens[i : i + n] for i in range(len(tokens) - n + 1)] if n else []
+    return len(set(sequences)) < len(sequences)
 
 
 def run(model, sources, limits, **options):
@@ -75,6 +81,18 @@ def test_a_wide_beam_is_the_exact_argmax(alpha, min_length):
         expected = model.best(source, min_length, 5, alpha)
         assert hypothesis.tokens == expected.tokens
         assert hypothesis.score == pytest.approx(expected.score, abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_sequence_is_written_twice_and_the_best_of_the_rest_wins(n):
+    model = TableModel(12, end_bias=-1.0)
+    found = run(model, list(range(12)), [6] * 12, beam_size=128, no_repeat=n)
+    for source, hypothesis in enumerate(found):
+        expected = model.best(source, 0, 6, 1.0, no_repeat=n)
+        assert hypothesis.tokens == expected.tokens
+        assert hypothesis.score == pytest.approx(expected.score, abs=1e-5)
+    free = run(model, list(range(12)), [6] * 12, beam_size=128)
+    assert any(repeats(tuple(hypothesis.tokens), n) for hypothesis in free)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -155,7 +173,7 @@ def test_no_sources():
     assert run(TableModel(1), [], []) == []
 
 
-@pytest.mark.parametrize("wrong", [{"beam_size": 0}, {"length_penalty": -0.1}, {"min_length": -1}])
+@pytest.mark.parametrize("wrong", [{"beam_size": 0}, {"length_penalty": -0.1}, {"min_length": -1}, {"no_repeat": -1}])
 def test_wrong_options(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         SearchOptions(START, END, **wrong)

@@ -121,6 +121,26 @@ def test_prediction_leaves_the_model_in_training_mode_without_gradients():
     assert all(weight.grad is None for weight in model.parameters())
 
 
+def test_probabilities_fall_with_the_threshold_and_follow_the_forecast():
+    model = Nowcaster(TINY, {})
+    sample = sample_of(shower(7))
+    row = model.predict(model.collate([sample]), NowcasterDecoding())[0]
+    assert row["thresholds_mm_h"] == [0.5, 1, 2, 5, 10]
+    percents = np.frombuffer(row["probability"], np.uint8).reshape(4, 5, 32, 32)
+    assert (np.diff(percents.astype(int), axis=1) <= 0).all()
+    frames = np.frombuffer(row["frames"], "<f2").reshape(4, 32, 32).astype(np.float32)
+    # untrained: a logistic curve of slope 20 in the logarithm of rain, even odds at the threshold
+    scaled = np.log1p(frames / 0.1) / np.log1p(1000)
+    level = np.log1p(2 / 0.1) / np.log1p(1000)
+    np.testing.assert_allclose(percents[0, 2] / 100, 1 / (1 + np.exp(-20 * (scaled[0] - level))), atol=0.03)
+
+
+def test_video_has_no_probabilities():
+    model = Nowcaster(VIDEO, {})
+    row = model.predict(model.collate([sample_of(np.zeros((8, 16, 16), np.uint8), VIDEO)]), NowcasterDecoding())[0]
+    assert (row["thresholds_mm_h"], row["probability"]) == ([], None)
+
+
 # ---- judgement -----------------------------------------------------------------------------------------------------
 def test_summaries_verify_against_persistence():
     model = Nowcaster(TINY, {})
@@ -198,6 +218,20 @@ def test_a_tiny_model_overfits_a_moving_square():
     model = Nowcaster(VIDEO, {})
     before, after = train(model, model.collate(videos), 80, 1e-2)
     assert after < 0.1 * before
+
+
+def test_a_tiny_model_learns_how_sure_it_can_be():
+    """Showers that grow or vanish by the toss of a coin: even odds are the truth, and cost less than certainty."""
+    torch.manual_seed(0)
+    model = Nowcaster(TINY, {})
+    samples = [sample_of(np.concatenate([shower(3), shower(7)[3:] * factor])) for factor in (1.0, 0.0)]
+    train(model, model.collate(samples), 60, 2e-2)
+    outputs = model.predict(model.collate(samples), NowcasterDecoding())
+    summary = model.summarise([model.record(*pair) for pair in zip(samples, outputs, strict=True)])
+    inside = samples[0]["future"][0] >= 2
+    percents = np.frombuffer(outputs[0]["probability"], np.uint8).reshape(4, 5, 32, 32)
+    assert 35 < percents[0, 1][inside].mean() < 65
+    assert summary["metrics"]["crps"] < 0.8 * summary["baseline"]["crps"]
 
 
 def test_missed_events_cost_more_than_false_alarms():

@@ -10,12 +10,12 @@ from hybrid_models.frame_metrics import ssim
 from hybrid_models.rain_verification import lead_tallies, summarise_by_lead, verification_record
 
 
-def record(forecast, observed, step_minutes, thresholds=(1.0,)):
+def record(forecast, observed, step_minutes, thresholds=(1.0,), probability=None):
     forecast, observed = np.asarray(forecast, float), np.asarray(observed, float)
     return {
         "lead_minutes": [step_minutes * (i + 1) for i in range(len(observed))],
         "thresholds": list(thresholds),
-        "model": verification_record(forecast, observed, thresholds),
+        "model": verification_record(forecast, observed, thresholds, probability),
     }
 
 
@@ -31,6 +31,11 @@ def test_records_survive_json():
         "abs_error": [1.0],
         "sq_error": [1.0],
         "pixels": [1],
+        "brier_error": [[0.0]],
+        "bin_pixels": [[[0, 0, 0, 0, 0, 0, 0, 0, 0, 1]]],
+        "bin_probability": [[[0, 0, 0, 0, 0, 0, 0, 0, 0, 1]]],
+        "bin_events": [[[0, 0, 0, 0, 0, 0, 0, 0, 0, 1]]],
+        "crps_error": [0.0],
     }
 
 
@@ -44,6 +49,21 @@ def test_counts_are_pooled_over_samples_not_averaged():
     assert details["far"]["1"] == [0.0]
     assert metrics["mae"] == pytest.approx(9 / 8)
     assert metrics["mse"] == pytest.approx(27 / 8)
+
+
+def test_probabilities_are_pooled_too():
+    dry, wet = np.zeros((2, 1, 4)), np.full((2, 1, 4), 2.0)
+    unsure = record(wet, wet, 5, probability=np.full((2, 1, 1, 4), 0.7))
+    wrong = record(dry, dry, 5, probability=np.full((2, 1, 1, 4), 0.7))
+    metrics, details = summarise_by_lead([unsure, wrong], "model")
+    assert details["brier"]["1"] == pytest.approx([(0.3**2 + 0.7**2) / 2] * 2)
+    bins = details["reliability"]["1"]
+    assert bins["pixels"] == [0] * 7 + [16, 0, 0]
+    assert (bins["forecast"][7], bins["observed"][7]) == (pytest.approx(0.7), 0.5)
+    assert bins["observed"][0] is None
+    # of rain that came: what is missing, from 0 to 0.3 along a line; of no rain: what is there, from 1 to 0.7
+    assert metrics["crps"] == pytest.approx((0.3**2 / 3 + (1 + 0.7 + 0.7**2) / 3) / 2)
+    assert details["crps"] == pytest.approx([metrics["crps"]] * 2)
 
 
 def test_different_steps_meet_at_shared_lead_times():
@@ -77,7 +97,7 @@ def test_tallies_of_a_part_are_the_metrics_of_that_part():
     records = [record(rng.gamma(1.0, 2.0, (3, 8, 8)), rng.gamma(1.0, 2.0, (3, 8, 8)), 5, (1.0, 5.0)) for _ in range(6)]
     tallies = lead_tallies(records, "model")
     metrics, _ = summarise_by_lead(records[:2] + records[:1], "model")
-    assert set(tallies) == {"csi_1", "csi_5", "mse", "mae"}
+    assert set(tallies) == {"csi_1", "csi_5", "crps", "mse", "mae"}
     for name, tally in tallies.items():
         assert tally.score(2 * tally.parts[0] + tally.parts[1]) == pytest.approx(metrics[name])
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from hybrid_models.recurrent import AttentionDecoder, PlainDecoder, RepeatedProduct, initial_state
+from hybrid_models.recurrent import AttentionDecoder, BidirectionalGRU, PlainDecoder, RepeatedProduct, initial_state
 from hybrid_models.text import BOS, EOS, PAD
 
 V, E, D, K, A, B, R, S = 11, 5, 6, 7, 4, 2, 3, 4
@@ -163,3 +164,22 @@ def test_attend_gives_the_weights_of_every_step(cell):
         _, state = decoder.unroll(decoder.embedding(words.unsqueeze(1)), state, prepared)
     plain, state, memory = make("plain", cell)
     assert plain.attend(texts, state, memory) is None
+
+
+def test_a_bidirectional_gru_is_that_of_torch_over_packed_sequences():
+    torch.manual_seed(2)
+    layer, packed = BidirectionalGRU(E, D), nn.GRU(E, D, batch_first=True, bidirectional=True)
+    weights = dict(layer.forwards.named_parameters())
+    weights |= {f"{name}_reverse": value for name, value in layer.backwards.named_parameters()}
+    packed.load_state_dict({name: value.detach() for name, value in weights.items()})
+    inputs, lengths = torch.randn(4, 5, E), torch.tensor([3, 5, 1, 4])
+    states, last = layer(inputs, lengths)
+    outputs, ends = packed(pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False))
+    expected, _ = pad_packed_sequence(outputs, batch_first=True)
+    real = torch.arange(5) < lengths.unsqueeze(1)
+    torch.testing.assert_close(states[real], expected[real])
+    torch.testing.assert_close(last, torch.cat([ends[0], ends[1]], dim=1))
+    found = torch.autograd.grad(states[real].square().sum() + last.sum(), list(weights.values()))
+    wanted = torch.autograd.grad(expected[real].square().sum() + ends.sum(), list(packed.parameters()))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)

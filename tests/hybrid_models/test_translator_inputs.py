@@ -76,6 +76,7 @@ def test_separate_vocabularies():
     ("wrong", "message"),
     [
         ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"hidden_size": 255}, "hidden_size is 255: it must be even"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"label_smoothing": -0.1}, "label_smoothing"),
         ({"vocab_size": 259}, "vocab_size is 259"),

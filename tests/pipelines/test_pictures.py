@@ -129,3 +129,25 @@ def test_curves_are_drawn() -> None:
         picture = Image.open(io.BytesIO(content))
         assert picture.width == pytest.approx(columns * 320, rel=0.15)
         assert share(content, "#1f77b4") > 0.0002
+
+
+def test_a_reliable_forecast_lies_on_the_diagonal() -> None:
+    chances = [0.05 + i / 10 for i in range(10)]
+    drawn = {}
+    for name, observed in (("reliable", chances), ("wrong", chances[::-1])):
+        bins = {"pixels": [10.0**i for i in range(10)], "forecast": chances, "observed": [*observed[:-1], None]}
+        drawn[name] = pictures.reliability_diagrams({"reliability": {"1": bins, "5": bins}})
+    picture = Image.open(io.BytesIO(drawn["reliable"]))
+    assert picture.width == 520
+    corners = {name: np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for name, content in drawn.items()}
+    for name, upper_left in (("reliable", False), ("wrong", True)):
+        panel = corners[name][40:120, 40:130].reshape(-1, 3)
+        assert (np.abs(panel.astype(int) - [0x1F, 0x77, 0xB4]).sum(1) < 30).any() == upper_left
+
+
+def test_curves_of_an_evaluation_are_those_that_its_details_allow() -> None:
+    lead = {"lead_minutes": [5.0], "csi": {"1": [0.5]}}
+    bins = {"pixels": [1.0] * 10, "forecast": [0.5] * 10, "observed": [0.5] * 10}
+    rain = {**lead, "baseline": lead, "reliability": {"1": bins}}
+    assert sorted(pictures.evaluation_curves(rain)) == ["lead-times.png", "reliability.png"]
+    assert pictures.evaluation_curves({"samples": 3}) == {}

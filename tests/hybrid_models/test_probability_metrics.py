@@ -1,0 +1,81 @@
+"""Probabilities against the `scores` library and against sums by hand."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from scores.probability import brier_score, crps_cdf
+
+from hybrid_models.probability_metrics import certain, crps_sums, probability_sums, reliability
+
+THRESHOLDS = (0.5, 1, 2, 5, 10)
+
+
+def fields(leads=2, size=12, missing=True):
+    """Falling probabilities `[L, K, H, W]` in whole percents, and rain `[L, H, W]`."""
+    rng = np.random.default_rng(3)
+    probability = np.round(np.sort(rng.random((leads, len(THRESHOLDS), size, size)), axis=1)[:, ::-1], 2)
+    observed = rng.gamma(0.7, 4.0, (leads, size, size))
+    if missing:
+        observed[:, :3, 5:] = np.nan
+    return probability, observed
+
+
+@pytest.mark.filterwarnings("ignore:numba is not available")
+def test_crps_is_that_of_scores():
+    probability, observed = fields(size=8)
+    # a CDF is known where it is 1 - P(rain >= x), from 0 mm/h to the highest threshold
+    levels = [0.0, *THRESHOLDS]
+    cdf = 1 - np.concatenate([np.ones_like(probability[:, :1]), probability], axis=1)
+    forecast = xr.DataArray(cdf, dims=("lead", "x", "row", "column"), coords={"x": levels})
+    truth = xr.DataArray(np.minimum(observed, THRESHOLDS[-1]), dims=("lead", "row", "column"))
+    expected = crps_cdf(forecast, truth, threshold_dim="x", preserve_dims=("lead", "row", "column"))["total"]
+    assert int(expected.isnull().sum()) == np.isnan(observed).sum() > 0
+    np.testing.assert_allclose(crps_sums(probability, observed, THRESHOLDS), expected.sum(("row", "column")), rtol=1e-5)
+
+
+def test_brier_score_is_that_of_scores():
+    probability, observed = fields()
+    sums = probability_sums(probability, observed, THRESHOLDS)
+    valid = np.isfinite(observed)
+    for k, threshold in enumerate(THRESHOLDS):
+        events = np.where(valid, observed >= threshold, np.nan)
+        expected = brier_score(
+            xr.DataArray(probability[:, k], dims=("lead", "row", "column")),
+            xr.DataArray(events, dims=("lead", "row", "column")),
+            preserve_dims="lead",
+        )
+        np.testing.assert_allclose(sums["brier_error"][:, k] / valid.sum((1, 2)), expected, rtol=1e-6)
+
+
+def test_bins_hold_every_observed_pixel_once():
+    probability, observed = fields()
+    sums = probability_sums(probability, observed, THRESHOLDS)
+    valid = np.isfinite(observed)
+    np.testing.assert_array_equal(sums["bin_pixels"].sum(2), np.repeat(valid.sum((1, 2))[:, None], 5, axis=1))
+    inside = (probability[1, 2] >= 0.3) & (probability[1, 2] < 0.4) & valid[1]
+    assert sums["bin_pixels"][1, 2, 3] == inside.sum() > 0
+    assert sums["bin_probability"][1, 2, 3] == pytest.approx(probability[1, 2][inside].sum())
+    assert sums["bin_events"][1, 2, 3] == (observed[1][inside] >= 2).sum()
+
+
+def test_true_probabilities_are_reliable_and_score_better_than_certainty():
+    rng = np.random.default_rng(0)
+    chance = rng.random((1, 1, 300, 300))
+    observed = np.where(rng.random((1, 300, 300)) < chance[:, 0], 1.5, 0.0)
+    sums = probability_sums(chance, observed, (1.0,))
+    pooled = reliability({name: values.sum(0) for name, values in sums.items()})
+    np.testing.assert_allclose(pooled["forecast"][0], np.arange(0.05, 1, 0.1), atol=0.01)
+    np.testing.assert_allclose(pooled["observed"], pooled["forecast"], atol=0.02)
+    bold = probability_sums(np.round(chance), observed, (1.0,))
+    assert sums["brier_error"][0, 0] < 0.7 * bold["brier_error"][0, 0]
+
+
+def test_an_empty_bin_has_no_frequency():
+    sums = probability_sums(np.zeros((1, 1, 2, 2)), np.zeros((1, 2, 2)), (1.0,))
+    pooled = reliability({name: values.sum(0) for name, values in sums.items()})
+    assert pooled["pixels"].tolist() == [[4, *[0] * 9]]
+    assert np.isnan(pooled["observed"][0, 1:]).all()
+
+
+def test_certainty():
+    assert certain(np.array([[[0.0, 0.5, 7.0]]]), (0.5, 5)).tolist() == [[[[0, 1, 1]], [[0, 0, 1]]]]
