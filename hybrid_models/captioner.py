@@ -1,7 +1,8 @@
 """The captioner: a CNN looks at a photograph or clip, an RNN says what it sees.
 
 "Show and tell" (Vinyals et al. 2015) without attention, "Show, attend and tell" (Xu et al. 2015, soft attention) with
-it. A frozen CNN is run once per sample (`featurize`); then only the RNN is trained.
+it. A frozen CNN is run once per sample (`featurize`); then only the RNN is trained: to write the references, and then
+for captions that score (`self_critical`).
 """
 
 # ruff: noqa: N806 - shape suffixes, see contract.py
@@ -28,19 +29,21 @@ from hybrid_models.captioner_inputs import (
     caption_tokenizer,
 )
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device
-from hybrid_models.decoding import Hypothesis, SearchOptions, State, inference, search
+from hybrid_models.decoding import Hypothesis, SearchOptions, State, inference, sample, search
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.image_encoder import Encoder, pool_time
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
 from hybrid_models.metrics import Tally
 from hybrid_models.recurrent import AttentionDecoder, PlainDecoder, WordDecoder, initial_state
+from hybrid_models.self_critical import DRAWN, advantages
 from hybrid_models.text import (
     BOS,
     EOS,
     PAD,
     UNK,
     Tokenizer,
+    pad_rows,
     unpack_json,
 )
 
@@ -59,6 +62,8 @@ class CaptionerDecoding(DecodingConfig):
     """0 ranks by probability, which favours short captions; larger values favour longer ones."""
     min_length: int = 1
     """Fewest tokens of a caption."""
+    no_repeat: int = 0
+    """No sequence of so many tokens comes twice in a caption; 0 allows any."""
     max_length: int = 40
     """Most tokens of a caption."""
 
@@ -69,7 +74,9 @@ class CaptionerDecoding(DecodingConfig):
 
     def search_options(self) -> SearchOptions:
         """These options for `search`."""
-        return SearchOptions(BOS, EOS, self.beam_size, self.length_penalty, self.min_length, never=(PAD, UNK, BOS))
+        return SearchOptions(
+            BOS, EOS, self.beam_size, self.length_penalty, self.min_length, (PAD, UNK, BOS), self.no_repeat
+        )
 
 
 # ---- the hybrid ----------------------------------------------------------------------------------------------------
@@ -99,6 +106,7 @@ class Captioner(Hybrid):
         states = 2 if config.cell == "lstm" else 1
         self.bridge = nn.Linear(self.encoder.channels, states * config.hidden_size)
         self.decoder = _decoder(config, len(self._tokenizer), self.encoder.channels)
+        self._rewarded = False
 
     def train(self, mode: bool = True) -> Captioner:
         """A frozen encoder stays in evaluation mode: its batch norm must not drift."""
@@ -169,13 +177,35 @@ class Captioner(Hybrid):
         return batch
 
     def forward(self, batch: Batch) -> Loss:
-        """Negative log likelihood of all captions' tokens, end symbols included (smoothed in training mode)."""
+        """Negative log likelihood of all captions' tokens, end symbols included (smoothed in training mode); in the
+        last `reward_epochs` of a training that of captions drawn from the model, weighted by their advantage."""
+        if self.training and self._rewarded:
+            return self._reward_loss(batch)
         with autocast(module_device(self)):
             state, memory = self._start(batch)
             captions = batch["captions"]
             state = {name: tensor.repeat_interleave(captions.shape[1], dim=0) for name, tensor in state.items()}
             smoothing = self.config.label_smoothing if self.training else 0.0
             return self.decoder.loss(captions.flatten(0, 1), state, memory, smoothing)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        self._rewarded = epoch >= epochs - self.config.reward_epochs
+
+    def _reward_loss(self, batch: Batch) -> Loss:
+        """Negative log likelihood of drawn captions, each weighted by its advantage: see `self_critical`."""
+        captions_BRL = batch["captions"]
+        with inference(self), autocast(module_device(self)):
+            state, memory = self._start(batch)
+            options = CaptionerDecoding().search_options()
+            drawn = sample(self.decoder.step, state, memory, captions_BRL.shape[2], options, DRAWN)
+        texts = [[self._tokenizer.decode(tokens) for tokens in group] for group in drawn]
+        references = [[self._tokenizer.decode(row) for row in rows if row[0] == BOS] for rows in captions_BRL.tolist()]
+        weights_N = torch.from_numpy(advantages(texts, references)).to(captions_BRL.device, torch.float32).flatten()
+        targets = pad_rows([np.asarray([BOS, *tokens, EOS]) for group in drawn for tokens in group])
+        with autocast(module_device(self)):
+            state, memory = self._start(batch)
+            state = {name: tensor.repeat_interleave(DRAWN, dim=0) for name, tensor in state.items()}
+            return self.decoder.loss(torch.from_numpy(targets).to(weights_N.device), state, memory, 0.0, weights_N)
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         with inference(self):

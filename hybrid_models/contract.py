@@ -94,6 +94,10 @@ class Hybrid(nn.Module, abc.ABC):
         return list(samples)
 
     # ---- training and prediction --------------------------------------------------------------------------------
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Told before each of training's `epochs`, counted from 0, for losses that change on the way."""
+        return
+
     @abc.abstractmethod
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
         """Pads and stacks samples (raw or featurized). `rng` is given in training only, for augmentation."""

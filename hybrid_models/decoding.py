@@ -152,6 +152,38 @@ def search(step: Step, state: State, memory: State, max_length: Tensor, options:
     return found
 
 
+def sample(
+    step: Step, state: State, memory: State, max_length: int, options: SearchOptions, count: int
+) -> list[list[list[int]]]:
+    """Draws outputs from the model's own distribution, with torch's global random numbers.
+
+    Args:
+        step: the model; see `Step`.
+        state: initial state of each source, leading axis B.
+        memory: what does not change from step to step, leading axis B.
+        max_length: most tokens of an output, without the end symbol.
+        options: `start`, `end` and `never` count.
+        count: outputs of each source.
+
+    Returns:
+        `count` outputs of each source, without start and end symbols.
+    """
+    state = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in state.items()}
+    lines, device = len(memory["mask"]) * count, memory["mask"].device
+    tokens_N = torch.full((lines,), options.start, device=device)
+    ended_N = torch.zeros(lines, dtype=torch.bool, device=device)
+    written: list[Tensor] = []
+    while len(written) < max_length and not ended_N.all():
+        log_probs_NV, state = step(tokens_N, state, memory)
+        log_probs_NV[:, list(options.never)] = float("-inf")
+        tokens_N = torch.multinomial(log_probs_NV.exp(), 1).squeeze(1)
+        written.append(tokens_N)
+        ended_N |= tokens_N == options.end
+    rows = torch.stack([*written, torch.full_like(tokens_N, options.end)], dim=1).tolist()
+    outputs = [row[: row.index(options.end)] for row in rows]
+    return [outputs[start : start + count] for start in range(0, lines, count)]
+
+
 def _start(state: State, memory: State, max_length: Tensor, options: SearchOptions) -> _Beams:
     batch, device = len(max_length), max_length.device
     log_prob_BK = torch.full((batch, options.beam_size), float("-inf"), device=device)

@@ -64,7 +64,9 @@ class WordDecoder(nn.Module, abc.ABC):
         without attention."""
         return None
 
-    def loss(self, targets: Tensor, state: State, memory: State, label_smoothing: float) -> Loss:
+    def loss(
+        self, targets: Tensor, state: State, memory: State, label_smoothing: float, weights: Tensor | None = None
+    ) -> Loss:
         """Negative log likelihood under teacher forcing, summed over real tokens.
 
         Args:
@@ -72,13 +74,18 @@ class WordDecoder(nn.Module, abc.ABC):
             state: initial state, leading axis N.
             memory: as `prepare` gives it, leading axis B, where N = B·R.
             label_smoothing: share of the target mass spread over all words; 0 when not training.
+            weights: [N], by which each text's tokens are weighted.
         """
         embedded_NTE = self.dropout(self.embedding(targets[:, :-1]))
         features_NTF, _ = self.unroll(embedded_NTE, state, memory)
         real_NT = targets[:, 1:] != PAD
         logits = self._logits(features_NTF[real_NT], embedded_NTE[real_NT])
         words = targets[:, 1:][real_NT]
-        total = F.cross_entropy(logits.float(), words, label_smoothing=label_smoothing, reduction="sum")
+        if weights is None:
+            total = F.cross_entropy(logits.float(), words, label_smoothing=label_smoothing, reduction="sum")
+        else:
+            costs = F.cross_entropy(logits.float(), words, label_smoothing=label_smoothing, reduction="none")
+            total = (costs * weights.unsqueeze(1).expand_as(real_NT)[real_NT]).sum()
         return Loss(total, real_NT.sum())
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:

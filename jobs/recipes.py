@@ -38,10 +38,16 @@ def captioner_flickr8k() -> Recipe:
     """Captions of photographs on Flickr8k: frozen EfficientNet-Lite0, LSTM with attention over its 7 x 7 grid."""
     return Recipe(
         hybrid="captioner",
-        model=CaptionerConfig(),
+        model=CaptionerConfig(reward_epochs=4),
         decoding=CaptionerDecoding(),
         train=TrainConfig(
-            epochs=8, batch_size=32, learning_rate=2e-3, warmup_steps=200, metric="cider_d", validate_samples=300
+            epochs=10,
+            batch_size=32,
+            learning_rate=2e-3,
+            warmup_steps=200,
+            metric="cider_d",
+            validate_samples=300,
+            patience=6,
         ),
     )
 

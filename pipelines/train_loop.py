@@ -148,6 +148,7 @@ def train_epoch(
     torch.manual_seed(config.seed * 1_000_003 + progress.epoch * 1009 + rank())
     plan = plan_epoch(samples.lengths, config.batch_size, config.seed, progress.epoch)
     total_steps = config.epochs * math.ceil(len(plan) / config.accumulate)
+    hybrid.start_epoch(progress.epoch, config.epochs)
     model.train()
     started, seen, losses = time.perf_counter(), 0, [0.0]
     tell(reporter, "start", progress, {"steps": math.ceil(len(plan) / config.accumulate)})

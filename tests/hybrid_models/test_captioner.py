@@ -181,6 +181,35 @@ def test_learns_its_batch_by_heart(changes):
         assert model.caption([image(colour)[0] for colour in COLOURS]) == [f"a {colour} square" for colour in COLOURS]
 
 
+def test_rewards_teach_what_is_said_about_an_image_not_what_is_said_of_others():
+    """From a model that knows the sentences but not the colours, rewards alone teach the colours."""
+    model = build(**TRAINED, reward_epochs=1)
+    samples = samples_of(model)
+    every = np.concatenate([sample["captions"] for sample in samples])
+    model.start_epoch(0, 2)
+    fit(model, model.collate([{**sample, "captions": every} for sample in samples]), 40)
+
+    def named():
+        rows = model.predict(model.collate(samples), CaptionerDecoding(beam_size=1))
+        return [[colour for colour in COLOURS if colour in row["caption"]] for row in rows]
+
+    assert named() != [[colour] for colour in COLOURS]
+    torch.manual_seed(0)
+    model.start_epoch(1, 2)
+    fit(model, model.collate(samples), 60, learning_rate=2e-3)
+    assert named() == [[colour] for colour in COLOURS]
+
+
+def test_rewards_are_for_the_last_epochs_of_training():
+    model = build(**TRAINED, reward_epochs=2)
+    batch = model.collate(samples_of(model))
+    likelihood = model.eval()(batch).total.item()
+    for epoch, rewarded in ((0, False), (1, False), (2, True), (3, True)):
+        model.start_epoch(epoch, 4)
+        assert (model.train()(batch).total.item() < 0.5 * likelihood) == rewarded
+        assert model.eval()(batch).total.item() == pytest.approx(likelihood, rel=0.02)  # batch norm has moved
+
+
 def test_rows_fit_the_schema_in_order():
     model = build()
     fit(model, model.collate(model.featurize(samples_of(model))), 60)

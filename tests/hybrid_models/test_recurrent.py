@@ -126,6 +126,18 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(kind):
     assert smooth == pytest.approx(0.8 * sharp + 0.2 * uniform, rel=1e-5)
 
 
+def test_weights_of_texts():
+    decoder, state, memory = make("attention", "gru")
+    memory, weights = decoder.prepare(memory), torch.tensor([1.0, -2.0, 0.0, 0.5, 0.0, 3.0])
+    loss = decoder.loss(TARGETS, state, memory, 0.0, weights)
+    parts = [
+        decoder.loss(torch.where(torch.arange(6).unsqueeze(1) == row, TARGETS, PAD), state, memory, 0.0).total
+        for row in range(6)
+    ]
+    assert loss.total.item() == pytest.approx(sum(w * p.item() for w, p in zip(weights.tolist(), parts, strict=True)))
+    assert loss.terms == decoder.loss(TARGETS, state, memory, 0.0).terms
+
+
 def test_padding_rows_and_columns_cost_nothing():
     decoder, state, memory = make("attention", "lstm")
     memory = decoder.prepare(memory)

@@ -172,9 +172,11 @@ def pairs(translator: Translator, count: int, seed: int) -> Any:
 
 
 @pytest.mark.usefixtures("alone")
-def test_an_epoch_steps_once_for_each_group_of_batches_and_logs_the_loss() -> None:
+def test_an_epoch_steps_once_for_each_group_of_batches_and_logs_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(epochs=2, batch_size=4, accumulate=3, learning_rate=1e-2, warmup_steps=4, clip_norm=1.0)
     translator = tiny.translator()
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(translator, "start_epoch", lambda *numbers: begun.append(numbers))
     optimizer = torch.optim.AdamW(translator.parameters())
     samples, progress, told = pairs(translator, 50, seed=1), Progress(), []  # type: ignore[var-annotated]
     train_epoch(translator, optimizer, samples, config, progress, told)
@@ -193,6 +195,7 @@ def test_an_epoch_steps_once_for_each_group_of_batches_and_logs_the_loss() -> No
     train_epoch(translator, optimizer, samples, config, progress, told)
     assert progress.step == 8
     assert progress.history[1]["loss"] < entry["loss"]
+    assert begun == [(0, 2), (1, 2)]
 
 
 @pytest.mark.usefixtures("alone")
