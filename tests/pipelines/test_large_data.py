@@ -1,8 +1,10 @@
 """Tiny data in the formats of the large data sets: prepared, and the recipes for them built and run for a few steps."""
 
+import gzip
 import hashlib
 import io
 import json
+import struct
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from hybrid_models.errors import UsageError
 from jobs.recipes import RECIPES
 from pipelines import storage
 from pipelines.large_data import prepare_coco, prepare_iwslt14, prepare_kth
+from pipelines.public_data import prepare_moving_mnist
 from pipelines.samples import Decode, unpack
 from pipelines.shards import ReadOptions, Shard, list_shards, read_blocks
 from tests import tiny
@@ -247,3 +250,17 @@ def test_kth_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "kth/00sequences.txt").unlink()
     with pytest.raises(UsageError, match=r"00sequences.txt is not there: expected the list of sequences"):
         prepare_kth(source, out, 100, 128, 30)
+
+
+# ---- Moving MNIST ------------------------------------------------------------------------------------------------
+def test_the_moving_mnist_recipe_in_the_sizes_of_openstl_learns(tmp_path: Path) -> None:
+    for split in ("train", "t10k"):
+        header = struct.pack(">4i", 0x803, 60, 28, 28)
+        digits = np.zeros((60, 28, 28), np.uint8)
+        digits[:, 6:22, 10:18] = 200
+        storage.write_bytes(
+            str(tmp_path / f"mnist/{split}-images-idx3-ubyte.gz"), gzip.compress(header + digits.tobytes())
+        )
+    counts = {"train": 3, "val": 1, "test": 1}
+    prepare_moving_mnist(str(tmp_path / "mnist"), str(tmp_path / "out"), 10, counts, seed=0)
+    learns("nowcaster-moving-mnist-openstl", tmp_path / "out", hidden_dims=(16, 16))
