@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests import tiny
@@ -10,6 +11,14 @@ from tests.servers import BUCKET
 
 DOCUMENT = (tiny.ROOT / "docs" / "querying.md").read_text()
 LEADS = [5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0]
+RAIN = np.arange(7 * 2 * 3, dtype="<f2").reshape(7, 2, 3)
+PERCENT = np.arange(7 * 5 * 2 * 3, dtype=np.uint8).reshape(7, 5, 2, 3)
+MAPS = {
+    "frames": RAIN.tobytes(),
+    "frames_shape": [7, 2, 3],
+    "thresholds_mm_h": [0.5, 1.0, 2.0, 5.0, 10.0],
+    "probability": PERCENT.tobytes(),
+}
 ROWS: dict[str, list[dict[str, Any]]] = {
     "captions": [
         {"sample_id": "b", "caption": "a dog runs", "score": -1.0},
@@ -19,7 +28,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "nowcasts": [
         {"sample_id": "soon", "lead_minutes": LEADS, "max_mm_h": [1.0, 2.0, 3.0, 4.0, 5.0, 21.5, 30.0]},
         {"sample_id": "late", "lead_minutes": LEADS, "max_mm_h": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 99.0]},
-        {"sample_id": "now", "lead_minutes": LEADS, "max_mm_h": [40.25, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]},
+        {"sample_id": "now", "lead_minutes": LEADS, "max_mm_h": [40.25, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], **MAPS},
     ],
     "translations": [
         {"sample_id": "x", "source": "a dog", "translation": "ein Hund", "score": -1.5},
@@ -61,6 +70,14 @@ def test_the_engines_agree(code: str, lake: str) -> None:
         answer = scope[name]
         found = answer.to_dicts() if hasattr(answer, "to_dicts") else answer.to_dict("records")
         assert found == expected, name
+
+
+def test_the_maps_of_a_nowcast_are_arrays(lake: str) -> None:
+    (code,) = re.findall(r"^## The maps of a nowcast\n.*?```python\n(.*?)```", DOCUMENT, re.DOTALL | re.MULTILINE)
+    scope: dict[str, Any] = {}
+    exec(code.replace("s3://lake/tables", lake), scope)
+    np.testing.assert_array_equal(scope["rain"], RAIN)
+    np.testing.assert_array_equal(scope["heavy"], PERCENT[5, 3])
 
 
 def test_the_command_agrees(lake: str, tmp_path: Any) -> None:
