@@ -178,7 +178,7 @@ class Captioner(Hybrid):
 
     def forward(self, batch: Batch) -> Loss:
         """Negative log likelihood of all captions' tokens, end symbols included (smoothed in training mode); in the
-        last `reward_epochs` of a training that of captions drawn from the model, weighted by their advantage."""
+        last `reward_share` of a training that of captions drawn from the model, weighted by their advantage."""
         if self.training and self._rewarded:
             return self._reward_loss(batch)
         with autocast(module_device(self)):
@@ -189,7 +189,7 @@ class Captioner(Hybrid):
             return self.decoder.loss(captions.flatten(0, 1), state, memory, smoothing)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        self._rewarded = epoch >= epochs - self.config.reward_epochs
+        self._rewarded = epoch >= epochs - int(self.config.reward_share * epochs)
 
     def _reward_loss(self, batch: Batch) -> Loss:
         """Negative log likelihood of drawn captions, each weighted by its advantage: see `self_critical`."""

@@ -61,9 +61,9 @@ class CaptionerConfig(HybridConfig):
     """Share of embedding and output values dropped in training."""
     label_smoothing: float = 0.1
     """Share of the target mass spread over all words in training (the validation loss has none)."""
-    reward_epochs: int = 0
-    """So many of the last epochs draw captions from the model and raise the CIDEr-D of what is drawn (self-critical
-    training), instead of teaching it the references."""
+    reward_share: float = 0.0
+    """Share of the epochs, the last ones, that draw captions from the model and raise the CIDEr-D of what is drawn
+    (self-critical training), instead of teaching it the references."""
     vocab_size: int = 3000
     """Most tokens of the vocabulary."""
     captions: str = "captions"
@@ -78,22 +78,13 @@ class CaptionerConfig(HybridConfig):
     def __post_init__(self) -> None:
         sizes = ("image_size", "frames", "embedding_size", "hidden_size", "attention_size")
         limits = ("max_captions", "max_caption_tokens", "max_characters")
-        self.check_ranges((*sizes, *limits), shares=("dropout", "label_smoothing"))
+        self.check_ranges((*sizes, *limits), shares=("dropout", "label_smoothing", "reward_share"))
         if self.vocab_size < MIN_VOCABULARY:
             raise UsageError(f"vocab_size is {self.vocab_size}: it must be at least {MIN_VOCABULARY}")
-        if self.reward_epochs < 0:
-            raise UsageError(f"reward_epochs is {self.reward_epochs}: it must be 0 or more")
         if self.cell not in ("gru", "lstm"):
             raise UsageError(f"cell is '{self.cell}': it must be one of gru, lstm")
         if self.freeze_encoder and self.encoder_weights == "none":
             raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
-
-    def check_epochs(self, epochs: int) -> None:
-        if self.reward_epochs >= epochs:
-            raise UsageError(
-                f"model.reward_epochs is {self.reward_epochs} of {epochs} train.epochs: the first ones must teach the "
-                "references, or nothing that is drawn earns a reward"
-            )
 
     def training_texts(self, fields: Mapping[str, Any]) -> list[str]:
         """A row's captions in the decoder's form."""

@@ -70,13 +70,6 @@ class HybridConfig:
         """The texts of one training row to learn from; none by default, and none from a bad row."""
         return []
 
-    def check_epochs(self, epochs: int) -> None:
-        """Checks what depends on how many epochs the training has.
-
-        Raises:
-            UsageError: this configuration cannot be trained in so many.
-        """
-
     def check_ranges(self, positive: Sequence[str], shares: Sequence[str] = ()) -> None:
         """Checks fields that must be at least 1, and fields that are a share of something.
 

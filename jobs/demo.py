@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybrid_models import TABLES
-from jobs import cli, evaluate, infer, report, train
+from jobs import cli, evaluate, infer, promote, report, train
 from jobs.recipes import RECIPES
 from pipelines import artifacts, cluster, query, storage
 from pipelines.cluster import Resources
 from pipelines.demo_data import prepare_demo
+from pipelines.registry import CHAMPION
 from pipelines.tracking import default_uri, shown
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class DemoOptions:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Makes the data, then takes each hybrid through training, judgement, registration, two nights and a query."""
+    """Makes the data, then takes each hybrid through training, judgement, promotion, two nights and a query."""
     options = cli.parse(DemoOptions, argv, "hybrid demo", "From shards to SQL with three hybrids, on small data.")
     started = time.perf_counter()
     out = storage.absolute(options.out)
@@ -116,14 +117,14 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     value, baseline = judged["metrics"][task.metric], judged["baseline"][task.metric]
     log.info("%s on held-out data: %s %.3f, baseline (%s) %.3f", recipe.hybrid, task.metric, value,
              judged["baseline"]["name"], baseline)  # fmt: skip
+    newest = promote.PromoteOptions(test, force="the demo runs what it trained", storage=lake, resources=SMALL)
+    promote.run(recipe.hybrid, newest, trained["model"], mlflow)
+    champion = artifacts.read(f"models:/{recipe.hybrid}@{CHAMPION}", recipe.hybrid, mlflow)
     nights = []
     for ds in NIGHTS:
         shards = storage.join(data, "night", f"ds={ds}")
-        night = infer.run(
-            infer.InferOptions(shards, tables, ds, trained["model"], artifact.decoding, resources=SMALL),
-            artifact,
-            mlflow,
-        )
+        options = infer.InferOptions(shards, tables, ds, champion.model, champion.decoding, resources=SMALL)
+        night = infer.run(options, champion, mlflow)
         log.info("%s ds=%s: %d rows, errors %s", night["task"], ds, night["rows"], night["errors"] or "none")
         nights.append({key: night[key] for key in ("ds", "rows", "ok", "errors", "version", "changed")})
     return TABLES[recipe.hybrid], {
@@ -131,7 +132,7 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
         "metric": task.metric,
         "value": value,
         "baseline": baseline,
-        "model": trained["model"],
+        "model": champion.model,
         "nights": nights,
     }
 

@@ -38,7 +38,7 @@ def captioner_flickr8k() -> Recipe:
     """Captions of photographs on Flickr8k: frozen EfficientNet-Lite0, LSTM with attention over its 7 x 7 grid."""
     return Recipe(
         hybrid="captioner",
-        model=CaptionerConfig(reward_epochs=4),
+        model=CaptionerConfig(reward_share=0.4),
         decoding=CaptionerDecoding(),
         train=TrainConfig(
             epochs=10,

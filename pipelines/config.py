@@ -75,7 +75,6 @@ class Recipe:
         for name in ("epochs", "batch_size", "accumulate", "patience", "keep_checkpoints"):
             if getattr(train, name) < 1:
                 raise UsageError(f"train.{name} is {getattr(train, name)}: it must be at least 1")
-        self.model.check_epochs(train.epochs)
         for name in ("learning_rate", "clip_norm"):
             if getattr(train, name) <= 0:
                 raise UsageError(f"train.{name} is {getattr(train, name)}: it must be positive")

@@ -183,7 +183,7 @@ def test_learns_its_batch_by_heart(changes):
 
 def test_rewards_teach_what_is_said_about_an_image_not_what_is_said_of_others():
     """From a model that knows the sentences but not the colours, rewards alone teach the colours."""
-    model = build(**TRAINED, reward_epochs=1)
+    model = build(**TRAINED, reward_share=0.5)
     samples = samples_of(model)
     every = np.concatenate([sample["captions"] for sample in samples])
     model.start_epoch(0, 2)
@@ -201,11 +201,11 @@ def test_rewards_teach_what_is_said_about_an_image_not_what_is_said_of_others():
 
 
 def test_rewards_are_for_the_last_epochs_of_training():
-    model = build(**TRAINED, reward_epochs=2)
+    model = build(**TRAINED, reward_share=0.5)
     batch = model.collate(samples_of(model))
     likelihood = model.eval()(batch).total.item()
-    for epoch, rewarded in ((0, False), (1, False), (2, True), (3, True)):
-        model.start_epoch(epoch, 4)
+    for epoch, epochs, rewarded in ((1, 4, False), (2, 4, True), (0, 1, False), (2, 5, False), (3, 5, True)):
+        model.start_epoch(epoch, epochs)
         assert (model.train()(batch).total.item() < 0.5 * likelihood) == rewarded
         assert model.eval()(batch).total.item() == pytest.approx(likelihood, rel=0.02)  # batch norm has moved
 

@@ -94,7 +94,7 @@ def test_bad_rows(media, fields, message):
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"cell": "rnn"}, "cell is 'rnn': it must be one of gru, lstm"),
         ({"vocab_size": 10}, "vocab_size is 10"),
-        ({"reward_epochs": -1}, "reward_epochs is -1"),
+        ({"reward_share": 1.0}, "reward_share is 1.0"),
         ({"encoder_weights": "none"}, "random net"),
     ],
 )

@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 
-from hybrid_models.captioner import CaptionerConfig, CaptionerDecoding
 from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
 from pipelines.config import Recipe, TrainConfig
@@ -36,13 +35,6 @@ def test_impossible_combinations_are_refused(options: dict[str, Any], message: s
     with pytest.raises(UsageError) as caught:
         recipe(**options).check()
     assert str(caught.value) == message
-
-
-def test_a_hybrid_has_its_say_about_the_epochs() -> None:
-    train = TrainConfig(epochs=4)
-    Recipe("captioner", CaptionerConfig(reward_epochs=3), CaptionerDecoding(), train).check()
-    with pytest.raises(UsageError, match=r"model\.reward_epochs is 4 of 4 train\.epochs"):
-        Recipe("captioner", CaptionerConfig(reward_epochs=4), CaptionerDecoding(), train).check()
 
 
 def test_the_metric_has_a_direction() -> None:
