@@ -17,7 +17,13 @@ def translator_multi30k() -> Recipe:
         model=TranslatorConfig(dropout=0.4),
         decoding=TranslatorDecoding(),
         train=TrainConfig(
-            epochs=12, batch_size=32, learning_rate=3e-3, warmup_steps=300, metric="bleu", validate_samples=500
+            epochs=12,
+            batch_size=32,
+            learning_rate=3e-3,
+            warmup_steps=300,
+            metric="bleu",
+            validate_samples=1014,
+            patience=6,
         ),
     )
 
