@@ -62,8 +62,8 @@ class CaptionerDecoding(DecodingConfig):
     """0 ranks by probability, which favours short captions; larger values favour longer ones."""
     min_length: int = 1
     """Fewest tokens of a caption."""
-    no_repeat: int = 0
-    """No sequence of so many tokens comes twice in a caption; 0 allows any."""
+    no_repeat: int = 2
+    """No sequence of so many tokens comes twice in a caption ("a man and a man"); 0 allows any."""
     max_length: int = 40
     """Most tokens of a caption."""
 

@@ -57,8 +57,6 @@ class TranslatorDecoding(DecodingConfig):
     """0 ranks by probability, which favours short translations; larger values favour longer ones."""
     min_length: int = 1
     """Fewest tokens of a translation."""
-    no_repeat: int = 0
-    """No sequence of so many tokens comes twice in a translation; 0 allows any."""
     max_length_ratio: float = 2.0
     """Most tokens of a translation per source token, beyond `max_length_extra`."""
     max_length_extra: int = 10
@@ -73,9 +71,7 @@ class TranslatorDecoding(DecodingConfig):
 
     def search_options(self) -> SearchOptions:
         """These options for `search`."""
-        return SearchOptions(
-            BOS, EOS, self.beam_size, self.length_penalty, self.min_length, (PAD, UNK, BOS), self.no_repeat
-        )
+        return SearchOptions(BOS, EOS, self.beam_size, self.length_penalty, self.min_length, (PAD, UNK, BOS))
 
     def limits(self, source_length: Tensor) -> Tensor:
         """Most target tokens [B] of sources with so many tokens [B]."""

@@ -270,7 +270,7 @@ def test_record_and_summary():
     assert summary["details"]["different_captions"] == 3
 
 
-@pytest.mark.parametrize("wrong", [{"beam_size": 0}, {"max_length": 0}])
+@pytest.mark.parametrize("wrong", [{"beam_size": 0}, {"max_length": 0}, {"no_repeat": -1}])
 def test_wrong_decoding(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         CaptionerDecoding(**wrong)
