@@ -29,14 +29,14 @@ from hybrid_models.captioner_inputs import (
     caption_tokenizer,
 )
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device
-from hybrid_models.decoding import Hypothesis, SearchOptions, State, inference, sample, search
+from hybrid_models.decoding import Hypothesis, SearchOptions, State, draw, inference, search
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.image_encoder import Encoder, pool_time
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
 from hybrid_models.metrics import Tally
 from hybrid_models.recurrent import AttentionDecoder, PlainDecoder, WordDecoder, initial_state
-from hybrid_models.self_critical import DRAWN, advantages
+from hybrid_models.self_critical import DRAWN, advantages, whole
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -189,7 +189,7 @@ class Captioner(Hybrid):
             return self.decoder.loss(captions.flatten(0, 1), state, memory, smoothing)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        self._rewarded = epoch >= epochs - int(self.config.reward_share * epochs)
+        self._rewarded = epoch >= max(1, epochs - round(self.config.reward_share * epochs))
 
     def _reward_loss(self, batch: Batch) -> Loss:
         """Negative log likelihood of drawn captions, each weighted by its advantage: see `self_critical`."""
@@ -197,15 +197,20 @@ class Captioner(Hybrid):
         with inference(self), autocast(module_device(self)):
             state, memory = self._start(batch)
             options = CaptionerDecoding().search_options()
-            drawn = sample(self.decoder.step, state, memory, captions_BRL.shape[2], options, DRAWN)
-        texts = [[self._tokenizer.decode(tokens) for tokens in group] for group in drawn]
-        references = [[self._tokenizer.decode(row) for row in rows if row[0] == BOS] for rows in captions_BRL.tolist()]
+            drawn = draw(self.decoder.step, state, memory, captions_BRL.shape[2], options, DRAWN)
+        texts = [[self._rewarded_text(tokens) for tokens in group] for group in drawn]
+        references = [[self._rewarded_text(row) for row in rows if row[0] == BOS] for rows in captions_BRL.tolist()]
         weights_N = torch.from_numpy(advantages(texts, references)).to(captions_BRL.device, torch.float32).flatten()
-        targets = pad_rows([np.asarray([BOS, *tokens, EOS]) for group in drawn for tokens in group])
+        targets = pad_rows([np.asarray([BOS, *tokens]) for group in drawn for tokens in group])
         with autocast(module_device(self)):
             state, memory = self._start(batch)
             state = {name: tensor.repeat_interleave(DRAWN, dim=0) for name, tensor in state.items()}
             return self.decoder.loss(torch.from_numpy(targets).to(weights_N.device), state, memory, 0.0, weights_N)
+
+    def _rewarded_text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, whose last word tells that they end."""
+        text = self._tokenizer.decode(tokens)
+        return whole(text) if EOS in tokens else text
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         with inference(self):

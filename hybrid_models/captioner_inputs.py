@@ -63,7 +63,8 @@ class CaptionerConfig(HybridConfig):
     """Share of the target mass spread over all words in training (the validation loss has none)."""
     reward_share: float = 0.0
     """Share of the epochs, the last ones, that draw captions from the model and raise the CIDEr-D of what is drawn
-    (self-critical training), instead of teaching it the references."""
+    (self-critical training), instead of teaching it the references; rounded to whole epochs, never the first. Their
+    logged loss is near 0, and document frequencies are those of a worker's images of a batch."""
     vocab_size: int = 3000
     """Most tokens of the vocabulary."""
     captions: str = "captions"

@@ -41,7 +41,7 @@ class SearchOptions:
     """How to search.
 
     Raises:
-        UsageError: a beam below 1, a negative length penalty or minimum length.
+        UsageError: a beam below 1, or a negative length penalty, minimum length or `no_repeat`.
     """
 
     start: int
@@ -152,7 +152,7 @@ def search(step: Step, state: State, memory: State, max_length: Tensor, options:
     return found
 
 
-def sample(
+def draw(
     step: Step, state: State, memory: State, max_length: int, options: SearchOptions, count: int
 ) -> list[list[list[int]]]:
     """Draws outputs from the model's own distribution, with torch's global random numbers.
@@ -161,17 +161,17 @@ def sample(
         step: the model; see `Step`.
         state: initial state of each source, leading axis B.
         memory: what does not change from step to step, leading axis B.
-        max_length: most tokens of an output, without the end symbol.
+        max_length: most tokens of an output, the end symbol included.
         options: `start`, `end` and `never` count.
         count: outputs of each source.
 
     Returns:
-        `count` outputs of each source, without start and end symbols.
+        `count` outputs of each source, with the end symbol where it was drawn, without the start symbol.
     """
     state = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in state.items()}
-    lines, device = len(memory["mask"]) * count, memory["mask"].device
-    tokens_N = torch.full((lines,), options.start, device=device)
-    ended_N = torch.zeros(lines, dtype=torch.bool, device=device)
+    first = next(iter(state.values()))
+    tokens_N = torch.full((len(first),), options.start, device=first.device)
+    ended_N = torch.zeros(len(first), dtype=torch.bool, device=first.device)
     written: list[Tensor] = []
     while len(written) < max_length and not ended_N.all():
         log_probs_NV, state = step(tokens_N, state, memory)
@@ -179,9 +179,9 @@ def sample(
         tokens_N = torch.multinomial(log_probs_NV.exp(), 1).squeeze(1)
         written.append(tokens_N)
         ended_N |= tokens_N == options.end
-    rows = torch.stack([*written, torch.full_like(tokens_N, options.end)], dim=1).tolist()
-    outputs = [row[: row.index(options.end)] for row in rows]
-    return [outputs[start : start + count] for start in range(0, lines, count)]
+    rows = torch.stack(written, dim=1).tolist()
+    outputs = [row[: row.index(options.end) + 1] if options.end in row else row for row in rows]
+    return [outputs[start : start + count] for start in range(0, len(outputs), count)]
 
 
 def _start(state: State, memory: State, max_length: Tensor, options: SearchOptions) -> _Beams:

@@ -1,4 +1,4 @@
-"""Nowcaster: rain of the next hour from radar frames of the last half hour, by a ConvLSTM encoder and forecaster.
+"""Nowcaster: rain of the next hour from the last radar frames, by a ConvLSTM encoder and forecaster.
 
 The network itself is in `encoder_forecaster`; here are its data, loss, output table and judgement. Rain is in mm/h
 everywhere outside the network, NaN where no radar looks.

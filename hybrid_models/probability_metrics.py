@@ -24,8 +24,7 @@ def probability_sums(
 
     Returns:
         `brier_error` `[L, thresholds]`, the squared differences of probability and event (Brier 1950); by bin of
-        probability, `[L, thresholds, bins]`, `bin_pixels`, `bin_probability` (their sum) and `bin_events`; `crps_error`
-        `[L]`, see `crps_sums`.
+        probability, `[L, thresholds, bins]`, `bin_pixels`, `bin_probability` (their sum) and `bin_events`.
     """
     valid = np.isfinite(observed)
     events = np.stack([observed >= threshold for threshold in thresholds], axis=1)
@@ -43,7 +42,6 @@ def probability_sums(
         "bin_pixels": by_bin(weight),
         "bin_probability": by_bin(probability * weight),
         "bin_events": by_bin(events & weight),
-        "crps_error": crps_sums(probability, observed, thresholds),
     }
 
 
@@ -51,10 +49,11 @@ def crps_sums(probability: np.ndarray, observed: np.ndarray, thresholds: Sequenc
     """Continuous ranked probability score (Matheson & Winkler 1976) in mm/h, summed over the observed pixels, `[L]`.
 
     ∫ (P(rain ≥ x) − 1[observed ≥ x])² dx from 0 to the highest threshold, beyond which nothing is known. Between
-    thresholds the probability is taken as linear; at 0 it is 1. Arguments as in `probability_sums`.
+    thresholds the probability is taken as linear; below the first it is that of the first, since mostly there is no
+    rain at all. Arguments as in `probability_sums`.
     """
     valid, truth = np.isfinite(observed), np.nan_to_num(observed).astype(np.float32)
-    below = np.ones_like(truth)  # the probability at the lower end of a segment
+    below = probability[:, 0].astype(np.float32)  # the probability at the lower end of a segment
     total = np.zeros_like(truth)
     for k, (low, high) in enumerate(pairwise((0.0, *thresholds))):
         above = probability[:, k].astype(np.float32)
@@ -70,6 +69,13 @@ def crps_sums(probability: np.ndarray, observed: np.ndarray, thresholds: Sequenc
 def _mean_square(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Mean square of what goes from start to end along a line."""
     return (start * start + start * end + end * end) / 3
+
+
+def certain_crps_sums(forecast: np.ndarray, observed: np.ndarray, most: float) -> np.ndarray:
+    """`crps_sums` of a forecast without probabilities `[L, H, W]` mm/h: its absolute error, up to `most` mm/h."""
+    error = np.abs(np.minimum(np.nan_to_num(forecast), most) - np.minimum(np.nan_to_num(observed), most))
+    summed: np.ndarray = (error * np.isfinite(observed)).sum(axis=(1, 2), dtype=np.float64)
+    return summed
 
 
 def certain(forecast: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:

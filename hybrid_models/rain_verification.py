@@ -10,7 +10,13 @@ import numpy as np
 from hybrid_models.errors import UsageError
 from hybrid_models.frame_metrics import FSS_WINDOWS, contingency, csi, error_sums, far, fss, fss_sums, pod, ssim
 from hybrid_models.metrics import Tally
-from hybrid_models.probability_metrics import certain, probability_sums, reliability
+from hybrid_models.probability_metrics import (
+    certain,
+    certain_crps_sums,
+    crps_sums,
+    probability_sums,
+    reliability,
+)
 
 
 def verification_record(
@@ -19,7 +25,8 @@ def verification_record(
     """What one nowcast, `[L, H, W]` as its observation, adds by lead time, as plain lists.
 
     Error sums `[L]`. For rain, which has thresholds, contingency counts `[L][thresholds]`, sums of the FSS
-    `[L][thresholds][windows]`, and `probability_sums`; for video `ssim` `[L]`, and 1 as its `frames`.
+    `[L][thresholds][windows]`, `probability_sums`, and `crps_error` `[L]`; for video `ssim` `[L]`, and 1 as its
+    `frames`.
 
     Args:
         forecast: `[L, H, W]`.
@@ -29,9 +36,13 @@ def verification_record(
     """
     sums = error_sums(forecast, observed)
     if thresholds:
-        chances = certain(forecast, thresholds) if probability is None else probability
         sums |= contingency(forecast, observed, thresholds) | fss_sums(forecast, observed, thresholds)
-        sums |= probability_sums(chances, observed, thresholds)
+        if probability is None:
+            sums |= probability_sums(certain(forecast, thresholds), observed, thresholds)
+            sums["crps_error"] = certain_crps_sums(forecast, observed, thresholds[-1])
+        else:
+            sums |= probability_sums(probability, observed, thresholds)
+            sums["crps_error"] = crps_sums(probability, observed, thresholds)
     else:
         sums |= {"ssim": ssim(forecast, observed), "frames": np.ones(len(forecast), np.int64)}
     return {name: values.tolist() for name, values in sums.items()}

@@ -11,11 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from hybrid_models import metrics
+from hybrid_models.errors import UsageError
 
 DRAWN = 5
 """Captions drawn of each image."""
 _STOP = "endofcaption"
-"""Counted as a word, so that captions which break off miss it. Without it "a dog in the" pays."""
+
+
+def whole(text: str) -> str:
+    """A caption that ends, with a last word that says so: what comes before it is compared too, so that to break off as
+    in "a dog in the" does not pay."""
+    return f"{text} {_STOP}"
 
 
 def advantages(drawn: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
@@ -24,9 +30,13 @@ def advantages(drawn: Sequence[Sequence[str]], references: Sequence[Sequence[str
     Args:
         drawn: two or more captions of each image, as many of each.
         references: captions of each image. Document frequencies are those of these images.
+
+    Raises:
+        UsageError: one image alone, of which every word is in every document and worth nothing.
     """
+    if len(references) < 2:
+        raise UsageError("rewards compare images: raise train.batch_size to 2 or more for each worker")
     count = len(drawn[0])
-    ended = [[f"{text} {_STOP}" for text in texts] for texts in references]
-    columns = [[f"{texts[k]} {_STOP}" for texts in drawn] for k in range(count)]
-    rewards = np.stack([metrics.cider_d_tally(texts, ended).parts[:, 0] for texts in columns], axis=1)
+    columns = [[texts[k] for texts in drawn] for k in range(count)]
+    rewards = np.stack([metrics.cider_d_tally(texts, references).parts[:, 0] for texts in columns], axis=1)
     return (rewards - rewards.mean(axis=1, keepdims=True)) * (count / (count - 1))

@@ -13,10 +13,9 @@ from typing import Any
 from hybrid_models import TABLES
 from jobs import cli, evaluate, infer, promote, report, train
 from jobs.recipes import RECIPES
-from pipelines import artifacts, cluster, query, storage
+from pipelines import artifacts, cluster, query, registry, storage
 from pipelines.cluster import Resources
 from pipelines.demo_data import prepare_demo
-from pipelines.registry import CHAMPION
 from pipelines.tracking import default_uri, shown
 
 log = logging.getLogger(__name__)
@@ -117,14 +116,17 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     value, baseline = judged["metrics"][task.metric], judged["baseline"][task.metric]
     log.info("%s on held-out data: %s %.3f, baseline (%s) %.3f", recipe.hybrid, task.metric, value,
              judged["baseline"]["name"], baseline)  # fmt: skip
-    newest = promote.PromoteOptions(test, force="the demo runs what it trained", storage=lake, resources=SMALL)
-    promote.run(recipe.hybrid, newest, trained["model"], mlflow)
-    champion = artifacts.read(f"models:/{recipe.hybrid}@{CHAMPION}", recipe.hybrid, mlflow)
+    model = trained["model"]
+    if registry.champion(mlflow, recipe.hybrid) is None:  # never in place of a model that somebody's nights use
+        wanted_at_night = promote.PromoteOptions(test, force="the first one", storage=lake, resources=SMALL)
+        promote.run(recipe.hybrid, wanted_at_night, model, mlflow)
+        model = f"models:/{recipe.hybrid}@{registry.CHAMPION}"
+    chosen = artifacts.read(model, recipe.hybrid, mlflow)
     nights = []
     for ds in NIGHTS:
         shards = storage.join(data, "night", f"ds={ds}")
-        options = infer.InferOptions(shards, tables, ds, champion.model, champion.decoding, resources=SMALL)
-        night = infer.run(options, champion, mlflow)
+        options = infer.InferOptions(shards, tables, ds, model, chosen.decoding, resources=SMALL)
+        night = infer.run(options, chosen, mlflow)
         log.info("%s ds=%s: %d rows, errors %s", night["task"], ds, night["rows"], night["errors"] or "none")
         nights.append({key: night[key] for key in ("ds", "rows", "ok", "errors", "version", "changed")})
     return TABLES[recipe.hybrid], {
@@ -132,7 +134,7 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
         "metric": task.metric,
         "value": value,
         "baseline": baseline,
-        "model": champion.model,
+        "model": chosen.model,
         "nights": nights,
     }
 

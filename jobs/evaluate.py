@@ -119,7 +119,7 @@ def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig)
 
 
 def _pictures(job: evaluate.Evaluation, count: int, details: Mapping[str, Any]) -> dict[str, bytes]:
-    """Examples, and curves by lead time where there are any."""
+    """Examples, and the curves that there are."""
     if not count:
         return {}
     from pipelines import pictures  # drawing takes half a second to import

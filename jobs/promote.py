@@ -83,15 +83,16 @@ def run(hybrid: str, options: PromoteOptions, model: str, tracking_uri: str) -> 
     if holder == candidate.version:
         log.info("%s is the champion already", candidate.model)
         return {**summary, "promoted": False, "champion": candidate.model}
-    before = None if holder is None else artifacts.read(f"models:/{hybrid}/{holder}", hybrid, tracking_uri)
-    verdict = _weigh(options, shards, candidate, before) if shards else None
+    before = None if holder is None else f"models:/{hybrid}/{holder}"
+    rival = artifacts.read(before, hybrid, tracking_uri) if before and shards else None
+    verdict = _weigh(options, shards, candidate, rival) if shards else None
     promoted = bool(options.force) or (verdict is not None and verdict.passed)
     decision = {
         "promoted": promoted,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "input": options.input,
         "forced": options.force,
-        "champion_before": None if before is None else before.model,
+        "champion_before": before,
         **({} if verdict is None else {**asdict(verdict), "passed": verdict.passed}),
     }
     if promoted:

@@ -41,7 +41,7 @@ def translator_demo() -> Recipe:
 
 
 def captioner_flickr8k() -> Recipe:
-    """Captions of photographs on Flickr8k: frozen EfficientNet-Lite0, LSTM with attention over its 7 x 7 grid."""
+    """Captions of photographs on Flickr8k: frozen EfficientNet-Lite0, LSTM with attention, rewards in the end."""
     return Recipe(
         hybrid="captioner",
         model=CaptionerConfig(reward_share=0.4),

@@ -21,7 +21,7 @@ from pipelines.predict import RECORD_SCHEMA, Lineage, Predictor
 from pipelines.shards import Shard
 from pipelines.tables import Piece
 
-RECORDS_VERSION = 2
+RECORDS_VERSION = 3
 """Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""
 
 

@@ -326,8 +326,9 @@ def lead_time_curves(details: Mapping[str, Any]) -> bytes:
 
 
 def reliability_diagrams(details: Mapping[str, Any]) -> bytes:
-    """PNG for each threshold: how often it rained that much where so much probability was forecast. On the diagonal
-    forecasts mean what they say; grey bars show how often each was made, on a logarithmic scale.
+    """PNG with a panel for each threshold: how often it rained that much where so much probability was forecast.
+
+    On the diagonal forecasts mean what they say; grey bars show how often each was made, on a logarithmic scale.
 
     Args:
         details: of a nowcaster's `summarise`, for rain.

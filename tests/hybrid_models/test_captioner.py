@@ -12,6 +12,7 @@ from PIL import Image
 from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
+from hybrid_models.text import PAD
 from tests import tiny
 
 SIZE, ENCODER = 32, "test_resnet"
@@ -200,11 +201,36 @@ def test_rewards_teach_what_is_said_about_an_image_not_what_is_said_of_others():
     assert named() == [[colour] for colour in COLOURS]
 
 
+@pytest.mark.parametrize("changes", [{"attention": False}, {"cell": "gru"}])
+def test_captions_that_a_sample_lacks_earn_nothing(changes):
+    """Padding is no reference."""
+    model = build(reward_share=0.5, **changes)
+    samples = samples_of(model)
+    model.start_epoch(0, 2)
+    fit(model, model.collate(samples), 20)
+    model.start_epoch(1, 2)
+    short = [{**sample, "captions": sample["captions"][:1]} for sample in samples]
+    losses = []
+    for batch in (model.collate(short), model.collate(short)):
+        if losses:
+            batch["captions"] = torch.nn.functional.pad(batch["captions"], (0, 0, 0, 3), value=PAD)
+        torch.manual_seed(0)
+        losses.append(model.train()(batch).total.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) != 0
+
+
 def test_rewards_are_for_the_last_epochs_of_training():
     model = build(**TRAINED, reward_share=0.5)
     batch = model.collate(samples_of(model))
     likelihood = model.eval()(batch).total.item()
-    for epoch, epochs, rewarded in ((1, 4, False), (2, 4, True), (0, 1, False), (2, 5, False), (3, 5, True)):
+    for epoch, epochs, rewarded in (
+        (1, 4, False),
+        (2, 4, True),
+        (0, 1, False),
+        (1, 2, True),
+        (2, 5, False),
+        (3, 5, True),
+    ):
         model.start_epoch(epoch, epochs)
         assert (model.train()(batch).total.item() < 0.5 * likelihood) == rewarded
         assert model.eval()(batch).total.item() == pytest.approx(likelihood, rel=0.02)  # batch norm has moved

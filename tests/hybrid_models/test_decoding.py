@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_models.decoding import Hypothesis, SearchOptions, inference, length_penalty, sample, search
+from hybrid_models.decoding import Hypothesis, SearchOptions, draw, inference, length_penalty, search
 from hybrid_models.errors import UsageError
 
 V, START, END = 4, 0, 1
@@ -169,11 +169,11 @@ def test_forbidden_tokens_are_never_written():
     assert {token for hypothesis in found for token in hypothesis.tokens} == {3}
 
 
-def test_samples_come_as_often_as_they_are_likely():
+def test_outputs_are_drawn_as_often_as_they_are_likely():
     model, count = TableModel(2, end_bias=1.0), 4000
     torch.manual_seed(0)
     state, memory = model.initial([0, 1])
-    drawn = sample(model.step, state, memory | {"mask": torch.ones(2, 1)}, 8, SearchOptions(START, END), count)
+    drawn = draw(model.step, state, memory, 8, SearchOptions(START, END), count)
     assert [len(outputs) for outputs in drawn] == [count, count]
     for source, outputs in enumerate(drawn):
         likely = sorted(
@@ -181,15 +181,15 @@ def test_samples_come_as_often_as_they_are_likely():
             key=lambda tokens: -model.log_prob(source, tokens),
         )
         for tokens in likely[:3]:
-            share = sum(output == list(tokens) for output in outputs) / count
+            share = sum(output == [*tokens, END] for output in outputs) / count
             assert share == pytest.approx(math.exp(model.log_prob(source, tokens)), abs=0.03)
 
 
-def test_samples_keep_to_their_length_and_words():
+def test_drawn_outputs_keep_to_their_length_and_words():
     model = TableModel(3, end_bias=-50.0)
     state, memory = model.initial([0, 1, 2])
     options = SearchOptions(START, END, never=(START, 2))
-    assert sample(model.step, state, memory | {"mask": torch.ones(3, 1)}, 4, options, 2) == [[[3] * 4] * 2] * 3
+    assert draw(model.step, state, memory, 4, options, 2) == [[[3] * 4] * 2] * 3
 
 
 def test_no_sources():

@@ -93,6 +93,10 @@ def test_payload_rows_hold_the_frames_and_their_summary():
     assert first["lead_minutes"] == [5, 10, 15, 20]
     assert second["lead_minutes"] == [10, 20]
     assert second["frames_shape"] == [2, 32, 32]
+    alone = model.predict(model.collate([ten]), NowcasterDecoding())[0]
+    percents = [np.frombuffer(row["probability"], np.uint8).astype(int) for row in (second, alone)]
+    assert percents[0].size == 2 * 5 * 32 * 32
+    np.testing.assert_allclose(*percents, atol=1)
 
     frames = np.frombuffer(first["frames"], "<f2").reshape(first["frames_shape"]).astype(np.float32)
     expected = model.nowcast(five["past"].astype(np.float32), 4, 5.0)
@@ -259,6 +263,9 @@ def test_a_forecast_shows_what_came():
         assert (list(shown.lead_minutes), shown.unit) == ([5.0, 10.0], "mm/h")
         np.testing.assert_allclose(shown.past, frames[:3], rtol=1e-3)
         np.testing.assert_allclose(shown.nowcast, hybrid.nowcast(frames[:3], 2, 5), rtol=1e-2, atol=1e-2)
+        row = hybrid.predict(hybrid.collate([sample]), NowcasterDecoding())[0]
+        percents = np.frombuffer(row["probability"], np.uint8).reshape(2, 5, 32, 32)
+        np.testing.assert_allclose(shown.chance, percents[:, 1] / 100)
         if with_target:
             np.testing.assert_allclose(shown.observed, frames[3:], rtol=1e-3)
         else:

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 from scores.probability import brier_score, crps_cdf
 
-from hybrid_models.probability_metrics import certain, crps_sums, probability_sums, reliability
+from hybrid_models.probability_metrics import certain, certain_crps_sums, crps_sums, probability_sums, reliability
 
 THRESHOLDS = (0.5, 1, 2, 5, 10)
 
@@ -23,14 +23,23 @@ def fields(leads=2, size=12, missing=True):
 @pytest.mark.filterwarnings("ignore:numba is not available")
 def test_crps_is_that_of_scores():
     probability, observed = fields(size=8)
-    # a CDF is known where it is 1 - P(rain >= x), from 0 mm/h to the highest threshold
+    # a CDF is 1 - P(rain >= x), from 0 mm/h, where it starts as at the first threshold, to the highest one
     levels = [0.0, *THRESHOLDS]
-    cdf = 1 - np.concatenate([np.ones_like(probability[:, :1]), probability], axis=1)
+    cdf = 1 - np.concatenate([probability[:, :1], probability], axis=1)
     forecast = xr.DataArray(cdf, dims=("lead", "x", "row", "column"), coords={"x": levels})
     truth = xr.DataArray(np.minimum(observed, THRESHOLDS[-1]), dims=("lead", "row", "column"))
     expected = crps_cdf(forecast, truth, threshold_dim="x", preserve_dims=("lead", "row", "column"))["total"]
     assert int(expected.isnull().sum()) == np.isnan(observed).sum() > 0
     np.testing.assert_allclose(crps_sums(probability, observed, THRESHOLDS), expected.sum(("row", "column")), rtol=1e-5)
+
+
+def test_certainty_that_no_rain_falls_costs_nothing_and_doubt_costs_less_than_error():
+    dry = np.zeros((1, 1, 1))
+    assert crps_sums(np.zeros((1, 5, 1, 1)), dry, THRESHOLDS).tolist() == [0.0]
+    doubt = crps_sums(np.array([0.5, 0.5, 0.5, 0.0, 0.0]).reshape(1, 5, 1, 1), dry, THRESHOLDS)
+    assert 0 < doubt[0] < certain_crps_sums(np.full((1, 1, 1), 3.0), dry, 10)[0] == 3.0
+    forecast, observed = np.array([[[12.0, 4.0, np.nan, 3.0]]]), np.array([[[20.0, 2.5, 1.0, np.nan]]])
+    assert certain_crps_sums(forecast, observed, 10).tolist() == [1.5 + 1.0]
 
 
 def test_brier_score_is_that_of_scores():

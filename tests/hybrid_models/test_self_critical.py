@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hybrid_models import metrics
-from hybrid_models.self_critical import advantages
+from hybrid_models.errors import UsageError
+from hybrid_models.self_critical import advantages, whole
 
 REFERENCES = [
     ["a dog runs on grass", "the brown dog runs"],
@@ -21,14 +22,8 @@ DRAWN = [
 def test_an_advantage_is_over_the_mean_of_the_others_of_its_image():
     found = advantages(DRAWN, REFERENCES)
     assert found.shape == (3, 3)
+    scores = [metrics.cider_d_tally([texts[k] for texts in DRAWN], REFERENCES).parts[:, 0] for k in range(3)]
     for column in range(3):
-        scores = [
-            metrics.cider_d_tally(
-                [f"{texts[k]} endofcaption" for texts in DRAWN],
-                [[f"{text} endofcaption" for text in texts] for texts in REFERENCES],
-            ).parts[:, 0]
-            for k in range(3)
-        ]
         others = [scores[k] for k in range(3) if k != column]
         np.testing.assert_allclose(found[:, column], scores[column] - np.mean(others, axis=0))
     np.testing.assert_allclose(found.sum(1), 0, atol=1e-9)
@@ -42,10 +37,17 @@ def test_what_matches_is_better_than_what_does_not():
 
 
 def test_breaking_off_does_not_pay():
-    """The end counts as a word: to leave it out costs more than CIDEr-D alone says."""
+    """Texts that say where they end lose more by breaking off than CIDEr-D alone says."""
     references = [["a dog runs on the grass"], ["a cat sleeps"]]
     drawn = [["a dog runs on the grass", "a dog runs on the"], ["a cat", "a cat"]]
-    whole, broken = advantages(drawn, references)[0]
-    plain = [metrics.cider_d_tally([texts[k] for texts in drawn], references).parts[0, 0] for k in range(2)]
-    assert whole - broken > 3 * (plain[0] - plain[1]) > 0
-    assert advantages([["a cat"] * 2] * 2, references) == pytest.approx(np.zeros((2, 2)))
+    plain = np.diff(advantages(drawn, references)[0])
+    ending = [[whole(text) for text in texts] for texts in references]
+    ended = np.diff(advantages([[whole(text) for text in texts] for texts in drawn], ending)[0])
+    cut = np.diff(advantages([[whole(drawn[0][0]), drawn[0][1]], drawn[1]], ending)[0])
+    assert ended < 1.5 * plain < 0
+    assert cut < 1.5 * plain
+
+
+def test_one_image_teaches_nothing():
+    with pytest.raises(UsageError, match=r"raise train\.batch_size"):
+        advantages([["a cat", "a dog"]], [["a cat"]])

@@ -145,6 +145,16 @@ def test_a_reliable_forecast_lies_on_the_diagonal() -> None:
         assert (np.abs(panel.astype(int) - [0x1F, 0x77, 0xB4]).sum(1) < 30).any() == upper_left
 
 
+def test_a_likely_hour_is_darker_than_an_unlikely_one() -> None:
+    frames = np.zeros((5, 16, 16), np.float32)
+    drawn = {
+        chance: pictures.draw(Forecast(frames, frames, None, [5.0 * i for i in range(1, 6)], "mm/h", frames + chance))
+        for chance in (0.0, 1.0)
+    }
+    dark = {chance: share(files["png"], "#3f007d") for chance, files in drawn.items()}
+    assert dark[1.0] > 0.2 > dark[0.0]
+
+
 def test_curves_of_an_evaluation_are_those_that_its_details_allow() -> None:
     lead = {"lead_minutes": [5.0], "csi": {"1": [0.5]}}
     bins = {"pixels": [1.0] * 10, "forecast": [0.5] * 10, "observed": [0.5] * 10}
