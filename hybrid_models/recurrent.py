@@ -192,8 +192,8 @@ class AttentionDecoder(WordDecoder):
 class BidirectionalGRU(nn.Module):
     """A GRU over a text and another one over it from its end (Schuster & Paliwal 1997).
 
-    The same as `nn.GRU(bidirectional=True)` over a packed sequence, which is slower on CPUs: each step's gradient touches
-    all steps' tensors. At padding the states mean nothing.
+    The same as `nn.GRU(bidirectional=True)` over a packed sequence, which is slower on CPUs: each step's gradient
+    touches all steps' tensors. At padding the states mean nothing.
 
     Args:
         input_size: size I of an input vector.
