@@ -24,6 +24,9 @@ from hybrid_models.text import BOS, PAD, pad_rows
 
 Cell = Literal["gru", "lstm"]
 GATES: dict[Cell, int] = {"gru": 3, "lstm": 4}
+ROWS = 64
+"""The softmax works on a multiple of so many tokens: on CPUs a matrix product compiles anew for each size not seen yet,
+which takes longer than the product."""
 
 
 class WordDecoder(nn.Module, abc.ABC):
@@ -78,15 +81,14 @@ class WordDecoder(nn.Module, abc.ABC):
         """
         embedded_NTE = self.dropout(self.embedding(targets[:, :-1]))
         features_NTF, _ = self.unroll(embedded_NTE, state, memory)
-        real_NT = targets[:, 1:] != PAD
-        logits = self._logits(features_NTF[real_NT], embedded_NTE[real_NT])
-        words = targets[:, 1:][real_NT]
-        if weights is None:
-            total = F.cross_entropy(logits.float(), words, label_smoothing=label_smoothing, reduction="sum")
-        else:
-            costs = F.cross_entropy(logits.float(), words, label_smoothing=label_smoothing, reduction="none")
-            total = (costs * weights.unsqueeze(1).expand_as(real_NT)[real_NT]).sum()
-        return Loss(total, real_NT.sum())
+        words_M = targets[:, 1:].flatten()
+        real = (words_M != PAD).nonzero().squeeze(1)
+        chosen = F.pad(real, (0, -len(real) % ROWS))
+        logits = self._logits(features_NTF.flatten(0, 1)[chosen], embedded_NTE.flatten(0, 1)[chosen])[: len(real)]
+        costs = F.cross_entropy(logits.float(), words_M[real], label_smoothing=label_smoothing, reduction="none")
+        if weights is not None:
+            costs = costs * weights.repeat_interleave(targets.shape[1] - 1)[real]
+        return Loss(costs.sum(), (words_M != PAD).sum())
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
         """One step of a search, see `decoding.Step`: tokens [N] → log_probs float32 [N,V]."""
@@ -126,9 +128,12 @@ class PlainDecoder(WordDecoder):
 
 
 class AttentionDecoder(WordDecoder):
-    """With additive attention: the previous hidden state asks, the context enters the cell (Bahdanau et al. 2015).
+    """With additive attention (Bahdanau et al. 2015): the state that has read a word asks for what the next one needs;
+    the context enters the cell with that next word (Luong et al. 2015, §3.1, and "input feeding", §3.3).
 
-    context_t = attention(h_{t-1}, keys),  h_t = cell([embedding_t; context_t], h_{t-1}),  features_t = [h_t; context_t]
+    h_t = cell([embedding_t; context_{t-1}], h_{t-1}),  context_t = attention(h_t, keys),  features_t = [h_t; context_t]
+
+    State: `hidden` (and `cell`) [N,D], and `context` [N,K], which is 0 before the first word.
 
     Memory: `keys` [B,S,K], `mask` bool [B,S] (True where valid), and `projected` [B,S,A] from `prepare`.
     The cells are those of `nn.GRU` (Cho et al. 2014) and `nn.LSTM` (Hochreiter & Schmidhuber 1997).
@@ -176,16 +181,18 @@ class AttentionDecoder(WordDecoder):
         keys_BSK = RepeatedProduct(memory["keys"], steps)
         weight_KG = RepeatedProduct(self.context_gates.weight.t().to(word_gates_NTG.dtype), steps)
         weight_DG = RepeatedProduct(self.hidden_gates.weight.t().to(word_gates_NTG.dtype), steps)
+        context_NK = state.get("context", word_gates_NTG.new_zeros(len(embedded), memory["keys"].shape[2]))
         hidden, contexts, weights = [], [], []
         for words_NG in word_gates_NTG.unbind(1):
-            hidden_ND = state["hidden"]
-            query_BRD = hidden_ND.view(sources, -1, hidden_ND.shape[1])
+            hidden_gates_NG = weight_DG(state["hidden"]) + self.hidden_gates.bias
+            state = _advance(state, words_NG + weight_KG(context_NK), hidden_gates_NG)
+            query_BRD = state["hidden"].view(sources, -1, state["hidden"].shape[1])
             weights_BRS = self.attention.weights(query_BRD, memory["mask"], memory["projected"])
             context_NK = keys_BSK(weights_BRS).flatten(0, 1)
-            state = _advance(state, words_NG + weight_KG(context_NK), weight_DG(hidden_ND) + self.hidden_gates.bias)
             hidden.append(state["hidden"])
             contexts.append(context_NK)
             weights.append(weights_BRS)
+        state = {**state, "context": context_NK}
         return hidden, contexts, weights, state
 
 

@@ -1,7 +1,7 @@
 """The translator: a bidirectional GRU reads a sentence, a GRU with additive attention writes it in another language.
 
-Bahdanau, Cho, Bengio 2015, with subword tokens (Sennrich et al. 2016), label smoothing (Szegedy et al. 2016) and tied
-target embeddings (Press & Wolf 2017).
+Bahdanau, Cho, Bengio 2015, with input feeding (Luong et al. 2015), subword tokens (Sennrich et al. 2016), label
+smoothing (Szegedy et al. 2016) and tied target embeddings (Press & Wolf 2017).
 """
 
 # ruff: noqa: N806 - shape suffixes, see contract.py

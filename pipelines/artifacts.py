@@ -25,7 +25,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
 from pipelines import storage
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
 META_KEYS = ("hybrid", "schema_version", "config", "decoding", "assets", "weights_sha256")
 
@@ -230,7 +230,10 @@ def _read_files(place: str, shown: str) -> dict[str, bytes]:
 def _check(artifact: Artifact, expected: str | None) -> None:
     meta = artifact.meta
     if meta.get("format") != FORMAT:
-        raise UsageError(f"{artifact.model} has artifact format {meta.get('format')}, this version reads {FORMAT}")
+        raise UsageError(
+            f"{artifact.model} has artifact format {meta.get('format')}, this version reads {FORMAT}: "
+            "train again, or use the version that wrote it"
+        )
     if missing := [key for key in META_KEYS if key not in meta]:
         raise UsageError(f"{artifact.model}/{CONFIG} is damaged (no '{missing[0]}'): copy the artifact again")
     if meta["hybrid"] not in HYBRIDS:

@@ -55,15 +55,17 @@ def test_attention_unroll_equals_torch_cells_step_by_step(cell):
     reference = torch_cell(decoder, cell)
     keys, mask = (memory[name].repeat_interleave(R, dim=0) for name in ("keys", "mask"))
     hidden, memory_cell = state["hidden"], state.get("cell")
+    context = torch.zeros(B * R, K)
     for t in range(5):
-        context, _ = decoder.attention(hidden, keys, mask)
         inputs = torch.cat([embedded[:, t], context], dim=1)
         if cell == "gru":
             hidden = reference(inputs, hidden)
         else:
             hidden, memory_cell = reference(inputs, (hidden, memory_cell))
+        context, _ = decoder.attention(hidden, keys, mask)
         torch.testing.assert_close(features[:, t], torch.cat([hidden, context], dim=1), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(last["hidden"], hidden, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(last["context"], context, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -84,6 +86,16 @@ def test_loss_is_the_sum_of_the_steps_log_probabilities(kind, cell, tie):
                 count += 1
     assert int(loss.terms) == count == 12
     assert float(loss.total.detach()) == pytest.approx(total, rel=1e-5)
+
+
+def test_a_loss_weighted_by_text_is_the_weighted_sum_of_the_texts_losses():
+    decoder, state, memory = make("attention", "gru")
+    memory = decoder.prepare(memory)
+    weights = torch.tensor([0.5, -1.0, 3.0, 0.0, 2.0, 1.0])
+    loss = decoder.loss(TARGETS, state, memory, 0.0, weights)
+    only = [decoder.loss(TARGETS, state, memory, 0.0, row).total for row in torch.eye(B * R)]
+    assert float(loss.total.detach()) == pytest.approx(float(torch.stack(only).detach() @ weights), rel=1e-5)
+    assert int(loss.terms) == 12
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
@@ -168,12 +180,12 @@ def test_attend_gives_the_weights_of_every_step(cell):
     assert [weights.shape for weights in found] == [(len(text) + 1, S) for text in texts]
     keys, mask = (memory[name].repeat_interleave(R, dim=0) for name in ("keys", "mask"))
     for t in range(3):
+        words = torch.tensor([[BOS, *text, PAD, PAD][t] for text in texts])
+        _, state = decoder.unroll(decoder.embedding(words.unsqueeze(1)), state, prepared)
         _, expected = decoder.attention(state["hidden"], keys, mask)
         for text, weights, row in zip(texts, found, expected, strict=True):
             if t <= len(text):
                 torch.testing.assert_close(torch.from_numpy(weights[t]), row)
-        words = torch.tensor([[BOS, *text, PAD, PAD][t] for text in texts])
-        _, state = decoder.unroll(decoder.embedding(words.unsqueeze(1)), state, prepared)
     plain, state, memory = make("plain", cell)
     assert plain.attend(texts, state, memory) is None
 
