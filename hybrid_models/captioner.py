@@ -146,21 +146,32 @@ class Captioner(Hybrid):
         return self.config.freeze_encoder
 
     def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
-        """With a frozen encoder, `frames` become `features`: float16 [S,C], mean over time; S = 1 without attention."""
+        """With a frozen encoder, `frames` become `features`: float16 [S,C], mean over time; S = 1 without attention.
+
+        With `mirror`, samples with captions also get `mirrored`, the features of their mirror images.
+        """
         if not self.config.freeze_encoder:
             return list(samples)
         bare = [{name: sample[name] for name in ("frames", "frame_count")} for sample in samples]
         batch = {name: tensor.to(module_device(self)) for name, tensor in self.collate(bare).items()}
+        views = {"features": batch}
+        if self.config.mirror and all("captions" in sample for sample in samples):
+            views["mirrored"] = {**batch, "frames": batch["frames"].flip(3)}
         with inference(self):
-            features = self._look(batch).half().cpu().numpy()
-        rest = [{name: value for name, value in sample.items() if name != "frames"} for sample in samples]
-        return [{"features": array, **other} for array, other in zip(features, rest, strict=True)]
+            found = {name: self._look(view).half().cpu().numpy() for name, view in views.items()}
+        return [
+            {name: array[i] for name, array in found.items()}
+            | {name: value for name, value in sample.items() if name != "frames"}
+            for i, sample in enumerate(samples)
+        ]
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
         """`features` float16 [B,S,C], or `frames` uint8 [B,T,H,W,3] padded at the end; `frame_count` [B]; `captions`
         int64 [B,R,L], start and end symbols included, where captions that a sample lacks are all padding."""
         counts = [int(sample["frame_count"]) for sample in samples]
         batch = {"frame_count": torch.tensor(counts)}
+        if rng is not None and self.config.mirror:
+            samples = [_mirrored(sample) if rng.integers(2) else sample for sample in samples]
         if all("features" in sample for sample in samples):
             batch["features"] = torch.from_numpy(np.stack([sample["features"] for sample in samples]))
         else:
@@ -311,6 +322,13 @@ def _decoder(config: CaptionerConfig, vocabulary: int, channels: int) -> WordDec
         return PlainDecoder(*sizes, config.cell, config.dropout, config.tie_embeddings)
     attending = (channels, config.attention_size, config.cell)
     return AttentionDecoder(*sizes, *attending, config.dropout, config.tie_embeddings)
+
+
+def _mirrored(sample: Sample) -> Sample:
+    """The sample of the mirror image, left and right exchanged."""
+    if "features" in sample:
+        return {**sample, "features": sample["mirrored"]}
+    return {**sample, "frames": sample["frames"][:, :, ::-1]}
 
 
 def _frames(image: Any, visual: Visual) -> np.ndarray:

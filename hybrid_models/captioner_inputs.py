@@ -45,6 +45,8 @@ class CaptionerConfig(HybridConfig):
     """Height and width (pixels) to which frames are resized."""
     frames: int = 8
     """Most frames looked at in a clip, uniformly sampled; their features are averaged."""
+    mirror: bool = False
+    """Show half of the samples as their mirror images in training; not where captions tell left from right."""
     attention: bool = True
     """Attend to the encoder's spatial grid at every word; otherwise only its mean is seen, at the start (faster)."""
     cell: Literal["gru", "lstm"] = "lstm"

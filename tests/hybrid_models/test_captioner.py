@@ -135,6 +135,31 @@ def test_features_stand_for_frames(attention):
     torch.testing.assert_close(from_frames.total, from_features.total, rtol=2e-3, atol=1e-3)
 
 
+def test_half_of_the_samples_are_mirrored_in_training():
+    """Raw and featurized samples alike, and neither in validation nor where there are no captions to learn from."""
+    model = build(mirror=True).eval()
+    raw = [sample for sample in samples_of(model) for _ in range(20)]
+    for sample in raw:
+        sample["frames"] = sample["frames"].copy()
+        sample["frames"][:, :, : SIZE // 2] = 0  # now the mirror image differs
+    frames = model.collate(raw, np.random.default_rng(3))["frames"].numpy()
+    turned = [not np.array_equal(row, sample["frames"]) for row, sample in zip(frames, raw, strict=True)]
+    assert 0.3 * len(raw) < sum(turned) < 0.7 * len(raw)
+    for row, sample, mirror in zip(frames, raw, turned, strict=True):
+        np.testing.assert_array_equal(row, sample["frames"][:, :, ::-1] if mirror else sample["frames"])
+    features = model.collate(model.featurize(raw), np.random.default_rng(3))["features"].float()
+    torch.testing.assert_close(
+        features,
+        model._look(model.collate([{**s, "frames": f} for s, f in zip(raw, frames, strict=True)])),
+        atol=5e-2,
+        rtol=5e-2,
+    )
+    assert not torch.equal(features, model.collate(model.featurize(raw))["features"].float())
+    bare = [{name: sample[name] for name in ("frames", "frame_count")} for sample in raw]
+    assert "mirrored" not in model.featurize(bare)[0]
+    assert "mirrored" not in build(mirror=False).eval().featurize(raw)[0]
+
+
 def test_padding_of_a_batch_changes_no_features():
     model = build().eval()
     red, green = samples_of(model, frames=2)[0], samples_of(model, frames=4)[1]
@@ -197,7 +222,7 @@ def test_rewards_teach_what_is_said_about_an_image_not_what_is_said_of_others():
     assert named() != [[colour] for colour in COLOURS]
     torch.manual_seed(0)
     model.start_epoch(1, 2)
-    fit(model, model.collate(samples), 60, learning_rate=2e-3)
+    fit(model, model.collate(samples), 150, learning_rate=2e-3)
     assert named() == [[colour] for colour in COLOURS]
 
 
