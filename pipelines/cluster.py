@@ -116,6 +116,8 @@ def configure_data() -> None:
     context.enable_progress_bars = sys.stderr.isatty()
     context.enable_rich_progress_bars = False
     context.print_on_execution_start = False
+    # Its advice, to request memory for a worker, is for those who write the pipeline, twice a minute.
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     # Decoding is faster than most models: without a bound it would fill the object store with waiting samples.
     memory = WAITING_BYTES * max(1, sum(node["Alive"] for node in ray.nodes()))
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)

@@ -80,6 +80,12 @@ def test_workers_get_the_environment_that_makes_them_fast(ray_cluster: str) -> N
     assert cluster.worker_env()["MALLOC_TOP_PAD_"] == "268435456"
 
 
+def test_ray_gives_users_no_advice_about_its_workers_memory(ray_cluster: str) -> None:
+    cluster.configure_data()
+    detectors = ray.data.DataContext.get_current().issue_detectors_config
+    assert detectors.high_memory_detector_config.detection_time_interval_s == -1
+
+
 def test_bars_are_for_terminals_only(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     context = ray.data.DataContext.get_current()
     for terminal in (True, False):
