@@ -1,8 +1,9 @@
 """The captioner: a CNN looks at a photograph or clip, an RNN says what it sees.
 
 "Show and tell" (Vinyals et al. 2015) without attention, "Show, attend and tell" (Xu et al. 2015, soft attention) with
-it. A frozen CNN is run once per sample (`featurize`); then only the RNN is trained: to write the references, and then
-for captions that score (`self_critical`).
+it, where the state that has read the last word looks (see `AttentionDecoder`). A frozen CNN is run once per sample
+(`featurize`); then only the RNN is trained: to write the references, and then for captions that score
+(`self_critical`).
 """
 
 # ruff: noqa: N806 - shape suffixes, see contract.py
@@ -167,7 +168,8 @@ class Captioner(Hybrid):
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
         """`features` float16 [B,S,C], or `frames` uint8 [B,T,H,W,3] padded at the end; `frame_count` [B]; `captions`
-        int64 [B,R,L], start and end symbols included, where captions that a sample lacks are all padding."""
+        int64 [B,R,L], start and end symbols included, where captions that a sample lacks are all padding. With
+        `mirror`, `rng` chooses the samples that are shown as their mirror images."""
         counts = [int(sample["frame_count"]) for sample in samples]
         batch = {"frame_count": torch.tensor(counts)}
         if rng is not None and self.config.mirror:
