@@ -84,7 +84,7 @@ def run(hybrid: str, options: PromoteOptions, model: str, tracking_uri: str) -> 
         log.info("%s is the champion already", candidate.model)
         return {**summary, "promoted": False, "champion": candidate.model}
     before = None if holder is None else f"models:/{hybrid}/{holder}"
-    rival = artifacts.read(before, hybrid, tracking_uri) if before and shards else None
+    rival = _rival(before, hybrid, tracking_uri) if before and shards else None
     verdict = _weigh(options, shards, candidate, rival) if shards else None
     promoted = bool(options.force) or (verdict is not None and verdict.passed)
     decision = {
@@ -103,6 +103,14 @@ def run(hybrid: str, options: PromoteOptions, model: str, tracking_uri: str) -> 
         raise RefusedError(f"{verdict}: not promoted; --force REASON promotes it all the same")
     log.info("%s is the champion: %s", candidate.model, verdict or options.force)
     return {**summary, "champion": candidate.model, **decision, "mlflow_run_id": run_id}
+
+
+def _rival(champion: str, hybrid: str, tracking_uri: str) -> Artifact:
+    try:
+        return artifacts.read(champion, hybrid, tracking_uri)
+    except UsageError as error:
+        advice = "--force REASON without --input replaces it"
+        raise UsageError(f"the champion cannot be judged ({error}); {advice}") from None
 
 
 def _weigh(options: PromoteOptions, shards: list[Shard], candidate: Artifact, before: Artifact | None) -> Verdict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,9 +51,18 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if options.out:
         storage.write_bytes(options.out, content)
         return {"rows": len(rows), "columns": rows.column_names, "out": options.out}
-    sys.stdout.buffer.write(content)
-    sys.stdout.flush()
+    _show(content)
     return None
+
+
+def _show(content: bytes) -> None:
+    """To stdout; a reader that ends early, such as `head`, has what it wants."""
+    try:
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python writes what is left when it ends, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def asked(sql: str, names: Sequence[str]) -> list[str]:

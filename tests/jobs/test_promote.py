@@ -20,15 +20,20 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lake")
     tiny.write_pairs(str(folder / "test"), 12, seed=4)
     for seed in (0, 1):
-        training = {"recipe": "translator-demo", "data": "pairs", "metrics": {"val_bleu": 1.5 + seed}}
-        files = artifacts.make(
-            tiny.translator(seed), TranslatorDecoding(beam_size=1, max_length=12), training, "Card.\n"
-        )
-        tracker = Tracker(mlflow_of(folder))
-        tracker.start("train", {}, {})
-        tracker.register("translator", files)
-        tracker.finish()
+        register(mlflow_of(folder), translator_files(seed))
     return folder
+
+
+def translator_files(seed: int) -> dict[str, bytes]:
+    training = {"recipe": "translator-demo", "data": "pairs", "metrics": {"val_bleu": 1.5 + seed}}
+    return artifacts.make(tiny.translator(seed), TranslatorDecoding(beam_size=1, max_length=12), training, "Card.\n")
+
+
+def register(uri: str, files: dict[str, bytes]) -> None:
+    tracker = Tracker(uri)
+    tracker.start("train", {}, {})
+    tracker.register("translator", files)
+    tracker.finish()
 
 
 def mlflow_of(lake: Path) -> str:
@@ -91,6 +96,20 @@ def test_models_become_champions_one_after_the_other(lake: Path, capsysbinary: p
     told = {row["model"]: row["promotion"] for row in rows}
     assert told[version(worse)].startswith("promoted; chrf ")
     assert told[version(better)].startswith("forced: ")
+
+
+def test_a_champion_of_an_older_format_is_replaced_by_force(lake: Path, tmp_path: Path) -> None:
+    uri, old = mlflow_of(tmp_path), translator_files(0)
+    meta = json.loads(old[artifacts.CONFIG])
+    register(uri, {**old, artifacts.CONFIG: json.dumps({**meta, "format": 1}).encode()})
+    registry.promote(uri, "translator", "1")
+    register(uri, translator_files(1))
+    with pytest.raises(UsageError) as refused:
+        main(["translator", "--input", f"{lake}/test", "--storage", f"{lake}/lake", "--mlflow", uri])
+    assert f"the champion cannot be judged ({version('1')} has artifact format 1" in str(refused.value)
+    assert str(refused.value).endswith("; --force REASON without --input replaces it")
+    main(["translator", "--force", "format 2", "--mlflow", uri])
+    assert registry.champion(uri, "translator") == "2"
 
 
 @pytest.mark.parametrize(

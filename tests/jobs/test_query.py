@@ -1,6 +1,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,16 @@ def test_a_table_for_people(lake: str, capfdbinary: pytest.CaptureFixture[bytes]
         ['b"2', "NULL", "RadarDecodeError: cut"],
         ["c", "[]", "NULL"],
     ]
+
+
+def test_a_reader_that_ends_early_is_no_failure(lake: str) -> None:
+    command = [sys.executable, "-m", "jobs.cli", "query", SQL, "--tables", lake]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 def test_csv(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
