@@ -53,7 +53,7 @@ class Resources:
     actors: int = 0
     """Processes that hold the model: by default one for each GPU, or without GPUs one for each CPU and 2 GiB."""
     batch_size: int = 32
-    """Samples in one forward pass."""
+    """Samples in one forward pass, fewer where they are large (16 MiB in all)."""
     threads: int = 0
     """CPU threads of each model process: by default the CPUs of its node, divided among its model processes."""
 

@@ -12,7 +12,7 @@ from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecodin
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator import TranslatorDecoding
-from pipelines import artifacts
+from pipelines import artifacts, predict
 from pipelines.artifacts import Artifact
 from pipelines.predict import Compute, Featurizer, Lineage, Predictor, to_device
 from pipelines.samples import SAMPLE_SCHEMA, pack, unpack
@@ -39,6 +39,13 @@ def samples_table(samples: list[Sample | BadSample]) -> pa.Table:
             outcome = {"sample": pack(sample), "length": int(sample["length"])}
         rows.append({**row, **outcome, "decode_seconds": 0.5})
     return pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA)
+
+
+def sizes_table(lengths: list[int | None], sizes: list[int] | None = None) -> pa.Table:
+    """What a batch is chosen by: samples of these lengths and numbers of bytes; null lengths are errors."""
+    sizes = sizes or [1] * len(lengths)
+    packed = [None if length is None else bytes(size) for length, size in zip(lengths, sizes, strict=True)]
+    return pa.table({"length": lengths, "sample": pa.array(packed, pa.large_binary())})
 
 
 def tokenized(artifact: Artifact, texts: list[str], with_target: bool = False) -> list[Sample | BadSample]:
@@ -85,8 +92,8 @@ def test_a_block_of_errors_only_needs_no_model(artifact: Artifact, monkeypatch: 
 
 def test_batches_have_similar_lengths(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor(artifact, DECODING, Compute(2, 1, False), LINEAGE)
-    assert list(predictor.batches([5, None, 1, 9, 2, None, 7])) == [[2, 4], [0, 6], [3]]
-    assert list(predictor.batches([None])) == []
+    assert list(predictor.batches(sizes_table([5, None, 1, 9, 2, None, 7]))) == [[2, 4], [0, 6], [3]]
+    assert list(predictor.batches(sizes_table([None]))) == []
     seen: list[list[int]] = []
     predict = predictor._predict
 
@@ -99,6 +106,15 @@ def test_batches_have_similar_lengths(artifact: Artifact, monkeypatch: pytest.Mo
     assert [len(batch) for batch in seen] == [2, 2, 2, 2, 2, 1]
     lengths = [length for batch in seen for length in batch]
     assert lengths == sorted(lengths)
+
+
+def test_batches_of_large_samples_are_smaller(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "BATCH_BYTES", 1000)
+    predictor = Predictor(artifact, DECODING, Compute(3, 1, False), LINEAGE)
+    table = sizes_table([1, 2, 3, 4, 5, 6, 7, 8], [1500, 500, 500, 1, 1, 999, 1, 2000])
+    assert list(predictor.batches(table)) == [[0], [1, 2], [3, 4], [5, 6], [7]]
+    table = sizes_table([1, 2, 3, 4], [10, 10, 10, 10])
+    assert list(predictor.batches(table)) == [[0, 1, 2], [3]]
 
 
 def test_the_batch_size_decides_no_output(artifact: Artifact) -> None:
