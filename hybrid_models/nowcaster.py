@@ -22,6 +22,7 @@ from hybrid_models.encoder_forecaster import EncoderForecaster, to_scale
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Forecast
 from hybrid_models.frame_metrics import RAIN_THRESHOLDS
+from hybrid_models.frame_verification import lead_tallies, summarise_by_lead, verification_record
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
 from hybrid_models.metrics import Tally
 from hybrid_models.nowcaster_inputs import (
@@ -29,7 +30,6 @@ from hybrid_models.nowcaster_inputs import (
     NowcasterConfig,
     NowcasterPreprocess,
 )
-from hybrid_models.rain_verification import lead_tallies, summarise_by_lead, verification_record
 
 WET_MM_H = 0.1
 """A pixel with at least this much rain is wet."""

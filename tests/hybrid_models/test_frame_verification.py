@@ -7,7 +7,7 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from hybrid_models.frame_metrics import ssim
-from hybrid_models.rain_verification import lead_tallies, summarise_by_lead, verification_record
+from hybrid_models.frame_verification import lead_tallies, summarise_by_lead, verification_record
 
 
 def record(forecast, observed, step_minutes, thresholds=(1.0,), probability=None):
