@@ -29,7 +29,7 @@ from hybrid_models.captioner_inputs import (
     CaptionerPreprocess,
     caption_tokenizer,
 )
-from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device
+from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
 from hybrid_models.decoding import Hypothesis, SearchOptions, State, draw, inference, search
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.explanations import Explanation, Gaze
@@ -96,6 +96,7 @@ class Captioner(Hybrid):
     )
     schema_version: ClassVar[int] = 1
     metrics: ClassVar[Mapping[str, bool]] = {"cider_d": True, "bleu4": True}
+    truth: ClassVar[tuple[str, ...]] = ("references",)
 
     def __init__(self, config: CaptionerConfig, assets: Mapping[str, str]) -> None:
         super().__init__(config, assets)
@@ -154,7 +155,7 @@ class Captioner(Hybrid):
         if not self.config.freeze_encoder:
             return list(samples)
         bare = [{name: sample[name] for name in ("frames", "frame_count")} for sample in samples]
-        batch = {name: tensor.to(module_device(self)) for name, tensor in self.collate(bare).items()}
+        batch = to_device(self.collate(bare), module_device(self))
         views = {"features": batch}
         if self.config.mirror and all("captions" in sample for sample in samples):
             views["mirrored"] = {**batch, "frames": batch["frames"].flip(3)}
@@ -243,7 +244,7 @@ class Captioner(Hybrid):
         return search(self.decoder.step, state, memory, limits, decoding.search_options())
 
     def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
-        batch = {name: tensor.to(module_device(self)) for name, tensor in self.collate(samples).items()}
+        batch = to_device(self.collate(samples), module_device(self))
         with inference(self):
             state, memory = self._start(batch)
             found = self._search(batch, state, memory, cast(CaptionerDecoding, decoding))
@@ -275,8 +276,7 @@ class Captioner(Hybrid):
         for start in range(0, len(images), batch_size):
             media = [_frames(image, cast(Visual, preprocess.visual)) for image in images[start : start + batch_size]]
             batch = self.collate([preprocess(Inputs(frames, {}), with_target=False) for frames in media])
-            batch = {name: tensor.to(module_device(self)) for name, tensor in batch.items()}
-            captions += [row["caption"] for row in self.predict(batch, options)]
+            captions += [row["caption"] for row in self.predict(to_device(batch, module_device(self)), options)]
         return captions
 
     def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,11 @@ class CaptionerConfig(HybridConfig):
         if self.freeze_encoder and self.encoder_weights == "none":
             raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
 
+    @property
+    def least_share(self) -> int:
+        """Rewards compare images."""
+        return 2 if self.reward_share else 1
+
     def training_texts(self, fields: Mapping[str, Any]) -> list[str]:
         """A row's captions in the decoder's form."""
         try:
@@ -113,7 +118,7 @@ def plain_caption(text: Any, max_characters: int, what: str = "caption") -> str:
     return words
 
 
-def _captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[str]:
+def _captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[Any]:
     """A row's captions as they are, none where it has none."""
     value: Any = next(
         (fields[name] for name in (config.captions, "caption", "text") if fields.get(name) is not None), []
@@ -123,6 +128,10 @@ def _captions(config: CaptionerConfig, fields: Mapping[str, Any]) -> list[str]:
     if not isinstance(value, list):
         raise BadSample("CaptionsMissing", f"field '{config.captions}' is neither a list nor a text")
     return value
+
+
+def _has_word(caption: Any) -> bool:
+    return isinstance(caption, str) and any(map(str.isalnum, caption))
 
 
 def usable_captions(config: CaptionerConfig, fields: Mapping[str, Any], form: Callable[[Any], T]) -> list[T]:
@@ -168,7 +177,8 @@ class CaptionerPreprocess(Preprocess):
         rows = usable_captions(self.config, fields, self._row)[: self.config.max_captions]
         captions = pad_rows(rows).astype(np.int32)
         length = np.asarray(captions.shape[1], dtype=np.int64)
-        return {"captions": captions, "references": pack_json(_captions(self.config, fields)), "length": length}
+        references = [text for text in _captions(self.config, fields) if _has_word(text)]
+        return {"captions": captions, "references": pack_json(references), "length": length}
 
     def _row(self, caption: Any) -> np.ndarray:
         text = plain_caption(caption, self.config.max_characters)

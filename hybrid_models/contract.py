@@ -56,6 +56,8 @@ class Hybrid(nn.Module, abc.ABC):
     """Raised whenever `payload_schema` or the meaning of a column changes; part of the fingerprint."""
     metrics: ClassVar[Mapping[str, bool]]
     """Headline metrics of `summarise` → whether higher is better. `loss` (lower is better) is always there."""
+    truth: ClassVar[tuple[str, ...]]
+    """Arrays of a sample with target that say what its prediction is judged against."""
     dependent_samples: ClassVar[int] = 1
     """So many neighbouring samples of a shard depend on each other, such as nowcasts of the same shower."""
 
@@ -111,6 +113,11 @@ class Hybrid(nn.Module, abc.ABC):
         """One dict of `payload_schema`'s columns per sample, in the batch's order. Runs without gradients."""
 
     # ---- judgement ----------------------------------------------------------------------------------------------
+    @classmethod
+    def metrics_of(cls, config: HybridConfig) -> list[str]:
+        """Those of `metrics` that `summarise` gives for this configuration."""
+        return list(cls.metrics)
+
     @abc.abstractmethod
     def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:
         """What is kept of one prediction and its reference to judge it: small, JSON-able, also for the baseline."""
@@ -143,6 +150,11 @@ class Hybrid(nn.Module, abc.ABC):
 def module_device(module: nn.Module) -> torch.device:
     """The device that a module's parameters are on."""
     return next(module.parameters()).device
+
+
+def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """The batch on a device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def bf16_is_fast(device: torch.device) -> bool:

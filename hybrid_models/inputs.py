@@ -66,6 +66,11 @@ class HybridConfig:
     learns_from_texts: ClassVar[bool] = False
     """Whether something is learned from texts before the net is built: a tokenizer."""
 
+    @property
+    def least_share(self) -> int:
+        """Least samples of a batch that each worker needs in training."""
+        return 1
+
     def training_texts(self, fields: Mapping[str, Any]) -> list[str]:
         """The texts of one training row to learn from; none by default, and none from a bad row."""
         return []

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from hybrid_models.contract import Batch, Hybrid, Loss, module_device
+from hybrid_models.contract import Batch, Hybrid, Loss, module_device, to_device
 from hybrid_models.decoding import inference
 from hybrid_models.encoder_forecaster import EncoderForecaster, to_scale
 from hybrid_models.errors import UsageError
@@ -73,6 +73,7 @@ class Nowcaster(Hybrid):
     metrics: ClassVar[Mapping[str, bool]] = {
         "csi_1": True, "csi_5": True, "crps": False, "mse": False, "mae": False, "ssim": True,
     }  # fmt: skip
+    truth: ClassVar[tuple[str, ...]] = ("issue_time", "step_minutes", "future")
     dependent_samples: ClassVar[int] = 12
 
     def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
@@ -144,7 +145,7 @@ class Nowcaster(Hybrid):
         ]
 
     def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
-        batch = {name: tensor.to(module_device(self)) for name, tensor in self.collate(samples).items()}
+        batch = to_device(self.collate(samples), module_device(self))
         return [
             Forecast(
                 sample["past"].astype(np.float32),
@@ -169,6 +170,11 @@ class Nowcaster(Hybrid):
             "model": verification_record(forecast, sample["future"], thresholds, probability),
             "persistence": verification_record(persistence, sample["future"], thresholds),
         }
+
+    @classmethod
+    def metrics_of(cls, config: HybridConfig) -> list[str]:
+        absent = ("ssim",) if cast(NowcasterConfig, config).unit == "mm/h" else ("csi_1", "csi_5", "crps")
+        return [name for name in cls.metrics if name not in absent]
 
     @classmethod
     def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_models import metrics
-from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device
+from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
 from hybrid_models.decoding import Hypothesis, SearchOptions, State, inference, search
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Alignment, Explanation
@@ -100,6 +100,7 @@ class Translator(Hybrid):
     )
     schema_version: ClassVar[int] = 1
     metrics: ClassVar[Mapping[str, bool]] = {"bleu": True, "chrf": True}
+    truth: ClassVar[tuple[str, ...]] = ("reference",)
 
     def __init__(self, config: TranslatorConfig, assets: Mapping[str, str]) -> None:
         super().__init__(config, assets)
@@ -125,14 +126,14 @@ class Translator(Hybrid):
     @classmethod
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
         config = cast(TranslatorConfig, config)
-        sides = [text.split("\t", 1) for text in texts]
+        sides = (text.split("\t", 1) for text in texts)
         if config.joint_vocabulary:
             return {TOKENIZER: Tokenizer.train((text for _, text in sides), config.vocab_size).to_json()}
+        texts_of: dict[str, list[str]] = {"source": [], "target": []}
+        for side, text in sides:
+            texts_of[side].append(text)
         assets = {"source": SOURCE_TOKENIZER, "target": TOKENIZER}
-        return {
-            asset: Tokenizer.train((text for of, text in sides if of == side), config.vocab_size).to_json()
-            for side, asset in assets.items()
-        }
+        return {asset: Tokenizer.train(texts_of[side], config.vocab_size).to_json() for side, asset in assets.items()}
 
     @classmethod
     def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
@@ -185,7 +186,7 @@ class Translator(Hybrid):
         return search(self.decoder.step, state, memory, limits, decoding.search_options())
 
     def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
-        batch = {name: tensor.to(module_device(self)) for name, tensor in self.collate(samples).items()}
+        batch = to_device(self.collate(samples), module_device(self))
         with inference(self):
             state, memory = self.encode(batch)
             found = self._search(batch, state, memory, cast(TranslatorDecoding, decoding))
@@ -214,7 +215,7 @@ class Translator(Hybrid):
         translations = [""] * len(samples)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = {k: v.to(module_device(self)) for k, v in self.collate([samples[i] for i in chosen]).items()}
+            batch = to_device(self.collate([samples[i] for i in chosen]), module_device(self))
             for i, row in zip(chosen, self.predict(batch, options), strict=True):
                 translations[i] = row["translation"]
         return translations

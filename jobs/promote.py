@@ -77,6 +77,8 @@ def run(hybrid: str, options: PromoteOptions, model: str, tracking_uri: str) -> 
         RefusedError: the candidate is worse than its rival.
     """
     candidate = artifacts.read(model, hybrid, tracking_uri)
+    if candidate.model != f"models:/{hybrid}/{candidate.version}":
+        raise UsageError(f"--model {model} is no version of the registered model '{hybrid}', whose champion is chosen")
     shards = list_shards(options.input) if options.input else []
     holder = registry.champion(tracking_uri, hybrid)
     summary = {"hybrid": hybrid, "model": candidate.model, "mlflow": shown(tracking_uri)}

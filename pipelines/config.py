@@ -67,7 +67,7 @@ class Recipe:
             UsageError: names the option and what it may be.
         """
         train = self.train
-        known = ["loss", *HYBRIDS[self.hybrid].metrics]
+        known = ["loss", *HYBRIDS[self.hybrid].metrics_of(self.model)]
         if train.metric not in known:
             raise UsageError(f"train.metric '{train.metric}' is unknown for a {self.hybrid}: use {', '.join(known)}")
         if train.metric != "loss" and train.validate_samples < 1:
@@ -75,6 +75,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "accumulate", "patience", "keep_checkpoints"):
             if getattr(train, name) < 1:
                 raise UsageError(f"train.{name} is {getattr(train, name)}: it must be at least 1")
+        if train.seed < 0:
+            raise UsageError(f"train.seed is {train.seed}: it must be 0 or more")
         for name in ("learning_rate", "clip_norm"):
             if getattr(train, name) <= 0:
                 raise UsageError(f"train.{name} is {getattr(train, name)}: it must be positive")

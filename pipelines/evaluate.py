@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import ray
 
 from hybrid_models import Hybrid, significance
+from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from pipelines import artifacts, infer, storage, tables
 from pipelines.artifacts import Artifact
@@ -21,7 +22,7 @@ from pipelines.predict import RECORD_SCHEMA, Lineage, Predictor
 from pipelines.shards import Shard
 from pipelines.tables import Piece
 
-RECORDS_VERSION = 3
+RECORDS_VERSION = 4
 """Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""
 
 
@@ -62,7 +63,8 @@ class Judged:
     """What became of held-out shards.
 
     Args:
-        records: by shard and position, what is kept of each prediction and its reference.
+        records: by shard and position, what is kept of each prediction and its reference, and a hash of the latter,
+            `truth`.
         errors: samples that could not be judged, by reason.
     """
 
@@ -129,20 +131,29 @@ def compare(first: Evaluation, second: Evaluation, resources: Resources) -> dict
     """Judges two models of one kind on the samples that both could predict.
 
     Returns:
-        `samples`, and under `metrics` for each metric `first`, `second`, their `difference` with the bounds `low` and
-        `high` of its 95 % confidence interval, and `p` (see `hybrid_models.significance`).
+        `samples`, how many others `only_first` or `only_second` could predict, and under `metrics` for each metric
+        `first`, `second`, their `difference` with the bounds `low` and `high` of its 95 % confidence interval, and `p`
+        (see `hybrid_models.significance`).
 
     Raises:
-        UsageError: too few samples to compare on.
+        UsageError: too few samples to compare on, or the models are judged against different things.
         RuntimeError: see `judge`.
     """
     hybrid = first.artifact.hybrid_class
     judged = [judge(job, resources).records for job in (first, second)]
     keys = [key for key in judged[0] if key in judged[1]]
+    if other := [key for key in keys if judged[0][key]["truth"] != judged[1][key]["truth"]]:
+        shard, index = other[0]
+        raise UsageError(
+            f"{first.artifact.model} and {second.artifact.model} do not compare: for {len(other)} of {len(keys)} "
+            f"samples, such as row {index} of {shard}, they are judged against different things, since their "
+            "configurations differ (languages, lead times, past frames …)"
+        )
     tallies = [hybrid.tallies([records[key] for key in keys]) for records in judged] if keys else [{}, {}]
     blocks = significance.consecutive(keys, hybrid.dependent_samples)
     differences = {
         name: significance.paired_bootstrap(tally, tallies[1][name], blocks)._asdict()
         for name, tally in tallies[0].items()
     }
-    return {"samples": len(keys), "metrics": differences}
+    only = {f"only_{name}": len(records) - len(keys) for name, records in zip(("first", "second"), judged, strict=True)}
+    return {"samples": len(keys), **only, "metrics": differences}

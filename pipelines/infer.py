@@ -175,8 +175,14 @@ def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
     return chosen
 
 
-def check_errors(errors: Counter[str], rows: int, max_fraction: float, limit: str = "--max-error-fraction") -> None:
-    """Refuses too many bad samples; `limit` is how the message calls `max_fraction`.
+def check_errors(
+    errors: Counter[str],
+    rows: int,
+    max_fraction: float,
+    limit: str = "--max-error-fraction",
+    advice: str = "nothing was committed; mend the input or raise the limit",
+) -> None:
+    """Refuses too many bad samples; `limit` is how the message calls `max_fraction`, `advice` says the way out.
 
     Raises:
         RefusedError: names the commonest reason and the way out.
@@ -185,8 +191,7 @@ def check_errors(errors: Counter[str], rows: int, max_fraction: float, limit: st
     if bad > max_fraction * rows:
         kind, count = errors.most_common(1)[0]
         raise RefusedError(
-            f"{bad} of {rows} samples are bad (most: {count} x {kind}), more than {limit} {max_fraction}: "
-            "nothing was committed; mend the input or raise the limit"
+            f"{bad} of {rows} samples are bad (most: {count} x {kind}), more than {limit} {max_fraction}: {advice}"
         )
 
 

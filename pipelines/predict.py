@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 
+from hybrid_models.contract import to_device
 from hybrid_models.inputs import DecodingConfig, Sample
 from pipelines.artifacts import Artifact
 from pipelines.samples import SAMPLE_SCHEMA, pack, unpack
@@ -122,7 +124,10 @@ class Predictor(_Worker):
         if not self.judge:
             return outputs
         pairs = zip(samples, outputs, strict=True)
-        return [{"record": json.dumps(self.hybrid.record(sample, output))} for sample, output in pairs]
+        return [
+            {"record": json.dumps({**self.hybrid.record(sample, output), "truth": digest(sample, self.hybrid.truth)})}
+            for sample, output in pairs
+        ]
 
 
 class Featurizer(_Worker):
@@ -140,6 +145,6 @@ class Featurizer(_Worker):
         return samples.set_column(column, SAMPLE_SCHEMA.field(column), pa.array(packed, pa.large_binary()))
 
 
-def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch on a device."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+def digest(sample: Sample, names: Sequence[str]) -> str:
+    """Hash of a sample's arrays of these names."""
+    return hashlib.sha256(pack({name: sample[name] for name in names})).hexdigest()[:16]

@@ -11,6 +11,9 @@ from pipelines import evaluate
 from pipelines.cluster import Resources
 from pipelines.evaluate import Evaluation
 
+MAX_UNANSWERED = 0.05
+"""Share of the champion's samples that a candidate may fail to predict: nights refuse more error rows by default."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -28,18 +31,22 @@ class Verdict:
     high: float | None = None
     """95 % confidence interval of candidate − rival; None beside a baseline."""
     p: float | None = None
+    unanswered: int = 0
+    """Samples beside `samples` that the champion could predict and the candidate could not."""
 
     @property
     def passed(self) -> bool:
-        """Whether the candidate is not worse than its rival by more than the margin."""
+        """Whether the candidate predicts what its rival does, and is not worse by more than the margin."""
         gain = self.candidate_value - self.rival_value
-        return not math.isnan(gain) and (gain if self.higher_is_better else -gain) >= -self.margin
+        answers = self.unanswered <= MAX_UNANSWERED * (self.samples + self.unanswered)
+        return answers and not math.isnan(gain) and (gain if self.higher_is_better else -gain) >= -self.margin
 
     def __str__(self) -> str:
         interval = "" if self.low is None else f", difference {self.low:+.4g} to {self.high:+.4g}"
+        lost = "" if not self.unanswered else f"; {self.unanswered} more that it could not predict"
         return (
             f"{self.metric} of {self.candidate} is {self.candidate_value:.4g}, of {self.rival} {self.rival_value:.4g} "
-            f"({self.samples} samples{interval}, margin {self.margin:g})"
+            f"({self.samples} samples{interval}, margin {self.margin:g}){lost}"
         )
 
 
@@ -56,7 +63,7 @@ def weigh(
         resources: how much of the cluster to take.
 
     Raises:
-        UsageError: the hybrid has no such metric here, or there are too few samples.
+        UsageError: the hybrid has no such metric here, or see `evaluate.compare`.
         RuntimeError: see `evaluate.judge`.
     """
     if champion is None:
@@ -73,7 +80,7 @@ def weigh(
     found = compared["metrics"][metric]
     return Verdict(
         candidate.artifact.model, champion.artifact.model, metric, higher, margin, found["second"], found["first"],
-        compared["samples"], found["low"], found["high"], found["p"],
+        compared["samples"], found["low"], found["high"], found["p"], compared["only_first"],
     )  # fmt: skip
 
 

@@ -114,8 +114,7 @@ def _prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[lis
     """
     recipe = job.recipe
     hybrid = initial.load()
-    decisive = {"samples": initial.fingerprint(recipe.decoding, recipe.limits), "frozen": _frozen_digest(hybrid)}
-    folder = storage.join(storage.absolute(job.storage), "features", artifacts.fingerprint(decisive)[:12])
+    folder = _features_folder(job, initial, hybrid)
     todo = infer.incomplete(shards, folder)
     if todo:
         log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
@@ -124,19 +123,29 @@ def _prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[lis
         infer.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
     pieces = infer.verify(shards, folder)
     errors = tables.count_errors(pieces)
-    infer.check_errors(errors, sum(piece.rows for piece in pieces), MAX_BAD_SHARE, "the share allowed in training,")
+    rows = sum(piece.rows for piece in pieces)
+    infer.check_errors(errors, rows, MAX_BAD_SHARE, "the share allowed in training,", "mend the data or its limits")
     for kind, count in errors.items():
         log.warning("%s: %d training samples are left out: %s", job.name, count, kind)
     return pieces, errors
 
 
-def _frozen_digest(hybrid: Hybrid) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in hybrid.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _features_folder(job: TrainJob, initial: Artifact, hybrid: Hybrid) -> str:
+    """Where samples are kept that are decoded and featurized alike; trained weights and decoding decide nothing."""
+    frozen = hashlib.sha256()
+    trained = {name for name, parameter in hybrid.named_parameters() if parameter.requires_grad}
+    for name, tensor in sorted(hybrid.state_dict().items()):
+        if name not in trained:
+            frozen.update(name.encode())
+            frozen.update(tensor.contiguous().numpy().tobytes())
+    decisive = {
+        "hybrid": hybrid.name,
+        "config": initial.meta["config"],
+        "assets": initial.assets,
+        "limits": asdict(job.recipe.limits),
+        "frozen": frozen.hexdigest(),
+    }
+    return storage.join(storage.absolute(job.storage), "features", artifacts.fingerprint(decisive)[:12])
 
 
 # ---- Ray Train ---------------------------------------------------------------------------------------------------

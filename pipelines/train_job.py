@@ -74,8 +74,12 @@ def check(job: TrainJob) -> Shards:
     job.recipe.check()
     if job.num_workers < 1:
         raise UsageError(f"--num-workers is {job.num_workers}: it must be at least 1")
-    if job.num_workers > job.recipe.train.batch_size:
-        raise UsageError(f"--num-workers {job.num_workers} is more than train.batch_size {job.recipe.train.batch_size}")
+    least = job.num_workers * job.recipe.model.least_share
+    if job.recipe.train.batch_size < least:
+        raise UsageError(
+            f"train.batch_size {job.recipe.train.batch_size} is too small for --num-workers {job.num_workers}: "
+            f"it must be at least {least}"
+        )
     train, val = (list_shards(storage.join(job.data, split)) for split in ("train", "val"))
     storage.check_writable(job.storage)
     state = read_state(job)

@@ -22,12 +22,11 @@ from ray import train as ray_train
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
-from hybrid_models.contract import Batch, Hybrid
+from hybrid_models.contract import Batch, Hybrid, to_device
 from pipelines import artifacts, storage
 from pipelines.artifacts import Artifact
 from pipelines.batches import PreparedSamples, plan_epoch, prefetch
 from pipelines.config import Recipe, TrainConfig
-from pipelines.predict import to_device
 from pipelines.tables import Piece
 from pipelines.tracking import Tracker
 
@@ -124,6 +123,7 @@ def train_epochs(
     tracker = Tracker(task.tracking_uri, task.mlflow_run_id)
     while progress.epoch < config.epochs and progress.stale < config.patience:
         train_epoch(model, optimizer, train_set, config, progress, task.progress)
+        share_buffers(hybrid)
         values = validate(hybrid, val_set, task.recipe)
         progress.epoch += 1
         progress.judge(values[f"val_{config.metric}"], task.recipe.higher_is_better)
@@ -154,7 +154,8 @@ def train_epoch(
     tell(reporter, "start", progress, {"steps": math.ceil(len(plan) / config.accumulate)})
     for number, batch in enumerate(training_batches(hybrid, samples, plan, config.seed, progress.epoch)):
         last = (number + 1) % config.accumulate == 0 or number + 1 == len(plan)
-        losses[-1] += backward(model, batch, config.accumulate, synchronise=last)
+        group = min(config.accumulate, len(plan) - number // config.accumulate * config.accumulate)
+        losses[-1] += backward(model, batch, group, synchronise=last)
         seen += len(plan[number])
         if not last:
             continue
@@ -358,6 +359,13 @@ def all_sum(value: Tensor) -> Tensor:
     value = value.to(get_device()).clone()
     dist.all_reduce(value)
     return value
+
+
+def share_buffers(hybrid: nn.Module) -> None:
+    """Gives every worker the first one's buffers, which are saved: each has batch statistics of its own samples."""
+    if world_size() > 1:
+        for buffer in hybrid.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def gather(records: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_models.contract import Hybrid, Loss, autocast, bf16_is_fast, module_device
+from hybrid_models.contract import Hybrid, Loss, autocast, bf16_is_fast, module_device, to_device
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import HybridConfig
 
@@ -40,6 +40,12 @@ def test_defaults_learn_nothing_and_freeze_nothing():
 def test_module_device_is_that_of_its_weights():
     assert module_device(nn.Linear(1, 1)) == torch.device("cpu")
     assert module_device(nn.Linear(1, 1, device="meta")) == torch.device("meta")
+
+
+def test_to_device_moves_every_tensor():
+    batch = {"a": torch.arange(3), "b": torch.zeros(2, 2)}
+    moved = to_device(batch, torch.device("meta"))
+    assert {name: tensor.device.type for name, tensor in moved.items()} == {"a": "meta", "b": "meta"}
 
 
 def test_autocast_is_bf16_where_it_is_fast_and_nothing_elsewhere():

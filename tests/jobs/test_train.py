@@ -108,7 +108,7 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
         (["--train.schedule", "linear"], "linear"),
         (["--name", "../up"], "--name '../up' must be letters, digits, '.', '_' and '-'"),
         (["--num-workers", "0"], "--num-workers is 0: it must be at least 1"),
-        (["--num-workers", "17"], "--num-workers 17 is more than train.batch_size 16"),
+        (["--num-workers", "17"], "train.batch_size 16 is too small for --num-workers 17: it must be at least 17"),
         (["--data", "/none"], "no shards found at /none/train"),
         (["--storage", "/proc/nowhere"], "cannot write /proc/nowhere/"),
     ],

@@ -4,6 +4,8 @@ from typing import Any
 import pytest
 
 from hybrid_models.errors import UsageError
+from hybrid_models.nowcaster import NowcasterConfig, NowcasterDecoding
+from hybrid_models.nowcaster_inputs import Unit
 from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
 from pipelines.config import Recipe, TrainConfig
 
@@ -27,6 +29,7 @@ def test_defaults_are_possible() -> None:
             for name in ("epochs", "batch_size", "accumulate", "patience", "keep_checkpoints")
             for value in (0, -3)
         ],
+        ({"seed": -1}, "train.seed is -1: it must be 0 or more"),
         ({"learning_rate": 0.0}, "train.learning_rate is 0.0: it must be positive"),
         ({"clip_norm": -1.0}, "train.clip_norm is -1.0: it must be positive"),
     ],
@@ -35,6 +38,15 @@ def test_impossible_combinations_are_refused(options: dict[str, Any], message: s
     with pytest.raises(UsageError) as caught:
         recipe(**options).check()
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("unit", "metric", "known"), [("mm/h", "ssim", "csi_1"), ("intensity", "crps", "ssim")])
+def test_a_metric_that_the_configuration_does_not_have_is_refused(unit: Unit, metric: str, known: str) -> None:
+    model = NowcasterConfig(unit=unit)
+    options = [TrainConfig(metric=name) for name in (metric, known)]
+    with pytest.raises(UsageError, match=f"train.metric '{metric}' is unknown for a nowcaster: use loss, .*{known}"):
+        Recipe("nowcaster", model, NowcasterDecoding(), options[0]).check()
+    Recipe("nowcaster", model, NowcasterDecoding(), options[1]).check()
 
 
 def test_the_metric_has_a_direction() -> None:

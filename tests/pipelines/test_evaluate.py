@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import sacrebleu
 
+from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorDecoding
 from pipelines import artifacts, evaluate, infer, storage
 from pipelines.cluster import Resources
@@ -63,7 +64,7 @@ def test_the_fingerprint_decides_where_records_are_staged(job: Evaluation, tmp_p
 def test_two_models_are_compared_on_the_same_samples(job: Evaluation, tmp_path: Path) -> None:
     other = artifacts.read(tiny.write_translator(str(tmp_path / "other"), seed=1))
     found = evaluate.compare(job, replace(job, artifact=other), RESOURCES)
-    assert found["samples"] == 20
+    assert (found["samples"], found["only_first"], found["only_second"]) == (20, 0, 0)
     sources = tiny.sentences(20, seed=3)
     references = [" ".join(reversed(text.split())) for text in sources]
     scores = [
@@ -76,3 +77,13 @@ def test_two_models_are_compared_on_the_same_samples(job: Evaluation, tmp_path: 
     assert chrf["low"] < chrf["difference"] < chrf["high"]
     same = evaluate.compare(job, job, RESOURCES)["metrics"]["chrf"]
     assert (same["low"], same["high"], same["p"]) == (0, 0, 1)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_models_of_two_directions_do_not_compare(job: Evaluation, tmp_path: Path) -> None:
+    model = tiny.translator()
+    model.config = replace(model.config, source="de", target="en")
+    artifacts.write(artifacts.make(model, job.decoding, {}, "Card.\n"), str(tmp_path / "back"))
+    other = replace(job, artifact=artifacts.read(str(tmp_path / "back")))
+    with pytest.raises(UsageError, match=r"do not compare: for 20 of 20 samples, such as row 0 of .*pairs\.jsonl"):
+        evaluate.compare(job, other, RESOURCES)

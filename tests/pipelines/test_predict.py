@@ -14,7 +14,7 @@ from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator import TranslatorDecoding
 from pipelines import artifacts, predict
 from pipelines.artifacts import Artifact
-from pipelines.predict import Compute, Featurizer, Lineage, Predictor, to_device
+from pipelines.predict import Compute, Featurizer, Lineage, Predictor
 from pipelines.samples import SAMPLE_SCHEMA, pack, unpack
 from tests import tiny
 
@@ -129,12 +129,14 @@ def test_judging_keeps_records_instead_of_predictions(artifact: Artifact) -> Non
     rows = Predictor(artifact, DECODING, Compute(8, 1, False), LINEAGE, judge=True)(samples_table(samples)).to_pylist()
     assert "translation" not in rows[0]
     hypotheses = tiny.translator().translate(TEXTS[:3], beam_size=1, max_length=12)
+    truths = [json.loads(rows[i]["record"]).pop("truth") for i in (0, 2, 3)]
+    assert len(set(truths)) == 3, "other references, other hashes"
     records = [None if row["record"] is None else json.loads(row["record"]) for row in rows]
     assert records == [
-        {"hypothesis": hypotheses[0], "references": [TEXTS[0].upper()], "source": TEXTS[0]},
+        {"hypothesis": hypotheses[0], "references": [TEXTS[0].upper()], "source": TEXTS[0], "truth": truths[0]},
         None,
-        {"hypothesis": hypotheses[1], "references": [TEXTS[1].upper()], "source": TEXTS[1]},
-        {"hypothesis": hypotheses[2], "references": [TEXTS[2].upper()], "source": TEXTS[2]},
+        {"hypothesis": hypotheses[1], "references": [TEXTS[1].upper()], "source": TEXTS[1], "truth": truths[1]},
+        {"hypothesis": hypotheses[2], "references": [TEXTS[2].upper()], "source": TEXTS[2], "truth": truths[2]},
     ]
     assert rows[1]["status"] == "error"
 
@@ -170,9 +172,3 @@ def test_the_featurizer_replaces_frames_by_what_the_frozen_net_sees(tmp_path: Pa
     assert np.abs(alone[0] - alone[2]).max() > spread, "other frames, other features"
     assert [sorted(sample) for sample in found] == [["features", "frame_count", "length"]] * 3
     assert [int(sample["length"]) for sample in found] == [9, 4, 6]
-
-
-def test_to_device_moves_every_tensor() -> None:
-    batch = {"a": torch.arange(3), "b": torch.zeros(2, 2)}
-    moved = to_device(batch, torch.device("meta"))
-    assert {name: tensor.device.type for name, tensor in moved.items()} == {"a": "meta", "b": "meta"}

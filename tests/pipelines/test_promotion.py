@@ -27,6 +27,8 @@ TIE = Verdict("new", "old", "bleu", True, 0.0, 30.0, 30.0, 100, -1.0, 1.0, 0.9)
         ({"candidate_value": 29.9, "higher_is_better": False}, True),
         ({"candidate_value": 30.1, "higher_is_better": False}, False),
         ({"candidate_value": float("nan"), "margin": 100.0}, False),
+        ({"unanswered": 5}, True),
+        ({"unanswered": 6}, False),
     ],
 )
 def test_a_candidate_passes_if_it_is_not_worse_beyond_the_margin(change: dict[str, Any], passed: bool) -> None:
@@ -35,6 +37,7 @@ def test_a_candidate_passes_if_it_is_not_worse_beyond_the_margin(change: dict[st
 
 def test_a_verdict_says_what_was_compared() -> None:
     assert str(TIE) == "bleu of new is 30, of old 30 (100 samples, difference -1 to +1, margin 0)"
+    assert str(replace(TIE, unanswered=6)).endswith("margin 0); 6 more that it could not predict")
     assert str(replace(TIE, low=None)) == "bleu of new is 30, of old 30 (100 samples, margin 0)"
 
 
@@ -56,6 +59,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Evaluation, E
                 "hypothesis": text if copies else " ".join(w for n, w in enumerate(text.split()) if n % 3 != 2),
                 "references": [text],
                 "source": text.upper(),
+                "truth": text,
             }
             for i, text in enumerate(sentences)
             if copies or i != 7
@@ -76,7 +80,8 @@ def test_a_candidate_is_weighed_beside_the_champion(jobs: tuple[Evaluation, Eval
     assert verdict.low is not None
     assert verdict.high is not None
     assert verdict.low < 100 - verdict.rival_value < verdict.high
-    assert verdict.passed
+    assert (verdict.passed, verdict.unanswered) == (True, 0)
+    assert promotion.weigh(champion, candidate, "", 0.5, Resources()).unanswered == 1
     assert not promotion.weigh(champion, candidate, "chrf", 0.5, Resources()).passed
 
 

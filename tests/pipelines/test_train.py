@@ -251,8 +251,8 @@ def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, floa
     monkeypatch.setattr(train_loop, "tell", lambda *args: None)
     torch.set_num_threads(1)
     initial = artifacts.read(f"{job.run}/initial")
-    (folder,) = [path for path in Path(job.storage, "features").iterdir() if _belongs(path, initial)]
-    sets = [PreparedSamples(infer.verify(shards, str(folder)), f"{job.run} alone") for shards in train_job.check(job)]
+    folder = train._features_folder(job, initial, initial.load())
+    sets = [PreparedSamples(infer.verify(shards, folder), f"{job.run} alone") for shards in train_job.check(job)]
     config = job.recipe.train
     hybrid, progress, values = initial.load(), Progress(), []
     optimizer = torch.optim.AdamW(hybrid.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -263,14 +263,6 @@ def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, floa
     for samples in sets:
         samples.remove()
     return values
-
-
-def _belongs(folder: Path, initial: artifacts.Artifact) -> bool:
-    decisive = {
-        "samples": initial.fingerprint(initial.decoding, RECIPE.limits),
-        "frozen": train._frozen_digest(initial.load()),
-    }
-    return folder.name == artifacts.fingerprint(decisive)[:12]
 
 
 def exact_worker() -> Callable[[TrainTask], None]:

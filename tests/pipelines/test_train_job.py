@@ -34,7 +34,9 @@ def refusal(job: TrainJob) -> str:
 def test_impossible_jobs_are_refused(job: TrainJob, tmp_path: Path) -> None:
     assert [len(shards) for shards in train_job.check(job)] == [1, 1]
     assert refusal(replace(job, num_workers=0)) == "--num-workers is 0: it must be at least 1"
-    assert refusal(replace(job, num_workers=17)) == "--num-workers 17 is more than train.batch_size 16"
+    assert refusal(replace(job, num_workers=17)) == (
+        "train.batch_size 16 is too small for --num-workers 17: it must be at least 17"
+    )
     assert refusal(replace(job, data=str(tmp_path))).startswith(f"no shards found at {tmp_path}/train: ")
     assert refusal(replace(job, storage="/proc/nowhere")).startswith("cannot write /proc/nowhere/")
     wrong = replace(RECIPE, train=replace(RECIPE.train, metric="cider_d"))

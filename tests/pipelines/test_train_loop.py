@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from hybrid_models.contract import Batch, Loss
@@ -216,6 +217,35 @@ def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_entry(monkeypat
     expected = [sum(steps[:2]) / 2, sum(steps[2:4]) / 2, steps[4]]
     assert [entry["loss"] for entry in progress.history] == pytest.approx(expected)
     assert 4.5 < steps[0] < 7.5, "near the logarithm of the vocabulary's 300 tokens"
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_last_group_of_fewer_batches_weighs_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[int] = []
+    monkeypatch.setattr(train_loop, "backward", lambda model, batch, group, synchronise: groups.append(group) or 0.0)
+    monkeypatch.setattr(train_loop, "step", lambda *args: 0.0)
+    config = TrainConfig(epochs=1, batch_size=4, accumulate=4)
+    translator = tiny.translator()
+    train_epoch(
+        translator, torch.optim.AdamW(translator.parameters()), pairs(translator, 40, 1), config, Progress(), []
+    )
+    assert groups == [4] * 8 + [2] * 2
+
+
+def _share_buffers(rank: int, meeting: str) -> None:
+    """One of two processes, whose batch statistics differ."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    train_loop.world_size = lambda: 2
+    norm = nn.BatchNorm1d(3)
+    norm(torch.full((2, 3), float(rank)))
+    norm.num_batches_tracked += rank
+    train_loop.share_buffers(norm)
+    assert torch.equal(norm.running_mean, torch.zeros(3))
+    assert int(norm.num_batches_tracked) == 1
+
+
+def test_all_workers_validate_with_the_first_ones_batch_statistics(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_share_buffers, (str(tmp_path / "meeting"),), nprocs=2)
 
 
 @pytest.mark.usefixtures("alone")
