@@ -109,7 +109,7 @@ def _squares(counts: np.ndarray) -> np.ndarray:
 
 def fss(sums: Mapping[str, np.ndarray]) -> np.ndarray:
     """Fractions skill score, 1 − error / most: 1 is perfect, 0 no skill; NaN where there was no event at all."""
-    return 1 - _ratio(sums["fss_error"], sums["fss_most"])
+    return 1 - ratio(sums["fss_error"], sums["fss_most"])
 
 
 def _verified(forecast: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,21 +124,23 @@ def _verified(forecast: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, n
 
 def csi(counts: Mapping[str, np.ndarray]) -> np.ndarray:
     """Critical success index, hits / (hits + misses + false alarms); NaN where there was no event at all."""
-    return _ratio(counts["hits"], counts["hits"] + counts["misses"] + counts["false_alarms"])
+    return ratio(counts["hits"], counts["hits"] + counts["misses"] + counts["false_alarms"])
 
 
 def far(counts: Mapping[str, np.ndarray]) -> np.ndarray:
     """False alarm ratio, false alarms / (hits + false alarms); NaN where nothing was forecast."""
-    return _ratio(counts["false_alarms"], counts["hits"] + counts["false_alarms"])
+    return ratio(counts["false_alarms"], counts["hits"] + counts["false_alarms"])
 
 
 def pod(counts: Mapping[str, np.ndarray]) -> np.ndarray:
     """Probability of detection, hits / (hits + misses); NaN where nothing was observed."""
-    return _ratio(counts["hits"], counts["hits"] + counts["misses"])
+    return ratio(counts["hits"], counts["hits"] + counts["misses"])
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """`part / whole`, NaN where the whole is 0."""
+    out = np.full(np.broadcast_shapes(np.shape(part), np.shape(whole)), np.nan)
+    return np.divide(part, whole, out=out, where=np.asarray(whole) > 0)
 
 
 # ---- video -------------------------------------------------------------------------------------------------------

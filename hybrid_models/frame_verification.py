@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 
 from hybrid_models.errors import UsageError
-from hybrid_models.frame_metrics import FSS_WINDOWS, contingency, csi, error_sums, far, fss, fss_sums, pod, ssim
+from hybrid_models.frame_metrics import FSS_WINDOWS, contingency, csi, error_sums, far, fss, fss_sums, pod, ratio, ssim
 from hybrid_models.metrics import Tally
-from hybrid_models.probability_metrics import (
-    certain,
-    certain_crps_sums,
-    crps_sums,
-    probability_sums,
-    reliability,
-)
+from hybrid_models.probability_metrics import bin_sums, brier_sums, certain, certain_crps_sums, crps_sums, reliability
 
 
 def verification_record(
@@ -25,8 +19,8 @@ def verification_record(
     """What one nowcast, `[L, H, W]` as its observation, adds by lead time, as plain lists.
 
     Error sums `[L]`. For rain, which has thresholds, contingency counts `[L][thresholds]`, sums of the FSS
-    `[L][thresholds][windows]`, `probability_sums`, and `crps_error` `[L]`; for video `ssim` `[L]`, and 1 as its
-    `frames`.
+    `[L][thresholds][windows]`, `brier_error` `[L][thresholds]`, `crps_error` `[L]` and, of all lead times together,
+    `bin_sums` as `bins`; for video `ssim` `[L]`, and 1 as its `frames`.
 
     Args:
         forecast: `[L, H, W]`.
@@ -35,17 +29,20 @@ def verification_record(
         probability: of each threshold, `[L, thresholds, H, W]`; a forecast without is certain.
     """
     sums = error_sums(forecast, observed)
-    if thresholds:
-        sums |= contingency(forecast, observed, thresholds) | fss_sums(forecast, observed, thresholds)
-        if probability is None:
-            sums |= probability_sums(certain(forecast, thresholds), observed, thresholds)
-            sums["crps_error"] = certain_crps_sums(forecast, observed, thresholds[-1])
-        else:
-            sums |= probability_sums(probability, observed, thresholds)
-            sums["crps_error"] = crps_sums(probability, observed, thresholds)
+    if not thresholds:
+        return _lists({**sums, "ssim": ssim(forecast, observed), "frames": np.ones(len(forecast), np.int64)})
+    sums |= contingency(forecast, observed, thresholds) | fss_sums(forecast, observed, thresholds)
+    if probability is None:
+        probability = certain(forecast, thresholds)
+        sums["crps_error"] = certain_crps_sums(forecast, observed, thresholds[-1])
     else:
-        sums |= {"ssim": ssim(forecast, observed), "frames": np.ones(len(forecast), np.int64)}
-    return {name: values.tolist() for name, values in sums.items()}
+        sums["crps_error"] = crps_sums(probability, observed, thresholds)
+    sums["brier_error"] = brier_sums(probability, observed, thresholds)
+    return {**_lists(sums), "bins": _lists(bin_sums(probability, observed, thresholds))}
+
+
+def _lists(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {name: values.tolist() for name, values in arrays.items()}
 
 
 def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> tuple[dict[str, float], dict[str, Any]]:
@@ -83,17 +80,17 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
             for k, name in enumerate(names)
             for w, window in enumerate(FSS_WINDOWS)
         }
-        brier = _per_pixel(sums["brier_error"].T, pixels)
+        brier = ratio(sums["brier_error"].T, pixels)
         details["brier"] = {name: _plain(brier[k]) for k, name in enumerate(names)}
-        pooled = reliability({name: values.sum(0) for name, values in sums.items()})
+        pooled = reliability(_bins(records, forecaster))
         details["reliability"] = {
             name: {part: _plain(values[k]) for part, values in pooled.items()} for k, name in enumerate(names)
         }
-        details["crps"] = _plain(_per_pixel(sums["crps_error"], pixels))
+        details["crps"] = _plain(ratio(sums["crps_error"], pixels))
     for name, total in (("mse", sums["sq_error"]), ("mae", sums["abs_error"])):
-        details[name] = _plain(_per_pixel(total, pixels))
+        details[name] = _plain(ratio(total, pixels))
     if "ssim" in sums:
-        details["ssim"] = _plain(sums["ssim"] / sums["frames"])
+        details["ssim"] = _plain(ratio(sums["ssim"], sums["frames"]))
     return {name: tally.total for name, tally in _tallies(names, parts).items()}, details
 
 
@@ -141,18 +138,19 @@ def _by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> tuple[lis
     minutes = [[round(float(lead), 3) for lead in record["lead_minutes"]] for record in records]
     leads = sorted({lead for of_one in minutes for lead in of_one})
     place = {lead: i for i, lead in enumerate(leads)}
-    first = records[0][forecaster]
+    first = {name: values for name, values in records[0][forecaster].items() if name != "bins"}
     parts = {name: np.zeros((len(records), len(leads), *np.shape(values)[1:])) for name, values in first.items()}
     for n, record in enumerate(records):
         columns = [place[lead] for lead in minutes[n]]
-        for name, values in record[forecaster].items():
-            parts[name][n, columns] = values
+        for name, part in parts.items():
+            part[n, columns] = record[forecaster][name]
     return leads, parts
 
 
-def _per_pixel(total: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """NaN where no pixel was observed."""
-    return np.where(pixels > 0, total / np.maximum(pixels, 1), np.nan)
+def _bins(records: Sequence[Mapping[str, Any]], forecaster: str) -> dict[str, np.ndarray]:
+    """`bin_sums` of all nowcasts together."""
+    names = records[0][forecaster]["bins"]
+    return {name: np.sum([record[forecaster]["bins"][name] for record in records], axis=0) for name in names}
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

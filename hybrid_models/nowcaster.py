@@ -186,9 +186,9 @@ class Nowcaster(Hybrid):
         return {"metrics": metrics, "baseline": {"name": "persistence", **baseline}, "details": details}
 
     @classmethod
-    def part(cls, shard: str, record: Mapping[str, Any]) -> str:
-        """The event: one shard has one."""
-        return shard.rsplit("/", 1)[-1]
+    def part(cls, shard: str, record: Mapping[str, Any]) -> str | None:
+        """The event: a radar shard has one. Other shards are cut anywhere."""
+        return shard.rsplit("/", 1)[-1] if shard.endswith(".nc") else None
 
     @classmethod
     def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:

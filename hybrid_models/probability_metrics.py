@@ -7,42 +7,50 @@ from itertools import pairwise
 
 import numpy as np
 
+from hybrid_models.frame_metrics import ratio
+
 RELIABILITY_BINS = 10
 """Bins of equal width in which forecast probabilities meet observed frequencies."""
 
 
-def probability_sums(
-    probability: np.ndarray, observed: np.ndarray, thresholds: Sequence[float]
-) -> dict[str, np.ndarray]:
-    """Sums over the observed pixels of one nowcast.
+def brier_sums(probability: np.ndarray, observed: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """Squared differences of probability and event (Brier 1950), summed over the observed pixels, `[L, thresholds]`.
 
     Args:
         probability: `[L, thresholds, H, W]`, 0 … 1: that there is at least so much rain. It must not rise with the
             threshold.
         observed: `[L, H, W]` mm/h, NaN where nothing was measured.
         thresholds: mm/h, rising.
+    """
+    error = np.square(probability - _events(observed, thresholds)) * np.isfinite(observed)[:, None]
+    summed: np.ndarray = error.sum(axis=(2, 3), dtype=np.float64)
+    return summed
+
+
+def bin_sums(probability: np.ndarray, observed: np.ndarray, thresholds: Sequence[float]) -> dict[str, np.ndarray]:
+    """Sums over the observed pixels of all lead times by bin of probability; arguments as in `brier_sums`.
 
     Returns:
-        `brier_error` `[L, thresholds]`, the squared differences of probability and event (Brier 1950); by bin of
-        probability, `[L, thresholds, bins]`, `bin_pixels`, `bin_probability` (their sum) and `bin_events`.
+        `pixels`, `probability` (their sum) and `events`, `[thresholds, bins]`.
     """
-    valid = np.isfinite(observed)
-    events = np.stack([observed >= threshold for threshold in thresholds], axis=1)
-    weight = np.broadcast_to(valid[:, None], events.shape)
-    leads, kinds = events.shape[:2]
+    kinds = len(thresholds)
+    weight = np.broadcast_to(np.isfinite(observed)[:, None], probability.shape)
     bins = np.minimum(probability * RELIABILITY_BINS + 1e-6, RELIABILITY_BINS - 1).astype(np.int64)
-    bins += RELIABILITY_BINS * np.arange(leads * kinds).reshape(leads, kinds, 1, 1)
+    bins += RELIABILITY_BINS * np.arange(kinds).reshape(kinds, 1, 1)
 
     def by_bin(values: np.ndarray) -> np.ndarray:
-        counts = np.bincount(bins.ravel(), values.ravel(), minlength=leads * kinds * RELIABILITY_BINS)
-        return counts.reshape(leads, kinds, RELIABILITY_BINS)
+        counts = np.bincount(bins.ravel(), values.ravel(), minlength=kinds * RELIABILITY_BINS)
+        return counts.reshape(kinds, RELIABILITY_BINS)
 
     return {
-        "brier_error": (np.square(probability - events) * weight).sum(axis=(2, 3), dtype=np.float64),
-        "bin_pixels": by_bin(weight),
-        "bin_probability": by_bin(probability * weight),
-        "bin_events": by_bin(events & weight),
+        "pixels": by_bin(weight),
+        "probability": by_bin(probability * weight),
+        "events": by_bin(_events(observed, thresholds) & weight),
     }
+
+
+def _events(observed: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    return np.stack([observed >= threshold for threshold in thresholds], axis=1)
 
 
 def crps_sums(probability: np.ndarray, observed: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
@@ -50,7 +58,7 @@ def crps_sums(probability: np.ndarray, observed: np.ndarray, thresholds: Sequenc
 
     ∫ (P(rain ≥ x) − 1[observed ≥ x])² dx from 0 to the highest threshold, beyond which nothing is known. Between
     thresholds the probability is taken as linear; below the first it is that of the first, since mostly there is no
-    rain at all. Arguments as in `probability_sums`.
+    rain at all. Arguments as in `brier_sums`.
     """
     valid, truth = np.isfinite(observed), np.nan_to_num(observed).astype(np.float32)
     below = probability[:, 0].astype(np.float32)  # the probability at the lower end of a segment
@@ -83,16 +91,12 @@ def certain(forecast: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     return np.stack([forecast >= threshold for threshold in thresholds], axis=1).astype(np.float32)
 
 
-def reliability(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What was forecast and what came, by threshold and bin, of `probability_sums` summed over nowcasts and lead times.
+def reliability(bins: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What was forecast and what came, by threshold and bin, of `bin_sums` added up over nowcasts.
 
     Returns:
         `pixels`, mean `forecast` probability and `observed` frequency, `[thresholds, bins]`; NaN in empty bins.
     """
-    pixels = sums["bin_pixels"]
-    empty = np.full(pixels.shape, np.nan)
-    means = {
-        name: np.divide(sums[part], pixels, out=empty.copy(), where=pixels > 0)
-        for name, part in (("forecast", "bin_probability"), ("observed", "bin_events"))
-    }
+    pixels = bins["pixels"]
+    means = {name: ratio(bins[part], pixels) for name, part in (("forecast", "probability"), ("observed", "events"))}
     return {"pixels": pixels, **means}

@@ -32,10 +32,8 @@ def test_records_survive_json():
         "sq_error": [1.0],
         "pixels": [1],
         "brier_error": [[0.0]],
-        "bin_pixels": [[[0, 0, 0, 0, 0, 0, 0, 0, 0, 1]]],
-        "bin_probability": [[[0, 0, 0, 0, 0, 0, 0, 0, 0, 1]]],
-        "bin_events": [[[0, 0, 0, 0, 0, 0, 0, 0, 0, 1]]],
         "crps_error": [0.0],
+        "bins": {name: [[0, 0, 0, 0, 0, 0, 0, 0, 0, 1]] for name in ("pixels", "probability", "events")},
     }
 
 

@@ -251,6 +251,7 @@ def test_missed_events_cost_more_than_false_alarms():
 
 def test_parts_of_a_test_set_are_events():
     assert Nowcaster.part("s3://lake/radar/test/knmi_2010.nc", {}) == "knmi_2010.nc"
+    assert Nowcaster.part("s3://lake/digits/test/part-00000.tar", {}) is None
 
 
 def test_a_forecast_shows_what_came():

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 from scores.probability import brier_score, crps_cdf
 
-from hybrid_models.probability_metrics import certain, certain_crps_sums, crps_sums, probability_sums, reliability
+from hybrid_models.probability_metrics import bin_sums, brier_sums, certain, certain_crps_sums, crps_sums, reliability
 
 THRESHOLDS = (0.5, 1, 2, 5, 10)
 
@@ -44,7 +44,7 @@ def test_certainty_that_no_rain_falls_costs_nothing_and_doubt_costs_less_than_er
 
 def test_brier_score_is_that_of_scores():
     probability, observed = fields()
-    sums = probability_sums(probability, observed, THRESHOLDS)
+    sums = brier_sums(probability, observed, THRESHOLDS)
     valid = np.isfinite(observed)
     for k, threshold in enumerate(THRESHOLDS):
         events = np.where(valid, observed >= threshold, np.nan)
@@ -53,35 +53,33 @@ def test_brier_score_is_that_of_scores():
             xr.DataArray(events, dims=("lead", "row", "column")),
             preserve_dims="lead",
         )
-        np.testing.assert_allclose(sums["brier_error"][:, k] / valid.sum((1, 2)), expected, rtol=1e-6)
+        np.testing.assert_allclose(sums[:, k] / valid.sum((1, 2)), expected, rtol=1e-6)
 
 
 def test_bins_hold_every_observed_pixel_once():
     probability, observed = fields()
-    sums = probability_sums(probability, observed, THRESHOLDS)
+    bins = bin_sums(probability, observed, THRESHOLDS)
     valid = np.isfinite(observed)
-    np.testing.assert_array_equal(sums["bin_pixels"].sum(2), np.repeat(valid.sum((1, 2))[:, None], 5, axis=1))
-    inside = (probability[1, 2] >= 0.3) & (probability[1, 2] < 0.4) & valid[1]
-    assert sums["bin_pixels"][1, 2, 3] == inside.sum() > 0
-    assert sums["bin_probability"][1, 2, 3] == pytest.approx(probability[1, 2][inside].sum())
-    assert sums["bin_events"][1, 2, 3] == (observed[1][inside] >= 2).sum()
+    assert bins["pixels"].sum(1).tolist() == [valid.sum()] * 5
+    inside = (probability[:, 2] >= 0.3) & (probability[:, 2] < 0.4) & valid
+    assert bins["pixels"][2, 3] == inside.sum() > 0
+    assert bins["probability"][2, 3] == pytest.approx(probability[:, 2][inside].sum())
+    assert bins["events"][2, 3] == (observed[inside] >= 2).sum()
 
 
 def test_true_probabilities_are_reliable_and_score_better_than_certainty():
     rng = np.random.default_rng(0)
     chance = rng.random((1, 1, 300, 300))
     observed = np.where(rng.random((1, 300, 300)) < chance[:, 0], 1.5, 0.0)
-    sums = probability_sums(chance, observed, (1.0,))
-    pooled = reliability({name: values.sum(0) for name, values in sums.items()})
+    pooled = reliability(bin_sums(chance, observed, (1.0,)))
     np.testing.assert_allclose(pooled["forecast"][0], np.arange(0.05, 1, 0.1), atol=0.01)
     np.testing.assert_allclose(pooled["observed"], pooled["forecast"], atol=0.02)
-    bold = probability_sums(np.round(chance), observed, (1.0,))
-    assert sums["brier_error"][0, 0] < 0.7 * bold["brier_error"][0, 0]
+    unsure, bold = (brier_sums(forecast, observed, (1.0,)) for forecast in (chance, np.round(chance)))
+    assert unsure[0, 0] < 0.7 * bold[0, 0]
 
 
 def test_an_empty_bin_has_no_frequency():
-    sums = probability_sums(np.zeros((1, 1, 2, 2)), np.zeros((1, 2, 2)), (1.0,))
-    pooled = reliability({name: values.sum(0) for name, values in sums.items()})
+    pooled = reliability(bin_sums(np.zeros((1, 1, 2, 2)), np.zeros((1, 2, 2)), (1.0,)))
     assert pooled["pixels"].tolist() == [[4, *[0] * 9]]
     assert np.isnan(pooled["observed"][0, 1:]).all()
 

@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (place / "weights").mkdir()
     save_file(encoder.state_dict(), place / "weights" / "tf_efficientnet_lite0.safetensors")
     (place / "radar").mkdir()
-    for number, name in enumerate(("bom", "knmi", "fmi")):
+    for number, name in enumerate(("bom2_20180616", "knmi_20100826", "fmi_20160928")):
         write_event(place / "radar" / f"{name}.nc", number)
     make_mnist(place / "mnist")
     return place
