@@ -23,7 +23,10 @@ class Visual:
     height: int
     width: int
     frames: int
-    """Number of frames sampled uniformly from a clip; an image is one frame."""
+    """Number of frames of a clip; an image is one frame."""
+    spread: bool = True
+    """The frames are spread over the whole clip, repeated where it is shorter; otherwise they are its first ones, fewer
+    where it is shorter."""
 
 
 @dataclass(frozen=True)

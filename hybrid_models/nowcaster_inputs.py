@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Window
+from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Visual, Window
 
 Unit = Literal["mm/h", "intensity"]
 """What pixels are: rain rates, or intensities."""
@@ -18,6 +18,8 @@ IMPOSSIBLE_MM_H = 2000.0
 """More than any radar has measured: the unit must be wrong."""
 MOST_LEADS = 1000
 """More lead times than any radar or video needs are a wrong time step."""
+GREY = np.array([0.299, 0.587, 0.114], np.float32)
+"""Red, green and blue in the brightness of a pixel (ITU-R BT.601)."""
 UNKNOWN_TIME = -1
 """`issue_time` of a sample that has none."""
 
@@ -39,7 +41,8 @@ class NowcasterConfig(HybridConfig):
     width: int = 256
     """Columns of the grid that samples must have."""
     unit: Unit = "mm/h"
-    """What frames hold: rain rate in mm/h, forecast along its motion, or video of intensities 0 … 255, made 0 … 1."""
+    """What frames hold: rain rate in mm/h, forecast along its motion, or video of intensities 0 … 255, made 0 … 1, as
+    arrays or clips (mp4 …), whose first frames are taken, in grey and resized."""
     patch: int = 8
     """Side of the square of pixels that becomes one cell of the network's grid."""
     hidden_dims: tuple[int, ...] = (32,)
@@ -81,6 +84,8 @@ class NowcasterPreprocess(Preprocess):
     def __init__(self, config: NowcasterConfig) -> None:
         self.config = config
         self.window = Window(config.past_frames, config.horizon_minutes)
+        if config.unit == "intensity":
+            self.visual = Visual(config.height, config.width, config.past_frames + config.horizon_minutes, spread=False)
 
     def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
         config = self.config
@@ -115,6 +120,8 @@ class NowcasterPreprocess(Preprocess):
         config = self.config
         if media is None:
             raise BadSample("MediaError", "the row has no frames: expected an array [time, height, width]")
+        if media.ndim == 4 and media.shape[3] == len(GREY):
+            media = (media @ GREY).round().astype(np.uint8)
         if media.ndim != 3:
             raise BadSample("ShapeError", f"frames of shape {media.shape}: expected [time, height, width]")
         if media.shape[1:] != (config.height, config.width):

@@ -65,8 +65,8 @@ def decode_media(media: bytes, media_type: str, visual: Visual | None, limits: L
         limits: what it may cost.
 
     Returns:
-        uint8 `[frames, height, width, 3]` RGB for a photograph (one frame) or a clip (`visual.frames` frames, sampled
-        uniformly); `[time, height, width]` in its own number type for an array.
+        uint8 `[frames, height, width, 3]` RGB for a photograph (one frame) or a clip (`decode_clip`); `[time, height,
+        width]` in its own number type for an array.
 
     Raises:
         BadSample: `UnsupportedMedia`, `MediaTooLarge`, `ImageDecodeError`, `ImageTooLarge`, `VideoDecodeError`,
@@ -147,11 +147,11 @@ def _is_animated(media: bytes) -> bool:
 
 # ---- clips ----------------------------------------------------------------------------------------------------------
 def decode_clip(media: bytes, media_type: str, visual: Visual, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
-    """A clip → uint8 `[visual.frames, height, width, 3]` RGB: the middle frames of that many equal parts.
+    """A clip → uint8 `[visual.frames, height, width, 3]` RGB: the middle frames of that many equal parts, where a clip
+    shorter than that repeats frames; or, without `visual.spread`, its first frames, as many as there are.
 
     Two passes: the first counts packets without decoding (containers need not say how many frames they hold, and may
-    lie), the second decodes and keeps only the wanted frames, already resized. A clip shorter than `visual.frames`
-    repeats frames.
+    lie), the second decodes and keeps only the wanted frames, already resized.
 
     Raises:
         BadSample: `VideoDecodeError` or `VideoTooLarge`.
@@ -160,7 +160,7 @@ def decode_clip(media: bytes, media_type: str, visual: Visual, limits: Limits = 
         if CLIP_FORMATS[media_type] in ("matroska", "webm"):
             _check_matroska_length(media)
         count = _count_frames(media, media_type, limits)
-        wanted = sample_positions(count, visual.frames)
+        wanted = sample_positions(count, visual.frames) if visual.spread else range(min(count, visual.frames))
         frames: list[np.ndarray] = []
         for index, frame in enumerate(_decoded_frames(media, media_type, limits)):
             while len(frames) < len(wanted) and wanted[len(frames)] <= index:
@@ -169,7 +169,8 @@ def decode_clip(media: bytes, media_type: str, visual: Visual, limits: Limits = 
                 break
         if not frames:
             raise BadSample("VideoDecodeError", "no frame could be decoded")
-        frames += [frames[-1]] * (len(wanted) - len(frames))  # packets that only set up the decoder give no frame
+        if visual.spread:  # packets that only set up the decoder give no frame
+            frames += [frames[-1]] * (len(wanted) - len(frames))
         return np.stack(frames)
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.frame_metrics import RAIN_THRESHOLDS
-from hybrid_models.nowcaster_inputs import NowcasterConfig
+from hybrid_models.inputs import Inputs, Visual
+from hybrid_models.nowcaster_inputs import NowcasterConfig, NowcasterPreprocess
 from tests.hybrid_models.test_nowcaster import VIDEO, sample_of, shower
 
 
@@ -72,6 +73,18 @@ def test_video_is_scaled_and_steps_by_frames():
     assert sample["step_minutes"] == 1
     assert sample["n_leads"] == 4
     assert sample["issue_time"] == -1
+
+
+def test_a_clip_is_read_in_grey():
+    config = NowcasterConfig(past_frames=2, horizon_minutes=3, height=8, width=8, unit="intensity", augment=False)
+    preprocess = NowcasterPreprocess(config)
+    assert preprocess.visual == Visual(8, 8, 5, spread=False)
+    assert NowcasterPreprocess(NowcasterConfig()).visual is None, "rain is no picture"
+    clip = np.zeros((5, 8, 8, 3), np.uint8)
+    clip[0], clip[1, ..., 0], clip[2, ..., 1], clip[3, ..., 2] = 255, 255, 255, 255
+    sample = preprocess(Inputs(clip, {}), with_target=True)
+    greys = np.concatenate([sample["past"], sample["future"]]).mean(axis=(1, 2))
+    np.testing.assert_allclose(greys, [1, 0.299, 0.587, 0.114, 0], atol=0.005)
 
 
 def spoilt(change):

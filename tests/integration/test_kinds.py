@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
 from jobs.infer import InferOptions, run
 from pipelines import artifacts, query, storage
 from tests import tiny
@@ -91,6 +92,30 @@ def test_sentences_empty_long_and_garbled(tmp_path: Path, tracking_uri: str) -> 
     good = query.query("SELECT source FROM translations ORDER BY index", str(tmp_path / "tables"), ["translations"])
     assert good["source"].to_pylist()[0] == "der Hund"
     assert "\x00" not in good["source"].to_pylist()[1]
+
+
+def test_next_frames_of_arrays_and_clips(tmp_path: Path, tracking_uri: str) -> None:
+    config = NowcasterConfig(
+        past_frames=3, horizon_minutes=4, height=32, width=32, unit="intensity", hidden_dims=(8,), augment=False
+    )
+    files = artifacts.make(Nowcaster(config, {}), NowcasterDecoding(), {}, "A test's model.\n")
+    artifacts.write(files, str(tmp_path / "model"))
+    array = io.BytesIO()
+    np.save(array, np.zeros((3, 32, 32), np.uint8))
+    members = [
+        ("movie.mp4", clip("mp4", "libx264")),
+        ("array.npy", array.getvalue()),
+        ("photo.jpg", tiny.jpeg(1)),
+        ("two.webm", clip("webm", "libvpx", frames=2)),
+    ]
+    storage.write_bytes(str(tmp_path / "in/x.tar"), tiny.tar(members))
+    summary = night(str(tmp_path / "model"), str(tmp_path / "in"), str(tmp_path / "tables"), tracking_uri)
+    assert (summary["rows"], summary["errors"]) == (4, {"LengthError": 2})
+    table = rows(str(tmp_path / "tables"), "nowcasts")
+    assert [table[name]["frames_shape"] for name in ("movie", "array")] == [[4, 32, 32]] * 2
+    assert table["photo"]["error"] == "LengthError: 1 frames where 3 are needed"
+    movie, dark = (np.frombuffer(table[name]["frames"], "<f2") for name in ("movie", "array"))
+    assert (movie != dark).any(), "it saw the square"
 
 
 def test_radar_with_a_gap_and_on_another_grid(tmp_path: Path, tracking_uri: str) -> None:

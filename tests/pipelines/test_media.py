@@ -201,6 +201,14 @@ def test_a_clip_with_fewer_frames_repeats_them() -> None:
     np.testing.assert_allclose(pixels.mean(axis=(1, 2, 3)), [40, 40, 200, 200], atol=4)
 
 
+@pytest.mark.parametrize(("wanted", "found"), [(3, 3), (9, 5)])
+def test_the_first_frames_of_a_clip_are_as_many_as_there_are(wanted: int, found: int) -> None:
+    greys = [20, 60, 100, 140, 180]
+    visual = Visual(24, 32, wanted, spread=False)
+    pixels = decode_media(clip_bytes("mp4", "libx264", greys), "mp4", visual)
+    np.testing.assert_allclose(pixels.mean(axis=(1, 2, 3)), greys[:found], atol=5)
+
+
 def test_a_stream_that_does_not_say_its_length_is_sampled_all_the_same() -> None:
     greys = [20 + 10 * i for i in range(20)]
     live = clip_bytes("matroska", "libx264", greys, live="1")
