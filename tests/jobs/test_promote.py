@@ -29,10 +29,10 @@ def translator_files(seed: int) -> dict[str, bytes]:
     return artifacts.make(tiny.translator(seed), TranslatorDecoding(beam_size=1, max_length=12), training, "Card.\n")
 
 
-def register(uri: str, files: dict[str, bytes]) -> None:
+def register(uri: str, files: dict[str, bytes], name: str = "translator") -> None:
     tracker = Tracker(uri)
     tracker.start("train", {}, {})
-    tracker.register("translator", files)
+    tracker.register(name, files)
     tracker.finish()
 
 
@@ -96,6 +96,15 @@ def test_models_become_champions_one_after_the_other(lake: Path, capsysbinary: p
     told = {row["model"]: row["promotion"] for row in rows}
     assert told[version(worse)].startswith("promoted; chrf ")
     assert told[version(better)].startswith("forced: ")
+
+
+def test_a_version_of_another_model_is_no_candidate(tmp_path: Path) -> None:
+    uri = mlflow_of(tmp_path)
+    register(uri, translator_files(0))
+    register(uri, translator_files(1), "mine")
+    with pytest.raises(UsageError, match="--model models:/mine/1 is no version of the registered model 'translator'"):
+        main(["translator", "--model", "models:/mine/1", "--force", "x", "--mlflow", uri])
+    assert registry.champion(uri, "translator") is None
 
 
 def test_a_champion_of_an_older_format_is_replaced_by_force(lake: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pipelines import artifacts, infer, storage, train, train_job, train_loop
 from pipelines.batches import PreparedSamples
 from pipelines.cluster import Resources
 from pipelines.config import Recipe, TrainConfig
+from pipelines.limits import Limits
 from pipelines.storage import StorageError
 from pipelines.train_job import TrainJob
 from pipelines.train_loop import Progress, TrainTask
@@ -86,6 +87,19 @@ def whole(ray_cluster: str, lake: Path) -> Trained:
     """Three epochs without interruption."""
     job = replace(job_of(lake, "whole"), pictures=2)
     return Trained(job, train_to_the_end(job))
+
+
+def test_samples_are_kept_once_for_all_seeds(tmp_path: Path) -> None:
+    """And anew where a frozen part differs."""
+    job = job_of(tmp_path, "x")
+    first, second = (artifacts.read(tiny.write_captioner(str(tmp_path / str(seed)), seed)) for seed in (0, 1))
+    nets = [artifact.load() for artifact in (first, second)]
+    assert train._features_folder(job, first, nets[0]) == train._features_folder(job, second, nets[1])
+    for net in nets:
+        net.encoder.requires_grad_(False)
+    assert train._features_folder(job, first, nets[0]) != train._features_folder(job, second, nets[1])
+    limited = replace(job, recipe=replace(RECIPE, limits=Limits(max_bytes=7)))
+    assert train._features_folder(job, first, nets[0]) != train._features_folder(limited, first, nets[0])
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------

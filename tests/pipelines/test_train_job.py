@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_models.captioner import CaptionerConfig, CaptionerDecoding
 from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
 from pipelines import storage, train_job
@@ -37,6 +38,8 @@ def test_impossible_jobs_are_refused(job: TrainJob, tmp_path: Path) -> None:
     assert refusal(replace(job, num_workers=17)) == (
         "train.batch_size 16 is too small for --num-workers 17: it must be at least 17"
     )
+    rewards = Recipe("captioner", CaptionerConfig(reward_share=0.4), CaptionerDecoding(), TrainConfig(batch_size=15))
+    assert refusal(replace(job, recipe=rewards, num_workers=8)).endswith("it must be at least 16"), "two images each"
     assert refusal(replace(job, data=str(tmp_path))).startswith(f"no shards found at {tmp_path}/train: ")
     assert refusal(replace(job, storage="/proc/nowhere")).startswith("cannot write /proc/nowhere/")
     wrong = replace(RECIPE, train=replace(RECIPE.train, metric="cider_d"))
