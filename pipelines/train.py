@@ -1,7 +1,8 @@
 """Training from the driver: shards → prepared samples → Ray Train → artifact → registered model.
 
 The same command with the same name goes on wherever an earlier one was killed, in the same MLflow run: what is done
-already (assets, initial weights, features, epochs) lies in the run's folder and is not done again.
+already is not done again: assets, initial weights and epochs lie in the run's folder, prepared samples in the storage's
+`features`, for all runs.
 """
 
 from __future__ import annotations

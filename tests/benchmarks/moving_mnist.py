@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from hybrid_models.contract import Loss, autocast
 from hybrid_models.conv_lstm import ConvLSTM
@@ -80,7 +79,7 @@ class PlainConvLSTM(nn.Module):
         """All next frames `[B, T - 1, H, W]` of `frames` `[B, T, H, W]`, which are read where `given` `[B, T]` says so;
         elsewhere the net's own prediction is."""
         batch, count, height, width = frames.shape
-        cells = F.pixel_unshuffle(frames.unsqueeze(2), self.patch)
+        cells = nn.functional.pixel_unshuffle(frames.unsqueeze(2), self.patch)
         predicted = cells[:, 0]
         predictions = []
         with autocast(frames.device):
@@ -90,7 +89,7 @@ class PlainConvLSTM(nn.Module):
                 states = self.stack.step(read, states)
                 predicted = self.head(states[-1][0]).float()
                 predictions.append(predicted)
-        return F.pixel_shuffle(torch.stack(predictions, dim=1), self.patch)[:, :, 0]
+        return nn.functional.pixel_shuffle(torch.stack(predictions, dim=1), self.patch)[:, :, 0]
 
 
 def main(options: Options) -> None:
@@ -98,7 +97,6 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     recipe = nowcaster_moving_mnist()
-    assert isinstance(recipe.model, NowcasterConfig)
     config = replace(recipe.model, hidden_dims=options.hidden_dims or recipe.model.hidden_dims)
     rates = replace(recipe.train, learning_rate=options.rate or recipe.train.learning_rate)
     train, test = (read_idx_images(f"{options.source}/{stem}.gz") for stem in MNIST_FILES.values())
