@@ -14,8 +14,6 @@ Shi et al. 2015 with three things given to the network that few events cannot te
 Beside the forecast it says how sure it is: the probability that the rain reaches each of `RAIN_THRESHOLDS` is a
 logistic regression on the forecast (Wilks 2009), whose slope and offset the network gives by place, lead time and
 threshold.
-
-Video of intensities (Moving MNIST) has none of this: there the forecaster draws every pixel, as in Shi et al.
 """
 
 from __future__ import annotations
@@ -29,10 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from hybrid_models.advection import estimate_motion, move, stays_inside, trajectories
-from hybrid_models.contract import autocast
+from hybrid_models.contract import Loss, autocast
 from hybrid_models.conv_lstm import ConvLSTM
 from hybrid_models.frame_metrics import RAIN_THRESHOLDS
-from hybrid_models.nowcaster_inputs import Unit
 
 DRIZZLE_MM_H = 0.1
 """Up to about here the network's scale of rain is linear, above it is logarithmic."""
@@ -43,73 +40,70 @@ SCALES = 5
 
 _SLOPE = 20.0
 """Slope of an untrained probability, per unit of the network's scale."""
-_DARK = -3.0
-"""Logit of an untrained pixel of video: most of a frame is dark."""
+_EVENTS = ((0.5, 0.37, 0.2), (1.0, 0.33, 0.3), (2.0, 0.28, 0.5), (5.0, 0.18, 1.3), (10.0, 0.10, 2.6))
+"""Rain rate that is an event (mm/h), cost of a false alarm, weight in the loss."""
+_STEEPNESS = 30.0
+"""Slope of the softened threshold, per unit of the network's scale: from 10 to 90 % within a factor of 1.7 in rain."""
 
 
-def to_scale(frames: Tensor, unit: Unit) -> Tensor:
-    """mm/h → logarithmic 0 … 1; intensities 0 … 1 stay as they are."""
-    if unit == "intensity":
-        return frames
-    return torch.log1p(frames.clamp(max=MAX_MM_H) / DRIZZLE_MM_H) / math.log1p(MAX_MM_H / DRIZZLE_MM_H)
+def to_scale(rain: Tensor) -> Tensor:
+    """mm/h → logarithmic 0 … 1."""
+    return torch.log1p(rain.clamp(max=MAX_MM_H) / DRIZZLE_MM_H) / math.log1p(MAX_MM_H / DRIZZLE_MM_H)
 
 
 class Nowcast(NamedTuple):
     """What is forecast.
 
     Args:
-        frames: `[B, L, H, W]`, in the unit of the past frames.
-        logits: of the probability that the rain is at least each of `RAIN_THRESHOLDS`, `[B, L, thresholds, H, W]`; None
-            for video.
+        frames: `[B, L, H, W]` mm/h.
+        logits: of the probability that the rain is at least each of `RAIN_THRESHOLDS`, `[B, L, thresholds, H, W]`.
     """
 
     frames: Tensor
-    logits: Tensor | None
+    logits: Tensor
 
 
 class EncoderForecaster(nn.Module):
-    """Past frames → future frames.
+    """Past frames of rain → future ones.
 
     Args:
-        unit: of the frames, in and out. Rain in mm/h is forecast along its motion, by changing the newest frame; video
-            of intensities 0 … 1 is drawn.
         patch: side of the square of pixels that is one cell of the ConvLSTMs' grid (space to depth).
         hidden_dims: channels of each layer of encoder and forecaster.
         kernel_size: of the ConvLSTMs.
+        event_weight: in the loss, of missed events and false alarms beside the absolute error.
     """
 
-    def __init__(self, unit: Unit, patch: int, hidden_dims: Sequence[int], kernel_size: int) -> None:
+    def __init__(self, patch: int, hidden_dims: Sequence[int], kernel_size: int, event_weight: float) -> None:
         super().__init__()
-        self.unit = unit
         self.patch = patch
+        self.event_weight = event_weight
         first, last = hidden_dims[0], hidden_dims[-1]
         self.stem = nn.Conv2d(2 * patch**2 + 1, first, 3, padding=1)
         self.encoder = ConvLSTM(first, hidden_dims, kernel_size)
         self.forecaster = ConvLSTM(first, hidden_dims, kernel_size)
         self.neck = nn.Conv2d(last, last, 3, padding=1)
-        rain_maps = SCALES + 1 + 2 * len(RAIN_THRESHOLDS)
-        self.head = nn.Conv2d(last, rain_maps if unit == "mm/h" else patch**2, 3, padding=1)
-        if unit == "mm/h":
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-        else:
-            nn.init.constant_(self.head.bias, _DARK)  # type: ignore[arg-type]
+        maps = SCALES + 1 + 2 * len(RAIN_THRESHOLDS)
+        self.head = nn.Conv2d(last, maps, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> Nowcast:
         """Forecasts `n_leads` steps.
 
         Args:
-            past: `[B, P, H, W]` oldest first, NaN where nothing was measured; any grid.
+            past: `[B, P, H, W]` mm/h, oldest first, NaN where nothing was measured; any grid.
             step_minutes: `[B]` minutes between frames, past and future.
         """
-        height, width = past.shape[-2:]
         covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past)
-        frames = to_scale(past, self.unit)
-        if self.unit == "mm/h":
-            moved = torch.stack(self._along_motion(frames, covered, past[:, -1], step_minutes, n_leads), dim=1)
-            return Nowcast(moved[:, :, 0], moved[:, :, 1:])
-        drawn = torch.stack(self._drawn(frames, covered, step_minutes, n_leads), dim=1)
-        return Nowcast(drawn[..., :height, :width], None)
+        moved = torch.stack(self._along_motion(to_scale(past), covered, past[:, -1], step_minutes, n_leads), dim=1)
+        return Nowcast(moved[:, :, 0], moved[:, :, 1:])
+
+    def loss(self, past: Tensor, step_minutes: Tensor, future: Tensor) -> Loss:
+        """Error of the forecast and surprise at what came, where `future` `[B, L, H, W]` mm/h is measured."""
+        forecast, logits = self(past, step_minutes, future.shape[1])
+        measured, rain = torch.isfinite(future), torch.nan_to_num(future)
+        errors = _rain_error(forecast, rain, self.event_weight) + _surprise(logits, rain)
+        return Loss((errors * measured).sum(), measured.sum())
 
     def _along_motion(
         self, frames: Tensor, covered: Tensor, newest: Tensor, step_minutes: Tensor, n_leads: int
@@ -123,23 +117,16 @@ class EncoderForecaster(nn.Module):
             frames, covered = align(frames, covered, motion)
             path = trajectories(motion, n_leads)
             parts = scales(newest)
-            levels = to_scale(torch.tensor(RAIN_THRESHOLDS, device=newest.device), "mm/h").view(-1, 1, 1)
+            levels = to_scale(torch.tensor(RAIN_THRESHOLDS, device=newest.device)).view(-1, 1, 1)
         height, width = newest.shape[-2:]
         moved = []
         for lead, maps in enumerate(self._maps(frames, covered, step_minutes, n_leads)):
             maps = F.interpolate(maps, scale_factor=self.patch, mode="bilinear")[..., :height, :width]
             changes, slopes, offsets = maps.split((SCALES + 1, len(levels), len(levels)), dim=1)
             forecast = ((1 + changes) * parts).sum(dim=1, keepdim=True).clamp(0, MAX_MM_H)
-            logits = _SLOPE * slopes.exp() * (to_scale(forecast.detach(), "mm/h") - levels) + offsets
+            logits = _SLOPE * slopes.exp() * (to_scale(forecast.detach()) - levels) + offsets
             moved.append(move(torch.cat((forecast, logits), dim=1), path[:, lead]))
         return moved
-
-    def _drawn(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
-        """Draws every pixel anew."""
-        return [
-            F.pixel_shuffle(logits, self.patch)[:, 0].sigmoid()
-            for logits in self._maps(frames, covered, step_minutes, n_leads)
-        ]
 
     def _maps(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
         """The head's maps for each lead time, `[B, channels, H/patch, W/patch]`, rounded up to whole cells."""
@@ -188,3 +175,25 @@ def scales(frame: Tensor) -> Tensor:
         parts.append(rest - smooth)
         rest = smooth
     return torch.cat((*parts, rest), dim=1)
+
+
+def _rain_error(forecast: Tensor, truth: Tensor, event_weight: float) -> Tensor:
+    """Error of each pixel `[B, L, H, W]` from rain in mm/h: absolute, on the network's scale, and in events.
+
+    For the event "at least so many mm/h" a false alarm costs c and a miss 1 - c: forecasting it pays wherever it is
+    more likely than c (the cost-loss model, Murphy 1977). CSI is best with c = CSI / (1 + CSI), and cares for an event
+    the more the rarer it is: `_EVENTS` has round figures of usual rain. The step at a threshold is softened.
+    """
+    forecast, truth_scaled = to_scale(forecast), to_scale(truth)
+    error = (forecast - truth_scaled).abs()
+    for threshold, cost, weight in _EVENTS:
+        level = to_scale(torch.tensor(threshold)).item()
+        warned, rained = torch.sigmoid((forecast - level) * _STEEPNESS), truth >= threshold
+        error = error + event_weight * weight * torch.where(rained, (1 - cost) * (1 - warned), cost * warned)
+    return error
+
+
+def _surprise(logits: Tensor, truth: Tensor) -> Tensor:
+    """Negative log likelihood of what was observed at each pixel `[B, L, H, W]`, summed over the thresholds."""
+    rained = truth.unsqueeze(2) >= torch.tensor(RAIN_THRESHOLDS, device=truth.device).view(-1, 1, 1)
+    return F.binary_cross_entropy_with_logits(logits, rained.to(logits.dtype), reduction="none").sum(dim=2)

@@ -1,7 +1,7 @@
-"""Nowcaster: rain of the next hour from the last radar frames, by a ConvLSTM encoder and forecaster.
+"""Nowcaster: rain of the next hour from the last radar frames, or the next frames of a video, by ConvLSTMs.
 
-The network itself is in `encoder_forecaster`; here are its data, loss, output table and judgement. Rain is in mm/h
-everywhere outside the network, NaN where no radar looks.
+The networks and their losses are in `encoder_forecaster` (rain) and `frame_predictor` (video); here are their data,
+output table and judgement. Rain is in mm/h everywhere outside the network, NaN where no radar looks.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from hybrid_models.contract import Batch, Hybrid, Loss, module_device, to_device
 from hybrid_models.decoding import inference
-from hybrid_models.encoder_forecaster import EncoderForecaster, to_scale
+from hybrid_models.encoder_forecaster import EncoderForecaster
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Forecast
 from hybrid_models.frame_metrics import RAIN_THRESHOLDS
+from hybrid_models.frame_predictor import FramePredictor
 from hybrid_models.frame_verification import lead_tallies, summarise_by_lead, verification_record
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
 from hybrid_models.metrics import Tally
@@ -33,10 +33,6 @@ from hybrid_models.nowcaster_inputs import (
 
 WET_MM_H = 0.1
 """A pixel with at least this much rain is wet."""
-_EVENTS = ((0.5, 0.37, 0.2), (1.0, 0.33, 0.3), (2.0, 0.28, 0.5), (5.0, 0.18, 1.3), (10.0, 0.10, 2.6))
-"""Rain rate that is an event (mm/h), cost of a false alarm, weight in the loss."""
-_STEEPNESS = 30.0
-"""Slope of the softened threshold, per unit of the network's scale: from 10 to 90 % within a factor of 1.7 in rain."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +75,11 @@ class Nowcaster(Hybrid):
     def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
         super().__init__(config, assets)
         self.config: NowcasterConfig = cast(NowcasterConfig, config)
-        self.net = EncoderForecaster(
-            self.config.unit,
-            self.config.patch,
-            self.config.hidden_dims,
-            self.config.kernel_size,
+        sizes = (self.config.patch, self.config.hidden_dims, self.config.kernel_size)
+        self.net = (
+            EncoderForecaster(*sizes, self.config.event_weight)
+            if self.config.unit == "mm/h"
+            else FramePredictor(*sizes)
         )
 
     @classmethod
@@ -105,15 +101,8 @@ class Nowcaster(Hybrid):
         return batch
 
     def forward(self, batch: Batch) -> Loss:
-        """Error over observed pixels: of rain `_rain_error` and `_surprise`, of intensities squared."""
-        observed = batch["future"].float()
-        forecast, logits = self.net(batch["past"].float(), batch["step_minutes"], observed.shape[1])
-        valid, truth = torch.isfinite(observed), torch.nan_to_num(observed)
-        if logits is None:
-            errors = (forecast - truth).square()
-        else:
-            errors = _rain_error(forecast, truth, self.config.event_weight) + _surprise(logits, truth)
-        return Loss((errors * valid).sum(), valid.sum())
+        """The network's loss over observed pixels."""
+        return self.net.loss(batch["past"].float(), batch["step_minutes"], batch["future"].float())
 
     def nowcast(self, past: np.ndarray, n_leads: int, step_minutes: float) -> np.ndarray:
         """Frames of the next `n_leads` steps `[n_leads, H, W]` from at least `past_frames` past ones `[time, H, W]`.
@@ -193,28 +182,6 @@ class Nowcaster(Hybrid):
     @classmethod
     def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
         return lead_tallies(records, "model")
-
-
-def _rain_error(forecast: Tensor, truth: Tensor, event_weight: float) -> Tensor:
-    """Error of each pixel `[B, L, H, W]` from rain in mm/h: absolute, on the network's scale, and in events.
-
-    For the event "at least so many mm/h" a false alarm costs c and a miss 1 - c: forecasting it pays wherever it is
-    more likely than c (the cost-loss model, Murphy 1977). CSI is best with c = CSI / (1 + CSI), and cares for an event
-    the more the rarer it is: `_EVENTS` has round figures of usual rain. The step at a threshold is softened.
-    """
-    forecast, truth_scaled = to_scale(forecast, "mm/h"), to_scale(truth, "mm/h")
-    error = (forecast - truth_scaled).abs()
-    for threshold, cost, weight in _EVENTS:
-        level = to_scale(torch.tensor(threshold), "mm/h").item()
-        warned, rained = torch.sigmoid((forecast - level) * _STEEPNESS), truth >= threshold
-        error = error + event_weight * weight * torch.where(rained, (1 - cost) * (1 - warned), cost * warned)
-    return error
-
-
-def _surprise(logits: Tensor, truth: Tensor) -> Tensor:
-    """Negative log likelihood of what was observed at each pixel `[B, L, H, W]`, summed over the thresholds."""
-    rained = truth.unsqueeze(2) >= torch.tensor(RAIN_THRESHOLDS, device=truth.device).view(-1, 1, 1)
-    return F.binary_cross_entropy_with_logits(logits, rained.to(logits.dtype), reduction="none").sum(dim=2)
 
 
 def _turned(sample: Sample, rng: np.random.Generator) -> Sample:

@@ -179,7 +179,7 @@ def nowcaster_demo() -> Recipe:
         ),
         decoding=NowcasterDecoding(),
         train=TrainConfig(
-            epochs=6, batch_size=8, learning_rate=3e-3, warmup_steps=30, metric="mse", validate_samples=100
+            epochs=6, batch_size=8, learning_rate=1e-2, warmup_steps=30, metric="mse", validate_samples=100
         ),
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import torch
 from hybrid_models.errors import UsageError
 from hybrid_models.frame_metrics import contingency, csi, ssim
 from hybrid_models.inputs import Inputs
-from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding, _rain_error
+from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
 from tests import tiny
 
 TINY = NowcasterConfig(past_frames=3, horizon_minutes=20, height=32, width=32, hidden_dims=(8,))
@@ -220,7 +220,7 @@ def test_a_tiny_model_overfits_a_moving_square():
             media[t, 5:9, column : column + 3] = 255
         videos.append(sample_of(media, VIDEO))
     model = Nowcaster(VIDEO, {})
-    before, after = train(model, model.collate(videos), 80, 1e-2)
+    before, after = train(model, model.collate(videos), 150, 1e-2)
     assert after < 0.1 * before
 
 
@@ -236,17 +236,6 @@ def test_a_tiny_model_learns_how_sure_it_can_be():
     percents = np.frombuffer(outputs[0]["probability"], np.uint8).reshape(4, 5, 32, 32)
     assert 35 < percents[0, 1][inside].mean() < 65
     assert summary["metrics"]["crps"] < 0.8 * summary["baseline"]["crps"]
-
-
-def test_missed_events_cost_more_than_false_alarms():
-    """At 5 mm/h, where chances of 18 % shall do for a warning, a miss costs 0.82 / 0.18 of a false alarm."""
-    dry, wet = torch.tensor([0.0]), torch.tensor([100.0])
-    plain = [_rain_error(*pair, event_weight=0.0) for pair in ((dry, wet), (wet, dry))]
-    assert [error.item() for error in plain] == pytest.approx([1, 1])
-    miss, alarm = (_rain_error(*pair, event_weight=1.0).item() - 1 for pair in ((dry, wet), (wet, dry)))
-    costs = {0.5: (0.37, 0.2), 1: (0.33, 0.3), 2: (0.28, 0.5), 5: (0.18, 1.3), 10: (0.10, 2.6)}
-    assert miss == pytest.approx(sum(weight * (1 - cost) for cost, weight in costs.values()), rel=0.01)
-    assert alarm == pytest.approx(sum(weight * cost for cost, weight in costs.values()), rel=0.01)
 
 
 def test_parts_of_a_test_set_are_events():
