@@ -103,7 +103,7 @@ def nowcaster_moving_mnist() -> Recipe:
         ),
         decoding=NowcasterDecoding(),
         train=TrainConfig(
-            epochs=10, batch_size=16, learning_rate=1e-3, warmup_steps=100, metric="mse", validate_samples=200
+            epochs=8, batch_size=16, learning_rate=4e-3, warmup_steps=100, metric="mse", validate_samples=200
         ),
     )  # fmt: skip
 
