@@ -345,8 +345,10 @@ def _frames(image: Any, visual: Visual) -> np.ndarray:
 
 
 def _tallies(hypotheses: list[str], references: list[list[str]]) -> dict[str, Tally]:
-    cider_d = metrics.cider_d_tally(hypotheses, references)
-    return {"cider_d": cider_d, "bleu4": metrics.caption_bleu4_tally(hypotheses, references)}
+    return {
+        "cider_d": metrics.cider_d(hypotheses, references),
+        "bleu4": metrics.caption_bleu4(hypotheses, references),
+    }
 
 
 def _scores(hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:

@@ -22,10 +22,12 @@ class Tally:
     Args:
         parts: float64 [samples, parts], what each sample adds.
         score: their sum [parts] → the score.
+        signature: sacrebleu's, without which its scores cannot be compared.
     """
 
     parts: np.ndarray
     score: Callable[[np.ndarray], float]
+    signature: str = ""
 
     @property
     def total(self) -> float:
@@ -34,50 +36,29 @@ class Tally:
 
 
 # ---- translations --------------------------------------------------------------------------------------------------
-def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
-    """Corpus BLEU (Papineni et al. 2002) as sacrebleu computes it: 13a tokens, cased, exponential smoothing.
+def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
+    """Corpus BLEU (Papineni et al. 2002), 0–100, as sacrebleu computes it: 13a tokens, cased, exponential smoothing.
 
     Args:
         hypotheses: one raw (detokenised) text per sample.
         references: `references[i]` are the raw references of `hypotheses[i]`; their number may differ by sample.
-
-    Returns:
-        The score, 0–100, and sacrebleu's signature, without which a BLEU cannot be compared.
     """
     return _sacrebleu(BLEU(), hypotheses, references)
 
 
-def chrf(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
-    """Corpus chrF2 (Popović 2015), 0–100, and sacrebleu's signature; arguments as in `bleu`."""
+def chrf(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
+    """Corpus chrF2 (Popović 2015), 0–100, as sacrebleu computes it; arguments as in `bleu`."""
     return _sacrebleu(CHRF(), hypotheses, references)
 
 
-def bleu_tally(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
-    """`bleu` as sums over samples."""
-    return _sacrebleu_tally(BLEU(), hypotheses, references)
-
-
-def chrf_tally(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
-    """`chrf` as sums over samples."""
-    return _sacrebleu_tally(CHRF(), hypotheses, references)
-
-
-def _sacrebleu(
-    metric: BLEU | CHRF, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[float, str]:
-    streams = _streams(hypotheses, references)
-    score = metric.corpus_score(list(hypotheses), streams).score
-    return float(score), str(metric.get_signature())
-
-
-def _sacrebleu_tally(metric: BLEU | CHRF, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
+def _sacrebleu(metric: BLEU | CHRF, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
     """The statistics that sacrebleu's own significance tests resample."""
     parts = metric._extract_corpus_statistics(list(hypotheses), _streams(hypotheses, references))
 
     def score(total: np.ndarray) -> float:
         return float(metric._compute_score_from_stats([round(value) for value in total]).score)
 
-    return Tally(np.asarray(parts, np.float64), score)
+    return Tally(np.asarray(parts, np.float64), score, str(metric.get_signature()))
 
 
 def _streams(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[Any]:
@@ -125,17 +106,12 @@ def caption_tokens(text: str) -> list[str]:
     return [token for token in _TOKEN.findall(separated) if token not in _PUNCTUATION]
 
 
-def caption_bleu4(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+def caption_bleu4(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
     """Corpus BLEU-4 of captions, 0–100: `caption_tokens`, no smoothing, closest reference length, as coco-caption."""
-    return caption_bleu4_tally(hypotheses, references).total
-
-
-def caption_bleu4_tally(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
-    """`caption_bleu4` as sums over samples."""
     _check_pairs(hypotheses, references)
     metric = BLEU(tokenize="none", smooth_method="none", force=True)
     tokenised = [[_tokenised(reference) for reference in refs] for refs in references]
-    return _sacrebleu_tally(metric, [_tokenised(text) for text in hypotheses], tokenised)
+    return _sacrebleu(metric, [_tokenised(text) for text in hypotheses], tokenised)
 
 
 def _tokenised(text: str) -> str:
@@ -147,18 +123,14 @@ _CIDER_N = 4
 _CIDER_SIGMA = 6.0
 
 
-def cider_d(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+def cider_d(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
     """CIDEr-D of captions, 0–10 (often printed times 100): Vedantam et al. 2015, section 4 and its "gaming" section.
 
     The mean over n = 1 … 4 of the clipped cosine between the tf-idf vectors of hypothesis and reference n-grams, with a
     Gaussian penalty (sigma 6) on the difference of lengths, averaged over references, times 10. Document frequencies
-    come from `references`, so scores of different sets of samples do not compare; of a single sample it is 0.
+    come from `references`, so scores of different sets of samples do not compare; of a single sample it is 0. They stay
+    those of all samples where the tally is resampled.
     """
-    return cider_d_tally(hypotheses, references).total
-
-
-def cider_d_tally(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
-    """`cider_d` as a mean over samples; document frequencies stay those of all samples."""
     _check_pairs(hypotheses, references)
     references_counts = [[_ngram_counts(caption_tokens(ref)) for ref in refs] for refs in references]
     frequency = Counter(ngram for refs in references_counts for ngram in set().union(*refs))

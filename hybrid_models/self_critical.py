@@ -38,5 +38,5 @@ def advantages(drawn: Sequence[Sequence[str]], references: Sequence[Sequence[str
         raise UsageError("rewards compare images: raise train.batch_size to 2 or more for each worker")
     count = len(drawn[0])
     columns = [[texts[k] for texts in drawn] for k in range(count)]
-    rewards = np.stack([metrics.cider_d_tally(texts, references).parts[:, 0] for texts in columns], axis=1)
+    rewards = np.stack([metrics.cider_d(texts, references).parts[:, 0] for texts in columns], axis=1)
     return (rewards - rewards.mean(axis=1, keepdims=True)) * (count / (count - 1))

@@ -228,10 +228,16 @@ class Translator(Hybrid):
     @classmethod
     def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Corpus BLEU and chrF with their signatures; the baseline copies the source."""
-        references = [record["references"] for record in records]
-        scores, details = _scores([record["hypothesis"] for record in records], references)
-        copied, _ = _scores([record["source"] for record in records], references)
-        return {"metrics": scores, "baseline": {"name": "copy the source", **copied}, "details": details}
+        tallies = cls.tallies(records)
+        copies = _tallies([record["source"] for record in records], [record["references"] for record in records])
+        return {
+            "metrics": {name: tally.total for name, tally in tallies.items()},
+            "baseline": {"name": "copy the source", **{name: tally.total for name, tally in copies.items()}},
+            "details": {
+                "samples": len(records),
+                **{f"{name}_signature": tally.signature for name, tally in tallies.items()},
+            },
+        }
 
     @classmethod
     def part(cls, shard: str, record: Mapping[str, Any]) -> str:
@@ -241,12 +247,8 @@ class Translator(Hybrid):
 
     @classmethod
     def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
-        texts = [record["hypothesis"] for record in records], [record["references"] for record in records]
-        return {"bleu": metrics.bleu_tally(*texts), "chrf": metrics.chrf_tally(*texts)}
+        return _tallies([record["hypothesis"] for record in records], [record["references"] for record in records])
 
 
-def _scores(hypotheses: list[str], references: list[list[str]]) -> tuple[dict[str, float], dict[str, Any]]:
-    bleu, bleu_signature = metrics.bleu(hypotheses, references)
-    chrf, chrf_signature = metrics.chrf(hypotheses, references)
-    details = {"samples": len(hypotheses), "bleu_signature": bleu_signature, "chrf_signature": chrf_signature}
-    return {"bleu": bleu, "chrf": chrf}, details
+def _tallies(hypotheses: list[str], references: list[list[str]]) -> dict[str, Tally]:
+    return {"bleu": metrics.bleu(hypotheses, references), "chrf": metrics.chrf(hypotheses, references)}

@@ -2,20 +2,17 @@
 
 import numpy as np
 import pytest
+import sacrebleu
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
 from hybrid_models.errors import UsageError
 from hybrid_models.metrics import (
     bleu,
-    bleu_tally,
     caption_bleu4,
-    caption_bleu4_tally,
     caption_tokens,
     chrf,
-    chrf_tally,
     cider_d,
-    cider_d_tally,
 )
 
 WORDS = "a dog man runs jumps over the grass red ball water boy in with two street".split()  # noqa: SIM905
@@ -43,26 +40,26 @@ def random_captions(rng, samples=60):
 # ---- text ----------------------------------------------------------------------------------------------------------
 def test_bleu_of_one_pair_is_the_formula():
     # 13a tokens: "the cat sat on the mat ." / "the cat sat on a mat .": precisions 6/7, 4/6, 2/5, 1/4, equal lengths
-    score, signature = bleu(["The cat sat on the mat."], [["The cat sat on a mat."]])
-    assert score == pytest.approx(100 * (6 / 7 * 4 / 6 * 2 / 5 * 1 / 4) ** 0.25)
-    assert "tok:13a" in signature
-    assert "case:mixed" in signature
+    found = bleu(["The cat sat on the mat."], [["The cat sat on a mat."]])
+    assert found.total == pytest.approx(100 * (6 / 7 * 4 / 6 * 2 / 5 * 1 / 4) ** 0.25)
+    assert "tok:13a" in found.signature
+    assert "case:mixed" in found.signature
 
 
 def test_bleu_is_cased_and_takes_different_numbers_of_references():
     hypotheses = ["A man rides a red bike today.", "Two dogs run on the beach."]
     references = [["A man rides a red bike today."], ["Two dogs play in the snow.", "Two dogs run on the beach."]]
-    score, signature = bleu(hypotheses, references)
-    assert score == pytest.approx(100)
-    assert "nrefs:var" in signature
-    assert bleu([text.lower() for text in hypotheses], references)[0] < 100
+    found = bleu(hypotheses, references)
+    assert found.total == pytest.approx(100)
+    assert "nrefs:var" in found.signature
+    assert bleu([text.lower() for text in hypotheses], references).total < 100
 
 
 def test_chrf_is_100_for_a_copy_and_less_otherwise():
-    assert chrf(["Ein Hund läuft."], [["Ein Hund läuft."]])[0] == pytest.approx(100)
-    score, signature = chrf(["Ein Hund rennt."], [["Ein Hund läuft."]])
-    assert 20 < score < 90
-    assert "nc:6" in signature
+    assert chrf(["Ein Hund läuft."], [["Ein Hund läuft."]]).total == pytest.approx(100)
+    found = chrf(["Ein Hund rennt."], [["Ein Hund läuft."]])
+    assert 20 < found.total < 90
+    assert "nc:6" in found.signature
 
 
 @pytest.mark.parametrize(
@@ -91,11 +88,11 @@ def test_caption_bleu4_equals_coco_caption(rng):
     hypotheses, references = random_captions(rng)
     theirs, _ = Bleu(4).compute_score(dict(enumerate(references)), {i: [h] for i, h in enumerate(hypotheses)}, 0)
     assert 10 < 100 * theirs[3] < 90
-    assert caption_bleu4(hypotheses, references) == pytest.approx(100 * theirs[3], abs=1e-4)
+    assert caption_bleu4(hypotheses, references).total == pytest.approx(100 * theirs[3], abs=1e-4)
 
 
 def test_caption_bleu4_ignores_case_and_punctuation():
-    assert caption_bleu4(["A dog runs in the park"], [["a dog runs, in the Park."]]) == pytest.approx(100)
+    assert caption_bleu4(["A dog runs in the park"], [["a dog runs, in the Park."]]).total == pytest.approx(100)
 
 
 def test_cider_d_equals_coco_caption(rng):
@@ -105,32 +102,34 @@ def test_cider_d_equals_coco_caption(rng):
     hypotheses[5] = "never seen words"
     theirs, _ = Cider().compute_score(dict(enumerate(references)), {i: [h] for i, h in enumerate(hypotheses)})
     assert theirs > 0.5
-    assert cider_d(hypotheses, references) == pytest.approx(theirs, rel=1e-9)
+    assert cider_d(hypotheses, references).total == pytest.approx(theirs, rel=1e-9)
 
 
 def test_cider_d_of_copies_is_10_and_of_one_sample_0():
     texts = ["a dog runs over the grass", "two boys play with water", "the man sits in a street"]
-    assert cider_d(texts, [[text] for text in texts]) == pytest.approx(10)
-    assert cider_d(texts[:1], [texts[:1]]) == 0
+    assert cider_d(texts, [[text] for text in texts]).total == pytest.approx(10)
+    assert cider_d(texts[:1], [texts[:1]]).total == 0
 
 
-@pytest.mark.parametrize(
-    ("score", "tally"),
-    [
-        (lambda *texts: bleu(*texts)[0], bleu_tally),
-        (lambda *texts: chrf(*texts)[0], chrf_tally),
-        (caption_bleu4, caption_bleu4_tally),
-        (cider_d, cider_d_tally),
-    ],
-)
-def test_a_tally_has_the_score_of_all_samples_and_of_a_part(score, tally, rng):
+@pytest.mark.parametrize("metric", [bleu, chrf, caption_bleu4])
+def test_sums_over_a_part_of_the_samples_give_the_score_of_that_part(metric, rng):
     hypotheses, references = random_captions(rng)
-    tallied = tally(hypotheses, references)
-    assert len(tallied.parts) == len(hypotheses)
-    assert tallied.total == pytest.approx(score(hypotheses, references))
-    part = tallied.score(tallied.parts[:30].sum(0))
-    if tally is cider_d_tally:  # its document frequencies stay those of all samples
-        whole = [tallied.score(row) for row in tallied.parts]
-        assert part == pytest.approx(np.mean(whole[:30]))
-    else:
-        assert part == pytest.approx(score(hypotheses[:30], references[:30]))
+    tally = metric(hypotheses, references)
+    assert len(tally.parts) == len(hypotheses)
+    part = metric(hypotheses[:30], references[:30])
+    assert tally.score(tally.parts[:30].sum(0)) == pytest.approx(part.total)
+    assert part.total != pytest.approx(tally.total)
+
+
+def test_cider_d_of_a_part_keeps_the_document_frequencies_of_all_samples(rng):
+    tally = cider_d(*random_captions(rng))
+    alone = [tally.score(row) for row in tally.parts]
+    assert tally.score(tally.parts[:30].sum(0)) == pytest.approx(np.mean(alone[:30]))
+
+
+@pytest.mark.parametrize(("metric", "theirs"), [(bleu, sacrebleu.corpus_bleu), (chrf, sacrebleu.corpus_chrf)])
+def test_scores_of_translations_are_sacrebleus(metric, theirs, rng):
+    hypotheses, references = random_captions(rng)
+    first = [texts[0] for texts in references]
+    found = metric(hypotheses, [[text] for text in first]).total
+    assert found == pytest.approx(theirs(hypotheses, [first]).score)

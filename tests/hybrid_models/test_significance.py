@@ -6,7 +6,7 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 
 from hybrid_models.errors import UsageError
-from hybrid_models.metrics import Tally, bleu_tally
+from hybrid_models.metrics import Tally, bleu
 from hybrid_models.significance import consecutive, paired_bootstrap
 from tests import tiny
 
@@ -54,7 +54,7 @@ def test_bleu_differs_as_in_sacrebleus_test():
     named = [("first", systems[0]), ("second", systems[1])]
     _, peer = PairedTest(named, {"BLEU": BLEU()}, [references], test_type="bs", n_samples=2000)()
     lists = [[text] for text in references]
-    found = paired_bootstrap(*(bleu_tally(texts, lists) for texts in systems), range(60), resamples=2000)
+    found = paired_bootstrap(*(bleu(texts, lists) for texts in systems), range(60), resamples=2000)
     assert (found.first, found.second) == pytest.approx(tuple(result.score for result in peer["BLEU"]))
     assert found.low < found.difference < found.high
     assert found.low > 0
