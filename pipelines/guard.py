@@ -122,10 +122,11 @@ class Child:
         self._note = mmap.mmap(note, mmap.PAGESIZE)
         lifeline, self._lifeline = os.pipe()
         fds = (theirs.fileno(), note, lifeline)
+        # A group of its own, as Ctrl-C is for its parent; in a session of its own Linux's autogroups let it starve.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.guard", *map(str, fds)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            pass_fds=fds, stdin=subprocess.DEVNULL, start_new_session=True,
+            pass_fds=fds, stdin=subprocess.DEVNULL, process_group=0,
         )  # fmt: skip
         theirs.close()
         os.close(note)
