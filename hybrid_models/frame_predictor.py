@@ -48,7 +48,8 @@ class FramePredictor(nn.Module):
         return logits[:, past.shape[1] - 1 :].sigmoid(), None
 
     def loss(self, past: Tensor, step_minutes: Tensor, future: Tensor) -> Loss:
-        """Cross entropy of every frame but the first, past ones too, where it is known."""
+        """Cross entropy of every frame but the first, past ones too, where it is known; after the last past frame the
+        net reads its own predictions, as in a forecast. Arguments as in `forward`; `future` `[B, L, H, W]`."""
         frames = torch.cat((past, torch.full_like(future[:, :-1], torch.nan)), dim=1)
         truth = torch.cat((past[:, 1:], future), dim=1)
         known = torch.isfinite(truth)

@@ -101,7 +101,7 @@ class Nowcaster(Hybrid):
         return batch
 
     def forward(self, batch: Batch) -> Loss:
-        """The network's loss over observed pixels."""
+        """The network's loss over what was observed: future rain, or all frames of a video after the first."""
         return self.net.loss(batch["past"].float(), batch["step_minutes"], batch["future"].float())
 
     def nowcast(self, past: np.ndarray, n_leads: int, step_minutes: float) -> np.ndarray:

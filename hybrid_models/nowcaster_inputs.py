@@ -46,7 +46,7 @@ class NowcasterConfig(HybridConfig):
     patch: int = 8
     """Side of the square of pixels that becomes one cell of the network's grid."""
     hidden_dims: tuple[int, ...] = (32,)
-    """Channels of each ConvLSTM layer."""
+    """Channels of each ConvLSTM layer; for rain the same in encoder and forecaster."""
     kernel_size: int = 3
     """Width of the ConvLSTMs' square kernels; odd."""
     event_weight: float = 1.0

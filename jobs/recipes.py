@@ -109,7 +109,8 @@ def nowcaster_moving_mnist() -> Recipe:
 
 
 def nowcaster_moving_mnist_openstl() -> Recipe:
-    """Moving MNIST for a GPU, untested at full length: OpenSTL's ConvLSTM-S in size, in half of its 200 epochs."""
+    """Moving MNIST for a GPU, untested at full length: OpenSTL's ConvLSTM-S in structure, size and rate, in half of its
+    200 epochs; with cross entropy and without scheduled sampling."""
     return Recipe(
         hybrid="nowcaster",
         model=NowcasterConfig(

@@ -42,6 +42,8 @@ def test_good_rows_come_from_one_other_process(tmp_path: Path) -> None:
     assert [(row["index"], row["text"], row["error"]) for row in first] == [(0, "x", None), (1, "y", None)]
     assert len({row["pid"] for row in first + second}) == 1, "the child is kept from shard to shard"
     assert first[0]["pid"] != os.getpid()
+    assert os.getpgid(first[0]["pid"]) != os.getpgid(0), "Ctrl-C is for the parent"
+    assert os.getsid(first[0]["pid"]) == os.getsid(0), "a session of its own would starve beside others"
 
 
 @pytest.mark.parametrize(
