@@ -19,7 +19,7 @@ from pipelines import artifacts, cluster, infer, logs, storage
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.infer import Night
-from pipelines.limits import Limits
+from pipelines.limits import MAX_BAD_SHARE, Limits
 from pipelines.shards import list_shards
 from pipelines.tracking import Tracker, default_uri, shown
 
@@ -45,7 +45,7 @@ class InferOptions:
     """The model: an artifact folder, or models:/NAME/VERSION or models:/NAME@ALIAS."""
     decoding: DecodingConfig
     """How to decode; the model's own options by default."""
-    max_error_fraction: float = 0.05
+    max_error_fraction: float = MAX_BAD_SHARE
     """With more bad samples than this share, nothing is committed (exit code 3)."""
     retain_hours: int = 168
     """How long files that the table does not need any more are kept for readers of earlier versions."""

@@ -23,7 +23,7 @@ from pipelines import artifacts, cluster, evaluate, logs, storage, tables
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.evaluate import Evaluation
-from pipelines.limits import Limits
+from pipelines.limits import MAX_BAD_SHARE, Limits
 from pipelines.registry import CHAMPION
 from pipelines.shards import NoShardsError, list_shards
 from pipelines.tracking import Tracker, default_uri, shown
@@ -56,7 +56,7 @@ class NightlyOptions:
     """Write the page about each night, TABLES/reports/DS.html, and keep it with the night's MLflow runs."""
     require_input: bool = False
     """A night without shards is an error instead of a note."""
-    max_error_fraction: float = 0.05
+    max_error_fraction: float = MAX_BAD_SHARE
     """With more bad samples than this share, a night is not committed (exit code 3)."""
     retain_hours: int = 168
     """How long files that a table does not need any more are kept for readers of earlier versions."""

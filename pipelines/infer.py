@@ -20,7 +20,7 @@ from pipelines import storage, tables
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.datasource import ShardDatasource
-from pipelines.limits import Limits
+from pipelines.limits import MAX_BAD_SHARE, Limits
 from pipelines.predict import Lineage, Predictor
 from pipelines.samples import SAMPLE_SCHEMA, Decode
 from pipelines.shards import ReadOptions, Shard
@@ -57,7 +57,7 @@ class Night:
     artifact: Artifact
     decoding: DecodingConfig
     limits: Limits = field(default_factory=Limits)
-    max_error_fraction: float = 0.05
+    max_error_fraction: float = MAX_BAD_SHARE
     retain_hours: int = 168
 
     @property

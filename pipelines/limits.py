@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from hybrid_models.errors import BadSample
 
+MAX_BAD_SHARE = 0.05
+"""With more bad samples than this share, the fault lies with the whole of the data or with the model."""
+
 
 @dataclass(frozen=True)
 class Limits:

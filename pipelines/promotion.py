@@ -10,9 +10,7 @@ from hybrid_models.errors import UsageError
 from pipelines import evaluate
 from pipelines.cluster import Resources
 from pipelines.evaluate import Evaluation
-
-MAX_UNANSWERED = 0.05
-"""Share of the champion's samples that a candidate may fail to predict: nights refuse more error rows by default."""
+from pipelines.limits import MAX_BAD_SHARE
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Verdict:
     def passed(self) -> bool:
         """Whether the candidate predicts what its rival does, and is not worse by more than the margin."""
         gain = self.candidate_value - self.rival_value
-        answers = self.unanswered <= MAX_UNANSWERED * (self.samples + self.unanswered)
+        answers = self.unanswered <= MAX_BAD_SHARE * (self.samples + self.unanswered)
         return answers and not math.isnan(gain) and (gain if self.higher_is_better else -gain) >= -self.margin
 
     def __str__(self) -> str:

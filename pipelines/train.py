@@ -26,6 +26,7 @@ from pipelines import artifacts, infer, progress, storage, tables, tracking
 from pipelines.artifacts import Artifact
 from pipelines.config import Recipe
 from pipelines.datasource import ShardDatasource
+from pipelines.limits import MAX_BAD_SHARE
 from pipelines.model_card import model_card
 from pipelines.predict import Featurizer
 from pipelines.samples import SAMPLE_SCHEMA, TEXT_SCHEMA, TrainingTexts
@@ -37,7 +38,6 @@ from pipelines.train_loop import TrainTask, train_worker
 
 log = logging.getLogger(__name__)
 PREPARED_SCHEMA = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
-MAX_BAD_SHARE = 0.05
 MAX_OUTAGES = 5
 OUTAGE_SECONDS = 600.0
 
