@@ -85,7 +85,7 @@ class EncoderForecaster(nn.Module):
         maps = SCALES + 1 + 2 * len(RAIN_THRESHOLDS)
         self.head = nn.Conv2d(last, maps, 3, padding=1)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.head.get_parameter("bias"))
 
     def forward(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> Nowcast:
         """Forecasts `n_leads` steps.

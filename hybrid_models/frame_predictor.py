@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
 from hybrid_models.contract import Loss, autocast
 from hybrid_models.conv_lstm import ConvLSTM
@@ -34,7 +33,7 @@ class FramePredictor(nn.Module):
         self.patch = patch
         self.stack = ConvLSTM(patch**2, hidden_dims, kernel_size)
         self.head = nn.Conv2d(hidden_dims[-1], patch**2, 1)
-        nn.init.constant_(self.head.bias, _DARK)  # type: ignore[arg-type]
+        nn.init.constant_(self.head.get_parameter("bias"), _DARK)
 
     def forward(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> tuple[Tensor, None]:
         """Forecasts `n_leads` frames `[B, L, H, W]`; None stands for probabilities of rain.
@@ -53,7 +52,9 @@ class FramePredictor(nn.Module):
         frames = torch.cat((past, torch.full_like(future[:, :-1], torch.nan)), dim=1)
         truth = torch.cat((past[:, 1:], future), dim=1)
         known = torch.isfinite(truth)
-        errors = F.binary_cross_entropy_with_logits(self._following(frames), torch.nan_to_num(truth), reduction="none")
+        errors = nn.functional.binary_cross_entropy_with_logits(
+            self._following(frames), torch.nan_to_num(truth), reduction="none"
+        )
         return Loss((errors * known).sum(), known.sum())
 
     def _following(self, frames: Tensor) -> Tensor:
@@ -62,9 +63,9 @@ class FramePredictor(nn.Module):
         A pixel that is NaN is read as the net has just predicted it, dark in the first frame.
         """
         height, width = frames.shape[-2:]
-        frames = F.pad(frames, (0, -width % self.patch, 0, -height % self.patch))
+        frames = nn.functional.pad(frames, (0, -width % self.patch, 0, -height % self.patch))
         batch, count, rows, columns = frames.shape
-        cells = F.pixel_unshuffle(frames.unsqueeze(2), self.patch)
+        cells = nn.functional.pixel_unshuffle(frames.unsqueeze(2), self.patch)
         predicted, logits = torch.zeros_like(cells[:, 0]), []
         with autocast(frames.device):
             states = self.stack.initial_states(batch, rows // self.patch, columns // self.patch)
@@ -72,4 +73,4 @@ class FramePredictor(nn.Module):
                 states = self.stack.step(torch.where(cells[:, t].isnan(), predicted, cells[:, t]), states)
                 logits.append(self.head(states[-1][0]).float())
                 predicted = logits[-1].sigmoid()
-        return F.pixel_shuffle(torch.stack(logits, dim=1), self.patch)[:, :, 0, :height, :width]
+        return nn.functional.pixel_shuffle(torch.stack(logits, dim=1), self.patch)[:, :, 0, :height, :width]

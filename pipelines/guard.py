@@ -122,8 +122,8 @@ class Child:
         self._note = mmap.mmap(note, mmap.PAGESIZE)
         lifeline, self._lifeline = os.pipe()
         fds = (theirs.fileno(), note, lifeline)
-        # A group of its own, as Ctrl-C is for its parent. Not a session: Linux shares the processor out between
-        # sessions (autogroup), and beside a training such a child had 0.2 of 8 seconds of it, so 3.6.
+        # A group of its own, as Ctrl-C is for its parent; not a session, which Linux schedules apart (autogroup): there
+        # it starved beside a training.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.guard", *map(str, fds)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812 - torch's own convention
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from hybrid_models.contract import autocast
 from hybrid_models.frame_predictor import FramePredictor
@@ -29,8 +29,8 @@ def test_the_last_prediction_is_that_of_a_stack_that_has_read_all_frames():
     torch.manual_seed(0)
     net, frames = eager(FramePredictor(4, (6, 5), 3)), torch.rand(2, 3, 16, 24)
     with torch.no_grad(), autocast(frames.device):
-        states, _ = net.stack(F.pixel_unshuffle(frames.unsqueeze(2), 4))
-        expected = F.pixel_shuffle(net.head(states[:, -1]).float(), 4).sigmoid()
+        states, _ = net.stack(pixel_unshuffle(frames.unsqueeze(2), 4))
+        expected = pixel_shuffle(net.head(states[:, -1]).float(), 4).sigmoid()
         forecast, probability = net(frames, MINUTES, 1)
         older, _ = net(frames[:, 1:], MINUTES, 1)
     assert probability is None
