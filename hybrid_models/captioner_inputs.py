@@ -34,6 +34,12 @@ class CaptionerConfig(HybridConfig):
     """
 
     learns_from_texts: ClassVar[bool] = True
+    not_in_samples: ClassVar[frozenset[str]] = frozenset(
+        {
+            "encoder_weights", "cell", "embedding_size", "hidden_size", "attention_size", "tie_embeddings", "dropout",
+            "label_smoothing", "reward_share", "vocab_size",
+        }
+    )  # fmt: skip
 
     encoder: str = "tf_efficientnet_lite0"
     """A convolutional net of the timm library."""

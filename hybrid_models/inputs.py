@@ -68,6 +68,8 @@ class HybridConfig:
 
     learns_from_texts: ClassVar[bool] = False
     """Whether something is learned from texts before the net is built: a tokenizer."""
+    not_in_samples: ClassVar[frozenset[str]] = frozenset()
+    """Fields that no prepared sample depends on, given assets and frozen weights: where they change, it is kept."""
 
     @property
     def least_share(self) -> int:

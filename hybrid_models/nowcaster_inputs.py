@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -31,6 +31,10 @@ class NowcasterConfig(HybridConfig):
     Raises:
         UsageError: a size or weight is out of its range, or sizes do not fit together.
     """
+
+    not_in_samples: ClassVar[frozenset[str]] = frozenset(
+        {"patch", "hidden_dims", "kernel_size", "event_weight", "augment"}
+    )
 
     past_frames: int = 6
     """Frames that the network sees, the newest last."""

@@ -31,6 +31,12 @@ class TranslatorConfig(HybridConfig):
     """
 
     learns_from_texts: ClassVar[bool] = True
+    not_in_samples: ClassVar[frozenset[str]] = frozenset(
+        {
+            "vocab_size", "embedding_size", "hidden_size", "attention_size", "encoder_layers", "tie_embeddings",
+            "dropout", "label_smoothing",
+        }
+    )  # fmt: skip
 
     source: str = "en"
     """Field with the sentence to translate; rows without it are read from `text`."""

@@ -132,16 +132,17 @@ def _prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[lis
 
 
 def _features_folder(job: TrainJob, initial: Artifact, hybrid: Hybrid) -> str:
-    """Where samples are kept that are decoded and featurized alike; trained weights and decoding decide nothing."""
+    """Where samples are kept that are decoded and featurized alike; what is trained, and how, decides nothing."""
     frozen = hashlib.sha256()
     trained = {name for name, parameter in hybrid.named_parameters() if parameter.requires_grad}
     for name, tensor in sorted(hybrid.state_dict().items()):
         if name not in trained:
             frozen.update(name.encode())
             frozen.update(tensor.contiguous().numpy().tobytes())
+    config = {name: value for name, value in initial.meta["config"].items() if name not in hybrid.Config.not_in_samples}
     decisive = {
         "hybrid": hybrid.name,
-        "config": initial.meta["config"],
+        "config": config,
         "assets": initial.assets,
         "limits": asdict(job.recipe.limits),
         "frozen": frozen.hexdigest(),

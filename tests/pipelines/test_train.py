@@ -16,6 +16,7 @@ from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from safetensors.torch import load as load_tensors
 
 from hybrid_models import contract
+from hybrid_models.captioner import Captioner, CaptionerDecoding
 from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
 from pipelines import artifacts, infer, storage, train, train_job, train_loop
 from pipelines.batches import PreparedSamples
@@ -89,8 +90,8 @@ def whole(ray_cluster: str, lake: Path) -> Trained:
     return Trained(job, train_to_the_end(job))
 
 
-def test_samples_are_kept_once_for_all_seeds(tmp_path: Path) -> None:
-    """And anew where a frozen part differs."""
+def test_samples_are_kept_once_for_all_seeds_and_trained_parts(tmp_path: Path) -> None:
+    """And anew where a frozen part, or what is decoded, differs."""
     job = job_of(tmp_path, "x")
     first, second = (artifacts.read(tiny.write_captioner(str(tmp_path / str(seed)), seed)) for seed in (0, 1))
     nets = [artifact.load() for artifact in (first, second)]
@@ -98,6 +99,13 @@ def test_samples_are_kept_once_for_all_seeds(tmp_path: Path) -> None:
     for net in nets:
         net.encoder.requires_grad_(False)
     assert train._features_folder(job, first, nets[0]) != train._features_folder(job, second, nets[1])
+    folders = []
+    for changes in ({}, {"dropout": 0.1, "reward_share": 0.5}, {"max_captions": 3}):
+        net = Captioner(replace(nets[0].config, **changes), nets[0].assets)
+        place = str(tmp_path / "changed")
+        artifacts.write(artifacts.make(net, CaptionerDecoding(), {}, ""), place)
+        folders.append(train._features_folder(job, artifacts.read(place), net))
+    assert folders[0] == folders[1] != folders[2]
     limited = replace(job, recipe=replace(RECIPE, limits=Limits(max_bytes=7)))
     assert train._features_folder(job, first, nets[0]) != train._features_folder(limited, first, nets[0])
 
