@@ -216,3 +216,13 @@ def _words(command: str) -> list[str]:
     """A command's words as a shell makes them."""
     printed = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
     return printed.stdout.split("\0")[:-1]
+
+
+@pytest.mark.parametrize(
+    ("now", "seconds"), [("00:00:00", 7200), ("01:59:59", 1), ("02:00:00", 86400), ("02:00:01", 86399), ("23:59", 7260)]
+)
+def test_compose_waits_until_the_next_two_o_clock(now: str, seconds: int) -> None:
+    compose = yaml.safe_load((INFRA / "compose.yaml").read_text())
+    (wait,) = re.findall(r"sleep ([^;]*)", compose["services"]["nightly"]["command"][2])
+    clock = f'date() {{ command date -u -d "2026-02-03 {now}" +%s; }}; echo {wait.replace("$$", "$")}'
+    assert int(subprocess.run(["sh", "-c", clock], capture_output=True, text=True, check=True).stdout) == seconds
