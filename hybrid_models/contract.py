@@ -58,8 +58,6 @@ class Hybrid(nn.Module, abc.ABC):
     """Headline metrics of `summarise` → whether higher is better. `loss` (lower is better) is always there."""
     truth: ClassVar[tuple[str, ...]]
     """Arrays of a sample with target that say what its prediction is judged against."""
-    dependent_samples: ClassVar[int] = 1
-    """So many neighbouring samples of a shard depend on each other, such as nowcasts of the same shower."""
 
     def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
         super().__init__()

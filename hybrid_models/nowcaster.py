@@ -70,7 +70,6 @@ class Nowcaster(Hybrid):
         "csi_1": True, "csi_5": True, "crps": False, "mse": False, "mae": False, "ssim": True,
     }  # fmt: skip
     truth: ClassVar[tuple[str, ...]] = ("issue_time", "step_minutes", "future")
-    dependent_samples: ClassVar[int] = 12
 
     def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
         super().__init__(config, assets)

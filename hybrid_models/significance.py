@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +21,12 @@ class Difference(NamedTuple):
     second: float
     difference: float
     """second − first."""
-    low: float
-    high: float
-    """Bounds of the difference's 95 % confidence interval, percentiles of the resampled ones."""
-    p: float
+    low: float | None
+    high: float | None
+    """Bounds of the difference's 95 % confidence interval, percentiles of the resampled ones; None of one block."""
+    p: float | None
     """Chance of so large a difference, of either sign, between equal models (the resampled differences, centred at
-    zero, as in sacrebleu's test)."""
+    zero, as in sacrebleu's test); None of one block."""
 
 
 def paired_bootstrap(
@@ -42,14 +42,17 @@ def paired_bootstrap(
         seed: of the draws.
 
     Raises:
-        UsageError: the two have different samples, or these are too few.
+        UsageError: the two have different samples, or none.
     """
-    if not len(first.parts) == len(second.parts) == len(blocks):
-        raise UsageError(f"{len(first.parts)} and {len(second.parts)} samples: both models must have the same")
+    if not len(first.parts) == len(second.parts) == len(blocks) or not len(blocks):
+        raise UsageError(
+            f"{len(first.parts)} and {len(second.parts)} samples: both models must have the same, and some"
+        )
+    difference = second.total - first.total
     _, place = np.unique(np.asarray(blocks), return_inverse=True)
-    count = int(place.max()) + 1 if len(place) else 0
-    if count < 2:
-        raise UsageError("too few samples to compare models on: they are all drawn together")
+    count = int(place.max()) + 1
+    if count == 1:
+        return Difference(first.total, second.total, difference, None, None, None)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     drawn = []
     for tally in (first, second):
@@ -57,7 +60,6 @@ def paired_bootstrap(
         np.add.at(sums, place, tally.parts)
         drawn.append(np.array([tally.score(total) for total in draws @ sums]))
     differences = drawn[1] - drawn[0]
-    difference = second.total - first.total
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(differences, [tail, 100 - tail])
     as_large = np.abs(differences - differences.mean()) >= abs(difference)
@@ -65,7 +67,7 @@ def paired_bootstrap(
     return Difference(first.total, second.total, difference, float(low), float(high), p)
 
 
-def consecutive(keys: Sequence[tuple[str, int]], size: int) -> list[int]:
-    """Blocks of `size` neighbouring positions of a shard; `keys` are shard and position of each sample."""
+def consecutive(keys: Sequence[tuple[str, int]], size: Callable[[str], int]) -> list[int]:
+    """Blocks of a shard's `size` neighbouring positions; `keys` are shard and position of each sample."""
     numbers: dict[tuple[str, int], int] = {}
-    return [numbers.setdefault((shard, index // size), len(numbers)) for shard, index in keys]
+    return [numbers.setdefault((shard, index // size(shard)), len(numbers)) for shard, index in keys]

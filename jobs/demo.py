@@ -16,6 +16,7 @@ from jobs.recipes import RECIPES
 from pipelines import artifacts, cluster, query, registry, storage
 from pipelines.cluster import Resources
 from pipelines.demo_data import prepare_demo
+from pipelines.infer import RefusedError
 from pipelines.tracking import default_uri, shown
 
 log = logging.getLogger(__name__)
@@ -118,9 +119,7 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
              judged["baseline"]["name"], baseline)  # fmt: skip
     model = trained["model"]
     if registry.champion(mlflow, recipe.hybrid) is None:  # never in place of a model that somebody's nights use
-        wanted_at_night = promote.PromoteOptions(test, force="the first one", storage=lake, resources=SMALL)
-        promote.run(recipe.hybrid, wanted_at_night, model, mlflow)
-        model = f"models:/{recipe.hybrid}@{registry.CHAMPION}"
+        model = _promoted(recipe.hybrid, model, test, lake, mlflow)
     chosen = artifacts.read(model, recipe.hybrid, mlflow)
     nights = []
     for ds in NIGHTS:
@@ -137,6 +136,16 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
         "model": chosen.model,
         "nights": nights,
     }
+
+
+def _promoted(hybrid: str, model: str, test: str, lake: str, mlflow: str) -> str:
+    """The champion, if the model beats its trivial baseline; otherwise the model itself."""
+    try:
+        promote.run(hybrid, promote.PromoteOptions(test, storage=lake, resources=SMALL), model, mlflow)
+    except RefusedError as refusal:  # of a training made shorter by its options
+        log.warning("%s", refusal)
+        return model
+    return f"models:/{hybrid}@{registry.CHAMPION}"
 
 
 def _show(tables: str) -> None:

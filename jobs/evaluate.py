@@ -96,7 +96,12 @@ def run_comparison(options: EvaluateOptions, tracking_uri: str) -> dict[str, Any
     with _tracked(f"compare {first.model} {second.model}", params, tracking_uri) as tracker:
         result = evaluate.compare(jobs[0], jobs[1], options.resources)
         tracker.log_metrics(
-            {f"{name}/{key}": value for name, found in result["metrics"].items() for key, value in found.items()}
+            {
+                f"{name}/{key}": value
+                for name, found in result["metrics"].items()
+                for key, value in found.items()
+                if value is not None
+            }
         )
         tracker.log_text(json.dumps(result, indent=2), "comparison.json")
     return {

@@ -19,11 +19,14 @@ from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.limits import Limits
 from pipelines.predict import RECORD_SCHEMA, Lineage, Predictor
-from pipelines.shards import Shard
+from pipelines.shards import Shard, is_event
 from pipelines.tables import Piece
 
 RECORDS_VERSION = 4
 """Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""
+
+DEPENDENT_TIMES = 12
+"""So many neighbouring issue times of a radar event depend on each other: an hour of frames every five minutes."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,10 @@ def compare(first: Evaluation, second: Evaluation, resources: Resources) -> dict
     Returns:
         `samples`, how many others `only_first` or `only_second` could predict, and under `metrics` for each metric
         `first`, `second`, their `difference` with the bounds `low` and `high` of its 95 % confidence interval, and `p`
-        (see `hybrid_models.significance`).
+        (see `hybrid_models.significance`); the last three None where all samples depend on each other.
 
     Raises:
-        UsageError: too few samples to compare on, or the models are judged against different things.
+        UsageError: no sample suits both models, or they are judged against different things.
         RuntimeError: see `judge`.
     """
     hybrid = first.artifact.hybrid_class
@@ -149,11 +152,19 @@ def compare(first: Evaluation, second: Evaluation, resources: Resources) -> dict
             f"samples, such as row {index} of {shard}, they are judged against different things, since their "
             "configurations differ (languages, lead times, past frames …)"
         )
-    tallies = [hybrid.tallies([records[key] for key in keys]) for records in judged] if keys else [{}, {}]
-    blocks = significance.consecutive(keys, hybrid.dependent_samples)
+    if not keys:
+        raise UsageError(f"{first.artifact.model} and {second.artifact.model} do not compare: no sample suits both")
+    tallies = [hybrid.tallies([records[key] for key in keys]) for records in judged]
+    blocks = _blocks(first, keys)
     differences = {
         name: significance.paired_bootstrap(tally, tallies[1][name], blocks)._asdict()
         for name, tally in tallies[0].items()
     }
     only = {f"only_{name}": len(records) - len(keys) for name, records in zip(("first", "second"), judged, strict=True)}
     return {"samples": len(keys), **only, "metrics": differences}
+
+
+def _blocks(job: Evaluation, keys: Sequence[tuple[str, int]]) -> list[int]:
+    """Which samples depend on each other: neighbouring issue times of a radar event, which share frames."""
+    neighbours = -(-DEPENDENT_TIMES // job.stride)
+    return significance.consecutive(keys, lambda shard: neighbours if is_event(shard) else 1)

@@ -30,11 +30,12 @@ class Verdict:
     """95 % confidence interval of candidate − rival; None beside a baseline."""
     p: float | None = None
     unanswered: int = 0
-    """Samples beside `samples` that the champion could predict and the candidate could not."""
+    """Samples beside `samples` that the candidate could not predict, of those that the champion could, if there is
+    one."""
 
     @property
     def passed(self) -> bool:
-        """Whether the candidate predicts what its rival does, and is not worse by more than the margin."""
+        """Whether the candidate predicts (nearly) all that it should, and is not worse by more than the margin."""
         gain = self.candidate_value - self.rival_value
         answers = self.unanswered <= MAX_BAD_SHARE * (self.samples + self.unanswered)
         return answers and not math.isnan(gain) and (gain if self.higher_is_better else -gain) >= -self.margin
@@ -71,7 +72,7 @@ def weigh(
         values = (judged["metrics"][metric], baseline[metric])
         return Verdict(
             candidate.artifact.model, f"the baseline '{baseline['name']}'", metric, higher, margin, *values,
-            judged["samples"],
+            judged["samples"], unanswered=sum(judged["errors"].values()),
         )  # fmt: skip
     compared = evaluate.compare(champion, candidate, resources)
     metric, higher = _metric(candidate, metric, compared["metrics"])

@@ -311,6 +311,11 @@ READERS: dict[str, Reader] = {
 }
 
 
+def is_event(uri: str) -> bool:
+    """Whether a shard is a radar event, whose rows are windows that share frames."""
+    return uri.endswith(".nc")
+
+
 # ---- numbering and blocks ----------------------------------------------------------------------------------------
 def read_entries(shard: Shard, options: ReadOptions) -> Iterator[Entry]:
     """All rows of a shard. Data that cannot be read any further ends the shard with one error row; an empty shard

@@ -139,7 +139,11 @@ def test_the_demo_says_where_everything_lies(outputs: dict[str, str], folder: Pa
         assert sorted(rows["ds"].to_pylist()) == [ds for ds in NIGHTS for _ in range(90)]
         assert set(rows["model"].to_pylist()) == {task["model"]}
         _, hybrid, version = task["model"].split("/")
-        assert sorted(client.get_model_version(hybrid, version).aliases) == ["challenger", "champion"]
+        registered = client.get_model_version(hybrid, version)
+        assert sorted(registered.aliases) == ["challenger", "champion"]
+        gate = json.loads(registered.tags["hybrid.promotion"])
+        assert (gate["passed"], gate["forced"], gate["champion_before"]) == (True, "", None)
+        assert gate["candidate_value"] == pytest.approx(task["value"])
 
 
 def test_the_demo_answers_questions(outputs: dict[str, str]) -> None:

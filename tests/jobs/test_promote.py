@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import mlflow
 import pytest
@@ -119,6 +120,21 @@ def test_a_champion_of_an_older_format_is_replaced_by_force(lake: Path, tmp_path
     assert str(refused.value).endswith("; --force REASON without --input replaces it")
     main(["translator", "--force", "format 2", "--mlflow", uri])
     assert registry.champion(uri, "translator") == "2"
+
+
+def test_a_champion_never_lacks_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is noted before the alias moves: where MLflow goes away in between, the same command does the rest."""
+    uri = mlflow_of(tmp_path)
+    register(uri, translator_files(0))
+    with monkeypatch.context() as away:
+        away.setattr(registry, "promote", Mock(side_effect=ConnectionError("MLflow is away")))
+        with pytest.raises(ConnectionError):
+            main(["translator", "--force", "the old one fails", "--mlflow", uri])
+    tags = mlflow.MlflowClient(uri).get_model_version("translator", "1").tags
+    assert json.loads(tags["hybrid.promotion"])["forced"] == "the old one fails"
+    assert registry.champion(uri, "translator") is None
+    assert main(["translator", "--force", "the old one fails", "--mlflow", uri])["promoted"]
+    assert registry.champion(uri, "translator") == "1"
 
 
 @pytest.mark.parametrize(

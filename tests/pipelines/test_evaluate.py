@@ -1,10 +1,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sacrebleu
+import torch
 
 from hybrid_models.errors import UsageError
+from hybrid_models.nowcaster import Nowcaster, NowcasterDecoding
 from hybrid_models.translator import TranslatorDecoding
 from pipelines import artifacts, evaluate, infer, storage
 from pipelines.cluster import Resources
@@ -12,6 +15,7 @@ from pipelines.evaluate import Evaluation
 from pipelines.limits import Limits
 from pipelines.shards import list_shards
 from tests import tiny
+from tests.pipelines.test_radar import event_bytes
 
 RESOURCES = Resources(batch_size=8)
 
@@ -87,3 +91,44 @@ def test_models_of_two_directions_do_not_compare(job: Evaluation, tmp_path: Path
     other = replace(job, artifact=artifacts.read(str(tmp_path / "back")))
     with pytest.raises(UsageError, match=r"do not compare: for 20 of 20 samples, such as row 0 of .*pairs\.jsonl"):
         evaluate.compare(job, other, RESOURCES)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_nowcasts_are_judged_and_compared_by_event(tmp_path: Path) -> None:
+    """Issue times of an event within an hour are drawn together: of one event there is no interval, of two there is."""
+    for name, speed in (("slow", 1), ("fast", 3)):
+        y, x = np.mgrid[0:32, 0:32]
+        shower = 1500 * np.exp(-((x - 16) ** 2 + (y - 16) ** 2) / 40)
+        rain = np.stack([np.roll(shower, speed * t, axis=1) for t in range(9)]).astype(np.uint16)
+        storage.write_bytes(str(tmp_path / f"test/{name}.nc"), event_bytes([5 * t for t in range(9)], rain=rain))
+    trained = tiny.nowcaster()
+    with torch.no_grad():  # some skill is lost where the newest frame is not kept
+        for parameter in trained.net.get_submodule("head").parameters():
+            parameter += 0.2
+    first, second = (artifacts.read(tiny.write_nowcaster(str(tmp_path / "plain"))), _stored(trained, tmp_path))
+    job = Evaluation(list_shards(str(tmp_path / "test")), str(tmp_path), first, first.decoding)
+
+    judged = evaluate.evaluate(job, RESOURCES)
+    assert {name: part["samples"] for name, part in judged["parts"].items()} == {"fast.nc": 5, "slow.nc": 5}
+    assert judged["parts"]["slow.nc"]["mse"] < judged["parts"]["fast.nc"]["mse"]
+    pooled = (judged["parts"]["slow.nc"]["mse"] + judged["parts"]["fast.nc"]["mse"]) / 2
+    assert judged["metrics"]["mse"] == pytest.approx(pooled)
+
+    found = evaluate.compare(job, replace(job, artifact=second), RESOURCES)
+    assert (found["samples"], found["only_first"], found["only_second"]) == (10, 0, 0)
+    mse = found["metrics"]["mse"]
+    assert mse["first"] == pytest.approx(judged["metrics"]["mse"])
+    assert mse["low"] <= mse["difference"] <= mse["high"]
+    one = [shard for shard in job.shards if shard.uri.endswith("slow.nc")]
+    alone = evaluate.compare(replace(job, shards=one), replace(job, shards=one, artifact=second), RESOURCES)
+    mse = alone["metrics"]["mse"]
+    assert mse["difference"] == pytest.approx(mse["second"] - mse["first"])
+    assert (mse["low"], mse["high"], mse["p"]) == (None, None, None)
+    thinned = replace(job, shards=one, stride=4)
+    assert evaluate._blocks(thinned, [("slow.nc", index) for index in range(7)]) == [0, 0, 0, 1, 1, 1, 2]
+    assert evaluate._blocks(thinned, [("digits.tar", index) for index in range(7)]) == list(range(7))
+
+
+def _stored(hybrid: Nowcaster, folder: Path) -> artifacts.Artifact:
+    artifacts.write(artifacts.make(hybrid, NowcasterDecoding(), {}, "Card.\n"), str(folder / "changed"))
+    return artifacts.read(str(folder / "changed"))

@@ -93,6 +93,28 @@ def test_without_a_champion_the_baseline_is_the_rival(jobs: tuple[Evaluation, Ev
     assert verdict.passed
 
 
+def test_a_first_champion_must_predict_most_of_what_it_is_given(
+    jobs: tuple[Evaluation, Evaluation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = evaluate.judge(jobs[0], Resources())
+    for wrong, passed in ((2, True), (3, False)):
+        monkeypatch.setattr(evaluate, "judge", lambda *_, n=wrong: replace(judged, errors=Counter(GridError=n)))
+        verdict = promotion.weigh(jobs[0], None, "", 0.0, Resources())
+        assert (verdict.samples, verdict.unanswered, verdict.passed) == (50, wrong, passed)
+
+
+def test_no_common_sample_is_refused(jobs: tuple[Evaluation, Evaluation], monkeypatch: pytest.MonkeyPatch) -> None:
+    known = evaluate.judge(jobs[0], Resources()).records
+
+    def judge(job: Evaluation, resources: Resources) -> Judged:
+        half = {key: record for key, record in known.items() if (key[1] < 20) == (job is jobs[0])}
+        return Judged(half, Counter())
+
+    monkeypatch.setattr(evaluate, "judge", judge)
+    with pytest.raises(UsageError, match=r"do not compare: no sample suits both$"):
+        promotion.weigh(*jobs, "", 0.0, Resources())
+
+
 @pytest.mark.parametrize("champion", [True, False])
 def test_an_unknown_metric_is_refused(champion: bool, jobs: tuple[Evaluation, Evaluation]) -> None:
     with pytest.raises(UsageError) as caught:
