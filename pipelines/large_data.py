@@ -106,7 +106,7 @@ def _coco_rows(members: _Members, wanted: Mapping[str, list[str]]) -> Iterator[T
 
 
 # ---- IWSLT14 -------------------------------------------------------------------------------------------------------
-IWSLT_SPLITS = {"val": ("dev2010", "dev2012"), "test": ("tst2010", "tst2011", "tst2012")}
+_IWSLT_SPLITS = {"val": "dev", "test": "tst"}
 _SEGMENT = re.compile(r"<seg\s+id=\"\d+\">(.*?)</seg>", re.DOTALL)
 
 
@@ -115,7 +115,8 @@ def prepare_iwslt14(source: str, out: str, rows_per_shard: int, languages: tuple
 
     Args:
         source: the folder `de-en` of the distribution: `train.tags.de-en.de`, `IWSLT14.TED.tst2010.de-en.de.xml` …
-        out: where the splits go: the dev sets of 2010 and 2012 are the val split, the tst sets 2010 to 2012 test.
+        out: where the splits go: the folder's dev sets (of German and English `TED.dev2010` and `TEDX.dev2012`) are the
+            val split, its tst sets (`TED.tst2010` to 2012) test; the manifest names them.
         rows_per_shard: sentence pairs of one shard.
         languages: the two languages of the folder's name.
 
@@ -123,16 +124,23 @@ def prepare_iwslt14(source: str, out: str, rows_per_shard: int, languages: tuple
         UsageError: a file is missing, or the two sides of one differ in length.
     """
     pair = "-".join(languages)
-    writer = DatasetWriter(out, f"iwslt14-{pair}", rows_per_shard, {})
     train = {side: _tagged(source, f"train.tags.{pair}.{side}") for side in languages}
+    sets = {split: _sets(source, kind, pair, languages[0]) for split, kind in _IWSLT_SPLITS.items()}
+    writer = DatasetWriter(out, f"iwslt14-{pair}", rows_per_shard, sets)
     writer.write_jsonl("train", _pairs("train", train))
-    for split, parts in IWSLT_SPLITS.items():
-        found = [part for part in parts if storage.exists(_segments_uri(source, part, pair, languages[0]))]
-        if not found:
-            raise UsageError(f"{_segments_uri(source, parts[0], pair, languages[0])} is not there: expected {pair}")
+    for split, found in sets.items():
         rows = (_pairs(part, {side: _segments(source, part, pair, side) for side in languages}) for part in found)
         writer.write_jsonl(split, itertools.chain.from_iterable(rows))
     return writer.finish()
+
+
+def _sets(source: str, kind: str, pair: str, side: str) -> list[str]:
+    """The dev or tst sets that a folder has, such as `TED.tst2010`."""
+    name = re.compile(rf"IWSLT14\.(TEDX?\.{kind}\d{{4}})\.{pair}\.{side}\.xml")
+    found = [match[1] for file in storage.list_files(source) if (match := name.fullmatch(file.name))]
+    if not found:
+        raise UsageError(f"{_segments_uri(source, f'TED.{kind}2010', pair, side)} is not there: expected {pair}")
+    return found
 
 
 def _pairs(name: str, sides: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
@@ -151,7 +159,7 @@ def _tagged(source: str, name: str) -> list[str]:
 
 
 def _segments_uri(source: str, part: str, pair: str, side: str) -> str:
-    return storage.join(source, f"IWSLT14.TED.{part}.{pair}.{side}.xml")
+    return storage.join(source, f"IWSLT14.{part}.{pair}.{side}.xml")
 
 
 def _segments(source: str, part: str, pair: str, side: str) -> list[str]:

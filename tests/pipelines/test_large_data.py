@@ -143,18 +143,23 @@ def make_iwslt14(folder: Path) -> None:
         talk = "<url>http://www.ted.com</url>\n<keywords>talks</keywords>\n"
         lines = "".join(f"{change(text)}\n" for text in tiny.sentences(40, seed=1))
         (folder / f"train.tags.de-en.{side}").write_text(f"{talk}{lines}{talk}{change('ein letzter Satz')}\n\n")
-        for seed, part in enumerate(("dev2010", "tst2010", "tst2012"), 2):
+        for seed, part in enumerate(("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2012"), 2):
             segments = "\n".join(
                 f'<seg id="{i}"> {change(text)} &amp; so </seg>' for i, text in enumerate(tiny.sentences(6, seed), 1)
             )
             text = f'<?xml version="1.0"?>\n<mteval><doc docid="1">{segments}</doc></mteval>\n'
-            (folder / f"IWSLT14.TED.{part}.de-en.{side}.xml").write_text(text)
+            (folder / f"IWSLT14.{part}.de-en.{side}.xml").write_text(text)
 
 
 def test_iwslt14_pairs_sentences_and_leaves_tags_out(tmp_path: Path) -> None:
     make_iwslt14(tmp_path / "de-en")
     summary = prepare_iwslt14(str(tmp_path / "de-en"), str(tmp_path / "out"), 100, ("de", "en"))
-    assert summary["splits"] == {"train": 41, "val": 6, "test": 12}
+    assert summary["splits"] == {"train": 41, "val": 12, "test": 12}
+    assert json.loads((tmp_path / "out/_manifest.json").read_text())["options"] == {
+        "rows_per_shard": 100,
+        "val": ["TED.dev2010", "TEDX.dev2012"],
+        "test": ["TED.tst2010", "TED.tst2012"],
+    }
     assert_disjoint(tmp_path / "out")
     (shard,) = list_shards(str(tmp_path / "out/train"))
     rows = [json.loads(row["fields"]) for row in raw_rows(shard)]
@@ -163,7 +168,7 @@ def test_iwslt14_pairs_sentences_and_leaves_tags_out(tmp_path: Path) -> None:
     (shard,) = list_shards(str(tmp_path / "out/test"))
     first = raw_rows(shard)[0]
     assert (first["sample_id"], json.loads(first["fields"])["de"]) == (
-        "tst2010-000000", f"{tiny.sentences(6, 3)[0]} & so",
+        "TED.tst2010-000000", f"{tiny.sentences(6, 4)[0]} & so",
     )  # fmt: skip
 
 
@@ -181,8 +186,12 @@ def test_iwslt14_names_what_is_missing_or_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "de-en/IWSLT14.TED.dev2010.de-en.en.xml").write_text('<seg id="1">alone</seg>')
     with pytest.raises(UsageError, match=r"dev2010 has other numbers of sentences .*: \{'de': 6, 'en': 1\}"):
         prepare_iwslt14(source, out, 100, ("de", "en"))
-    (tmp_path / "de-en/IWSLT14.TED.dev2010.de-en.de.xml").unlink()
-    with pytest.raises(UsageError, match=r"IWSLT14.TED.dev2010.de-en.de.xml is not there"):
+    (tmp_path / "de-en/IWSLT14.TED.dev2010.de-en.en.xml").unlink()
+    with pytest.raises(UsageError, match=r"IWSLT14.TED.dev2010.de-en.en.xml is not there"):
+        prepare_iwslt14(source, out, 100, ("de", "en"))
+    for name in ("TED.dev2010", "TEDX.dev2012"):
+        (tmp_path / f"de-en/IWSLT14.{name}.de-en.de.xml").unlink()
+    with pytest.raises(UsageError, match=r"IWSLT14.TED.dev2010.de-en.de.xml is not there: expected de-en"):
         prepare_iwslt14(source, out, 100, ("de", "en"))
 
 
