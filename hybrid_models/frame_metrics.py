@@ -11,7 +11,7 @@ from hybrid_models.errors import UsageError
 RAIN_THRESHOLDS = (0.5, 1, 2, 5, 10)
 """Rain rates (mm/h) at which forecasts are verified."""
 FSS_WINDOWS = (9, 33)
-"""Sides (pixels) of the windows in which shares of rain are compared."""
+"""Sides (pixels, odd) of the windows in which shares of rain are compared."""
 SSIM_RANGE = 2.0
 """Span of the values that published SSIM of video prediction takes, although intensities are 0 … 1."""
 _SSIM_WINDOW = 7
@@ -63,13 +63,14 @@ def fss_sums(
 ) -> dict[str, np.ndarray]:
     """Sums of the fractions skill score (Roberts & Lean 2008), which forgives rain that is a little out of place.
 
-    In every square window that fits into the grid, the share of pixels with an event is compared.
+    In the square window around every pixel the share of pixels with an event is compared; beyond the grid there is
+    none, as in pysteps.
 
     Args:
         forecast: as in `contingency`.
         observed: as in `contingency`; where nothing was measured neither field has events.
         thresholds: rain rates (mm/h) that are events.
-        windows: sides of the windows, in pixels; one larger than the grid has sums 0.
+        windows: sides of the windows, odd numbers of pixels.
 
     Returns:
         `fss_error`, the summed squared differences of shares, and `fss_most`, the sums of their squares, the most that
@@ -78,20 +79,22 @@ def fss_sums(
     predicted, truth, _ = _verified(forecast, observed)
     sums = {name: np.zeros((len(truth), len(thresholds), len(windows))) for name in ("fss_error", "fss_most")}
     for k, threshold in enumerate(thresholds):
-        corners = [_corner_sums(field >= threshold) for field in (predicted, truth)]
+        margin = max(windows) // 2
+        corners = [_corner_sums(field >= threshold, margin) for field in (predicted, truth)]
         for w, window in enumerate(windows):
-            if window <= min(truth.shape[1:]):
-                warned, rained = (_in_windows(sums_at, window) for sums_at in corners)
-                sums["fss_error"][:, k, w] = _squares(warned - rained) / window**4
-                sums["fss_most"][:, k, w] = (_squares(warned) + _squares(rained)) / window**4
+            inner = slice(margin - window // 2, -(margin - window // 2) or None)
+            warned, rained = (_in_windows(sums_at[:, inner, inner], window) for sums_at in corners)
+            sums["fss_error"][:, k, w] = _squares(warned - rained) / window**4
+            sums["fss_most"][:, k, w] = (_squares(warned) + _squares(rained)) / window**4
     return sums
 
 
-def _corner_sums(events: np.ndarray) -> np.ndarray:
-    """How many events lie above and left of each corner of a pixel, `[L, H+1, W+1]`."""
-    leads, height, width = events.shape
+def _corner_sums(events: np.ndarray, margin: int) -> np.ndarray:
+    """How many events lie above and left of each corner of a pixel, `[L, H+1, W+1]` with a margin around the grid."""
+    padded = np.pad(events, ((0, 0), (margin, margin), (margin, margin)))
+    leads, height, width = padded.shape
     sums = np.zeros((leads, height + 1, width + 1), np.int32)
-    np.cumsum(events, axis=2, out=sums[:, 1:, 1:])
+    np.cumsum(padded, axis=2, out=sums[:, 1:, 1:])
     np.cumsum(sums[:, 1:, 1:], axis=1, out=sums[:, 1:, 1:])
     return sums
 
@@ -150,7 +153,8 @@ def ssim(forecast: np.ndarray, observed: np.ndarray, data_range: float = SSIM_RA
 
     Args:
         forecast: `[L, H, W]`, at least 7 x 7.
-        observed: `[L, H, W]`.
+        observed: `[L, H, W]`, NaN where nothing was measured: windows with such a pixel are left out, and a frame
+            without any other has NaN.
         data_range: span of the values.
 
     Raises:
@@ -161,7 +165,8 @@ def ssim(forecast: np.ndarray, observed: np.ndarray, data_range: float = SSIM_RA
             f"frames {forecast.shape} and {observed.shape}: they must have one shape [L, H, W] of {_SSIM_WINDOW} x "
             f"{_SSIM_WINDOW} or more"
         )
-    x, y = forecast.astype(np.float64), observed.astype(np.float64)
+    missing = ~np.isfinite(observed)
+    x, y = (np.where(missing, 0, frames).astype(np.float64) for frames in (forecast, observed))
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = (_window_means(field) for field in (x, y, x * x, y * y, x * y))
     pixels = _SSIM_WINDOW**2
     var_x, var_y, cov = (
@@ -170,7 +175,9 @@ def ssim(forecast: np.ndarray, observed: np.ndarray, data_range: float = SSIM_RA
     )
     c1, c2 = ((k * data_range) ** 2 for k in (0.01, 0.03))
     similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
-    return (similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean((1, 2))
+    similarity /= (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    whole = _window_means(missing.astype(np.float64)) == 0
+    return ratio((similarity * whole).sum((1, 2)), whole.sum((1, 2)))
 
 
 def _window_means(field: np.ndarray) -> np.ndarray:

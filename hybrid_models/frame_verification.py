@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ def verification_record(
 
     Error sums `[L]`. For rain, which has thresholds, contingency counts `[L][thresholds]`, sums of the FSS
     `[L][thresholds][windows]`, `brier_error` `[L][thresholds]`, `crps_error` `[L]` and, of all lead times together,
-    `bin_sums` as `bins`; for video `ssim` `[L]`, and 1 as its `frames`.
+    `bin_sums` as `bins`; for video `ssim` `[L]`, 1 or without any window 0 as its `frames`, and `observed`, the share
+    of a frame that was.
 
     Args:
         forecast: `[L, H, W]`.
@@ -30,7 +32,9 @@ def verification_record(
     """
     sums = error_sums(forecast, observed)
     if not thresholds:
-        return _lists({**sums, "ssim": ssim(forecast, observed), "frames": np.ones(len(forecast), np.int64)})
+        similar, pixels = ssim(forecast, observed), math.prod(observed.shape[1:])
+        frames = {"ssim": np.nan_to_num(similar), "frames": np.isfinite(similar).astype(np.int64)}
+        return _lists({**sums, **frames, "observed": sums["pixels"] / pixels})
     sums |= contingency(forecast, observed, thresholds) | fss_sums(forecast, observed, thresholds)
     if probability is None:
         probability = certain(forecast, thresholds)
@@ -55,10 +59,9 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
 
     Returns:
         Metrics: `mse` and `mae` over pixels; for rain `csi_<threshold>`, each the mean over lead times (0 without any
-        event), and `crps`; for video `ssim`, and `frame_mse`, the squared error summed over a frame's pixels, over
-        frames. Details: `lead_minutes`, and by lead time `csi`, `far`, `pod`, `brier` by threshold, `fss` by threshold
-        and window, `crps`, `mse`, `mae`, `ssim`; and over all lead times `reliability` by threshold. None where
-        undefined.
+        event), and `crps`; for video `ssim`, and `frame_mse`, the squared error of a frame, summed over its pixels.
+        Details: `lead_minutes`, and by lead time `csi`, `far`, `pod`, `brier` by threshold, `fss` by threshold and
+        window, `crps`, `mse`, `mae`, `ssim`; and over all lead times `reliability` by threshold. None where undefined.
 
     Raises:
         UsageError: no records.
@@ -110,7 +113,7 @@ def _tallies(thresholds: Sequence[str], parts: Mapping[str, np.ndarray]) -> dict
         tallies["crps"] = _ratio_tally(parts["crps_error"], parts["pixels"])
     if "ssim" in parts:
         tallies["ssim"] = _ratio_tally(parts["ssim"], parts["frames"])
-        tallies["frame_mse"] = _ratio_tally(parts["sq_error"], parts["frames"])
+        tallies["frame_mse"] = _ratio_tally(parts["sq_error"], parts["observed"])
     return tallies
 
 

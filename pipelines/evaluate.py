@@ -22,7 +22,7 @@ from pipelines.predict import RECORD_SCHEMA, Lineage, Predictor
 from pipelines.shards import Shard, is_event
 from pipelines.tables import Piece
 
-RECORDS_VERSION = 4
+RECORDS_VERSION = 5
 """Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""
 
 DEPENDENT_TIMES = 12

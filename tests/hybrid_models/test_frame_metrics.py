@@ -1,6 +1,9 @@
 """Scores of frames equal those of the scores library and of plain loops."""
 
 import math
+import os
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from scores.spatial import fss_2d
 
 from hybrid_models.errors import UsageError
 from hybrid_models.frame_metrics import (
+    FSS_WINDOWS,
     RAIN_THRESHOLDS,
     contingency,
     csi,
@@ -20,6 +24,7 @@ from hybrid_models.frame_metrics import (
     pod,
     ssim,
 )
+from tests import tiny
 
 
 @pytest.fixture
@@ -79,13 +84,15 @@ def test_csi_far_and_pod_equal_the_scores_library(rain):
         np.testing.assert_allclose(pod(counts)[:, k], theirs.probability_of_detection())
 
 
-@pytest.mark.parametrize("window", [1, 5, 12])
+@pytest.mark.parametrize("window", [1, 5, 33])
 def test_fss_is_that_of_the_scores_library(window, rng):
     forecast, observed = (rng.gamma(0.3, 4.0, (3, 16, 12)) for _ in range(2))
     forecast[2] = observed[2]
     thresholds = (1.0, 5.0)
     found = fss(fss_sums(forecast, observed, thresholds, (window,)))
-    fields = [xr.DataArray(field, dims=("lead", "y", "x")) for field in (forecast, observed)]
+    margin = (window // 2, window // 2)  # theirs takes whole windows alone, ours one around each pixel
+    padded = [np.pad(field, ((0, 0), margin, margin)) for field in (forecast, observed)]
+    fields = [xr.DataArray(field, dims=("lead", "y", "x")) for field in padded]
     for k, threshold in enumerate(thresholds):
         theirs = fss_2d(
             *fields, event_threshold=threshold, window_size=(window, window), spatial_dims=("y", "x"),
@@ -93,6 +100,25 @@ def test_fss_is_that_of_the_scores_library(window, rng):
         )  # fmt: skip
         np.testing.assert_allclose(found[:, k, 0], theirs)
     np.testing.assert_allclose(found[2], 1)
+
+
+def test_scores_are_those_of_the_protocol(rng):
+    """The published figures of the radar nowcaster are by this protocol."""
+    path = Path(os.environ.get("RADAR_PROTOCOL", tiny.ROOT.parent / "shared" / "radar_protocol.py"))
+    if not path.exists():
+        pytest.skip(f"there is no {path}: RADAR_PROTOCOL names the file")
+    protocol = runpy.run_path(str(path))
+    forecast, observed = (rng.gamma(0.5, 4, (2, 40, 36)) for _ in range(2))
+    observed[:, :5] = np.nan
+    theirs = protocol["evaluate"](forecast, observed, 15, windows=FSS_WINDOWS, thresholds=RAIN_THRESHOLDS)
+    errors = error_sums(forecast, observed)
+    assert errors["abs_error"].sum() / errors["pixels"].sum() == pytest.approx(theirs["mae_all_leads"], abs=1e-4)
+    scores, shares = csi(contingency(forecast, observed)), fss(fss_sums(forecast, observed))
+    for k, threshold in enumerate(RAIN_THRESHOLDS):
+        assert scores[:, k] == pytest.approx(theirs["csi"][f"{threshold:g}"], abs=1e-4)
+    for w, window in enumerate(FSS_WINDOWS):
+        at = theirs["fss_1mm"][f"{window}px"]
+        assert shares[:, RAIN_THRESHOLDS.index(1), w] == pytest.approx([at["15"], at["30"]], abs=1e-4)
 
 
 def test_fss_forgives_a_shift_that_csi_does_not():
@@ -105,8 +131,7 @@ def test_fss_forgives_a_shift_that_csi_does_not():
     assert far_off == 0
 
 
-def test_fss_of_windows_larger_than_the_grid_and_of_dry_fields_is_undefined():
-    assert np.isnan(fss(fss_sums(np.ones((1, 8, 8)), np.ones((1, 8, 8)), (0.5,), (9,)))).all()
+def test_fss_of_dry_fields_is_undefined():
     assert np.isnan(fss(fss_sums(np.zeros((1, 8, 8)), np.zeros((1, 8, 8)), (0.5,), (3,)))).all()
 
 
@@ -138,6 +163,15 @@ def test_ssim_is_the_formula_in_every_window(data_range, rng):
         expected.append(np.mean(values))
     np.testing.assert_allclose(ssim(forecast, observed, data_range), expected)
     np.testing.assert_allclose(ssim(observed, observed, data_range), 1)
+
+
+def test_ssim_leaves_out_windows_over_what_was_not_measured(rng):
+    observed, forecast = rng.random((3, 12, 9)), rng.random((3, 12, 9))
+    holed = observed.copy()
+    holed[0, 0, :] = np.nan  # the first of six rows of windows
+    holed[1, 6, 4] = np.nan  # a pixel that all windows hold
+    whole = ssim(forecast[:1, 1:], observed[:1, 1:])
+    np.testing.assert_allclose(ssim(forecast, holed), [whole[0], np.nan, ssim(forecast, observed)[2]])
 
 
 def test_ssim_needs_frames_of_a_window():

@@ -27,7 +27,7 @@ def test_records_survive_json():
         "misses": [[0]],
         "false_alarms": [[0]],
         "fss_error": [[[0.0, 0.0]]],
-        "fss_most": [[[0.0, 0.0]]],
+        "fss_most": [[[pytest.approx(4 / 9**4), pytest.approx(4 / 33**4)]]],
         "abs_error": [1.0],
         "sq_error": [1.0],
         "pixels": [1],
@@ -110,3 +110,14 @@ def test_video_has_ssim_and_errors_summed_over_a_frame():
     assert metrics["mse"] == pytest.approx(np.square(forecast - observed).mean())
     assert set(metrics) == {"mse", "mae", "ssim", "frame_mse"}
     assert set(details) == {"lead_minutes", "mse", "mae", "ssim"}
+
+
+def test_video_that_is_measured_in_parts_is_judged_there():
+    rng = np.random.default_rng(0)
+    forecast, observed = rng.random((2, 2, 8, 10))
+    observed[0, :4] = np.nan  # no window is whole in the first frame, half of its pixels are there
+    metrics, details = summarise_by_lead([{**record(forecast, observed, 1, ()), "thresholds": []}], "model")
+    second = np.square(forecast - observed)[1].sum()
+    assert metrics["frame_mse"] == pytest.approx((np.square(forecast - observed)[0, 4:].sum() + second) / 1.5)
+    assert metrics["ssim"] == pytest.approx(ssim(forecast, observed)[1])
+    assert details["ssim"] == [None, pytest.approx(metrics["ssim"])]
