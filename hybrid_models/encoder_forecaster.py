@@ -152,6 +152,14 @@ class EncoderForecaster(nn.Module):
         return F.leaky_relu(self.stem(torch.cat((pixels, hours), dim=1)), 0.2)
 
 
+def extrapolate(past: Tensor, n_leads: int) -> Tensor:
+    """The newest frame moved along its motion, the usual baseline: past `[B, P, H, W]` mm/h, NaN where nothing was
+    measured → `[B, L, H, W]`."""
+    covered, rain = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past)
+    path = trajectories(estimate_motion(to_scale(rain), covered), n_leads)
+    return torch.cat([move(rain[:, -1:], displacement) for displacement in path.unbind(1)], dim=1)
+
+
 def align(frames: Tensor, covered: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
     """Moves every frame along `motion` to the newest frame's time; what would come from outside is not covered."""
     back = trajectories(motion, frames.shape[1] - 1)

@@ -49,13 +49,17 @@ def _lists(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return {name: values.tolist() for name, values in arrays.items()}
 
 
-def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> tuple[dict[str, float], dict[str, Any]]:
+def summarise_by_lead(
+    records: Sequence[Mapping[str, Any]], baseline: str = ""
+) -> tuple[dict[str, float], dict[str, Any]]:
     """Pools the sums of many nowcasts by lead time before any division.
 
     Nowcasts with different time steps meet at the lead times that they share.
 
     Args:
-        records: each has `lead_minutes`, `thresholds` and, under the name `forecaster`, a `verification_record`.
+        records: each has `lead_minutes`, `thresholds`, and a `verification_record` of the `model` and of each of the
+            `baselines`.
+        baseline: the name of one to sum up instead of the model.
 
     Returns:
         Metrics: `mse` and `mae` over pixels; for rain `csi_<threshold>`, each the mean over lead times (0 without any
@@ -68,7 +72,8 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
     """
     if not records:
         raise UsageError("no nowcasts to verify: the evaluation has no usable sample with an observed future")
-    leads, parts = _by_lead(records, forecaster)
+    of_one = [record["baselines"][baseline] if baseline else record["model"] for record in records]
+    leads, parts = _by_lead(records, of_one)
     sums = {name: values.sum(0) for name, values in parts.items()}
     names = _names(records)
     scores = {"csi": csi(sums), "far": far(sums), "pod": pod(sums)} if names else {}
@@ -85,7 +90,7 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
         }
         brier = ratio(sums["brier_error"].T, pixels)
         details["brier"] = {name: _plain(brier[k]) for k, name in enumerate(names)}
-        pooled = reliability(_bins(records, forecaster))
+        pooled = reliability(_bins(of_one))
         details["reliability"] = {
             name: {part: _plain(values[k]) for part, values in pooled.items()} for k, name in enumerate(names)
         }
@@ -97,9 +102,9 @@ def summarise_by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> 
     return {name: tally.total for name, tally in _tallies(names, parts).items()}, details
 
 
-def lead_tallies(records: Sequence[Mapping[str, Any]], forecaster: str) -> dict[str, Tally]:
-    """The metrics of `summarise_by_lead` as sums over nowcasts."""
-    return _tallies(_names(records), _by_lead(records, forecaster)[1])
+def lead_tallies(records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
+    """The model's metrics of `summarise_by_lead` as sums over nowcasts."""
+    return _tallies(_names(records), _by_lead(records, [record["model"] for record in records])[1])
 
 
 def _tallies(thresholds: Sequence[str], parts: Mapping[str, np.ndarray]) -> dict[str, Tally]:
@@ -136,24 +141,25 @@ def _names(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{threshold:g}" for threshold in records[0]["thresholds"]]
 
 
-def _by_lead(records: Sequence[Mapping[str, Any]], forecaster: str) -> tuple[list[float], dict[str, np.ndarray]]:
-    """The lead times, and each sum `[records, leads, …]`, 0 where a nowcast has no such lead time."""
+def _by_lead(
+    records: Sequence[Mapping[str, Any]], sums: Sequence[Mapping[str, Any]]
+) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The lead times, and a forecaster's sums, each `[records, leads, …]`, 0 where a nowcast has no such lead time."""
     minutes = [[round(float(lead), 3) for lead in record["lead_minutes"]] for record in records]
     leads = sorted({lead for of_one in minutes for lead in of_one})
     place = {lead: i for i, lead in enumerate(leads)}
-    first = {name: values for name, values in records[0][forecaster].items() if name != "bins"}
+    first = {name: values for name, values in sums[0].items() if name != "bins"}
     parts = {name: np.zeros((len(records), len(leads), *np.shape(values)[1:])) for name, values in first.items()}
-    for n, record in enumerate(records):
+    for n in range(len(records)):
         columns = [place[lead] for lead in minutes[n]]
         for name, part in parts.items():
-            part[n, columns] = record[forecaster][name]
+            part[n, columns] = sums[n][name]
     return leads, parts
 
 
-def _bins(records: Sequence[Mapping[str, Any]], forecaster: str) -> dict[str, np.ndarray]:
+def _bins(sums: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """`bin_sums` of all nowcasts together."""
-    names = records[0][forecaster]["bins"]
-    return {name: np.sum([record[forecaster]["bins"][name] for record in records], axis=0) for name in names}
+    return {name: np.sum([of_one["bins"][name] for of_one in sums], axis=0) for name in sums[0]["bins"]}
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

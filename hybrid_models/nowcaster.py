@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hybrid_models.contract import Batch, Hybrid, Loss, module_device, to_device
 from hybrid_models.decoding import inference
-from hybrid_models.encoder_forecaster import EncoderForecaster
+from hybrid_models.encoder_forecaster import EncoderForecaster, extrapolate
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Forecast
 from hybrid_models.frame_metrics import RAIN_THRESHOLDS
@@ -147,16 +147,22 @@ class Nowcaster(Hybrid):
         ]
 
     def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:
-        """Counts and error sums per lead time, of the nowcast and of persistence (the newest frame, unchanged)."""
+        """Counts and error sums per lead time, of the nowcast and of the `baselines`: persistence (the newest frame,
+        unchanged) and for rain extrapolation (the newest frame, moved along its motion)."""
         forecast = np.frombuffer(output["frames"], "<f2").reshape(output["frames_shape"])
-        persistence = np.broadcast_to(sample["past"][-1], forecast.shape)
-        thresholds = output["thresholds_mm_h"]
+        observed, thresholds = sample["future"], output["thresholds_mm_h"]
         probability = _probabilities(output) if thresholds else None
+        baselines = {"persistence": np.broadcast_to(sample["past"][-1], forecast.shape)}
+        if thresholds:
+            past = torch.from_numpy(sample["past"].astype(np.float32))
+            baselines["extrapolation"] = extrapolate(past[None], len(forecast))[0].numpy()
         return {
             "lead_minutes": list(output["lead_minutes"]),
             "thresholds": list(thresholds),
-            "model": verification_record(forecast, sample["future"], thresholds, probability),
-            "persistence": verification_record(persistence, sample["future"], thresholds),
+            "model": verification_record(forecast, observed, thresholds, probability),
+            "baselines": {
+                name: verification_record(frames, observed, thresholds) for name, frames in baselines.items()
+            },
         }
 
     @classmethod
@@ -167,11 +173,16 @@ class Nowcaster(Hybrid):
     @classmethod
     def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """CSI averaged over lead times and CRPS, both for rain only; MSE and MAE over all pixels, in the forecast's
-        unit (mm/h, or intensity 0 … 1); details by lead time; the baseline is persistence."""
-        metrics, details = summarise_by_lead(records, "model")
-        baseline, baseline_details = summarise_by_lead(records, "persistence")
-        details |= {"samples": len(records), "baseline": baseline_details}
-        return {"metrics": metrics, "baseline": {"name": "persistence", **baseline}, "details": details}
+        unit (mm/h, or intensity 0 … 1); details by lead time, those of all baselines under `baselines`. The
+        baseline is persistence, or for rain extrapolation along its motion, which is harder to beat."""
+        metrics, details = summarise_by_lead(records)
+        found = {name: summarise_by_lead(records, name) for name in records[0]["baselines"]}
+        details |= {
+            "samples": len(records),
+            "baselines": {name: {"metrics": scores, **by_lead} for name, (scores, by_lead) in found.items()},
+        }
+        hardest = list(found)[-1]
+        return {"metrics": metrics, "baseline": {"name": hardest, **found[hardest][0]}, "details": details}
 
     @classmethod
     def part(cls, shard: str, record: Mapping[str, Any]) -> str | None:
@@ -180,7 +191,7 @@ class Nowcaster(Hybrid):
 
     @classmethod
     def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
-        return lead_tallies(records, "model")
+        return lead_tallies(records)
 
 
 def _turned(sample: Sample, rng: np.random.Generator) -> Sample:

@@ -18,10 +18,12 @@ def model_card(name: str, recipe: Recipe, hybrid: Hybrid, training: Mapping[str,
         name: of the run.
         recipe: what was trained and how.
         hybrid: the model.
-        training: `recipe` (its name), `data`, `run`, `epoch` and `metrics` on validation data.
+        training: `recipe` (its name), `data`, `run`, `epoch`, and on validation data `metrics` and those of the trivial
+            `baseline`, which has a `name`.
         pictures: names of files beside the card that it shows; of an animation's two files the one that moves.
     """
-    rows = "\n".join(f"| {key.removeprefix('val_')} | {value:.4g} |" for key, value in training["metrics"].items())
+    baseline = training["baseline"]
+    rows = "\n".join(_row(key.removeprefix("val_"), value, baseline) for key, value in training["metrics"].items())
     config = json.dumps(asdict(recipe), indent=2)
     moving = {picture.removesuffix(".gif") for picture in pictures if picture.endswith(".gif")}
     shown = [picture for picture in pictures if not (picture.endswith(".png") and picture[:-4] in moving)]
@@ -31,8 +33,8 @@ def model_card(name: str, recipe: Recipe, hybrid: Hybrid, training: Mapping[str,
 Recipe `{training["recipe"]}`, trained on `{training["data"]}/train`, best of its epochs ({training["epoch"]}) by
 `{recipe.train.metric}` on `{training["data"]}/val`; {sum(p.numel() for p in hybrid.parameters()):,} parameters.
 
-| validation metric | value |
-|---|---|
+| validation metric | value | {baseline.get("name", "baseline")} |
+|---|---|---|
 {rows}
 
 Validation decodes the first {recipe.train.validate_samples} samples; use `hybrid evaluate` on held-out shards for
@@ -50,3 +52,8 @@ model = load_hybrid("{training["run"]}/artifact")
 {config}
 ```
 """
+
+
+def _row(name: str, value: float, baseline: Mapping[str, Any]) -> str:
+    beside = f"{baseline[name]:.4g}" if name in baseline else ""
+    return f"| {name} | {value:.4g} | {beside} |"

@@ -305,7 +305,7 @@ def _curve(panel: Axes, history: Sequence[Mapping[str, float]], name: str, label
 
 
 def lead_time_curves(details: Mapping[str, Any]) -> bytes:
-    """PNG of CSI for each threshold, or of the MSE where there are no thresholds, by lead time beside the baseline.
+    """PNG of CSI for each threshold, or of the MSE where there are no thresholds, by lead time beside the baselines.
 
     Args:
         details: of a nowcaster's `summarise`.
@@ -314,10 +314,10 @@ def lead_time_curves(details: Mapping[str, Any]) -> bytes:
     figure = Figure((2.9 * len(scores), 2.8), layout="constrained")
     panels = figure.subplots(1, len(scores), squeeze=False)[0]
     for panel, (title, (score, threshold)) in zip(panels, scores.items(), strict=True):
-        for label, found, style in (("model", details, "-"), ("persistence", details["baseline"], "--")):
+        for label, found in {"model": details, **details["baselines"]}.items():
             values = found[score] if threshold is None else found[score][threshold]
             known = [math.nan if value is None else value for value in values]
-            panel.plot(found["lead_minutes"], known, style, marker=".", label=label)
+            panel.plot(found["lead_minutes"], known, "-" if found is details else "--", marker=".", label=label)
         panel.set_title(title, fontsize=10)
         panel.set_ylim(bottom=0)
         _plain(panel, "minutes ahead")

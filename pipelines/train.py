@@ -34,7 +34,7 @@ from pipelines.shards import ReadOptions, Shard
 from pipelines.tables import Piece
 from pipelines.tracking import Tracker
 from pipelines.train_job import RunState, Shards, TrainJob, plain, read_state, shards_digest
-from pipelines.train_loop import TrainTask, train_worker
+from pipelines.train_loop import CHECKPOINT_VALIDATION, TrainTask, train_worker
 
 log = logging.getLogger(__name__)
 PREPARED_SCHEMA = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
@@ -222,7 +222,7 @@ def _scaling(num_workers: int) -> tuple[ScalingConfig, int]:
 
 def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, result: Result) -> dict[str, Any]:
     """The best checkpoint as an artifact, in the run's folder and in the registry."""
-    hybrid, metrics = _best(result, initial)
+    hybrid, metrics, judged = _best(result, initial)
     history = [json.loads(line) for line in storage.read_text(storage.join(job.run, "history.jsonl")).splitlines()]
     if tracker.run_id is None:  # MLflow was away when the run began
         tracker = _open_run(job, shards)
@@ -234,8 +234,9 @@ def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, 
         "mlflow_run_id": tracker.run_id,
         "epoch": metrics["epoch"],
         "metrics": values,
+        "baseline": judged.get("baseline", {}),
     }
-    drawn = _pictures(job, shards, hybrid, history)
+    drawn = _pictures(job, shards, hybrid, history, judged)
     card = model_card(job.name, job.recipe, hybrid, training, list(drawn))
     files = {**artifacts.make(hybrid, job.recipe.decoding, training, card), **drawn}
     place = storage.join(job.run, "artifact")
@@ -264,19 +265,20 @@ def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, 
 
 
 def _pictures(
-    job: TrainJob, shards: Shards, hybrid: Hybrid, history: Sequence[Mapping[str, float]]
+    job: TrainJob, shards: Shards, hybrid: Hybrid, history: Sequence[Mapping[str, float]], judged: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """Learning curves, and examples from the validation shards."""
+    """Learning curves, curves of the best epoch's validation, and examples from the validation shards."""
     if not job.pictures:
         return {}
     from pipelines import pictures  # drawing takes half a second to import
 
     examples = pictures.examples(hybrid, job.recipe.decoding, shards[1], job.recipe.limits, job.pictures)
-    return {"learning-curves.png": pictures.learning_curves(history), **examples}
+    curves = pictures.evaluation_curves(judged.get("details", {}))
+    return {"learning-curves.png": pictures.learning_curves(history), **curves, **examples}
 
 
-def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any]]:
-    """The model of the best checkpoint that is whole, and what was reported with it.
+def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any], dict[str, Any]]:
+    """The model of the best checkpoint that is whole, what was reported with it, and how its validation came out.
 
     Raises:
         UsageError: none is.
@@ -286,10 +288,11 @@ def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any]]:
         try:
             with checkpoint.as_directory() as folder:
                 weights = storage.read_bytes(f"{folder}/{artifacts.WEIGHTS}")
+                judged = json.loads(storage.read_text(f"{folder}/{CHECKPOINT_VALIDATION}"))
             artifacts.load_state(hybrid, weights, str(checkpoint.path))
-        except (UsageError, FileNotFoundError) as error:
+        except (UsageError, FileNotFoundError, json.JSONDecodeError) as error:
             log.warning("the best checkpoint is passed over: %s", error)
             damage = UsageError(str(error))
         else:
-            return hybrid, metrics
+            return hybrid, metrics, judged
     raise damage

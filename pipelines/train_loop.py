@@ -34,6 +34,7 @@ LOG_EVERY = 10
 FINAL_RATE = 0.02
 CHECKPOINT = re.compile(r"checkpoint_epoch_\d{4}(_\d+)?(?=/)")
 CHECKPOINT_PROGRESS, CHECKPOINT_OPTIMIZER = "progress.json", "optimizer.pt"
+CHECKPOINT_VALIDATION = "validation.json"
 Metrics = dict[str, float]
 
 
@@ -124,11 +125,11 @@ def train_epochs(
     while progress.epoch < config.epochs and progress.stale < config.patience:
         train_epoch(model, optimizer, train_set, config, progress, task.progress)
         share_buffers(hybrid)
-        values = validate(hybrid, val_set, task.recipe)
+        values, judged = validate(hybrid, val_set, task.recipe)
         progress.epoch += 1
         progress.judge(values[f"val_{config.metric}"], task.recipe.higher_is_better)
         progress.note({**values, "epoch": progress.epoch})
-        save(hybrid, optimizer, progress, values, task)
+        save(hybrid, optimizer, progress, values, judged, task)
         if is_chief():
             tracker.catch_up(progress.history)
             tell(task.progress, "epoch", progress, values)
@@ -228,8 +229,13 @@ def learning_rate(done: int, total: int, config: TrainConfig) -> float:
 
 
 @torch.inference_mode()
-def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> Metrics:
-    """Exact validation over all workers: the mean loss of all samples, the hybrid's metrics of the first ones."""
+def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> tuple[Metrics, dict[str, Any]]:
+    """Exact validation over all workers: the mean loss of all samples, the hybrid's metrics of the first ones.
+
+    Returns:
+        `val_loss` and the metrics as `val_…`; and what the hybrid's `summarise` gives of the first samples, empty where
+        none was to be decoded.
+    """
     hybrid.eval()
     device = get_device()
     sums = torch.zeros(2, dtype=torch.float64)
@@ -248,13 +254,19 @@ def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> Metric
             records += [(int(i), hybrid.record(m, o)) for (i, m), o in zip(decoded, outputs, strict=True)]
     total, count = all_sum(sums.to(torch.float64)).tolist()
     everyone = [record for _, record in gather(records)]
-    metrics = hybrid.summarise(everyone)["metrics"] if everyone else {}
-    return {"val_loss": total / count, **{f"val_{name}": value for name, value in metrics.items()}}
+    judged = hybrid.summarise(everyone) if everyone else {}
+    metrics = {f"val_{name}": value for name, value in judged.get("metrics", {}).items()}
+    return {"val_loss": total / count, **metrics}, judged
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------------
 def save(
-    hybrid: Hybrid, optimizer: torch.optim.Optimizer, progress: Progress, values: Metrics, task: TrainTask
+    hybrid: Hybrid,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    values: Metrics,
+    judged: Mapping[str, Any],
+    task: TrainTask,
 ) -> None:
     """Reports the epoch to Ray Train, with a checkpoint of the first worker (a barrier for all workers)."""
     score = values[f"val_{task.recipe.train.metric}"]
@@ -267,6 +279,7 @@ def save(
     )
     with tempfile.TemporaryDirectory() as scratch:
         write_checkpoint(Path(scratch), hybrid, optimizer, progress)
+        (Path(scratch) / CHECKPOINT_VALIDATION).write_text(json.dumps(judged))
         ray_train.report(
             report,
             checkpoint=ray_train.Checkpoint.from_directory(scratch),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hybrid_models.advection import move
-from hybrid_models.encoder_forecaster import EncoderForecaster, _rain_error, align, scales, to_scale
+from hybrid_models.encoder_forecaster import EncoderForecaster, _rain_error, align, extrapolate, scales, to_scale
 
 
 def moving_shower(frames, speed=2.0, size=64):
@@ -28,6 +28,15 @@ def test_untrained_it_moves_rain_along():
         forecast = net(frames[:, :5], torch.tensor([5.0]), 5).frames
     truth, persistence = frames[:, 5:], frames[:, 4:5]
     assert (forecast - truth).abs().mean() < 0.15 * (persistence - truth).abs().mean()
+    torch.testing.assert_close(extrapolate(frames[:, :5], 5), forecast, atol=1e-4, rtol=1e-4)
+
+
+def test_extrapolation_takes_what_is_missing_for_dry():
+    frames = moving_shower(5)
+    frames[..., :20] = torch.nan
+    forecast = extrapolate(frames, 4)
+    assert torch.isfinite(forecast).all()
+    assert (forecast[..., :20] < 0.1).all()
 
 
 def test_any_grid_and_missing_pixels_give_finite_forecasts():

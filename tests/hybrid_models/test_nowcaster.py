@@ -146,12 +146,14 @@ def test_video_has_no_probabilities():
 
 
 # ---- judgement -----------------------------------------------------------------------------------------------------
-def test_summaries_verify_against_persistence():
+def test_summaries_verify_against_persistence_and_extrapolation():
     model = Nowcaster(TINY, {})
     samples = [sample_of(shower(7, start=start)) for start in (6.0, 9.0)]
     outputs = model.predict(model.collate(samples), NowcasterDecoding())
     summary = model.summarise([model.record(*pair) for pair in zip(samples, outputs, strict=True)])
-    for forecaster, scores in (("model", summary["metrics"]), ("persistence", summary["baseline"])):
+    baselines = summary["details"]["baselines"]
+    assert list(baselines) == ["persistence", "extrapolation"]
+    for forecaster, scores in (("model", summary["metrics"]), ("persistence", baselines["persistence"]["metrics"])):
         sums = {"hits": 0, "misses": 0, "false_alarms": 0}
         for sample, output in zip(samples, outputs, strict=True):
             frames = np.frombuffer(output["frames"], "<f2").reshape(output["frames_shape"])
@@ -159,11 +161,13 @@ def test_summaries_verify_against_persistence():
             for name, counts in contingency(frames, sample["future"], (1,)).items():
                 sums[name] = sums[name] + counts
         assert scores["csi_1"] == pytest.approx(csi(sums).mean())
-    assert summary["baseline"]["name"] == "persistence"
-    assert summary["metrics"]["csi_1"] > summary["baseline"]["csi_1"]  # untrained, it follows the motion
+    assert summary["baseline"] == {"name": "extrapolation", **baselines["extrapolation"]["metrics"]}
+    for name in ("csi_1", "csi_5", "mse"):  # untrained, it follows the motion
+        assert summary["metrics"][name] == pytest.approx(summary["baseline"][name], rel=0.02)
+    assert summary["baseline"]["csi_1"] > 1.4 * baselines["persistence"]["metrics"]["csi_1"]
     assert set(Nowcaster.metrics) - {"ssim"} <= set(summary["metrics"])
     assert summary["details"]["samples"] == 2
-    assert summary["details"]["baseline"]["lead_minutes"] == [5, 10, 15, 20]
+    assert [found["lead_minutes"] for found in baselines.values()] == 2 * [[5, 10, 15, 20]]
 
 
 def test_video_is_judged_by_its_errors_on_the_scale_of_0_to_1():
@@ -208,6 +212,36 @@ def test_a_tiny_model_learns_that_showers_grow():
     batch = model.collate([sample_of(shower(7, growth=1.15, start=start)) for start in (6.0, 10.0)])
     before, after = train(model, batch, 40, 1e-2)
     assert after < 0.5 * before
+
+
+def weather(rng, frames=7, size=32):
+    """Rain that drifts right, in mm/h: large areas stay, small showers are forgotten within a few frames."""
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+
+    def noise(width):
+        smooth = np.exp(-2 * (np.pi * width * frequency) ** 2)
+        field = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(size, size))) * smooth)
+        return field / field.std()
+
+    large, small, rain = noise(4), noise(1.2), []
+    for t in range(frames):
+        rain.append(np.exp(1.2 * np.roll(large + small, t, axis=1)))
+        small = 0.7 * small + (1 - 0.7**2) ** 0.5 * noise(1.2)
+    return np.where(np.array(rain) < 0.5, 0, rain).clip(0, 90).round(2).astype(np.float32)
+
+
+def test_a_trained_model_beats_its_baselines_in_weather_that_it_has_not_seen():
+    torch.manual_seed(0)
+    rng, model = np.random.default_rng(0), Nowcaster(TINY, {})
+    train(model, model.collate([sample_of(weather(rng)) for _ in range(32)]), 50, 1e-2)
+    unseen = [sample_of(weather(rng)) for _ in range(16)]
+    outputs = model.predict(model.collate(unseen), NowcasterDecoding())
+    summary = model.summarise([model.record(*pair) for pair in zip(unseen, outputs, strict=True)])
+    persistence = summary["details"]["baselines"]["persistence"]["metrics"]
+    for score, more, than_persistence in (("csi_1", 0.02, 0.06), ("csi_5", 0.01, 0.06)):
+        assert summary["metrics"][score] > summary["baseline"][score] + more, score
+        assert summary["metrics"][score] > persistence[score] + than_persistence, score
+    assert summary["metrics"]["crps"] < 0.75 * summary["baseline"]["crps"]
 
 
 def test_a_tiny_model_overfits_a_moving_square():

@@ -146,6 +146,13 @@ def test_the_demo_says_where_everything_lies(outputs: dict[str, str], folder: Pa
         assert gate["candidate_value"] == pytest.approx(task["value"])
 
 
+def test_a_nowcasters_card_shows_its_errors_by_lead_time(outputs: dict[str, str], folder: Path) -> None:
+    (curves,) = (folder / "demo-out" / "runs").glob("*/artifact/lead-times.png")
+    card = (curves.parent / "README.md").read_text()
+    assert "![lead-times](lead-times.png)" in card
+    assert "| validation metric | value | persistence |" in card
+
+
 def test_the_demo_answers_questions(outputs: dict[str, str]) -> None:
     queries = [out for cmd, out in outputs.items() if "hybrid query" in cmd]
     assert len(queries) == 3

@@ -4,7 +4,8 @@ from pipelines.model_card import model_card
 from tests import tiny
 
 TRAINING = {"recipe": "translator-demo", "data": "s3://lake/pairs", "run": "s3://lake/runs/x", "epoch": 3,
-            "metrics": {"val_bleu": 31.256, "val_loss": 1.5}}  # fmt: skip
+            "metrics": {"val_bleu": 31.256, "val_loss": 1.5},
+            "baseline": {"name": "copy the source", "bleu": 0.5}}  # fmt: skip
 RECIPE = Recipe("translator", TranslatorConfig(), TranslatorDecoding(), TrainConfig(metric="bleu", validate_samples=77))
 
 
@@ -12,7 +13,8 @@ def test_a_card_says_what_the_model_is_and_how_well_it_does() -> None:
     hybrid = tiny.translator()
     card = model_card("x", RECIPE, hybrid, TRAINING, [])
     assert card.startswith("# Translator `x`\n\nRecipe `translator-demo`, trained on `s3://lake/pairs/train`")
-    assert "| bleu | 31.26 |\n| loss | 1.5 |" in card
+    assert "| validation metric | value | copy the source |\n" in card
+    assert "| bleu | 31.26 | 0.5 |\n| loss | 1.5 |  |" in card
     assert f"{sum(p.numel() for p in hybrid.parameters()):,} parameters" in card
     assert "decodes the first 77 samples" in card
     assert 'load_hybrid("s3://lake/runs/x/artifact")' in card

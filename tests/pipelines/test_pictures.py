@@ -119,8 +119,9 @@ def test_positions_are_evenly_spread() -> None:
 def test_curves_are_drawn() -> None:
     history = [{"step": s, "loss": 5 - s / 10} for s in range(1, 9)] + [{"step": 8, "val_loss": 4.5, "val_bleu": 3.0}]
     persistence = {"lead_minutes": [5.0, 10.0], "csi": {"1": [0.4, 0.3]}}
-    details = {"lead_minutes": [5.0, 10.0], "csi": {"1": [0.5, None]}, "baseline": persistence}
-    video = {"lead_minutes": [1.0], "mse": [0.5], "baseline": {"lead_minutes": [1.0], "mse": [0.7]}}
+    details = {"lead_minutes": [5.0, 10.0], "csi": {"1": [0.5, None]}, "baselines": {"persistence": persistence}}
+    still = {"persistence": {"lead_minutes": [1.0], "mse": [0.7]}}
+    video = {"lead_minutes": [1.0], "mse": [0.5], "baselines": still}
     for content, columns in (
         (pictures.learning_curves(history), 2),
         (pictures.lead_time_curves(details), 1),
@@ -158,6 +159,6 @@ def test_a_likely_hour_is_darker_than_an_unlikely_one() -> None:
 def test_curves_of_an_evaluation_are_those_that_its_details_allow() -> None:
     lead = {"lead_minutes": [5.0], "csi": {"1": [0.5]}}
     bins = {"pixels": [1.0] * 10, "forecast": [0.5] * 10, "observed": [0.5] * 10}
-    rain = {**lead, "baseline": lead, "reliability": {"1": bins}}
+    rain = {**lead, "baselines": {"persistence": lead, "extrapolation": lead}, "reliability": {"1": bins}}
     assert sorted(pictures.evaluation_curves(rain)) == ["lead-times.png", "reliability.png"]
     assert pictures.evaluation_curves({"samples": 3}) == {}

@@ -281,7 +281,7 @@ def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, floa
     for epoch in range(config.epochs):
         progress.epoch = epoch
         train_loop.train_epoch(hybrid, optimizer, sets[0], config, progress, None)
-        values.append(train_loop.validate(hybrid, sets[1], job.recipe))
+        values.append(train_loop.validate(hybrid, sets[1], job.recipe)[0])
     for samples in sets:
         samples.remove()
     return values

@@ -283,19 +283,21 @@ def test_validation_is_the_mean_over_all_samples_whatever_the_batch_size() -> No
     records = [
         {"hypothesis": h, "references": [text], "source": text} for h, text in zip(hypotheses, texts, strict=True)
     ]
-    expected = Translator.summarise(records)["metrics"]
+    summary = Translator.summarise(records)
+    expected = summary["metrics"]
     translator.train()
     for size in (1, 4, 13):
         train = replace(recipe.train, batch_size=size, validate_samples=5)
-        values = validate(translator, samples, replace(recipe, train=train))
+        values, judged = validate(translator, samples, replace(recipe, train=train))
+        assert judged == summary
         assert values["val_loss"] == pytest.approx(total / terms, rel=2e-3)
         assert values["val_bleu"] == pytest.approx(expected["bleu"])
         assert values["val_chrf"] == pytest.approx(expected["chrf"])
         assert set(values) == {"val_loss", "val_bleu", "val_chrf"}
     assert not translator.training
 
-    without = validate(translator, samples, replace(recipe, train=replace(recipe.train, validate_samples=0)))
-    assert list(without) == ["val_loss"]
+    without, judged = validate(translator, samples, replace(recipe, train=replace(recipe.train, validate_samples=0)))
+    assert (list(without), judged) == (["val_loss"], {})
 
 
 @pytest.mark.usefixtures("alone")
