@@ -49,13 +49,15 @@ def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
         The summary: artifact, registered version, best metric, epochs, steps, bad samples, MLflow run.
 
     Raises:
+        UsageError: the cluster has GPUs, but fewer than workers.
         RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
     """
+    scaling, threads = _scaling(job.num_workers)
     tracker = _open_run(job, shards)
     try:
         initial = _initial_artifact(job, shards[0])
         prepared = [_prepare(job, initial, part) for part in shards]
-        result = _fit(job, tracker, initial, prepared)
+        result = _fit(job, tracker, initial, prepared, scaling, threads)
         summary = _finish(job, shards, tracker, initial, result)
     except BaseException:
         tracker.finish(succeeded=False)
@@ -152,10 +154,14 @@ def _features_folder(job: TrainJob, initial: Artifact, hybrid: Hybrid) -> str:
 
 # ---- Ray Train ---------------------------------------------------------------------------------------------------
 def _fit(
-    job: TrainJob, tracker: Tracker, initial: Artifact, prepared: list[tuple[list[Piece], Counter[str]]]
+    job: TrainJob,
+    tracker: Tracker,
+    initial: Artifact,
+    prepared: list[tuple[list[Piece], Counter[str]]],
+    scaling: ScalingConfig,
+    threads: int,
 ) -> Result:
     config = job.recipe.train
-    scaling, threads = _scaling(job.num_workers)
     with progress.shown(job.name, config.epochs) as reporter:
         task = TrainTask(
             recipe=job.recipe,
@@ -213,11 +219,13 @@ def _outage(error: TrainingFailedError) -> str | None:
 def _scaling(num_workers: int) -> tuple[ScalingConfig, int]:
     """What each worker asks of Ray, and its CPU threads: its share of a node's CPUs, with some left for Ray."""
     cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    gpu = ray.cluster_resources().get("GPU", 0) >= num_workers
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if 0 < gpus < num_workers:
+        raise UsageError(f"--num-workers is {num_workers}, but the cluster has {gpus} GPUs: use at most one for each")
     share = min(cpus) / -(-num_workers // len(cpus))
-    resources = {"CPU": 1.0, "GPU": 1.0} if gpu else {"CPU": max(0.1, 0.9 * share)}
+    resources = {"CPU": 1.0, "GPU": 1.0} if gpus else {"CPU": max(0.1, 0.9 * share)}
     threads = max(1, int(share))
-    return ScalingConfig(num_workers=num_workers, use_gpu=gpu, resources_per_worker=resources), threads
+    return ScalingConfig(num_workers=num_workers, use_gpu=gpus > 0, resources_per_worker=resources), threads
 
 
 def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, result: Result) -> dict[str, Any]:

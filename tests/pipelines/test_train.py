@@ -10,6 +10,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import ray
 import torch
 from PIL import Image
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
@@ -17,6 +18,7 @@ from safetensors.torch import load as load_tensors
 
 from hybrid_models import contract
 from hybrid_models.captioner import Captioner, CaptionerDecoding
+from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
 from pipelines import artifacts, infer, storage, train, train_job, train_loop
 from pipelines.batches import PreparedSamples
@@ -108,6 +110,23 @@ def test_samples_are_kept_once_for_all_seeds_and_trained_parts(tmp_path: Path) -
     assert folders[0] == folders[1] != folders[2]
     limited = replace(job, recipe=replace(RECIPE, limits=Limits(max_bytes=7)))
     assert train._features_folder(job, first, nets[0]) != train._features_folder(limited, first, nets[0])
+
+
+def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": False, "Resources": {"CPU": 1.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    for gpus, workers, per_worker, threads in (
+        (0, 2, {"CPU": pytest.approx(3.6)}, 4),
+        (4, 2, {"CPU": 1.0, "GPU": 1.0}, 4),
+        (4, 4, {"CPU": 1.0, "GPU": 1.0}, 2),
+    ):
+        monkeypatch.setattr(ray, "cluster_resources", lambda gpus=gpus: {"GPU": gpus} if gpus else {})
+        scaling, found = train._scaling(workers)
+        assert (scaling.use_gpu, scaling.num_workers, scaling.resources_per_worker, found) == (
+            gpus > 0, workers, per_worker, threads,
+        )  # fmt: skip
+    with pytest.raises(UsageError, match="--num-workers is 5, but the cluster has 4 GPUs: use at most one for each"):
+        train._scaling(5)
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
