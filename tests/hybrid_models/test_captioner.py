@@ -61,9 +61,6 @@ def fit(model, batch, steps, learning_rate=1e-2):
     return float(loss.total.detach() / loss.terms)
 
 
-# ---- text and preprocessing ----
-
-
 # ---- the encoder ----
 def test_pretrained_weights_are_loaded_strictly_without_their_classifier():
     model = build()

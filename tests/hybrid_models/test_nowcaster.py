@@ -32,12 +32,6 @@ def sample_of(media, config=TINY, with_target=True, **fields):
     return Nowcaster.preprocess(config, {})(Inputs(media, fields), with_target)
 
 
-# ---- configuration -------------------------------------------------------------------------------------------------
-
-
-# ---- preprocessing -------------------------------------------------------------------------------------------------
-
-
 # ---- batches and loss ----------------------------------------------------------------------------------------------
 def test_batches_are_padded_to_the_most_leads_without_loss():
     model = Nowcaster(TINY, {})
