@@ -203,7 +203,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Prepares the data set that the arguments name.
 
     Returns:
-        The summary: `{"dataset", "out", "splits": {name: rows}, "shards": count, "bytes": total}`.
+        The summary: `{"dataset", "out", "splits": {name: rows}, "in_train": {name: contents}, "shards", "bytes"}`.
 
     Raises:
         UsageError: the source is not what it should be, or the options do not fit it.

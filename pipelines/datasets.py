@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -64,14 +65,15 @@ class DatasetWriter:
         self.rows_per_shard = rows_per_shard
         self.options = dict(options)
         self._shards: dict[str, list[WrittenShard]] = {}
+        self._contents: dict[str, set[bytes]] = defaultdict(set)
 
     def write_tar(self, split: str, rows: Iterable[TarRow], rows_per_shard: int | None = None) -> None:
         """Writes rows as WebDataset shards: the members of a row share its key as file name."""
-        self._write_rows(split, rows, rows_per_shard, "tar", pack_tar)
+        self._write_rows(split, rows, rows_per_shard, "tar", pack_tar, _media)
 
     def write_jsonl(self, split: str, rows: Iterable[Mapping[str, Any]], rows_per_shard: int | None = None) -> None:
         """Writes rows as gzipped JSON lines."""
-        self._write_rows(split, rows, rows_per_shard, "jsonl.gz", pack_jsonl)
+        self._write_rows(split, rows, rows_per_shard, "jsonl.gz", pack_jsonl, _fields)
 
     def write_file(self, split: str, file_name: str, data: bytes, rows: int) -> None:
         """Writes one ready-made shard and remembers it for the manifest.
@@ -82,12 +84,20 @@ class DatasetWriter:
         uri = storage.join(self.out, name)
         if not _has_content(uri, data):
             storage.write_bytes(uri, data)
-        shard = WrittenShard(name, rows, len(data), hashlib.sha256(data).hexdigest())
+        digest = hashlib.sha256(data)
+        self._contents[split].add(digest.digest())
+        shard = WrittenShard(name, rows, len(data), digest.hexdigest())
         self._shards.setdefault(split, []).append(shard)
         log.debug("wrote %s (%d rows, %d bytes)", name, rows, len(data))
 
     def _write_rows(
-        self, split: str, rows: Iterable[Row], size: int | None, suffix: str, pack: Callable[[list[Row]], bytes]
+        self,
+        split: str,
+        rows: Iterable[Row],
+        size: int | None,
+        suffix: str,
+        pack: Callable[[list[Row]], bytes],
+        content: Callable[[Row], bytes],
     ) -> None:
         stream = iter(rows)
         label = re.sub(r"[^A-Za-z0-9]+", "-", split.replace("ds=", ""))
@@ -95,20 +105,24 @@ class DatasetWriter:
             chunk = list(itertools.islice(stream, size or self.rows_per_shard))
             if not chunk:
                 return
+            self._contents[split].update(hashlib.sha256(content(row)).digest() for row in chunk)
             self.write_file(split, f"{self.name}-{label}-{number:05d}.{suffix}", pack(chunk), len(chunk))
 
     def finish(self) -> dict[str, Any]:
         """Removes what an earlier call with other options left, writes the manifest, and returns the summary.
 
         Returns:
-            `{"dataset", "out", "splits": {name: rows}, "shards": count, "bytes": total}`.
+            `{"dataset", "out", "splits": {name: rows}, "in_train": {name: contents}, "shards": count, "bytes": total}`;
+            `in_train` counts what is in the training split, too: photographs, clips, pairs of sentences, events.
         """
         self._remove_stale()
+        in_train = self._in_train()
         manifest = {
             "format": FORMAT_VERSION,
             "dataset": self.name,
             "options": {"rows_per_shard": self.rows_per_shard, **self.options},
             "splits": {split: _split_entry(shards) for split, shards in self._shards.items()},
+            "in_train": in_train,
         }
         storage.write_bytes(storage.join(self.out, MANIFEST), json.dumps(manifest, indent=1).encode() + b"\n")
         written = [shard for shards in self._shards.values() for shard in shards]
@@ -116,9 +130,19 @@ class DatasetWriter:
             "dataset": self.name,
             "out": self.out,
             "splits": {split: entry["rows"] for split, entry in manifest["splits"].items()},  # type: ignore[attr-defined]
+            "in_train": in_train,
             "shards": len(written),
             "bytes": sum(shard.bytes for shard in written),
         }
+
+    def _in_train(self) -> dict[str, int]:
+        """Contents of the other splits that are in the training split, too: figures on them would flatter."""
+        train = self._contents["train"]
+        counts = {split: len(found & train) for split, found in self._contents.items() if split != "train"}
+        for split, count in counts.items():
+            if count:
+                log.warning("%s: %d rows of %s are in train, too: leave them out of one", self.name, count, split)
+        return counts
 
     def _remove_stale(self) -> None:
         """Shards of the previous manifest, or left by a call that was cut short; files of other names are not ours."""
@@ -131,6 +155,16 @@ class DatasetWriter:
             if name not in written and (name in earlier or ours.search(name)):
                 storage.delete(file.uri)
                 log.info("removed %s, which an earlier call had written", name)
+
+
+def _media(row: TarRow) -> bytes:
+    """A row's media, without what is said about them; all of it where there are none."""
+    media = [data for suffix, data in row[1].items() if suffix not in ("json", "txt")]
+    return b"".join(media or row[1].values())
+
+
+def _fields(row: Mapping[str, Any]) -> bytes:
+    return json.dumps({name: value for name, value in row.items() if name != "id"}).encode()
 
 
 def _has_content(uri: str, data: bytes) -> bool:

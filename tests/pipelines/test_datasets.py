@@ -46,6 +46,7 @@ def test_rows_are_cut_into_shards_in_order(tmp_path: Path) -> None:
         "dataset": "set",
         "out": str(tmp_path),
         "splits": {"train": 7, "night/ds=2026-01-01": 7},
+        "in_train": {"night/ds=2026-01-01": 0},
         "shards": 7,
         "bytes": sum(len(written[name]) for name in names + nights),
     }
@@ -68,6 +69,24 @@ def test_the_manifest_tells_the_truth(tmp_path: Path) -> None:
         assert shard == WrittenShard(shard.name, shard.rows, len(data), hashlib.sha256(data).hexdigest())
     for entry in manifest["splits"].values():
         assert entry["bytes"] == sum(shard["bytes"] for shard in entry["shards"])
+
+
+def test_what_is_in_train_too_is_counted_by_content(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = DatasetWriter(str(tmp_path), "set", 2, {})
+    for split, photos, pairs, event in (
+        ("train", b"abc", "xyz", b"first"),
+        ("val", b"dce", "uvw", b"second"),
+        ("test", b"dbf", "xzw", b"first"),
+    ):
+        rows = enumerate(zip(photos, pairs, strict=True))
+        taken = [(f"{split}{i}", bytes([photo]), pair) for i, (photo, pair) in rows]
+        writer.write_tar(split, [(key, {"jpg": photo, "json": key.encode()}) for key, photo, _ in taken])
+        writer.write_jsonl(split, [{"id": key, "en": pair} for key, _, pair in taken])
+        writer.write_file(split, f"{split}.nc", event, 4)
+    summary = writer.finish()
+    assert summary["in_train"] == {"val": 1, "test": 4}  # c; b, x, z and the event
+    assert json.loads((tmp_path / "_manifest.json").read_text())["in_train"] == summary["in_train"]
+    assert "4 rows of test are in train, too" in caplog.text
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from hybrid_models import contract
 from hybrid_models.captioner import Captioner, CaptionerDecoding
 from hybrid_models.errors import UsageError
-from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
+from hybrid_models.translator import Translator, TranslatorConfig, TranslatorDecoding
 from pipelines import artifacts, infer, storage, train, train_job, train_loop
 from pipelines.batches import PreparedSamples
 from pipelines.cluster import Resources
@@ -130,6 +130,13 @@ def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.Monkey
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
+def test_the_vocabulary_is_that_of_the_training_texts_alone(whole: Trained) -> None:
+    texts = [" ".join(reversed(sentence.split())) for sentence in tiny.sentences(230, 1)]
+    pairs = [{"en": source, "de": target} for source, target in zip(tiny.sentences(230, 1), texts, strict=True)]
+    alone = Translator.learn_assets(RECIPE.model, [t for pair in pairs for t in RECIPE.model.training_texts(pair)])
+    assert artifacts.read(f"{whole.job.run}/artifact").assets == alone
+
+
 def test_training_lowers_the_loss_and_keeps_the_best_model(whole: Trained) -> None:
     summary = whole.summary
     losses = [entry["val_loss"] for entry in whole.history if "val_loss" in entry]
