@@ -1,32 +1,32 @@
 """The nowcaster's network: ConvLSTM encoder and forecaster, for rain in coordinates that move along with it.
 
-Shi et al. 2015 with three things given to the network that few events cannot teach it:
+Shi et al. 2015 with four things given to the network that few events cannot teach it:
 
 - Rain moves. The frames are first moved along their own optical flow to where they would be at the issue time; the
   ConvLSTMs see what is left, growth and decay (Lagrangian coordinates, as Ritvanen et al. 2023), and what they forecast
   is moved on along the flow.
-- The newest frame is the first guess. The network changes it, and untrained it changes nothing: what it is trained from
-  is extrapolation along the flow, the usual baseline.
-- Small scales are forgotten first. What the network may change is how much of each scale of the newest frame is left
-  (the cascade of S-PROG, Seed 2003, with weights by place and lead time). The scales are taken of the rain rate itself:
-  smoothed logarithms lose the heavy rain.
-
-Beside the forecast it says how sure it is: the probability that the rain reaches each of `RAIN_THRESHOLDS` is a
-logistic regression on the forecast (Wilks 2009), whose slope and offset the network gives by place, lead time and
-threshold.
+- Small scales are forgotten first, as fast as the past frames tell (S-PROG, Seed 2003): how alike a scale of two
+  successive frames is, along the flow, to the power of the lead time, is how much of it is left. The scales are taken
+  of the rain rate itself: smoothed logarithms lose the heavy rain. That is the first guess.
+- What is learned is how likely the rain reaches each of `RAIN_THRESHOLDS`: a logistic regression on the first guess
+  (Wilks 2009), whose slope and offset the network gives by place, lead time and threshold. Likelihood is a proper
+  score: unlike errors of amounts, it does not reward too much rain or too little.
+- The forecast has as much rain as the newest frame, moved along, and as heavy (probability matching, Ebert 2001): its
+  values, the highest where most rain is expected.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own convention
 
-from hybrid_models.advection import estimate_motion, move, stays_inside, trajectories
+from hybrid_models.advection import MOTION_FRAMES, estimate_motion, move, stays_inside, trajectories
 from hybrid_models.contract import Loss, autocast
 from hybrid_models.conv_lstm import ConvLSTM
 from hybrid_models.frame_metrics import RAIN_THRESHOLDS
@@ -40,10 +40,9 @@ SCALES = 5
 
 _SLOPE = 20.0
 """Slope of an untrained probability, per unit of the network's scale."""
-_EVENTS = ((0.5, 0.37, 0.2), (1.0, 0.33, 0.3), (2.0, 0.28, 0.5), (5.0, 0.18, 1.3), (10.0, 0.10, 2.6))
-"""Rain rate that is an event (mm/h), cost of a false alarm, weight in the loss."""
-_STEEPNESS = 30.0
-"""Slope of the softened threshold, per unit of the network's scale: from 10 to 90 % within a factor of 1.7 in rain."""
+_EVEN = 1e-3
+"""Differences of expected rain below about this share of the newest frame mean nothing."""
+_TINY = 1e-6
 
 
 def to_scale(rain: Tensor) -> Tensor:
@@ -70,20 +69,17 @@ class EncoderForecaster(nn.Module):
         patch: side of the square of pixels that is one cell of the ConvLSTMs' grid (space to depth).
         hidden_dims: channels of each layer of encoder and forecaster.
         kernel_size: of the ConvLSTMs.
-        event_weight: in the loss, of missed events and false alarms beside the absolute error.
     """
 
-    def __init__(self, patch: int, hidden_dims: Sequence[int], kernel_size: int, event_weight: float) -> None:
+    def __init__(self, patch: int, hidden_dims: Sequence[int], kernel_size: int) -> None:
         super().__init__()
         self.patch = patch
-        self.event_weight = event_weight
         first, last = hidden_dims[0], hidden_dims[-1]
         self.stem = nn.Conv2d(2 * patch**2 + 1, first, 3, padding=1)
         self.encoder = ConvLSTM(first, hidden_dims, kernel_size)
         self.forecaster = ConvLSTM(first, hidden_dims, kernel_size)
         self.neck = nn.Conv2d(last, last, 3, padding=1)
-        maps = SCALES + 1 + 2 * len(RAIN_THRESHOLDS)
-        self.head = nn.Conv2d(last, maps, 3, padding=1)
+        self.head = nn.Conv2d(last, 2 * len(RAIN_THRESHOLDS), 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.get_parameter("bias"))
 
@@ -94,39 +90,40 @@ class EncoderForecaster(nn.Module):
             past: `[B, P, H, W]` mm/h, oldest first, NaN where nothing was measured; any grid.
             step_minutes: `[B]` minutes between frames, past and future.
         """
-        covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past)
-        moved = torch.stack(self._along_motion(to_scale(past), covered, past[:, -1], step_minutes, n_leads), dim=1)
-        return Nowcast(moved[:, :, 0], moved[:, :, 1:])
+        newest, logits = self._chances(past, step_minutes, n_leads)
+        return Nowcast(match(expected_rain(logits), newest), logits)
 
     def loss(self, past: Tensor, step_minutes: Tensor, future: Tensor) -> Loss:
-        """Error of the forecast and surprise at what came, where `future` `[B, L, H, W]` mm/h is measured."""
-        forecast, logits = self(past, step_minutes, future.shape[1])
-        measured, rain = torch.isfinite(future), torch.nan_to_num(future)
-        errors = _rain_error(forecast, rain, self.event_weight) + _surprise(logits, rain)
-        return Loss((errors * measured).sum(), measured.sum())
+        """Surprise at what came: the negative log likelihood of each threshold being reached or not, summed over the
+        thresholds, where `future` `[B, L, H, W]` mm/h is measured."""
+        _, logits = self._chances(past, step_minutes, future.shape[1])
+        levels = torch.tensor(RAIN_THRESHOLDS, device=future.device).view(-1, 1, 1)
+        rained = (torch.nan_to_num(future).unsqueeze(2) >= levels).to(logits.dtype)
+        surprise = F.binary_cross_entropy_with_logits(logits, rained, reduction="none").sum(dim=2)
+        measured = torch.isfinite(future)
+        return Loss((surprise * measured).sum(), measured.sum())
 
-    def _along_motion(
-        self, frames: Tensor, covered: Tensor, newest: Tensor, step_minutes: Tensor, n_leads: int
-    ) -> list[Tensor]:
-        """Changes the weights of the newest frame's scales, smoothly by place, and moves the sum along.
-
-        Each lead's forecast and logits, `[B, 1 + thresholds, H, W]`. The logits teach the forecast nothing.
-        """
+    def _chances(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> tuple[Tensor, Tensor]:
+        """The newest frame moved along, `[B, L, H, W]`, and the logits `[B, L, thresholds, H, W]`, from `forward`'s
+        arguments."""
+        covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past)
         with torch.no_grad():
-            motion = estimate_motion(frames, covered)
-            frames, covered = align(frames, covered, motion)
+            motion = estimate_motion(to_scale(past), covered)
+            aligned, covered = align(past, covered, motion)
             path = trajectories(motion, n_leads)
-            parts = scales(newest)
-            levels = to_scale(torch.tensor(RAIN_THRESHOLDS, device=newest.device)).view(-1, 1, 1)
-        height, width = newest.shape[-2:]
+            parts, kept = scales(past[:, -1]), persistences(aligned, covered)
+            means = parts.mean((2, 3), keepdim=True)
+            levels = to_scale(torch.tensor(RAIN_THRESHOLDS, device=past.device)).view(-1, 1, 1)
+        height, width = past.shape[-2:]
         moved = []
-        for lead, maps in enumerate(self._maps(frames, covered, step_minutes, n_leads)):
+        for lead, maps in enumerate(self._maps(to_scale(aligned), covered, step_minutes, n_leads)):
             maps = F.interpolate(maps, scale_factor=self.patch, mode="bilinear")[..., :height, :width]
-            changes, slopes, offsets = maps.split((SCALES + 1, len(levels), len(levels)), dim=1)
-            forecast = ((1 + changes) * parts).sum(dim=1, keepdim=True).clamp(0, MAX_MM_H)
-            logits = _SLOPE * slopes.exp() * (to_scale(forecast.detach()) - levels) + offsets
-            moved.append(move(torch.cat((forecast, logits), dim=1), path[:, lead]))
-        return moved
+            slopes, offsets = maps.split(len(levels), dim=1)
+            guess = (means + kept ** (lead + 1) * (parts - means)).sum(dim=1, keepdim=True)
+            logits = _SLOPE * slopes.exp() * (to_scale(guess.clamp(min=0)) - levels) + offsets
+            moved.append(move(torch.cat((past[:, -1:], logits), dim=1), path[:, lead]))
+        newest, logits = torch.stack(moved, dim=1).split((1, len(levels)), dim=2)
+        return newest.squeeze(2), logits
 
     def _maps(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
         """The head's maps for each lead time, `[B, channels, H/patch, W/patch]`, rounded up to whole cells."""
@@ -160,6 +157,37 @@ def extrapolate(past: Tensor, n_leads: int) -> Tensor:
     return torch.cat([move(rain[:, -1:], displacement) for displacement in path.unbind(1)], dim=1)
 
 
+def persistences(aligned: Tensor, covered: Tensor) -> Tensor:
+    """How alike each scale of successive frames is, `[B, SCALES + 1, 1, 1]`: the mean correlation of the newest frames,
+    `aligned` `[B, P, H, W]` along their motion, where all of them were `covered`."""
+    aligned, everywhere = aligned[:, -MOTION_FRAMES:], covered[:, -MOTION_FRAMES:].amin(dim=1, keepdim=True) > 0.99
+    pixels = everywhere.sum((2, 3), keepdim=True).clamp(min=1)
+    anomalies = []
+    for frame in aligned.unbind(1):
+        parts = scales(frame)
+        mean = (parts * everywhere).sum((2, 3), keepdim=True) / pixels
+        anomalies.append((parts - mean) * everywhere)
+    products = [(a * b).sum((2, 3), keepdim=True) for a, b in pairwise(anomalies)]
+    squares = [(a * a).sum((2, 3), keepdim=True) for a in anomalies]
+    sizes = [(a * b).sqrt().clamp(min=_TINY) for a, b in pairwise(squares)]
+    return torch.stack([product / size for product, size in zip(products, sizes, strict=True)]).mean(0).clamp(0, 1)
+
+
+def expected_rain(logits: Tensor) -> Tensor:
+    """Rain `[B, L, H, W]` in mm/h up to the highest threshold, as probabilities `[B, L, thresholds, H, W]` have it."""
+    chances = logits.sigmoid().cummin(dim=2).values
+    levels = torch.tensor((0.0, *RAIN_THRESHOLDS), device=logits.device)
+    return (chances * levels.diff().view(-1, 1, 1)).sum(dim=2)
+
+
+def match(expected: Tensor, like: Tensor) -> Tensor:
+    """The values of each frame of `like` `[B, L, H, W]`, the highest where most rain is `expected` (of the same shape);
+    where that is even, in the order of `like`."""
+    order = (expected + _EVEN * like).flatten(2).argsort(dim=2)
+    values = like.clamp(max=MAX_MM_H).flatten(2).sort(dim=2).values
+    return torch.empty_like(values).scatter_(2, order, values).view_as(like)
+
+
 def align(frames: Tensor, covered: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
     """Moves every frame along `motion` to the newest frame's time; what would come from outside is not covered."""
     back = trajectories(motion, frames.shape[1] - 1)
@@ -183,25 +211,3 @@ def scales(frame: Tensor) -> Tensor:
         parts.append(rest - smooth)
         rest = smooth
     return torch.cat((*parts, rest), dim=1)
-
-
-def _rain_error(forecast: Tensor, truth: Tensor, event_weight: float) -> Tensor:
-    """Error of each pixel `[B, L, H, W]` from rain in mm/h: absolute, on the network's scale, and in events.
-
-    For the event "at least so many mm/h" a false alarm costs c and a miss 1 - c: forecasting it pays wherever it is
-    more likely than c (the cost-loss model, Murphy 1977). CSI is best with c = CSI / (1 + CSI), and cares for an event
-    the more the rarer it is: `_EVENTS` has round figures of usual rain. The step at a threshold is softened.
-    """
-    forecast, truth_scaled = to_scale(forecast), to_scale(truth)
-    error = (forecast - truth_scaled).abs()
-    for threshold, cost, weight in _EVENTS:
-        level = to_scale(torch.tensor(threshold)).item()
-        warned, rained = torch.sigmoid((forecast - level) * _STEEPNESS), truth >= threshold
-        error = error + event_weight * weight * torch.where(rained, (1 - cost) * (1 - warned), cost * warned)
-    return error
-
-
-def _surprise(logits: Tensor, truth: Tensor) -> Tensor:
-    """Negative log likelihood of what was observed at each pixel `[B, L, H, W]`, summed over the thresholds."""
-    rained = truth.unsqueeze(2) >= torch.tensor(RAIN_THRESHOLDS, device=truth.device).view(-1, 1, 1)
-    return F.binary_cross_entropy_with_logits(logits, rained.to(logits.dtype), reduction="none").sum(dim=2)

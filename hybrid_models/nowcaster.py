@@ -75,11 +75,7 @@ class Nowcaster(Hybrid):
         super().__init__(config, assets)
         self.config: NowcasterConfig = cast(NowcasterConfig, config)
         sizes = (self.config.patch, self.config.hidden_dims, self.config.kernel_size)
-        self.net = (
-            EncoderForecaster(*sizes, self.config.event_weight)
-            if self.config.unit == "mm/h"
-            else FramePredictor(*sizes)
-        )
+        self.net = EncoderForecaster(*sizes) if self.config.unit == "mm/h" else FramePredictor(*sizes)
 
     @classmethod
     def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:

@@ -32,9 +32,7 @@ class NowcasterConfig(HybridConfig):
         UsageError: a size or weight is out of its range, or sizes do not fit together.
     """
 
-    not_in_samples: ClassVar[frozenset[str]] = frozenset(
-        {"patch", "hidden_dims", "kernel_size", "event_weight", "augment"}
-    )
+    not_in_samples: ClassVar[frozenset[str]] = frozenset({"patch", "hidden_dims", "kernel_size", "augment"})
 
     past_frames: int = 6
     """Frames that the network sees, the newest last."""
@@ -53,8 +51,6 @@ class NowcasterConfig(HybridConfig):
     """Channels of each ConvLSTM layer; for rain the same in encoder and forecaster."""
     kernel_size: int = 3
     """Width of the ConvLSTMs' square kernels; odd."""
-    event_weight: float = 1.0
-    """Weight, in the loss of rain, of missed events and false alarms beside the absolute error."""
     augment: bool = True
     """Train on random quarter turns and mirror images too; off where up is not down."""
 
@@ -68,8 +64,6 @@ class NowcasterConfig(HybridConfig):
             raise UsageError(f"kernel_size is {self.kernel_size}: it must be odd, to keep the grid")
         if self.unit == "mm/h" and self.past_frames < 2:
             raise UsageError("past_frames is 1: the motion of rain needs at least 2 frames")
-        if self.event_weight < 0:
-            raise UsageError(f"event_weight is {self.event_weight}: it must be 0 or more")
         if self.augment and self.height != self.width:
             raise UsageError(
                 f"grid {self.height}×{self.width} cannot be turned: make it square or set augment to False"

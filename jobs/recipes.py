@@ -88,7 +88,7 @@ def nowcaster_radar() -> Recipe:
         model=NowcasterConfig(past_frames=10),
         decoding=NowcasterDecoding(),
         train=TrainConfig(
-            epochs=2, batch_size=4, learning_rate=1e-3, warmup_steps=30, metric="csi_1", validate_samples=60
+            epochs=2, batch_size=4, learning_rate=1e-3, warmup_steps=30, metric="crps", validate_samples=60
         ),
     )
 

