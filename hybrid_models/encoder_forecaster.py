@@ -1,6 +1,6 @@
 """The nowcaster's network: ConvLSTM encoder and forecaster, for rain in coordinates that move along with it.
 
-Shi et al. 2015 with four things given to the network that few events cannot teach it:
+Shi et al. 2015 with things given to the network that few events cannot teach it:
 
 - Rain moves. The frames are first moved along their own optical flow to where they would be at the issue time; the
   ConvLSTMs see what is left, growth and decay (Lagrangian coordinates, as Ritvanen et al. 2023), and what they forecast
@@ -8,11 +8,11 @@ Shi et al. 2015 with four things given to the network that few events cannot tea
 - Small scales are forgotten first, as fast as the past frames tell (S-PROG, Seed 2003): how alike a scale of two
   successive frames is, along the flow, to the power of the lead time, is how much of it is left. The scales are taken
   of the rain rate itself: smoothed logarithms lose the heavy rain. That is the first guess.
-- What is learned is how likely the rain reaches each of `RAIN_THRESHOLDS`: a logistic regression on the first guess
-  (Wilks 2009), whose slope and offset the network gives by place, lead time and threshold. Likelihood is a proper
-  score: unlike errors of amounts, it does not reward too much rain or too little.
-- The forecast has as much rain as the newest frame, moved along, and as heavy (probability matching, Ebert 2001): its
-  values, the highest where most rain is expected.
+
+What it learns is how likely the rain reaches each of `RAIN_THRESHOLDS`: a logistic regression on the first guess (Wilks
+2009), whose slope and offset the network gives by place, lead time and threshold. Likelihood is a proper score: unlike
+errors of amounts, it does not reward too much rain or too little. The forecast has as much rain as the newest frame,
+moved along, and as heavy (probability matching, Ebert 2001): its values, the highest where most rain is expected.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ _SLOPE = 20.0
 _EVEN = 1e-3
 """Differences of expected rain below about this share of the newest frame mean nothing."""
 _TINY = 1e-6
+_WHOLE = 0.99
+"""Share of a moved pixel that must have been measured."""
 
 
 def to_scale(rain: Tensor) -> Tensor:
@@ -90,29 +92,30 @@ class EncoderForecaster(nn.Module):
             past: `[B, P, H, W]` mm/h, oldest first, NaN where nothing was measured; any grid.
             step_minutes: `[B]` minutes between frames, past and future.
         """
-        newest, logits = self._chances(past, step_minutes, n_leads)
-        return Nowcast(match(expected_rain(logits), newest), logits)
+        newest, seen, logits = self._chances(past, step_minutes, n_leads)
+        return Nowcast(match(expected_rain(logits), newest, seen), logits)
 
     def loss(self, past: Tensor, step_minutes: Tensor, future: Tensor) -> Loss:
         """Surprise at what came: the negative log likelihood of each threshold being reached or not, summed over the
         thresholds, where `future` `[B, L, H, W]` mm/h is measured."""
-        _, logits = self._chances(past, step_minutes, future.shape[1])
+        *_, logits = self._chances(past, step_minutes, future.shape[1])
         levels = torch.tensor(RAIN_THRESHOLDS, device=future.device).view(-1, 1, 1)
         rained = (torch.nan_to_num(future).unsqueeze(2) >= levels).to(logits.dtype)
         surprise = F.binary_cross_entropy_with_logits(logits, rained, reduction="none").sum(dim=2)
         measured = torch.isfinite(future)
         return Loss((surprise * measured).sum(), measured.sum())
 
-    def _chances(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> tuple[Tensor, Tensor]:
-        """The newest frame moved along, `[B, L, H, W]`, and the logits `[B, L, thresholds, H, W]`, from `forward`'s
-        arguments."""
-        covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past)
+    def _chances(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """From `forward`'s arguments the newest frame moved along and where that was measured, `[B, L, H, W]` each, and
+        the logits `[B, L, thresholds, H, W]`."""
+        covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past).clamp(max=MAX_MM_H)
+        newest, seen = past[:, -1:], covered[:, -1:]
         with torch.no_grad():
             motion = estimate_motion(to_scale(past), covered)
             aligned, covered = align(past, covered, motion)
             path = trajectories(motion, n_leads)
             parts, kept = scales(past[:, -1]), persistences(aligned, covered)
-            means = parts.mean((2, 3), keepdim=True)
+            means = _mean(parts, seen)
             levels = to_scale(torch.tensor(RAIN_THRESHOLDS, device=past.device)).view(-1, 1, 1)
         height, width = past.shape[-2:]
         moved = []
@@ -121,9 +124,9 @@ class EncoderForecaster(nn.Module):
             slopes, offsets = maps.split(len(levels), dim=1)
             guess = (means + kept ** (lead + 1) * (parts - means)).sum(dim=1, keepdim=True)
             logits = _SLOPE * slopes.exp() * (to_scale(guess.clamp(min=0)) - levels) + offsets
-            moved.append(move(torch.cat((past[:, -1:], logits), dim=1), path[:, lead]))
-        newest, logits = torch.stack(moved, dim=1).split((1, len(levels)), dim=2)
-        return newest.squeeze(2), logits
+            moved.append(move(torch.cat((newest, seen, logits), dim=1), path[:, lead]))
+        newest, seen, logits = torch.stack(moved, dim=1).split((1, 1, len(levels)), dim=2)
+        return newest.squeeze(2), seen.squeeze(2) > _WHOLE / 2, logits
 
     def _maps(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
         """The head's maps for each lead time, `[B, channels, H/patch, W/patch]`, rounded up to whole cells."""
@@ -159,18 +162,23 @@ def extrapolate(past: Tensor, n_leads: int) -> Tensor:
 
 def persistences(aligned: Tensor, covered: Tensor) -> Tensor:
     """How alike each scale of successive frames is, `[B, SCALES + 1, 1, 1]`: the mean correlation of the newest frames,
-    `aligned` `[B, P, H, W]` along their motion, where all of them were `covered`."""
-    aligned, everywhere = aligned[:, -MOTION_FRAMES:], covered[:, -MOTION_FRAMES:].amin(dim=1, keepdim=True) > 0.99
-    pixels = everywhere.sum((2, 3), keepdim=True).clamp(min=1)
-    anomalies = []
-    for frame in aligned.unbind(1):
-        parts = scales(frame)
-        mean = (parts * everywhere).sum((2, 3), keepdim=True) / pixels
-        anomalies.append((parts - mean) * everywhere)
-    products = [(a * b).sum((2, 3), keepdim=True) for a, b in pairwise(anomalies)]
-    squares = [(a * a).sum((2, 3), keepdim=True) for a in anomalies]
-    sizes = [(a * b).sqrt().clamp(min=_TINY) for a, b in pairwise(squares)]
-    return torch.stack([product / size for product, size in zip(products, sizes, strict=True)]).mean(0).clamp(0, 1)
+    `aligned` `[B, P, H, W]` along their motion, over the pairs with rain where both are `covered`; 1 without any."""
+    alike, known = [], []
+    frames = [(scales(frame), seen[:, None]) for frame, seen in zip(aligned.unbind(1), covered.unbind(1), strict=True)]
+    for (before, seen_before), (after, seen_after) in pairwise(frames[-MOTION_FRAMES:]):
+        both = ((seen_before > _WHOLE) & (seen_after > _WHOLE)).to(before.dtype)
+        before, after = ((parts - _mean(parts, both)) * both for parts in (before, after))
+        size = ((before * before).sum((2, 3), keepdim=True) * (after * after).sum((2, 3), keepdim=True)).sqrt()
+        known.append((size > _TINY).to(size.dtype))
+        alike.append((before * after).sum((2, 3), keepdim=True) / size.clamp(min=_TINY) * known[-1])
+    pairs = torch.stack(known).sum(0)
+    mean = torch.stack(alike).sum(0) / pairs.clamp(min=1)
+    return torch.where(pairs > 0, mean, 1).clamp(0, 1)
+
+
+def _mean(parts: Tensor, seen: Tensor) -> Tensor:
+    """Mean over the pixels that were `seen` `[B, 1, H, W]` of each of `parts` `[B, C, H, W]`: `[B, C, 1, 1]`."""
+    return (parts * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
 
 
 def expected_rain(logits: Tensor) -> Tensor:
@@ -180,12 +188,12 @@ def expected_rain(logits: Tensor) -> Tensor:
     return (chances * levels.diff().view(-1, 1, 1)).sum(dim=2)
 
 
-def match(expected: Tensor, like: Tensor) -> Tensor:
-    """The values of each frame of `like` `[B, L, H, W]`, the highest where most rain is `expected` (of the same shape);
-    where that is even, in the order of `like`."""
-    order = (expected + _EVEN * like).flatten(2).argsort(dim=2)
-    values = like.clamp(max=MAX_MM_H).flatten(2).sort(dim=2).values
-    return torch.empty_like(values).scatter_(2, order, values).view_as(like)
+def match(expected: Tensor, like: Tensor, seen: Tensor) -> Tensor:
+    """The values of each frame of `like` `[B, L, H, W]`, the highest where most rain is `expected` (of the same shape),
+    or where that is even, in the order of `like`; where `like` was not `seen` (False) it stays."""
+    order = (expected + _EVEN * like).masked_fill(~seen, -1).flatten(2).argsort(dim=2)
+    values = like.masked_fill(~seen, -1).flatten(2).sort(dim=2).values
+    return torch.where(seen, torch.empty_like(values).scatter_(2, order, values).view_as(like), like)
 
 
 def align(frames: Tensor, covered: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:

@@ -118,9 +118,42 @@ def test_scales_are_as_persistent_as_the_frames_are_alike():
     assert kept[0, 0] < 0.2  # the finest is drawn anew in each frame
     assert kept[0, 3:].min() > 0.9
     torch.testing.assert_close(persistences(still[:, None].repeat(1, 4, 1, 1), seen[:, :4]), torch.ones_like(kept))
-    frames[:, :, :, :32] = 100 * torch.rand(1, 5, 64, 32, generator=generator)
-    seen[..., :32] = 0
-    assert (persistences(frames, seen)[0, 3:] > 0.5).all(), "what is not covered does not count"
+    half = seen.clone()
+    half[..., :32] = 0
+    torch.testing.assert_close(persistences(frames * half, half)[0, 3:], kept[0, 3:], atol=0.1, rtol=0)
+
+
+def test_pairs_of_frames_that_tell_nothing_do_not_count():
+    frames = moving_shower(1).repeat(1, 6, 1, 1)
+    alone, dry, missing = torch.ones_like(frames), frames.clone(), torch.ones_like(frames)
+    dry[:, 1:3] = 0
+    missing[:, 3] = 0
+    same = torch.ones(1, SCALES + 1, 1, 1)
+    torch.testing.assert_close(persistences(dry, alone), same)
+    torch.testing.assert_close(persistences(frames * missing, missing), same)
+    torch.testing.assert_close(persistences(torch.zeros_like(frames), alone), same)
+
+
+def test_one_missing_frame_or_a_pixel_of_clutter_hardly_changes_the_forecast():
+    frames = moving_shower(8)
+    net, step, future = EncoderForecaster(8, (4,), 3), torch.tensor([5.0]), frames[:, 6:]
+    missing, clutter = frames[:, :6].clone(), frames[:, :6].clone()
+    missing[:, 2] = torch.nan
+    clutter[:, 3, 50, 50] = 1500
+    with torch.no_grad():
+        whole, one_less, one_wrong = (net.loss(past, step, future).total for past in (frames[:, :6], missing, clutter))
+    assert one_less < 1.1 * whole
+    assert one_wrong < 1.5 * whole
+
+
+def test_rain_stays_where_radars_look():
+    frames = moving_shower(6)
+    frames[..., 40:] = torch.nan
+    with torch.no_grad():
+        forecast = EncoderForecaster(8, (4,), 3)(frames[:, :4], torch.tensor([5.0]), 2).frames
+    still = extrapolate(frames[:, :4], 2)
+    torch.testing.assert_close(forecast[..., :40].mean(), still[..., :40].mean(), rtol=0.02, atol=0)
+    torch.testing.assert_close(forecast[..., 48:], still[..., 48:])
 
 
 def test_expected_rain_is_that_of_the_layers_between_thresholds():
@@ -131,9 +164,12 @@ def test_expected_rain_is_that_of_the_layers_between_thresholds():
 
 def test_matching_keeps_where_rain_is_expected_and_how_much_there_is():
     expected = torch.tensor([[[[0.0, 0.0, 0.5], [0.0, 3.0, 1.0]]]])
-    like = torch.tensor([[[[4.0, 0.0, 2.0], [0.1, 0.0, 700.0]]]])
-    torch.testing.assert_close(match(expected, like), torch.tensor([[[[0.1, 0.0, 2.0], [0.0, 100.0, 4.0]]]]))
-    torch.testing.assert_close(match(like, like), like.clamp(max=100))
+    like = torch.tensor([[[[4.0, 0.0, 2.0], [0.1, 0.0, 7.0]]]])
+    seen = torch.ones_like(like, dtype=torch.bool)
+    assert match(expected, like, seen).equal(torch.tensor([[[[0.1, 0.0, 2.0], [0.0, 7.0, 4.0]]]]))
+    assert match(like, like, seen).equal(like)
+    seen[..., 0] = False
+    assert match(expected, like, seen).equal(torch.tensor([[[[4.0, 0.0, 0.0], [0.1, 7.0, 2.0]]]]))
 
 
 def test_a_forecast_has_the_rain_of_the_newest_frame_whatever_the_network_says():
