@@ -125,7 +125,7 @@ def _tallies(thresholds: Sequence[str], parts: Mapping[str, np.ndarray]) -> dict
 def _ratio_tally(part: np.ndarray, whole: np.ndarray) -> Tally:
     """One sum by another, over all lead times, from `[records, leads]` each."""
     both = np.stack([part.sum(1), whole.sum(1)], axis=1).astype(np.float64)
-    return Tally(both, lambda total: float(total[0] / max(total[1], 1)))
+    return Tally(both, lambda total: float(total[0] / total[1]) if total[1] else 0.0)
 
 
 _COUNTS = ("hits", "misses", "false_alarms")

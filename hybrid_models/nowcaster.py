@@ -170,20 +170,20 @@ class Nowcaster(Hybrid):
     def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """CSI averaged over lead times and CRPS, both for rain only; MSE and MAE over all pixels, in the forecast's
         unit (mm/h, or intensity 0 … 1); details by lead time, those of all baselines under `baselines`. The
-        baseline is persistence, or for rain extrapolation along its motion, which is harder to beat."""
+        baseline is persistence, or for rain extrapolation along its motion."""
         metrics, details = summarise_by_lead(records)
         found = {name: summarise_by_lead(records, name) for name in records[0]["baselines"]}
         details |= {
             "samples": len(records),
             "baselines": {name: {"metrics": scores, **by_lead} for name, (scores, by_lead) in found.items()},
         }
-        hardest = list(found)[-1]
-        return {"metrics": metrics, "baseline": {"name": hardest, **found[hardest][0]}, "details": details}
+        rival = "extrapolation" if "extrapolation" in found else "persistence"
+        return {"metrics": metrics, "baseline": {"name": rival, **found[rival][0]}, "details": details}
 
     @classmethod
     def part(cls, shard: str, record: Mapping[str, Any]) -> str | None:
         """The event: a radar shard has one. Other shards are cut anywhere."""
-        return shard.rsplit("/", 1)[-1] if shard.endswith(".nc") else None
+        return shard.rsplit("/", 1)[-1] if shard.lower().endswith(".nc") else None
 
     @classmethod
     def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:

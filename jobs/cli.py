@@ -26,7 +26,7 @@ VERBS = {
     "demo": "make small data, train the three hybrids, infer two nights, query them",
     "prepare": "turn a public data set into shards",
     "train": "train a recipe on a Ray cluster and register the model",
-    "evaluate": "judge a model on held-out shards, beside its trivial baseline or another model",
+    "evaluate": "judge a model on held-out shards, beside a baseline or another model",
     "models": "list the registered models",
     "promote": "make a model the champion, if it is not worse than the one in use",
     "infer": "run a model over shards into one night of a table",

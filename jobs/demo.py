@@ -139,7 +139,7 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
 
 
 def _promoted(hybrid: str, model: str, test: str, lake: str, mlflow: str) -> str:
-    """The champion, if the model beats its trivial baseline; otherwise the model itself."""
+    """The champion, if the model beats its baseline; otherwise the model itself."""
     try:
         promote.run(hybrid, promote.PromoteOptions(test, storage=lake, resources=SMALL), model, mlflow)
     except RefusedError as refusal:  # of a training made shorter by its options

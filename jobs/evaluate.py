@@ -1,4 +1,4 @@
-"""`hybrid evaluate`: judge a model on held-out shards, beside its trivial baseline or beside another model."""
+"""`hybrid evaluate`: judge a model on held-out shards, beside a baseline or beside another model."""
 
 from __future__ import annotations
 

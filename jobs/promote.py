@@ -97,9 +97,10 @@ def run(hybrid: str, options: PromoteOptions, model: str, tracking_uri: str) -> 
         "champion_before": before,
         **({} if verdict is None else {**asdict(verdict), "passed": verdict.passed}),
     }
-    registry.note(tracking_uri, hybrid, candidate.version, decision)  # first: a champion without its reason must not be
-    if promoted:
+    registry.note(tracking_uri, hybrid, candidate.version, {**decision, "promoted": False})
+    if promoted:  # only now: a champion always has its reason
         registry.promote(tracking_uri, hybrid, candidate.version)
+        registry.note(tracking_uri, hybrid, candidate.version, decision)
     run_id = _record(tracking_uri, candidate, decision)
     if not promoted:
         raise RefusedError(f"{verdict}: not promoted; --force REASON promotes it all the same")

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tyro import MISSING
 
@@ -46,6 +46,8 @@ class TrainOptions:
     """Name of the run, by default the recipe's; the same name goes on where it stopped."""
     num_workers: int = 1
     """Training processes, one for each GPU or share of the CPUs."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """Whether each of them takes a GPU: auto, if the cluster has any now; yes, also where it must grow first."""
     mlflow: str = ""
     """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
     pictures: int = 4
@@ -80,6 +82,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         num_workers=options.num_workers,
         resources=options.resources,
         pictures=options.pictures,
+        gpu=options.gpu,
     )
     shards = train_job.check(job)
     if (summary := train_job.finished(job)) is not None:

@@ -80,13 +80,15 @@ class DatasetWriter:
 
         One that is there with this content already is left alone, so that what was computed from it stays valid.
         """
+        self._contents[split].add(hashlib.sha256(data).digest())
+        self._write(split, file_name, data, rows)
+
+    def _write(self, split: str, file_name: str, data: bytes, rows: int) -> None:
         name = f"{split}/{file_name}"
         uri = storage.join(self.out, name)
         if not _has_content(uri, data):
             storage.write_bytes(uri, data)
-        digest = hashlib.sha256(data)
-        self._contents[split].add(digest.digest())
-        shard = WrittenShard(name, rows, len(data), digest.hexdigest())
+        shard = WrittenShard(name, rows, len(data), hashlib.sha256(data).hexdigest())
         self._shards.setdefault(split, []).append(shard)
         log.debug("wrote %s (%d rows, %d bytes)", name, rows, len(data))
 
@@ -106,7 +108,7 @@ class DatasetWriter:
             if not chunk:
                 return
             self._contents[split].update(hashlib.sha256(content(row)).digest() for row in chunk)
-            self.write_file(split, f"{self.name}-{label}-{number:05d}.{suffix}", pack(chunk), len(chunk))
+            self._write(split, f"{self.name}-{label}-{number:05d}.{suffix}", pack(chunk), len(chunk))
 
     def finish(self) -> dict[str, Any]:
         """Removes what an earlier call with other options left, writes the manifest, and returns the summary.
@@ -141,7 +143,7 @@ class DatasetWriter:
         counts = {split: len(found & train) for split, found in self._contents.items() if split != "train"}
         for split, count in counts.items():
             if count:
-                log.warning("%s: %d rows of %s are in train, too: leave them out of one", self.name, count, split)
+                log.warning("%s: %d contents of %s are in train, too: leave them out of one", self.name, count, split)
         return counts
 
     def _remove_stale(self) -> None:

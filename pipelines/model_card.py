@@ -18,7 +18,7 @@ def model_card(name: str, recipe: Recipe, hybrid: Hybrid, training: Mapping[str,
         name: of the run.
         recipe: what was trained and how.
         hybrid: the model.
-        training: `recipe` (its name), `data`, `run`, `epoch`, and on validation data `metrics` and those of the trivial
+        training: `recipe` (its name), `data`, `run`, `epoch`, and on validation data `metrics` and those of the
             `baseline`, which has a `name`.
         pictures: names of files beside the card that it shows; of an animation's two files the one that moves.
     """

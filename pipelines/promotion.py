@@ -15,7 +15,7 @@ from pipelines.limits import MAX_BAD_SHARE
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a candidate does beside its rival: the champion, or without one the hybrid's trivial baseline."""
+    """How a candidate does beside its rival: the champion, or without one the hybrid's baseline."""
 
     candidate: str
     rival: str

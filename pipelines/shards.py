@@ -313,7 +313,7 @@ READERS: dict[str, Reader] = {
 
 def is_event(uri: str) -> bool:
     """Whether a shard is a radar event, whose rows are windows that share frames."""
-    return uri.endswith(".nc")
+    return uri.lower().endswith(".nc")
 
 
 # ---- numbering and blocks ----------------------------------------------------------------------------------------

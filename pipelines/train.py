@@ -52,7 +52,7 @@ def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
         UsageError: the cluster has GPUs, but fewer than workers.
         RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
     """
-    scaling, threads = _scaling(job.num_workers)
+    scaling, threads = _scaling(job.num_workers, job.gpu)
     tracker = _open_run(job, shards)
     try:
         initial = _initial_artifact(job, shards[0])
@@ -216,16 +216,18 @@ def _outage(error: TrainingFailedError) -> str | None:
     return store[0].splitlines()[0] if store else None
 
 
-def _scaling(num_workers: int) -> tuple[ScalingConfig, int]:
+def _scaling(num_workers: int, gpu: str) -> tuple[ScalingConfig, int]:
     """What each worker asks of Ray, and its CPU threads: its share of a node's CPUs, with some left for Ray."""
     cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if 0 < gpus < num_workers:
-        raise UsageError(f"--num-workers is {num_workers}, but the cluster has {gpus} GPUs: use at most one for each")
+    if gpu == "auto" and 0 < gpus < num_workers:
+        advice = "use at most one for each, or --gpu yes where the cluster grows"
+        raise UsageError(f"--num-workers is {num_workers}, but the cluster has {gpus} GPUs: {advice}")
+    use_gpu = gpu == "yes" or (gpu == "auto" and gpus > 0)
     share = min(cpus) / -(-num_workers // len(cpus))
-    resources = {"CPU": 1.0, "GPU": 1.0} if gpus else {"CPU": max(0.1, 0.9 * share)}
+    resources = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": max(0.1, 0.9 * share)}
     threads = max(1, int(share))
-    return ScalingConfig(num_workers=num_workers, use_gpu=gpus > 0, resources_per_worker=resources), threads
+    return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources), threads
 
 
 def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, result: Result) -> dict[str, Any]:
@@ -296,11 +298,20 @@ def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any], di
         try:
             with checkpoint.as_directory() as folder:
                 weights = storage.read_bytes(f"{folder}/{artifacts.WEIGHTS}")
-                judged = json.loads(storage.read_text(f"{folder}/{CHECKPOINT_VALIDATION}"))
+                judged = _judged(f"{folder}/{CHECKPOINT_VALIDATION}")
             artifacts.load_state(hybrid, weights, str(checkpoint.path))
-        except (UsageError, FileNotFoundError, json.JSONDecodeError) as error:
+        except (UsageError, FileNotFoundError) as error:
             log.warning("the best checkpoint is passed over: %s", error)
             damage = UsageError(str(error))
         else:
             return hybrid, metrics, judged
     raise damage
+
+
+def _judged(uri: str) -> dict[str, Any]:
+    """How an epoch's validation came out; without it the model card has fewer curves."""
+    try:
+        return dict(json.loads(storage.read_text(uri)))
+    except (FileNotFoundError, ValueError) as error:
+        log.warning("the curves of the best epoch's validation are left out: %s: %s", uri, error)
+        return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hybrid_models.errors import UsageError
 from pipelines import artifacts, storage, tracking
@@ -30,6 +30,7 @@ class TrainJob:
         num_workers: training processes.
         resources: for decoding and features.
         pictures: how many validation samples the model card shows; without any it has no curves either.
+        gpu: whether each training process takes a GPU: "yes", "no", or "auto", if the cluster has any now.
     """
 
     recipe: Recipe
@@ -41,6 +42,7 @@ class TrainJob:
     num_workers: int
     resources: Resources
     pictures: int = 0
+    gpu: Literal["auto", "yes", "no"] = "auto"
 
     @property
     def runs(self) -> str:

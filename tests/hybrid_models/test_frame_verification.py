@@ -118,6 +118,9 @@ def test_video_that_is_measured_in_parts_is_judged_there():
     observed[0, :4] = np.nan  # no window is whole in the first frame, half of its pixels are there
     metrics, details = summarise_by_lead([{**record(forecast, observed, 1, ()), "thresholds": []}])
     second = np.square(forecast - observed)[1].sum()
+    half = summarise_by_lead([{**record(forecast[:1], observed[:1], 1, ()), "thresholds": []}])[0]
+    error = np.square(forecast - observed)[0, 4:].mean()
+    assert half["frame_mse"] == pytest.approx(80 * error), "half a frame tells of a whole one"
     assert metrics["frame_mse"] == pytest.approx((np.square(forecast - observed)[0, 4:].sum() + second) / 1.5)
     assert metrics["ssim"] == pytest.approx(ssim(forecast, observed)[1])
     assert details["ssim"] == [None, pytest.approx(metrics["ssim"])]

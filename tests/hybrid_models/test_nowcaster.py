@@ -227,10 +227,15 @@ def weather(rng, frames=7, size=32):
 def test_a_trained_model_beats_its_baselines_in_weather_that_it_has_not_seen():
     torch.manual_seed(0)
     rng, model = np.random.default_rng(0), Nowcaster(TINY, {})
-    train(model, model.collate([sample_of(weather(rng)) for _ in range(32)]), 50, 1e-2)
-    unseen = [sample_of(weather(rng)) for _ in range(16)]
-    outputs = model.predict(model.collate(unseen), NowcasterDecoding())
-    summary = model.summarise([model.record(*pair) for pair in zip(unseen, outputs, strict=True)])
+    seen, unseen = ([sample_of(weather(rng)) for _ in range(count)] for count in (32, 16))
+    crps = []
+    for trained in (False, True):
+        if trained:
+            train(model, model.collate(seen), 50, 1e-2)
+        outputs = model.predict(model.collate(unseen), NowcasterDecoding())
+        summary = model.summarise([model.record(*pair) for pair in zip(unseen, outputs, strict=True)])
+        crps.append(summary["metrics"]["crps"])
+    assert crps[1] < 0.85 * crps[0], "training is what makes it so sure"
     persistence = summary["details"]["baselines"]["persistence"]["metrics"]
     for score, margin in (("csi_1", 0.03), ("csi_5", 0.05), ("csi_10", 0.05)):
         assert summary["metrics"][score] > persistence[score] + margin, score
@@ -269,6 +274,7 @@ def test_a_tiny_model_learns_how_sure_it_can_be():
 
 def test_parts_of_a_test_set_are_events():
     assert Nowcaster.part("s3://lake/radar/test/knmi_2010.nc", {}) == "knmi_2010.nc"
+    assert Nowcaster.part("s3://lake/radar/test/KNMI.NC", {}) == "KNMI.NC"
     assert Nowcaster.part("s3://lake/digits/test/part-00000.tar", {}) is None
 
 

@@ -131,7 +131,8 @@ def test_a_champion_never_lacks_its_reason(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(ConnectionError):
             main(["translator", "--force", "the old one fails", "--mlflow", uri])
     tags = mlflow.MlflowClient(uri).get_model_version("translator", "1").tags
-    assert json.loads(tags["hybrid.promotion"])["forced"] == "the old one fails"
+    noted = json.loads(tags["hybrid.promotion"])
+    assert (noted["forced"], noted["promoted"]) == ("the old one fails", False)
     assert registry.champion(uri, "translator") is None
     assert main(["translator", "--force", "the old one fails", "--mlflow", uri])["promoted"]
     assert registry.champion(uri, "translator") == "1"

@@ -41,4 +41,4 @@ def test_directions_of_the_metrics() -> None:
     assert directions["translator-multi30k"] == ("bleu", True)
     assert directions["captioner-flickr8k"] == ("cider_d", True)
     assert directions["nowcaster-moving-mnist"] == ("mse", False)
-    assert directions["nowcaster-radar"] == ("csi_1", True)
+    assert directions["nowcaster-radar"] == ("crps", False)

@@ -72,7 +72,7 @@ def test_the_manifest_tells_the_truth(tmp_path: Path) -> None:
 
 
 def test_what_is_in_train_too_is_counted_by_content(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    writer = DatasetWriter(str(tmp_path), "set", 2, {})
+    writer = DatasetWriter(str(tmp_path), "set", 3, {})
     for split, photos, pairs, event in (
         ("train", b"abc", "xyz", b"first"),
         ("val", b"dce", "uvw", b"second"),
@@ -86,7 +86,7 @@ def test_what_is_in_train_too_is_counted_by_content(tmp_path: Path, caplog: pyte
     summary = writer.finish()
     assert summary["in_train"] == {"val": 1, "test": 4}  # c; b, x, z and the event
     assert json.loads((tmp_path / "_manifest.json").read_text())["in_train"] == summary["in_train"]
-    assert "4 rows of test are in train, too" in caplog.text
+    assert "4 contents of test are in train, too" in caplog.text
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:

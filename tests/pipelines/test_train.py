@@ -115,18 +115,22 @@ def test_samples_are_kept_once_for_all_seeds_and_trained_parts(tmp_path: Path) -
 def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": False, "Resources": {"CPU": 1.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    for gpus, workers, per_worker, threads in (
-        (0, 2, {"CPU": pytest.approx(3.6)}, 4),
-        (4, 2, {"CPU": 1.0, "GPU": 1.0}, 4),
-        (4, 4, {"CPU": 1.0, "GPU": 1.0}, 2),
+    for gpus, wanted, workers, per_worker, threads in (
+        (0, "auto", 2, {"CPU": pytest.approx(3.6)}, 4),
+        (4, "auto", 2, {"CPU": 1.0, "GPU": 1.0}, 4),
+        (4, "auto", 4, {"CPU": 1.0, "GPU": 1.0}, 2),
+        (4, "no", 2, {"CPU": pytest.approx(3.6)}, 4),
+        (0, "yes", 2, {"CPU": 1.0, "GPU": 1.0}, 4),
     ):
         monkeypatch.setattr(ray, "cluster_resources", lambda gpus=gpus: {"GPU": gpus} if gpus else {})
-        scaling, found = train._scaling(workers)
+        scaling, found = train._scaling(workers, wanted)
         assert (scaling.use_gpu, scaling.num_workers, scaling.resources_per_worker, found) == (
-            gpus > 0, workers, per_worker, threads,
+            "GPU" in per_worker, workers, per_worker, threads,
         )  # fmt: skip
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 4})
     with pytest.raises(UsageError, match="--num-workers is 5, but the cluster has 4 GPUs: use at most one for each"):
-        train._scaling(5)
+        train._scaling(5, "auto")
+    assert train._scaling(5, "yes")[0].use_gpu, "the cluster may grow"
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
