@@ -164,8 +164,9 @@ def persistences(aligned: Tensor, covered: Tensor) -> Tensor:
     """How alike each scale of successive frames is, `[B, SCALES + 1, 1, 1]`: the mean correlation of the newest frames,
     `aligned` `[B, P, H, W]` along their motion, over the pairs with rain where both are `covered`; 1 without any."""
     alike, known = [], []
-    frames = [(scales(frame), seen[:, None]) for frame, seen in zip(aligned.unbind(1), covered.unbind(1), strict=True)]
-    for (before, seen_before), (after, seen_after) in pairwise(frames[-MOTION_FRAMES:]):
+    newest = (frames[:, -MOTION_FRAMES:].unbind(1) for frames in (aligned, covered))
+    frames = [(scales(frame), seen[:, None]) for frame, seen in zip(*newest, strict=True)]
+    for (before, seen_before), (after, seen_after) in pairwise(frames):
         both = ((seen_before > _WHOLE) & (seen_after > _WHOLE)).to(before.dtype)
         before, after = ((parts - _mean(parts, both)) * both for parts in (before, after))
         size = ((before * before).sum((2, 3), keepdim=True) * (after * after).sum((2, 3), keepdim=True)).sqrt()
