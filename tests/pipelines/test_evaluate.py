@@ -1,3 +1,5 @@
+import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,6 +7,7 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
+from PIL import Image
 
 from hybrid_models.errors import UsageError
 from hybrid_models.nowcaster import Nowcaster, NowcasterDecoding
@@ -91,6 +94,33 @@ def test_models_of_two_directions_do_not_compare(job: Evaluation, tmp_path: Path
     other = replace(job, artifact=artifacts.read(str(tmp_path / "back")))
     with pytest.raises(UsageError, match=r"do not compare: for 20 of 20 samples, such as row 0 of .*pairs\.jsonl"):
         evaluate.compare(job, other, RESOURCES)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_captioners_are_compared_by_photograph(tmp_path: Path) -> None:
+    """The first model writes half of the references itself."""
+    photos = [tiny.jpeg(row) for row in range(8)]
+    images = [Image.open(io.BytesIO(photo)) for photo in photos[::2]]
+    own = tiny.captioner().caption(images, beam_size=1, max_length=8)
+    members = []
+    for row, (photo, text) in enumerate(zip(photos, tiny.sentences(8, seed=3), strict=True)):
+        captions = {"captions": [text, text if row % 2 else own[row // 2]]}
+        members += [(f"{row}.jpg", photo), (f"{row}.json", json.dumps(captions).encode())]
+    storage.write_bytes(str(tmp_path / "test/photos.tar"), tiny.tar(members))
+    models = [artifacts.read(tiny.write_captioner(str(tmp_path / f"model-{seed}"), seed)) for seed in (0, 1)]
+    shards = list_shards(str(tmp_path / "test"))
+    jobs = [Evaluation(shards, str(tmp_path), artifact, artifact.decoding) for artifact in models]
+    judged = [evaluate.evaluate(job, RESOURCES)["metrics"] for job in jobs]
+
+    found = evaluate.compare(*jobs, RESOURCES)
+    assert (found["samples"], found["only_first"], found["only_second"]) == (8, 0, 0)
+    assert set(found["metrics"]) == {"cider_d", "bleu4"}
+    for name, both in found["metrics"].items():
+        assert (both["first"], both["second"]) == pytest.approx((judged[0][name], judged[1][name]))
+        assert both["low"] <= both["difference"] <= both["high"]
+    cider_d = found["metrics"]["cider_d"]
+    assert cider_d["first"] > 0.1, "it meets its own words"
+    assert cider_d["low"] < cider_d["difference"] < cider_d["high"] <= 0
 
 
 @pytest.mark.usefixtures("ray_cluster")
