@@ -109,10 +109,10 @@ def test_captioners_are_compared_by_photograph(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "test/photos.tar"), tiny.tar(members))
     models = [artifacts.read(tiny.write_captioner(str(tmp_path / f"model-{seed}"), seed)) for seed in (0, 1)]
     shards = list_shards(str(tmp_path / "test"))
-    jobs = [Evaluation(shards, str(tmp_path), artifact, artifact.decoding) for artifact in models]
-    judged = [evaluate.evaluate(job, RESOURCES)["metrics"] for job in jobs]
+    first, second = (Evaluation(shards, str(tmp_path), artifact, artifact.decoding) for artifact in models)
+    judged = [evaluate.evaluate(job, RESOURCES)["metrics"] for job in (first, second)]
 
-    found = evaluate.compare(*jobs, RESOURCES)
+    found = evaluate.compare(first, second, RESOURCES)
     assert (found["samples"], found["only_first"], found["only_second"]) == (8, 0, 0)
     assert set(found["metrics"]) == {"cider_d", "bleu4"}
     for name, both in found["metrics"].items():
