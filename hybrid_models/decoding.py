@@ -68,7 +68,9 @@ class SearchOptions:
         if self.beam_size < 1:
             raise UsageError(f"beam_size is {self.beam_size}: it must be at least 1 (1 is greedy search)")
         if self.beam_size > MOST_BEAM:
-            raise UsageError(f"beam_size is {self.beam_size}: it must be at most {MOST_BEAM}; wider beams are no better")
+            raise UsageError(
+                f"beam_size is {self.beam_size}: it must be at most {MOST_BEAM}; wider beams are no better"
+            )
         if self.length_penalty < 0:
             raise UsageError(f"length_penalty is {self.length_penalty}: it must be 0 (off) or more")
         if self.min_length < 0:

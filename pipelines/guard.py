@@ -450,4 +450,3 @@ def limit_memory(extra: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = data + extra
     resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
-

@@ -83,7 +83,6 @@ class _Worker:
         if batch:
             yield batch
 
-
     def outcomes(
         self, samples: pa.Table, work: Callable[[Rows], list[Any]], purpose: str
     ) -> Iterator[tuple[int, Any | str]]:

@@ -96,10 +96,10 @@ class Decode:
         return self.preprocess(Inputs(media, json.loads(row["fields"])), self.with_target)
 
     def _output_bytes(self, sample: Sample) -> int:
-        size = self.preprocess.output_bytes(sample)
-        if size > self.limits.max_output_bytes:
-            message = f"its prediction would have {size:,} bytes, more than max_output_bytes={self.limits.max_output_bytes:,}"
-            raise BadSample("OutputTooLarge", message)
+        size, most = self.preprocess.output_bytes(sample), self.limits.max_output_bytes
+        if size > most:
+            reason = f"its prediction would have {size:,} bytes, more than max_output_bytes={most:,}"
+            raise BadSample("OutputTooLarge", reason)
         return size
 
 

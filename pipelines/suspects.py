@@ -41,7 +41,7 @@ class Note:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             for begun, following in _pairs(os.pread(self._file, os.fstat(self._file).st_size, 0).splitlines()):
-                if begun and not following == b"end":
+                if begun and following != b"end":
                     self.deaths[tuple(json.loads(begun))] += 1
         return self
 

@@ -59,13 +59,16 @@ def test_a_note_of_work_that_ended_accuses_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("bad", "deaths"), [({3}, 1 + 1 + 1 + 1 + 2), (set(), 1)])
 def test_the_halving_goes_on_when_the_process_dies(tmp_path: Path, bad: set[int], deaths: int) -> None:
     code = MODEL.format(bad=bad or "set()", innocent=str(tmp_path / "innocent"))
-    for starts in range(20):
+    starts = 0
+    while starts < 20:
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "note")],
-            cwd=tiny.ROOT, env={**os.environ, "PYTHONPATH": str(tiny.ROOT)}, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(tiny.ROOT)}, capture_output=True, text=True,
+            check=False,
         )  # fmt: skip
         if done.returncode == 0:
             break
+        starts += 1
     assert starts == deaths
     found = [(0, 1), (2,), (3,), (4,), (5, 6)] if bad else [(0, 1, 2, 3, 4), (5, 6)]
     told = "PredictionCrashed: the process that predicted this row died (2 times)"
