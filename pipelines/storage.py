@@ -19,6 +19,7 @@ import fsspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from hybrid_models.errors import UsageError
+from pipelines.secrets import shown
 
 READ_BUFFER = 1 << 20
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -51,9 +52,18 @@ def is_local(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """The same place as a URI that does not depend on the working directory: an absolute path, or the URI itself."""
+    """The same place as a URI that does not depend on the working directory: an absolute path, or the URI itself.
+
+    Raises:
+        UsageError: it holds a password or token, which would be stored with every row.
+    """
     if is_local(uri):
         return str(Path(uri.removeprefix("file://")).expanduser().resolve())
+    if shown(uri) != uri:
+        raise UsageError(
+            f"{shown(uri)} holds a password or token, which tables and pages would show: take it from the address "
+            "and set AWS_…, or FSSPEC_… for other stores (FSSPEC_FTP_PASSWORD)"
+        )
     return uri.rstrip("/")
 
 
@@ -69,7 +79,7 @@ def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.core.url_to_fs(absolute(uri), **options))
     except (ValueError, ImportError) as error:
         hint = " (pip install 'hybrid-pipelines[s3]')" if uri.startswith("s3://") else ""
-        raise UsageError(f"cannot open {uri}: {error}{hint}") from error
+        raise UsageError(f"cannot open {uri}: {shown(str(error))}{hint}") from error
 
 
 def _scheme(uri: str) -> str:
@@ -85,7 +95,7 @@ def failed(operation: str, uri: str, error: Exception) -> StorageError:
         hint = "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     elif re.search(r"connect\b|credentials", cause, re.IGNORECASE):
         hint = "; check AWS_ENDPOINT_URL and the AWS_… credentials"
-    return StorageError(f"cannot {operation} {uri}: {cause}{hint}")
+    return StorageError(f"cannot {operation} {shown(uri)}: {shown(cause)}{hint}")
 
 
 def _info(scheme: str, entry: dict) -> FileInfo:
