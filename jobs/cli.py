@@ -15,11 +15,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from jobs.errors import EndedError
 from pipelines import logs
+from pipelines.secrets import shown
 
 T = TypeVar("T")
 VERBS = {
@@ -88,7 +90,7 @@ def run(verb: Main, argv: list[str]) -> None:
         if os.environ.get("HYBRID_TRACEBACK") == "1":
             logging.exception("traceback")
     if message:
-        print(f"hybrid: {message}", file=sys.stderr, flush=True)
+        print(f"hybrid: {shown(message)}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -136,13 +138,27 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, defau
 
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), _unwrapped(argv):
             options: dict[str, Any] = {} if default is None else {"default": default}
             return tyro.cli(kind, args=list(argv), prog=prog, description=description, **options)
     except SystemExit as exit_:
         if not exit_.code:
             raise
         raise UsageError(one_line(errors.getvalue())) from None
+
+
+@contextmanager
+def _unwrapped(argv: Sequence[str]) -> Iterator[None]:
+    """Error messages as wide as they are: half an address cannot be told from other text."""
+    before = os.environ.get("COLUMNS")
+    if not {"-h", "--help"} & set(argv):
+        os.environ["COLUMNS"] = "100000"
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def one_line(text: str) -> str:

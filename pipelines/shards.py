@@ -6,6 +6,7 @@ with an error, so a truncated or unreadable shard still has a last row and the n
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -48,6 +49,10 @@ MAX_ID = 1000
 """Characters of a sample's id."""
 MAX_ERROR = 2000
 """Characters of an error row's reason."""
+FOREIGN = {
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),  # first: it begins like UTF-16
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ def list_shards(uri: str) -> list[Shard]:
     """
     files = storage.list_files(uri)
     if not files:
-        raise NoShardsError(f"no shards found at {uri}: check the address, or write some with `hybrid prepare`")
+        why = "it is empty" if storage.exists(uri) else "there is nothing"
+        raise NoShardsError(f"no shards found at {uri}: {why}; check the address, or write some with `hybrid prepare`")
     unknown = [file.uri for file in files if _suffix(file.name) is None]
     if unknown:
         known = ", ".join(READERS)
@@ -215,9 +221,19 @@ def _json_object(text: bytes | str) -> dict[str, Any]:
 
 
 def _lines(stream: BinaryIO, options: ReadOptions) -> Iterator[tuple[str | None, str | None]]:
-    """`(line, None)` or `(None, error)` for each line, in bounded memory."""
+    """`(line, None)` or `(None, error)` for each line, in bounded memory.
+
+    Raises:
+        BadSample: the text is in another encoding.
+    """
     limit = options.limits.max_bytes
+    first = True
     while raw := stream.readline(limit + 1):
+        if first and (encoding := _foreign_encoding(raw)):
+            fix = f"convert it with `iconv -f {encoding} -t UTF-8`"
+            raise BadSample("TextDecodeError", f"{encoding}, not UTF-8: {fix}")
+        if first:
+            raw, first = raw.removeprefix(codecs.BOM_UTF8), False
         if len(raw) > limit:
             while raw and not raw.endswith(b"\n"):
                 raw = stream.readline(limit)
@@ -229,15 +245,26 @@ def _lines(stream: BinaryIO, options: ReadOptions) -> Iterator[tuple[str | None,
             yield None, f"TextDecodeError: not UTF-8: {error}"
 
 
+def _foreign_encoding(beginning: bytes) -> str | None:
+    """UTF-32 or UTF-16, by its mark, or by Latin letters that take two bytes each."""
+    for name, marks in FOREIGN.items():
+        if beginning.startswith(marks):
+            return name
+    even, odd = beginning[:64:2], beginning[1:64:2]
+    return "UTF-16" if odd and any(even) != any(odd) and len(even) > 1 else None
+
+
 def _read_txt(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
-    """One sentence a line."""
+    """One sentence a line; a blank line is a row, too, as other files may belong to it line by line."""
     for number, (line, error) in enumerate(_lines(stream, options)):
         yield Entry(f"{name}:{number}", fields={"text": line}, error=error)
 
 
 def _read_jsonl(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
-    """One JSON object a line; its `id`, if it has one, is the sample's."""
+    """One JSON object a line, blank lines left out; its `id`, if it has one, is the sample's."""
     for number, (line, error) in enumerate(_lines(stream, options)):
+        if line is not None and not line.strip():
+            continue
         sample_id = f"{name}:{number}"
         try:
             fields = {} if line is None else _json_object(line)
@@ -247,7 +274,7 @@ def _read_jsonl(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[E
 
 
 def _read_tsv(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
-    """The first line names the columns; no quoting."""
+    """The first line names the columns; no quoting. Blank lines are left out where there are several columns."""
     lines = _lines(stream, options)
     header, error = next(lines, (None, "EmptyShard: no header line"))
     if header is None:
@@ -255,6 +282,8 @@ def _read_tsv(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Ent
         return
     columns = header.split("\t")
     for number, (line, problem) in enumerate(lines):
+        if line is not None and not line.strip(" ") and len(columns) > 1:
+            continue
         values = [] if line is None else line.split("\t")
         if problem is None and len(values) != len(columns):
             problem = f"ColumnCountError: {len(values)} columns, the header has {len(columns)}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,12 +23,13 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from hybrid_models.errors import UsageError
+from pipelines.secrets import shown as shown
+from pipelines.secrets import without_login as without_login
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
 CHALLENGER = "challenger"
 TRAINING_TAG = "hybrid.training"
-PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]*@")
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
 MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
@@ -42,16 +42,6 @@ def default_uri() -> str:
     uri = mlflow.get_tracking_uri()
     path = uri.removeprefix("sqlite:///")
     return f"sqlite:///{Path(path).resolve()}" if path != uri else str(uri)
-
-
-def shown(text: str) -> str:
-    """A URI, or a message that has one in it, without passwords."""
-    return PASSWORD.sub(r"\1:***@", text)
-
-
-def without_login(uri: str) -> str:
-    """A URI for others, who have their own name and password."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", uri)
 
 
 def _set_defaults() -> None:
@@ -89,9 +79,10 @@ class Tracker:
                 experiment_id = self._client.create_experiment(EXPERIMENT, _artifact_location(self.uri))
             else:
                 experiment_id = experiment.experiment_id
-            run = self._client.create_run(experiment_id, run_name=name, tags=dict(tags))
+            tags = {key: shown(value) for key, value in tags.items()}
+            run = self._client.create_run(experiment_id, run_name=shown(name), tags=tags)
             self.run_id = run.info.run_id
-            flat = [Param(key, str(value)[:6000]) for key, value in flatten(params)]
+            flat = [Param(key, shown(str(value))[:6000]) for key, value in flatten(params)]
             for part in _chunks(flat, PARAMS_PER_REQUEST):
                 self._client.log_batch(self.run_id, params=part)
         return self.run_id
@@ -134,7 +125,7 @@ class Tracker:
         """Stores a text file with the run."""
         if self.run_id is not None:
             with self._guarded(f"store {path}"):
-                self._client.log_text(self.run_id, text, path)
+                self._client.log_text(self.run_id, shown(text), path)
 
     def log_file(self, content: bytes, path: str) -> None:
         """Stores a file, such as a picture, with the run."""

@@ -74,6 +74,16 @@ def test_wrong_credentials_are_one_readable_line(s3: str, monkeypatch: pytest.Mo
         s3fs.S3FileSystem.clear_instance_cache()
 
 
+def test_a_bucket_that_does_not_exist_is_said(s3: str) -> None:
+    for uri in ("s3://no-such-bucket/x", "s3://no-such-bucket/x/*.tar", "s3://no-such-bucket"):
+        expected = f"there is no bucket no-such-bucket for {uri}: create it, or check the address"
+        for ask in (storage.list_files, storage.check_writable):
+            with pytest.raises(UsageError) as caught:
+                ask(uri)
+            assert str(caught.value) == expected
+    assert storage.list_files(f"{s3}/nothing") == []
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(storage.StorageError, match="cannot write"):
