@@ -18,8 +18,8 @@ import torch
 from hybrid_models.contract import to_device
 from hybrid_models.inputs import DecodingConfig, Sample
 from pipelines.artifacts import Artifact
+from pipelines.pieces import TIMINGS, table_schema
 from pipelines.samples import SAMPLE_SCHEMA, pack, unpack
-from pipelines.tables import TIMINGS, table_schema
 
 # Large grids fill memory before a batch is full, and gain nothing from company: a window of 10 frames of 512 x 512 is
 # 5 MB, and a nowcast takes 0.4 GiB and 1.5 s on one CPU; eight of them at once 3.1 GiB and 2.3 s each.

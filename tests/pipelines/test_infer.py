@@ -8,13 +8,13 @@ from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorDecoding
-from pipelines import artifacts, infer, storage, tables
+from pipelines import artifacts, infer, storage
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.infer import Night, RefusedError, check_errors, incomplete, verify
 from pipelines.limits import Limits
+from pipelines.pieces import shard_key, table_schema
 from pipelines.shards import Shard, list_shards
-from pipelines.tables import shard_key
 from pipelines.tracking import Tracker
 from tests import tiny
 
@@ -127,7 +127,7 @@ def test_a_table_of_other_columns_is_refused(artifact: Artifact, tmp_path: Path)
     tiny.write_sentences(str(tmp_path / "in"), 1, 1)
     night = night_of(artifact, tmp_path)
     infer.check_table(night)
-    schema = tables.table_schema(pa.schema([pa.field("translation", pa.string())])).append(pa.field("ds", pa.string()))
+    schema = table_schema(pa.schema([pa.field("translation", pa.string())])).append(pa.field("ds", pa.string()))
     DeltaTable.create(night.table, schema, partition_by=["ds"])
     with pytest.raises(UsageError, match=r"translations has other columns than this version writes \(\w+\): use"):
         infer.check_table(night)
