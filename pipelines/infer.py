@@ -290,8 +290,8 @@ def check_shards(night: Night) -> None:
     gone = sorted(_addresses(night, files) - {shard.uri for shard in night.shards})
     if gone:
         raise RefusedError(
-            f"{len(gone)} shards that {night.table} ds={night.ds} was made of are gone, such as "
-            f"{', '.join(gone[:GONE_SHOWN])}: nothing was changed; bring them back, or allow it by --allow-missing"
+            f"{night.table} ds={night.ds}: {len(gone)} of its shards are gone, such as {', '.join(gone[:GONE_SHOWN])}: "
+            "nothing was changed; bring them back, or let their rows go by --allow-missing"
         )
 
 

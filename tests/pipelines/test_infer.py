@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
@@ -129,8 +130,77 @@ def test_a_table_of_other_columns_is_refused(artifact: Artifact, tmp_path: Path)
     infer.check_table(night)
     schema = table_schema(pa.schema([pa.field("translation", pa.string())])).append(pa.field("ds", pa.string()))
     DeltaTable.create(night.table, schema, partition_by=["ds"])
-    with pytest.raises(UsageError, match=r"translations has other columns than this version writes \(\w+\): use"):
+    with pytest.raises(UsageError, match=r"translations has other columns than this version writes \(no \w+\): use"):
         infer.check_table(night)
+
+
+# ---- a night whose input has shrunk ------------------------------------------------------------------------------
+@pytest.fixture
+def stored(place: str, tmp_path: Path) -> Night:
+    """A night of four shards in its table, computed in this process."""
+    tiny.write_sentences(f"{place}/in", 4, 3)
+    model = tiny.write_translator(str(tmp_path / "model"))
+    tiny.write_night(f"{place}/tables", "2026-01-31", f"{place}/in", model)
+    artifact = artifacts.read(model)
+    return Night(list_shards(f"{place}/in"), f"{place}/tables", "2026-01-31", artifact, artifact.decoding)
+
+
+def listed_again(night: Night, **changes: object) -> Night:
+    folder = night.shards[0].uri.rsplit("/", 1)[0]
+    return replace(night, shards=list_shards(folder), **changes)  # type: ignore[arg-type]
+
+
+def test_shards_that_are_gone_are_refused(stored: Night) -> None:
+    first, *others = [shard.uri for shard in stored.shards]
+    for uri in others:
+        storage.delete(uri)
+    with pytest.raises(RefusedError) as caught:
+        infer.check_shards(listed_again(stored))
+    assert str(caught.value) == (
+        f"{stored.table} ds=2026-01-31: 3 of its shards are gone, such as {', '.join(others)}: "
+        "nothing was changed; bring them back, or let their rows go by --allow-missing"
+    )
+    infer.check_shards(listed_again(stored, allow_missing=True))
+    infer.check_shards(listed_again(stored, ds="2026-02-01"))
+    storage.write_bytes(others[0].replace("part-00001", "renamed"), storage.read_bytes(first))
+    with pytest.raises(RefusedError, match="3 of its shards are gone"):
+        infer.check_shards(listed_again(stored))
+
+
+def test_shards_that_were_replaced_or_came_late_are_not_gone(stored: Night) -> None:
+    infer.check_shards(stored)
+    for shard in stored.shards[1:]:
+        storage.write_bytes(shard.uri, b"another sentence\n")
+    tiny.write_sentences(stored.shards[0].uri.rsplit("/", 1)[0] + "/late", 1, 2)
+    again = listed_again(stored, decoding=TranslatorDecoding(beam_size=2))
+    assert len(again.shards) == 5
+    infer.check_shards(again)
+
+
+def test_a_night_whose_files_are_gone_is_mended(stored: Night, caplog: pytest.LogCaptureFixture) -> None:
+    for piece in verify(stored.shards, stored.folder):
+        storage.delete(piece.file.uri)
+    storage.write_bytes(stored.shards[0].uri, b"another sentence\n")
+    infer.check_shards(listed_again(stored))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == infer.__name__]
+    assert said.startswith(f"{stored.table} lacks its file ds=2026-01-31/")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_rows_that_are_lost_count(artifact: Artifact, tmp_path: Path) -> None:
+    """One row says that 30 more are lost with it: of 38 rows 31 are bad, not one of eight."""
+    tiny.write_sentences(str(tmp_path / "in"), 1, 8)
+    night = night_of(artifact, tmp_path, max_error_fraction=1.0)
+    assert (run(night)["rows"], run(night)["rows_lost"]) == (8, 0)
+    (piece,) = verify(night.shards, night.folder)
+    rows = pq.read_table(piece.file.uri, partitioning=None).to_pylist()
+    rows[-1] |= {"status": "error", "error": "ShardReadError: torn", "lost_rows": 30}
+    pq.write_table(pa.Table.from_pylist(rows, schema=night.schema), piece.file.uri)
+    summary = run(night)
+    assert (summary["rows"], summary["rows_lost"], summary["ok"]) == (8, 30, 7)
+    assert summary["errors"] == {"ShardReadError": 31}
+    with pytest.raises(RefusedError, match=r"31 of 38 samples are bad \(most: 31 x ShardReadError\)"):
+        run(replace(night, max_error_fraction=0.8))
 
 
 def test_decoding_belongs_to_the_model(artifact: Artifact) -> None:
