@@ -1,6 +1,8 @@
+import io
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +11,7 @@ from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from hybrid_models.translator import TranslatorDecoding
-from pipelines import artifacts, infer, storage
+from pipelines import artifacts, infer, storage, tables
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.infer import Night, RefusedError, check_errors, incomplete, verify
@@ -186,21 +188,43 @@ def test_a_night_whose_files_are_gone_is_mended(stored: Night, caplog: pytest.Lo
     assert said.startswith(f"{stored.table} lacks its file ds=2026-01-31/")
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_rows_that_are_lost_count(artifact: Artifact, tmp_path: Path) -> None:
-    """One row says that 30 more are lost with it: of 38 rows 31 are bad, not one of eight."""
-    tiny.write_sentences(str(tmp_path / "in"), 1, 8)
-    night = night_of(artifact, tmp_path, max_error_fraction=1.0)
-    assert (run(night)["rows"], run(night)["rows_lost"]) == (8, 0)
-    (piece,) = verify(night.shards, night.folder)
-    rows = pq.read_table(piece.file.uri, partitioning=None).to_pylist()
+# ---- what is counted and verified --------------------------------------------------------------------------------
+def test_rows_that_are_lost_count(stored: Night) -> None:
+    """One row says that 30 more are lost with it: of 42 rows 31 are bad, not one of twelve."""
+    assert (run(stored)["rows"], run(stored)["rows_lost"]) == (12, 0)
+    piece = verify(stored.shards, stored.folder)[0].file.uri
+    rows = pq.read_table(io.BytesIO(storage.read_bytes(piece))).to_pylist()
     rows[-1] |= {"status": "error", "error": "ShardReadError: torn", "lost_rows": 30}
-    pq.write_table(pa.Table.from_pylist(rows, schema=night.schema), piece.file.uri)
-    summary = run(night)
-    assert (summary["rows"], summary["rows_lost"], summary["ok"]) == (8, 30, 7)
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=stored.schema), buffer)
+    storage.write_bytes(piece, buffer.getvalue())
+    summary = run(replace(stored, max_error_fraction=0.75))
+    assert (summary["rows"], summary["rows_lost"], summary["ok"]) == (12, 30, 11)
     assert summary["errors"] == {"ShardReadError": 31}
-    with pytest.raises(RefusedError, match=r"31 of 38 samples are bad \(most: 31 x ShardReadError\)"):
-        run(replace(night, max_error_fraction=0.8))
+    with pytest.raises(RefusedError, match=r"31 of 42 samples are bad \(most: 31 x ShardReadError\)"):
+        run(replace(stored, max_error_fraction=0.7))
+
+
+def test_what_was_tidied_is_told(stored: Night) -> None:
+    storage.write_bytes(f"{stored.table}/notes.txt", b"theirs")
+    summary = run(stored)
+    assert (summary["files_removed"], summary["bytes_removed"], summary["files_unknown"]) == (0, 0, 1)
+    assert storage.exists(f"{stored.table}/notes.txt")
+
+
+def test_files_that_vanish_while_they_are_committed_are_noticed(stored: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another job may have tidied what had waited for its commit for too long: the night is done again."""
+    commit, first = tables.commit_night, verify(stored.shards, stored.folder)[0].file.uri
+
+    def late(*args: Any) -> int | None:
+        version = commit(*args)
+        storage.delete(first)
+        return version
+
+    monkeypatch.setattr(tables, "commit_night", late)
+    with pytest.raises(RuntimeError, match=r"part-00000\.txt is incomplete in .*: start the job again"):
+        run(stored)
+    assert [shard.uri for shard in incomplete(stored.shards, stored.folder)] == [stored.shards[0].uri]
 
 
 def test_decoding_belongs_to_the_model(artifact: Artifact) -> None:
