@@ -1,7 +1,7 @@
 """`hybrid VERB …`: finds the verb, and turns every outcome into one JSON line or one error line and an exit code.
 
-Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused, since too many samples were bad or a model
-was worse than the one in use.
+Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused, since too many samples were bad, shards of a
+night were gone, or a model was worse than the one in use.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VERBS = {
     "nightly": "find a night's shards, infer with the champion, evaluate, report; missed nights, too",
     "query": "ask SQL about captions, nowcasts and translations",
     "report": "write a page about a night, for the morning",
-    "tables": "list the nights of the tables: rows, files, sizes; free space",
+    "tables": "list the nights of the tables: rows, files, sizes; free space; bring a night back",
     "submit": "run a verb as a job on a Ray cluster: hybrid submit --address http://HEAD:8265 -- VERB ...",
 }
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
@@ -70,7 +70,7 @@ def overview() -> str:
             "Ray: RAY_ADDRESS names a running cluster, otherwise one is started on this machine.",
             "S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION. MLflow: MLFLOW_TRACKING_URI.",
             "Logs go to stderr (HYBRID_LOG_FORMAT=json: as JSON); the last line on stdout is the job's summary, JSON.",
-            "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused: too many samples are bad, or a model is worse.",
+            "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused: too many bad samples, shards gone, a worse model.",
         ]
     )
 

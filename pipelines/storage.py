@@ -12,6 +12,7 @@ import io
 import re
 import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -319,3 +320,48 @@ def check_writable(uri: str) -> None:
         delete(probe)
     except StorageError as error:
         raise UsageError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One stored object and its age."""
+
+    uri: str
+    size: int
+    modified: datetime
+    """When the store got it, UTC."""
+
+
+def list_all(uri: str) -> list[StoredFile]:
+    """All objects below a folder, hidden ones too, without the marks by which S3 consoles make folders; sorted by URI.
+
+    Raises:
+        StorageError: the store cannot be reached or refuses.
+    """
+    fs, path = _filesystem(uri)
+    try:
+        entries = [entry for entry in fs.find(path, detail=True).values() if not entry["name"].endswith("/")]
+        found = [_stored(fs, _scheme(uri), entry) for entry in entries]
+    except FileNotFoundError:
+        return []
+    except Exception as error:
+        raise failed("list", uri, error) from error
+    return sorted(found, key=lambda file: file.uri)
+
+
+def _stored(fs: fsspec.AbstractFileSystem, scheme: str, entry: dict) -> StoredFile:
+    modified = entry.get("LastModified") or entry.get("mtime") or fs.modified(entry["name"])
+    if not isinstance(modified, datetime):
+        modified = datetime.fromtimestamp(modified, UTC)
+    return StoredFile(scheme + entry["name"], int(entry["size"] or 0), modified.astimezone(UTC))
+
+
+def delete_file(uri: str) -> None:
+    """Removes one object, by its name and nothing below it; that it is gone already is no error."""
+    fs, path = _filesystem(uri)
+    try:
+        fs.rm_file(path)
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        raise failed("delete", uri, error) from error

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from hybrid_models.inputs import Sample
-from pipelines import artifacts, infer, storage, tables
+from pipelines import artifacts, infer, pieces, storage
 from pipelines.cluster import Resources
 from pipelines.limits import Limits
 from pipelines.predict import Lineage, Predictor
@@ -44,7 +44,7 @@ def test_a_row_that_kills_the_model_costs_only_itself(tmp_path: Path) -> None:
     shards = list_shards(str(tmp_path / "in"))
     lineage = Lineage("model", "1", "f" * 64, str(tmp_path / "died"))
     actor = infer.Actor(Mortal, (ray.put(artifact), artifact.decoding), (lineage,))
-    schema = tables.table_schema(artifact.hybrid_class.payload_schema)
+    schema = pieces.table_schema(artifact.hybrid_class.payload_schema)
     decode = infer.decode_step(artifact, Limits())
     infer.stage(shards, str(tmp_path / "out"), schema, decode, actor, Resources(batch_size=4), "translations")
     rows = [

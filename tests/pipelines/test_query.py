@@ -12,8 +12,9 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from pipelines import query, storage, tables
+from pipelines.pieces import StageSink, list_pieces, table_schema, tiling
 from pipelines.shards import Shard
-from pipelines.tables import StageSink, commit_night, list_pieces, table_schema, tiling
+from pipelines.tables import commit_night
 
 NAMES = ["captions", "nowcasts", "translations"]
 ONE_SELECT = "a query is one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN) and nothing else"
