@@ -141,7 +141,8 @@ def check_places(options: NightlyOptions, chosen: Sequence[str], dates: Sequence
     """
     given = {"--input": options.input, "--references": options.references}
     patterns = {name: pattern for name, pattern in given.items() if pattern}
-    written = [storage.join(options.tables, folder) for folder in (*chosen, "evaluations", "reports")]
+    more = [name for name, used in (("evaluations", options.references), ("reports", options.report)) if used]
+    written = [storage.join(options.tables, folder) for folder in (*chosen, *more)]
     for unit in (Unit(task, ds) for ds in dates for task in chosen):
         places.check_apart({name: unit.fill(pattern) for name, pattern in patterns.items()}, "--tables", written)
 

@@ -183,8 +183,8 @@ def info(uri: str) -> FileInfo:
     fs, path = _filesystem(uri)
     try:
         return _info(_scheme(uri), fs.info(path))
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(uri) from None
     except Exception as error:
         raise failed("look up", uri, error) from error
 

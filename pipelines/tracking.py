@@ -32,6 +32,8 @@ CHALLENGER = "challenger"
 TRAINING_TAG = "hybrid.training"
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
+MAX_MODEL = 20 * 2**30
+"""Bytes of a registered model that is fetched."""
 MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
 """What MLflow calls errors that another try would not mend."""
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError, ImportError)  # S3 artifacts without boto3: ImportError
@@ -245,6 +247,8 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
         name, version = _resolve(asked, uri)
         source = asked.get_model_version_download_uri(name, version)
         with _tracking(tracking_uri):
+            if (size := _size(source)) > MAX_MODEL:
+                raise UsageError(f"{uri} has {size:,} bytes, more than {MAX_MODEL:,}: it is no trained model")
             local = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
     except UNREACHABLE as error:
         raise refused(f"get {uri}", tracking_uri, error) from None
@@ -252,6 +256,15 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
     if found is None:
         raise UsageError(f"{uri} holds no hybrid's artifact: was it registered by `hybrid train`?")
     return found.parent, f"models:/{name}/{version}", version
+
+
+def _size(artifact_uri: str) -> int:
+    """Bytes of all files below a place of MLflow's, without fetching any."""
+    found = mlflow.artifacts.list_artifacts(artifact_uri=artifact_uri)
+    root = artifact_uri.rstrip("/")
+    return sum(
+        _size(f"{root}/{each.path.rsplit('/', 1)[-1]}") if each.is_dir else each.file_size or 0 for each in found
+    )
 
 
 def refused(what: str, tracking_uri: str, error: Exception) -> Exception:
