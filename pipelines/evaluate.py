@@ -20,7 +20,8 @@ from pipelines.cluster import Resources
 from pipelines.limits import Limits
 from pipelines.pieces import Piece, count_errors, table_schema
 from pipelines.predict import RECORD_SCHEMA, Lineage, Predictor
-from pipelines.shards import Shard, is_event
+from pipelines.readers import is_event
+from pipelines.shards import Shard
 
 RECORDS_VERSION = 5
 """Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""

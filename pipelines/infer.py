@@ -23,8 +23,9 @@ from pipelines.datasource import ShardDatasource
 from pipelines.limits import MAX_BAD_SHARE, Limits
 from pipelines.pieces import PIECE, Piece, StageSink, count_errors, list_pieces, shard_key, table_schema, tiling
 from pipelines.predict import Lineage, Predictor
+from pipelines.readers import ReadOptions
 from pipelines.samples import SAMPLE_SCHEMA, Decode
-from pipelines.shards import ReadOptions, Shard
+from pipelines.shards import Shard
 from pipelines.tracking import Tracker
 from pipelines.upkeep import Tidied
 

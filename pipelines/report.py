@@ -32,8 +32,9 @@ from pipelines.guard import guarded
 from pipelines.infer import decode_step
 from pipelines.limits import Limits
 from pipelines.pictures import LOOKED_AT, NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H, evenly, side_by_side
+from pipelines.readers import ReadOptions
 from pipelines.samples import unpack
-from pipelines.shards import ReadOptions, Shard
+from pipelines.shards import Shard
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"

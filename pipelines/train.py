@@ -30,8 +30,9 @@ from pipelines.limits import MAX_BAD_SHARE
 from pipelines.model_card import model_card
 from pipelines.pieces import Piece, count_errors
 from pipelines.predict import Featurizer
+from pipelines.readers import ReadOptions
 from pipelines.samples import SAMPLE_SCHEMA, TEXT_SCHEMA, TrainingTexts
-from pipelines.shards import ReadOptions, Shard
+from pipelines.shards import Shard
 from pipelines.tracking import Tracker
 from pipelines.train_job import RunState, Shards, TrainJob, plain, read_state, shards_digest
 from pipelines.train_loop import CHECKPOINT_VALIDATION, TrainTask, train_worker

@@ -29,7 +29,8 @@ from pipelines import artifacts, infer, storage, tables
 from pipelines.infer import Night
 from pipelines.pieces import StageSink, table_schema
 from pipelines.predict import Compute, Lineage, Predictor
-from pipelines.shards import ReadOptions, Shard, list_shards, read_blocks
+from pipelines.readers import ReadOptions
+from pipelines.shards import Shard, list_shards, read_blocks
 
 WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905
 ROOT = Path(__file__).resolve().parent.parent

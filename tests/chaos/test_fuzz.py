@@ -20,8 +20,9 @@ from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual, Window
 from pipelines import guard, storage
 from pipelines.guard import guarded
 from pipelines.limits import Limits
+from pipelines.readers import ReadOptions
 from pipelines.samples import Decode
-from pipelines.shards import ReadOptions, list_shards
+from pipelines.shards import list_shards
 from tests import tiny
 from tests.pipelines.test_media import clip_bytes, image_bytes
 from tests.pipelines.test_radar import event_bytes

@@ -21,8 +21,9 @@ import pytest
 from pipelines import guard, storage
 from pipelines.guard import guarded
 from pipelines.limits import Limits
+from pipelines.readers import ReadOptions
 from pipelines.samples import Decode
-from pipelines.shards import ReadOptions, list_shards
+from pipelines.shards import list_shards
 from tests import tiny
 from tests.pipelines.test_radar import event_bytes
 

@@ -15,7 +15,8 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Window
 from pipelines import storage
 from pipelines.limits import Limits
-from pipelines.shards import RAW_SCHEMA, NoShardsError, ReadOptions, Shard, Trouble, list_shards, lost_rows, read_blocks
+from pipelines.readers import ReadOptions
+from pipelines.shards import RAW_SCHEMA, NoShardsError, Shard, Trouble, list_shards, lost_rows, read_blocks
 from tests.tiny import jpeg, tar
 
 
