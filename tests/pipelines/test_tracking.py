@@ -285,3 +285,13 @@ def test_the_default_is_the_environment_or_an_absolute_local_file(
     monkeypatch.undo()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://other.example")
     assert default_uri() == "https://other.example"
+
+
+def test_a_model_that_is_too_large_is_not_fetched(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, _ = started(uri)
+    version = tracker.register("translator", FILES)
+    least = sum(map(len, FILES.values()))
+    monkeypatch.setattr(tracking, "MAX_MODEL", least)  # MLflow's own files come on top
+    with pytest.raises(UsageError, match=rf"^models:/translator/{version} has [\d,]+ bytes, more than {least:,}: "):
+        fetch_model(f"models:/translator/{version}", tmp_path, uri)
+    assert list(tmp_path.iterdir()) == []
