@@ -325,7 +325,7 @@ def test_the_mlflow_of_compose_wants_a_password_and_models_are_registered_and_fo
     database = f"sqlite:///{tmp_path / '50%' / 'mlflow.db'}"
     (tmp_path / "50%").mkdir()
     server = Service(tmp_path, "mlflow", f"http://{address}/health", {
-        f"postgresql://mlflow:{'x' * 32}@database/mlflow": database,
+        f"postgresql+psycopg2://mlflow:{'x' * 32}@database/mlflow": database,
         "/tmp/": f"{tmp_path}/",
         "mlflow server": f"{sys.executable} -m mlflow server --workers=1",
         "0.0.0.0": "127.0.0.1",
@@ -388,6 +388,12 @@ def test_the_image_is_built_of_pinned_versions_that_the_package_allows() -> None
         assert name in pinned, f"{name} is not pinned"
         assert pinned[name] in requirement.specifier
     assert f'"{pinned["ray"]}"' in (INFRA / "kubernetes" / "raycluster.yaml").read_text()
+
+
+def test_the_image_has_the_driver_that_mlflows_database_is_named_with() -> None:
+    uri = COMPOSE["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
+    assert uri.startswith("postgresql+psycopg2://"), "without a driver SQLAlchemy 2.1 wants psycopg 3"
+    assert re.search(r"\bpsycopg2-binary==", (INFRA / "Dockerfile").read_text())
 
 
 # ---- monitoring --------------------------------------------------------------------------------------------------
