@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test pytest lint bench chaos clean
+.PHONY: setup demo test pytest lint bench chaos clean test-lowest audit secrets
 
 setup: $(READY)
 
@@ -42,3 +42,24 @@ chaos: $(READY)
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache
+
+# The oldest versions that pyproject.toml allows, in an environment of their own. Old PyTorch comes from PyPI with CUDA
+# (2.5 GB): UV_TORCH_BACKEND=cpu takes PyTorch's own builds for CPUs, and UV_CONSTRAINT names a file of versions to keep.
+LOWEST := .venv-lowest
+LOWEST_TESTS ?= tests/pipelines tests/jobs tests/hybrid_models
+test-lowest: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
+	$(BIN)/uv pip install --quiet --compile-bytecode --resolution lowest-direct --python $(LOWEST)/bin/python -e '.[dev,s3]'
+	$(LOWEST)/bin/python -m pytest -p no:cacheprovider $(LOWEST_TESTS)
+
+# Known vulnerabilities of the versions that the image is built of. It asks PyPI, and fails where PyPI does not answer.
+audit: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement infra/constraints.txt || \
+		{ echo "make audit: a version has a known vulnerability, or PyPI told nothing about one: see above" >&2; exit 1; }
+
+# Nothing in the repository may look like a key; what only looks like one is listed in .secrets.baseline.
+secrets: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check detect-secrets
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline

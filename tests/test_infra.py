@@ -6,27 +6,37 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import kubernetes_validate
+import psutil
 import pytest
+import s3fs
 import yaml
 from packaging.requirements import Requirement
 
+from hybrid_models.errors import UsageError
 from jobs import cli, nightly, submit
 from jobs.recipes import RECIPES
 from pipelines import metrics
+from pipelines.tracking import Tracker, fetch_model
 from tests import tiny
+from tests.servers import Server, free_ports
 
 INFRA = tiny.ROOT / "infra"
 MANIFESTS = sorted((INFRA / "kubernetes").glob("*.yaml"))
 SCHEMAS = Path(os.environ.get("KUBERAY_SCHEMAS", tiny.ROOT.parent / "shared" / "data" / "kuberay"))
 KUBERNETES = "1.33"
 BIN = Path(sys.executable).parent
+COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 
 
 def documents() -> list[dict[str, Any]]:
@@ -121,6 +131,55 @@ def test_pods_have_least_rights_and_limits() -> None:
     assert rules["hybrid-nightly"] == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create"]}]
 
 
+def test_workers_reach_the_store_mlflow_dns_and_each_other_and_nothing_else() -> None:
+    (egress,) = (
+        one["spec"]
+        for one in documents()
+        if one["kind"] == "NetworkPolicy" and "Egress" in one["spec"]["policyTypes"]
+    )  # fmt: skip
+    own = {"app.kubernetes.io/name": "hybrid"}
+    assert egress["podSelector"] == {"matchLabels": {**own, "ray.io/node-type": "worker"}}, "KubeRay's label of workers"
+    (cluster,) = (one["spec"] for one in documents() if one["kind"] == "RayCluster")
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["template"]["metadata"]["labels"] == own
+    (settings,) = (one["data"] for one in documents() if one["metadata"].get("name") == "hybrid-settings")
+    mlflow, store = urlsplit(settings["MLFLOW_TRACKING_URI"]), urlsplit(settings["AWS_ENDPOINT_URL"])
+    assert store.scheme == "https"
+
+    def to(peer: dict[str, Any], *ports: tuple[str, int]) -> dict[str, Any]:
+        rule: dict[str, Any] = {"to": [peer]}
+        return {**rule, "ports": [{"protocol": kind, "port": port} for kind, port in ports]} if ports else rule
+
+    def namespace(name: str) -> dict[str, Any]:
+        return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+    dns = {**namespace("kube-system"), "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}}
+    assert egress["egress"] == [
+        to({"podSelector": {"matchLabels": own}}),
+        to(dns, ("UDP", 53), ("TCP", 53)),
+        to({"ipBlock": {"cidr": "192.0.2.0/24"}}, ("TCP", store.port or 443)),
+        to(namespace(str(mlflow.hostname).split(".")[1]), ("TCP", mlflow.port or 80)),
+    ]
+
+
+def images() -> Iterator[tuple[str, str]]:
+    """Every image that something in infra/ names, and where."""
+    dockerfile = (INFRA / "Dockerfile").read_text()
+    for name in re.findall(r"^(?:FROM|# syntax=)\s*(\S+)", dockerfile, re.MULTILINE):
+        yield "Dockerfile", name
+    for service, settings in COMPOSE["services"].items():
+        yield f"compose {service}", settings["image"]
+    for pod in pods():
+        yield from (("kubernetes", container["image"]) for container in pod["containers"])
+
+
+def test_images_of_others_are_pinned_by_digest() -> None:
+    found = [(where, name) for where, name in images() if not re.fullmatch(r"hybrid-pipelines(:[\d.]+)?", name)]
+    assert len({name for _, name in found}) == 5
+    for where, name in found:
+        assert re.fullmatch(r"[\w./-]+:[\w.-]*\d[\w.-]*@sha256:[0-9a-f]{64}", name), f"{where}: {name}"
+
+
 def test_secrets_are_only_named() -> None:
     assert not [one for one in documents() if one["kind"] == "Secret"]
     (cluster,) = (one for one in documents() if one["kind"] == "RayCluster")
@@ -129,6 +188,176 @@ def test_secrets_are_only_named() -> None:
     for line in compose.splitlines():
         if re.match(r"\s+\w*(SECRET|PASSWORD|TOKEN)\w*:", line):
             assert re.search(r": \$\{\w+:\?write infra/\.env\}$", line), line
+
+
+# ---- Compose -----------------------------------------------------------------------------------------------------
+def test_services_of_compose_have_no_rights_and_bounds() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"]), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+        assert service["pids_limit"] > 0, name
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
+        assert service["image"].startswith("hybrid-pipelines") or re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+
+
+def test_networks_of_compose_keep_store_and_database_from_those_who_have_no_business_there() -> None:
+    on: dict[str, set[str]] = {network: set() for network in COMPOSE["networks"]}
+    for name, service in COMPOSE["services"].items():
+        for network in service["networks"]:
+            on[network].add(name)
+    assert on["database"] == {"database", "mlflow"}
+    assert on["store"] == {"s3", "bucket", "ray-head", "ray-worker", "backup"}
+    closed = {name for name, network in COMPOSE["networks"].items() if network and network.get("internal")}
+    assert closed == {"store", "database"}
+    published = {name for name, service in COMPOSE["services"].items() if service.get("ports")}
+    assert published <= on["cluster"], "Docker publishes no port of an internal network"
+
+
+VALUES = {
+    "MLFLOW_TRACKING_PASSWORD": "100%-of-twelve",
+    "AWS_ACCESS_KEY_ID": "own",
+    "AWS_SECRET_ACCESS_KEY": "own-secret",
+}
+
+
+class Service(Server):
+    """A service of compose.yaml as a process: its command and environment, with this machine's ports and folders.
+
+    Args:
+        folder: for its data and its log.
+        name: of the service.
+        page: what its health check asks for, here.
+        changes: texts of the command and the environment that are others here.
+        entrypoint: that of its image.
+        more: further words of the command.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, page: str, changes: Mapping[str, str],
+        entrypoint: Sequence[str] = (), more: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(folder, name)
+        self._entrypoint = entrypoint
+        self._page = page
+        self._changes = changes
+        self._more = more
+        self._service = COMPOSE["services"][name]
+        self.settings = {key: self._here(value) for key, value in self._service["environment"].items()}  # type: ignore[misc]
+
+    def _here(self, text: str) -> str:
+        text = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda found: VALUES.get(found[1], "x" * 32), text)
+        for old, new in self._changes.items():
+            text = text.replace(old, new)
+        return text.replace("$$", "$")
+
+    def command(self) -> list[str]:
+        """The service's own."""
+        return [*self._entrypoint, *(self._here(word) for word in self._service["command"]), *self._more]
+
+    def process(self) -> psutil.Process:
+        """What runs."""
+        assert self._process is not None
+        return psutil.Process(self._process.pid)
+
+    def answers(self) -> bool:
+        """Whether what its health check asks for is there."""
+        return status(self._page) == 200
+
+
+def status(url: str, method: str = "GET") -> int:
+    """An anonymous request's answer; 0 without one."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_the_store_of_compose_answers_nobody_without_a_key(tmp_path: Path) -> None:
+    s3, master, volume, filer = free_ports(4)
+    outside = "127.0.0.2"
+    here = {"-s3.port=8333": f"-s3.port={s3}", "/data": str(tmp_path), "0.0.0.0": outside}
+    more = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
+    server = Service(tmp_path, "s3", f"http://{outside}:{s3}/healthz", here, [str(BIN / "weed")], more)
+    server.start()
+    endpoint = f"http://{outside}:{s3}"
+    try:
+        fs = s3fs.S3FileSystem(key="own", secret="own-secret", endpoint_url=endpoint, skip_instance_cache=True)
+        retry(lambda: fs.makedirs("lake", exist_ok=True))
+        retry(lambda: fs.pipe_file("lake/a", b"abc"))
+        assert fs.cat_file("lake/a") == b"abc"
+        for method, path in (("GET", ""), ("GET", "lake"), ("GET", "lake/a"), ("PUT", "lake/b"), ("DELETE", "lake/a")):
+            assert status(f"{endpoint}/{path}", method) == 403, (method, path)
+        stranger = s3fs.S3FileSystem(key="own", secret="guessed", endpoint_url=endpoint, skip_instance_cache=True)
+        with pytest.raises(PermissionError):
+            stranger.cat_file("lake/a")
+        assert fs.find("lake") == ["lake/a"]
+        listening = {each.laddr for each in server.process().net_connections() if each.status == psutil.CONN_LISTEN}
+        assert {port for ip, port in listening if ip != "127.0.0.1"} == {s3, s3 + 10000}, "S3, and its gRPC"
+        assert {("127.0.0.1", port) for port in (master, volume, filer)} <= listening
+    finally:
+        server.kill()
+
+
+def retry(do: Callable[[], object], seconds: float = 30) -> None:
+    """A store that has just started has no room yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            do()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
+
+
+def test_the_mlflow_of_compose_wants_a_password_and_models_are_registered_and_found_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    address = f"127.0.0.1:{port}"
+    database = f"sqlite:///{tmp_path / '50%' / 'mlflow.db'}"
+    (tmp_path / "50%").mkdir()
+    server = Service(tmp_path, "mlflow", f"http://{address}/health", {
+        f"postgresql+psycopg2://mlflow:{'x' * 32}@database/mlflow": database,
+        "/tmp/": f"{tmp_path}/",
+        "mlflow server": f"{sys.executable} -m mlflow server --workers=1",
+        "0.0.0.0": "127.0.0.1",
+        "--port=5000": f"--port={port}",
+        "mlflow:5000,localhost:5000": address,
+        "destination=/artifacts": f"destination={tmp_path}/artifacts",
+    })  # fmt: skip
+    server.start()
+    try:
+        uri = f"http://{address}"
+        create = f"{uri}/api/2.0/mlflow/experiments/create"
+        assert [status(f"{uri}/"), status(create, "POST")] == [401, 401]
+        assert status(f"{uri}/api/2.0/mlflow-artifacts/artifacts") == 401
+        refused = Tracker(uri)
+        assert refused.start("night", {}, {}) is None, "without a password it goes on without MLflow"
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "hybrid")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", VALUES["MLFLOW_TRACKING_PASSWORD"])
+        tracker = Tracker(uri)
+        assert tracker.start("night", {"beam_size": 3}, {}) is not None
+        tracker.log_metrics({"rows": 3.0})
+        tiny.write_translator(str(tmp_path / "artifact"))
+        files = {path.name: path.read_bytes() for path in (tmp_path / "artifact").iterdir()}
+        assert tracker.register("translator", files) == "1"
+        _, name, version = fetch_model("models:/translator@challenger", tmp_path / "fetched", uri)
+        assert (name, version) == ("models:/translator/1", "1")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "guessed-password")
+        with pytest.raises(UsageError, match="cannot get models:/translator@challenger"):
+            fetch_model("models:/translator@challenger", tmp_path / "again", uri)
+    finally:
+        server.kill()
+    assert "mlflow" in Path(tmp_path, "basic_auth.ini").read_text()
+    assert Path(tmp_path, "basic_auth.ini").stat().st_mode & 0o077 == 0, "it may hold the database's password"
 
 
 # ---- linters -----------------------------------------------------------------------------------------------------
@@ -161,6 +390,12 @@ def test_the_image_is_built_of_pinned_versions_that_the_package_allows() -> None
     assert f'"{pinned["ray"]}"' in (INFRA / "kubernetes" / "raycluster.yaml").read_text()
 
 
+def test_the_image_has_the_driver_that_mlflows_database_is_named_with() -> None:
+    uri = COMPOSE["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
+    assert uri.startswith("postgresql+psycopg2://"), "without a driver SQLAlchemy 2.1 wants psycopg 3"
+    assert re.search(r"\bpsycopg2-binary==", (INFRA / "Dockerfile").read_text())
+
+
 # ---- monitoring --------------------------------------------------------------------------------------------------
 def test_the_dashboard_draws_metrics_that_exist_by_labels_that_they_have() -> None:
     dashboard = json.loads((INFRA / "grafana" / "hybrid.json").read_text())
@@ -183,8 +418,7 @@ def commands() -> Iterator[tuple[str, str]]:
     for one in documents():
         if one["kind"] == "RayJob":
             yield one["metadata"]["generateName"], one["spec"]["entrypoint"]
-    compose = yaml.safe_load((INFRA / "compose.yaml").read_text())
-    loop = compose["services"]["nightly"]["command"][2]
+    loop = COMPOSE["services"]["nightly"]["command"][2]
     yield "compose", re.findall(r"hybrid [^;]*", loop)[0].replace("$$", "$")
     crontab = (INFRA / "crontab").read_text()
     yield "crontab", re.findall(r"^[\d* ]+ (hybrid .*)$", crontab, re.MULTILINE)[0].replace("\\%", "%")
@@ -222,7 +456,6 @@ def _words(command: str) -> list[str]:
     ("now", "seconds"), [("00:00:00", 7200), ("01:59:59", 1), ("02:00:00", 86400), ("02:00:01", 86399), ("23:59", 7260)]
 )
 def test_compose_waits_until_the_next_two_o_clock(now: str, seconds: int) -> None:
-    compose = yaml.safe_load((INFRA / "compose.yaml").read_text())
-    (wait,) = re.findall(r"sleep ([^;]*)", compose["services"]["nightly"]["command"][2])
+    (wait,) = re.findall(r"sleep ([^;]*)", COMPOSE["services"]["nightly"]["command"][2])
     clock = f'date() {{ command date -u -d "2026-02-03 {now}" +%s; }}; echo {wait.replace("$$", "$")}'
     assert int(subprocess.run(["sh", "-c", clock], capture_output=True, text=True, check=True).stdout) == seconds

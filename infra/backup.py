@@ -1,0 +1,142 @@
+"""A backup as one tar stream, and the way back: databases (SQLite), folders and buckets.
+
+    python infra/backup.py save sqlite:///mlflow.db ./mlflow-artifacts s3://lake > backup.tar
+    python infra/backup.py restore sqlite:///mlflow.db ./mlflow-artifacts s3://lake < backup.tar
+
+Nothing need stop while it is saved: what refers to other things is saved before them. So the database comes first (a
+model's files are older than its version), and in a folder or bucket the Delta logs (a table's files are older than the
+commit that names them); `hybrid tables tidy` leaves alone what the last days need. Restoring wants empty places.
+PostgreSQL has its own tools: infra/backup.sh calls them.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sqlite3
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import IO, BinaryIO
+
+import fsspec
+
+SQLITE = "sqlite:///"
+END = "end"
+"""The last member says how many others there are: a stream that was cut off has none."""
+LOG = "/_delta_log/"
+HINT = "_last_checkpoint"
+
+
+def save(uris: Sequence[str], stream: BinaryIO) -> int:
+    """Writes all that lies at the URIs, in this order; returns the number of objects."""
+    count = 0
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        for place, uri in enumerate(uris):
+            for key, size, content in database(uri) if uri.startswith(SQLITE) else objects(uri):
+                member = tarfile.TarInfo(f"{place}/{key}")
+                member.size = size
+                with content:
+                    tar.addfile(member, content)
+                count += 1
+        member = tarfile.TarInfo(END)
+        told = str(count).encode()
+        member.size = len(told)
+        tar.addfile(member, io.BytesIO(told))
+    return count
+
+
+def database(uri: str) -> Iterator[tuple[str, int, BinaryIO]]:
+    """A SQLite database as it is at one moment, also while it is written."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch, "copy.db")
+        source = f"file:{Path(uri.removeprefix(SQLITE)).resolve()}?mode=ro"
+        with closing(sqlite3.connect(source, uri=True)) as old, closing(sqlite3.connect(copy)) as new:
+            old.backup(new)
+        yield "database", copy.stat().st_size, copy.open("rb")
+
+
+def objects(uri: str) -> Iterator[tuple[str, int, BinaryIO]]:
+    """Key, size and content of everything below a URI: first the hints where a Delta log's checkpoint is, then the
+    logs, then the rest, each of them listed when its turn comes."""
+    fs, root = opened(uri)
+    turns = (
+        lambda key: LOG in f"/{key}" and key.endswith(HINT),
+        lambda key: LOG in f"/{key}" and not key.endswith(HINT),
+        lambda key: LOG not in f"/{key}",
+    )
+    for is_due in turns:
+        for path, entry in sorted(fs.find(root, detail=True).items()):
+            key = path.removeprefix(root).lstrip("/")
+            if entry["type"] == "file" and key and is_due(key):
+                yield key, int(entry["size"]), fs.open(path, "rb")
+
+
+def restore(uris: Sequence[str], stream: BinaryIO) -> int:
+    """Writes a saved stream's content to the URIs, which are as many as were saved and empty.
+
+    Raises:
+        SystemExit: a place is not empty, or the stream is cut off; what has been written stays.
+    """
+    for uri in uris:
+        if not is_empty(uri):
+            sys.exit(f"{uri} is not empty: restore to an empty place, or empty it first")
+    count, told = 0, -1
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                assert content is not None
+                if member.name == END:
+                    told = int(content.read())
+                    break
+                place, _, key = member.name.partition("/")
+                put(uris[int(place)], key, content)
+                count += 1
+    except tarfile.TarError as error:
+        sys.exit(f"this is no whole backup: {error}")
+    if count != told:
+        sys.exit(f"this is no whole backup: it ends after {count} objects")
+    return count
+
+
+def put(uri: str, key: str, content: IO[bytes]) -> None:
+    """One object; a database is put where its URI says."""
+    if ".." in key.split("/"):
+        sys.exit(f"this is no backup of ours: it holds {key}")
+    fs, root = opened(uri.removeprefix(SQLITE))
+    path = root if uri.startswith(SQLITE) else f"{root}/{key}"
+    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+    with fs.open(path, "wb") as target:
+        shutil.copyfileobj(content, target, 1 << 20)
+
+
+def is_empty(uri: str) -> bool:
+    """Whether nothing is there yet; makes a bucket that is not there."""
+    fs, root = opened(uri.removeprefix(SQLITE))
+    if "s3" in fs.protocol:
+        fs.makedirs(root.split("/")[0], exist_ok=True)
+    return not fs.exists(root) or (fs.isdir(root) and not fs.find(root))
+
+
+def opened(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI and its own path there."""
+    options = {"use_listings_cache": False} if "://" in uri else {}
+    fs, root = fsspec.core.url_to_fs(uri if "://" in uri else str(Path(uri).resolve()), **options)
+    return fs, root.rstrip("/")
+
+
+def main(argv: Sequence[str]) -> None:
+    """`save URI …` writes to stdout, `restore URI …` reads from stdin."""
+    if len(argv) < 2 or argv[0] not in ("save", "restore"):
+        sys.exit("usage: backup.py save|restore URI [URI ...]")
+    verb, *uris = argv
+    count = save(uris, sys.stdout.buffer) if verb == "save" else restore(uris, sys.stdin.buffer)
+    print(f"{verb}d {count} objects", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

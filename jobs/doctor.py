@@ -1,0 +1,201 @@
+"""`hybrid doctor`: what a night needs around it, and whether it is there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import psutil
+from packaging.requirements import Requirement
+
+from hybrid_models.errors import UsageError
+from jobs import cli
+from jobs.errors import EndedError
+from pipelines import storage, tracking
+from pipelines.tracking import shown
+
+PACKAGE = "hybrid-pipelines"
+SHOWN = ("ray", "torch", "mlflow", "deltalake", "pyarrow", "duckdb")
+GIB = 1 << 30
+SMALL_MEMORY = 4 * GIB
+"""A model process and Ray beside it want this much."""
+SMALL_SHARED_MEMORY = GIB
+"""Ray keeps blocks there; Docker gives 64 MiB unless it is told otherwise."""
+KNOCK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What `hybrid doctor` needs to know."""
+
+    tables: str = ""
+    """URI of a folder of tables, to see whether it can be written."""
+    storage: str = ""
+    """URI of a folder for runs and features, to see whether it can be written."""
+    mlflow: str = ""
+    """MLflow tracking URI; MLFLOW_TRACKING_URI by default."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at.
+
+    Args:
+        name: of the thing.
+        state: `note` is worth knowing and stops no night.
+        text: what was found, or what is wrong; without passwords.
+    """
+
+    name: str
+    state: Literal["ok", "note", "failed"]
+    text: str
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """One line for each check on stderr; the summary has them all."""
+    options = cli.parse(
+        DoctorOptions, argv, "hybrid doctor", "Check what is around a night: packages, the jail, stores, MLflow, Ray."
+    )
+    found = []
+    for check in checks(options):
+        print(f"{check.state:<6}  {check.name}: {check.text}", file=sys.stderr, flush=True)
+        found.append(check)
+    failed = [check.name for check in found if check.state == "failed"]
+    summary = {"checks": [asdict(check) for check in found], "failed": failed}
+    if failed:
+        raise EndedError(cli.FAILED, f"{len(failed)} of {len(found)} checks failed: {', '.join(failed)}", summary)
+    return summary
+
+
+def checks(options: DoctorOptions) -> Iterator[Check]:
+    """All of them, each when it has been made."""
+    yield Check("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.release()}")
+    yield packages()
+    yield jail()
+    yield memory("memory", psutil.virtual_memory().total, psutil.virtual_memory().available, SMALL_MEMORY)
+    shared = shutil.disk_usage("/dev/shm")
+    yield memory("shared memory", shared.total, shared.free, SMALL_SHARED_MEMORY)
+    for name, uri in (("tables", options.tables), ("storage", options.storage)):
+        if uri:
+            yield tried(name, partial(writable, name, uri))
+    yield tried("MLflow", partial(mlflow, options.mlflow))
+    yield tried("Ray", ray_cluster)
+
+
+def tried(name: str, check: Callable[[], Check]) -> Check:
+    """The check, or what it failed with: whatever that is, the others are worth knowing."""
+    try:
+        return check()
+    except Exception as error:
+        text = str(error) if isinstance(error, UsageError | ConnectionError) else cli.root_cause(error)
+        return Check(name, "failed", shown((text.strip().splitlines() or [type(error).__name__])[0]))
+
+
+def packages() -> Check:
+    """Whether all that this package needs is installed, in versions that it works with."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in SHOWN)
+    try:
+        needed = [Requirement(text) for text in metadata.requires(PACKAGE) or []]
+    except metadata.PackageNotFoundError:  # only its source is here, sent by `hybrid submit`
+        return Check("packages", "note", f"{versions}; {PACKAGE} itself is not installed")
+    wrong = [text for one in needed if (text := unmet(one))]
+    return Check("packages", "failed" if wrong else "ok", "; ".join(wrong) or versions)
+
+
+def unmet(requirement: Requirement) -> str:
+    """Why a requirement is not met; empty if it is, or if it is another installation's."""
+    if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+        return ""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return f"{requirement.name} is not installed: pip install '{requirement}'"
+    if requirement.specifier.contains(version, prereleases=True):
+        return ""
+    return f"{requirement.name} {version} does not do: pip install '{requirement}'"
+
+
+def jail() -> Check:
+    """What holds the process that decodes strangers' files."""
+    module: Any = importlib.import_module("pipelines.jail")
+    text = "; ".join(f"{what}: {how}" for what, how in module.status().items())
+    return Check("jail", "ok" if module.available() else "note", text)
+
+
+def memory(name: str, total: int, free: int, small: int) -> Check:
+    """Sizes in bytes; a note where there is less than `small` in all."""
+    text = f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB of it free"
+    if total < small:
+        return Check(name, "note", f"{text}; less than {small / GIB:.0f} GiB is little")
+    return Check(name, "ok", text)
+
+
+def writable(name: str, uri: str) -> Check:
+    """Writes and removes a small object.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    storage.check_writable(uri)
+    return Check(name, "ok", f"{shown(uri)} can be written")
+
+
+def mlflow(uri: str) -> Check:
+    """Asks MLflow for one experiment.
+
+    Raises:
+        UsageError: MLflow refuses.
+        ConnectionError: it is not there.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        return Check("MLflow", "note", "MLFLOW_TRACKING_URI is not set: jobs write to mlflow.db where they are started")
+    try:
+        tracking.client(uri).search_experiments(max_results=1)
+    except tracking.UNREACHABLE as error:
+        raise tracking.refused("list experiments", uri, error) from None
+    return Check("MLflow", "ok", f"{shown(uri)} answers")
+
+
+def ray_cluster() -> Check:
+    """Connects to the cluster that RAY_ADDRESS names, as a job does; starts none."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local"):
+        return Check("Ray", "note", "RAY_ADDRESS is not set: jobs start Ray where they are started")
+    _knock(address)
+    import ray
+
+    from pipelines import cluster
+
+    with cluster.connect():
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        has = ray.cluster_resources()
+    return Check("Ray", "ok", f"{address}: nodes {nodes}, CPUs {has.get('CPU', 0):.0f}, GPUs {has.get('GPU', 0):.0f}")
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries for minutes to reach an address where nobody is.
+
+    Raises:
+        ConnectionError: nobody takes connections there.
+    """
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    if place.hostname and place.port:
+        try:
+            socket.create_connection((place.hostname, place.port), KNOCK_SECONDS).close()
+        except OSError as error:
+            raise ConnectionError(f"nobody answers at RAY_ADDRESS={address}: {error}") from None
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

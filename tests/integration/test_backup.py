@@ -1,0 +1,166 @@
+"""A backup of store, database and artifacts is taken, all of it is destroyed, and fresh servers have it again."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from infra import backup
+from pipelines import tables, tracking
+from pipelines.tracking import Tracker, fetch_model
+from tests import tiny
+from tests.servers import BUCKET, MlflowServer, S3Server
+
+SCRIPT = tiny.ROOT / "infra" / "backup.py"
+CHAMPION = "models:/translator@champion"
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> str:
+    """A table of one night, on disk."""
+    model = tiny.write_translator(str(tmp_path / "model"))
+    tiny.write_sentences(str(tmp_path / "shards"), shards=2, rows=3)
+    lake = str(tmp_path / "lake")
+    tiny.write_night(f"{lake}/tables", "2026-01-30", str(tmp_path / "shards"), model)
+    return lake
+
+
+def rows(table: str) -> list[dict]:
+    opened = tables.open_table(table)
+    assert opened is not None
+    return sorted(opened.to_pyarrow_table().to_pylist(), key=lambda row: (row["ds"], row["shard"], row["index"]))
+
+
+def run(verb: str, *uris: str, stdin: bytes = b"", env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), verb, *uris]
+    return subprocess.run(command, input=stdin, capture_output=True, check=False, env=env)
+
+
+@pytest.fixture
+def servers() -> Iterator[list]:
+    running: list = []
+    yield running
+    for server in running:
+        server.kill()
+
+
+def started(folder: Path, running: list, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 store that this process's clients speak to from now on."""
+    folder.mkdir(parents=True)
+    store = S3Server(folder).start()
+    running.append(store)
+    for name, value in store.env().items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    return store
+
+
+@pytest.mark.timeout(600)
+def test_what_was_saved_is_there_again_on_fresh_servers(
+    tmp_path: Path, servers: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    started(old / "s3", servers, monkeypatch)
+    mlflow = MlflowServer(old / "mlflow").start()
+    servers.append(mlflow)
+    model = tiny.write_translator(str(tmp_path / "model"))
+    files = {path.name: path.read_bytes() for path in Path(model).iterdir()}
+    tracker = Tracker(mlflow.uri)
+    assert tracker.start("first", {}, {}) is not None
+    assert tracker.register("translator", files) == "1"
+    tracking.client(mlflow.uri).set_registered_model_alias("translator", "champion", "1")
+    tiny.write_sentences(f"s3://{BUCKET}/shards/ä b%20[1]", shards=2, rows=3)
+    for ds in ("2026-01-30", "2026-01-31"):
+        tiny.write_night(f"s3://{BUCKET}/tables", ds, f"s3://{BUCKET}/shards", model, str(tracker.run_id))
+    table = f"s3://{BUCKET}/tables/translations"
+    before = rows(table)
+    assert len(before) == 12
+
+    saved = run("save", f"sqlite:///{old}/mlflow/mlflow.db", f"{old}/mlflow/artifacts", f"s3://{BUCKET}")
+    assert saved.returncode == 0, saved.stderr
+    for server in servers:
+        server.kill()
+    shutil.rmtree(old)
+
+    store = started(new / "s3", servers, monkeypatch)
+    fs = s3fs.S3FileSystem(endpoint_url=store.endpoint, skip_instance_cache=True)
+    fs.rm(f"{BUCKET}/_ready")  # what the test's server writes when it starts
+    (new / "mlflow").mkdir()
+    places = (f"sqlite:///{new}/mlflow/mlflow.db", f"{new}/mlflow/artifacts", f"s3://{BUCKET}")
+    restored = run("restore", *places, stdin=saved.stdout)
+    assert restored.returncode == 0, restored.stderr
+    assert restored.stderr.replace(b"restored", b"saved") == saved.stderr
+    again = MlflowServer(new / "mlflow").start()
+    servers.append(again)
+    assert rows(table) == before
+    folder, name, version = fetch_model(CHAMPION, tmp_path / "fetched", again.uri)
+    assert (name, version) == ("models:/translator/1", "1")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    run_of_rows = tracking.find_run(tracking.client(again.uri), before[0]["run_id"])
+    assert run_of_rows is not None
+    assert run_of_rows.info.run_name == "first"
+    tiny.write_night(f"s3://{BUCKET}/tables", "2026-02-01", f"s3://{BUCKET}/shards", model)
+    assert len(rows(table)) == 18, "it goes on"
+
+    refused = run("restore", *places, stdin=saved.stdout)
+    assert refused.returncode == 1
+    assert refused.stderr.decode() == f"{places[0]} is not empty: restore to an empty place, or empty it first\n"
+
+
+def test_a_night_that_is_committed_while_it_is_saved_does_no_harm(lake: str, tmp_path: Path) -> None:
+    before = rows(f"{lake}/tables/translations")
+    found = backup.objects(lake)
+    kept: dict[str, bytes] = {}
+    for key, _, content in found:
+        with content:
+            kept[key] = content.read()
+        if key.endswith("00000000000000000001.json"):  # the newest of the log: the data come next
+            model, shards = str(tmp_path / "model"), str(tmp_path / "shards")
+            tiny.write_night(f"{lake}/tables", "2026-01-31", shards, model)
+    assert not any(key.endswith("00000000000000000002.json") for key in kept)
+    for key, content in kept.items():
+        path = tmp_path / "copy" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    assert rows(f"{tmp_path}/copy/tables/translations") == before
+    assert len(rows(f"{lake}/tables/translations")) == 2 * len(before)
+
+
+def test_the_hint_of_a_checkpoint_is_older_than_the_log_that_has_it(tmp_path: Path) -> None:
+    keys = (
+        "t/_delta_log/1.json",
+        "t/_delta_log/_last_checkpoint",
+        "t/ds=x/a.parquet",
+        "a/b.tar",
+        "t/_delta_log/0.json",
+    )
+    for key in keys:
+        path = tmp_path / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    assert [key for key, _, _ in backup.objects(str(tmp_path))] == [
+        "t/_delta_log/_last_checkpoint", "t/_delta_log/0.json", "t/_delta_log/1.json", "a/b.tar", "t/ds=x/a.parquet",
+    ]  # fmt: skip
+
+
+def test_a_backup_that_is_cut_off_or_is_none_is_refused(lake: str, tmp_path: Path) -> None:
+    saved = run("save", lake).stdout
+    for number, part in enumerate((saved[: len(saved) // 2], b"", b"no tar at all")):
+        refused = run("restore", str(tmp_path / f"to-{number}"), stdin=part)
+        assert refused.returncode == 1
+        assert refused.stderr.decode().startswith("this is no whole backup: "), refused.stderr
+    stranger = io.BytesIO()
+    with tarfile.open(fileobj=stranger, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("0/../../elsewhere"), io.BytesIO(b""))
+    refused = run("restore", str(tmp_path / "to" / "here"), stdin=stranger.getvalue())
+    assert refused.stderr.decode() == "this is no backup of ours: it holds ../../elsewhere\n"
+    assert not (tmp_path / "elsewhere").exists()
+    assert run("save").stderr.decode().startswith("usage: backup.py save|restore URI")
