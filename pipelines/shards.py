@@ -10,11 +10,9 @@ import gzip
 import io
 import json
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +21,7 @@ import pyarrow.parquet as pq
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Window
 from pipelines import storage
-from pipelines.limits import Limits
+from pipelines.limits import Limits, is_memory_error
 from pipelines.media import MEDIA_TYPES, sniff_media_type
 from pipelines.radar import radar_windows
 
@@ -37,13 +35,19 @@ RAW_SCHEMA = pa.schema(
         pa.field("media_type", pa.string()),  # its suffix, such as jpg
         pa.field("fields", pa.string()),  # the other members, a JSON object
         pa.field("error", pa.string()),  # why the row cannot be used
+        pa.field("lost_rows", pa.int64()),  # rows after this one that could not be read, where that is known
     ]
 )
 Begin = Callable[[int], None]
 """Is told the index of the row whose turn it is."""
 BLOCK_BYTES = 16 << 20
 BLOCK_ROWS = 2048
-BAD_DATA = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, pa.ArrowException)
+PARQUET_ROWS = 64
+"""Rows of a Parquet shard that are decoded at once, fewer where they are large."""
+MAX_ID = 1000
+"""Characters of a sample's id."""
+MAX_ERROR = 2000
+"""Characters of an error row's reason."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Entry:
     media_type: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    lost_rows: int | None = None
+    """How many rows after this one cannot be read, where that is known."""
 
 
 class NoShardsError(UsageError):
@@ -113,27 +119,54 @@ def _read_tar(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Ent
     """WebDataset: consecutive members with the same stem are one sample. Nothing is ever extracted to disk."""
     with tarfile.open(fileobj=stream, mode="r:") as tar:
         group: dict[str, bytes] = {}
+        held = 0
         stem: str | None = None
         problem: str | None = None
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # a million members must not stay in memory
-            if member.isdir():
-                continue
+        for member in _members(tar):
             member_stem, suffix = _split_member(member.name)
             if stem is not None and (member_stem != stem or suffix in group):
                 yield _group_entry(stem, group, problem)
-                group, problem = {}, None
+                group, held, problem = {}, 0, None
             stem = member_stem
-            if not member.isreg():
-                problem = f"UnsupportedMember: {member.name} is a link or device, not a file"
-            elif member.size > options.limits.max_bytes:
-                problem = f"MemberTooLarge: {member.name} has {member.size} bytes, limit {options.limits.max_bytes}"
+            held += member.size
+            if not member.isreg() or member.issparse():
+                problem = f"UnsupportedMember: {member.name} is a link, device or sparse file"
+            elif held > options.limits.max_bytes:
+                problem = f"MemberTooLarge: {member.name} makes {held} bytes, limit {options.limits.max_bytes}"
             else:
                 data = tar.extractfile(member)
                 group[suffix] = data.read() if data is not None else b""
         if stem is not None:
             yield _group_entry(stem, group, problem)
         _check_tar_end(stream, tar.offset)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """All members but folders, one after the other: a size below zero would lead back to those before."""
+    before = -1
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # a million members must not stay in memory
+        if member.size < 0 or tar.offset <= before:
+            raise tarfile.ReadError(f"{member.name[:MAX_ID]} has {member.size} bytes")
+        before = tar.offset
+        if not member.isdir():
+            yield member
+
+
+def _count_tar(stream: BinaryIO, name: str, options: ReadOptions) -> int:
+    """How many rows `_read_tar` would make, from the members' headers alone."""
+    count = 0
+    stem: str | None = None
+    suffixes: set[str] = set()
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+        for member in _members(tar):
+            member_stem, suffix = _split_member(member.name)
+            if member_stem != stem or suffix in suffixes:
+                count, suffixes = count + 1, set()
+            stem = member_stem
+            suffixes.add(suffix)
+        _check_tar_end(stream, tar.offset)
+    return count
 
 
 def _check_tar_end(stream: BinaryIO, offset: int) -> None:
@@ -232,13 +265,45 @@ def _read_tsv(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Ent
 def _read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
     """One binary column (or struct with `bytes`, as Hugging Face datasets have) is the media; the rest are fields."""
     number = 0
-    try:
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=64):
-            for row in batch.to_pylist():
+    file = pq.ParquetFile(stream, buffer_size=storage.READ_BUFFER)
+    for group in range(file.num_row_groups):
+        stored = file.metadata.row_group(group)
+        size = BLOCK_BYTES * stored.num_rows // max(1, stored.total_byte_size)
+        batches = file.iter_batches(max(1, min(PARQUET_ROWS, size)), row_groups=[group], use_threads=False)
+        for batch in batches:
+            for row in _parquet_rows(batch):
                 yield _parquet_entry(row, f"{name}:{number}", options)
                 number += 1
-    except OSError as error:  # damaged pages; what the store itself cannot read is a StorageError
-        raise pa.ArrowInvalid(str(error)) from error
+
+
+def _parquet_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows as Python values. A value that Python does not know (a year of five digits, text that is no UTF-8) costs
+    itself only: who asks for it is told why it is not there."""
+    names = batch.schema.names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise BadSample("AmbiguousColumns", f"there are two columns '{twice}'; keep one")
+    columns = [_parquet_values(column) for column in batch.columns]
+    yield from (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
+
+
+def _parquet_values(column: pa.Array) -> list[Any]:
+    try:
+        return cast("list[Any]", column.to_pylist())
+    except Exception:  # of one of its values: which?
+        return [_parquet_value(scalar) for scalar in column]
+
+
+def _parquet_value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except Exception as error:
+        return {"unreadable": f"{type(error).__name__}: {error}"[:MAX_ERROR]}
+
+
+def _count_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> int:
+    """What the footer says, which is not to be believed beyond a row a byte."""
+    rows = pq.ParquetFile(stream).metadata.num_rows
+    return int(min(rows, stream.seek(0, io.SEEK_END)))
 
 
 def _parquet_entry(row: dict[str, Any], sample_id: str, options: ReadOptions) -> Entry:
@@ -291,13 +356,47 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 def _gzipped(reader: Reader) -> Reader:
     def read(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
-        with gzip.GzipFile(fileobj=stream) as plain:
-            yield from reader(plain, name, options)  # type: ignore[arg-type]
+        yield from reader(_inflated(stream, options), name, options)
 
     return read
 
 
+def _inflated(stream: BinaryIO, options: ReadOptions) -> BinaryIO:
+    return io.BufferedReader(_Inflated(stream, options.limits.max_shard_bytes), storage.READ_BUFFER)
+
+
+class _Inflated(io.RawIOBase):
+    """What is in a gzip file, and no more of it than allowed."""
+
+    def __init__(self, stream: BinaryIO, most: int) -> None:
+        super().__init__()
+        self._stream = gzip.GzipFile(fileobj=stream)
+        self._most, self._given = most, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read1(len(buffer))  # what is there: a file that was cut off gives its beginning
+        self._given += len(data)
+        if self._given > self._most:
+            raise BadSample("ShardTooLarge", f"more than max_shard_bytes={self._most:,} bytes after decompression")
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _count_lines(stream: BinaryIO, name: str, options: ReadOptions) -> int:
+    """Lines that end, and one that does not; in a `.tsv` the first one is no row."""
+    plain = _inflated(stream, options) if name.lower().endswith(".gz") else stream
+    count, end = 0, b"\n"
+    while chunk := plain.read(storage.READ_BUFFER):
+        count, end = count + chunk.count(b"\n"), chunk[-1:]
+    return count + (end != b"\n") - (".tsv" in name.lower())
+
+
 Reader = Callable[[BinaryIO, str, ReadOptions], Iterator[Entry]]
+Counter = Callable[[BinaryIO, str, ReadOptions], int]
+"""How many rows a whole shard would have."""
 READERS: dict[str, Reader] = {
     ".tar": _read_tar,
     ".parquet": _read_parquet,
@@ -309,6 +408,11 @@ READERS: dict[str, Reader] = {
     ".tsv.gz": _gzipped(_read_tsv),
     ".nc": _read_netcdf,
 }
+COUNTERS: dict[str, Counter] = {
+    ".tar": _count_tar,
+    ".parquet": _count_parquet,
+    **{suffix: _count_lines for suffix in READERS if suffix.startswith((".jsonl", ".txt", ".tsv"))},
+}
 
 
 def is_event(uri: str) -> bool:
@@ -317,90 +421,167 @@ def is_event(uri: str) -> bool:
 
 
 # ---- numbering and blocks ----------------------------------------------------------------------------------------
-def read_entries(shard: Shard, options: ReadOptions) -> Iterator[Entry]:
-    """All rows of a shard. Data that cannot be read any further ends the shard with one error row; an empty shard
-    gives one error row, too, so that it does not disappear.
+def open_shard(shard: Shard) -> BinaryIO:
+    """A shard, seekable, as it was listed.
 
     Raises:
         StorageError: the object changed or vanished since it was listed, or cannot be read; worth a new start.
     """
     try:
         now = storage.info(shard.uri)
+        if now.etag != shard.etag:
+            message = f"cannot read {shard.uri}: it was replaced after it had been listed; start again"
+            raise storage.StorageError(message)
+        return storage.open_input(shard.uri)
     except FileNotFoundError:
         raise storage.StorageError(f"cannot read {shard.uri}: it was removed after it had been listed") from None
-    if now.etag != shard.etag:
-        raise storage.StorageError(f"cannot read {shard.uri}: it was replaced after it had been listed; start again")
-    reader = READERS[_suffix(now.name) or ""]
+
+
+def read_entries(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
+    """All rows of a shard. Whatever keeps it from being read any further, other than the store, ends it with one error
+    row that tells how many are lost; an empty shard gives one error row, too, so that it does not disappear.
+
+    Raises:
+        StorageError: the store failed.
+        MemoryError: there was not enough memory for the next row.
+    """
+    reader = READERS[_suffix(name) or ""]
     count = 0
     try:
-        with storage.open_input(shard.uri) as stream:
-            for entry in reader(stream, now.name, options):
-                yield entry
-                count += 1
-    except BAD_DATA as error:
-        yield Entry(f"{now.name}:{count}", error=f"ShardReadError: {type(error).__name__}: {error}")
+        for entry in reader(stream, name, options):
+            yield entry
+            count += 1
+    except (storage.StorageError, ImportError):
+        raise
+    except Exception as error:  # readers raise whatever they stumble over in broken bytes: no shorter list is safe
+        if is_memory_error(error):
+            raise MemoryError(str(error)) from error
+        reason = str(error) if isinstance(error, BadSample) else f"ShardReadError: {type(error).__name__}: {error}"
+        yield Entry(f"{name}:{count}", error=reason, lost_rows=lost_rows(stream, name, options, count + 1))
         return
     if count == 0:
-        yield Entry(now.name, error="EmptyShard: there is no sample in this shard")
+        yield Entry(name, error="EmptyShard: there is no sample in this shard")
+
+
+def lost_rows(stream: BinaryIO, name: str, options: ReadOptions, known: int) -> int | None:
+    """How many rows a shard has after the first `known` ones; None where it does not tell."""
+    counter = COUNTERS.get(_suffix(name) or "")
+    if counter is None:
+        return None
+    try:
+        stream.seek(0)
+        return max(0, counter(stream, name, options) - known)
+    except (storage.StorageError, MemoryError):
+        raise
+    except Exception:  # what keeps the rows from being read may keep them from being counted
+        return None
 
 
 def unwatched(index: int) -> None:
     """A `Begin` for those whom nobody watches."""
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """What is known of a shard that its reader did not survive.
+
+    Args:
+        unreadable: index → reason; such a row is not read but the shard's last, an error.
+        count: whether the rows that are lost with it are counted; that may have been fatal, too.
+    """
+
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    count: bool = True
+
+
 def read_blocks(
     shard: Shard,
     options: ReadOptions,
+    stream: BinaryIO | None = None,
     begin: Begin = unwatched,
-    unreadable: Mapping[int, str] = MappingProxyType({}),
+    trouble: Trouble = Trouble(),  # noqa: B008 - frozen
 ) -> Iterator[pa.Table]:
     """The shard's numbered rows in tables of `RAW_SCHEMA`, each of bounded size.
 
     Args:
         shard: what to read.
         options: how.
+        stream: the shard, opened; by default it is opened here.
         begin: is told the index of each row before it is read.
-        unreadable: index → reason; such a row is not read but the shard's last, an error.
+        trouble: rows that cannot be read.
+
+    Raises:
+        StorageError: the store failed, or the shard is not what was listed.
     """
     rows: list[dict[str, Any]] = []
     size = 0
-    for row in _numbered(shard, options, begin, unreadable):
-        rows.append(row)
-        size += len(row["media"] or b"") + len(row["fields"])
-        if size >= BLOCK_BYTES or len(rows) >= BLOCK_ROWS:
-            yield pa.Table.from_pylist(rows, schema=RAW_SCHEMA)
-            rows, size = [], 0
+    with open_shard(shard) if stream is None else stream as opened:
+        for row in _numbered(shard, options, opened, begin, trouble):
+            rows.append(row)
+            size += sum(len(row[name] or b"") for name in ("media", "fields", "sample_id", "error"))
+            if size >= BLOCK_BYTES or len(rows) >= BLOCK_ROWS:
+                yield pa.Table.from_pylist(rows, schema=RAW_SCHEMA)
+                rows, size = [], 0
     if rows:
         yield pa.Table.from_pylist(rows, schema=RAW_SCHEMA)
 
 
 def _numbered(
-    shard: Shard, options: ReadOptions, begin: Begin, unreadable: Mapping[int, str]
+    shard: Shard, options: ReadOptions, stream: BinaryIO, begin: Begin, trouble: Trouble
 ) -> Iterator[dict[str, Any]]:
-    entries = read_entries(shard, options)
+    name = shard.uri.rsplit("/", 1)[-1]
+    entries = read_entries(stream, name, options)
 
     def read(index: int) -> Entry | None:
         begin(index)
-        if index - 1 in unreadable:
+        if index - 1 in trouble.unreadable:
             return None
-        if index in unreadable:
-            return Entry(f"{shard.uri.rsplit('/', 1)[-1]}:{index}", error=unreadable[index])
+        if index in trouble.unreadable:
+            lost = lost_rows(stream, name, options, index + 1) if trouble.count else None
+            return Entry(f"{name}:{index}", error=trouble.unreadable[index], lost_rows=lost)
         return next(entries, None)
 
     entry, index = read(0), 0
     while entry is not None:
         following = read(index + 1)
-        yield {
-            "shard": shard.uri,
-            "index": index,
-            "last": following is None,
-            "sample_id": _utf8(entry.sample_id),
-            "media": entry.media,
-            "media_type": entry.media_type,
-            "fields": _utf8(json.dumps(entry.fields, default=str, ensure_ascii=False)),
-            "error": None if entry.error is None else _utf8(entry.error),
-        }
+        yield _raw_row(shard, index, following is None, entry, options)
         entry, index = following, index + 1
+
+
+def _raw_row(shard: Shard, index: int, last: bool, entry: Entry, options: ReadOptions) -> dict[str, Any]:
+    try:
+        fields = _fields_json(entry, options)
+    except BadSample as bad:
+        entry = Entry(f"{shard.uri.rsplit('/', 1)[-1]}:{index}", error=str(bad))
+        fields = "{}"
+    return {
+        "shard": shard.uri,
+        "index": index,
+        "last": last,
+        "sample_id": _utf8(entry.sample_id),
+        "media": entry.media,
+        "media_type": entry.media_type,
+        "fields": fields,
+        "error": None if entry.error is None else _utf8(entry.error[:MAX_ERROR]),
+        "lost_rows": entry.lost_rows,
+    }
+
+
+def _fields_json(entry: Entry, options: ReadOptions) -> str:
+    """A row's fields as JSON.
+
+    Raises:
+        BadSample: they, or the row's id, are beyond all measure.
+    """
+    if len(entry.sample_id) > MAX_ID:
+        raise BadSample("IdTooLong", f"the id has {len(entry.sample_id):,} characters, at most {MAX_ID} are allowed")
+    try:
+        text = json.dumps(entry.fields, default=str, ensure_ascii=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadSample("FieldError", f"{type(error).__name__}: {error}") from error
+    if entry.error is None and len(text) > (most := options.limits.max_bytes):
+        raise BadSample("FieldsTooLarge", f"{len(text):,} characters are more than max_bytes={most:,}")
+    return _utf8(text)
 
 
 def _utf8(text: str) -> str:

@@ -96,7 +96,7 @@ def test_very_many_tiny_members_need_little_memory(tmp_path: Path) -> None:
     (shard,) = list_shards(str(tmp_path / "x.tar"))
     count, peak, last = 0, 0, None
     for block in guarded(shard, ReadOptions(), photos()):
-        children = [p for p in psutil.Process().children() if "pipelines.guard" in " ".join(p.cmdline())]
+        children = [p for p in psutil.Process().children() if "pipelines.jail" in " ".join(p.cmdline())]
         peak = max([peak, *(child.memory_info().rss for child in children)])
         assert set(block["error"].to_pylist()) == {"ImageDecodeError: not a JPEG, PNG, WebP or GIF image"}
         count, last = count + len(block), block["last"][-1].as_py()

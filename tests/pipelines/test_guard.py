@@ -25,7 +25,7 @@ def no_children_left() -> Iterator[None]:
     yield
     while guard._idle:
         guard._idle.pop().kill()
-    assert not [p for p in psutil.Process().children() if "pipelines.guard" in " ".join(p.cmdline())]
+    assert not [p for p in psutil.Process().children() if "pipelines.jail" in " ".join(p.cmdline())]
 
 
 def shard(folder: Path, *lines: str, name: str = "a.txt") -> Shard:
@@ -72,7 +72,8 @@ def test_each_of_several_poison_rows_has_its_own_tries(tmp_path: Path) -> None:
     assert [row["error"] is None for row in found] == [False, True, False]
 
 
-def test_what_happens_once_leaves_no_trace(tmp_path: Path) -> None:
+def test_what_happens_once_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRID_JAIL", "off")  # the step writes a file
     found = rows(shard(tmp_path, "x", "crash", "y"), Hostile(once=str(tmp_path / "done")))
     assert [(row["text"], row["error"]) for row in found] == [("x", None), ("crash", None), ("y", None)]
     assert (tmp_path / "done").exists()
@@ -138,12 +139,12 @@ from tests.pipelines.hostile import CrashingLimits, Hostile
 list(guarded(list_shards({one.uri!r})[0], ReadOptions(), Hostile()))
 """
     worker = subprocess.Popen([sys.executable, "-c", code], cwd=tiny.ROOT)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (children := psutil.Process(worker.pid).children()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(2)
-    assert children[0].is_running()
-    assert children[0].cpu_times().user > 0.5, "it spins"
+    while children[0].cpu_times().user < 5 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children[0].cpu_times().user >= 5, "it spins"
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
     assert psutil.wait_procs(children, timeout=10)[1] == []
