@@ -367,7 +367,7 @@ def flipped(rng: Rng) -> bytes:
 
 
 # ---- odd tables --------------------------------------------------------------------------------------------------
-def _raw_strings(values: Sequence[bytes]) -> pa.Array:
+def raw_strings(values: Sequence[bytes]) -> pa.Array:
     """Strings that no one checked to be UTF-8."""
     offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
     return pa.Array.from_buffers(
@@ -397,7 +397,7 @@ ODD: Sequence[Callable[[], pa.Array]] = (
     lambda: _far(pa.timestamp("us", "Nowhere/Else"), 5), lambda: _far(pa.timestamp("ns"), 1),
     lambda: _far(pa.timestamp("us", "+25:00"), 5),
     lambda: _far(pa.time64("us"), FAR), lambda: _far(pa.time32("ms"), -5), lambda: _far(pa.duration("s"), FAR),
-    lambda: _raw_strings([b"\xff\xfe", b"\xed\xa0\x80"]),
+    lambda: raw_strings([b"\xff\xfe", b"\xed\xa0\x80"]),
     lambda: pa.StructArray.from_arrays([pa.array([1, 2]), pa.array([3, 4])], ["a", "a"]),
     lambda: pa.StructArray.from_arrays([pa.array([b"x", b"y"]), pa.array(["p", "q"])], ["bytes", "path"]),
     lambda: pa.StructArray.from_arrays([pa.array(["x", "y"])], ["bytes"]), lambda: _nested(60), lambda: _nested(300),
