@@ -122,7 +122,7 @@ def in_another_encoding(rng: Rng) -> bytes:
 
 
 def very_many_short_lines(rng: Rng) -> bytes:
-    return [b"\n", b"a\n", b"{}\n", b"\r\n"][rng.integers(4)] * int(rng.choice([3000, 30_000]))
+    return [b"\n", b"a\n", b"{}\n", b"\r\n"][rng.integers(4)] * int(rng.choice([1000, 10_000]))
 
 
 def noise(rng: Rng) -> bytes:
