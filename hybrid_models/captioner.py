@@ -30,7 +30,7 @@ from hybrid_models.captioner_inputs import (
     caption_tokenizer,
 )
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
-from hybrid_models.decoding import Hypothesis, SearchOptions, State, draw, inference, search
+from hybrid_models.decoding import MOST_TOKENS, Hypothesis, SearchOptions, State, draw, inference, search
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.image_encoder import Encoder, pool_time
@@ -70,8 +70,8 @@ class CaptionerDecoding(DecodingConfig):
 
     def __post_init__(self) -> None:
         self.search_options()
-        if self.max_length < 1:
-            raise UsageError(f"max_length is {self.max_length}: it must be at least 1")
+        if not 1 <= self.max_length <= MOST_TOKENS:
+            raise UsageError(f"max_length is {self.max_length}: it must be from 1 to {MOST_TOKENS}")
 
     def search_options(self) -> SearchOptions:
         """These options for `search`."""

@@ -36,12 +36,17 @@ class Hypothesis(NamedTuple):
     """log P(tokens, end | source) divided by `length_penalty` of the number of tokens with the end symbol."""
 
 
+MOST_BEAM = 256
+MOST_TOKENS = 10_000
+"""The longest output that may be asked for."""
+
+
 @dataclass(frozen=True)
 class SearchOptions:
     """How to search.
 
     Raises:
-        UsageError: a beam below 1, or a negative length penalty, minimum length or `no_repeat`.
+        UsageError: a beam below 1 or above `MOST_BEAM`, or a negative length penalty, minimum length or `no_repeat`.
     """
 
     start: int
@@ -62,6 +67,10 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.beam_size < 1:
             raise UsageError(f"beam_size is {self.beam_size}: it must be at least 1 (1 is greedy search)")
+        if self.beam_size > MOST_BEAM:
+            raise UsageError(
+                f"beam_size is {self.beam_size}: it must be at most {MOST_BEAM}; wider beams are no better"
+            )
         if self.length_penalty < 0:
             raise UsageError(f"length_penalty is {self.length_penalty}: it must be 0 (off) or more")
         if self.min_length < 0:

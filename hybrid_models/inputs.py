@@ -61,6 +61,10 @@ class Preprocess(abc.ABC):
             BadSample: the row cannot be used; says why.
         """
 
+    def output_bytes(self, sample: Sample) -> int:
+        """How large the prediction of this sample will be, where that depends on what the row says."""
+        return 0
+
 
 @dataclass(frozen=True)
 class HybridConfig:

@@ -20,6 +20,8 @@ MOST_LEADS = 1000
 """More lead times than any radar or video needs are a wrong time step."""
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
 """Red, green and blue in the brightness of a pixel (ITU-R BT.601)."""
+PIXEL_BYTES: Mapping[Unit, int] = {"mm/h": 2 + 5, "intensity": 2}
+"""Of a nowcast: float16, and for rain one byte for each threshold."""
 UNKNOWN_TIME = -1
 """`issue_time` of a sample that has none."""
 
@@ -112,6 +114,9 @@ class NowcasterPreprocess(Preprocess):
                 raise BadSample("CoverageError", "the observed future is missing everywhere: nothing to learn from")
             sample["future"] = future
         return {name: np.asarray(value) for name, value in sample.items()}
+
+    def output_bytes(self, sample: Sample) -> int:
+        return int(sample["n_leads"]) * self.config.height * self.config.width * PIXEL_BYTES[self.config.unit]
 
     def _frames(self, media: np.ndarray | None, needed: int) -> np.ndarray:
         """The first `needed` frames as float16, in the sample's unit."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hybrid_models import metrics
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
-from hybrid_models.decoding import Hypothesis, SearchOptions, State, inference, search
+from hybrid_models.decoding import MOST_TOKENS, Hypothesis, SearchOptions, State, inference, search
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Alignment, Explanation
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample
@@ -68,6 +68,8 @@ class TranslatorDecoding(DecodingConfig):
         self.search_options()
         if self.max_length_ratio < 0 or self.max_length_extra < 0 or self.max_length < 1:
             raise UsageError("max_length_ratio and max_length_extra must be 0 or more, max_length at least 1")
+        if self.max_length > MOST_TOKENS:
+            raise UsageError(f"max_length is {self.max_length}: it must be at most {MOST_TOKENS}")
 
     def search_options(self) -> SearchOptions:
         """These options for `search`."""

@@ -355,6 +355,7 @@ def main(connection_fd: int, note_fd: int, lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     connection = Connection(connection_fd)
     note = mmap.mmap(note_fd, mmap.PAGESIZE)
+    pa.Table.from_pylist([{"index": 0}])  # imports pandas at the first time, which is no row's fault
     while True:
         try:
             task: Task = connection.recv()
@@ -449,4 +450,3 @@ def limit_memory(extra: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = data + extra
     resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
-

@@ -180,7 +180,9 @@ def sample_positions(count: int, wanted: int) -> list[int]:
 
 
 def _open_clip(media: bytes, media_type: str) -> av.container.InputContainer:
-    return av.open(io.BytesIO(media), "r", format=CLIP_FORMATS[media_type], metadata_errors="ignore")
+    # No protocol at all: a clip may name other files and addresses as parts of itself.
+    options = {"protocol_whitelist": "none"}
+    return av.open(io.BytesIO(media), "r", CLIP_FORMATS[media_type], options, metadata_errors="ignore")
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:

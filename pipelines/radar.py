@@ -14,11 +14,17 @@ from hybrid_models.inputs import Window
 from pipelines.limits import DEFAULT_LIMITS, Limits, bad_sample, check_size
 
 if TYPE_CHECKING:
+    import h5py
     import xarray as xr
 
 RAIN = "rainfall_rate"
 RAIN_DIMS = ("time", "y", "x")
 RAIN_UNITS = ("mm/h", "mm h-1", "mm h^-1", "mm/hr", "mm hr-1", "mm hour-1", "mm/hour")
+MAX_OBJECTS = 10_000
+"""Groups and variables of an event."""
+MAX_NAME = 200
+FILTERS = (1, 2, 3, 4, 5, 6, 32000)
+"""HDF5's own (deflate, shuffle, fletcher32, szip, nbit, scaleoffset) and h5py's lzf."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,11 @@ def _cut_window(event: RadarEvent, first: int, issue: int, stop: int) -> RadarWi
     if trouble is not None:
         error = BadSample("RadarTimeError", trouble)
         return RadarWindow(issue_time, step_minutes, event.km_per_pixel, None, error)
-    frames = np.ascontiguousarray(event.rain[first:stop].to_numpy(), dtype=np.float32)
+    try:
+        with bad_sample("RadarDecodeError"):
+            frames = np.ascontiguousarray(event.rain[first:stop].to_numpy(), dtype=np.float32)
+    except BadSample as error:  # a scale factor that is no number, a chunk that is damaged
+        return RadarWindow(issue_time, step_minutes, event.km_per_pixel, None, error)
     return RadarWindow(issue_time, step_minutes, event.km_per_pixel, frames)
 
 
@@ -122,12 +132,56 @@ def open_event(data: bytes, limits: Limits = DEFAULT_LIMITS) -> RadarEvent:
 
     check_size(data, limits)
     with bad_sample("RadarDecodeError"):
+        _check_hdf5(data)
         with xr.open_dataset(io.BytesIO(data), engine="h5netcdf", mask_and_scale=False, decode_times=False) as packed:
             _check_rain(packed, limits)
             wanted = packed[[RAIN]].load()
         times = _event_times(xr.decode_cf(wanted[["time"]]))
         decoded = xr.decode_cf(wanted, decode_times=False)
         return RadarEvent(decoded[RAIN], times, _usual_step(times), _km_per_pixel(wanted))
+
+
+def _check_hdf5(data: bytes) -> None:
+    """Refuses what would read other files, before any data is read: HDF5 follows external storage, virtual datasets and
+    links to wherever they point, and loads filters that it does not know as libraries.
+
+    Walks the headers of all objects (HDF5 File Format Specification 3.0, IV.A.2).
+
+    Raises:
+        BadSample: `RadarDecodeError`, names the object.
+    """
+    import h5py
+
+    with h5py.File(io.BytesIO(data), "r") as file:
+        seen: set[tuple[int, int]] = set()
+        waiting: list[tuple[str, h5py.h5g.GroupID]] = [("", file["/"].id)]
+        while waiting:
+            path, group = waiting.pop()
+            for name in group:
+                where = f"{path}/{name.decode('utf-8', 'replace')}"[:MAX_NAME]
+                if group.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+                    raise BadSample("RadarDecodeError", f"{where} is a link to another place")
+                item = h5py.h5o.open(group, name)
+                info = h5py.h5o.get_info(item)
+                if (key := (info.fileno, info.addr)) in seen:
+                    continue
+                seen.add(key)
+                if len(seen) > MAX_OBJECTS:
+                    raise BadSample("RadarDecodeError", f"more than {MAX_OBJECTS} objects")
+                if isinstance(item, h5py.h5g.GroupID):
+                    waiting.append((where, item))
+                elif isinstance(item, h5py.h5d.DatasetID):
+                    _check_storage(where, item.get_create_plist())
+
+
+def _check_storage(where: str, made: h5py.h5p.PropDCID) -> None:
+    import h5py
+
+    if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
+        raise BadSample("RadarDecodeError", f"{where} is stored in another file")
+    for number in range(made.get_nfilters()):
+        if (code := made.get_filter(number)[0]) not in FILTERS:
+            raise BadSample("RadarDecodeError", f"{where} needs the HDF5 filter {code}, which is not built in")
 
 
 def _check_rain(packed: xr.Dataset, limits: Limits) -> None:

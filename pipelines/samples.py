@@ -15,12 +15,12 @@ from safetensors.numpy import save as pack_arrays
 
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample
-from pipelines.limits import Limits
+from pipelines.limits import Limits, is_memory_error
 from pipelines.media import decode_media
 from pipelines.shards import Begin, unwatched
 
 log = logging.getLogger(__name__)
-KEYS = ("shard", "index", "last", "sample_id")
+KEYS = ("shard", "index", "last", "sample_id", "lost_rows")
 SAMPLE_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),
@@ -29,7 +29,9 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("sample", pa.large_binary()),  # `pack`ed arrays; null in an error row
         pa.field("length", pa.int64()),  # the sample's cost in steps, for grouping by size
+        pa.field("output_bytes", pa.int64()),  # what its prediction will have
         pa.field("error", pa.string()),
+        pa.field("lost_rows", pa.int64()),  # as in RAW_SCHEMA
         pa.field("decode_seconds", pa.float32()),
     ]
 )
@@ -68,16 +70,19 @@ class Decode:
         decoded: dict[str, Any] = {key: row[key] for key in KEYS}
         try:
             sample = self._sample(row)
-            decoded.update(sample=pack(sample), length=int(sample["length"]), error=None)
+            output_bytes = self._output_bytes(sample)
+            decoded.update(sample=pack(sample), length=int(sample["length"]), output_bytes=output_bytes, error=None)
         except BadSample as bad:
-            decoded.update(sample=None, length=None, error=str(bad))
-        except (ImportError, MemoryError):  # the machine's trouble, not the row's
+            decoded.update(sample=None, length=None, output_bytes=None, error=str(bad))
+        except ImportError:  # the machine's trouble, not the row's
             raise
         except Exception as error:  # a row that nobody thought of must not block a night
+            if is_memory_error(error):
+                raise MemoryError(str(error)) from error
             reason = f"UnexpectedError: {type(error).__name__}: {error}"
             where = {"shard": row["shard"], "index": row["index"]}
             log.warning("%s row %d: %s", row["shard"], row["index"], reason, extra=where)
-            decoded.update(sample=None, length=None, error=reason)
+            decoded.update(sample=None, length=None, output_bytes=None, error=reason)
         decoded["decode_seconds"] = time.perf_counter() - started
         return decoded
 
@@ -89,6 +94,13 @@ class Decode:
         if row["media"] is not None:
             media = decode_media(row["media"], row["media_type"], self.preprocess.visual, self.limits)
         return self.preprocess(Inputs(media, json.loads(row["fields"])), self.with_target)
+
+    def _output_bytes(self, sample: Sample) -> int:
+        size, most = self.preprocess.output_bytes(sample), self.limits.max_output_bytes
+        if size > most:
+            reason = f"its prediction would have {size:,} bytes, more than max_output_bytes={most:,}"
+            raise BadSample("OutputTooLarge", reason)
+        return size
 
 
 @dataclass(frozen=True)

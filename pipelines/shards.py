@@ -499,7 +499,7 @@ def read_blocks(
     options: ReadOptions,
     stream: BinaryIO | None = None,
     begin: Begin = unwatched,
-    trouble: Trouble = Trouble(),  # noqa: B008 - frozen
+    trouble: Trouble = Trouble(),
 ) -> Iterator[pa.Table]:
     """The shard's numbered rows in tables of `RAW_SCHEMA`, each of bounded size.
 

@@ -6,6 +6,7 @@ import pytest
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.frame_metrics import RAIN_THRESHOLDS
 from hybrid_models.inputs import Inputs, Visual
+from hybrid_models.nowcaster import Nowcaster, NowcasterDecoding
 from hybrid_models.nowcaster_inputs import NowcasterConfig, NowcasterPreprocess
 from tests.hybrid_models.test_nowcaster import VIDEO, sample_of, shower
 
@@ -133,3 +134,13 @@ def test_unusable_rows_say_why(change, fields, kind, message):
     with pytest.raises(BadSample, match=message) as caught:
         sample_of(spoilt(change), **fields)
     assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("config", [NowcasterConfig(past_frames=3, horizon_minutes=4, height=32, width=32), VIDEO])
+def test_how_large_a_nowcast_will_be_is_known_before(config):
+    preprocess = NowcasterPreprocess(config)
+    media = np.ones((config.past_frames, config.height, config.width), np.uint8)
+    sample = preprocess(Inputs(media, {"step_minutes": 1}), False)
+    net = Nowcaster(config, {}).eval()
+    (row,) = net.predict(net.collate([sample]), NowcasterDecoding())
+    assert len(row["frames"]) + len(row["probability"] or b"") == preprocess.output_bytes(sample) > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,12 @@ import pyarrow as pa
 
 from pipelines.limits import Limits
 
-SCHEMA = pa.schema([("index", pa.int64()), ("text", pa.string()), ("error", pa.string()), ("pid", pa.int64())])
+SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()), ("index", pa.int64()), ("text", pa.string()), ("error", pa.string()),
+        ("lost_rows", pa.int64()), ("pid", pa.int64()),
+    ]
+)  # fmt: skip
 
 
 def crash() -> None:
@@ -49,8 +55,13 @@ def out_of_code() -> None:
     raise ImportError("no module named 'codec'")
 
 
+def babble() -> None:
+    os.write(int(sys.argv[1]), b"\0\0\0\x05hello")
+
+
 TRICKS: dict[str, Callable[[], None]] = {
     "crash": crash, "leave": leave, "spin": spin, "deadlock": deadlock, "devour": devour, "import": out_of_code,
+    "babble": babble,
 }  # fmt: skip
 
 
@@ -83,5 +94,6 @@ class Hostile:
                 time.sleep(0.2)
             if text == "left out":
                 continue
-            out.append({"index": row["index"], "text": text, "error": row["error"], "pid": os.getpid()})
+            kept = {name: row[name] for name in ("index", "error", "lost_rows")}
+            out.append({**kept, "shard": "another's", "text": text, "pid": os.getpid()})
         return pa.Table.from_pylist(out, schema=SCHEMA)

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines import guard, shards, storage
+from pipelines import guard, jail, shards, storage
 from pipelines.guard import TRIES, guarded
 from pipelines.limits import Limits
 from pipelines.shards import ReadOptions, Shard, list_shards
@@ -40,6 +41,7 @@ def rows(one: Shard, step: Hostile = ALWAYS, limits: Limits = LIMITS) -> list[di
 def test_good_rows_come_from_one_other_process(tmp_path: Path) -> None:
     first, second = rows(shard(tmp_path, "x", "y")), rows(shard(tmp_path, "z", name="b.txt"))
     assert [(row["index"], row["text"], row["error"]) for row in first] == [(0, "x", None), (1, "y", None)]
+    assert [row["shard"] for row in first] == [str(tmp_path / "a.txt")] * 2, "whatever the child calls it"
     assert len({row["pid"] for row in first + second}) == 1, "the child is kept from shard to shard"
     assert first[0]["pid"] != os.getpid()
     assert os.getpgid(first[0]["pid"]) != os.getpgid(0), "Ctrl-C is for the parent"
@@ -53,6 +55,11 @@ def test_good_rows_come_from_one_other_process(tmp_path: Path) -> None:
         ("leave", "InputCrashed: the process that worked on this row ended with code 3 (tried 2 times)"),
         ("spin", "InputHangs: this row needs more than max_seconds=0.5 (tried 2 times)"),
         ("deadlock", "InputHangs: this row needs more than max_seconds=0.5 (tried 2 times)"),
+        (
+            "babble",
+            "InputCrashed: the process that worked on this row answered nonsense: Expecting value: line 1 column 1 "
+            "(char 0) (tried 2 times)",
+        ),
         ("devour", "MemoryLimit: this row needs more memory than max_memory allows (tried 2 times)"),
     ],
 )
@@ -96,9 +103,43 @@ def test_a_step_may_give_fewer_rows_than_it_gets(tmp_path: Path) -> None:
 
 
 def test_a_row_that_cannot_be_read_ends_its_shard(tmp_path: Path) -> None:
-    (block,) = guarded(shard(tmp_path, "x", "y"), ReadOptions(limits=CrashingLimits()), ALWAYS)
+    (block,) = guarded(shard(tmp_path, "x", "y", "z"), ReadOptions(limits=CrashingLimits()), ALWAYS)
     error = "InputCrashed: the process that worked on this row was killed by SIGSEGV (tried 2 times)"
-    assert [(row["index"], row["error"]) for row in block.to_pylist()] == [(0, error)]
+    assert [(row["index"], row["error"], row["lost_rows"]) for row in block.to_pylist()] == [(0, error, 2)]
+
+
+def test_failing_rows_do_not_cost_a_shard_more_than_it_may(tmp_path: Path) -> None:
+    limits = Limits(max_wasted_seconds=1.0)
+    found = rows(shard(tmp_path, "x", "leave", "leave", *["y"] * 7), limits=limits)
+    assert [row["index"] for row in found] == [0, 1]
+    assert re.match(
+        r"ShardGivenUp: its failing rows took \d+ s, more than max_wasted_seconds=1; InputCrashed: ", found[1]["error"]
+    )
+    assert found[1]["lost_rows"] == 8
+
+
+def test_the_child_gets_no_more_of_a_shard_than_reading_can_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "READ_FREELY", 20_000)
+    served = guard._Served(shard(tmp_path, "x" * 999))
+    assert served.read(990, 100) == b"x" * 9 + b"\n", "no more than there is"
+    assert served.read(2000, 10) == b""
+    answers = [served.read(0, 1) for _ in range(20)]
+    assert answers.count(b"x") == (20_000 + 16 * 1000) // guard.READ_LEAST - 2, "a byte counts as a page"
+    assert answers[-1] is None
+    served.close()
+
+
+def test_the_child_knows_nothing_of_its_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    guard._idle.clear()
+    (row,) = rows(shard(tmp_path, "x"))
+    seen = Path(f"/proc/{row['pid']}/environ").read_text()
+    assert "canary" not in seen
+    assert {entry.split("=")[0] for entry in filter(None, seen.split("\0"))} <= {
+        *jail.PASSED_ON, *jail.OWN_ENV, "PYTHONPATH",
+    }  # fmt: skip
 
 
 def test_a_child_that_died_while_it_waited_is_replaced(tmp_path: Path) -> None:

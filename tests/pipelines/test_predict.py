@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,19 @@ def samples_table(samples: list[Sample | BadSample]) -> pa.Table:
         if isinstance(sample, BadSample):
             outcome: dict[str, Any] = {"error": str(sample)}
         else:
-            outcome = {"sample": pack(sample), "length": int(sample["length"])}
+            outcome = {"sample": pack(sample), "length": int(sample["length"]), "output_bytes": 0}
         rows.append({**row, **outcome, "decode_seconds": 0.5})
     return pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA)
 
 
-def sizes_table(lengths: list[int | None], sizes: list[int] | None = None) -> pa.Table:
-    """What a batch is chosen by: samples of these lengths and numbers of bytes; null lengths are errors."""
+def sizes_table(
+    lengths: list[int | None], sizes: list[int] | None = None, outputs: list[int] | None = None
+) -> pa.Table:
+    """What a batch is chosen by: samples of these lengths, and bytes in and out; null lengths are errors."""
     sizes = sizes or [1] * len(lengths)
     packed = [None if length is None else bytes(size) for length, size in zip(lengths, sizes, strict=True)]
-    return pa.table({"length": lengths, "sample": pa.array(packed, pa.large_binary())})
+    outputs = outputs or [0] * len(lengths)
+    return pa.table({"length": lengths, "sample": pa.array(packed, pa.large_binary()), "output_bytes": outputs})
 
 
 def tokenized(artifact: Artifact, texts: list[str], with_target: bool = False) -> list[Sample | BadSample]:
@@ -117,6 +121,47 @@ def test_batches_of_large_samples_are_smaller(artifact: Artifact, monkeypatch: p
     assert list(predictor.batches(table)) == [[0, 1, 2], [3]]
 
 
+def test_batches_of_large_outputs_are_smaller(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "BATCH_OUTPUT_BYTES", 1000)
+    predictor = Predictor(artifact, DECODING, Compute(8, 1, False), LINEAGE)
+    table = sizes_table([1, 2, 3, 4, 5, 6], outputs=[400, 400, 400, 1500, 10, 10])
+    assert list(predictor.batches(table)) == [[0, 1], [2], [3], [4, 5]]
+    table = sizes_table([1, 2, 3, 4], outputs=[10, 10, 10, 334])
+    assert list(predictor.batches(table)) == [[0, 1, 2], [3]], "all are made as long as the longest"
+
+
+def failing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, bad: Callable[[Sample], bool]) -> list[int]:
+    """Makes it fail on batches with such a sample; returns the sizes of the batches that it is given."""
+    seen: list[int] = []
+    predict_ = predictor._predict
+
+    def sometimes(samples: list[Sample]) -> list[dict[str, Any]]:
+        seen.append(len(samples))
+        if any(map(bad, samples)):
+            raise FloatingPointError("a value\nof no use")
+        return predict_(samples)
+
+    monkeypatch.setattr(predictor, "_predict", sometimes)
+    return seen
+
+
+def test_a_row_that_the_model_fails_on_costs_only_itself(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(artifact, DECODING, Compute(8, 1, False), LINEAGE)
+    samples = tokenized(artifact, TEXTS)
+    whole = predictor(samples_table(samples)).to_pylist()
+    bad = samples[3]
+    assert isinstance(bad, dict)
+    seen = failing(predictor, monkeypatch, lambda sample: np.array_equal(sample["source"], bad["source"]))
+    rows = predictor(samples_table(samples)).to_pylist()
+    assert [row["status"] for row in rows] == ["ok"] * 3 + ["error"] + ["ok"] * 7
+    assert rows[3]["error"] == "PredictionError: FloatingPointError: a value"
+    assert rows[3]["translation"] is None
+    assert [row["translation"] for row in rows if row["status"] == "ok"] == [
+        row["translation"] for i, row in enumerate(whole) if i != 3
+    ]
+    assert sorted(seen, reverse=True) == [8, 4, 4, 3, 2, 2, 1, 1]
+
+
 def test_the_batch_size_decides_no_output(artifact: Artifact) -> None:
     table = samples_table(tokenized(artifact, TEXTS))
     outputs = [Predictor(artifact, DECODING, Compute(n, 1, False), LINEAGE)(table)["translation"] for n in (1, 3, 64)]
@@ -164,6 +209,10 @@ def test_the_featurizer_replaces_frames_by_what_the_frozen_net_sees(tmp_path: Pa
     assert featurized.drop_columns(["sample"]).equals(table.drop_columns(["sample"]))
     packed = featurized["sample"].to_pylist()
     assert packed[1] is None
+    broken = [samples[0], {name: samples[1][name] for name in ("frame_count", "length")}]
+    told = Featurizer(artifacts.read(str(tmp_path)), Compute(2, 1, False))(samples_table(broken)).to_pylist()
+    assert [row["error"] for row in told] == [None, "PredictionError: KeyError: 'frames'"]
+    assert [row["length"] for row in told] == [9, None]
     found = [unpack(packed[i]) for i in (0, 2, 3)]
     alone = np.stack([captioner.featurize([sample])[0]["features"] for sample in samples if isinstance(sample, dict)])
     features = np.stack([sample["features"] for sample in found])

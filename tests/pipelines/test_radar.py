@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import h5netcdf
+import h5py
 import numpy as np
 import pytest
 
@@ -185,3 +186,66 @@ def test_bit_flips_never_raise() -> None:
             damaged[position] ^= 1 << rng.integers(8)
         errors += any(item.error is not None for item in windows(bytes(damaged)))
     assert errors > 10
+
+
+# ---- files made to read others --------------------------------------------------------------------------------------
+def hdf5(change: Callable[[h5py.File], None], source: bytes | None = None) -> bytes:
+    """An event, changed by HDF5's own means."""
+    buffer = io.BytesIO(source or event_bytes([0, 5, 10, 15]))
+    with h5py.File(buffer, "r+") as file:
+        change(file)
+    return buffer.getvalue()
+
+
+def external(file: h5py.File) -> None:
+    file.create_dataset("secret", (7, 4, 5), "u1", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((4, 4, 5), "u2")
+    layout[:] = h5py.VirtualSource("/etc/hosts", "x", (4, 4, 5))
+    file.create_virtual_dataset("secret", layout)
+
+
+def soft(file: h5py.File) -> None:
+    file["secret"] = h5py.SoftLink("/rainfall_rate")
+
+
+def elsewhere(file: h5py.File) -> None:
+    file.create_group("a/b")["secret"] = h5py.ExternalLink("/etc/hosts", "/x")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (external, "/secret is stored in another file"),
+        (virtual, "/secret is stored in another file"),
+        (soft, "/secret is a link to another place"),
+        (elsewhere, "/a/b/secret is a link to another place"),
+    ],
+)
+def test_events_that_lead_to_other_files_are_refused(change: Callable[[h5py.File], None], reason: str) -> None:
+    assert only_error(hdf5(change)) == f"RadarDecodeError: {reason}"
+
+
+def test_filters_that_are_not_built_in_are_refused() -> None:
+    data = hdf5(lambda file: file.create_dataset("z", (4,), "u1", chunks=(4,), compression="lzf"))
+    assert all(item.error is None for item in windows(data))
+    # The filter's number in the object header's message (HDF5 File Format Specification 3.0, IV.A.2.l).
+    at = data.index((32000).to_bytes(2, "little"))
+    other = data[:at] + (32015).to_bytes(2, "little") + data[at + 2 :]
+    assert only_error(other) == "RadarDecodeError: /z needs the HDF5 filter 32015, which is not built in"
+
+
+def test_a_cycle_of_groups_ends() -> None:
+    def cycle(file: h5py.File) -> None:
+        file["self"] = file["/"]
+        file.create_group("a")["b"] = file["/"]
+
+    assert all(item.error is None for item in windows(hdf5(cycle)))
+
+
+@pytest.mark.parametrize("scale", ["a word", np.array([1.0, 2.0])])
+def test_packing_that_is_no_number_is_an_error_of_each_window(scale: Any) -> None:
+    items = windows(event_bytes([0, 5, 10, 15], rain_attrs={"units": "mm/h", "scale_factor": scale}))
+    assert {str(item.error).split(":")[0] for item in items} == {"RadarDecodeError"}

@@ -53,6 +53,9 @@ class Count(Preprocess):
             sample["media"] = inputs.media
         return sample | ({"target": np.asarray(1)} if with_target else {})
 
+    def output_bytes(self, sample: Sample) -> int:
+        return 1000 * int(sample["letters"])
+
 
 def raw(index: int, text: str | None = None, **other: Any) -> dict[str, Any]:
     row = {
@@ -125,3 +128,15 @@ def test_training_texts_are_those_of_rows_that_could_be_read() -> None:
     ]
     texts = TrainingTexts(TranslatorConfig())(pa.Table.from_pylist(rows))
     assert texts.to_pylist() == [{"text": "source\ta dog"}, {"text": "target\tein Hund"}]
+
+
+def test_a_prediction_that_would_be_too_large_is_a_bad_sample() -> None:
+    table = pa.Table.from_pylist([raw(0, "abc"), raw(1, "abcde")], schema=RAW_SCHEMA)
+    rows = Decode(Count(), Limits(max_output_bytes=4000))(table).to_pylist()
+    assert [row["output_bytes"] for row in rows] == [3000, None]
+    assert rows[1]["error"] == "OutputTooLarge: its prediction would have 5,000 bytes, more than max_output_bytes=4,000"
+
+
+def test_what_is_lost_with_a_row_is_kept() -> None:
+    rows = decode([raw(0, "abc"), raw(1, error="ShardReadError: x", lost_rows=7)])
+    assert [row["lost_rows"] for row in rows] == [None, 7]

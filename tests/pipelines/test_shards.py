@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Window
 from pipelines import storage
 from pipelines.limits import Limits
-from pipelines.shards import RAW_SCHEMA, ReadOptions, Shard, list_shards, read_blocks
+from pipelines.shards import RAW_SCHEMA, ReadOptions, Shard, Trouble, list_shards, lost_rows, read_blocks
 from tests.tiny import jpeg, tar
 
 
@@ -86,8 +87,6 @@ def test_an_unreadable_shard_is_one_error_row(tmp_path: Path, content: bytes) ->
 
 
 def test_links_and_oversized_members_are_error_rows(tmp_path: Path) -> None:
-    import tarfile
-
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         link = tarfile.TarInfo("link.jpg")
@@ -217,3 +216,121 @@ def test_a_radar_file_over_the_limit_is_not_read_whole(tmp_path: Path) -> None:
     window = Window(past_frames=2, horizon_minutes=10)
     (row,) = rows_of(tmp_path, "x.nc", bytes(5000), window=window, limits=Limits(max_bytes=1000))
     assert row["error"].startswith("MediaTooLarge")
+
+
+# ---- what is lost, and what only seems so ---------------------------------------------------------------------------
+def parquet(table: pa.Table, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, **options)
+    return buffer.getvalue()
+
+
+def test_the_last_row_of_a_broken_shard_tells_what_is_lost(tmp_path: Path) -> None:
+    pages = bytearray(parquet(pa.table({"text": [f"{i:04d}" * 50 for i in range(100)]}), row_group_size=25))
+    start = pq.ParquetFile(io.BytesIO(bytes(pages))).metadata.row_group(1).column(0).dictionary_page_offset
+    pages[start : start + 8] = b"\xff" * 8
+    rows = rows_of(tmp_path, "x.parquet", bytes(pages))
+    assert [row["error"] for row in rows[:-1]] == [None] * 25
+    assert rows[-1]["error"].startswith("ShardReadError: ")
+    assert [row["lost_rows"] for row in rows] == [None] * 25 + [74]
+
+    packed = gzip.compress(b"a\n" * 50_000)[:-20]
+    assert rows_of(tmp_path, "x.txt.gz", packed)[-1]["lost_rows"] is None, "nobody knows"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("x.txt", b"a\nb\nc", 3),
+        ("x.txt", b"a\nb\nc\n", 3),
+        ("x.jsonl", b"{}\n" * 5, 5),
+        ("x.jsonl.gz", gzip.compress(b"{}\n" * 5), 5),
+        ("x.tsv", b"en\nb\nc\n", 2),
+        ("x.tar", tar([("a.jpg", b"1"), ("a.txt", b"x"), ("a.jpg", b"2"), ("c/d.jpg", b"3"), ("d.jpg", b"4")]), 4),
+        ("x.parquet", parquet(pa.table({"text": ["a"] * 7})), 7),
+    ],
+)
+def test_rows_are_counted_as_they_are_read(tmp_path: Path, name: str, content: bytes, count: int) -> None:
+    assert len(rows_of(tmp_path, name, content)) == count
+    assert lost_rows(io.BytesIO(content), name, ReadOptions(), 1) == count - 1
+    (shard,) = list_shards(str(tmp_path / name))
+    (block,) = read_blocks(shard, ReadOptions(), trouble=Trouble({0: "InputCrashed: it died"}))
+    assert block.select(["index", "last", "error", "lost_rows"]).to_pylist() == [
+        {"index": 0, "last": True, "error": "InputCrashed: it died", "lost_rows": count - 1}
+    ]
+    (block,) = read_blocks(shard, ReadOptions(), trouble=Trouble({0: "InputCrashed: it died"}, count=False))
+    assert block["lost_rows"].to_pylist() == [None]
+
+
+def test_values_that_python_does_not_know_cost_themselves_only(tmp_path: Path) -> None:
+    text = pa.array([b"good", b"\xff\xfe bad"], pa.binary()).view(pa.string())
+    far = pa.array([0, 10**15], pa.int64()).cast(pa.timestamp("s"))
+    twice = pa.StructArray.from_arrays([pa.array([1, 2]), pa.array([3, 4])], names=["a", "a"])
+    table = pa.table({"id": ["p", "q"], "text": text, "when": far, "twice": twice})
+    rows = rows_of(tmp_path, "x.parquet", parquet(table))
+    assert [row["error"] for row in rows] == [None, None]
+    fields = [json.loads(row["fields"]) for row in rows]
+    assert (fields[0]["text"], fields[0]["when"]) == ("good", "1970-01-01 00:00:00")
+    assert fields[1]["text"]["unreadable"].startswith("UnicodeDecodeError")
+    assert fields[1]["when"]["unreadable"].startswith(("OverflowError", "ValueError"))
+    assert "duplicate" in fields[0]["twice"]["unreadable"]
+    (row,) = rows_of(tmp_path, "y.parquet", parquet(pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"])))
+    assert row["error"] == "AmbiguousColumns: there are two columns 'a'; keep one"
+
+
+def test_large_parquet_rows_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    read = pq.ParquetFile.iter_batches
+
+    def watch(self: pq.ParquetFile, batch_size: int, **options: object) -> object:
+        sizes.append(batch_size)
+        return read(self, batch_size, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watch)
+    for size in (10, 1 << 20, 20 << 20):
+        clip = np.random.default_rng(0).bytes(size)
+        content = parquet(pa.table({"clip": [clip] * 4}), use_dictionary=False)
+        assert len(rows_of(tmp_path, "x.parquet", content)) == 4
+    assert sizes == [64, 15, 1]
+
+
+def test_headers_that_lead_back_or_lie(tmp_path: Path) -> None:
+    good = tar([("a.jpg", b"1"), ("b.jpg", b"2")])
+    member = tarfile.TarInfo("back.jpg")
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (-1024).to_bytes(12, "big", signed=True)  # base 256, see the GNU tar manual, "Extensions"
+    header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
+    rows = rows_of(tmp_path, "x.tar", good[:2048] + bytes(header) + good[2048:])
+    assert [row["sample_id"] for row in rows] == ["a", "x.tar:1"], "b may have had more members"
+    assert rows[1]["error"] == "ShardReadError: ReadError: back.jpg has -1024 bytes"
+
+    sparse = tarfile.TarInfo("sparse.jpg")
+    sparse.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": "1000000000000"}
+    rows = rows_of(tmp_path, "y.tar", sparse.tobuf(tarfile.PAX_FORMAT) + good)
+    assert rows[0]["error"] == "UnsupportedMember: sparse.jpg is a link, device or sparse file"
+    assert [row["sample_id"] for row in rows[1:]] == ["a", "b"]
+
+
+def test_members_of_one_sample_are_bounded_together(tmp_path: Path) -> None:
+    content = tar([("a.jpg", bytes(600)), ("a.txt", b"x" * 600), ("b.jpg", bytes(600))])
+    rows = rows_of(tmp_path, "x.tar", content, limits=Limits(max_bytes=1000))
+    assert [row["error"] for row in rows] == ["MemberTooLarge: a.txt makes 1200 bytes, limit 1000", None]
+
+
+def test_ids_and_fields_beyond_all_measure_are_error_rows(tmp_path: Path) -> None:
+    deep = "[" * 500 + "]" * 500
+    lines = [json.dumps({"id": "x" * 1001, "en": "a"}), '{"id": "deep", "en": ' + deep + "}", '{"en": "b"}']
+    rows = rows_of(tmp_path, "x.jsonl", "\n".join(lines).encode())
+    assert rows[0]["sample_id"] == "x.jsonl:0"
+    assert rows[0]["error"] == "IdTooLong: the id has 1,001 characters, at most 1000 are allowed"
+    assert rows[2]["error"] is None
+    table = pa.table({"text": ["a" * 2000, "b"]})
+    rows = rows_of(tmp_path, "x.parquet", parquet(table), limits=Limits(max_bytes=1000))
+    assert [(row["error"] or "").split(":")[0] for row in rows] == ["FieldsTooLarge", ""]
+
+
+def test_what_is_in_a_gzip_file_is_bounded(tmp_path: Path) -> None:
+    content = gzip.compress(b"a" * 99 + b"\n") * 100
+    rows = rows_of(tmp_path, "x.txt.gz", content, limits=Limits(max_shard_bytes=5000))
+    assert 30 < len(rows) <= 51
+    assert rows[-1]["error"] == "ShardTooLarge: more than max_shard_bytes=5,000 bytes after decompression"
