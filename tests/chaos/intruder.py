@@ -174,12 +174,16 @@ def _trace(place: Place) -> str:
     return "traced"
 
 
-def _peek(place: Place) -> int:
-    """At the first bytes of the parent's program, which does not move."""
+def _peek(place: Place) -> str:
+    """At an address where nothing is: only who may look is told so."""
     buffer = ctypes.create_string_buffer(8)
-    local = struct.pack("PN", ctypes.addressof(buffer), 8)
-    remote = struct.pack("PN", int(_read(f"/proc/{place.parent}/maps").split(b"-")[0], 16), 8)
-    return _call("process_vm_readv", place.parent, local, 1, remote, 1, 0)
+    local, remote = struct.pack("PN", ctypes.addressof(buffer), 8), struct.pack("PN", 8, 8)
+    try:
+        _call("process_vm_readv", place.parent, local, 1, remote, 1, 0)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+    return "memory may be looked at"
 
 
 def _signal_of_a_pipe(place: Place) -> str:
