@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test pytest lint bench chaos clean
+.PHONY: setup demo test pytest lint bench chaos fuzz soak clean
 
 setup: $(READY)
 
@@ -39,6 +39,15 @@ RUNS ?= 228
 SEED ?= 1
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --runs $(RUNS) --seed $(SEED)
+
+# Thousands of hostile shards (an hour or so), and a small table night after night (also): tables in tests/chaos/README.md.
+SHARDS ?= 5000
+fuzz: $(READY)
+	$(BIN)/python -m tests.chaos.fuzz --shards $(SHARDS) --seed $(SEED)
+
+NIGHTS ?= 200
+soak: $(READY)
+	$(BIN)/python -m tests.chaos.soak --nights $(NIGHTS)
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache
