@@ -90,7 +90,7 @@ def nightly(world: World, *which: str) -> tuple[float, int]:
     """
     argv = tiny.command(
         "nightly", TASK, "--input", f"{world.folder}/in/ds={{ds}}", "--tables", f"{world.folder}/tables", *which,
-        "--model", f"{world.folder}/model", "--retain-hours", "0",
+        "--model", f"{world.folder}/model", "--retain-hours", "1",
     )  # fmt: skip
     started, peak = time.monotonic(), 0
     log = world.folder / "night.log"

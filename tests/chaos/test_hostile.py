@@ -253,11 +253,13 @@ def test_a_sentence_that_is_no_utf_8_costs_itself(tmp_path: Path) -> None:
     assert [row["error"] is None for row in found] == [True, False, True]
 
 
-def test_large_clips_in_one_parquet_shard_are_one_row_each(tmp_path: Path) -> None:
-    """All of them together are larger than the memory that decoding may take."""
+@pytest.mark.parametrize("stored_once", [False, True])
+def test_large_clips_in_one_parquet_shard_are_one_row_each(stored_once: bool, tmp_path: Path) -> None:
+    """All of them together are larger than the memory that decoding may take, even where a dictionary holds one."""
     clip = clip_bytes("avi", "rawvideo", [i % 200 for i in range(900)])
     assert 64 * len(clip) > 250_000_000
-    pq.write_table(pa.table({"clip": pa.array([clip] * 64, pa.large_binary())}), tmp_path / "x.parquet")
+    table = pa.table({"clip": pa.array([clip] * 64, pa.large_binary())})
+    pq.write_table(table, tmp_path / "x.parquet", use_dictionary=stored_once)
     assert kinds(rows(str(tmp_path / "x.parquet"), photos(max_memory=160 << 20))) == {"ok": 64}
 
 
