@@ -31,6 +31,7 @@ FIRST = datetime.date(2026, 1, 1)
 TASK = "translations"
 SHARDS, ROWS = 2, 20
 NIGHT_SECONDS = 600
+START_SECONDS = 240
 GROWS_BY = 0.0005
 """Of its mean a night: what grows slower, a tenth in 200 nights, is called flat."""
 
@@ -270,11 +271,11 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak") as scratch, ExitStack() as stack:
         folder = Path(scratch).resolve()
-        mlflow = MlflowServer(folder / "mlflow").start()
+        mlflow = MlflowServer(folder / "mlflow").start(START_SECONDS)
         stack.callback(mlflow.kill)
         world = World(folder, mlflow, RayNode(folder / "ray", 2))
         world.temporary.mkdir()
-        world.node.start(env=world.env)
+        world.node.start(START_SECONDS, world.env)
         stack.callback(world.node.kill)
         tiny.write_translator(f"{folder}/model")
         nights, measured = soak(world, options)

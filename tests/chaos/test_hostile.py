@@ -212,7 +212,7 @@ HEADERS = {
         + archives.record(b"GNU.sparse.realsize", b"x")
     ) + archives.member(b"s.jpg", b"none\n"),
     "PAX size": archives.extended(archives.record(b"size", b"-1024")) + archives.member(b"s.jpg"),
-    "negative size": archives.member(b"s.jpg", size=archives.binary(-1024)),
+    "negative size": archives.member(b"s.jpg", size=archives.binary(-512)),
     "huge size": archives.member(b"s.jpg", size=archives.binary(1 << 90)),
     "long names": archives.member(b"long", b"a.jpg\0", kind=b"L") * 3000 + archives.member(b"s.jpg"),
     "PAX headers": archives.extended(archives.record(b"path", b"a.jpg")) * 3000 + archives.member(b"s.jpg"),
