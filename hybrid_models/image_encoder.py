@@ -21,7 +21,7 @@ class Encoder(nn.Module):
     """A timm CNN without its classifier: uint8 frames → a grid of feature vectors. Never fetches weights by itself.
 
     Raises:
-        UsageError: timm has no such model, or it is no convolutional net for this image size.
+        UsageError: timm has no such model of its own, or it is no convolutional net for this image size.
     """
 
     cnn: Any  # timm's nets have more than nn.Module declares
@@ -32,10 +32,13 @@ class Encoder(nn.Module):
         import timm  # takes a second and more: decoding and the command line do without
 
         super().__init__()
+        if not timm.is_model(model):  # `hf-hub:…` would be fetched, `local-dir:…` be read
+            raise UsageError(f"encoder '{model}' cannot be built: it is none of timm's own models")
         try:
+            with torch.device("meta"), torch.inference_mode():  # shapes only
+                probe: Any = timm.create_model(model, pretrained=False, num_classes=0).eval()
+                grid = probe.forward_features(torch.zeros(1, 3, image_size, image_size))
             self.cnn = timm.create_model(model, pretrained=False, num_classes=0)
-            with torch.inference_mode():
-                grid = self.cnn.eval().forward_features(torch.zeros(1, 3, image_size, image_size))
         except Exception as error:  # whatever timm raises, the name or the size is wrong
             raise UsageError(f"encoder '{model}' cannot be built for {image_size} px images: {error}") from error
         if grid.dim() != 4:

@@ -51,6 +51,23 @@ def clean_text(text: Any, max_characters: int, what: str = "text") -> str:
     return text
 
 
+PARTS = {"model": "BPE", "normalizer": "NFC", "pre_tokenizer": "ByteLevel", "decoder": "ByteLevel"}
+"""What `Tokenizer.train` makes. Other parts may panic, run for ever, or give ids that no net has learned."""
+ABSENT = ("post_processor", "truncation", "padding")
+
+
+def _check_parts(serialised: str) -> None:
+    try:
+        content = json.loads(serialised)
+        found = {name: content[name]["type"] for name in PARTS}
+        more = [name for name in ABSENT if content.get(name) is not None]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UsageError(f"tokenizer.json is not a tokenizer ({what}): train again or restore the file") from None
+    if found != PARTS or more or content["model"].get("dropout"):
+        raise UsageError(f"tokenizer.json has {found} {' '.join(more)}, not {PARTS}: it was made by something else")
+
+
 class Tokenizer:
     """Text ↔ token ids.
 
@@ -62,13 +79,21 @@ class Tokenizer:
     """
 
     def __init__(self, serialised: str) -> None:
+        _check_parts(serialised)
         try:
             self._tokenizer = _Tokenizer.from_str(serialised)
         except Exception as error:  # the library raises bare Exception
             raise UsageError(f"tokenizer.json is not a tokenizer ({error}): train again or restore the file") from error
+        except BaseException as error:  # and where it panics, what no `except Exception` catches
+            if type(error).__name__ != "PanicException":
+                raise
+            raise UsageError(f"tokenizer.json is not a tokenizer ({error}): train again or restore the file") from None
         found = tuple(self._tokenizer.id_to_token(i) for i in range(len(SPECIALS)))
         if found != SPECIALS:
             raise UsageError(f"tokenizer.json starts with {found} instead of {SPECIALS}: it was made by something else")
+        ids = sorted(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        if ids != list(range(len(ids))):
+            raise UsageError("tokenizer.json leaves out or repeats token ids: train again or restore the file")
         self._tokenizer.encode_special_tokens = True  # a text that says `</s>` must not end there; not serialised
 
     @classmethod

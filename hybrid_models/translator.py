@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -111,7 +112,7 @@ class Translator(Hybrid):
         self.embedding = nn.Embedding(len(self._source), config.embedding_size, padding_idx=PAD)
         nn.init.normal_(self.embedding.weight, std=config.embedding_size**-0.5)
         self.dropout = nn.Dropout(config.dropout)
-        inputs = (config.embedding_size, *[config.hidden_size] * (config.encoder_layers - 1))
+        inputs = chain([config.embedding_size], repeat(config.hidden_size, config.encoder_layers - 1))
         self.encoder = nn.ModuleList(BidirectionalGRU(size, config.hidden_size // 2) for size in inputs)
         self.bridge = nn.Linear(config.hidden_size, config.hidden_size)
         self.decoder = AttentionDecoder(

@@ -1,7 +1,7 @@
 """`hybrid VERB …`: finds the verb, and turns every outcome into one JSON line or one error line and an exit code.
 
-Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused, since too many samples were bad or a model
-was worse than the one in use.
+Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused, since too many samples were bad, shards of a
+night were gone, or a model was worse than the one in use.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from jobs.errors import EndedError
 from pipelines import logs
+from pipelines.secrets import shown
 
 T = TypeVar("T")
 VERBS = {
@@ -33,7 +35,7 @@ VERBS = {
     "nightly": "find a night's shards, infer with the champion, evaluate, report; missed nights, too",
     "query": "ask SQL about captions, nowcasts and translations",
     "report": "write a page about a night, for the morning",
-    "tables": "list the nights of the tables: rows, files, sizes; free space",
+    "tables": "list the nights of the tables: rows, files, sizes; free space; bring a night back",
     "submit": "run a verb as a job on a Ray cluster: hybrid submit --address http://HEAD:8265 -- VERB ...",
 }
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
@@ -68,7 +70,7 @@ def overview() -> str:
             "Ray: RAY_ADDRESS names a running cluster, otherwise one is started on this machine.",
             "S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION. MLflow: MLFLOW_TRACKING_URI.",
             "Logs go to stderr (HYBRID_LOG_FORMAT=json: as JSON); the last line on stdout is the job's summary, JSON.",
-            "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused: too many samples are bad, or a model is worse.",
+            "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused: too many bad samples, shards gone, a worse model.",
         ]
     )
 
@@ -88,7 +90,7 @@ def run(verb: Main, argv: list[str]) -> None:
         if os.environ.get("HYBRID_TRACEBACK") == "1":
             logging.exception("traceback")
     if message:
-        print(f"hybrid: {message}", file=sys.stderr, flush=True)
+        print(f"hybrid: {shown(message)}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -136,13 +138,27 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, defau
 
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), _unwrapped(argv):
             options: dict[str, Any] = {} if default is None else {"default": default}
             return tyro.cli(kind, args=list(argv), prog=prog, description=description, **options)
     except SystemExit as exit_:
         if not exit_.code:
             raise
         raise UsageError(one_line(errors.getvalue())) from None
+
+
+@contextmanager
+def _unwrapped(argv: Sequence[str]) -> Iterator[None]:
+    """Error messages as wide as they are: half an address cannot be told from other text."""
+    before = os.environ.get("COLUMNS")
+    if not {"-h", "--help"} & set(argv):
+        os.environ["COLUMNS"] = "100000"
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def one_line(text: str) -> str:

@@ -15,7 +15,7 @@ from tyro import MISSING
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
-from pipelines import artifacts, cluster, evaluate, storage
+from pipelines import artifacts, cluster, evaluate, places, storage
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.limits import Limits
@@ -118,6 +118,7 @@ def run_comparison(options: EvaluateOptions, tracking_uri: str) -> dict[str, Any
 def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig) -> evaluate.Evaluation:
     if options.stride < 1:
         raise UsageError(f"--stride is {options.stride}: it must be at least 1")
+    places.check_apart({"--input": options.input}, "--storage", [storage.join(options.storage, "evaluations")])
     shards = list_shards(options.input)
     storage.check_writable(options.storage)
     return evaluate.Evaluation(shards, options.storage, artifact, decoding, options.stride, options.limits)

@@ -15,7 +15,7 @@ from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
-from pipelines import artifacts, cluster, infer, logs, storage
+from pipelines import artifacts, cluster, infer, logs, places, storage
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.infer import Night
@@ -24,8 +24,8 @@ from pipelines.shards import list_shards
 from pipelines.tracking import Tracker, default_uri, shown
 
 NUMBERS = (
-    "rows", "ok", "shards", "shards_computed", "rows_computed", "rows_per_second", "model_busy", "input_bytes",
-    "staged_bytes",
+    "rows", "rows_lost", "ok", "shards", "shards_computed", "rows_computed", "rows_per_second", "model_busy",
+    "input_bytes", "staged_bytes",
 )  # fmt: skip
 """Of a night's summary, what its MLflow run has as metrics."""
 TASKS = {table: name for name, table in TABLES.items()}
@@ -49,6 +49,8 @@ class InferOptions:
     """With more bad samples than this share, nothing is committed (exit code 3)."""
     retain_hours: int = 168
     """How long files that the table does not need any more are kept for readers of earlier versions."""
+    allow_missing: bool = False
+    """The night may lose the rows of shards that it had and that are gone now; else that is refused (exit code 3)."""
     mlflow: str = ""
     """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
     resources: Resources = field(default_factory=Resources)
@@ -78,6 +80,7 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
     """One night, with its MLflow run."""
     check_ds(options.ds)
     check_numbers(options.max_error_fraction, options.retain_hours)
+    places.check_apart({"--input": options.input}, "--tables", [storage.join(options.tables, artifact.table)])
     night = Night(
         shards=list_shards(options.input),
         tables=options.tables,
@@ -87,9 +90,11 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
         limits=options.limits,
         max_error_fraction=options.max_error_fraction,
         retain_hours=options.retain_hours,
+        allow_missing=options.allow_missing,
     )
     storage.check_writable(options.tables)
     infer.check_table(night)
+    infer.check_shards(night)
     tracker = Tracker(tracking_uri)
     params = {
         "input": options.input,

@@ -19,11 +19,12 @@ from hybrid_models.errors import UsageError
 from jobs import cli, infer, report
 from jobs.errors import EndedError
 from jobs.infer import TASKS, InferOptions
-from pipelines import artifacts, cluster, evaluate, logs, storage, tables
+from pipelines import artifacts, cluster, evaluate, logs, places, storage, tables
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.evaluate import Evaluation
 from pipelines.limits import MAX_BAD_SHARE, Limits
+from pipelines.pieces import table_schema
 from pipelines.registry import CHAMPION
 from pipelines.shards import NoShardsError, list_shards
 from pipelines.tracking import Tracker, default_uri, shown
@@ -60,6 +61,8 @@ class NightlyOptions:
     """With more bad samples than this share, a night is not committed (exit code 3)."""
     retain_hours: int = 168
     """How long files that a table does not need any more are kept for readers of earlier versions."""
+    allow_missing: bool = False
+    """A night may lose the rows of shards that it had and that are gone now; else that is refused (exit code 3)."""
     mlflow: str = ""
     """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
     resources: Resources = field(default_factory=Resources)
@@ -90,10 +93,13 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )  # fmt: skip
     check(options, chosen)
     dates = nights(options)
+    check_places(options, chosen, dates)
     tracking_uri = options.mlflow or default_uri()
     storage.check_writable(options.tables)
     models = {task: options.model or f"models:/{TASKS[task]}@{CHAMPION}" for task in chosen}
     champions = {task: artifacts.read(model, TASKS[task], tracking_uri) for task, model in models.items()}
+    for task, champion in champions.items():
+        tables.check(storage.join(options.tables, task), table_schema(champion.hybrid_class.payload_schema))
     units = [unit for ds in dates for unit in (Unit(task, ds) for task in chosen) if is_due(unit, dates[-1], options)]
     return run(units, options, champions, tracking_uri)
 
@@ -125,6 +131,20 @@ def check(options: NightlyOptions, chosen: Sequence[str]) -> None:
         if options.model:
             raise UsageError(f"--model is of one task: leave it out with {ALL_TASKS}")
     infer.check_numbers(options.max_error_fraction, options.retain_hours)
+
+
+def check_places(options: NightlyOptions, chosen: Sequence[str], dates: Sequence[str]) -> None:
+    """Refuses shards and references of any night in the folders that are written.
+
+    Raises:
+        UsageError: names them.
+    """
+    given = {"--input": options.input, "--references": options.references}
+    patterns = {name: pattern for name, pattern in given.items() if pattern}
+    more = [name for name, used in (("evaluations", options.references), ("reports", options.report)) if used]
+    written = [storage.join(options.tables, folder) for folder in (*chosen, *more)]
+    for unit in (Unit(task, ds) for ds in dates for task in chosen):
+        places.check_apart({name: unit.fill(pattern) for name, pattern in patterns.items()}, "--tables", written)
 
 
 def nights(options: NightlyOptions) -> list[str]:
@@ -217,7 +237,8 @@ def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: s
     try:
         wanted = InferOptions(
             unit.fill(options.input), options.tables, unit.ds, champion.model, champion.decoding,
-            options.max_error_fraction, options.retain_hours, resources=options.resources, limits=options.limits,
+            options.max_error_fraction, options.retain_hours, options.allow_missing,
+            resources=options.resources, limits=options.limits,
         )  # fmt: skip
         night = infer.run(wanted, champion, tracking_uri)
     except NoShardsError as error:

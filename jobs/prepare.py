@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from jobs import cli
+from pipelines import places
 from pipelines.demo_data import prepare_demo
 from pipelines.large_data import prepare_coco, prepare_iwslt14, prepare_kth
 from pipelines.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
@@ -209,6 +210,8 @@ def main(argv: list[str]) -> dict[str, Any]:
         UsageError: the source is not what it should be, or the options do not fit it.
     """
     source: Source = cli.parse(Source, argv, "hybrid prepare", __doc__ or "")  # type: ignore[arg-type]
+    if not isinstance(source, Demo):
+        places.check_outside("--source", source.source, [source.out], "what is written,")
     return source.prepare()
 
 

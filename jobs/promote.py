@@ -13,7 +13,7 @@ from typing import Any
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from jobs import cli
-from pipelines import artifacts, cluster, promotion, registry, storage
+from pipelines import artifacts, cluster, places, promotion, registry, storage
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.evaluate import Evaluation
@@ -64,6 +64,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise UsageError("--margin must be 0 or more, --stride at least 1")
     if options.metric and options.metric not in HYBRIDS[hybrid].metrics:
         raise UsageError(f"--metric '{options.metric}' is unknown: use {', '.join(HYBRIDS[hybrid].metrics)}")
+    if options.input:
+        places.check_apart({"--input": options.input}, "--storage", [storage.join(options.storage, "evaluations")])
     model = options.model or f"models:/{hybrid}@{CHALLENGER}"
     if not model.startswith("models:/"):
         raise UsageError(f"--model {model} is not registered: write models:/NAME/VERSION or models:/NAME@ALIAS")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import tyro
@@ -22,6 +22,8 @@ from pipelines import query, storage
 from pipelines.tables import parse_as_of
 
 Format = Literal["table", "csv", "json", "parquet"]
+FORMULA = r"^([=+\-@\t\r\n＝＋－＠])"
+"""How texts begin that spreadsheets run."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,11 @@ class QueryOptions:
     """The tables as they were: a moment such as 2026-01-31T06:00 (UTC), or a version, if one table is asked."""
     format: Format = "table"
     """How the rows are written; json is one object a line."""
+    raw: bool = False
+    """CSV with texts as they are; otherwise those that a spreadsheet would run (= + - @ ...) get an apostrophe."""
     out: str = ""
     """URI to write the rows to instead of stdout (needed for parquet)."""
+    limits: query.QueryLimits = field(default_factory=query.QueryLimits)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
@@ -45,9 +50,12 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     options = cli.parse(QueryOptions, argv, "hybrid query", "Ask SQL (DuckDB) about captions, nowcasts, translations.")
     if options.format == "parquet" and not options.out:
         raise UsageError("--format parquet needs --out: Parquet is not for a terminal")
+    if options.raw and options.format != "csv":
+        raise UsageError(f"--raw is about --format csv: {options.format} has texts as they are")
     as_of = parse_as_of(options.as_of) if options.as_of else None
-    rows = query.query(options.sql, options.tables, asked(options.sql, list(TABLES.values())), as_of)
-    content = WRITERS[options.format](rows)
+    names = asked(options.sql, list(TABLES.values()))
+    rows = query.query(options.sql, options.tables, names, as_of, limits=options.limits)
+    content = _raw_csv(rows) if options.raw else WRITERS[options.format](rows)
     if options.out:
         storage.write_bytes(options.out, content)
         return {"rows": len(rows), "columns": rows.column_names, "out": options.out}
@@ -74,24 +82,30 @@ def _table(rows: pa.Table) -> bytes:
     return (query.render(rows) + "\n").encode()
 
 
+def _raw_csv(rows: pa.Table) -> bytes:
+    """CSV knows no lists, structs and bytes: they are written as JSON and hex."""
+    return _written_csv(query.as_text(rows))
+
+
 def _csv(rows: pa.Table) -> bytes:
-    """CSV knows no lists: they are written as JSON."""
-    nested = [i for i, field in enumerate(rows.schema) if pa.types.is_nested(field.type)]
-    for i in nested:
-        texts = [None if value is None else json.dumps(value, default=str) for value in rows.column(i).to_pylist()]
-        rows = rows.set_column(i, rows.schema.field(i).name, pa.array(texts, pa.string()))
+    """Texts that a spreadsheet would take for a formula get an apostrophe in front; numbers stay as they are."""
+    texts = query.as_text(rows)
+    columns = [_defused(column) if pa.types.is_string(column.type) else column for column in texts.columns]
+    return _written_csv(pa.table(columns, names=_defused(pa.array(texts.column_names)).to_pylist()))
+
+
+def _defused(texts: Any) -> Any:
+    return pc.replace_substring_regex(texts, FORMULA, r"'\1")
+
+
+def _written_csv(texts: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pyarrow.csv.write_csv(rows, buffer)
+    pyarrow.csv.write_csv(texts, buffer)
     return buffer.getvalue()
 
 
 def _json(rows: pa.Table) -> bytes:
-    lines = [json.dumps(row, default=_plain, ensure_ascii=False) + "\n" for row in rows.to_pylist()]
-    return "".join(lines).encode()
-
-
-def _plain(value: Any) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
+    return "".join(f"{line}\n" for line in query.as_json(rows)).encode()
 
 
 def _parquet(rows: pa.Table) -> bytes:

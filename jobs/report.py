@@ -11,7 +11,7 @@ from typing import Any
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli, infer
-from pipelines import report, storage
+from pipelines import places, report, storage
 from pipelines.tracking import default_uri
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, writes the page."""
     options = cli.parse(ReportOptions, argv, "hybrid report", "Write a page about a night: one HTML file.")
     infer.check_ds(options.ds)
+    tables = [storage.join(options.tables, name) for name in TABLES.values()]
+    if options.out:
+        places.check_outside("--out", options.out, tables, "the table")
     if options.examples < 0:
         raise UsageError(f"--examples is {options.examples}: it must be 0 or more")
     return write(options.tables, options.ds, options.out, options.mlflow or default_uri(), options.examples)

@@ -1,9 +1,11 @@
-"""`hybrid tables`: the nights that the tables hold; `hybrid tables tidy`: free the space of what nobody needs."""
+"""`hybrid tables`: the nights that the tables hold; `tidy` frees the space of what nobody needs, `restore` brings an
+earlier state back."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,9 +16,11 @@ from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.query import WRITERS
-from pipelines import storage, tables
+from pipelines import storage, tables, upkeep
 from pipelines.tables import AsOf, parse_as_of
+from pipelines.upkeep import Tidied
 
+log = logging.getLogger(__name__)
 SCHEMA = pa.schema(
     [
         ("table", pa.string()),
@@ -26,6 +30,7 @@ SCHEMA = pa.schema(
         ("files", pa.int64()),
         ("bytes", pa.int64()),
         ("written", pa.timestamp("s")),
+        ("note", pa.string()),  # why a table's nights are not told
     ]
 )
 
@@ -50,34 +55,64 @@ class TidyOptions:
     """URI of the folder of tables."""
     retain_hours: int = 168
     """Files that a version of the last so many hours needs are kept, and so are younger ones."""
+    dry_run: bool = False
+    """Remove nothing; the files that would be removed are written to stdout, one a line."""
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """What `hybrid tables restore` needs to know."""
+
+    tables: str
+    """URI of the folder of tables."""
+    as_of: str
+    """When the table was as it shall be again: a moment such as 2026-01-31T06:00 (UTC), or a version."""
+    ds: str = ""
+    """The night to bring back, YYYY-MM-DD; without one the whole table."""
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
-    """The nights on stdout and nothing else; or a summary of what was removed."""
-    if argv and argv[0] == "tidy":
-        tidying = cli.parse(TidyOptions, argv[1:], "hybrid tables tidy", "Remove files that no version needs any more.")
-        return tidy(tidying)
+    """The nights on stdout and nothing else; or a summary of what was removed or brought back."""
+    if argv and argv[0] in VERBS:
+        return VERBS[argv[0]](argv[1:])
     options = cli.parse(
-        TablesOptions, argv, "hybrid tables", "List the nights of the tables; `hybrid tables tidy` frees space."
-    )
+        TablesOptions, argv, "hybrid tables",
+        "List the nights of the tables; `hybrid tables tidy` frees space, `hybrid tables restore` brings a state back.",
+    )  # fmt: skip
     as_of = parse_as_of(options.as_of) if options.as_of else None
-    rows = [row for name, table in existing(options.tables, as_of) for row in nights(name, table)]
+    found, notes = existing(options.tables, as_of)
+    rows = [row for name, table in found.items() for row in nights(name, table)]
+    rows += [{"table": name, "note": note} for name, note in notes.items()]
     sys.stdout.buffer.write(WRITERS[options.format](pa.Table.from_pylist(rows, schema=SCHEMA)))
     sys.stdout.flush()
     return None
 
 
-def existing(uri: str, as_of: AsOf | None = None) -> list[tuple[str, DeltaTable]]:
-    """The tables at a URI, by name.
+def existing(uri: str, as_of: AsOf | None = None) -> tuple[dict[str, DeltaTable], dict[str, str]]:
+    """The tables at a URI by name, and why others there are none of ours or cannot be read.
 
     Raises:
         UsageError: there are none.
+        StorageError: the store kept failing.
     """
-    opened = ((name, tables.open_table(storage.join(uri, name), as_of)) for name in TABLES.values())
-    found = [(name, table) for name, table in opened if table is not None]
+    found: dict[str, DeltaTable] = {}
+    problems: dict[str, Exception] = {}
+    for name in TABLES.values():
+        place = storage.join(uri, name)
+        try:
+            table = tables.open_table(place, as_of)
+            if table is None:
+                tables.check_folder(place)
+            else:
+                tables.check_ours(table, place)
+                found[name] = table
+        except (UsageError, storage.StorageError) as error:
+            problems[name] = error
+    if not found and problems:
+        raise next(iter(problems.values()))
     if not found:
         raise UsageError(f"no tables at {uri}: `hybrid infer` writes {', '.join(TABLES.values())}")
-    return found
+    return found, {name: str(error) for name, error in problems.items()}
 
 
 def nights(name: str, table: DeltaTable) -> Iterator[dict[str, Any]]:
@@ -87,17 +122,40 @@ def nights(name: str, table: DeltaTable) -> Iterator[dict[str, Any]]:
         yield {"table": name, "version": table.version(), **vars(night), "written": written}
 
 
-def tidy(options: TidyOptions) -> dict[str, Any]:
-    """Removes what no version of the last hours needs; returns files and bytes by table."""
+def tidy(argv: Sequence[str]) -> dict[str, Any]:
+    """Removes what no version of the last hours needs; returns files and bytes by table, and what was left alone."""
+    options = cli.parse(TidyOptions, argv, "hybrid tables tidy", "Remove files that no version needs any more.")
     cli.check_retain_hours(options.retain_hours)
-    freed = {}
-    for name, _ in existing(options.tables):
-        uri = storage.join(options.tables, name)
-        before = sum(file.size for file in storage.list_files(uri))
-        removed = tables.tidy(uri, options.retain_hours)
-        after = sum(file.size for file in storage.list_files(uri))
-        freed[name] = {"files": len(removed), "bytes": before - after}
-    return {"tables": options.tables, "removed": freed}
+    found, skipped = existing(options.tables)
+    for name, note in skipped.items():
+        log.warning("%s is left alone: %s", name, note)
+    tidied = {
+        name: upkeep.tidy(storage.join(options.tables, name), options.retain_hours, options.dry_run) for name in found
+    }
+    if options.dry_run:
+        print("\n".join(file.uri for table in tidied.values() for file in table.removed))
+    counts = {name: _counts(table) for name, table in tidied.items()}
+    return {"tables": options.tables, "dry_run": options.dry_run, "removed": counts, "skipped": skipped}
+
+
+def _counts(tidied: Tidied) -> dict[str, int]:
+    return {"files": len(tidied.removed), "bytes": tidied.bytes, "files_unknown": len(tidied.unknown)}
+
+
+def restore(argv: Sequence[str]) -> dict[str, Any]:
+    """Brings a table or a night of it back as it was; returns the new version."""
+    name, rest = cli.positional(argv, "table", list(TABLES.values()), "hybrid tables restore")
+    options = cli.parse(
+        RestoreOptions,
+        rest,
+        f"hybrid tables restore {name}",
+        f"Bring back what `{name}` was, in one commit.",
+    )
+    version = tables.restore(storage.join(options.tables, name), parse_as_of(options.as_of), options.ds)
+    return {"table": name, "ds": options.ds or None, "changed": version is not None, "version": version}
+
+
+VERBS: Mapping[str, Callable[[Sequence[str]], dict[str, Any]]] = {"tidy": tidy, "restore": restore}
 
 
 if __name__ == "__main__":

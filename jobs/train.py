@@ -15,7 +15,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
 from jobs import cli
 from jobs.recipes import RECIPES
-from pipelines import cluster, logs, storage, train, train_job
+from pipelines import cluster, logs, places, storage, train, train_job
 from pipelines.cluster import Resources
 from pipelines.config import Recipe, TrainConfig
 from pipelines.limits import Limits
@@ -72,6 +72,9 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
     name = options.name or recipe_name
     if not NAME.fullmatch(name):
         raise UsageError(f"--name '{name}' must be letters, digits, '.', '_' and '-'")
+    written = [storage.join(options.storage, folder) for folder in ("runs", "features")]
+    for split in ("train", "val"):
+        places.check_apart({"--data": storage.join(options.data, split)}, "--storage", written)
     job = TrainJob(
         recipe=Recipe(hybrid, options.model, options.decoding, options.train, options.limits),
         recipe_name=recipe_name,

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import pydantic
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hybrid_models import HYBRIDS, TABLES, Hybrid
 from hybrid_models.errors import UsageError
@@ -27,6 +30,12 @@ from pipelines import storage
 
 FORMAT = 2
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
+MAX_CONFIG, MAX_WEIGHTS, MAX_HEADER = 64 * 2**20, 16 * 2**30, 100 * 2**20
+"""Bytes of config.json or an asset, of the weights, and of their header (the format's own limit)."""
+MAX_NESTING = 50
+FILE_NAME = re.compile(r"\w[\w.-]*")
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading JSON of another form than expected raises."""
 META_KEYS = ("hybrid", "schema_version", "config", "decoding", "assets", "weights_sha256")
 
 
@@ -81,9 +90,33 @@ class Artifact:
         Raises:
             UsageError: the weights do not belong to the configuration; names what is missing or differs.
         """
+        self._check_size()
         hybrid = self.hybrid_class(self.config, self.assets)
         load_state(hybrid, self.files[WEIGHTS], self.model)
         return hybrid.eval()
+
+    def _check_size(self) -> None:
+        """Builds the net without memory first: a config.json that lies about its sizes allocates nothing."""
+        found = shapes(self.files[WEIGHTS], self.model)
+        built, most = 0, 4 * len(found) + 1000
+
+        def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+            nonlocal built
+            built += 1
+            if built > most:
+                raise UsageError(f"it has more than {most} parameters")
+
+        counting = register_module_parameter_registration_hook(count)
+        try:
+            with torch.device("meta"):
+                sketch = self.hybrid_class(self.config, self.assets)
+        except UsageError as error:
+            raise UsageError(f"{self.model}/{CONFIG}: {error}") from None
+        except (RuntimeError, TypeError, OverflowError) as error:
+            raise UsageError(f"{self.model}/{CONFIG}: no net is that large: {str(error).splitlines()[0]}") from None
+        finally:
+            counting.remove()
+        check_shapes(sketch, found, self.model)
 
     def fingerprint(self, decoding: DecodingConfig, limits: Any) -> str:
         """Hash of all that decides an output: weights, preprocessing, decoding options, limits, schema version."""
@@ -122,26 +155,53 @@ def parse(kind: type, value: Any, where: str) -> Any:
         raise UsageError(f"{where}: {key}{first['msg'].removeprefix('Value error, ')}") from None
 
 
+def shapes(weights: bytes, where: str) -> dict[str, list[int]]:
+    """Names and shapes of the tensors of a safetensors file, from its header alone.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    length = int.from_bytes(weights[:8], "little")
+    try:
+        if not 0 < length <= min(len(weights) - 8, MAX_HEADER):
+            raise ValueError("its header is cut off or too large")
+        header = json.loads(weights[8 : 8 + length])
+        return {
+            name: [int(size) for size in entry["shape"]] for name, entry in header.items() if name != "__metadata__"
+        }
+    except DAMAGE as error:
+        raise UsageError(f"{where}/{WEIGHTS} is damaged ({error}): copy the artifact again") from None
+
+
+def check_shapes(hybrid: Hybrid, found: Mapping[str, Sequence[int]], where: str) -> None:
+    """Compares names and shapes with those that a net needs.
+
+    Raises:
+        UsageError: they differ; says which.
+    """
+    expected = hybrid.state_dict()
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        what = f"lacks '{missing[0]}'" if missing else f"has unknown '{unknown[0]}'"
+        raise UsageError(f"{where}/{WEIGHTS} {what}: it does not belong to its {CONFIG}")
+    for name, shape in found.items():
+        if list(shape) != list(expected[name].shape):
+            raise UsageError(
+                f"{where}/{WEIGHTS}: '{name}' is {list(shape)}, {CONFIG} needs {list(expected[name].shape)}"
+            )
+
+
 def load_state(hybrid: Hybrid, weights: bytes, where: str) -> None:
     """Loads weights strictly: the same names and shapes.
 
     Raises:
         UsageError: the file is damaged, or names or shapes differ; says which.
     """
+    check_shapes(hybrid, shapes(weights, where), where)
     try:
         state = load_tensors(weights)
     except (SafetensorError, ValueError) as error:
         raise UsageError(f"{where}/{WEIGHTS} is damaged ({error}): copy the artifact again") from None
-    expected = hybrid.state_dict()
-    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or unknown:
-        what = f"lacks '{missing[0]}'" if missing else f"has unknown '{unknown[0]}'"
-        raise UsageError(f"{where}/{WEIGHTS} {what}: it does not belong to its {CONFIG}")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise UsageError(
-                f"{where}/{WEIGHTS}: '{name}' is {list(tensor.shape)}, {CONFIG} needs {list(expected[name].shape)}"
-            )
     hybrid.load_state_dict(state)
 
 
@@ -210,21 +270,41 @@ def read(uri: str, expected: str | None = None, tracking_uri: str | None = None)
 def _read_files(place: str, shown: str) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     try:
-        files[CONFIG] = storage.read_bytes(storage.join(place, CONFIG))
+        files[CONFIG] = _read_bounded(storage.join(place, CONFIG), MAX_CONFIG)
     except FileNotFoundError:
         raise UsageError(f"no model at {shown}: there is no {CONFIG}; name an artifact folder or models:/…") from None
     try:
-        names = [WEIGHTS, *json.loads(files[CONFIG])["assets"]]
-        if foreign := [name for name in names if Path(name).name != name]:
+        meta = json.loads(files[CONFIG])
+        _check_nesting(meta)
+        names = [WEIGHTS, *meta["assets"]]
+        if foreign := [name for name in names if not FILE_NAME.fullmatch(name)]:
             raise ValueError(f"'{foreign[0]}' is no plain file name")
-    except (ValueError, KeyError, TypeError) as error:
+    except DAMAGE as error:
         raise UsageError(f"{shown}/{CONFIG} is damaged ({error}): copy the artifact again") from None
     for name in names:
         try:
-            files[name] = storage.read_bytes(storage.join(place, name))
+            files[name] = _read_bounded(storage.join(place, name), MAX_WEIGHTS if name == WEIGHTS else MAX_CONFIG)
         except FileNotFoundError:
             raise UsageError(f"{shown} lacks {name}: the artifact is incomplete, copy it again") from None
     return files
+
+
+def _read_bounded(uri: str, limit: int) -> bytes:
+    """The whole object, unless it is larger than any that an artifact has."""
+    size = storage.info(uri).size
+    if size > limit:
+        raise UsageError(f"{uri} has {size:,} bytes, more than {limit:,}: it is no part of a trained model")
+    return storage.read_bytes(uri)
+
+
+def _check_nesting(value: Any) -> None:
+    """Refuses JSON that is nested so deeply that handling it fails somewhere."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        nested = [each for each in level if isinstance(each, dict | list)]
+        level = [item for each in nested for item in (each.values() if isinstance(each, dict) else each)]
+    if level:
+        raise ValueError(f"nested more than {MAX_NESTING} levels deep")
 
 
 def _check(artifact: Artifact, expected: str | None) -> None:
@@ -236,7 +316,7 @@ def _check(artifact: Artifact, expected: str | None) -> None:
         )
     if missing := [key for key in META_KEYS if key not in meta]:
         raise UsageError(f"{artifact.model}/{CONFIG} is damaged (no '{missing[0]}'): copy the artifact again")
-    if meta["hybrid"] not in HYBRIDS:
+    if not isinstance(meta["hybrid"], str) or meta["hybrid"] not in HYBRIDS:
         raise UsageError(f"{artifact.model} is a '{meta['hybrid']}'; known hybrids: {', '.join(HYBRIDS)}")
     if expected is not None and meta["hybrid"] != expected:
         raise UsageError(f"{artifact.model} is a {meta['hybrid']}, but a {expected} is needed")
@@ -262,7 +342,7 @@ def read_tensors(uri: str) -> dict[str, Tensor]:
         UsageError: it is not there or damaged.
     """
     try:
-        return load_tensors(storage.read_bytes(storage.absolute(uri)))
+        return load_tensors(_read_bounded(storage.absolute(uri), MAX_WEIGHTS))
     except FileNotFoundError:
         raise UsageError(f"no weights at {uri}: check the address") from None
     except SafetensorError as error:

@@ -22,8 +22,8 @@ from filelock import FileLock
 
 from hybrid_models.inputs import Sample
 from pipelines import storage
+from pipelines.pieces import Piece
 from pipelines.samples import unpack
-from pipelines.tables import Piece
 
 T = TypeVar("T")
 COLUMNS = ["sample", "length"]

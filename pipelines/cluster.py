@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.data import ExecutionResources
 
-from pipelines import logs
+from pipelines import jail, logs
 from pipelines.predict import Compute
 
 # glibc gives memory back to the system after every batch and faults it in again; kept, CPU inference is up to 3.5 times
@@ -99,7 +99,7 @@ def connect() -> Iterator[None]:
 def worker_env() -> dict[str, str]:
     """Environment of all workers."""
     own = {"RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    chosen = {name: os.environ[name] for name in (logs.FORMAT,) if os.environ.get(name)}
+    chosen = {name: os.environ[name] for name in (logs.FORMAT, jail.SWITCH) if os.environ.get(name)}
     return {**ALLOCATOR, **SHARED_CORES, **own, **chosen}
 
 

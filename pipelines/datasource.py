@@ -10,7 +10,8 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipelines.guard import Step, guarded
-from pipelines.shards import ReadOptions, Shard
+from pipelines.readers import ReadOptions
+from pipelines.shards import Shard
 
 
 class ShardDatasource(Datasource):

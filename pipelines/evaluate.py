@@ -14,13 +14,14 @@ import ray
 from hybrid_models import Hybrid, significance
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
-from pipelines import artifacts, infer, storage, tables
+from pipelines import artifacts, infer, storage
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.limits import Limits
+from pipelines.pieces import Piece, count_errors, table_schema
 from pipelines.predict import RECORD_SCHEMA, Lineage, Predictor
-from pipelines.shards import Shard, is_event
-from pipelines.tables import Piece
+from pipelines.readers import is_event
+from pipelines.shards import Shard
 
 RECORDS_VERSION = 5
 """Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""
@@ -87,10 +88,10 @@ def judge(job: Evaluation, resources: Resources) -> Judged:
         lineage = Lineage(artifact.model, artifact.version, job.fingerprint, "")
         actor = infer.Actor(Predictor, (ray.put(artifact), job.decoding), (lineage, True))
         decode = infer.decode_step(artifact, job.limits, with_target=True)
-        schema = tables.table_schema(RECORD_SCHEMA)
+        schema = table_schema(RECORD_SCHEMA)
         infer.stage(todo, job.folder, schema, decode, actor, resources, "evaluations", job.stride)
     pieces = infer.verify(job.shards, job.folder)
-    judged = Judged(dict(_records(pieces)), tables.count_errors(pieces))
+    judged = Judged(dict(_records(pieces)), count_errors(pieces).kinds)
     if not judged.records:
         raise RuntimeError(f"no sample could be judged: {dict(judged.errors)}")
     return judged

@@ -38,7 +38,8 @@ import pyarrow as pa
 
 from pipelines import jail, logs, storage
 from pipelines.limits import NO_MEMORY, Limits, is_memory_error
-from pipelines.shards import Begin, ReadOptions, Shard, Trouble, open_shard, read_blocks
+from pipelines.readers import ReadOptions
+from pipelines.shards import Begin, Shard, Trouble, open_shard, read_blocks
 
 log = logging.getLogger(__name__)
 TRIES = 2
@@ -98,7 +99,7 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
     """
     poison, failures, done, wasted = Poison(), Counter[tuple[str, int]](), 0, 0.0
     while True:
-        child = _idle.pop() if _idle else Child()
+        child = _child(options.limits.max_memory)
         try:
             for stop, block in child.run(Task(shard, options, step, done, poison)):
                 yield _own(block, shard)
@@ -149,6 +150,15 @@ def _own(block: pa.Table, shard: Shard) -> pa.Table:
 
 
 _idle: list[Child] = []  # a worker process keeps its child from shard to shard: starting one takes half a second
+
+
+def _child(max_memory: int) -> Child:
+    """One that waits, or a new one; a bound on memory cannot be raised again."""
+    fits = next((child for child in _idle if child.max_memory == max_memory), None)
+    if fits is None:
+        return Child(max_memory)
+    _idle.remove(fits)
+    return fits
 
 
 @cache
@@ -212,10 +222,15 @@ class _Clock:
 
 
 class Child:
-    """A child process, from this side."""
+    """A child process, from this side.
 
-    def __init__(self) -> None:
+    Args:
+        max_memory: bytes that it may take beyond what it starts with.
+    """
+
+    def __init__(self, max_memory: int) -> None:
         _tell_of_the_jail()
+        self.max_memory = max_memory
         ours, theirs = socket.socketpair()
         note = os.memfd_create("note")
         os.ftruncate(note, mmap.PAGESIZE)
@@ -225,7 +240,7 @@ class Child:
         # A group of its own, as Ctrl-C is for its parent; not a session, which Linux schedules apart (autogroup): there
         # it starved beside a training. -P: the working directory is no place for code.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipelines.jail", *map(str, fds)],
+            [sys.executable, "-P", "-m", "pipelines.jail", *map(str, (*fds, max_memory))],
             env=jail.environment(os.environ, sys.path),
             pass_fds=fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, process_group=0,
         )  # fmt: skip
@@ -346,7 +361,7 @@ class Child:
 
 
 # ---- in the child ------------------------------------------------------------------------------------------------
-def main(connection_fd: int, note_fd: int, lifeline: int) -> None:
+def main(connection_fd: int, note_fd: int, lifeline: int, max_memory: int) -> None:
     """Serves tasks until the worker is gone; `pipelines.jail` calls it in its cell."""
     logs.configure()
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a terminal may stop those who write to it from the background
@@ -356,6 +371,7 @@ def main(connection_fd: int, note_fd: int, lifeline: int) -> None:
     connection = Connection(connection_fd)
     note = mmap.mmap(note_fd, mmap.PAGESIZE)
     pa.Table.from_pylist([{"index": 0}])  # imports pandas at the first time, which is no row's fault
+    limit_memory(max_memory)
     while True:
         try:
             task: Task = connection.recv()
@@ -406,8 +422,6 @@ class _Range(io.RawIOBase):
 
 
 def _serve(task: Task, connection: Connection, note: mmap.mmap) -> None:
-    limit_memory(task.options.limits.max_memory)
-
     def noting(phase: str) -> Begin:
         def begin(index: int) -> None:
             note[: NOTE.size] = NOTE.pack(PHASES.index(phase), index)
@@ -445,8 +459,8 @@ def _to_ipc(table: pa.Table) -> pa.Buffer:
 
 
 def limit_memory(extra: int) -> None:
-    """Bounds this process's memory to what it has now and `extra` bytes."""
+    """Bounds this process's memory to what it has now and `extra` bytes, for good."""
     data = int(Path("/proc/self/statm").read_text().split()[5]) * mmap.PAGESIZE
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    soft = data + extra
-    resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    most = data + extra if hard == resource.RLIM_INFINITY else min(data + extra, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))

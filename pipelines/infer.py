@@ -11,29 +11,32 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from deltalake.exceptions import DeltaError
 
-from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
-from pipelines import storage, tables
+from pipelines import storage, tables, upkeep
 from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.datasource import ShardDatasource
 from pipelines.limits import MAX_BAD_SHARE, Limits
+from pipelines.pieces import PIECE, Piece, StageSink, count_errors, list_pieces, shard_key, table_schema, tiling
 from pipelines.predict import Lineage, Predictor
+from pipelines.readers import ReadOptions
 from pipelines.samples import SAMPLE_SCHEMA, Decode
-from pipelines.shards import ReadOptions, Shard
-from pipelines.tables import Piece, StageSink
+from pipelines.shards import Shard
 from pipelines.tracking import Tracker
+from pipelines.upkeep import Tidied
 
 log = logging.getLogger(__name__)
 DECODE_CPUS = 0.5
 WRITE_CPUS = 0.1
+GONE_SHOWN = 3
 
 
 class RefusedError(RuntimeError):
-    """Too many samples were bad, or a model was worse than the one in use: nothing was changed."""
+    """Too many samples were bad, shards were gone, or a model was worse than the one in use: nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Night:
         limits: bounds on one row.
         max_error_fraction: with more error rows than this share, nothing is committed.
         retain_hours: how long files that no current version needs are kept.
+        allow_missing: the night may lack shards that it had before.
     """
 
     shards: Sequence[Shard]
@@ -59,6 +63,7 @@ class Night:
     limits: Limits = field(default_factory=Limits)
     max_error_fraction: float = MAX_BAD_SHARE
     retain_hours: int = 168
+    allow_missing: bool = False
 
     @property
     def table(self) -> str:
@@ -78,15 +83,16 @@ class Night:
     @property
     def schema(self) -> pa.Schema:
         """The table's columns."""
-        return tables.table_schema(self.artifact.hybrid_class.payload_schema)
+        return table_schema(self.artifact.hybrid_class.payload_schema)
 
 
 def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any]:
     """Runs one night: list, skip what is complete, compute the rest, verify, commit, tidy.
 
     Returns:
-        The summary: rows, errors by reason, what was computed and reused, seconds by stage, `model_busy` (the share of
-        the time that the model processes, or GPUs, computed), the table's version.
+        The summary: rows, `rows_lost` that have no row of their own, errors by reason (lost ones included), what was
+        computed and reused, seconds by stage, `model_busy` (the share of the time that the model processes, or GPUs,
+        computed), what was tidied, the table's version.
 
     Raises:
         RefusedError: too many samples were bad.
@@ -104,13 +110,14 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
         written = stage(todo, night.folder, night.schema, decode, actor, resources, night.artifact.table)
     staged = time.perf_counter()
     pieces = verify(night.shards, night.folder)
-    errors = tables.count_errors(pieces)
+    bad = count_errors(pieces)
     rows = sum(piece.rows for piece in pieces)
-    check_errors(errors, rows, night.max_error_fraction)
+    check_errors(bad.kinds, rows + bad.lost, night.max_error_fraction)
     lineage_note = {key: str(value) for key, value in asdict(lineage).items()}
     version = tables.commit_night(night.table, night.ds, pieces, night.schema, lineage_note)
+    verify(night.shards, night.folder)  # another job may have tidied what had waited for long
     committed = time.perf_counter()
-    removed = _tidy(night)
+    tidied = _tidy(night)
     computed = written.get("rows", 0)
     busy = written.get("predict_seconds", 0.0) / (written.get("actors", 1) * (staged - started))
     seconds = {
@@ -127,8 +134,9 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
         "version": version,
         "changed": version is not None,
         "rows": rows,
-        "ok": rows - sum(errors.values()),
-        "errors": dict(errors.most_common()),
+        "rows_lost": bad.lost,
+        "ok": rows + bad.lost - sum(bad.kinds.values()),
+        "errors": dict(bad.kinds.most_common()),
         "shards": len(night.shards),
         "shards_computed": len(todo),
         "rows_computed": int(computed),
@@ -136,25 +144,27 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
         "model_busy": round(busy, 4),
         "input_bytes": sum(shard.size for shard in night.shards),
         "staged_bytes": int(written.get("bytes", 0)),
-        "files_removed": len(removed),
+        "files_removed": len(tidied.removed),
+        "bytes_removed": tidied.bytes,
+        "files_unknown": len(tidied.unknown),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         **asdict(lineage),
     }
 
 
-def _tidy(night: Night) -> list[str]:
+def _tidy(night: Night) -> Tidied:
     """The night is committed: files that cannot be removed now are only worth a warning, the next night tries again."""
     try:
-        return tables.tidy(night.table, night.retain_hours)
+        return upkeep.tidy(night.table, night.retain_hours)
     except (DeltaError, storage.StorageError) as error:
         log.warning("%s: cannot remove old files: %s", night.table, error)
-        return []
+        return Tidied([], [])
 
 
 def incomplete(shards: Sequence[Shard], folder: str) -> list[Shard]:
     """The shards whose staged pieces do not tile them. Nothing is skipped because a job said that it finished."""
-    pieces = tables.list_pieces(folder)
-    return [shard for shard in shards if tables.tiling(pieces.get(tables.shard_key(shard), [])) is None]
+    pieces = list_pieces(folder)
+    return [shard for shard in shards if tiling(pieces.get(shard_key(shard), [])) is None]
 
 
 def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
@@ -163,10 +173,10 @@ def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
     Raises:
         RuntimeError: a shard is incomplete, although the computation ended without an error.
     """
-    staged = tables.list_pieces(folder)
+    staged = list_pieces(folder)
     chosen: list[Piece] = []
     for shard in shards:
-        tiles = tables.tiling(staged.get(tables.shard_key(shard), []))
+        tiles = tiling(staged.get(shard_key(shard), []))
         if tiles is None:
             raise RuntimeError(
                 f"{shard.uri} is incomplete in {folder}: start the job again, it computes what is missing"
@@ -256,19 +266,47 @@ def stage(
     return {**sink.written, "actors": count}
 
 
+# ---- what is looked at before any work -----------------------------------------------------------------------------
 def check_table(night: Night) -> None:
-    """Refuses a table whose columns are not this version's, before any work is done.
+    """Refuses a table, or a folder for one, that this night cannot be written to.
 
     Raises:
-        UsageError: names the first column that differs.
+        UsageError: what was found there, and the way out.
     """
-    table = tables.open_table(night.table)
-    if table is None:
+    tables.check(night.table, night.schema)
+
+
+def check_shards(night: Night) -> None:
+    """Refuses a night that would lose the rows of shards that are gone: a listing may have gone wrong.
+
+    Shards are compared by address: one that was replaced is not gone.
+
+    Raises:
+        RefusedError: names some of them, and the way out.
+    """
+    if night.allow_missing:
         return
-    have = [field.name for field in table.schema().fields]
-    want = [*night.schema.names, "ds"]
-    if have != want:
-        different = next(iter(set(have) ^ set(want)), "their order")
-        raise UsageError(
-            f"{night.table} has other columns than this version writes ({different}): use another --tables"
+    table = tables.open_table(night.table)
+    files = tables.night_files(table, night.ds) if table is not None else set()
+    gone = sorted(_addresses(night, files) - {shard.uri for shard in night.shards})
+    if gone:
+        raise RefusedError(
+            f"{night.table} ds={night.ds}: {len(gone)} of its shards are gone, such as {', '.join(gone[:GONE_SHOWN])}: "
+            "nothing was changed; bring them back, or let their rows go by --allow-missing"
         )
+
+
+def _addresses(night: Night, files: set[str]) -> set[str]:
+    """Shards that files of the table were made of; only of those that are not listed as they were."""
+    keys = {shard_key(shard) for shard in night.shards}
+    found: set[str] = set()
+    for path in sorted(files):
+        piece = PIECE.fullmatch(path.rsplit("/", 1)[-1])
+        if piece is not None and piece["shard"] in keys:
+            continue
+        try:
+            with storage.open_input(storage.join(night.table, path)) as stream:
+                found.update(pq.ParquetFile(stream).read(columns=["shard"])["shard"].unique().to_pylist())
+        except FileNotFoundError:  # nothing reads this night any more; it is mended by doing it again
+            log.warning("%s lacks its file %s", night.table, path)
+    return found

@@ -16,6 +16,7 @@ import importlib
 import os
 import platform
 import resource
+import stat
 import struct
 import sys
 import sysconfig
@@ -78,12 +79,28 @@ def enter() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
     if not wanted():
         return
+    _append_errors_only()
+    _drop_capabilities()
     readable = [*_import_by_name(), *_library_paths(), *SYSTEM_FILES]
     _call("prctl(PR_SET_NO_NEW_PRIVS)", _libc().prctl(38, 1, 0, 0, 0))
     if abi := _landlock_abi():
         _landlock(abi, readable)
     if _seccomp_works():
         _seccomp()
+
+
+def _append_errors_only() -> None:
+    """Errors go to a log that others write, too: where it is a file, what is there can be neither read nor changed."""
+    if stat.S_ISREG(os.fstat(2).st_mode):
+        log = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_APPEND)
+        os.dup2(log, 2)
+        os.close(log)
+
+
+def _drop_capabilities() -> None:
+    """In a container even root is nobody after this (capset(2))."""
+    header, none = struct.pack("=Ii", 0x20080522, 0), bytes(24)
+    _call("capset", _libc().capset(header, none))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -190,27 +207,55 @@ _REFUSED = {
     "x86_64": (
         41, 42, 43, 49, 50, 53, 288,  # socket, connect, accept, bind, listen, socketpair, accept4
         57, 58, 59, 322,  # fork, vfork, execve, execveat
-        101, 310, 311, 312, 200, 424, 434, 438,  # ptrace, process_vm_*, kcmp, tkill, pidfd_*
-        155, 161, 165, 166, 272, 308,  # pivot_root, chroot, mount, umount2, unshare, setns
-        175, 176, 246, 313, 298, 321, 323,  # *_module, kexec_load, perf_event_open, bpf, userfaultfd
+        101, 310, 311, 312, 200, 129, 297, 424, 434, 438,  # ptrace, process_vm_*, kcmp, tkill, rt_*, pidfd_*
+        155, 161, 165, 166, 272, 308, 442, *range(428, 434),  # pivot_root, chroot, *mount*, unshare, setns, fsopen …
+        175, 176, 246, 313, 320, 298, 321, 323,  # *_module, kexec_*, perf_event_open, bpf, userfaultfd
         248, 249, 250, 303, 304,  # add_key, request_key, keyctl, name_to_handle_at, open_by_handle_at
         425, 426, 427,  # io_uring_*
         29, 30, 31, 64, 65, 66, 68, 69, 70, 71, 240,  # System V and POSIX shared memory, semaphores, queues
+        90, 91, 92, 93, 94, 260, 268, 452,  # *chmod*, *chown*: Landlock knows no metadata
+        132, 235, 261, 280, 188, 189, 190, 197, 198, 199, 463, 466,  # *utime*, *setxattr*, *removexattr*
+        76, 77, 133, 259, 300,  # truncate, ftruncate, mknod, mknodat, fanotify_init
+        141, 142, 144, 251, 314,  # setpriority, sched_setparam, sched_setscheduler, ioprio_set, sched_setattr
+        163, 167, 168, 169, 170, 171, 179, 212,  # acct, swap*, reboot, set*name, quotactl, lookup_dcookie
+        103, 135, 153, 154, 159, 164, 172, 173, 227, 305,  # syslog, personality, vhangup, modify_ldt, clocks, io*
     ),
     "aarch64": (
         198, 199, 200, 201, 202, 203, 242,  # socket, socketpair, bind, listen, accept, connect, accept4
         221, 281,  # execve, execveat
-        117, 270, 271, 272, 130, 424, 434, 438,  # ptrace, process_vm_*, kcmp, tkill, pidfd_*
-        39, 40, 41, 51, 97, 268,  # umount2, mount, pivot_root, chroot, unshare, setns
-        104, 105, 106, 273, 241, 280, 282,  # kexec_load, *_module, perf_event_open, bpf, userfaultfd
+        117, 270, 271, 272, 130, 138, 240, 424, 434, 438,  # ptrace, process_vm_*, kcmp, tkill, rt_*, pidfd_*
+        39, 40, 41, 51, 97, 268, 442, *range(428, 434),  # *mount*, pivot_root, chroot, unshare, setns, fsopen …
+        104, 105, 106, 273, 294, 241, 280, 282,  # kexec_*, *_module, perf_event_open, bpf, userfaultfd
         217, 218, 219, 264, 265,  # add_key, request_key, keyctl, name_to_handle_at, open_by_handle_at
         425, 426, 427,  # io_uring_*
         180, 186, 187, 188, 189, 190, 191, 193, 194, 195, 196,  # POSIX and System V queues, semaphores, memory
+        52, 53, 54, 55, 452,  # fchmod, fchmodat, fchownat, fchown, fchmodat2: Landlock knows no metadata
+        88, 5, 6, 7, 14, 15, 16, 463, 466,  # utimensat, *setxattr*, *removexattr*
+        45, 46, 33, 262,  # truncate, ftruncate, mknodat, fanotify_init
+        140, 118, 119, 30, 274,  # setpriority, sched_setparam, sched_setscheduler, ioprio_set, sched_setattr
+        89, 224, 225, 142, 161, 162, 60, 18,  # acct, swap*, reboot, set*name, quotactl, lookup_dcookie
+        116, 92, 58, 171, 170, 112, 266,  # syslog, personality, vhangup, clocks
     ),
 }  # fmt: skip
 _CONDITIONAL = {
-    "x86_64": {"seccomp": 317, "clone": 56, "ioctl": 16, "kill": 62, "tgkill": 234, "prlimit64": 302},
-    "aarch64": {"seccomp": 277, "clone": 220, "ioctl": 29, "kill": 129, "tgkill": 131, "prlimit64": 261},
+    "x86_64": {
+        "seccomp": 317,
+        "clone": 56,
+        "ioctl": 16,
+        "kill": 62,
+        "tgkill": 234,
+        "prlimit64": 302,
+        "sched_setaffinity": 203,
+    },
+    "aarch64": {
+        "seccomp": 277,
+        "clone": 220,
+        "ioctl": 29,
+        "kill": 129,
+        "tgkill": 131,
+        "prlimit64": 261,
+        "sched_setaffinity": 122,
+    },
 }
 _CLONE3 = 435
 _CLONE_THREAD = 0x10000
@@ -255,6 +300,7 @@ def _program(machine: str, pid: int) -> list[_Step]:
         *_if_number(numbers["kill"], _unless(0, _EQUAL, (pid,), allow_match=True)),
         *_if_number(numbers["tgkill"], _unless(0, _EQUAL, (pid,), allow_match=True)),
         *_if_number(numbers["prlimit64"], _unless(0, _EQUAL, (0, pid), allow_match=True)),
+        *_if_number(numbers["sched_setaffinity"], _unless(0, _EQUAL, (0, pid), allow_match=True)),
         (_RETURN, 0, 0, _ALLOW),
     ]
 

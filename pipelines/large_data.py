@@ -17,7 +17,7 @@ import numpy as np
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.datasets import DatasetWriter, TarRow, caption_row
-from pipelines.shards import npy_bytes
+from pipelines.readers import npy_bytes
 
 
 class _Members:

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.secrets import shown
+
 FORMAT = "HYBRID_LOG_FORMAT"
 QUIET = {
     **dict.fromkeys(("alembic", "httpx", "aiobotocore", "botocore", "fsspec", "s3fs"), logging.WARNING),
@@ -36,10 +38,18 @@ def configure() -> None:
     """Sets up this process's logging, as HYBRID_LOG_FORMAT says."""
     handler = logging.StreamHandler(sys.stderr)
     as_json = os.environ.get(FORMAT) == "json"
-    handler.setFormatter(_Json() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Json() if as_json else _Lines("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
+
+
+class _Lines(logging.Formatter):
+    """Lines without passwords: libraries log addresses, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and a traceback where there is one."""
+        return shown(super().format(record))
 
 
 class _Json(logging.Formatter):
@@ -51,10 +61,10 @@ class _Json(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": shown(record.getMessage()),
             **(_context.get() or {}),
             **{name: getattr(record, name) for name in OWN if hasattr(record, name)},
         }
         if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
+            entry["traceback"] = shown(self.formatException(record.exc_info))
         return json.dumps(entry, default=str, ensure_ascii=False)

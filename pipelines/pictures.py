@@ -22,8 +22,9 @@ from hybrid_models.explanations import Alignment, Forecast, Gaze
 from hybrid_models.inputs import DecodingConfig, Sample
 from pipelines.guard import guarded
 from pipelines.limits import Limits
+from pipelines.readers import ReadOptions
 from pipelines.samples import Decode, unpack
-from pipelines.shards import ReadOptions, Shard
+from pipelines.shards import Shard
 
 LOOKED_AT = 40
 """Rows of a shard among which samples for pictures are chosen."""

@@ -21,9 +21,9 @@ import torch
 from hybrid_models.contract import to_device
 from hybrid_models.inputs import DecodingConfig, Sample
 from pipelines.artifacts import Artifact
+from pipelines.pieces import TIMINGS, table_schema
 from pipelines.samples import SAMPLE_SCHEMA, pack, unpack
 from pipelines.suspects import Note, Rows, halve, node_folder
-from pipelines.tables import TIMINGS, table_schema
 
 log = logging.getLogger(__name__)
 # Large grids fill memory before a batch is full, and gain nothing from company: a window of 10 frames of 512 x 512 is

@@ -16,7 +16,8 @@ from pipelines.infer import decode_step
 from pipelines.limits import Limits
 from pipelines.media import sniff_media_type
 from pipelines.predict import Compute, Lineage, Predictor
-from pipelines.shards import RAW_SCHEMA, npy_bytes
+from pipelines.readers import npy_bytes
+from pipelines.shards import RAW_SCHEMA
 
 
 class HybridModel(PythonModel):

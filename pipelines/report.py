@@ -18,6 +18,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
+from deltalake import DeltaTable
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mlflow.entities import Run
 from PIL import Image
@@ -31,8 +32,9 @@ from pipelines.guard import guarded
 from pipelines.infer import decode_step
 from pipelines.limits import Limits
 from pipelines.pictures import LOOKED_AT, NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H, evenly, side_by_side
+from pipelines.readers import ReadOptions
 from pipelines.samples import unpack
-from pipelines.shards import ReadOptions, Shard
+from pipelines.shards import Shard
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
@@ -81,6 +83,8 @@ class Section:
     table: str
     rows: int
     errors: int
+    lost: int
+    """Rows that are lost with an error row, beyond `rows`."""
     shards: int
     model: str
     run_id: str
@@ -138,14 +142,16 @@ def report(
 
 # ---- what the table says -----------------------------------------------------------------------------------------
 def _section(tables_uri: str, name: str, ds: str) -> Section | None:
-    table = tables.open_table(storage.join(tables_uri, name))
+    table = _table(tables_uri, name)
     stored = {night.ds: night for night in tables.nights(table)} if table is not None else {}
     if table is None or ds not in stored:
         return None
 
+    lost = "sum(lost_rows)" if any(field.name == "lost_rows" for field in table.schema().fields) else "0"
     recent = [night for night in sorted(stored) if night <= ds][-NIGHTS_SHOWN:]
     nights = query.query(
         f"SELECT ds, count(*) AS n, count(*) FILTER (status = 'error') AS errors, count(DISTINCT shard) AS shards, "
+        f"coalesce({lost}, 0)::BIGINT AS lost, "
         f"arg_max(model, created_at) AS model, arg_max(run_id, created_at) AS run FROM {name}_all "
         "WHERE ds >= ? AND ds <= ? GROUP BY ds ORDER BY ds",
         tables_uri, [name], parameters=(recent[0], ds),
@@ -158,10 +164,24 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
     ).to_pylist()  # fmt: skip
     this = nights[-1]
     return Section(
-        name, this["n"], this["errors"], this["shards"], this["model"], this["run"], table.version(), stored[ds].bytes,
+        name, this["n"], this["errors"], this["lost"], this["shards"], this["model"], this["run"], table.version(),
+        stored[ds].bytes,
         [Past(night["ds"], night["n"], night["errors"], night["run"]) for night in nights],
         [Reason(row["kind"], row["n"], row["examples"]) for row in reasons],
     )  # fmt: skip
+
+
+def _table(tables_uri: str, name: str) -> DeltaTable | None:
+    """The table, if it is one of ours: the page is about the others then."""
+    uri = storage.join(tables_uri, name)
+    try:
+        table = tables.open_table(uri)
+        if table is not None:
+            tables.check_ours(table, uri)
+    except UsageError as error:
+        log.warning("left out of the report: %s", error)
+        return None
+    return table
 
 
 # ---- what MLflow says --------------------------------------------------------------------------------------------
@@ -204,8 +224,8 @@ def _figures(tables_uri: str, section: Section, ds: str, tracking_uri: str, coun
         rows = _choose(tables_uri, section.table, ds, count)
         artifact = artifacts.read(section.model, None, tracking_uri)
         samples = _samples(rows, artifact)
-        known = [row for row in rows if row["sample_id"] in samples]
-        explained = _explain(artifact, [samples[row["sample_id"]] for row in known])
+        known = [row for row in rows if (row["shard"], row["index"]) in samples]
+        explained = _explain(artifact, [samples[row["shard"], row["index"]] for row in known])
         return [Figure(row, *draw(shown, row)) for row, shown in zip(known, explained, strict=True)], ""
     except Exception as error:  # pictures are the least of a page: whatever keeps them away is said instead
         log.warning("%s ds=%s: nothing to look at: %s", section.table, ds, error)
@@ -235,21 +255,24 @@ def _choose(tables_uri: str, name: str, ds: str, count: int) -> list[dict[str, A
     )
 
 
-def _samples(rows: Sequence[Mapping[str, Any]], artifact: Artifact) -> dict[str, Sample]:
-    """The decoded samples of these rows, by `sample_id`, as far as their shards still have them where they were."""
+def _samples(rows: Sequence[Mapping[str, Any]], artifact: Artifact) -> dict[tuple[str, int], Sample]:
+    """The decoded samples of these rows, by shard and index, as far as their shards still have them where they were.
+
+    A `sample_id` is unique in its shard at most.
+    """
     limits = Limits()
     decode = decode_step(artifact, limits)
     options = ReadOptions(decode.preprocess.window, limits=limits)
     wanted: dict[str, dict[int, str]] = defaultdict(dict)
     for row in rows:
         wanted[row["shard"]][row["index"]] = row["sample_id"]
-    found: dict[str, Sample] = {}
+    found: dict[tuple[str, int], Sample] = {}
     for uri, names in wanted.items():
         file = storage.info(uri)
         for block in guarded(Shard(file.uri, file.size, file.etag), options, decode):
             for row in block.select(["index", "sample_id", "sample"]).to_pylist():
                 if names.get(row["index"]) == row["sample_id"] and row["sample"] is not None:
-                    found[row["sample_id"]] = unpack(row["sample"])
+                    found[uri, row["index"]] = unpack(row["sample"])
             if block["index"][-1].as_py() >= max(names):
                 break
     return found

@@ -7,10 +7,12 @@ configured by the standard variables alone: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS
 from __future__ import annotations
 
 import fnmatch
+import glob
 import io
 import re
 import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -18,10 +20,12 @@ import fsspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from hybrid_models.errors import UsageError
+from pipelines.secrets import shown
 
 READ_BUFFER = 1 << 20
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 GLOB = re.compile(r"[*?\[]")
+LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
 
 
 class StorageError(RuntimeError):
@@ -49,9 +53,18 @@ def is_local(uri: str) -> bool:
 
 
 def absolute(uri: str) -> str:
-    """The same place as a URI that does not depend on the working directory: an absolute path, or the URI itself."""
+    """The same place as a URI that does not depend on the working directory: an absolute path, or the URI itself.
+
+    Raises:
+        UsageError: it holds a password or token, which would be stored with every row.
+    """
     if is_local(uri):
         return str(Path(uri.removeprefix("file://")).expanduser().resolve())
+    if shown(uri) != uri:
+        raise UsageError(
+            f"{shown(uri)} holds a password or token, which tables and pages would show: take it from the address "
+            "and set AWS_…, or FSSPEC_… for other stores (FSSPEC_FTP_PASSWORD)"
+        )
     return uri.rstrip("/")
 
 
@@ -67,7 +80,7 @@ def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.core.url_to_fs(absolute(uri), **options))
     except (ValueError, ImportError) as error:
         hint = " (pip install 'hybrid-pipelines[s3]')" if uri.startswith("s3://") else ""
-        raise UsageError(f"cannot open {uri}: {error}{hint}") from error
+        raise UsageError(f"cannot open {uri}: {shown(str(error))}{hint}") from error
 
 
 def _scheme(uri: str) -> str:
@@ -83,7 +96,7 @@ def failed(operation: str, uri: str, error: Exception) -> StorageError:
         hint = "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     elif re.search(r"connect\b|credentials", cause, re.IGNORECASE):
         hint = "; check AWS_ENDPOINT_URL and the AWS_… credentials"
-    return StorageError(f"cannot {operation} {uri}: {cause}{hint}")
+    return StorageError(f"cannot {operation} {shown(uri)}: {shown(cause)}{hint}")
 
 
 def _info(scheme: str, entry: dict) -> FileInfo:
@@ -94,36 +107,70 @@ def _info(scheme: str, entry: dict) -> FileInfo:
 def list_files(uri: str) -> list[FileInfo]:
     """All objects below a folder, or matching a glob pattern, or the one object itself; sorted by URI.
 
-    Returns an empty list where there is nothing. Names that start with `_` or `.` are not data and left out.
+    Returns an empty list where there is nothing. A name that exists stands for itself, even with `*`, `?` or `[` in it.
+    What is not data is left out, unless it is named itself: names that start with `_` or `.`, folder markers, checksums
+    (`.crc`), and what file managers leave behind.
 
     Raises:
+        UsageError: the bucket does not exist.
         StorageError: the store cannot be reached or refuses.
     """
     fs, path = _filesystem(uri)
     try:
-        if GLOB.search(path):
-            root = GLOB.split(path, maxsplit=1)[0].rsplit("/", 1)[0]
-            found = [entry for entry in _find(fs, root) if fnmatch.fnmatchcase(entry["name"], path)]
-            prefix = root
-        else:
-            found = _find(fs, path)
-            prefix = path
-    except FileNotFoundError:
-        return []
+        root, pattern = _split_pattern(fs, path)
+        found = [entry for entry in _find(fs, root) if fnmatch.fnmatchcase(entry["name"], pattern)]
+        if not found:
+            _check_bucket(fs, uri)
+    except (UsageError, StorageError):
+        raise
     except Exception as error:
         raise failed("list", uri, error) from error
-    infos = [_info(_scheme(uri), entry) for entry in found if not _hidden(entry["name"].removeprefix(prefix))]
+    infos = [_info(_scheme(uri), entry) for entry in found if _is_data(entry["name"].removeprefix(root), entry["size"])]
     return sorted(infos, key=lambda info: info.uri)
 
 
+def _split_pattern(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, str]:
+    """The folder (or object) to look in, and what names below it must match."""
+    parts = path.split("/")
+    for i, part in enumerate(parts):
+        if GLOB.search(part) and not fs.exists("/".join(parts[: i + 1])):
+            root = "/".join(parts[:i]) or "/"
+            return root, "/".join([glob.escape("/".join(parts[:i])), *parts[i:]])
+    return path, "*"
+
+
 def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:
-    """Objects below a path; a local link to a file is one, too."""
-    found = fs.find(path, detail=True).values()
+    """Objects below a path, none if there is nothing; a local link to a file is one, too."""
+    try:
+        found = fs.find(path, detail=True).values()
+    except FileNotFoundError:
+        return []
     return [entry for entry in found if entry["type"] == "file" or (entry.get("islink") and fs.isfile(entry["name"]))]
 
 
-def _hidden(relative: str) -> bool:
-    return any(part.startswith(("_", ".")) for part in relative.split("/"))
+def _is_data(relative: str, size: int) -> bool:
+    """Whether an object is data, by its path below the folder that was asked for."""
+    if size == 0 and relative.endswith(("/", "_$folder$")):
+        return False
+    parts = relative.split("/")
+    if any(part.startswith(("_", ".")) for part in parts):
+        return False
+    return not parts[-1].endswith(".crc") and parts[-1].lower() not in LEFT_BEHIND
+
+
+def _check_bucket(fs: fsspec.AbstractFileSystem, uri: str) -> None:
+    """Refuses a bucket that does not exist: stores answer as if it were empty, or make it when something is written."""
+    if not uri.startswith("s3://"):
+        return
+    bucket = uri.removeprefix("s3://").split("/", 1)[0]
+    try:
+        fs.call_s3("head_bucket", Bucket=bucket)
+    except FileNotFoundError:
+        raise UsageError(f"there is no bucket {bucket} for {uri}: create it, or check the address") from None
+    except PermissionError:  # one may be allowed a part of a bucket only
+        return
+    except Exception as error:
+        raise failed("look up", uri, error) from error
 
 
 def info(uri: str) -> FileInfo:
@@ -136,8 +183,8 @@ def info(uri: str) -> FileInfo:
     fs, path = _filesystem(uri)
     try:
         return _info(_scheme(uri), fs.info(path))
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(uri) from None
     except Exception as error:
         raise failed("look up", uri, error) from error
 
@@ -266,8 +313,55 @@ def check_writable(uri: str) -> None:
         UsageError: they cannot; says why.
     """
     probe = join(absolute(uri), f"_write_check_{uuid.uuid4().hex[:8]}")
+    fs, _ = _filesystem(uri)
     try:
+        _check_bucket(fs, uri)
         write_bytes(probe, b"")
         delete(probe)
     except StorageError as error:
         raise UsageError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One stored object and its age."""
+
+    uri: str
+    size: int
+    modified: datetime
+    """When the store got it, UTC."""
+
+
+def list_all(uri: str) -> list[StoredFile]:
+    """All objects below a folder, hidden ones too, without the marks by which S3 consoles make folders; sorted by URI.
+
+    Raises:
+        StorageError: the store cannot be reached or refuses.
+    """
+    fs, path = _filesystem(uri)
+    try:
+        entries = [entry for entry in fs.find(path, detail=True).values() if not entry["name"].endswith("/")]
+        found = [_stored(fs, _scheme(uri), entry) for entry in entries]
+    except FileNotFoundError:
+        return []
+    except Exception as error:
+        raise failed("list", uri, error) from error
+    return sorted(found, key=lambda file: file.uri)
+
+
+def _stored(fs: fsspec.AbstractFileSystem, scheme: str, entry: dict) -> StoredFile:
+    modified = entry.get("LastModified") or entry.get("mtime") or fs.modified(entry["name"])
+    if not isinstance(modified, datetime):
+        modified = datetime.fromtimestamp(modified, UTC)
+    return StoredFile(scheme + entry["name"], int(entry["size"] or 0), modified.astimezone(UTC))
+
+
+def delete_file(uri: str) -> None:
+    """Removes one object, by its name and nothing below it; that it is gone already is no error."""
+    fs, path = _filesystem(uri)
+    try:
+        fs.rm_file(path)
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        raise failed("delete", uri, error) from error

@@ -1,197 +1,46 @@
-"""Staged Parquet and the one atomic commit: how rows become a night of a table, and how a night is read back.
+"""Tables: Delta Lake logs over staged pieces. A night is one transaction that replaces the partition `ds`: readers see
+the old night or the new one, never a part.
 
-Shards are staged one object per piece, `<shard stem>-<hash of URI and etag>-<first>-<stop>[-end].parquet`: rows
-`first … stop-1`, `-end` if the last of them is the shard's last. A put is atomic, so a listing alone tells what is
-complete. A night is then one Delta Lake transaction that replaces the partition `ds`: readers see the old night or
-the new one, never a part.
+A table is only made where nothing else is, and bears this program's mark; one that bears none is taken over if its
+columns and partitions are ours. All others are refused and left as they are.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import CommitProperties, DeltaTable, Field, Transaction
+from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
-from ray.data import Datasink
-from ray.data.block import BlockAccessor
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from hybrid_models.errors import UsageError
-from pipelines import metrics, storage
-from pipelines.shards import Shard
+from pipelines import storage
+from pipelines.pieces import GROWN, Piece, is_own, table_schema
 
-LINEAGE = [
-    pa.field("status", pa.string()),  # ok | error
-    pa.field("error", pa.string()),  # '<kind>: <message>' where status is error
-    pa.field("shard", pa.string()),
-    pa.field("index", pa.int64()),
-    pa.field("last", pa.bool_()),
-    pa.field("model", pa.string()),
-    pa.field("model_version", pa.string()),
-    pa.field("fingerprint", pa.string()),
-    pa.field("run_id", pa.string()),
-    pa.field("created_at", pa.timestamp("us", tz="UTC")),
-]
-TIMINGS = ("decode_seconds", "predict_seconds")
-PIECE = re.compile(r"(?P<shard>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(?P<end>-end)?\.parquet")
 COMMIT_ATTEMPTS = 5
 READ_ATTEMPTS = 5
 HISTORY = 50  # commits in which a disturbed writer looks for its own
+LOG = "_delta_log"
+COMMIT = re.compile(r"\d{20}\.json")
+COMMON = table_schema(pa.schema([]))
+"""Columns that every table of ours has."""
 T = TypeVar("T")
 AsOf = int | datetime
 """A version of a table, or a moment."""
 
 
-def table_schema(payload: pa.Schema) -> pa.Schema:
-    """Columns of a table's files: `sample_id`, the hybrid's payload, lineage. `ds` is the partition, not a column."""
-    return pa.schema([pa.field("sample_id", pa.string()), *payload, *LINEAGE])
-
-
-# ---- pieces: names that tell what is complete --------------------------------------------------------------------
-@dataclass(frozen=True)
-class Piece:
-    """One staged file: rows `first … stop-1` of a shard."""
-
-    file: storage.FileInfo
-    first: int
-    stop: int
-    end: bool
-
-    @property
-    def rows(self) -> int:
-        """How many rows the file has."""
-        return self.stop - self.first
-
-
-def shard_key(shard: Shard) -> str:
-    """A file-name stem that is unique for a shard in one state (URI and etag)."""
-    digest = hashlib.sha256(f"{shard.uri}\0{shard.etag}".encode()).hexdigest()[:16]
-    stem = re.sub(r"[^A-Za-z0-9._]+", "-", shard.uri.rsplit("/", 1)[-1]).strip("-._")[:80] or "shard"
-    return f"{stem}-{digest}"
-
-
-def list_pieces(folder: str) -> dict[str, list[Piece]]:
-    """The staged pieces in a folder by shard key."""
-    pieces: dict[str, list[Piece]] = defaultdict(list)
-    for file in storage.list_files(folder):
-        if match := PIECE.fullmatch(file.name):
-            piece = Piece(file, int(match["first"]), int(match["stop"]), match["end"] is not None)
-            pieces[match["shard"]].append(piece)
-    return pieces
-
-
-def tiling(pieces: Sequence[Piece]) -> list[Piece] | None:
-    """Pieces that tile `0 … n` without gap or overlap up to an `-end`; None if there is no such choice.
-
-    A retried task may have left overlapping pieces, so this looks for a path from 0 to an end piece.
-    """
-    arriving: dict[int, Piece | None] = {0: None}
-    for piece in sorted(pieces, key=lambda piece: (piece.first, -piece.stop)):
-        if piece.first not in arriving:
-            continue
-        if piece.end:
-            return [*_path(arriving, piece.first), piece]
-        arriving.setdefault(piece.stop, piece)
-    return None
-
-
-def _path(arriving: dict[int, Piece | None], position: int) -> list[Piece]:
-    path: list[Piece] = []
-    while (piece := arriving[position]) is not None:
-        path.append(piece)
-        position = piece.first
-    return path[::-1]
-
-
-class StageSink(Datasink[dict[str, float]]):
-    """Ray Data sink that puts one Parquet object per contiguous piece of a shard; a retried task overwrites its own.
-
-    After the write, `written` sums up what all tasks report: rows, bytes, seconds by stage.
-
-    Args:
-        folder: URI of the staging folder.
-        shards: what is staged.
-        schema: columns of the files.
-        name: how Ray's metrics call it; without one nothing is counted.
-    """
-
-    def __init__(self, folder: str, shards: Sequence[Shard], schema: pa.Schema, name: str = "") -> None:
-        self._folder = folder
-        self._name = name
-        self._keys = {shard.uri: shard_key(shard) for shard in shards}
-        self._schema = schema
-        self.written: dict[str, float] = defaultdict(float)
-
-    def write(self, blocks: Iterable[Any], ctx: Any) -> dict[str, float]:
-        """Writes the rows of these blocks; returns counts and seconds."""
-        started = time.perf_counter()
-        done: dict[str, float] = defaultdict(float)
-        tables = [table for table in (BlockAccessor.for_block(block).to_arrow() for block in blocks) if len(table)]
-        if not tables:
-            return dict(done)
-        table = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("index", "ascending")])
-        for first, stop in _runs(table):
-            done["bytes"] += self._put(table.slice(first, stop - first))
-        done["rows"] = len(table)
-        for name in TIMINGS:
-            if name in table.column_names:
-                done[name] = pa.compute.sum(table[name]).as_py() or 0.0
-        done["write_seconds"] = time.perf_counter() - started
-        if self._name:
-            seconds = {stage: done.get(f"{stage}_seconds", 0.0) for stage in ("decode", "predict", "write")}
-            metrics.count_staged(self._name, len(table), _kinds(table["error"]), seconds, int(done["bytes"]))
-        return dict(done)
-
-    def _put(self, rows: pa.Table) -> int:
-        first, stop = rows["index"][0].as_py(), rows["index"][-1].as_py() + 1
-        end = "-end" if rows["last"][-1].as_py() else ""
-        name = f"{self._keys[rows['shard'][0].as_py()]}-{first:08d}-{stop:08d}{end}.parquet"
-        buffer = io.BytesIO()
-        pq.write_table(rows.select(self._schema.names).cast(self._schema), buffer, compression="zstd")
-        storage.write_bytes(storage.join(self._folder, name), buffer.getvalue())
-        return buffer.tell()
-
-    def on_write_complete(self, write_result: Any) -> None:
-        """Adds up what the tasks returned."""
-        for done in write_result.write_returns:
-            for name, value in done.items():
-                self.written[name] += value
-
-
-def _runs(table: pa.Table) -> list[tuple[int, int]]:
-    """Slices of a sorted table in which the shard is one and the index has no gap."""
-    shards, index = table["shard"].to_pylist(), table["index"].to_pylist()
-    cuts = [i for i in range(1, len(index)) if shards[i] != shards[i - 1] or index[i] != index[i - 1] + 1]
-    return list(zip([0, *cuts], [*cuts, len(index)], strict=True))
-
-
-# ---- counting ----------------------------------------------------------------------------------------------------
-def count_errors(pieces: Iterable[Piece]) -> Counter[str]:
-    """Error rows of these files by kind of error; reads the one column that tells."""
-    counts: Counter[str] = Counter()
-    for piece in pieces:
-        with storage.open_input(piece.file.uri) as stream:
-            counts += _kinds(pq.read_table(stream, columns=["error"])["error"])
-    return counts
-
-
-def _kinds(errors: pa.ChunkedArray) -> Counter[str]:
-    return Counter(error.split(":", 1)[0] for error in errors.drop_null().to_pylist())
-
-
-# ---- the commit --------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------------
 def patiently(operation: str, uri: str, work: Callable[[], T]) -> T:
     """What `work` gives. delta-rs repeats requests that fail, but not ones whose answer breaks off: all is done again.
 
@@ -227,9 +76,15 @@ def open_table(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
     """The table, now or as it was, or None if it has never been written.
 
     Raises:
-        UsageError: it has no such version, or does not keep it any more.
+        UsageError: it has no such version, or does not keep it any more; or its log is damaged.
+        StorageError: the store kept failing.
     """
-    return patiently("read", uri, lambda: _open(uri, as_of))
+    try:
+        return patiently("read", uri, lambda: _open(uri, as_of))
+    except storage.StorageError as error:
+        if "Json error" in str(error):
+            _check_commits(uri, [file.uri for file in storage.list_files(storage.join(uri, LOG))])
+        raise
 
 
 def _open(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
@@ -277,7 +132,7 @@ class StoredNight:
 def nights(table: DeltaTable) -> list[StoredNight]:
     """The nights of a table, from its log alone, the oldest first."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for action in pa.table(table.get_add_actions(flatten=True)).to_pylist():
+    for action in _files(table):
         found[action["partition.ds"]].append(action)
     return [
         StoredNight(
@@ -291,13 +146,138 @@ def nights(table: DeltaTable) -> list[StoredNight]:
     ]
 
 
-def night_files(table: DeltaTable, ds: str) -> set[str]:
-    """Paths, relative to the table, of the files of one night."""
+def night_files(table: DeltaTable, ds: str = "") -> set[str]:
+    """Paths, relative to the table, of the files of one night, or of all."""
     root = table.table_uri.removeprefix("file://").rstrip("/") + "/"
-    uris = table.file_uris(file_pruning_predicate=[("ds", "=", ds)])
+    uris = table.file_uris(file_pruning_predicate=[("ds", "=", ds)] if ds else None)
     return {uri.removeprefix("file://").removeprefix(root) for uri in uris}
 
 
+def _files(table: DeltaTable) -> list[dict[str, Any]]:
+    """What the log says of the table's files."""
+    return list(pa.table(table.get_add_actions(flatten=True)).to_pylist())
+
+
+# ---- ours or not -------------------------------------------------------------------------------------------------
+def check(uri: str, schema: pa.Schema) -> None:
+    """Refuses a table that this version cannot write nights to, or a folder in which none may be made.
+
+    Args:
+        uri: the table, or where it is to be.
+        schema: the columns of a file.
+
+    Raises:
+        UsageError: what was found there, and the way out.
+        StorageError: the store kept failing.
+    """
+    table = open_table(uri)
+    if table is None:
+        check_folder(uri)
+    else:
+        check_ours(table, uri, schema)
+        _check_commits(uri, [commit_uri(uri, table.version())])
+
+
+def check_ours(table: DeltaTable, uri: str, schema: pa.Schema | None = None) -> None:
+    """Refuses a table of another program, and one that was rewritten, by its mark, partitions and columns.
+
+    Args:
+        table: the table, now or as it was.
+        uri: where it is.
+        schema: the columns of a file; by default those that all our tables have.
+
+    Raises:
+        UsageError: the first thing that is not as it should be, and the way out.
+    """
+    metadata = table.metadata()
+    if metadata.name not in (None, "", _mark(uri)):
+        raise UsageError(f"{uri} is the table '{metadata.name}', not one of this program's: use another --tables")
+    if metadata.partition_columns != ["ds"]:
+        by = ", ".join(metadata.partition_columns) or "nothing"
+        raise UsageError(
+            f"{uri} is partitioned by {by}, not by ds: another program has written it; bring an earlier version back "
+            "(`hybrid tables restore`), or use another --tables"
+        )
+    if different := _difference(table, schema):
+        raise UsageError(f"{uri} has other columns than this version writes ({different}): use another --tables")
+
+
+def _difference(table: DeltaTable, schema: pa.Schema | None) -> str:
+    """The first column that is not as it should be."""
+    have = {field.name: field for field in table.schema().fields}
+    want = _columns(schema or COMMON)
+    for name, field in want.items():
+        if name not in have:
+            if name not in GROWN:
+                return f"no {name}"
+        elif have[name].type != field.type or not have[name].nullable:
+            return f"{name} is {_type(have[name])}, not {_type(field)}"
+    more = sorted(set(have) - set(want)) if schema is not None else []
+    return f"{more[0]} is not known" if more else ""
+
+
+def _columns(schema: pa.Schema) -> dict[str, Field]:
+    return {field.name: field for field in DeltaSchema.from_arrow(schema.append(pa.field("ds", pa.string()))).fields}
+
+
+def _type(field: Field) -> str:
+    kind = json.loads(field.to_json())["type"]
+    return f"{kind if isinstance(kind, str) else kind['type']}{'' if field.nullable else ' without nulls'}"
+
+
+def _mark(uri: str) -> str:
+    """The name by which a table's log says whose it is."""
+    return f"hybrid:{uri.rstrip('/').rsplit('/', 1)[-1]}"
+
+
+def check_folder(uri: str, given: Collection[str] = ()) -> None:
+    """Refuses a folder to make a table in: it may hold nothing but what a night left that was killed before its commit.
+
+    Args:
+        uri: the folder.
+        given: paths below it that are known to be ours.
+
+    Raises:
+        UsageError: something else is there.
+        StorageError: the store kept failing.
+    """
+    root = storage.absolute(uri) + "/"
+    for file in storage.list_all(uri):
+        path = file.uri.removeprefix(root)
+        if not (is_own(path) or is_log(path) or path in given):
+            raise UsageError(
+                f"{uri} holds {path}, which this program did not write: "
+                "a table is made in an empty folder only; use another --tables"
+            )
+
+
+def _check_commits(uri: str, commits: Sequence[str]) -> None:
+    """Refuses a log with a damaged entry among the newest of these."""
+    newest_first = sorted((uri for uri in commits if COMMIT.fullmatch(uri.rsplit("/", 1)[-1])), reverse=True)
+    for commit in newest_first[:HISTORY]:
+        try:
+            entries = [json.loads(line) for line in storage.read_text(commit).splitlines()]
+        except FileNotFoundError:  # a log forgets what its checkpoints hold
+            return
+        except ValueError:
+            entries = []
+        if not entries or not all(isinstance(entry, dict) for entry in entries):
+            newest = "move it out of the log and infer its night again, as docs/querying.md tells"
+            way_out = newest if commit == newest_first[0] else "bring it back from a backup"
+            raise UsageError(f"{uri} cannot be read: {commit}, an entry of its log, is damaged; {way_out}")
+
+
+def is_log(path: str) -> bool:
+    """Whether a path below a table belongs to its log."""
+    return path.startswith(f"{LOG}/")
+
+
+def commit_uri(uri: str, version: int) -> str:
+    """Where the log has the commit that made a version."""
+    return storage.join(uri, LOG, f"{version:020d}.json")
+
+
+# ---- the commit --------------------------------------------------------------------------------------------------
 def commit_night(uri: str, ds: str, pieces: Sequence[Piece], schema: pa.Schema, run: dict[str, str]) -> int | None:
     """Replaces the night `ds` by these files in one transaction.
 
@@ -305,7 +285,7 @@ def commit_night(uri: str, ds: str, pieces: Sequence[Piece], schema: pa.Schema, 
     file of the other (without it, delta-rs lets two first writers of a partition both succeed: seen with 1.6).
 
     Args:
-        uri: the table.
+        uri: the table; one that bears no mark yet is given it, columns that an earlier version lacks are added.
         ds: the night.
         pieces: its files.
         schema: the columns of a file.
@@ -316,16 +296,55 @@ def commit_night(uri: str, ds: str, pieces: Sequence[Piece], schema: pa.Schema, 
 
     Raises:
         CommitFailedError: another writer replaced the night first, several times over.
+        UsageError: the table is none of this program's, see `check`.
         StorageError: the store kept failing.
     """
     root = storage.absolute(uri) + "/"
-    actions = {path: _add_action(path, piece, ds) for piece in pieces for path in [piece.file.uri.removeprefix(root)]}
+    actions = [_add_action(piece.file.uri.removeprefix(root), piece, ds) for piece in pieces]
     table = open_table(uri)
-    if table is not None and night_files(table, ds) == set(actions):
+    if table is not None and night_files(table, ds) == {action.path for action in actions}:
         return None
+    return _persistently("commit to", uri, lambda: _commit(_writable(uri, schema, actions), ds, actions, schema, run))
+
+
+def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
+    """Brings a table back as it was, or one night of it, in one transaction.
+
+    Args:
+        uri: the table.
+        as_of: when it was as it shall be.
+        ds: the night; without one all nights, and what another program made of the table is undone, too.
+
+    Returns:
+        The table's new version, or None if the night is like that already.
+
+    Raises:
+        UsageError: there was no such table or night, or its files are not kept any more.
+        CommitFailedError: other writers were faster, several times over.
+        StorageError: the store kept failing.
+    """
+    before = open_table(uri, as_of)
+    if before is None:
+        raise UsageError(f"there is no table at {uri}")
+    check_ours(before, uri)
+    version = before.version()
+    actions = [_add_again(action) for action in _files(before) if ds in ("", action["partition.ds"])]
+    if ds and not actions:
+        raise UsageError(f"{uri} had no rows of {ds} in version {version}: `hybrid tables --as-of` lists nights")
+    _check_kept(uri, version, actions, ds)
+    run = {"run_id": uuid.uuid4().hex, "restored": str(version)}
+    if ds:
+        return _persistently("restore", uri, lambda: _commit(_writable(uri, None, actions), ds, actions, None, run))
+    table = DeltaTable(storage.absolute(uri))
+    patiently("restore", uri, lambda: table.restore(version, commit_properties=CommitProperties(run)))
+    return int(table.version())
+
+
+def _persistently(operation: str, uri: str, work: Callable[[], int | None]) -> int | None:
+    """What `work` gives, which is done again when another writer was faster."""
     for attempt in range(COMMIT_ATTEMPTS):
         try:
-            return patiently("commit to", uri, lambda: _commit(uri, ds, actions, schema, run))
+            return patiently(operation, uri, work)
         except CommitFailedError:
             if attempt == COMMIT_ATTEMPTS - 1:
                 raise
@@ -333,22 +352,38 @@ def commit_night(uri: str, ds: str, pieces: Sequence[Piece], schema: pa.Schema, 
     raise AssertionError("unreachable")
 
 
-def _commit(uri: str, ds: str, actions: Mapping[str, AddAction], schema: pa.Schema, run: dict[str, str]) -> int | None:
-    delta_schema = schema.append(pa.field("ds", pa.string()))
-    app_id = f"ds={ds}"
-    table = _open(uri) or DeltaTable.create(storage.absolute(uri), delta_schema, mode="ignore", partition_by=["ds"])
-    if night_files(table, ds) == set(actions):
+def _writable(uri: str, schema: pa.Schema | None, actions: Sequence[AddAction]) -> DeltaTable:
+    """The table, ours and marked so."""
+    table = _open(uri)
+    if table is None:
+        assert schema is not None
+        check_folder(uri, {action.path for action in actions})
+        fields = DeltaSchema(list(_columns(schema).values()))
+        return DeltaTable.create(storage.absolute(uri), fields, "ignore", ["ds"], _mark(uri))
+    check_ours(table, uri, schema)
+    if not table.metadata().name:
+        table.alter.set_table_name(_mark(uri))
+    return table
+
+
+def _commit(
+    table: DeltaTable, ds: str, actions: Sequence[AddAction], schema: pa.Schema | None, run: dict[str, str]
+) -> int | None:
+    if night_files(table, ds) == {action.path for action in actions}:
         return _version_of(table, ds, run)
-    version = (table.transaction_version(app_id) or 0) + 1
+    have = table.schema().fields
+    grown = [field for name, field in _columns(schema or COMMON).items() if name not in {known.name for known in have}]
+    app_id = f"ds={ds}"
+    number = (table.transaction_version(app_id) or 0) + 1
     table.create_write_transaction(
-        list(actions.values()),
+        list(actions),
         "overwrite",
-        delta_schema,
+        DeltaSchema([*have, *grown]),
         ["ds"],
         [("ds", "=", ds)],
-        commit_properties=CommitProperties({**run, "ds": ds}, app_transactions=[Transaction(app_id, version)]),
+        commit_properties=CommitProperties({**run, "ds": ds}, app_transactions=[Transaction(app_id, number)]),
     )
-    return int(DeltaTable(storage.absolute(uri)).version())
+    return int(DeltaTable(table.table_uri).version())
 
 
 def _version_of(table: DeltaTable, ds: str, run: dict[str, str]) -> int | None:
@@ -357,7 +392,7 @@ def _version_of(table: DeltaTable, ds: str, run: dict[str, str]) -> int | None:
     Reads the log itself: `DeltaTable.history` of deltalake 1.6 never returns on S3.
     """
     for version in range(table.version(), max(-1, table.version() - HISTORY), -1):
-        entries = storage.read_text(storage.join(table.table_uri, "_delta_log", f"{version:020d}.json")).splitlines()
+        entries = storage.read_text(commit_uri(table.table_uri, version)).splitlines()
         commit: dict[str, Any] = next((info for e in entries if (info := json.loads(e).get("commitInfo"))), {})
         if commit.get("ds") == ds:
             return version if commit["run_id"] == run["run_id"] else None
@@ -369,17 +404,20 @@ def _add_action(path: str, piece: Piece, ds: str) -> AddAction:
     return AddAction(path, piece.file.size, {"ds": ds}, int(time.time() * 1000), True, stats)
 
 
-def tidy(uri: str, retain_hours: int) -> list[str]:
-    """Removes files that no version within the last `retain_hours` needs; younger unknown ones may be another job's.
+def _add_again(action: Mapping[str, Any]) -> AddAction:
+    stats = json.dumps({"numRecords": action["num_records"]})
+    partition = {"ds": action["partition.ds"]}
+    return AddAction(action["path"], action["size_bytes"], partition, action["modification_time"], True, stats)
 
-    Raises:
-        StorageError: the store kept failing.
-        DeltaError: it cannot be done now.
-    """
-    table = open_table(uri)
-    if table is None:
-        return []
-    return patiently(
-        "tidy", uri,
-        lambda: list(table.vacuum(retain_hours, dry_run=False, enforce_retention_duration=False, full=True)),
-    )  # fmt: skip
+
+def _check_kept(uri: str, version: int, actions: Iterable[AddAction], ds: str) -> None:
+    """Refuses to bring back what is not there any more."""
+    root = storage.absolute(uri) + "/"
+    folder = storage.join(uri, f"ds={ds}") if ds else uri
+    stored = {file.uri.removeprefix(root): file.size for file in storage.list_files(folder)}
+    gone = [action.path for action in actions if stored.get(action.path) != action.size]
+    if gone:
+        raise UsageError(
+            f"{uri} cannot be as it was in version {version}: {len(gone)} of its files are not kept any more, such as "
+            f"{gone[0]}; infer the night again"
+        )

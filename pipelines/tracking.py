@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,14 +23,17 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from hybrid_models.errors import UsageError
+from pipelines.secrets import shown as shown
+from pipelines.secrets import without_login as without_login
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
 CHALLENGER = "challenger"
 TRAINING_TAG = "hybrid.training"
-PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]*@")
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
+MAX_MODEL = 20 * 2**30
+"""Bytes of a registered model that is fetched."""
 MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
 """What MLflow calls errors that another try would not mend."""
 UNREACHABLE = (MlflowException, SQLAlchemyError, OSError, ImportError)  # S3 artifacts without boto3: ImportError
@@ -42,16 +44,6 @@ def default_uri() -> str:
     uri = mlflow.get_tracking_uri()
     path = uri.removeprefix("sqlite:///")
     return f"sqlite:///{Path(path).resolve()}" if path != uri else str(uri)
-
-
-def shown(text: str) -> str:
-    """A URI, or a message that has one in it, without passwords."""
-    return PASSWORD.sub(r"\1:***@", text)
-
-
-def without_login(uri: str) -> str:
-    """A URI for others, who have their own name and password."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", uri)
 
 
 def _set_defaults() -> None:
@@ -89,9 +81,10 @@ class Tracker:
                 experiment_id = self._client.create_experiment(EXPERIMENT, _artifact_location(self.uri))
             else:
                 experiment_id = experiment.experiment_id
-            run = self._client.create_run(experiment_id, run_name=name, tags=dict(tags))
+            tags = {key: shown(value) for key, value in tags.items()}
+            run = self._client.create_run(experiment_id, run_name=shown(name), tags=tags)
             self.run_id = run.info.run_id
-            flat = [Param(key, str(value)[:6000]) for key, value in flatten(params)]
+            flat = [Param(key, shown(str(value))[:6000]) for key, value in flatten(params)]
             for part in _chunks(flat, PARAMS_PER_REQUEST):
                 self._client.log_batch(self.run_id, params=part)
         return self.run_id
@@ -134,7 +127,7 @@ class Tracker:
         """Stores a text file with the run."""
         if self.run_id is not None:
             with self._guarded(f"store {path}"):
-                self._client.log_text(self.run_id, text, path)
+                self._client.log_text(self.run_id, shown(text), path)
 
     def log_file(self, content: bytes, path: str) -> None:
         """Stores a file, such as a picture, with the run."""
@@ -254,6 +247,8 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
         name, version = _resolve(asked, uri)
         source = asked.get_model_version_download_uri(name, version)
         with _tracking(tracking_uri):
+            if (size := _size(source)) > MAX_MODEL:
+                raise UsageError(f"{uri} has {size:,} bytes, more than {MAX_MODEL:,}: it is no trained model")
             local = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
     except UNREACHABLE as error:
         raise refused(f"get {uri}", tracking_uri, error) from None
@@ -261,6 +256,15 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
     if found is None:
         raise UsageError(f"{uri} holds no hybrid's artifact: was it registered by `hybrid train`?")
     return found.parent, f"models:/{name}/{version}", version
+
+
+def _size(artifact_uri: str) -> int:
+    """Bytes of all files below a place of MLflow's, without fetching any."""
+    found = mlflow.artifacts.list_artifacts(artifact_uri=artifact_uri)
+    root = artifact_uri.rstrip("/")
+    return sum(
+        _size(f"{root}/{each.path.rsplit('/', 1)[-1]}") if each.is_dir else each.file_size or 0 for each in found
+    )
 
 
 def refused(what: str, tracking_uri: str, error: Exception) -> Exception:

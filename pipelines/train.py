@@ -22,16 +22,17 @@ from ray.train.torch import TorchTrainer
 
 from hybrid_models import HYBRIDS, Hybrid
 from hybrid_models.errors import UsageError
-from pipelines import artifacts, infer, progress, storage, tables, tracking
+from pipelines import artifacts, infer, progress, storage, tracking
 from pipelines.artifacts import Artifact
 from pipelines.config import Recipe
 from pipelines.datasource import ShardDatasource
 from pipelines.limits import MAX_BAD_SHARE
 from pipelines.model_card import model_card
+from pipelines.pieces import Piece, count_errors
 from pipelines.predict import Featurizer
+from pipelines.readers import ReadOptions
 from pipelines.samples import SAMPLE_SCHEMA, TEXT_SCHEMA, TrainingTexts
-from pipelines.shards import ReadOptions, Shard
-from pipelines.tables import Piece
+from pipelines.shards import Shard
 from pipelines.tracking import Tracker
 from pipelines.train_job import RunState, Shards, TrainJob, plain, read_state, shards_digest
 from pipelines.train_loop import CHECKPOINT_VALIDATION, TrainTask, train_worker
@@ -125,8 +126,8 @@ def _prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[lis
         decode = infer.decode_step(initial, recipe.limits, with_target=True)
         infer.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
     pieces = infer.verify(shards, folder)
-    errors = tables.count_errors(pieces)
-    rows = sum(piece.rows for piece in pieces)
+    found = count_errors(pieces)
+    errors, rows = found.kinds, sum(piece.rows for piece in pieces) + found.lost
     infer.check_errors(errors, rows, MAX_BAD_SHARE, "the share allowed in training,", "mend the data or its limits")
     for kind, count in errors.items():
         log.warning("%s: %d training samples are left out: %s", job.name, count, kind)

@@ -27,7 +27,7 @@ from pipelines import artifacts, storage
 from pipelines.artifacts import Artifact
 from pipelines.batches import PreparedSamples, plan_epoch, prefetch
 from pipelines.config import Recipe, TrainConfig
-from pipelines.tables import Piece
+from pipelines.pieces import Piece
 from pipelines.tracking import Tracker
 
 LOG_EVERY = 10

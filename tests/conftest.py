@@ -61,6 +61,12 @@ def ray_cluster(s3_server: S3Server) -> Iterator[str]:
     ray.shutdown()
 
 
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URI of a folder of this test's own, on a disk and on the S3 store."""
+    return str(tmp_path) if request.param == "local" else str(request.getfixturevalue("s3"))
+
+
 @pytest.fixture
 def tracking_uri(tmp_path: Path) -> str:
     """An MLflow of this test's own."""

@@ -27,8 +27,10 @@ from hybrid_models.translator import Translator, TranslatorConfig, TranslatorDec
 from jobs import cli
 from pipelines import artifacts, infer, storage, tables
 from pipelines.infer import Night
+from pipelines.pieces import StageSink, table_schema
 from pipelines.predict import Compute, Lineage, Predictor
-from pipelines.shards import ReadOptions, Shard, list_shards, read_blocks
+from pipelines.readers import ReadOptions
+from pipelines.shards import Shard, list_shards, read_blocks
 
 WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,7 +142,7 @@ def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: s
     lineage = Lineage(artifact.model, artifact.version, night.fingerprint, run_id)
     predictor = Predictor(artifact, artifact.decoding, Compute(8, 1, False), lineage)
     options = ReadOptions(decode.preprocess.window, limits=night.limits)
-    sink = tables.StageSink(night.folder, night.shards, night.schema)
+    sink = StageSink(night.folder, night.shards, night.schema)
     for shard in night.shards:
         sink.write([predictor(decode(rows)) for rows in read_blocks(shard, options)], None)
     pieces = infer.verify(night.shards, night.folder)
@@ -150,7 +152,7 @@ def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: s
 def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """A night of a table with these rows; those with an `error` are error rows."""
     (hybrid,) = (hybrid for hybrid, table in TABLES.items() if table == name)
-    schema = tables.table_schema(HYBRIDS[hybrid].payload_schema)
+    schema = table_schema(HYBRIDS[hybrid].payload_schema)
     shard = Shard(f"{tables_uri}/{ds}.tar", 1, "etag")
     full = [
         {
@@ -164,7 +166,7 @@ def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, 
     ]
     table = storage.join(storage.absolute(tables_uri), name)
     folder = storage.join(table, f"ds={ds}", "0123456789ab")
-    tables.StageSink(folder, [shard], schema).write([pa.Table.from_pylist(full, schema=schema)], None)
+    StageSink(folder, [shard], schema).write([pa.Table.from_pylist(full, schema=schema)], None)
     tables.commit_night(table, ds, infer.verify([shard], folder), schema, {"run_id": "run"})
 
 

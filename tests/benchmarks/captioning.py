@@ -35,7 +35,8 @@ from pipelines.cluster import ALLOCATOR, Resources
 from pipelines.infer import Night
 from pipelines.limits import Limits
 from pipelines.predict import Compute, Lineage, Predictor
-from pipelines.shards import ReadOptions, Shard, list_shards, read_blocks
+from pipelines.readers import ReadOptions
+from pipelines.shards import Shard, list_shards, read_blocks
 from pipelines.tracking import Tracker
 from tests import tiny
 

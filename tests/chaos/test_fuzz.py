@@ -23,8 +23,9 @@ from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual, Window
 from pipelines import guard, storage
 from pipelines.guard import guarded
 from pipelines.limits import Limits
+from pipelines.readers import ReadOptions
 from pipelines.samples import Decode
-from pipelines.shards import ReadOptions, list_shards
+from pipelines.shards import list_shards
 from tests import tiny
 from tests.chaos import fuzz
 from tests.chaos.mutants import FORMATS, mutant

@@ -26,8 +26,9 @@ from hybrid_models.nowcaster import Nowcaster, NowcasterConfig
 from pipelines import guard, storage
 from pipelines.guard import guarded
 from pipelines.limits import Limits
+from pipelines.readers import ReadOptions
 from pipelines.samples import Decode
-from pipelines.shards import ReadOptions, list_shards
+from pipelines.shards import list_shards
 from tests import tiny
 from tests.chaos.fuzz import alarm
 from tests.chaos.mutants import archives, columns, events

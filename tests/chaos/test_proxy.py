@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 
-from pipelines import query, storage, tables
-from pipelines.tables import Piece
+from pipelines import query, storage, tables, upkeep
+from pipelines.pieces import Piece, table_schema
 from tests.chaos import proxy
 from tests.chaos.proxy import FAULTS, Call, Faults, Proxy
 from tests.servers import S3Server
 
-SCHEMA = tables.table_schema(pa.schema([pa.field("caption", pa.string())]))
+SCHEMA = table_schema(pa.schema([pa.field("caption", pa.string())]))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_no_fault_harms_objects_or_tables(before_store: Proxy, s3: str, monkeypa
         log = storage.read_text(f"{table}/_delta_log/{version:020d}.json")
         assert run["run_id"] in log, "the version is that of this run's own commit"
         assert tables.commit_night(table, night, [stage(table, night, rows)], SCHEMA, {"run_id": "later"}) is None
-        assert tables.tidy(table, 1) == []
+        assert upkeep.tidy(table, 1).removed == []
     found = query.query("SELECT ds, count(*) AS n FROM captions GROUP BY ds ORDER BY ds", s3, ["captions"])
     assert found.to_pylist() == [{"ds": "2026-01-01", "n": 5}, {"ds": "2026-01-02", "n": 4}]
     assert set(before_store.faults.counts) == set(FAULTS)

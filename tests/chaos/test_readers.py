@@ -32,7 +32,9 @@ def test_a_reader_sees_only_whole_nights_during_twenty_reruns(s3: str, tracking_
 
     def night(number: int) -> dict[str, Any]:
         artifact = models[number % 2]
-        options = InferOptions(f"{s3}/in", f"{s3}/tables", "2026-01-31", artifact.model, artifact.decoding)
+        options = InferOptions(
+            f"{s3}/in", f"{s3}/tables", "2026-01-31", artifact.model, artifact.decoding, allow_missing=True
+        )
         summary = run(options, artifact, tracking_uri)
         states.add((summary["rows"], summary["fingerprint"]))
         return summary

@@ -16,6 +16,16 @@ from tests.servers import SECRET_KEY, MlflowServer
 PASSWORD = "marked-mlflow-password"
 WRONG_SECRET = "marked-wrong-secret-key"
 SECRETS = [secret.encode() for secret in (SECRET_KEY, PASSWORD, WRONG_SECRET)]
+LOGINS = (
+    f"someone:{PASSWORD}@", f":{PASSWORD}@", f"{PASSWORD}@", f"{PASSWORD}:x-oauth-basic@", f"some@one:x@{PASSWORD}@",
+    f"some%40one:x%3A{PASSWORD}@", f"someone:x/{PASSWORD}@", f"someone%3A{PASSWORD}@",
+)  # fmt: skip
+QUERIES = (
+    f"?sv=1&sig={PASSWORD}", f"?X-Amz-Credential={PASSWORD}&X-Amz-Signature={PASSWORD}", f"?token={PASSWORD}",
+    f"?access_key={PASSWORD}&x=1", f"?user=me&password={PASSWORD}", f"#access_token={PASSWORD}",
+)  # fmt: skip
+NOWHERE = "127.0.0.1:9"
+ADDRESSES = [f"https://{login}{NOWHERE}/x" for login in LOGINS] + [f"https://{NOWHERE}/x{query}" for query in QUERIES]
 SMALL = ["--model.hidden-size", "16", "--model.vocab-size", "300", "--train.epochs", "1", "--train.batch-size", "16"]
 pytestmark = pytest.mark.timeout(400)
 
@@ -60,6 +70,9 @@ def test_no_password_is_written_anywhere(
     infer = ["infer", "translations", "--input", f"{s3}/data/val", *night]
     job(0, "train", "translator-demo", *data, "--name", "good", *SMALL)
     job(0, *infer, "--model", model)
+    token = {"MLFLOW_TRACKING_URI": mlflow_server.uri.replace("://", f"://{PASSWORD}@")}
+    job(0, *infer, "--model", model, "--decoding.beam-size", "3", **token)
+    job(0, "report", *night, **token)
     job(2, *infer, "--model", "models:/translator/99")
     job(2, "infer", "captions", "--input", f"{s3}/data/val", *night, "--model", model)
     job(3, "infer", "captions", "--input", f"{s3}/data/val", *night, "--model", f"{s3}/captioner")
@@ -73,6 +86,7 @@ def test_no_password_is_written_anywhere(
     stored = {path: fs.cat_file(path) for path in fs.find(s3.removeprefix("s3://"))}
     assert any("_delta_log" in path for path in stored)
     assert any(path.endswith("summary.json") for path in stored)
+    assert any(path.endswith(".html") for path in stored)
     assert with_secrets(stored) == []
     logged = below(mlflow_server.folder)
     assert any(name.endswith("mlflow.db") for name in logged)
@@ -80,3 +94,73 @@ def test_no_password_is_written_anywhere(
     context = ray.get_runtime_context()
     assert with_secrets(below(Path(context.get_temp_dir(), context.get_session_name(), "logs"))) == []
     assert os.environ["AWS_SECRET_ACCESS_KEY"] == SECRET_KEY, "the jobs had it"
+
+
+@pytest.fixture
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sentences, a model and a night of a table; nobody waits for an MLflow that is away."""
+    for name in ("RETRIES", "TIMEOUT"):
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{'MAX_' if name == 'RETRIES' else ''}{name}", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("HYBRID_TRACEBACK", "1")
+    tiny.write_sentences(f"{tmp_path}/in", shards=1, rows=4)
+    tiny.write_pairs(f"{tmp_path}/data/train", rows=8, seed=1)
+    tiny.write_pairs(f"{tmp_path}/data/val", rows=8, seed=2)
+    tiny.write_translator(f"{tmp_path}/model")
+    tiny.write_night(f"{tmp_path}/tables", "2026-01-31", f"{tmp_path}/in", f"{tmp_path}/model")
+    return tmp_path
+
+
+def check_silent(ran: tiny.Ran, code: int, argv: list[str]) -> None:
+    assert ran.code == code, (argv, ran.stderr)
+    assert PASSWORD not in ran.stdout + ran.stderr, argv
+
+
+@pytest.mark.parametrize("address", [*ADDRESSES, f"s3://key:{PASSWORD}@lake/x"])
+def test_addresses_of_data_with_a_secret_are_refused(lake: Path, address: str) -> None:
+    """They would stand in every row; what is said about them does not tell the secret either."""
+    argv = ["infer", "translations", "--input", address, "--tables", f"{lake}/new", "--ds", "2026-01-31"]
+    check_silent(ran := tiny.hybrid_here(*argv, "--model", f"{lake}/model", cwd=lake), 2, argv)
+    assert "***" in ran.stderr
+    assert with_secrets(below(lake)) == []
+    assert not (lake / "new").exists()
+
+
+@pytest.mark.parametrize("address", [ADDRESSES[0], ADDRESSES[-3]])
+def test_no_verb_takes_such_an_address(lake: Path, address: str) -> None:
+    ds, night = ["--ds", "2026-01-31"], ["--input", f"{lake}/in", "--tables", f"{lake}/new"]
+    jobs = [
+        ["infer", "translations", *ds, *night, "--model", address],
+        ["infer", "translations", *ds, *night, "--tables", address, "--model", f"{lake}/model"],
+        ["nightly", "translations", *ds, *night, "--input", address, "--model", f"{lake}/model"],
+        ["query", "SELECT 1", "--tables", address],
+        ["query", "SELECT 1", "--tables", f"{lake}/tables", "--out", address],
+        ["tables", "--tables", address],
+        ["tables", "--tabels", address],
+        ["report", *ds, "--tables", address],
+        ["train", "translator-demo", "--data", address, "--storage", f"{lake}/runs"],
+        ["train", "translator-demo", "--data", f"{lake}/data", "--storage", address],
+        ["evaluate", "--model", f"{lake}/model", "--input", address],
+    ]
+    for argv in jobs:
+        check_silent(ran := tiny.hybrid_here(*argv, cwd=lake), 2, argv)
+        assert "***" in ran.stderr, argv
+    assert with_secrets(below(lake)) == []
+
+
+@pytest.mark.parametrize("address", [address.replace("https://", "http://") for address in ADDRESSES])
+def test_addresses_of_mlflow_and_ray_are_shown_without_secrets(lake: Path, address: str) -> None:
+    ds, night = ["--ds", "2026-01-31"], ["--input", f"{lake}/in", "--tables", f"{lake}/new"]
+    failing = [
+        ["infer", "translations", *ds, *night, "--model", "models:/translator@champion", "--mlflow", address],
+        ["models", "--mlflow", address],
+        ["submit", "--address", address, "--", "report", *ds, "--tables", f"{lake}/tables"],
+    ]
+    for argv in failing:
+        ran = tiny.hybrid_here(*argv, cwd=lake)
+        check_silent(ran, ran.code or 1, argv)
+        assert "***" in ran.stderr, argv
+    argv = ["report", *ds, "--tables", f"{lake}/tables", "--mlflow", address]
+    check_silent(tiny.hybrid_here(*argv, cwd=lake), 0, argv)
+    assert (lake / "tables/reports/2026-01-31.html").exists()
+    assert with_secrets(below(lake)) == []

@@ -23,7 +23,14 @@ def test_encoder_is_the_timm_net_on_normalised_pixels(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("no_such_net", "'no_such_net' cannot be built"), ("test_vit", "'test_vit'")]
+    ("name", "message"),
+    [
+        ("no_such_net", "'no_such_net' cannot be built"),
+        ("test_vit", "'test_vit'"),
+        ("hf-hub:someone/model", "'hf-hub:someone/model' cannot be built: it is none of timm's own models"),
+        ("local-dir:/etc", "'local-dir:/etc' cannot be built: it is none of timm's own models"),
+        ("test_resnet.nonsense", "'test_resnet.nonsense' cannot be built"),
+    ],
 )
 def test_wrong_encoders(name, message):
     with pytest.raises(UsageError, match=message):

@@ -1,5 +1,6 @@
 """Cleaning, limits, and a tokenizer that gives texts back."""
 
+import json
 import time
 import unicodedata
 
@@ -12,6 +13,7 @@ from hybrid_models.text import (
     EOS,
     MIN_VOCABULARY,
     PAD,
+    SPECIALS,
     UNK,
     Tokenizer,
     clean_text,
@@ -89,6 +91,50 @@ def test_training_errors():
 def test_not_a_tokenizer(wrong):
     with pytest.raises(UsageError, match=r"tokenizer\.json"):
         Tokenizer(wrong)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),  # the library panics
+        ("normalizer", None),
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "(a*)*b"}, "behavior": "Isolated", "invert": False}),
+        ("post_processor", {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}),
+        ("truncation", {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 5}),
+        ("padding", {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                     "pad_type_id": 0, "pad_token": "x"}),
+        ("model", {"type": "Unigram", "unk_id": 0, "vocab": [[name, 0.0] for name in SPECIALS]}),
+        ("model", {"type": "Magic"}),
+        ("model", 7),
+        ("decoder", []),
+    ],
+)  # fmt: skip
+def test_tokenizers_of_other_parts_are_refused(tokenizer, part, value):
+    changed = {**json.loads(tokenizer.to_json()), part: value}
+    with pytest.raises(UsageError, match=r"^tokenizer\.json (has|is not) .*(made by something else|restore the file)$"):
+        Tokenizer(json.dumps(changed))
+
+
+def test_tokenizers_with_other_ids_are_refused(tokenizer):
+    content = json.loads(tokenizer.to_json())
+    content["model"]["vocab"]["far"] = 2**32 - 1
+    with pytest.raises(UsageError, match=r"^tokenizer\.json leaves out or repeats token ids"):
+        Tokenizer(json.dumps(content))
+
+
+@pytest.mark.parametrize("deep", ["[" * 100_000, '{"model":' * 100_000, '{"version": ' + "[" * 900 + "]" * 900 + "}"])
+def test_deeply_nested_tokenizers_are_refused(deep):
+    with pytest.raises(UsageError, match=r"^tokenizer\.json is not a tokenizer"):
+        Tokenizer(deep)
+
+
+def test_a_panic_of_the_library_is_a_usage_error(tokenizer, monkeypatch):
+    """Even where the parts are ours."""
+    monkeypatch.setattr("hybrid_models.text._check_parts", lambda serialised: None)
+    panicking = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    changed = {**json.loads(tokenizer.to_json()), "normalizer": panicking}
+    with pytest.raises(UsageError, match=r"^tokenizer\.json is not a tokenizer"):
+        Tokenizer(json.dumps(changed))
 
 
 def test_clean_text():

@@ -58,7 +58,7 @@ def model():
 @pytest.fixture(scope="module")
 def fitted():
     model = build()
-    assert fit(model, 250) < 0.05
+    assert fit(model, 400) < 0.05
     return model
 
 

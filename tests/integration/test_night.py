@@ -30,7 +30,7 @@ def rows(tables: str, task: str = "translations") -> Counter[tuple]:
 
 
 def test_a_night_again_and_again(s3: str, tmp_path: Path) -> None:
-    """The same once more, with a late shard and without an old one, and with another beam size."""
+    """The same once more, with a late shard and without an old one, which has to be allowed, and with another beam."""
     tiny.write_translator(f"{s3}/model")
     tiny.write_sentences(f"{s3}/in", shards=3, rows=20)
     first = tiny.hybrid_here(*infer(s3, "in", "tables"), cwd=tmp_path)
@@ -45,7 +45,11 @@ def test_a_night_again_and_again(s3: str, tmp_path: Path) -> None:
 
     storage.write_bytes(f"{s3}/in/late.txt", b"der Hund\ndie Katze\n")
     storage.delete(f"{s3}/in/part-00000.txt")
-    late = tiny.hybrid_here(*infer(s3, "in", "tables"), cwd=tmp_path)
+    refused = tiny.hybrid_here(*infer(s3, "in", "tables"), cwd=tmp_path)
+    assert refused.code == 3
+    assert f"1 of its shards are gone, such as {s3}/in/part-00000.txt: nothing was changed" in refused.stderr
+    assert rows(f"{s3}/tables") == before
+    late = tiny.hybrid_here(*infer(s3, "in", "tables", "--allow-missing"), cwd=tmp_path)
     assert (late.summary["shards_computed"], late.summary["rows"]) == (1, 42), "a late shard costs only itself"
     shards = {row[5].rsplit("/", 1)[-1] for row in rows(f"{s3}/tables")}
     assert shards == {"late.txt", "part-00001.txt", "part-00002.txt"}

@@ -51,6 +51,10 @@ def test_a_judgement_is_printed_and_logged(lake: Path) -> None:
         ),
         (["--model", "{lake}/model", "--input", "{lake}/test", "--beam", "3"], "--beam"),
         (["--model", "{lake}/model", "--input", "{lake}/test", "--storage", "/proc/nowhere"], "cannot write /proc/"),
+        (
+            ["--model", "{lake}/model", "--input", "{lake}", "--storage", "{lake}/lake"],
+            "--input {lake} may reach into {lake}/lake/evaluations, which this command writes: give another --storage",
+        ),
     ],
 )
 def test_mistakes_are_one_line(lake: Path, argv: list[str], message: str) -> None:

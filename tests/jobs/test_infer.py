@@ -6,7 +6,8 @@ from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from jobs.infer import TASKS, check_ds, main
-from pipelines import storage
+from pipelines import cluster, storage
+from pipelines.infer import RefusedError
 from tests import tiny
 
 
@@ -71,6 +72,35 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path, tmp_path: Path) -> 
     wrong = refusal(["captions", *argv(lake)])
     assert wrong == f"{lake}/model is a translator, but a captioner is needed"
     assert refusal(["translations", *argv(lake, tables="/proc/nowhere")]).startswith("cannot write /proc/nowhere/")
+
+
+def test_what_is_written_is_apart_from_what_is_read(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One word off in --tables: nothing is listed, made or removed, and no cluster is started."""
+    monkeypatch.setattr(cluster, "connect", None)
+    tiny.write_sentences(str(tmp_path / "translations/ds=2026-01-31"), 2, 3)
+    before = storage.list_all(str(tmp_path))
+    for place in ("translations/ds=2026-01-31", "translations", "translations/ds=*/*", "t*", "./translations/../"):
+        said = refusal(["translations", *argv(lake, tables=str(tmp_path), input=f"{tmp_path}/{place}")])
+        assert said.startswith(f"--input {tmp_path}/{place} ")
+        assert f" {tmp_path}/translations, which this command writes: give another --tables" in said
+    said = refusal(["translations", *argv(lake, tables=str(tmp_path))])
+    assert said.startswith(f"{tmp_path}/translations holds ds=2026-01-31/part-00000.txt, which this program did not")
+    assert storage.list_all(str(tmp_path)) == before
+
+
+def test_a_night_does_not_lose_shards_silently(lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "connect", None)
+    tiny.write_sentences(str(tmp_path / "in"), 3, 3)
+    tiny.write_night(f"{tmp_path}/tables", "2026-01-31", str(tmp_path / "in"), f"{lake}/model")
+    for name in ("part-00000.txt", "part-00001.txt"):
+        (tmp_path / "in" / name).unlink()
+    with pytest.raises(
+        RefusedError, match=r"2 of its shards are gone, such as .*/part-00000\.txt, .*; bring them back"
+    ):
+        main(["translations", *argv(lake, tables=f"{tmp_path}/tables", input=str(tmp_path / "in"))])
+    assert DeltaTable(f"{tmp_path}/tables/translations").version() == 1
 
 
 @pytest.mark.parametrize("ds", ["2026-01-31", "2024-02-29"])

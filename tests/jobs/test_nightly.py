@@ -1,4 +1,5 @@
 import datetime
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hybrid_models.translator import TranslatorDecoding
 from jobs import cli, report
 from jobs.errors import EndedError
 from jobs.nightly import NightlyOptions, Unit, main, nights
-from pipelines import artifacts, registry, storage
+from pipelines import artifacts, cluster, registry, storage
 from pipelines.tracking import Tracker
 from tests import tiny
 
@@ -177,6 +178,47 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path) -> None:
     assert refusal(["poems"]).startswith("unknown task (or --all-tasks) 'poems': use captions, nowcasts, translations")
     assert refusal([]).startswith("hybrid nightly needs a task (or --all-tasks) first: ")
     assert not Path(lake, "none", "translations").exists()
+
+
+def test_inputs_in_the_folder_of_tables_stay(lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documented layout with one word off: the inputs, old enough to be tidied, are the table's folder."""
+    monkeypatch.setattr(cluster, "connect", None)
+    for ds in ("2026-01-01", "2026-01-02"):
+        tiny.write_sentences(f"{tmp_path}/translations/ds={ds}", 2, 3)
+    (tmp_path / "translations/contract.pdf").write_bytes(b"%PDF")
+    for path in tmp_path.rglob("*.*"):
+        os.utime(path, (1e9, 1e9))
+    before = storage.list_all(str(tmp_path))
+    command = ["translations", "--tables", str(tmp_path), "--mlflow", mlflow_of(lake), "--ds", "2026-01-02"]
+    pattern = f"{tmp_path}/{{task}}/ds={{ds}}/*"
+    assert refusal([*command, "--input", pattern]) == (
+        f"--input {tmp_path}/translations/ds=2026-01-02/* lies in {tmp_path}/translations, which this command writes: "
+        "give another --tables, such as a new folder beside the input, or name the input more closely"
+    )
+    assert refusal([*command, "--input", pattern, "--catch-up", "1"]).startswith("--input ")
+    elsewhere = f"{lake}/{{task}}/ds={{ds}}"
+    for folder in ("translations", "evaluations/x", "reports"):
+        said = refusal([*command, "--input", elsewhere, "--references", f"{tmp_path}/{folder}"])
+        assert said.startswith(f"--references {tmp_path}/{folder} ")
+    said = refusal([*command, "--input", elsewhere])
+    assert said.startswith(f"{tmp_path}/translations holds contract.pdf, which this program did not write: ")
+    assert storage.list_all(str(tmp_path)) == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_night_that_lost_shards_is_refused_unless_that_is_allowed(lake: Path, tmp_path: Path) -> None:
+    tiny.write_sentences(f"{tmp_path}/in/2026-01-31", 3, 3)
+    command = [
+        "translations", "--input", f"{tmp_path}/in/{{ds}}", "--tables", f"{tmp_path}/tables", "--no-report",
+        "--mlflow", mlflow_of(lake), "--ds", "2026-01-31", "--model", "models:/translator/1",
+    ]  # fmt: skip
+    assert main(command)["nights"][0]["rows"] == 9
+    (tmp_path / "in/2026-01-31/part-00000.txt").unlink()
+    with pytest.raises(EndedError, match=r"0 of 1 nights are done; .* 1 of its shards are gone, such as") as ended:
+        main(command)
+    assert ended.value.code == cli.REFUSED
+    (night,) = main([*command, "--allow-missing"])["nights"]
+    assert (night["rows"], night["shards_computed"]) == (6, 0)
 
 
 def options(**given: Any) -> NightlyOptions:

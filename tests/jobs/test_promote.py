@@ -148,6 +148,7 @@ def test_a_champion_never_lacks_its_reason(tmp_path: Path, monkeypatch: pytest.M
         (["translator", "--input", "x", "--metric", "csi_1"], "--metric 'csi_1' is unknown: use bleu, chrf"),
         (["translator", "--input", "x", "--model", "./folder"], "--model ./folder is not registered"),
         (["captioner", "--force", "x", "--model", "models:/translator/1"], "but a captioner is needed"),
+        (["translator", "--input", "{lake}/*", "--storage", "{lake}"], "may reach into {lake}/evaluations, which this"),
         (["translator", "--input", "{lake}/none", "--storage", "{lake}/lake"], "no shards found at {lake}/none"),
     ],
 )

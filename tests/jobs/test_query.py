@@ -13,8 +13,9 @@ import pytest
 from hybrid_models.errors import UsageError
 from jobs.query import asked, main
 from pipelines import storage
+from pipelines.pieces import StageSink, list_pieces, table_schema, tiling
 from pipelines.shards import Shard
-from pipelines.tables import StageSink, commit_night, list_pieces, table_schema, tiling
+from pipelines.tables import commit_night
 
 SHARD = Shard("s3://lake/in/a.nc", 10, "1")
 SCHEMA = table_schema(pa.schema([("lead_minutes", pa.list_(pa.float32())), ("frames", pa.binary())]))
@@ -67,10 +68,32 @@ def test_csv(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     rows = list(csv.reader(io.StringIO(capfdbinary.readouterr().out.decode())))
     assert rows == [
         ["sample_id", "lead_minutes", "error"],
-        ["ä,1", "[5.0, 10.0]", ""],
+        ["ä,1", "[5.0,10.0]", ""],
         ['b"2', "", "RadarDecodeError: cut"],
         ["c", "[]", ""],
     ]
+
+
+FORMULAS = """SELECT '=1+1' AS "=a", '+1' AS b, '-1' AS c, '@x' AS d, e't\\tx' AS e, e'\\tx' AS f, -1 AS g, -1.5 AS h,
+    ['=1'] AS i, 'a=1' AS j, NULL::VARCHAR AS k, '=x'::ENUM('=x') AS l, e'\\r=1' AS m, '＝1' AS n"""
+
+
+def test_csv_holds_nothing_that_a_spreadsheet_would_run(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    main([FORMULAS, "--tables", lake, "--format", "csv"])
+    names, values = csv.reader(io.StringIO(capfdbinary.readouterr().out.decode(), newline=""))
+    assert names == ["'=a", *"bcdefghijklmn"]
+    assert values == [
+        "'=1+1", "'+1", "'-1", "'@x", "t\tx", "'\tx", "-1", "-1.5", '["=1"]', "a=1", "", "'=x", "'\r=1", "'＝1"
+    ]  # fmt: skip
+    main([FORMULAS, "--tables", lake, "--format", "csv", "--raw"])
+    names, values = csv.reader(io.StringIO(capfdbinary.readouterr().out.decode(), newline=""))
+    assert names == ["=a", *"bcdefghijklmn"]
+    assert values == ["=1+1", "+1", "-1", "@x", "t\tx", "\tx", "-1", "-1.5", '["=1"]', "a=1", "", "=x", "\r=1", "＝1"]
+
+
+def test_limits_are_options(lake: str) -> None:
+    with pytest.raises(UsageError, match=r"more than --limits\.max-rows=2 allows"):
+        main([SQL, "--tables", lake, "--limits.max-rows", "2"])
 
 
 def test_json_is_one_object_a_line(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -120,6 +143,7 @@ def test_rows_go_to_a_file_and_the_summary_to_stdout(
         (["SELECT nothing FROM nowcasts", "--tables", "{lake}"], 'Referenced column "nothing" not found'),
         (["SELECT 1", "--tables", "{lake}/none"], "no tables at {lake}/none: `hybrid infer` writes captions, "),
         (["SELECT 1"], "--tables"),
+        ([SQL, "--tables", "{lake}", "--raw"], "--raw is about --format csv: table has texts as they are"),
         ([SQL, "--tables", "{lake}", "--format", "xml"], "xml"),
         ([SQL, "--tables", "{lake}", "--limit", "3"], "--limit"),
         ([], "SQL"),

@@ -46,3 +46,7 @@ def test_mistakes_are_one_line(lake: Path) -> None:
     assert refusal("--ds", "2026-02-01").startswith(f"no table at {lake}/tables has rows of 2026-02-01: ")
     assert refusal("--ds", "2026-01-31", "--examples", "-1") == "--examples is -1: it must be 0 or more"
     assert "--ds" in refusal()
+    inside = f"{lake}/tables/translations/_delta_log/x.json"
+    assert refusal("--ds", "2026-01-31", "--out", inside) == (
+        f"--out {inside} lies in the table {lake}/tables/translations: give a place outside of it"
+    )

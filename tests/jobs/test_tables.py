@@ -2,11 +2,14 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from jobs import query
 from jobs.tables import main
+from pipelines import storage
 from tests.pipelines.test_query import write_night
 
 
@@ -34,16 +37,59 @@ def test_nights_are_listed_now_and_as_they_were(lake: str, capfdbinary: pytest.C
     assert "2026-01-31" in capfdbinary.readouterr().out.decode()
 
 
-def test_tidying_frees_what_nobody_needs(lake: str) -> None:
-    stray = Path(lake, "captions", "ds=2026-01-29", "old.parquet")
-    stray.parent.mkdir()
-    stray.write_bytes(b"12345")
-    kept = main(["tidy", "--tables", lake, "--retain-hours", "1"])
-    assert kept == {"tables": lake, "removed": {"captions": {"files": 0, "bytes": 0}}}, "it is too young"
-    os.utime(stray, (1e9, 1e9))
-    freed = main(["tidy", "--tables", lake, "--retain-hours", "1"])
-    assert freed == {"tables": lake, "removed": {"captions": {"files": 1, "bytes": 5}}}
+def test_tidying_frees_what_nobody_needs(lake: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stray = Path(lake, "captions/ds=2026-01-29/0123456789ab/a.tar-0123456789abcdef-00000000-00000001-end.parquet")
+    theirs = Path(lake, "captions/ds=2026-01-29/old.parquet")
+    stray.parent.mkdir(parents=True)
+    for path in (stray, theirs):
+        path.write_bytes(b"12345")
+
+    def tidied(files: int, size: int, dry_run: bool = False) -> dict:
+        counts = {"files": files, "bytes": size, "files_unknown": 1}
+        return {"tables": lake, "dry_run": dry_run, "removed": {"captions": counts}, "skipped": {}}
+
+    command = ["tidy", "--tables", lake, "--retain-hours", "1"]
+    assert main(command) == tidied(0, 0), "it is too young"
+    for path in (stray, theirs):
+        os.utime(path, (1e9, 1e9))
+    capsys.readouterr()
+    assert main([*command, "--dry-run"]) == tidied(1, 5, dry_run=True)
+    assert capsys.readouterr().out == f"{stray}\n"
+    assert stray.exists()
+    assert main(command) == tidied(1, 5)
     assert not stray.exists()
+    assert theirs.exists()
+
+
+def test_tables_of_others_are_noted(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    storage.write_bytes(f"{lake}/nowcasts/ds=2026-01-31/event.nc", b"CDF")
+    DeltaTable.create(f"{lake}/translations", pa.schema([("q", pa.int64())]))
+    *nights, nowcasts, translations = listed(capfdbinary, "--tables", lake)
+    assert [(night["table"], night["note"]) for night in nights] == [("captions", None)] * 2
+    assert (nowcasts["table"], nowcasts["ds"]) == ("nowcasts", None)
+    assert nowcasts["note"].startswith(
+        f"{lake}/nowcasts holds ds=2026-01-31/event.nc, which this program did not write"
+    )
+    assert translations["note"].startswith(f"{lake}/translations is partitioned by nothing, not by ds")
+    skipped = main(["tidy", "--tables", lake])["skipped"]  # type: ignore[index]
+    assert skipped == {row["table"]: row["note"] for row in (nowcasts, translations)}
+    entry = Path(lake, "captions/_delta_log/00000000000000000002.json")
+    entry.write_bytes(entry.read_bytes()[:50])
+    with pytest.raises(UsageError, match=f"{entry}, an entry of its log, is damaged; move it out"):
+        main(["--tables", lake])
+
+
+def test_a_night_is_brought_back(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    write_night(lake, "2026-01-30", ["a bird"])
+    command = ["restore", "captions", "--tables", lake, "--as-of", "1", "--ds", "2026-01-30"]
+    assert main(command) == {"table": "captions", "ds": "2026-01-30", "changed": True, "version": 4}
+    assert main(command) == {"table": "captions", "ds": "2026-01-30", "changed": False, "version": None}
+    assert [(n["ds"], n["rows"]) for n in listed(capfdbinary, "--tables", lake)] == [
+        ("2026-01-30", 3), ("2026-01-31", 1),
+    ]  # fmt: skip
+    whole = main(["restore", "captions", "--tables", lake, "--as-of", "1"])
+    assert whole == {"table": "captions", "ds": None, "changed": True, "version": 5}
+    assert [(n["ds"], n["rows"]) for n in listed(capfdbinary, "--tables", lake)] == [("2026-01-30", 3)]
 
 
 def test_an_earlier_state_is_asked_by_the_command(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -66,3 +112,7 @@ def test_mistakes_are_one_line(lake: str) -> None:
     assert refusal("--tables", lake, "--as-of", "soon").startswith("--as-of 'soon' is neither a version nor a time")
     assert refusal("tidy", "--tables", lake, "--retain-hours", "0").startswith("--retain-hours is 0: ")
     assert refusal("tidy", "--tables", f"{lake}/none").startswith("no tables at ")
+    assert refusal("restore", "--tables", lake).startswith("hybrid tables restore needs a table first: captions, ")
+    assert "--as-of" in refusal("restore", "captions", "--tables", lake)
+    gone = refusal("restore", "captions", "--tables", lake, "--as-of", "1", "--ds", "2026-01-31")
+    assert gone == f"{lake}/captions had no rows of 2026-01-31 in version 1: `hybrid tables --as-of` lists nights"

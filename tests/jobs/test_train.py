@@ -111,6 +111,11 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
         (["--num-workers", "17"], "train.batch_size 16 is too small for --num-workers 17: it must be at least 17"),
         (["--data", "/none"], "no shards found at /none/train"),
         (["--storage", "/proc/nowhere"], "cannot write /proc/nowhere/"),
+        (
+            ["--data", "/lake/runs/first", "--storage", "/lake"],
+            "--data /lake/runs/first/train lies in /lake/runs, which",
+        ),
+        (["--data", "/lake", "--storage", "/lake/val"], "--data /lake/val may reach into /lake/val/runs, which this"),
     ],
 )
 def test_mistakes_are_one_line(lake: Path, trained: list[TrainJob], more: list[str], message: str) -> None:

@@ -1,11 +1,14 @@
 import json
 import os
 import pickle
+import resource
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load as load_tensors
@@ -143,6 +146,7 @@ def test_weights_of_another_net_are_refused(files: dict[str, bytes], tmp_path: P
         (lambda m: m["decoding"].update(beam_size=2.5), "{uri}/config.json: 'beam_size': "),
         (lambda m: m.update(format=99), "{uri} has artifact format 99, this version reads 2"),
         (lambda m: m.pop("format"), "{uri} has artifact format None, this version reads 2"),
+        (lambda m: m.update(hybrid=["painter"]), "{uri} is a '['painter']'; known hybrids: captioner, nowcaster, "),
         (lambda m: m.update(hybrid="painter"), "{uri} is a 'painter'; known hybrids: captioner, nowcaster, translator"),
         (lambda m: m.update(schema_version=0), "{uri} writes schema 0 of translations, this version 1: train it again"),
         (lambda m: m.pop("assets"), "{uri}/config.json is damaged ('assets'): copy the artifact again"),
@@ -165,6 +169,114 @@ def test_a_wrong_config_is_refused(
 def test_a_config_that_is_no_json_object_is_refused(files: dict[str, bytes], tmp_path: Path, content: bytes) -> None:
     uri = store({**files, artifacts.CONFIG: content}, tmp_path / "m")
     assert refusal(uri).startswith(f"{uri}/config.json is damaged (")
+
+
+# ---- made to do harm ---------------------------------------------------------------------------------------------
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was looked for on the network."""
+    asked: list[Any] = []
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        asked.append(args)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return asked
+
+
+@pytest.mark.parametrize("encoder", ["hf-hub:someone/model", "hf_hub:someone/model", "someone/model", "local-dir:/etc"])
+def test_no_model_is_fetched_on_load(tmp_path: Path, no_network: list[Any], encoder: str) -> None:
+    files = artifacts.make(tiny.captioner(), CaptionerDecoding(), {}, "")
+    uri = store(with_meta(files, lambda meta: meta["config"].update(encoder=encoder)), tmp_path / "m")
+    expected = f"{uri}/config.json: encoder '{encoder}' cannot be built: it is none of timm's own models"
+    assert refusal(uri) == expected
+    assert no_network == []
+
+
+def test_weights_from_the_hub_are_for_training_only(tmp_path: Path, no_network: list[Any]) -> None:
+    files = artifacts.make(tiny.captioner(), CaptionerDecoding(), {}, "")
+    artifacts.read(store(with_meta(files, lambda m: m["config"].update(encoder_weights="hub")), tmp_path / "m")).load()
+    assert no_network == []
+
+
+LARGE = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "message"),
+    [
+        (tiny.translator, {"hidden_size": 10_000_000}, ": 'bridge.bias' is [32], config.json needs [10000000]"),
+        (tiny.translator, {"embedding_size": 100_000_000}, "config.json needs "),
+        (tiny.translator, {"hidden_size": 10**9}, "/config.json: no net is that large: "),
+        (tiny.translator, {"hidden_size": 10**30}, "/config.json: no net is that large: "),
+        (tiny.translator, {"encoder_layers": 10**9}, "parameters"),
+        (tiny.captioner, {"hidden_size": 10_000_000}, "config.json needs "),
+        (tiny.captioner, {"attention_size": 10**8}, "config.json needs "),
+        (tiny.nowcaster, {"hidden_dims": [10**7]}, "config.json needs "),
+        (tiny.nowcaster, {"hidden_dims": [1] * 100_000}, "parameters"),
+        (tiny.nowcaster, {"kernel_size": 10**7 + 1}, "config.json needs "),
+    ],
+)
+def test_sizes_are_checked_before_memory_is_taken(
+    tmp_path: Path, make: Callable[[], Any], change: dict[str, Any], message: str
+) -> None:
+    hybrid = make()
+    files = artifacts.make(hybrid, hybrid.Decoding(), {}, "")
+    uri = store(with_meta(files, lambda meta: meta["config"].update(change)), tmp_path / "m")
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + LARGE, hard))
+    try:
+        said = refusal(uri)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, hard))
+    assert said.startswith(uri)
+    assert message in said
+
+
+def test_large_images_take_no_memory_on_load(tmp_path: Path) -> None:
+    files = artifacts.make(tiny.captioner(), CaptionerDecoding(), {}, "")
+    changed = with_meta(files, lambda meta: meta["config"].update(image_size=200_000))
+    artifacts.read(store(changed, tmp_path / "m")).load()
+
+
+@pytest.mark.parametrize("length", [0, 10**18, (1 << 63) + 5, 200 << 20])
+def test_a_header_that_lies_about_its_length(files: dict[str, bytes], tmp_path: Path, length: int) -> None:
+    weights = length.to_bytes(8, "little") + files[artifacts.WEIGHTS][8:]
+    uri = store(with_meta({**files, artifacts.WEIGHTS: weights}, lambda meta: None), tmp_path / "m")
+    expected = f"{uri}/weights.safetensors is damaged (its header is cut off or too large): copy the artifact again"
+    assert refusal(uri) == expected
+
+
+@pytest.mark.parametrize("header", [b"[]", b'{"a": 1}', b'{"a": {"shape": ["x"]}}', b"[" * 100_000, b'{"a": {}}'])
+def test_a_header_of_another_form(files: dict[str, bytes], tmp_path: Path, header: bytes) -> None:
+    weights = len(header).to_bytes(8, "little") + header
+    uri = store(with_meta({**files, artifacts.WEIGHTS: weights}, lambda meta: None), tmp_path / "m")
+    assert refusal(uri).startswith(f"{uri}/weights.safetensors is damaged (")
+
+
+@pytest.mark.parametrize("depth", [60, 900, 100_000])
+def test_deeply_nested_json_is_damage(files: dict[str, bytes], tmp_path: Path, depth: int) -> None:
+    deep = files[artifacts.CONFIG].replace(b'"recipe": "x"', b'"recipe": ' + b"[" * depth + b"]" * depth)
+    uri = store({**files, artifacts.CONFIG: deep}, tmp_path / "m")
+    assert refusal(uri).startswith(f"{uri}/config.json is damaged (")
+    uri = store({**files, "tokenizer.json": b"[" * depth + b"]" * depth}, tmp_path / "t")
+    assert "tokenizer.json is not a tokenizer (" in refusal(uri)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "weights.safetensors"])
+def test_files_that_are_too_large_are_not_read(files: dict[str, bytes], tmp_path: Path, name: str) -> None:
+    uri = store(files, tmp_path / "m")
+    with (tmp_path / "m" / name).open("ab") as sparse:
+        sparse.truncate(1 << 40)
+    assert refusal(uri).startswith(f"{uri}/{name} has 1,099,511,627,776 bytes, more than ")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "x\0"])
+def test_assets_have_plain_names(files: dict[str, bytes], tmp_path: Path, name: str) -> None:
+    uri = store(with_meta(files, lambda meta: meta.update(assets=[name])), tmp_path / "m")
+    assert refusal(uri).startswith(f"{uri}/config.json is damaged ('{name}' is no plain file name")
 
 
 def test_another_hybrid_than_expected_is_refused(files: dict[str, bytes], tmp_path: Path) -> None:

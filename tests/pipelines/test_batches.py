@@ -9,8 +9,8 @@ import pytest
 
 from pipelines import storage
 from pipelines.batches import CHUNK_BATCHES, PreparedSamples, plan_epoch, prefetch
+from pipelines.pieces import Piece
 from pipelines.samples import pack
-from pipelines.tables import Piece
 
 LENGTHS = np.random.default_rng(0).integers(1, 200, 1003)
 

@@ -5,7 +5,8 @@ import ray
 
 from pipelines.datasource import ShardDatasource
 from pipelines.limits import Limits
-from pipelines.shards import ReadOptions, list_shards
+from pipelines.readers import ReadOptions
+from pipelines.shards import list_shards
 from tests import tiny
 from tests.pipelines.hostile import SCHEMA, Hostile
 

@@ -1,8 +1,11 @@
+import io
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
@@ -13,8 +16,8 @@ from pipelines.artifacts import Artifact
 from pipelines.cluster import Resources
 from pipelines.infer import Night, RefusedError, check_errors, incomplete, verify
 from pipelines.limits import Limits
+from pipelines.pieces import shard_key, table_schema
 from pipelines.shards import Shard, list_shards
-from pipelines.tables import shard_key
 from pipelines.tracking import Tracker
 from tests import tiny
 
@@ -127,10 +130,101 @@ def test_a_table_of_other_columns_is_refused(artifact: Artifact, tmp_path: Path)
     tiny.write_sentences(str(tmp_path / "in"), 1, 1)
     night = night_of(artifact, tmp_path)
     infer.check_table(night)
-    schema = tables.table_schema(pa.schema([pa.field("translation", pa.string())])).append(pa.field("ds", pa.string()))
+    schema = table_schema(pa.schema([pa.field("translation", pa.string())])).append(pa.field("ds", pa.string()))
     DeltaTable.create(night.table, schema, partition_by=["ds"])
-    with pytest.raises(UsageError, match=r"translations has other columns than this version writes \(\w+\): use"):
+    with pytest.raises(UsageError, match=r"translations has other columns than this version writes \(no \w+\): use"):
         infer.check_table(night)
+
+
+# ---- a night whose input has shrunk ------------------------------------------------------------------------------
+@pytest.fixture
+def stored(place: str, tmp_path: Path) -> Night:
+    """A night of four shards in its table, computed in this process."""
+    tiny.write_sentences(f"{place}/in", 4, 3)
+    model = tiny.write_translator(str(tmp_path / "model"))
+    tiny.write_night(f"{place}/tables", "2026-01-31", f"{place}/in", model)
+    artifact = artifacts.read(model)
+    return Night(list_shards(f"{place}/in"), f"{place}/tables", "2026-01-31", artifact, artifact.decoding)
+
+
+def listed_again(night: Night, **changes: object) -> Night:
+    folder = night.shards[0].uri.rsplit("/", 1)[0]
+    return replace(night, shards=list_shards(folder), **changes)  # type: ignore[arg-type]
+
+
+def test_shards_that_are_gone_are_refused(stored: Night) -> None:
+    first, *others = [shard.uri for shard in stored.shards]
+    for uri in others:
+        storage.delete(uri)
+    with pytest.raises(RefusedError) as caught:
+        infer.check_shards(listed_again(stored))
+    assert str(caught.value) == (
+        f"{stored.table} ds=2026-01-31: 3 of its shards are gone, such as {', '.join(others)}: "
+        "nothing was changed; bring them back, or let their rows go by --allow-missing"
+    )
+    infer.check_shards(listed_again(stored, allow_missing=True))
+    infer.check_shards(listed_again(stored, ds="2026-02-01"))
+    storage.write_bytes(others[0].replace("part-00001", "renamed"), storage.read_bytes(first))
+    with pytest.raises(RefusedError, match="3 of its shards are gone"):
+        infer.check_shards(listed_again(stored))
+
+
+def test_shards_that_were_replaced_or_came_late_are_not_gone(stored: Night) -> None:
+    infer.check_shards(stored)
+    for shard in stored.shards[1:]:
+        storage.write_bytes(shard.uri, b"another sentence\n")
+    tiny.write_sentences(stored.shards[0].uri.rsplit("/", 1)[0] + "/late", 1, 2)
+    again = listed_again(stored, decoding=TranslatorDecoding(beam_size=2))
+    assert len(again.shards) == 5
+    infer.check_shards(again)
+
+
+def test_a_night_whose_files_are_gone_is_mended(stored: Night, caplog: pytest.LogCaptureFixture) -> None:
+    for piece in verify(stored.shards, stored.folder):
+        storage.delete(piece.file.uri)
+    storage.write_bytes(stored.shards[0].uri, b"another sentence\n")
+    infer.check_shards(listed_again(stored))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == infer.__name__]
+    assert said.startswith(f"{stored.table} lacks its file ds=2026-01-31/")
+
+
+# ---- what is counted and verified --------------------------------------------------------------------------------
+def test_rows_that_are_lost_count(stored: Night) -> None:
+    """One row says that 30 more are lost with it: of 42 rows 31 are bad, not one of twelve."""
+    assert (run(stored)["rows"], run(stored)["rows_lost"]) == (12, 0)
+    piece = verify(stored.shards, stored.folder)[0].file.uri
+    rows = pq.read_table(io.BytesIO(storage.read_bytes(piece))).to_pylist()
+    rows[-1] |= {"status": "error", "error": "ShardReadError: torn", "lost_rows": 30}
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=stored.schema), buffer)
+    storage.write_bytes(piece, buffer.getvalue())
+    summary = run(replace(stored, max_error_fraction=0.75))
+    assert (summary["rows"], summary["rows_lost"], summary["ok"]) == (12, 30, 11)
+    assert summary["errors"] == {"ShardReadError": 31}
+    with pytest.raises(RefusedError, match=r"31 of 42 samples are bad \(most: 31 x ShardReadError\)"):
+        run(replace(stored, max_error_fraction=0.7))
+
+
+def test_what_was_tidied_is_told(stored: Night) -> None:
+    storage.write_bytes(f"{stored.table}/notes.txt", b"theirs")
+    summary = run(stored)
+    assert (summary["files_removed"], summary["bytes_removed"], summary["files_unknown"]) == (0, 0, 1)
+    assert storage.exists(f"{stored.table}/notes.txt")
+
+
+def test_files_that_vanish_while_they_are_committed_are_noticed(stored: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another job may have tidied what had waited for its commit for too long: the night is done again."""
+    commit, first = tables.commit_night, verify(stored.shards, stored.folder)[0].file.uri
+
+    def late(*args: Any) -> int | None:
+        version = commit(*args)
+        storage.delete(first)
+        return version
+
+    monkeypatch.setattr(tables, "commit_night", late)
+    with pytest.raises(RuntimeError, match=r"part-00000\.txt is incomplete in .*: start the job again"):
+        run(stored)
+    assert [shard.uri for shard in incomplete(stored.shards, stored.folder)] == [stored.shards[0].uri]
 
 
 def test_decoding_belongs_to_the_model(artifact: Artifact) -> None:

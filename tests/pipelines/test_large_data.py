@@ -20,8 +20,9 @@ from jobs.recipes import RECIPES
 from pipelines import storage
 from pipelines.large_data import prepare_coco, prepare_iwslt14, prepare_kth
 from pipelines.public_data import prepare_moving_mnist
+from pipelines.readers import ReadOptions
 from pipelines.samples import Decode, unpack
-from pipelines.shards import ReadOptions, Shard, list_shards, read_blocks
+from pipelines.shards import Shard, list_shards, read_blocks
 from tests import tiny
 
 

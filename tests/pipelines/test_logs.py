@@ -32,6 +32,23 @@ def test_lines_for_people(
     assert root.level == logging.INFO
 
 
+@pytest.mark.parametrize("form", ["", "json"])
+def test_no_line_has_a_password(
+    form: str, root: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(logs.FORMAT, form)
+    root.handlers.clear()  # pytest listens, too
+    logs.configure()
+    try:
+        raise OSError("cannot reach http://someone:marked@host/?token=marked")
+    except OSError:
+        emit(root, "asked %s", "http://:marked@host", exc_info=sys.exc_info())
+    printed = capsys.readouterr().err
+    assert "asked http://***@host" in printed
+    assert "cannot reach http://***@host/?token=***" in printed
+    assert "marked" not in printed
+
+
 def test_json_lines_know_what_they_are_about(
     root: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,9 @@
 import contextlib
+import json
+import tempfile
+import time
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +12,12 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from pipelines import query, storage, tables
+from pipelines.pieces import StageSink, list_pieces, table_schema, tiling
 from pipelines.shards import Shard
-from pipelines.tables import StageSink, commit_night, list_pieces, table_schema, tiling
+from pipelines.tables import commit_night
 
 NAMES = ["captions", "nowcasts", "translations"]
+ONE_SELECT = "a query is one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN) and nothing else"
 SHARD = Shard("s3://lake/in/a.tar", 10, "1")
 SCHEMA = table_schema(pa.schema([pa.field("caption", pa.string()), pa.field("score", pa.float32())]))
 
@@ -97,7 +103,7 @@ def test_a_wrong_statement_is_one_line(local: str) -> None:
     assert 'Referenced column "captoin" not found' in refusal("SELECT captoin FROM captions", local)
     assert refusal("SELECT 1/0 AS x, caption::INT FROM captions", local).startswith("Conversion Error")
     assert refusal("SET threads = 1", local)
-    assert refusal("", local) == "the statement has no result: write a SELECT"
+    assert refusal("", local) == ONE_SELECT
 
 
 def test_a_file_that_cannot_be_read_is_no_mistake_of_the_statement(lake: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,12 +141,176 @@ def test_a_file_that_cannot_be_read_is_no_mistake_of_the_statement(lake: str, mo
         "SET enable_external_access = true",
         "RESET enable_external_access",
         "SELECT * FROM connection",
+        "SELECT 1; COPY (SELECT 1) TO '{out}'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{out}'",
+        "WITH written AS (COPY captions TO '{out}') SELECT * FROM written",
+        "PREPARE later AS SELECT 1",
+        "CALL pragma_version()",
+        "PRAGMA enable_logging",
+        "SELECT * FROM sniff_csv('/etc/passwd')",
+        "SELECT * FROM parquet_metadata('{lake}/captions/ds=2026-01-30/*/*.parquet')",
+        "SELECT * FROM captions, LATERAL (SELECT * FROM glob(caption))",
+        "SELECT (SELECT count(*) FROM READ_BLOB('/etc/passwd'))",
+        "SELECT * FROM query('SELECT 1')",
+        "SELECT * FROM query_table('captions')",
+        "SELECT * FROM json_execute_serialized_sql(json_serialize_sql('SELECT 1'))",
+        "SELECT * FROM duckdb_secrets()",
+        "SELECT * FROM which_secret('s3://lake', 's3')",
+        "SELECT * FROM duckdb_settings()",
+        "SELECT * FROM duckdb_logs()",
+        "SELECT * FROM pandas_scan(1)",
+        "SELECT * FROM arrow_scan(1, 2, 3)",
+        "SELECT getenv('HOME')",
     ],
 )
 def test_a_query_reaches_nothing_but_the_tables(local: str, tmp_path: Path, sql: str) -> None:
     out = tmp_path / "out"
     assert refusal(sql.format(lake=local, out=out), local)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "COPY (SELECT 1) TO '{scratch}/x'",
+        "WITH written AS (COPY captions_all TO '{scratch}/x') SELECT * FROM written",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{scratch}/x'",
+        "ATTACH '{scratch}/o.db'",
+        "SELECT * FROM read_blob('{scratch}/*')",
+        "SELECT * FROM read_blob(current_setting('temp_directory') || '/*')",
+    ],
+)
+def test_temporary_files_are_out_of_reach(
+    local: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sql: str
+) -> None:
+    """Neither those of this query, nor those that DuckDB puts into the working directory by default."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".tmp").mkdir()
+    (tmp_path / ".tmp" / "theirs").write_text("of another query")
+    assert refusal(sql.format(scratch=".tmp"), local)
+    with query.open_views(local, NAMES) as connection:
+        (scratch,) = connection.execute("SELECT current_setting('temp_directory')").fetchall()[0]
+        assert Path(scratch).stat().st_mode & 0o077 == 0
+        with pytest.raises(UsageError, match="a query"):
+            query.check_reads_only(connection, sql.format(scratch=scratch))
+    assert not Path(scratch).exists()
+    assert [path.name for path in (tmp_path / ".tmp").iterdir()] == ["theirs"]
+
+
+def test_no_secret_of_the_environment_can_be_read(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://someone:marked-password@127.0.0.1:9")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "marked-key")
+    said = str(ask("SELECT * FROM pg_settings", local))
+    said += str(ask("SELECT current_setting('http_proxy') AS a, current_setting('http_proxy_password') AS b", local))
+    assert "http_proxy" in said
+    assert "marked" not in said
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("FROM captions", 2),
+        ("DESCRIBE captions", 14),
+        ("SUMMARIZE captions", 14),
+        ("SHOW TABLES", 2),
+        ("EXPLAIN SELECT * FROM captions", 1),
+        ("explain analyze SELECT 1", 1),
+        ("-- why\nSELECT 1;", 1),
+        ("VALUES (1), (2)", 2),
+        ("WITH RECURSIVE n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 5) SELECT * FROM n", 5),
+        ("(SELECT 1) UNION (SELECT 2)", 2),
+        ("SELECT unnest([1, 2]) FROM range(3)", 6),
+        ("PIVOT captions ON ds IN ('2026-01-30') USING count(*) GROUP BY status", 1),
+        ("SELECT * FROM information_schema.tables WHERE table_type = 'VIEW'", 2),
+    ],
+)
+def test_all_that_reads_is_a_query(local: str, sql: str, rows: int) -> None:
+    assert len(ask(sql, local)) == rows
+
+
+# ---- what a statement may cost -----------------------------------------------------------------------------------
+def too_much(sql: str, uri: str, **limits: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        query.query(sql, uri, NAMES, limits=query.QueryLimits(**limits))
+    return str(caught.value)
+
+
+def test_time_is_bounded(local: str) -> None:
+    started = time.monotonic()
+    expected = "the statement takes longer than --limits.max-seconds=1 allows"
+    assert too_much("SELECT count(*) FROM range(1000000000000)", local, max_seconds=1) == expected
+    assert time.monotonic() - started < 20
+
+
+def test_memory_and_disk_are_bounded_and_files_removed(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", local)
+    expected = f"the statement needs more than --limits.max-memory={100 << 20} allows: ask for less"
+    assert too_much("SELECT list(range) FROM range(100000000)", local, max_memory=100 << 20) == expected
+    spilling = "SELECT count(*) AS n FROM (SELECT md5(range::VARCHAR) AS m FROM range(3000000) GROUP BY ALL)"
+    limits = query.QueryLimits(max_memory=100 << 20, max_threads=2)
+    assert query.query(spilling, local, NAMES, limits=limits).to_pylist() == [{"n": 3_000_000}]
+    expected = f"the statement needs more than --limits.max-disk={1 << 20} allows: ask for less"
+    assert too_much(spilling, local, max_memory=100 << 20, max_threads=2, max_disk=1 << 20) == expected
+    assert [path.name for path in Path(local).iterdir()] == ["captions"]
+
+
+def test_the_result_is_bounded(local: str) -> None:
+    limits = query.QueryLimits(max_rows=3, max_bytes=1000)
+    assert len(query.query("FROM range(3)", local, NAMES, limits=limits)) == 3
+    assert too_much("FROM range(1000000000)", local, max_rows=3) == (
+        "the result has more than --limits.max-rows=3 allows: add a LIMIT, or raise it"
+    )
+    assert too_much("SELECT repeat('x', 2000)", local, max_bytes=1000) == (
+        "the result has more than --limits.max-bytes=1000 allows: add a LIMIT, or raise it"
+    )
+
+
+def test_impossible_limits() -> None:
+    with pytest.raises(UsageError, match=r"^--limits\.max-threads is 0: it must be more than 0$"):
+        query.QueryLimits(max_threads=0)
+
+
+def test_a_statement_that_is_nested_too_deeply(local: str) -> None:
+    assert "depth" in refusal("SELECT " + "(" * 5000 + "1" + ")" * 5000, local)
+    assert refusal("SELECT " + "list(" * 900 + "1" + ")" * 900, local)
+
+
+# ---- for others --------------------------------------------------------------------------------------------------
+ODD = """SELECT * FROM (VALUES (
+    DATE '20260-01-31', 'infinity'::TIMESTAMPTZ, DATE '0044-03-15 (BC)', TIMESTAMPTZ '2026-01-31 06:00:00+01',
+    INTERVAL 3 MONTH, 'nan'::DOUBLE, '-inf'::FLOAT, 1.50::DECIMAL(9, 2), '\\x01\\xff'::BLOB, NULL,
+    {'at': DATE '20260-01-31', 'n': ['nan'::DOUBLE, 1.5]}, MAP {'k': 'NaN'}, TRUE, 170141183460469231731
+)) AS t(date, forever, bc, moment, span, nan, inf, price, bytes, nothing, tree, map, yes, huge)"""
+
+
+def test_json_of_odd_values_is_json(local: str) -> None:
+    (line,) = query.as_json(query.query(ODD, local, NAMES))
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads(line, parse_constant=refuse) == {
+        "date": "20260-01-31", "forever": "infinity", "bc": "0044-03-15 (BC)", "moment": "2026-01-31 05:00:00+00",
+        "span": "3 months", "nan": None, "inf": None, "price": 1.5, "bytes": "01ff", "nothing": None,
+        "tree": {"at": "20260-01-31", "n": [None, 1.5]}, "map": {"k": "NaN"}, "yes": True,
+        "huge": 170141183460469231731,
+    }  # fmt: skip
+
+
+def test_odd_values_as_text(local: str) -> None:
+    (row,) = query.as_text(query.query(ODD, local, NAMES)).to_pylist()
+    assert {name: value for name, value in row.items() if isinstance(value, str)} == {
+        "date": "20260-01-31", "forever": "infinity", "bc": "0044-03-15 (BC)", "moment": "2026-01-31 05:00:00+00",
+        "span": "3 months", "bytes": "01ff", "tree": '{"at":"20260-01-31","n":[null,1.5]}', "map": '{"k":"NaN"}',
+    }  # fmt: skip
+    assert (str(row["nan"]), row["price"], row["yes"]) == ("nan", Decimal("1.50"), True)
+
+
+def test_two_columns_of_one_name(local: str) -> None:
+    rows = query.query('SELECT 1 AS a, 2 AS a, \'x\' AS "q"""', local, NAMES)
+    assert query.as_json(rows) == ['{"a":1,"a_1":2,"q\\"":"x"}']
+    assert query.as_text(rows).column_names == ["a", "a_1", 'q"']
 
 
 @pytest.mark.parametrize(

@@ -64,5 +64,5 @@ def test_what_is_not_there_is_named(uri: str, tmp_path: Path, monkeypatch: pytes
         monkeypatch.setitem(os.environ, name, "1")
     with pytest.raises(ConnectionError) as caught:
         registry.versions("http://someone:secret@127.0.0.1:9", ["translator"])
-    assert str(caught.value).startswith("MLflow at http://someone:***@127.0.0.1:9: cannot list the models: ")
+    assert str(caught.value).startswith("MLflow at http://***@127.0.0.1:9: cannot list the models: ")
     assert "secret" not in str(caught.value)

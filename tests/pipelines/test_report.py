@@ -1,11 +1,17 @@
 """The page about a night; a real browser looks at it in tests/integration/test_report_page.py."""
 
+import base64
+import io
 import re
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
+from PIL import Image
 
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
@@ -143,6 +149,40 @@ def test_a_photograph_that_was_replaced_is_not_shown_for_another(lake: Path) -> 
     _, (captions, _) = page_of(lake, "2026-01-01")
     storage.write_bytes(f"{lake}/captions/1/photos-000.tar", kept)
     assert {figure.row["shard"].rsplit("/", 1)[-1] for figure in captions.figures} == {"photos-001.tar"}
+
+
+def test_photographs_of_one_name_in_two_shards_are_not_confused(tmp_path: Path) -> None:
+    for shard, first in (("a", 0), ("b", 100)):
+        members = [(f"{row}.jpg", tiny.jpeg(first + row)) for row in range(2)]
+        storage.write_bytes(f"{tmp_path}/in/{shard}.tar", tiny.tar(members))
+    model = tiny.write_captioner(f"{tmp_path}/model")
+    tiny.write_night(f"{tmp_path}/tables", "2026-01-01", f"{tmp_path}/in", model)
+    _, (captions,) = report.report(
+        f"{tmp_path}/tables", ["captions"], "2026-01-01", f"sqlite:///{tmp_path}/mlflow.db", 4
+    )
+    assert [figure.row["sample_id"] for figure in captions.figures] == ["0", "1", "0", "1"]
+    images = [figure.content["image"] for figure in captions.figures]
+    assert len(set(images)) == 4, "each with its own"
+    for figure, image in zip(captions.figures, images, strict=True):
+        seed = int(figure.row["sample_id"]) + (100 if figure.row["shard"].endswith("b.tar") else 0)
+        shown = Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))).convert("RGB").resize((4, 4))
+        own = Image.open(io.BytesIO(tiny.jpeg(seed))).resize((4, 4))
+        assert np.abs(np.asarray(shown, float) - np.asarray(own, float)).mean() < 12
+
+
+def test_lost_rows_are_told_and_tables_of_others_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = {"model": "m", "run_id": "r", "created_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    good = {"sample_id": "a", "translation": "x", **made}
+    torn = {"sample_id": "b", "error": "ShardReadError: torn", "lost_rows": 1234, **made}
+    tiny.write_rows(f"{tmp_path}/tables", "translations", "2026-01-01", [good, torn])
+    DeltaTable.create(f"{tmp_path}/tables/captions", pa.schema([("q", pa.int64())]), name="sales")
+    page, (translations,) = page_of(tmp_path, "2026-01-01")
+    assert (translations.rows, translations.errors, translations.lost) == (2, 1, 1234)
+    assert "lost rows" in page
+    assert "1,234" in Texts(page).text
+    assert f"left out of the report: {tmp_path}/tables/captions is the table 'sales'" in caplog.text
+    tiny.write_rows(f"{tmp_path}/tables", "translations", "2026-01-02", [good])
+    assert "lost rows" not in page_of(tmp_path, "2026-01-02")[0]
 
 
 def test_models_and_runs_are_linked_to_an_mlflow_server(lake: Path) -> None:

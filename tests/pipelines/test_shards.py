@@ -2,8 +2,10 @@ import gzip
 import io
 import json
 import tarfile
+import unicodedata
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +15,14 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Window
 from pipelines import storage
 from pipelines.limits import Limits
-from pipelines.shards import RAW_SCHEMA, ReadOptions, Shard, Trouble, list_shards, lost_rows, read_blocks
+from pipelines.readers import ReadOptions
+from pipelines.shards import RAW_SCHEMA, NoShardsError, Shard, Trouble, list_shards, lost_rows, read_blocks
 from tests.tiny import jpeg, tar
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3")
 
 
 def rows_of(folder: Path, name: str, content: bytes, **options: object) -> list[dict]:
@@ -124,6 +132,49 @@ def test_txt_keeps_every_line_and_names_bad_ones(tmp_path: Path) -> None:
     assert rows[4]["error"] == "LineTooLong: a line has more than 20 bytes"
 
 
+ROWS = {
+    ".txt": "eins\nzwei ü\n",
+    ".jsonl": '{"id": "a", "text": "eins"}\n{"id": "b", "text": "zwei ü"}\n',
+    ".tsv": "id\ttext\na\teins\nb\tzwei ü\n",
+}
+
+
+@pytest.mark.parametrize("suffix", ROWS)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_byte_order_marks_and_ends_of_lines(tmp_path: Path, suffix: str, mark: str, end: str) -> None:
+    content = (mark + ROWS[suffix].replace("\n", end)).encode()
+    for name, stored in ((f"x{suffix}", content), (f"x{suffix}.gz", gzip.compress(content))):
+        rows = rows_of(tmp_path, name, stored)
+        assert [json.loads(row["fields"]) for row in rows] == [{"text": "eins"}, {"text": "zwei ü"}]
+        assert [row["error"] for row in rows] == [None, None]
+        assert [row["sample_id"] for row in rows] == ([f"{name}:0", f"{name}:1"] if suffix == ".txt" else ["a", "b"])
+
+
+@pytest.mark.parametrize("suffix", ROWS)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_another_encoding_is_said_once(tmp_path: Path, suffix: str, encoding: str) -> None:
+    rows = rows_of(tmp_path, f"x{suffix}", (ROWS[suffix] * 1000).encode(encoding))
+    name = encoding[:6].upper()
+    expected = f"TextDecodeError: {name}, not UTF-8: convert it with `iconv -f {name} -t UTF-8`"
+    assert [row["error"] for row in rows] == [expected]
+
+
+def test_blank_lines(tmp_path: Path) -> None:
+    """They are rows where there is nothing but lines; elsewhere they mean nothing."""
+    rows = rows_of(tmp_path, "x.jsonl", b'{"en": "a"}\n\n \t\r\n{"en": "b"}\n\n\n')
+    assert [(row["sample_id"], row["error"]) for row in rows] == [("x.jsonl:0", None), ("x.jsonl:3", None)]
+    rows = rows_of(tmp_path, "x.tsv", b"en\tde\na\tb\n\n  \r\n\t\n\n")
+    assert [(row["sample_id"], row["error"]) for row in rows] == [("x.tsv:0", None), ("x.tsv:3", None)]
+    assert json.loads(rows[1]["fields"]) == {"en": "", "de": ""}
+    rows = rows_of(tmp_path, "y.tsv", b"en\na\n\nb\n")
+    assert [json.loads(row["fields"])["en"] for row in rows] == ["a", "", "b"]
+    rows = rows_of(tmp_path, "x.txt", b"a\n\nb\n\n")
+    assert [json.loads(row["fields"])["text"] for row in rows] == ["a", "", "b", ""]
+    (row,) = rows_of(tmp_path, "z.jsonl", b"\n\n\n")
+    assert row["error"] == "EmptyShard: there is no sample in this shard"
+
+
 def test_gzip_and_its_truncation(tmp_path: Path) -> None:
     packed = gzip.compress(b"".join(b"%d\n" % i for i in range(50_000)))
     assert len(rows_of(tmp_path, "x.txt.gz", packed)) == 50_000
@@ -182,8 +233,11 @@ def test_a_shard_replaced_after_listing_is_refused(tmp_path: Path) -> None:
 
 
 def test_listing_names_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no shards found at"):
+    with pytest.raises(NoShardsError, match=r"^no shards found at .*: it is empty; check the address"):
         list_shards(str(tmp_path))
+    for nothing in ("none", "*.txt"):
+        with pytest.raises(NoShardsError, match=r"^no shards found at .*: there is nothing; check the address"):
+            list_shards(str(tmp_path / nothing))
     storage.write_bytes(str(tmp_path / "x.doc"), b"")
     with pytest.raises(UsageError, match=r"x\.doc is not a shard: known kinds are \.tar, "):
         list_shards(str(tmp_path))
@@ -334,3 +388,69 @@ def test_what_is_in_a_gzip_file_is_bounded(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "x.txt.gz", content, limits=Limits(max_shard_bytes=5000))
     assert 30 < len(rows) <= 51
     assert rows[-1]["error"] == "ShardTooLarge: more than max_shard_bytes=5,000 bytes after decompression"
+
+
+def test_a_folder_as_people_have_it(place: str) -> None:
+    """What consoles, file managers and Spark leave in folders is no shard, unless it is named itself."""
+    folder = f"{place}/photos/ds=2026-01-31"
+    for name in ("a.txt", "sub/b.txt"):
+        storage.write_bytes(f"{folder}/{name}", b"hi\n")
+    litter = [
+        "_SUCCESS",
+        ".a.txt.crc",
+        "a.txt.crc",
+        "._a.txt",
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+        "sub/Desktop.ini",
+    ]
+    for name in [*litter, "__MACOSX/._a.txt", "_started.txt"]:
+        storage.write_bytes(f"{folder}/{name}", b"x")
+    if place.startswith("s3://"):
+        for name in ("photos/", "photos/ds=2026-01-31/", "photos/ds=2026-01-31/sub/", "photos/sub_$folder$"):
+            put_marker(f"{place}/{name}")
+    expected = [f"{folder}/a.txt", f"{folder}/sub/b.txt"]
+    for uri in (f"{place}/photos", folder, f"{folder}/", f"{place}/photos/*/*", f"{place}/photos/ds=2026-01-3?/*"):
+        assert [shard.uri for shard in list_shards(uri)] == expected, uri
+    for name in ("._a.txt", "_started.txt"):
+        assert [shard.uri for shard in list_shards(f"{folder}/{name}")] == [f"{folder}/{name}"]
+    with pytest.raises(UsageError, match="_SUCCESS is not a shard"):
+        list_shards(f"{folder}/_SUCCESS")
+
+
+def test_a_folder_of_nothing_but_its_marker_is_empty(s3: str) -> None:
+    put_marker(f"{s3}/photos/ds=2026-01-31/")
+    for uri in (f"{s3}/photos/ds=2026-01-31", f"{s3}/photos"):
+        with pytest.raises(NoShardsError, match=r": it is empty; check the address"):
+            list_shards(uri)
+
+
+NAMES = [
+    "a b", "100%20percent", "[2026] album", "what?", "5 * 5", "#1+2&3=4;~!", "[", "a]b", "it's \"quoted\"", "日本",
+    unicodedata.normalize("NFC", "Kätzchen"), unicodedata.normalize("NFD", "Kätzchen"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_as_people_have_them(place: str, name: str) -> None:
+    """A folder or object that exists is meant, whatever its name would be as a pattern."""
+    place = f"{place}/{NAMES.index(name)}"
+    for folder in (name, "other"):
+        for file in (name, "x"):
+            storage.write_bytes(f"{place}/{folder}/{file}.txt", b"hi\n")
+    both = sorted([f"{place}/{name}/{name}.txt", f"{place}/{name}/x.txt"])
+    for uri in (f"{place}/{name}", f"{place}/{name}/", f"{place}/{name}/*.txt", f"{place}/{name}/*"):
+        assert [shard.uri for shard in list_shards(uri)] == both, uri
+    assert [shard.uri for shard in list_shards(both[0])] == both[:1]
+    assert len(list_shards(place)) == 4
+    assert [shard.uri for shard in list_shards(f"{place}/o?her/[xyz].txt")] == [f"{place}/other/x.txt"]
+    for uri in both:
+        (shard,) = list_shards(uri)
+        assert [row["error"] for block in read_blocks(shard, ReadOptions()) for row in block.to_pylist()] == [None]
+
+
+def put_marker(uri: str) -> None:
+    """What a console's "create folder" makes: an empty object whose name ends with a slash."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    fsspec.filesystem("s3").call_s3("put_object", Bucket=bucket, Key=key, Body=b"")

@@ -1,6 +1,9 @@
+import contextlib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
@@ -74,6 +77,16 @@ def test_wrong_credentials_are_one_readable_line(s3: str, monkeypatch: pytest.Mo
         s3fs.S3FileSystem.clear_instance_cache()
 
 
+def test_a_bucket_that_does_not_exist_is_said(s3: str) -> None:
+    for uri in ("s3://no-such-bucket/x", "s3://no-such-bucket/x/*.tar", "s3://no-such-bucket"):
+        expected = f"there is no bucket no-such-bucket for {uri}: create it, or check the address"
+        for ask in (storage.list_files, storage.check_writable):
+            with pytest.raises(UsageError) as caught:
+                ask(uri)
+            assert str(caught.value) == expected
+    assert storage.list_files(f"{s3}/nothing") == []
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(storage.StorageError, match="cannot write"):
@@ -126,3 +139,28 @@ def test_a_store_that_fails_while_reading_is_named(tmp_path: Path, monkeypatch: 
         storage._Input(Failing(), "s3://b/x") as stream,
     ):
         stream.read(1)
+
+
+def test_everything_is_listed_with_its_age_and_removed_by_its_name(place: str) -> None:
+    assert storage.list_all(f"{place}/none") == []
+    for name in ("a/_delta_log/0.json", "a/.hidden", "a/b/c.txt", "a/b/d.txt", "ab/e.txt"):
+        storage.write_bytes(f"{place}/{name}", name.encode())
+    root = storage.absolute(place)
+    found = storage.list_all(f"{place}/a")
+    names = [".hidden", "_delta_log/0.json", "b/c.txt", "b/d.txt"]
+    assert [(file.uri, file.size) for file in found] == [(f"{root}/a/{name}", len(name) + 2) for name in names]
+    assert all(abs((datetime.now(UTC) - file.modified).total_seconds()) < 60 for file in found)
+    storage.delete_file(f"{place}/a/b/c.txt")
+    storage.delete_file(f"{place}/a/b/c.txt")  # that it is gone is no error
+    with contextlib.suppress(storage.StorageError):  # a folder is no object
+        storage.delete_file(f"{place}/a")
+    assert [file.uri for file in storage.list_all(f"{place}/a/b")] == [f"{root}/a/b/d.txt"]
+
+
+def test_the_marks_of_folders_are_no_objects(s3: str) -> None:
+    bucket, _, key = s3.removeprefix("s3://").partition("/")
+    for folder in ("photos/", "photos/ds=2026-01-31/"):
+        s3fs.S3FileSystem().call_s3("put_object", Bucket=bucket, Key=f"{key}/{folder}", Body=b"")
+    assert storage.list_all(f"{s3}/photos") == []
+    storage.write_bytes(f"{s3}/photos/ds=2026-01-31/a.tar", b"1")
+    assert [file.size for file in storage.list_all(f"{s3}/photos")] == [1]

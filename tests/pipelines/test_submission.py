@@ -67,7 +67,7 @@ def test_a_password_in_an_address_is_not_shown() -> None:
     port = free_ports(1)[0]
     with pytest.raises(ConnectionError) as caught:
         submission.connect(f"http://me:secret@127.0.0.1:{port}")
-    assert str(caught.value).startswith(f"no Ray cluster answers at http://me:***@127.0.0.1:{port}: ")
+    assert str(caught.value).startswith(f"no Ray cluster answers at http://***@127.0.0.1:{port}: ")
     assert "secret" not in str(caught.value)
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import time
 from pathlib import Path
@@ -39,6 +40,19 @@ def curve(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
     """A metric as MLflow has it: steps and values."""
     history = mlflow.MlflowClient(uri).get_metric_history(run_id, key)
     return [(metric.step, metric.value) for metric in history]
+
+
+def test_what_is_logged_has_no_passwords(uri: str) -> None:
+    tracker = Tracker(uri)
+    address = "https://someone:marked@host/x?sig=marked"
+    run_id = tracker.start(address, {"input": address, "model": {"uri": address}}, {"hybrid.job": address})
+    assert run_id is not None
+    tracker.log_text(json.dumps({"mlflow": address}), "summary.json")
+    run = mlflow.MlflowClient(uri).get_run(run_id)
+    assert run.info.run_name == run.data.params["input"] == "https://***@host/x?sig=***"
+    assert "marked" not in str(run.to_dictionary())
+    text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/summary.json")
+    assert json.loads(text) == {"mlflow": "https://***@host/x?sig=***"}
 
 
 # ---- runs --------------------------------------------------------------------------------------------------------
@@ -271,3 +285,13 @@ def test_the_default_is_the_environment_or_an_absolute_local_file(
     monkeypatch.undo()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://other.example")
     assert default_uri() == "https://other.example"
+
+
+def test_a_model_that_is_too_large_is_not_fetched(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, _ = started(uri)
+    version = tracker.register("translator", FILES)
+    least = sum(map(len, FILES.values()))
+    monkeypatch.setattr(tracking, "MAX_MODEL", least)  # MLflow's own files come on top
+    with pytest.raises(UsageError, match=rf"^models:/translator/{version} has [\d,]+ bytes, more than {least:,}: "):
+        fetch_model(f"models:/translator/{version}", tmp_path, uri)
+    assert list(tmp_path.iterdir()) == []

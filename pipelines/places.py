@@ -1,0 +1,62 @@
+"""Where a command reads and where it writes: both may lie below one root, but neither in the other.
+
+What is written is tidied, and what lies in a folder of outputs may be taken for an output: one word off in a path must
+not cost the input.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping
+
+from hybrid_models.errors import UsageError
+from pipelines import storage
+
+
+def check_apart(reads: Mapping[str, str], option: str, writes: Iterable[str]) -> None:
+    """Refuses an input that lies in a folder of outputs, is one, or holds one.
+
+    Args:
+        reads: option → address, as the user gave it: a folder, a glob pattern or one object.
+        option: which option names the outputs.
+        writes: folders.
+
+    Raises:
+        UsageError: names both, and the way out.
+    """
+    for folder in writes:
+        written = _place(folder) + "/"
+        for name, address in reads.items():
+            read = _reach(address)
+            if read.startswith(written) or written.startswith(read):
+                how = "is" if read == written else "lies in" if read.startswith(written) else "may reach into"
+                raise UsageError(
+                    f"{name} {address} {how} {written.rstrip('/')}, which this command writes: "
+                    f"give another {option}, such as a new folder beside the input, or name the input more closely"
+                )
+
+
+def check_outside(option: str, address: str, folders: Iterable[str], what: str) -> None:
+    """Refuses an address that is one of these folders or lies in one.
+
+    Raises:
+        UsageError: names both.
+    """
+    for folder in folders:
+        if (_place(address) + "/").startswith(_place(folder) + "/"):
+            raise UsageError(f"{option} {address} lies in {what} {folder}: give a place outside of it")
+
+
+def _reach(address: str) -> str:
+    """What all names at an address begin with: a folder with its `/`, or a pattern up to its first `*`, `?` or `[`."""
+    place = _place(address)
+    start = storage.GLOB.split(place, maxsplit=1)[0]
+    return start if start != place else place + "/"
+
+
+def _place(uri: str) -> str:
+    """One name for one place: links, `.`, `..`, `//` and a `/` at the end are resolved; the root is an empty name."""
+    if storage.is_local(uri):
+        return storage.absolute(uri).rstrip("/")
+    scheme, _, path = uri.partition("://")
+    return f"{scheme.lower()}://{posixpath.normpath(path).rstrip('/')}"

@@ -1,0 +1,32 @@
+"""What of an address must not be seen: logins and tokens."""
+
+from __future__ import annotations
+
+import re
+
+# A login ends at the last `@` before the path. If it has a colon that no port follows, it has a password, and that may
+# have slashes: then it ends at the last `@` of all.
+LOGIN = re.compile(
+    r"""(?P<scheme>[a-z][a-z0-9+.-]*)://
+    (?P<login>[^\s/@:"<>]*:(?!\d+(?:[/?\#\s"'),;\]]|$))[^\s"<>]* | [^\s/"<>]*)@""",
+    re.IGNORECASE | re.VERBOSE,
+)
+NAMES_ONLY = {"abfs", "abfss", "adl", "ftp", "sftp", "smb", "ssh", "wasb", "wasbs"}
+"""Schemes in which a login without a password is a name or a container, not a token."""
+WORDS = "sig|signature|credential|token|secret|passw(?:or)?d|pwd|auth|api[_-]?key|access[_-]?key(?:[_-]?id)?"
+TOKEN = re.compile(rf"""([?&\#;](?:key|code|[\w.%-]*(?:{WORDS}))=|\b(?:password|pwd)=)[^&\s\#"'<>]+""", re.IGNORECASE)
+
+
+def shown(text: str) -> str:
+    """An address, or a message that has some in it, without logins, and without tokens in queries and fragments."""
+    return TOKEN.sub(r"\1***", LOGIN.sub(lambda match: _without(match, "***@"), text))
+
+
+def without_login(uri: str) -> str:
+    """An address for others, who have a login of their own."""
+    return TOKEN.sub(r"\1***", LOGIN.sub(lambda match: _without(match, ""), uri))
+
+
+def _without(match: re.Match[str], instead: str) -> str:
+    is_name = match["scheme"].lower() in NAMES_ONLY and not re.search(":|%3a", match["login"], re.IGNORECASE)
+    return match[0] if is_name else f"{match['scheme']}://{instead}"
