@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test pytest lint bench chaos clean test-lowest audit secrets
+.PHONY: setup demo test pytest lint bench chaos fuzz soak test-lowest audit secrets clean
 
 setup: $(READY)
 
@@ -40,8 +40,14 @@ SEED ?= 1
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --runs $(RUNS) --seed $(SEED)
 
-clean:
-	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache
+# Thousands of hostile shards (an hour or so), and a small table night after night (also): tables in tests/chaos/README.md.
+SHARDS ?= 5000
+fuzz: $(READY)
+	$(BIN)/python -m tests.chaos.fuzz --shards $(SHARDS) --seed $(SEED)
+
+NIGHTS ?= 200
+soak: $(READY)
+	$(BIN)/python -m tests.chaos.soak --nights $(NIGHTS)
 
 # The oldest versions that pyproject.toml allows, in an environment of their own. Old PyTorch comes from PyPI with CUDA
 # (2.5 GB): UV_TORCH_BACKEND=cpu takes PyTorch's own builds for CPUs, and UV_CONSTRAINT names a file of versions to keep.
@@ -63,3 +69,6 @@ audit: $(READY)
 secrets: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check detect-secrets
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
+
+clean:
+	rm -rf $(VENV) $(LOWEST) demo-out .pytest_cache .mypy_cache .ruff_cache

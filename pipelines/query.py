@@ -243,9 +243,7 @@ def _ask(
 
 def _fetch(relation: duckdb.DuckDBPyRelation, limits: QueryLimits) -> pa.Table:
     """The whole result, if it is not too large."""
-    # DuckDB below 1.5 knows the older name alone, later ones warn of it.
-    read = getattr(relation, "to_arrow_reader", None) or relation.fetch_arrow_reader
-    reader = read(BATCH_ROWS)
+    reader = relation.to_arrow_reader(BATCH_ROWS)
     batches: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in reader:

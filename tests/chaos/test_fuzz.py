@@ -1,4 +1,7 @@
-"""300 seeded mutations of a good file for every decoder: no exception, no crash, no lost row, known reasons only."""
+"""Seeded mutations of a good file for every decoder: no exception, no crash, no lost row, known reasons only.
+
+Some know nothing of the format, some its structure (`mutants`); `make fuzz` runs thousands of these.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,16 @@ from pipelines.readers import ReadOptions
 from pipelines.samples import Decode
 from pipelines.shards import list_shards
 from tests import tiny
+from tests.chaos import fuzz
+from tests.chaos.mutants import FORMATS, mutant
 from tests.pipelines.test_media import clip_bytes, image_bytes
 from tests.pipelines.test_radar import event_bytes
 
-FILES = 300
-LIMITS = Limits(max_bytes=1 << 20, max_pixels=1_000_000, max_frames=200, max_array_bytes=1 << 24, max_seconds=20)
+FILES = 200
+MUTANTS = 20
+LIMITS = Limits(
+    max_bytes=1 << 20, max_pixels=1_000_000, max_frames=200, max_array_bytes=1 << 24, max_seconds=20, max_memory=1 << 30
+)
 WINDOW = Window(past_frames=3, horizon_minutes=15)
 
 
@@ -114,6 +122,8 @@ REASONS = {
     "TextDecodeError", "TooFewFrames", "UnsupportedMedia", "UnsupportedMember", "VideoDecodeError", "VideoTooLarge",
     "AmbiguousColumns", "RadarDecodeError", "RadarTimeError", "RadarVariableError",
 }  # fmt: skip
+COSTLY = {"IdTooLong", "InputCrashed", "InputHangs", "MemoryLimit", "OutputTooLarge", "ShardTooLarge"}
+"""Reasons of mutants that were made to cost more than they may."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -169,3 +179,23 @@ def test_mutated_shards(kind: str, tmp_path: Path) -> None:
         errors += check(rows)
     assert set(errors) <= REASONS, errors
     assert errors.total() > FILES / 20, "the mutations must hurt"
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_mutants_that_know_the_format(kind: str, tmp_path: Path) -> None:
+    for number in range(MUTANTS):
+        made = mutant(kind, number, seed=7)
+        (tmp_path / made.name).write_bytes(made.content)
+    errors: Counter[str] = Counter()
+    found = read(str(tmp_path))
+    assert len(found) == MUTANTS
+    for uri, rows in found.items():
+        assert fuzz.complaint(rows) == "", uri
+        errors += check(rows)
+    assert set(errors) <= REASONS | COSTLY, errors
+    assert errors, "the mutations must hurt"
+
+
+def test_a_mutant_can_be_made_again() -> None:
+    assert mutant("mp4", 5, seed=1) == mutant("mp4", 5, seed=1)
+    assert mutant("mp4", 5, seed=1).content != mutant("mp4", 5, seed=2).content

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import gzip
 import io
+import json
+import os
 import pickle
 import tarfile
 from collections import Counter
@@ -12,12 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hybrid_models.nowcaster import Nowcaster, NowcasterConfig
 from pipelines import guard, storage
 from pipelines.guard import guarded
 from pipelines.limits import Limits
@@ -25,14 +30,23 @@ from pipelines.readers import ReadOptions
 from pipelines.samples import Decode
 from pipelines.shards import list_shards
 from tests import tiny
+from tests.chaos.fuzz import alarm
+from tests.chaos.mutants import archives, columns, events
+from tests.pipelines.test_media import clip_bytes
 from tests.pipelines.test_radar import event_bytes
 
 MANY = 50_000
+PATIENCE = 100
+"""Seconds after which a shard is taken to hang."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def no_children_left() -> Iterator[None]:
     yield
+    end_children()
+
+
+def end_children() -> None:
     while guard._idle:
         guard._idle.pop().kill()
 
@@ -41,7 +55,8 @@ def rows(uri: str, decode: Decode, window: Any = None) -> list[dict[str, Any]]:
     """All rows of one shard, checked to be numbered and ended as they must."""
     (shard,) = list_shards(uri)
     options = ReadOptions(window, limits=decode.limits)
-    found = [row for block in guarded(shard, options, decode) for row in block.to_pylist()]
+    with alarm(PATIENCE):
+        found = [row for block in guarded(shard, options, decode) for row in block.to_pylist()]
     assert [row["index"] for row in found] == list(range(len(found)))
     assert [row["last"] for row in found] == [False] * (len(found) - 1) + [True]
     return found
@@ -51,14 +66,19 @@ def kinds(found: list[dict[str, Any]]) -> Counter[str]:
     return Counter((row["error"] or "ok").split(":")[0] for row in found)
 
 
-def photos() -> Decode:
+def photos(**limits: Any) -> Decode:
     hybrid = tiny.captioner()
-    return Decode(hybrid.preprocess(hybrid.config, hybrid.assets), Limits())
+    return Decode(hybrid.preprocess(hybrid.config, hybrid.assets), Limits(**limits))
 
 
-def sentences() -> Decode:
+def sentences(**limits: Any) -> Decode:
     hybrid = tiny.translator()
-    return Decode(hybrid.preprocess(hybrid.config, hybrid.assets), Limits())
+    return Decode(hybrid.preprocess(hybrid.config, hybrid.assets), Limits(**limits))
+
+
+def rain() -> Decode:
+    hybrid = tiny.nowcaster()
+    return Decode(hybrid.preprocess(hybrid.config, hybrid.assets), Limits(max_seconds=3))
 
 
 def test_members_that_are_no_files_or_point_elsewhere(tmp_path: Path) -> None:
@@ -95,6 +115,7 @@ def test_a_header_that_lies_about_its_size(tmp_path: Path) -> None:
 def test_very_many_tiny_members_need_little_memory(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "x.tar"), tiny.tar((f"{i:07d}.jpg", b"") for i in range(MANY)))
     (shard,) = list_shards(str(tmp_path / "x.tar"))
+    end_children()
     count, peak, last = 0, 0, None
     for block in guarded(shard, ReadOptions(), photos()):
         children = [p for p in psutil.Process().children() if "pipelines.jail" in " ".join(p.cmdline())]
@@ -181,3 +202,154 @@ def test_impossible_rain(value: float, tmp_path: Path) -> None:
     assert found[0]["error"] is None, "its frames are whole"
     if not np.isnan(value):
         assert all(row["error"] for row in found[1:]), "not rain, and not missing either"
+
+
+# ---- tar: headers that lead nowhere ------------------------------------------------------------------------------
+SPARSE_MAP = archives.record(b"GNU.sparse.map", b"0,x,9")
+HEADERS = {
+    "sparse map": archives.extended(SPARSE_MAP + archives.record(b"GNU.sparse.size", b"9")) + archives.member(b"s.jpg"),
+    "sparse 1.0": archives.extended(
+        archives.record(b"GNU.sparse.major", b"1") + archives.record(b"GNU.sparse.minor", b"0")
+        + archives.record(b"GNU.sparse.realsize", b"x")
+    ) + archives.member(b"s.jpg", b"none\n"),
+    "PAX size": archives.extended(archives.record(b"size", b"-1024")) + archives.member(b"s.jpg"),
+    "negative size": archives.member(b"s.jpg", size=archives.binary(-512)),
+    "huge size": archives.member(b"s.jpg", size=archives.binary(1 << 90)),
+    "long names": archives.member(b"long", b"a.jpg\0", kind=b"L") * 3000 + archives.member(b"s.jpg"),
+    "PAX headers": archives.extended(archives.record(b"path", b"a.jpg")) * 3000 + archives.member(b"s.jpg"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", HEADERS)
+def test_a_tar_header_that_leads_nowhere_ends_its_shard_after_the_rows_before_it(which: str, tmp_path: Path) -> None:
+    archive = archives.member(b"first.jpg") + archives.between(HEADERS[which])
+    storage.write_bytes(str(tmp_path / "x.tar"), archive)
+    first, *others = rows(str(tmp_path / "x.tar"), photos())
+    assert (first["sample_id"], first["error"]) == ("first", None)
+    assert 1 <= len(others) <= 3, "whatever the header says, there are four members"
+    assert [row["error"].partition(": ")[0] for row in others if row["error"]], "it is told"
+
+
+# ---- Parquet: values that Python does not know -------------------------------------------------------------------
+UNKNOWN_VALUES = {
+    "a date beyond the year 9999": pa.array([3_000_000, 0], pa.int32()).view(pa.date32()),
+    "a time beyond the year 9999": pa.array([1 << 60, 0]).view(pa.timestamp("us")),
+    "fields of one name": pa.StructArray.from_arrays([pa.array([1, 2]), pa.array([3, 4])], ["a", "a"]),
+    "text that is no UTF-8": columns.raw_strings([b"\xff\xfe", b"x"]),
+    "a time zone that is none": pa.array([5, 6]).view(pa.timestamp("us", "Nowhere/Else")),
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN_VALUES)
+def test_a_value_in_a_column_that_nobody_reads_costs_nothing(what: str, tmp_path: Path) -> None:
+    table = pa.table({"text": ["ein Hund", "eine Katze"], "other": UNKNOWN_VALUES[what]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert kinds(rows(str(tmp_path / "x.parquet"), sentences())) == {"ok": 2}
+
+
+def test_a_sentence_that_is_no_utf_8_costs_itself(tmp_path: Path) -> None:
+    table = pa.table({"text": columns.raw_strings([b"ein Hund", b"\xff\xfe", b"eine Katze"])})
+    pq.write_table(table, tmp_path / "x.parquet")
+    found = rows(str(tmp_path / "x.parquet"), sentences())
+    assert [row["error"] is None for row in found] == [True, False, True]
+
+
+@pytest.mark.parametrize("stored_once", [False, True])
+def test_large_clips_in_one_parquet_shard_are_one_row_each(stored_once: bool, tmp_path: Path) -> None:
+    """All of them together are larger than the memory that decoding may take, even where a dictionary holds one."""
+    clip = clip_bytes("avi", "rawvideo", [i % 200 for i in range(900)])
+    assert 64 * len(clip) > 250_000_000
+    table = pa.table({"clip": pa.array([clip] * 64, pa.large_binary())})
+    pq.write_table(table, tmp_path / "x.parquet", use_dictionary=stored_once)
+    assert kinds(rows(str(tmp_path / "x.parquet"), photos(max_memory=160 << 20))) == {"ok": 64}
+
+
+# ---- NetCDF ------------------------------------------------------------------------------------------------------
+def test_rain_in_another_file_is_not_read(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(range(1, 129)) * 100)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (secret, pipe):
+        elsewhere = [(str(place), 0, h5py.h5f.UNLIMITED)]
+        content = events.event_of(
+            lambda file, where=elsewhere: file.create_dataset("rainfall_rate", (6, 32, 32), "u1", external=where)
+        )
+        storage.write_bytes(str(tmp_path / "x.nc"), content)
+        (row,) = rows(str(tmp_path / "x.nc"), rain(), rain().preprocess.window)
+        assert row["error"].startswith("RadarDecodeError: ")
+
+
+BAD_EVENT = {"RadarDecodeError", "RadarVariableError", "ShardReadError"}
+BROKEN_EVENTS = {
+    "a scale that is text": lambda file: file["rainfall_rate"].attrs.create("scale_factor", "0.01"),
+    "a scale that is a list": lambda file: file["rainfall_rate"].attrs.create("scale_factor", np.array([1.0, 2.0])),
+    "an offset that is a structure": lambda file: file["rainfall_rate"].attrs.create(
+        "add_offset", np.array((1, 2.0), [("a", "i4"), ("b", "f8")])
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_EVENTS)
+def test_an_attribute_of_another_type_costs_its_event(what: str, tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "x.nc"), events.event(BROKEN_EVENTS[what]))
+    assert set(kinds(rows(str(tmp_path / "x.nc"), rain(), rain().preprocess.window))) <= BAD_EVENT
+
+
+@pytest.mark.parametrize("dtype", [np.dtype([("a", "f4"), ("b", "f4")]), h5py.string_dtype(), h5py.vlen_dtype("f4")])
+def test_rain_that_is_no_number_costs_its_event(dtype: Any, tmp_path: Path) -> None:
+    content = events.event_of(lambda file: file.create_dataset("rainfall_rate", (6, 32, 32), dtype))
+    storage.write_bytes(str(tmp_path / "x.nc"), content)
+    assert set(kinds(rows(str(tmp_path / "x.nc"), rain(), rain().preprocess.window))) <= BAD_EVENT
+
+
+def test_seconds_for_minutes_make_more_lead_times_than_fit(tmp_path: Path) -> None:
+    """Five seconds a step and an hour ahead are 720 lead times."""
+    config = NowcasterConfig(past_frames=3, horizon_minutes=60, height=256, width=256, patch=8, hidden_dims=(8,))
+    decode = Decode(Nowcaster.preprocess(config, {}), Limits())
+    packed = np.ones((5, 256, 256), np.uint16)
+    content = event_bytes([t / 12 for t in range(5)], rain=packed)
+    storage.write_bytes(str(tmp_path / "x.nc"), content)
+    assert kinds(rows(str(tmp_path / "x.nc"), decode, decode.preprocess.window)) == {"OutputTooLarge": 3}
+    storage.write_bytes(str(tmp_path / "x.nc"), event_bytes([5 * t for t in range(5)], rain=packed))
+    assert kinds(rows(str(tmp_path / "x.nc"), decode, decode.preprocess.window)) == {"ok": 3}, "12 lead times"
+
+
+# ---- text --------------------------------------------------------------------------------------------------------
+def test_names_of_a_megabyte_need_little_memory(tmp_path: Path) -> None:
+    lines = [json.dumps({"id": f"{i} " + "x" * 1_100_000, "text": "ein Hund"}).encode() + b"\n" for i in range(200)]
+    storage.write_bytes(str(tmp_path / "x.jsonl.gz"), gzip.compress(b"".join(lines), 1))
+    found = rows(str(tmp_path / "x.jsonl.gz"), sentences(max_memory=128 << 20))
+    assert len(found) == 200
+    assert max(len(row["sample_id"]) for row in found) < 10_000
+
+
+# ---- shards that end early ---------------------------------------------------------------------------------------
+def parquet_damaged_at(group: int) -> bytes:
+    """40 rows in four groups, one of which holds other bytes than were written."""
+    table = pa.table({"text": tiny.sentences(40)})
+    content = bytearray(columns.written(table, row_group_size=10, use_dictionary=False, compression="zstd"))
+    start = pq.ParquetFile(io.BytesIO(bytes(content))).metadata.row_group(group).column(0).data_page_offset
+    content[start : start + 60] = b"\xff" * 60
+    return bytes(content)
+
+
+@pytest.mark.parametrize("group", [0, 2])
+def test_a_shard_that_cannot_be_read_on_says_how_many_rows_are_lost(group: int, tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "x.parquet"), parquet_damaged_at(group))
+    found = rows(str(tmp_path / "x.parquet"), sentences())
+    assert kinds(found) == Counter({"ok": 10 * group, "ShardReadError": 1})
+    assert [row["lost_rows"] for row in found] == [None] * 10 * group + [39 - 10 * group]
+
+
+def test_lost_rows_count_as_bad_ones(tmp_path: Path, ray_cluster: str) -> None:
+    model = tiny.write_translator(str(tmp_path / "model"))
+    tiny.write_sentences(str(tmp_path / "in"), shards=1, rows=60)
+    storage.write_bytes(str(tmp_path / "in/x.parquet"), parquet_damaged_at(0))
+    command = ("infer", "translations", "--input", str(tmp_path / "in"), "--tables", str(tmp_path / "tables"),
+               "--ds", "2026-01-31", "--model", model, "--resources.actors", "1")  # fmt: skip
+    refused = tiny.hybrid_here(*command, cwd=tmp_path)
+    assert refused.code == 3, "40 of 100 rows are more than one in twenty"
+    assert "40 of 100" in refused.stderr
+    allowed = tiny.hybrid_here(*command, "--max-error-fraction", "0.4", cwd=tmp_path)
+    assert allowed.code == 0, allowed.stderr
