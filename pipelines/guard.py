@@ -39,7 +39,7 @@ import pyarrow as pa
 from pipelines import jail, logs, storage
 from pipelines.limits import NO_MEMORY, Limits, is_memory_error
 from pipelines.readers import ReadOptions
-from pipelines.shards import Begin, Shard, Trouble, open_shard, read_blocks
+from pipelines.shards import Begin, Shard, Trouble, last_row, open_shard, read_blocks, unwatched
 
 log = logging.getLogger(__name__)
 TRIES = 2
@@ -111,6 +111,9 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
             if failures[death.phase, row] >= TRIES:
                 if row == STARTING:
                     raise RuntimeError(f"cannot read {shard.uri}: {death} before it began") from None
+                if row in poison.uncounted:  # whatever it dies of, it is not to be read again
+                    yield step(last_row(shard, done, poison.read[row], row - done), unwatched)
+                    return
                 _give_up(poison, death, row, wasted, options.limits)
             continue
         except BaseException:
@@ -121,14 +124,8 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
 
 
 def _give_up(poison: Poison, death: ChildDiedError, row: int, wasted: float, limits: Limits) -> None:
-    """A row becomes an error; where rows like it have cost too much, nothing after it is read.
-
-    Raises:
-        RuntimeError: it was left out already, so something else is to blame.
-    """
+    """A row becomes an error; where rows like it have cost too much, nothing after it is read."""
     reason = f"{death.kind}: {death} (tried {TRIES} times)"
-    if row in poison.uncounted:
-        raise RuntimeError(f"{death} of a row that is not read any more")
     if row in poison.read:
         poison.uncounted.add(row)
     elif death.phase == "read" or wasted > limits.max_wasted_seconds:

@@ -13,7 +13,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -242,32 +242,47 @@ def _read_tsv(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Ent
 def _read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
     """One binary column (or struct with `bytes`, as Hugging Face datasets have) is the media; the rest are fields."""
     number = 0
-    file = pq.ParquetFile(stream, buffer_size=storage.READ_BUFFER)
-    for group in range(file.num_row_groups):
-        stored = file.metadata.row_group(group)
-        size = PARQUET_BYTES * stored.num_rows // max(1, stored.total_byte_size)
-        batches = file.iter_batches(max(1, min(PARQUET_ROWS, size)), row_groups=[group], use_threads=False)
+    metadata = pq.read_metadata(stream)
+    file = pq.ParquetFile(stream, metadata=metadata, buffer_size=storage.READ_BUFFER, read_dictionary=_shared(metadata))
+    for group in range(metadata.num_row_groups):
+        batches = file.iter_batches(_batch_rows(metadata.row_group(group)), row_groups=[group], use_threads=False)
         for batch in batches:
             for row in _parquet_rows(batch):
                 yield _parquet_entry(row, f"{name}:{number}", options)
                 number += 1
 
 
+def _shared(metadata: pq.FileMetaData) -> list[str]:
+    """Columns that stay as they are stored where a dictionary holds a value once: it may be large, and have many rows."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    kept = {
+        chunk.path_in_schema
+        for group in groups
+        for chunk in (group.column(i) for i in range(group.num_columns))
+        if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"
+    }
+    kinds = (pa.binary(), pa.string())
+    return [field.name for field in metadata.schema.to_arrow_schema() if field.name in kept and field.type in kinds]
+
+
+def _batch_rows(group: pq.RowGroupMetaData) -> int:
+    """Rows whose values have some megabytes together. Of values in a list or struct that a dictionary holds, each row
+    may have the largest."""
+    size = max(1, group.total_byte_size // max(1, group.num_rows))
+    for chunk in (group.column(i) for i in range(group.num_columns)):
+        if "." in chunk.path_in_schema and chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY":
+            size = max(size, chunk.total_uncompressed_size)
+    return max(1, min(PARQUET_ROWS, PARQUET_BYTES // size))
+
+
 def _parquet_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Rows as Python values. A value that Python does not know (a year of five digits, text that is no UTF-8) costs
-    itself only: who asks for it is told why it is not there."""
+    """Rows as Python values, one at a time. A value that Python does not know (a year of five digits, text that is no
+    UTF-8) costs itself only: who asks for it is told why it is not there."""
     names = batch.schema.names
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BadSample("AmbiguousColumns", f"there are two columns '{twice}'; keep one")
-    columns = [_parquet_values(column) for column in batch.columns]
-    yield from (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
-
-
-def _parquet_values(column: pa.Array) -> list[Any]:
-    try:
-        return cast("list[Any]", column.to_pylist())
-    except Exception:  # of one of its values: which?
-        return [_parquet_value(scalar) for scalar in column]
+    for i in range(len(batch)):
+        yield {name: _parquet_value(column[i]) for name, column in zip(names, batch.columns, strict=True)}
 
 
 def _parquet_value(scalar: pa.Scalar) -> Any:

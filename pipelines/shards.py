@@ -174,6 +174,12 @@ def read_blocks(
         yield pa.Table.from_pylist(rows, schema=RAW_SCHEMA)
 
 
+def last_row(shard: Shard, index: int, reason: str, lost: int) -> pa.Table:
+    """A row of `RAW_SCHEMA` that ends a shard of which no more can be read, nor counted."""
+    entry = Entry(f"{shard.uri.rsplit('/', 1)[-1]}:{index}", error=reason, lost_rows=lost or None)
+    return pa.Table.from_pylist([_raw_row(shard, index, True, entry, ReadOptions())], schema=RAW_SCHEMA)
+
+
 def _numbered(
     shard: Shard, options: ReadOptions, stream: BinaryIO, begin: Begin, trouble: Trouble
 ) -> Iterator[dict[str, Any]]:
