@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual, Window
 from pipelines import guard, storage
 from pipelines.guard import guarded
 from pipelines.limits import Limits
@@ -28,6 +27,7 @@ from pipelines.samples import Decode
 from pipelines.shards import list_shards
 from tests import tiny
 from tests.chaos import fuzz
+from tests.chaos.intruder import Echo
 from tests.chaos.mutants import FORMATS, mutant
 from tests.pipelines.test_media import clip_bytes, image_bytes
 from tests.pipelines.test_radar import event_bytes
@@ -37,18 +37,6 @@ MUTANTS = 20
 LIMITS = Limits(
     max_bytes=1 << 20, max_pixels=1_000_000, max_frames=200, max_array_bytes=1 << 24, max_seconds=20, max_memory=1 << 30
 )
-WINDOW = Window(past_frames=3, horizon_minutes=15)
-
-
-class Anything(Preprocess):
-    """Takes whatever was decoded."""
-
-    visual = Visual(16, 16, 2)
-    window = WINDOW
-
-    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
-        media = np.zeros(1) if inputs.media is None else np.asarray(inputs.media)
-        return {"sum": np.asarray(np.nansum(media.astype(np.float64))), "length": np.int64(1)}
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
@@ -135,10 +123,10 @@ def no_children_left() -> Iterator[None]:
 
 def read(uri: str) -> dict[str, list[dict[str, Any]]]:
     """Rows of all shards at a URI, by shard."""
-    options = ReadOptions(WINDOW, limits=LIMITS)
+    options = ReadOptions(Echo.window, limits=LIMITS)
     found: dict[str, list[dict[str, Any]]] = {}
     for shard in list_shards(uri):
-        rows = [row for block in guarded(shard, options, Decode(Anything(), LIMITS)) for row in block.to_pylist()]
+        rows = [row for block in guarded(shard, options, Decode(Echo(), LIMITS)) for row in block.to_pylist()]
         found[shard.uri] = rows
     return found
 
