@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import shutil
@@ -21,6 +20,7 @@ from packaging.requirements import Requirement
 from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.errors import EndedError
+from pipelines import jail as cell
 from pipelines import storage, tracking
 from pipelines.tracking import shown
 
@@ -127,9 +127,8 @@ def unmet(requirement: Requirement) -> str:
 
 def jail() -> Check:
     """What holds the process that decodes strangers' files."""
-    module: Any = importlib.import_module("pipelines.jail")
-    text = "; ".join(f"{what}: {how}" for what, how in module.status().items())
-    return Check("jail", "ok" if module.available() else "note", text)
+    text = "; ".join(f"{what}: {how}" for what, how in cell.status().items())
+    return Check("jail", "ok" if cell.available() else "note", text)
 
 
 def memory(name: str, total: int, free: int, small: int) -> Check:

@@ -18,7 +18,7 @@ import tyro
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
-from pipelines import query, storage
+from pipelines import places, query, storage
 from pipelines.tables import parse_as_of
 
 Format = Literal["table", "csv", "json", "parquet"]
@@ -53,6 +53,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if options.raw and options.format != "csv":
         raise UsageError(f"--raw is about --format csv: {options.format} has texts as they are")
     as_of = parse_as_of(options.as_of) if options.as_of else None
+    if options.out:
+        written = [storage.join(options.tables, name) for name in TABLES.values()]
+        places.check_outside("--out", options.out, written, "the table")
     names = asked(options.sql, list(TABLES.values()))
     rows = query.query(options.sql, options.tables, names, as_of, limits=options.limits)
     content = _raw_csv(rows) if options.raw else WRITERS[options.format](rows)

@@ -253,7 +253,7 @@ def _read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator
 
 
 def _shared(metadata: pq.FileMetaData) -> list[str]:
-    """Columns that stay as they are stored where a dictionary holds a value once: it may be large, and have many rows."""
+    """Columns that stay as they are stored: a dictionary may hold one large value for many rows."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     kept = {
         chunk.path_in_schema

@@ -13,18 +13,12 @@ from tests.servers import MlflowServer, free_ports
 
 
 @pytest.fixture
-def jail() -> None:
-    pytest.importorskip("pipelines.jail")
-
-
-@pytest.fixture
 def mlflow_server(tmp_path: Path) -> Iterator[MlflowServer]:
     server = MlflowServer(tmp_path / "mlflow").start()
     yield server
     server.kill()
 
 
-@pytest.mark.usefixtures("jail")
 def test_what_is_there_is_ok_one_line_each(s3: str, tmp_path: Path, mlflow_server: MlflowServer) -> None:
     mlflow = mlflow_server.uri.replace("://", "://someone:marked-password@")
     stores = ["--tables", f"{s3}/tables", "--storage", str(tmp_path / "lake")]
@@ -49,7 +43,6 @@ def test_what_is_there_is_ok_one_line_each(s3: str, tmp_path: Path, mlflow_serve
     assert not (tmp_path / "mlflow.db").exists()
 
 
-@pytest.mark.usefixtures("jail")
 def test_what_is_not_there_is_named_and_the_exit_code_is_1(tmp_path: Path) -> None:
     nobody, no_cluster = free_ports(2)
     (tmp_path / "file").write_bytes(b"")

@@ -161,3 +161,9 @@ def test_only_tables_that_a_statement_names_are_opened() -> None:
     assert asked("SELECT * FROM Captions_all", names) == ["captions"]
     assert asked("SELECT * FROM captions JOIN TRANSLATIONS USING (ds)", names) == ["captions", "translations"]
     assert asked("SELECT 1", names) == names
+
+
+def test_rows_are_not_written_into_a_table(lake: str) -> None:
+    with pytest.raises(UsageError, match=r"--out .*nowcasts/x\.csv lies in the table"):
+        main([SQL, "--tables", lake, "--format", "csv", "--out", f"{lake}/nowcasts/x.csv"])
+    assert main([SQL, "--tables", lake, "--format", "csv", "--out", f"{lake}/x.csv"]) is not None
