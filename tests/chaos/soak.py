@@ -1,8 +1,9 @@
 """`python -m tests.chaos.soak`: a small table night after night, and whether memory, disk or logs grow with it.
 
-A Ray cluster, an MLflow server and a store run all the time. Each night is `hybrid nightly` as a process of its own, as
-a scheduler starts it; the last nights are done again by one process, as a backfill. Every few nights all that could
-grow is measured. A straight line through what was measured after the warm-up tells how much a night adds.
+A Ray cluster and an MLflow server run all the time. Jobs come one after the other, as a scheduler starts them; each
+does some nights in a row (`hybrid nightly --backfill`), so that its own memory can be watched, too. The last nights are
+done again, with other shards. After each job all that could grow is measured. A straight line through what was measured
+after the warm-up tells how much a night adds.
 """
 
 from __future__ import annotations
@@ -41,11 +42,9 @@ class Options:
     """What is run."""
 
     nights: int = 200
-    """Nights, each a process of its own."""
-    backfill: int = 10
-    """Of them, the last ones are done again by one process, with shards that have changed."""
-    every: int = 10
-    """Nights between two measurements."""
+    """Nights."""
+    each: int = 10
+    """Nights of one job."""
     warm_up: int = 40
     """Nights before the first measurement that counts."""
     write: bool = True
@@ -83,28 +82,40 @@ def date(number: int) -> str:
     return (FIRST + datetime.timedelta(days=number)).isoformat()
 
 
-def nightly(world: World, *which: str) -> tuple[float, int]:
-    """Seconds of a job, and the most bytes of memory that its driver had.
+@dataclass(frozen=True)
+class Ran:
+    """A job: its seconds, and its driver's memory in MB."""
+
+    seconds: float
+    peak: float
+    grown: float
+    """From the second quarter of its time to the last."""
+
+
+def nightly(world: World, first: int, last: int) -> Ran:
+    """A job of some nights.
 
     Raises:
         RuntimeError: it did not end well.
     """
     argv = tiny.command(
-        "nightly", TASK, "--input", f"{world.folder}/in/ds={{ds}}", "--tables", f"{world.folder}/tables", *which,
-        "--model", f"{world.folder}/model", "--retain-hours", "1",
+        "nightly", TASK, "--input", f"{world.folder}/in/ds={{ds}}", "--tables", f"{world.folder}/tables",
+        "--backfill", f"{date(first)}..{date(last)}", "--model", f"{world.folder}/model", "--retain-hours", "1",
     )  # fmt: skip
-    started, peak = time.monotonic(), 0
+    started, seen = time.monotonic(), list[float]()
     log = world.folder / "night.log"
     with log.open("wb") as said:
         driver = psutil.Popen(argv, cwd=world.folder, env=world.env, stdout=said, stderr=said)
         while driver.poll() is None:
-            peak = max(peak, _resident(driver))
-            if time.monotonic() - started > NIGHT_SECONDS:
+            seen.append(_resident(driver) / 2**20)
+            if time.monotonic() - started > NIGHT_SECONDS * (last - first + 1):
                 driver.kill()
             time.sleep(0.2)
     if driver.returncode != 0:
-        raise RuntimeError(f"a night ended with exit code {driver.returncode}: {log.read_text()[-2000:]}")
-    return time.monotonic() - started, peak
+        raise RuntimeError(f"a job ended with exit code {driver.returncode}: {log.read_text()[-2000:]}")
+    quarter = max(1, len(seen) // 4)
+    grown = float(np.mean(seen[-quarter:-1] or seen) - np.mean(seen[quarter : 2 * quarter] or seen))
+    return Ran(time.monotonic() - started, max(seen), grown)
 
 
 # ---- what could grow ---------------------------------------------------------------------------------------------
@@ -210,7 +221,7 @@ def table(nights: Sequence[int], measured: Sequence[Mapping[str, float]], option
     """What is written to README.md."""
     lines = [
         f"`make soak NIGHTS={options.nights}`: {options.nights} nights of {SHARDS * ROWS} rows in {minutes:.0f} "
-        f"minutes, the last {options.backfill} of them again as one backfill.",
+        f"minutes, {options.each} to a job; the last ones again.",
         "",
         f"| what | after {nights[0]} nights | after {nights[-1]} | trend |",
         "|---|---|---|---|",
@@ -227,42 +238,27 @@ def write_table(text: str) -> None:
 
 # ---- all of it ---------------------------------------------------------------------------------------------------
 def soak(world: World, options: Options) -> tuple[list[int], list[dict[str, float]]]:
-    """Night after night; what was measured after which ones."""
+    """Job after job; what was measured after which night."""
     nights: list[int] = []
     measured: list[dict[str, float]] = []
-    seconds: list[float] = []
-    peaks: list[float] = []
-    for number in range(options.nights):
-        tiny.write_sentences(f"{world.folder}/in/ds={date(number)}", SHARDS, ROWS, seed=number)
-        took, peak = nightly(world, "--ds", date(number))
-        seconds.append(took)
-        peaks.append(peak / 2**20)
-        if (number + 1) % options.every == 0:
-            recent = {
-                "seconds of a night": float(np.mean(seconds[-options.every :])),
-                "driver at most, MB": float(np.max(peaks[-options.every :])),
-            }
-            one = {**recent, **measure(world)}
-            print(number + 1, {name: round(value, 2) for name, value in one.items()}, file=sys.stderr, flush=True)
-            if number + 1 >= min(options.warm_up, options.nights):
-                nights.append(number + 1)
-                measured.append(one)
-    _backfill(world, options)
-    return nights, measured
-
-
-def _backfill(world: World, options: Options) -> None:
-    """The last nights again, with other shards, in one process."""
-    last = range(options.nights - options.backfill, options.nights)
-    for number in last:
-        tiny.write_sentences(f"{world.folder}/in/ds={date(number)}", SHARDS, ROWS, seed=10_000 + number)
-    before = measure(world)
-    took, peak = nightly(world, "--backfill", f"{date(last[0])}..{date(last[-1])}")
-    after = measure(world)
-    print(
-        f"backfill of {len(last)} nights: {took:.0f} s, driver at most {peak / 2**20:.0f} MB,",
-        {name: f"{before[name]:.1f} -> {value:.1f}" for name, value in after.items()}, file=sys.stderr, flush=True,
-    )  # fmt: skip
+    starts = [*range(0, options.nights, options.each), options.nights - options.each]
+    for job, first in enumerate(starts):
+        last = first + options.each - 1
+        for number in range(first, last + 1):
+            seed = number + 10_000 * (job == len(starts) - 1)
+            tiny.write_sentences(f"{world.folder}/in/ds={date(number)}", SHARDS, ROWS, seed)
+        ran = nightly(world, first, last)
+        own = {
+            "seconds of a night": ran.seconds / options.each,
+            "driver at most, MB": ran.peak,
+            "driver's growth in a job, MB": ran.grown,
+        }
+        one = {**own, **measure(world)}
+        print(last + 1, {name: round(value, 2) for name, value in one.items()}, file=sys.stderr, flush=True)
+        if last + 1 >= min(options.warm_up, options.nights):
+            nights.append(last + 1)
+            measured.append(one)
+    return nights[:-1], measured[:-1]
 
 
 def main() -> None:
