@@ -50,6 +50,7 @@ def servers() -> Iterator[list]:
     yield running
     for server in running:
         server.kill()
+    s3fs.S3FileSystem.clear_instance_cache()  # the next test has another store
 
 
 def started(folder: Path, running: list, monkeypatch: pytest.MonkeyPatch) -> S3Server:
