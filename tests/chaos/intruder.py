@@ -226,7 +226,8 @@ def _connect(family: int, kind: int, address: Any) -> str:
     with socket.socket(family, kind) as connection:
         connection.settimeout(2)
         connection.connect(address)
-        connection.send(b"intruder")
+        if kind == socket.SOCK_DGRAM:
+            connection.send(b"intruder")
     return str(address)
 
 
