@@ -91,10 +91,14 @@ def enter() -> None:
 
 def _append_errors_only() -> None:
     """Errors go to a log that others write, too: where it is a file, what is there can be neither read nor changed."""
-    if stat.S_ISREG(os.fstat(2).st_mode):
+    if not stat.S_ISREG(os.fstat(2).st_mode):
+        return
+    try:
         log = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_APPEND)
-        os.dup2(log, 2)
-        os.close(log)
+    except OSError:  # another user's file: then nothing is said
+        log = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(log, 2)
+    os.close(log)
 
 
 def _drop_capabilities() -> None:
@@ -143,14 +147,30 @@ class _ByName:
         return spec_from_file_location(name, place / "__init__.py", submodule_search_locations=[str(place)])
 
 
+def _code_in(root: str) -> list[Path]:
+    """Packages and modules in a folder; none in one that cannot be looked into, where Python would find none either."""
+    try:
+        found = sorted(Path(root).iterdir())
+    except OSError:
+        return []
+    return [place for place in found if _is_package(place) or _is_module(place)]
+
+
+def _is_package(place: Path) -> bool:
+    return os.access(place / "__init__.py", os.R_OK)
+
+
+def _is_module(place: Path) -> bool:
+    return place.suffix == ".py" and os.access(place, os.R_OK) and place.is_file()
+
+
 def _import_by_name() -> list[str]:
     """Takes working directories off the module path, but not their packages; returns where these lie."""
     places: dict[str, Path] = {}
     roots = [entry for entry in sys.path if not _is_library(entry) and Path(entry).is_dir()]
     for root in roots:
-        for found in Path(root).iterdir():
-            if (found / "__init__.py").is_file() or (found.suffix == ".py" and found.is_file()):
-                places.setdefault(found.stem, found)
+        for found in _code_in(root):
+            places.setdefault(found.stem, found)
     for name in ("pipelines", "hybrid_models"):  # an editable installation finds them by a finder of its own
         spec = find_spec(name)
         for location in (spec.submodule_search_locations or []) if spec is not None else []:
