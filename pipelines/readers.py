@@ -76,20 +76,25 @@ def _read_tar(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Ent
         held = 0
         stem: str | None = None
         problem: str | None = None
-        for member in _members(tar):
-            member_stem, suffix = _split_member(member.name)
-            if stem is not None and (member_stem != stem or suffix in group):
+        try:
+            for member in _members(tar):
+                member_stem, suffix = _split_member(member.name)
+                if stem is not None and (member_stem != stem or suffix in group):
+                    yield _group_entry(stem, group, problem)
+                    group, held, problem = {}, 0, None
+                stem = member_stem
+                held += member.size
+                if not member.isreg() or member.issparse():
+                    problem = f"UnsupportedMember: {member.name} is a link, device or sparse file"
+                elif held > options.limits.max_bytes:
+                    problem = f"MemberTooLarge: {member.name} makes {held} bytes, limit {options.limits.max_bytes}"
+                else:
+                    data = tar.extractfile(member)
+                    group[suffix] = data.read() if data is not None else b""
+        except Exception:
+            if stem is not None and (group or problem):  # what there is of it is whole
                 yield _group_entry(stem, group, problem)
-                group, held, problem = {}, 0, None
-            stem = member_stem
-            held += member.size
-            if not member.isreg() or member.issparse():
-                problem = f"UnsupportedMember: {member.name} is a link, device or sparse file"
-            elif held > options.limits.max_bytes:
-                problem = f"MemberTooLarge: {member.name} makes {held} bytes, limit {options.limits.max_bytes}"
-            else:
-                data = tar.extractfile(member)
-                group[suffix] = data.read() if data is not None else b""
+            raise
         if stem is not None:
             yield _group_entry(stem, group, problem)
         _check_tar_end(stream, tar.offset)

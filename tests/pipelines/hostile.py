@@ -57,6 +57,7 @@ def out_of_code() -> None:
 
 def babble() -> None:
     os.write(int(sys.argv[1]), b"\0\0\0\x05hello")
+    time.sleep(60)  # until its worker has read that
 
 
 TRICKS: dict[str, Callable[[], None]] = {

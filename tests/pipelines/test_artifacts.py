@@ -363,7 +363,7 @@ def test_override_changes_what_is_named_and_checks_it() -> None:
         artifacts.override(base, {"temperature": 1.0})
     with pytest.raises(UsageError, match=r"^decoding: 'beam_size': "):
         artifacts.override(base, {"beam_size": "wide"})
-    with pytest.raises(UsageError, match=r"max_length is 0: it must be at least 1"):
+    with pytest.raises(UsageError, match=r"max_length is 0: it must be from 1 to 10000"):
         artifacts.override(base, {"max_length": 0})
 
 

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 
+import pyarrow as pa
 import pytest
 
 from hybrid_models.errors import BadSample
-from pipelines.limits import Limits, bad_sample, check_size
+from pipelines.limits import Limits, bad_sample, check_size, is_memory_error
 
 
-@pytest.mark.parametrize("error", [struct.error("short"), SyntaxError("short"), MemoryError("short")])
+@pytest.mark.parametrize("error", [struct.error("short"), SyntaxError("short"), OSError(5, "short")])
 def test_any_decoder_error_becomes_a_bad_sample_of_the_kind(error: Exception) -> None:
     with pytest.raises(BadSample) as caught, bad_sample("ImageDecodeError"):
         raise error
     assert str(caught.value) == "ImageDecodeError: short"
     assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("absurd"), OSError(errno.ENOMEM, "x"), pa.ArrowMemoryError("malloc of size 9 failed"),
+        RuntimeError("std::bad_alloc"), ValueError("Unable to allocate 8.00 EiB for an array"),
+    ],
+)  # fmt: skip
+def test_too_little_memory_is_known_by_what_it_is(error: Exception) -> None:
+    told = r"^MemoryLimit: this row needs more memory than max_memory allows$"
+    with pytest.raises(BadSample, match=told), bad_sample("ImageDecodeError"):
+        raise error
+    assert is_memory_error(error)
+    assert not is_memory_error(ValueError("the file is short"))
 
 
 def test_only_the_first_line_is_kept_and_an_empty_message_becomes_the_type() -> None:

@@ -211,8 +211,8 @@ def test_no_secret_of_the_environment_can_be_read(local: str, monkeypatch: pytes
     ("sql", "rows"),
     [
         ("FROM captions", 2),
-        ("DESCRIBE captions", 14),
-        ("SUMMARIZE captions", 14),
+        ("DESCRIBE captions", 15),
+        ("SUMMARIZE captions", 15),
         ("SHOW TABLES", 2),
         ("EXPLAIN SELECT * FROM captions", 1),
         ("explain analyze SELECT 1", 1),
