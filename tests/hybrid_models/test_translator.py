@@ -57,9 +57,14 @@ def model():
 
 @pytest.fixture(scope="module")
 def fitted():
+    """Learned by heart, which takes more steps on one processor than on another: a search may end before a rare word."""
     model = build()
-    assert fit(model, 400) < 0.05
-    return model
+    for _ in range(15):
+        loss = fit(model, 100)
+        if all(model.translate(list(PAIRS), beam_size=size) == list(PAIRS.values()) for size in (1, 5)):
+            assert loss < 0.05
+            return model
+    raise AssertionError("15 times 100 steps do not do")
 
 
 # ---- preprocessing ----
