@@ -57,7 +57,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def fitted():
-    """Learned by heart, which takes more steps on one processor than on another: a search may end before a rare word."""
+    """Learned by heart, in more steps on one processor than on another: a search may end before a rare word."""
     model = build()
     for _ in range(15):
         loss = fit(model, 100)
