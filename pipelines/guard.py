@@ -274,8 +274,6 @@ class Child:
             what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             self._died("InputCrashed", f"the process that worked on this row {what}", where)
         except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
-            if isinstance(error, storage.StorageError):
-                raise
             self._died("InputCrashed", f"the process that worked on this row answered nonsense: {error}")
         finally:
             served.close()
