@@ -296,10 +296,10 @@ def _replace_local(path: Path, data: bytes) -> None:
 
 
 def delete(uri: str) -> None:
-    """Removes an object or everything below a folder; nothing there is no error."""
+    """Removes one object: no pattern, and nothing below a folder. That it is gone already is no error."""
     fs, path = _filesystem(uri)
     try:
-        fs.rm(path, recursive=True)
+        fs.rm_file(path)
     except FileNotFoundError:
         return
     except Exception as error:
@@ -354,14 +354,3 @@ def _stored(fs: fsspec.AbstractFileSystem, scheme: str, entry: dict) -> StoredFi
     if not isinstance(modified, datetime):
         modified = datetime.fromtimestamp(modified, UTC)
     return StoredFile(scheme + entry["name"], int(entry["size"] or 0), modified.astimezone(UTC))
-
-
-def delete_file(uri: str) -> None:
-    """Removes one object, by its name and nothing below it; that it is gone already is no error."""
-    fs, path = _filesystem(uri)
-    try:
-        fs.rm_file(path)
-    except FileNotFoundError:
-        return
-    except Exception as error:
-        raise failed("delete", uri, error) from error

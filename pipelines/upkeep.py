@@ -62,7 +62,7 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False) -> Tidied:
     removed = [stored[path] for path in sorted(removable)]
     if not dry_run:
         for file in removed:
-            storage.delete_file(file.uri)
+            storage.delete(file.uri)
     in_use = tables.night_files(table)
     unknown = [file for path, file in stored.items() if not (is_own(path) or path in in_use or tables.is_log(path))]
     if unknown:

@@ -29,7 +29,8 @@ def test_what_is_written_is_read_listed_and_deleted(place: str) -> None:
     assert storage.read_bytes(files[1].uri) == b"12345"
     assert [f.name for f in storage.list_files(storage.join(place, "a/*.bin"))] == ["y.bin", "x.bin"]
     assert [f.name for f in storage.list_files(files[1].uri)] == ["x.bin"]
-    storage.delete(storage.join(place, "a"))
+    for file in files:
+        storage.delete(file.uri)
     assert storage.list_files(storage.join(place, "a")) == []
     assert not storage.exists(files[1].uri)
 
@@ -150,11 +151,23 @@ def test_everything_is_listed_with_its_age_and_removed_by_its_name(place: str) -
     names = [".hidden", "_delta_log/0.json", "b/c.txt", "b/d.txt"]
     assert [(file.uri, file.size) for file in found] == [(f"{root}/a/{name}", len(name) + 2) for name in names]
     assert all(abs((datetime.now(UTC) - file.modified).total_seconds()) < 60 for file in found)
-    storage.delete_file(f"{place}/a/b/c.txt")
-    storage.delete_file(f"{place}/a/b/c.txt")  # that it is gone is no error
+    storage.delete(f"{place}/a/b/c.txt")
+    storage.delete(f"{place}/a/b/c.txt")  # that it is gone is no error
     with contextlib.suppress(storage.StorageError):  # a folder is no object
-        storage.delete_file(f"{place}/a")
+        storage.delete(f"{place}/a")
     assert [file.uri for file in storage.list_all(f"{place}/a/b")] == [f"{root}/a/b/d.txt"]
+
+
+def test_a_name_that_looks_like_a_pattern_removes_itself_only(place: str) -> None:
+    for name in ("[12]/x.tar", "1/x.tar", "2/x.tar", "a*.tar", "ab.tar"):
+        storage.write_bytes(f"{place}/{name}", b"x")
+    storage.delete(f"{place}/[12]/x.tar")
+    storage.delete(f"{place}/a*.tar")
+    storage.check_writable(f"{place}/[12]")
+    root = storage.absolute(place)
+    assert [file.uri for file in storage.list_all(place)] == [
+        f"{root}/{name}" for name in ("1/x.tar", "2/x.tar", "ab.tar")
+    ]
 
 
 def test_the_marks_of_folders_are_no_objects(s3: str) -> None:
