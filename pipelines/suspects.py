@@ -8,6 +8,7 @@ its process did not survive is tried again as it was, since most processes die o
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import ray
 
+log = logging.getLogger(__name__)
 TRIES = 2
 """A whole batch, and a single row, are to blame when so many processes have died of them."""
 
@@ -38,8 +40,12 @@ class Note:
 
     def __enter__(self) -> Note:
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            except OSError as error:  # a full or read-only disk: what follows is predicted without a note
+                log.warning("a row that the model dies of would not be found: %s", error)
+                return self
             for begun, following in _pairs(os.pread(self._file, os.fstat(self._file).st_size, 0).splitlines()):
                 if begun and following != b"end":
                     self.deaths[tuple(json.loads(begun))] += 1
@@ -56,7 +62,7 @@ class Note:
             os.write(self._file, b"end\n")
 
     def __exit__(self, *failure: object) -> None:
-        if self._path is not None:
+        if self._path is not None and self._file >= 0:
             os.close(self._file)
             self._path.unlink(missing_ok=True)
 

@@ -75,3 +75,9 @@ def test_the_halving_goes_on_when_the_process_dies(tmp_path: Path, bad: set[int]
     expected = [(rows, told if set(rows) <= bad else [10 * row for row in rows]) for rows in found]
     assert done.stdout.strip() == str(expected)
     assert not (tmp_path / "note").exists()
+
+
+def test_without_a_place_for_its_note_a_batch_is_predicted_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("a file where a folder should be")
+    with Note(tmp_path / "notes" / "one") as note:
+        assert list(halve((1, 2), work, note)) == [((1, 2), [10, 20])]
