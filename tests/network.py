@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 PREFIX = "10.77.0"
+BRIDGE = "hybrid0"
 
 
 @dataclass(frozen=True)
@@ -19,11 +24,15 @@ class Network:
 
     Args:
         gateway: this process's own address in it.
-        hosts: address by name of the namespace.
+        hosts: address by name.
     """
 
     gateway: str
     hosts: dict[str, str]
+
+    def namespace(self, host: str) -> str:
+        """Its network namespace."""
+        return _namespace(host)
 
     def cut(self, host: str) -> None:
         """Nothing reaches this host any more, nor comes from it."""
@@ -50,25 +59,48 @@ def why_not() -> str:
 
 @contextmanager
 def running(names: Sequence[str]) -> Iterator[Network]:
-    """A network of these hosts, from the first to the last; names of at most ten letters."""
+    """A network of these hosts, from the first to the last; names of at most ten letters.
+
+    There is one at a time on a machine: a second run waits until the first has ended. What a run that was killed has
+    left behind is removed first.
+    """
     gateway = f"{PREFIX}.1"
     with ExitStack() as stack:
-        _ip("link", "add", "hybrid0", "type", "bridge")
-        stack.callback(_ip, "link", "del", "hybrid0")
-        _ip("addr", "add", f"{gateway}/24", "dev", "hybrid0")
-        _ip("link", "set", "hybrid0", "up")
+        lock = stack.enter_context((Path(tempfile.gettempdir()) / f"{BRIDGE}.lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it ends with the process that holds it, however that ends
+        _remove(names)
+        stack.callback(_remove, names)
+        _ip("link", "add", BRIDGE, "type", "bridge")
+        _ip("addr", "add", f"{gateway}/24", "dev", BRIDGE)
+        _ip("link", "set", BRIDGE, "up")
         hosts = {name: f"{PREFIX}.{number}" for number, name in enumerate(names, 10)}
         for name, address in hosts.items():
-            _ip("netns", "add", name)
-            stack.callback(_ip, "netns", "del", name)
-            _ip("link", "add", f"v-{name}", "type", "veth", "peer", "name", "eth0", "netns", name)
-            stack.callback(_ip, "link", "del", f"v-{name}")  # a process that is still there would keep the namespace
-            _ip("link", "set", f"v-{name}", "master", "hybrid0", "up")
-            _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+            namespace = _namespace(name)
+            _ip("netns", "add", namespace)
+            _ip("link", "add", f"v-{name}", "type", "veth", "peer", "name", "eth0", "netns", namespace)
+            _ip("link", "set", f"v-{name}", "master", BRIDGE, "up")
+            _ip("-n", namespace, "addr", "add", f"{address}/24", "dev", "eth0")
             for device in ("eth0", "lo"):
-                _ip("-n", name, "link", "set", device, "up")
+                _ip("-n", namespace, "link", "set", device, "up")
         yield Network(gateway, hosts)
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def _namespace(host: str) -> str:
+    return f"hybrid-{host}"
+
+
+def _remove(names: Sequence[str]) -> None:
+    """The network of these hosts, with whatever still runs in it: a process would keep its namespace."""
+    for namespace in map(_namespace, names):
+        if not Path("/run/netns", namespace).exists():
+            continue
+        for process in _ip("netns", "pids", namespace).split():
+            os.kill(int(process), signal.SIGKILL)
+        _ip("netns", "del", namespace)
+    for device in (BRIDGE, *(f"v-{name}" for name in names)):
+        if Path("/sys/class/net", device).exists():
+            _ip("link", "del", device)
+
+
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout

@@ -62,7 +62,7 @@ class Rehearsal:
     def join(self, host: str) -> RayNode:
         """One more node on this host."""
         number = len(list(self.folder.glob("node-*")))
-        place = {"host": self.net.hosts[host], "namespace": host, "scratch": self.head.scratch}
+        place = {"host": self.net.hosts[host], "namespace": self.net.namespace(host), "scratch": self.head.scratch}
         return RayNode(self.folder / f"node-{number}", 1, self.head.address, **place).start(env=self.nodes)
 
     def submit(self, *argv: str) -> subprocess.Popen[str]:
@@ -97,7 +97,8 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
         nodes = {**os.environ, **cluster.LOCAL_CLUSTER, **NOTICE, **token, "RAY_worker_niceness": "0", "PATH": path}
         for name in store.env():
             nodes.pop(name, None)  # settings come with the jobs
-        head = RayNode(folder / "head", 0, dashboard=True, host=net.hosts["head"], namespace="head").start(env=nodes)
+        place = {"host": net.hosts["head"], "namespace": net.namespace("head")}
+        head = RayNode(folder / "head", 0, dashboard=True, **place).start(env=nodes)
         stack.callback(head.kill)
         settings = {**store.env(), "MLFLOW_TRACKING_URI": mlflow.uri}
         for name, value in settings.items():
