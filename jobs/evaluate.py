@@ -15,12 +15,15 @@ from tyro import MISSING
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
-from pipelines import artifacts, cluster, evaluate, places, storage
-from pipelines.artifacts import Artifact
-from pipelines.cluster import Resources
-from pipelines.limits import Limits
-from pipelines.shards import list_shards
-from pipelines.tracking import Tracker, default_uri, shown
+from pipelines import places, storage
+from pipelines.cluster import connection
+from pipelines.cluster.connection import Resources
+from pipelines.judging import evaluate
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.models.tracking import Tracker, default_uri, shown
+from pipelines.reading.limits import Limits
+from pipelines.reading.shards import list_shards
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def _pictures(job: evaluate.Evaluation, count: int, details: Mapping[str, Any]) 
     """Examples, and the curves that there are."""
     if not count:
         return {}
-    from pipelines import pictures  # drawing takes half a second to import
+    from pipelines.models import pictures  # drawing takes half a second to import
 
     hybrid = job.artifact.load()
     curves = pictures.evaluation_curves(details)
@@ -139,7 +142,7 @@ def _pictures(job: evaluate.Evaluation, count: int, details: Mapping[str, Any]) 
 def _tracked(name: str, params: Mapping[str, Any], tracking_uri: str) -> Iterator[Tracker]:
     """A cluster, and an MLflow run that ends as what is done inside ends."""
     tracker = Tracker(tracking_uri)
-    with cluster.connect():
+    with connection.connect():
         tracker.start(name, params, {"hybrid.job": "evaluate"})
         try:
             yield tracker

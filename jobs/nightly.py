@@ -19,15 +19,19 @@ from hybrid_models.errors import UsageError
 from jobs import cli, infer, report
 from jobs.errors import EndedError
 from jobs.infer import TASKS, InferOptions
-from pipelines import artifacts, cluster, evaluate, logs, places, storage, tables
-from pipelines.artifacts import Artifact
-from pipelines.cluster import Resources
-from pipelines.evaluate import Evaluation
-from pipelines.limits import MAX_BAD_SHARE, Limits
-from pipelines.pieces import table_schema
-from pipelines.registry import CHAMPION
-from pipelines.shards import NoShardsError, list_shards
-from pipelines.tracking import Tracker, default_uri, shown
+from pipelines import places, storage
+from pipelines.cluster import connection, logs
+from pipelines.cluster.connection import Resources
+from pipelines.judging import evaluate
+from pipelines.judging.evaluate import Evaluation
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.models.registry import CHAMPION
+from pipelines.models.tracking import Tracker, default_uri, shown
+from pipelines.nights import tables
+from pipelines.reading.limits import MAX_BAD_SHARE, Limits
+from pipelines.reading.shards import NoShardsError, list_shards
+from pipelines.staging.pieces import table_schema
 
 log = logging.getLogger(__name__)
 ALL_TASKS = "--all-tasks"
@@ -205,7 +209,7 @@ def run(
             traced = error if os.environ.get("HYBRID_TRACEBACK") == "1" else None
             log.error("%s ds=%s: %s", what, ds, message, exc_info=traced)
 
-    with cluster.connect():
+    with connection.connect():
         for ds, tonight in groupby(units, lambda unit: unit.ds):
             written: list[dict[str, Any]] = []
             for unit in tonight:

@@ -16,9 +16,10 @@ from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.query import WRITERS
-from pipelines import storage, tables, upkeep
-from pipelines.tables import AsOf, parse_as_of
-from pipelines.upkeep import Tidied
+from pipelines import storage
+from pipelines.nights import tables, upkeep
+from pipelines.nights.tables import AsOf, parse_as_of
+from pipelines.nights.upkeep import Tidied
 
 log = logging.getLogger(__name__)
 SCHEMA = pa.schema(

@@ -21,16 +21,18 @@ import torch
 from PIL import Image
 
 from hybrid_models import HYBRIDS, TABLES
-from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
-from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
-from hybrid_models.translator import Translator, TranslatorConfig, TranslatorDecoding
+from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
+from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from jobs import cli
-from pipelines import artifacts, infer, storage, tables
-from pipelines.infer import Night
-from pipelines.pieces import StageSink, table_schema
-from pipelines.predict import Compute, Lineage, Predictor
-from pipelines.readers import ReadOptions
-from pipelines.shards import Shard, list_shards, read_blocks
+from pipelines import storage
+from pipelines.models import artifacts
+from pipelines.nights import infer, tables
+from pipelines.nights.infer import Night
+from pipelines.reading.readers import ReadOptions
+from pipelines.reading.shards import Shard, list_shards, read_blocks
+from pipelines.staging.actors import Compute, Lineage, Predictor
+from pipelines.staging.pieces import StageSink, table_schema
 
 WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,15 +29,18 @@ import pyarrow as pa
 import torch
 import tyro
 
-from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
-from pipelines import artifacts, cluster, infer, storage
-from pipelines.cluster import ALLOCATOR, Resources
-from pipelines.infer import Night
-from pipelines.limits import Limits
-from pipelines.predict import Compute, Lineage, Predictor
-from pipelines.readers import ReadOptions
-from pipelines.shards import Shard, list_shards, read_blocks
-from pipelines.tracking import Tracker
+from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from pipelines import storage
+from pipelines.cluster import connection
+from pipelines.cluster.connection import ALLOCATOR, Resources
+from pipelines.models import artifacts
+from pipelines.models.tracking import Tracker
+from pipelines.nights import infer
+from pipelines.nights.infer import Night
+from pipelines.reading.limits import Limits
+from pipelines.reading.readers import ReadOptions
+from pipelines.reading.shards import Shard, list_shards, read_blocks
+from pipelines.staging.actors import Compute, Lineage, Predictor
 from tests import tiny
 
 GROWTH = 8
@@ -165,7 +168,7 @@ def measure(folder: str, grown: str, model: str) -> dict[str, Any]:
     """All figures."""
     artifact = artifacts.read(model)
     before = loop_process(folder, model)
-    with cluster.connect(), tempfile.TemporaryDirectory() as scratch:
+    with connection.connect(), tempfile.TemporaryDirectory() as scratch:
         small = night(list_shards(folder), artifact, f"{scratch}/small")
         large = night(list_shards(grown), artifact, f"{scratch}/large")
     after = loop_process(folder, model)

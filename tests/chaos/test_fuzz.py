@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import guard, storage
-from pipelines.guard import guarded
-from pipelines.limits import Limits
-from pipelines.readers import ReadOptions
-from pipelines.samples import Decode
-from pipelines.shards import list_shards
+from pipelines import storage
+from pipelines.reading import guard
+from pipelines.reading.guard import guarded
+from pipelines.reading.limits import Limits
+from pipelines.reading.readers import ReadOptions
+from pipelines.reading.samples import Decode
+from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.chaos import fuzz
 from tests.chaos.intruder import Echo

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 
-from pipelines import query, storage, tables, upkeep
-from pipelines.pieces import Piece, table_schema
+from pipelines import storage
+from pipelines.nights import query, tables, upkeep
+from pipelines.staging.pieces import Piece, table_schema
 from tests.chaos import proxy
 from tests.chaos.proxy import FAULTS, Call, Faults, Proxy
 from tests.servers import S3Server

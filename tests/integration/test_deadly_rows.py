@@ -11,11 +11,14 @@ import pytest
 import ray
 
 from hybrid_models.inputs import Sample
-from pipelines import artifacts, infer, pieces, storage
-from pipelines.cluster import Resources
-from pipelines.limits import Limits
-from pipelines.predict import Lineage, Predictor
-from pipelines.shards import list_shards
+from pipelines import storage
+from pipelines.cluster.connection import Resources
+from pipelines.models import artifacts
+from pipelines.nights import infer
+from pipelines.reading.limits import Limits
+from pipelines.reading.shards import list_shards
+from pipelines.staging import pieces
+from pipelines.staging.actors import Lineage, Predictor
 from tests import tiny
 
 DEADLY = "Katze Katze Katze Hund"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.limits import Limits
+from pipelines.reading.limits import Limits
 
 SCHEMA = pa.schema(
     [

@@ -1,0 +1,313 @@
+"""THE batch-inference loop, top to bottom: shards in object storage → one atomically committed night of a table."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from deltalake.exceptions import DeltaError
+
+from hybrid_models.inputs import DecodingConfig
+from pipelines import storage
+from pipelines.cluster.connection import Resources
+from pipelines.models.artifacts import Artifact
+from pipelines.models.tracking import Tracker
+from pipelines.nights import tables, upkeep
+from pipelines.nights.upkeep import Tidied
+from pipelines.reading.datasource import ShardDatasource
+from pipelines.reading.limits import MAX_BAD_SHARE, Limits
+from pipelines.reading.readers import ReadOptions
+from pipelines.reading.samples import SAMPLE_SCHEMA, Decode
+from pipelines.reading.shards import Shard
+from pipelines.staging.actors import Lineage, Predictor
+from pipelines.staging.pieces import PIECE, Piece, StageSink, count_errors, list_pieces, shard_key, table_schema, tiling
+
+log = logging.getLogger(__name__)
+DECODE_CPUS = 0.5
+WRITE_CPUS = 0.1
+GONE_SHOWN = 3
+
+
+class RefusedError(RuntimeError):
+    """Too many samples were bad, shards were gone, or a model was worse than the one in use: nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """One night of one table: everything that decides it.
+
+    Args:
+        shards: the input.
+        tables: URI of the folder of tables.
+        ds: logical date, `YYYY-MM-DD`.
+        artifact: the model.
+        decoding: how to decode.
+        limits: bounds on one row.
+        max_error_fraction: with more error rows than this share, nothing is committed.
+        retain_hours: how long files that no current version needs are kept.
+        allow_missing: the night may lack shards that it had before.
+    """
+
+    shards: Sequence[Shard]
+    tables: str
+    ds: str
+    artifact: Artifact
+    decoding: DecodingConfig
+    limits: Limits = field(default_factory=Limits)
+    max_error_fraction: float = MAX_BAD_SHARE
+    retain_hours: int = 168
+    allow_missing: bool = False
+
+    @property
+    def table(self) -> str:
+        """URI of the table."""
+        return storage.join(storage.absolute(self.tables), self.artifact.table)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides an output."""
+        return self.artifact.fingerprint(self.decoding, self.limits)
+
+    @property
+    def folder(self) -> str:
+        """Where this night's files are staged."""
+        return storage.join(self.table, f"ds={self.ds}", self.fingerprint[:12])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The table's columns."""
+        return table_schema(self.artifact.hybrid_class.payload_schema)
+
+
+def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any]:
+    """Runs one night: list, skip what is complete, compute the rest, verify, commit, tidy.
+
+    Returns:
+        The summary: rows, `rows_lost` that have no row of their own, errors by reason (lost ones included), what was
+        computed and reused, seconds by stage, `model_busy` (the share of the time that the model processes, or GPUs,
+        computed), what was tidied, the table's version.
+
+    Raises:
+        RefusedError: too many samples were bad.
+        RuntimeError: infrastructure failed; start again, finished shards are kept.
+    """
+    started = time.perf_counter()
+    run_id = tracker.run_id or uuid.uuid4().hex
+    lineage = Lineage(night.artifact.model, night.artifact.version, night.fingerprint, run_id)
+    todo = incomplete(night.shards, night.folder)
+    log.info("%s ds=%s: %d of %d shards to compute", night.table, night.ds, len(todo), len(night.shards))
+    written: dict[str, float] = {}
+    if todo:
+        actor = Actor(Predictor, (ray.put(night.artifact), night.decoding), (lineage,))
+        decode = decode_step(night.artifact, night.limits)
+        written = stage(todo, night.folder, night.schema, decode, actor, resources, night.artifact.table)
+    staged = time.perf_counter()
+    pieces = verify(night.shards, night.folder)
+    bad = count_errors(pieces)
+    rows = sum(piece.rows for piece in pieces)
+    check_errors(bad.kinds, rows + bad.lost, night.max_error_fraction)
+    lineage_note = {key: str(value) for key, value in asdict(lineage).items()}
+    version = tables.commit_night(night.table, night.ds, pieces, night.schema, lineage_note)
+    verify(night.shards, night.folder)  # another job may have tidied what had waited for long
+    committed = time.perf_counter()
+    tidied = _tidy(night)
+    computed = written.get("rows", 0)
+    busy = written.get("predict_seconds", 0.0) / (written.get("actors", 1) * (staged - started))
+    seconds = {
+        "decode": written.get("decode_seconds", 0.0),
+        "predict": written.get("predict_seconds", 0.0),
+        "write": written.get("write_seconds", 0.0),
+        "stage_wall": staged - started,
+        "commit_wall": committed - staged,
+        "total_wall": time.perf_counter() - started,
+    }
+    return {
+        "table": night.table,
+        "ds": night.ds,
+        "version": version,
+        "changed": version is not None,
+        "rows": rows,
+        "rows_lost": bad.lost,
+        "ok": rows + bad.lost - sum(bad.kinds.values()),
+        "errors": dict(bad.kinds.most_common()),
+        "shards": len(night.shards),
+        "shards_computed": len(todo),
+        "rows_computed": int(computed),
+        "rows_per_second": round(computed / (staged - started), 2),
+        "model_busy": round(busy, 4),
+        "input_bytes": sum(shard.size for shard in night.shards),
+        "staged_bytes": int(written.get("bytes", 0)),
+        "files_removed": len(tidied.removed),
+        "bytes_removed": tidied.bytes,
+        "files_unknown": len(tidied.unknown),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        **asdict(lineage),
+    }
+
+
+def _tidy(night: Night) -> Tidied:
+    """The night is committed: files that cannot be removed now are only worth a warning, the next night tries again."""
+    try:
+        return upkeep.tidy(night.table, night.retain_hours)
+    except (DeltaError, storage.StorageError) as error:
+        log.warning("%s: cannot remove old files: %s", night.table, error)
+        return Tidied([], [])
+
+
+def incomplete(shards: Sequence[Shard], folder: str) -> list[Shard]:
+    """The shards whose staged pieces do not tile them. Nothing is skipped because a job said that it finished."""
+    pieces = list_pieces(folder)
+    return [shard for shard in shards if tiling(pieces.get(shard_key(shard), [])) is None]
+
+
+def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
+    """The files that make up these shards exactly.
+
+    Raises:
+        RuntimeError: a shard is incomplete, although the computation ended without an error.
+    """
+    staged = list_pieces(folder)
+    chosen: list[Piece] = []
+    for shard in shards:
+        tiles = tiling(staged.get(shard_key(shard), []))
+        if tiles is None:
+            raise RuntimeError(
+                f"{shard.uri} is incomplete in {folder}: start the job again, it computes what is missing"
+            )
+        chosen += tiles
+    return chosen
+
+
+def check_errors(
+    errors: Counter[str],
+    rows: int,
+    max_fraction: float,
+    limit: str = "--max-error-fraction",
+    advice: str = "nothing was committed; mend the input or raise the limit",
+) -> None:
+    """Refuses too many bad samples; `limit` is how the message calls `max_fraction`, `advice` says the way out.
+
+    Raises:
+        RefusedError: names the commonest reason and the way out.
+    """
+    bad = sum(errors.values())
+    if bad > max_fraction * rows:
+        kind, count = errors.most_common(1)[0]
+        raise RefusedError(
+            f"{bad} of {rows} samples are bad (most: {count} x {kind}), more than {limit} {max_fraction}: {advice}"
+        )
+
+
+# ---- the streaming computation, shared by batch inference, evaluation and cached features ------------------------
+@dataclass(frozen=True)
+class Actor:
+    """A class that holds a model, and its constructor's arguments before and after `Compute`."""
+
+    kind: type
+    before: tuple[Any, ...]
+    after: tuple[Any, ...] = ()
+
+
+def decode_step(artifact: Artifact, limits: Limits, with_target: bool = False) -> Decode:
+    """The decoding that belongs to a model."""
+    return Decode(artifact.hybrid_class.preprocess(artifact.config, artifact.assets), limits, with_target)
+
+
+def stage(
+    shards: Sequence[Shard],
+    folder: str,
+    schema: pa.Schema,
+    decode: Decode,
+    actor: Actor | None,
+    resources: Resources,
+    name: str,
+    stride: int = 1,
+) -> dict[str, float]:
+    """Read → decode (CPU) → model (actors) → staged Parquet; returns rows, bytes, seconds by stage, actors.
+
+    Args:
+        shards: what to compute; each becomes one or more pieces in `folder`.
+        folder: URI of the staging folder.
+        schema: columns of the staged files.
+        decode: raw rows → samples.
+        actor: samples → output rows; None keeps the samples.
+        resources: how much of the cluster to take.
+        name: how Ray's metrics call it.
+        stride: every n-th issue time of a radar event is a sample.
+    """
+    count, compute, asks = resources.plan(len(shards))
+    options = ReadOptions(decode.preprocess.window, decode.with_target, stride, decode.limits)
+    # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
+    dataset = ray.data.read_datasource(
+        ShardDatasource(list(shards), options, decode, SAMPLE_SCHEMA),
+        override_num_blocks=len(shards),
+        num_cpus=DECODE_CPUS,
+    )
+    if actor is not None:
+        dataset = dataset.map_batches(
+            actor.kind,
+            fn_constructor_args=(*actor.before, compute, *actor.after),
+            compute=ray.data.ActorPoolStrategy(size=count),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            **asks,
+        )
+    sink = StageSink(folder, shards, schema, name)
+    # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
+    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=count)
+    return {**sink.written, "actors": count}
+
+
+# ---- what is looked at before any work -----------------------------------------------------------------------------
+def check_table(night: Night) -> None:
+    """Refuses a table, or a folder for one, that this night cannot be written to.
+
+    Raises:
+        UsageError: what was found there, and the way out.
+    """
+    tables.check(night.table, night.schema)
+
+
+def check_shards(night: Night) -> None:
+    """Refuses a night that would lose the rows of shards that are gone: a listing may have gone wrong.
+
+    Shards are compared by address: one that was replaced is not gone.
+
+    Raises:
+        RefusedError: names some of them, and the way out.
+    """
+    if night.allow_missing:
+        return
+    table = tables.open_table(night.table)
+    files = tables.night_files(table, night.ds) if table is not None else set()
+    gone = sorted(_addresses(night, files) - {shard.uri for shard in night.shards})
+    if gone:
+        raise RefusedError(
+            f"{night.table} ds={night.ds}: {len(gone)} of its shards are gone, such as {', '.join(gone[:GONE_SHOWN])}: "
+            "nothing was changed; bring them back, or let their rows go by --allow-missing"
+        )
+
+
+def _addresses(night: Night, files: set[str]) -> set[str]:
+    """Shards that files of the table were made of; only of those that are not listed as they were."""
+    keys = {shard_key(shard) for shard in night.shards}
+    found: set[str] = set()
+    for path in sorted(files):
+        piece = PIECE.fullmatch(path.rsplit("/", 1)[-1])
+        if piece is not None and piece["shard"] in keys:
+            continue
+        try:
+            with storage.open_input(storage.join(night.table, path)) as stream:
+                found.update(pq.ParquetFile(stream).read(columns=["shard"])["shard"].unique().to_pylist())
+        except FileNotFoundError:  # nothing reads this night any more; it is mended by doing it again
+            log.warning("%s lacks its file %s", night.table, path)
+    return found

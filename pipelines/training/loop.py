@@ -1,0 +1,402 @@
+"""THE training loop: what each Ray Train worker runs, for every hybrid alike."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from ray import train as ray_train
+from ray.train.torch import get_device, prepare_model
+from torch import Tensor, nn
+
+from hybrid_models.contract import Batch, Hybrid, to_device
+from pipelines import storage
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.models.tracking import Tracker
+from pipelines.staging.pieces import Piece
+from pipelines.training.batches import PreparedSamples, plan_epoch, prefetch
+from pipelines.training.recipe import Recipe, TrainConfig
+
+LOG_EVERY = 10
+FINAL_RATE = 0.02
+CHECKPOINT = re.compile(r"checkpoint_epoch_\d{4}(_\d+)?(?=/)")
+CHECKPOINT_PROGRESS, CHECKPOINT_OPTIMIZER = "progress.json", "optimizer.pt"
+CHECKPOINT_VALIDATION = "validation.json"
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """Everything a worker needs."""
+
+    recipe: Recipe
+    initial: ray.ObjectRef
+    """The untrained `Artifact`, the same for all workers."""
+    train_pieces: Sequence[Piece]
+    val_pieces: Sequence[Piece]
+    run: str
+    """URI of the run's folder."""
+    tracking_uri: str
+    mlflow_run_id: str | None
+    threads: int
+    progress: Any
+    """Handle of the `Progress` actor."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint knows besides weights and optimizer state."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Finished optimizer steps."""
+    best: float | None = None
+    """Best validation metric so far."""
+    stale: int = 0
+    """Epochs since the best one."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Every logged entry: `step`, `time` in ms, metrics."""
+    fallbacks: int = 0
+    """How often a damaged checkpoint was passed over."""
+
+    @property
+    def checkpoint(self) -> str:
+        """Folder of the newest epoch's checkpoint. Ray Train removes old ones by name, so no name is used twice."""
+        return f"checkpoint_epoch_{self.epoch:04d}" + (f"_{self.fallbacks}" if self.fallbacks else "")
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Adds an entry at the current step."""
+        self.history.append({"step": self.step, "time": int(time.time() * 1000), **metrics})
+
+    def judge(self, value: float, higher_is_better: bool) -> None:
+        """Updates best and stale by an epoch's metric; NaN never counts as better."""
+        better = self.best is None or (value > self.best if higher_is_better else value < self.best)
+        if better and not math.isnan(value):
+            self.best, self.stale = value, 0
+        else:
+            self.stale += 1
+
+
+def train_worker(task: TrainTask) -> None:
+    """Trains from the newest checkpoint, or from the initial weights, to the end."""
+    config = task.recipe.train
+    torch.set_num_threads(task.threads)
+    artifact: Artifact = ray.get(task.initial)
+    hybrid = artifact.load().to(get_device())
+    parameters = [p for p in hybrid.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    progress = restore(hybrid, optimizer, task)
+    model = prepare_model(hybrid, parallel_strategy="ddp" if world_size() > 1 else None)
+    train_set = PreparedSamples(task.train_pieces, task.run)
+    val_set = PreparedSamples(task.val_pieces, task.run)
+    try:
+        train_epochs(model, optimizer, train_set, val_set, progress, task)
+    finally:
+        if ray_train.get_context().get_local_rank() == 0:
+            train_set.remove()
+            val_set.remove()
+
+
+def train_epochs(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train_set: PreparedSamples,
+    val_set: PreparedSamples,
+    progress: Progress,
+    task: TrainTask,
+) -> None:
+    """Epoch after epoch: train, validate, checkpoint, log; until the last one or `patience` epochs without a better."""
+    config, hybrid = task.recipe.train, unwrap(model)
+    tracker = Tracker(task.tracking_uri, task.mlflow_run_id)
+    while progress.epoch < config.epochs and progress.stale < config.patience:
+        train_epoch(model, optimizer, train_set, config, progress, task.progress)
+        share_buffers(hybrid)
+        values, judged = validate(hybrid, val_set, task.recipe)
+        progress.epoch += 1
+        progress.judge(values[f"val_{config.metric}"], task.recipe.higher_is_better)
+        progress.note({**values, "epoch": progress.epoch})
+        save(hybrid, optimizer, progress, values, judged, task)
+        if is_chief():
+            tracker.catch_up(progress.history)
+            tell(task.progress, "epoch", progress, values)
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    samples: PreparedSamples,
+    config: TrainConfig,
+    progress: Progress,
+    reporter: Any,
+) -> None:
+    """One pass over the training samples. Random numbers depend on seed, epoch and rank only, so a resumed run draws
+    the same ones as an uninterrupted run."""
+    hybrid = unwrap(model)
+    torch.manual_seed(config.seed * 1_000_003 + progress.epoch * 1009 + rank())
+    plan = plan_epoch(samples.lengths, config.batch_size, config.seed, progress.epoch)
+    total_steps = config.epochs * math.ceil(len(plan) / config.accumulate)
+    hybrid.start_epoch(progress.epoch, config.epochs)
+    model.train()
+    started, seen, losses = time.perf_counter(), 0, [0.0]
+    tell(reporter, "start", progress, {"steps": math.ceil(len(plan) / config.accumulate)})
+    for number, batch in enumerate(training_batches(hybrid, samples, plan, config.seed, progress.epoch)):
+        last = (number + 1) % config.accumulate == 0 or number + 1 == len(plan)
+        group = min(config.accumulate, len(plan) - number // config.accumulate * config.accumulate)
+        losses[-1] += backward(model, batch, group, synchronise=last)
+        seen += len(plan[number])
+        if not last:
+            continue
+        rate = learning_rate(progress.step, total_steps, config)
+        norm = step(model, optimizer, rate, config.clip_norm)
+        progress.step += 1
+        if progress.step % LOG_EVERY == 0 or number + 1 == len(plan):
+            seconds = time.perf_counter() - started
+            values = {
+                "loss": sum(losses) / len(losses),
+                "learning_rate": rate,
+                "gradient_norm": norm,
+                "samples_per_second": seen / seconds,
+            }
+            progress.note(values)
+            tell(reporter, "step", progress, values)
+            losses.clear()
+        losses.append(0.0)
+
+
+def training_batches(
+    hybrid: Hybrid, samples: PreparedSamples, plan: Sequence[np.ndarray], seed: int, epoch: int
+) -> Iterator[Batch]:
+    """This worker's share of every batch of the plan, collated ahead by a thread."""
+    device, mine, workers = get_device(), rank(), world_size()
+
+    def make(number: int) -> Batch:
+        rng = np.random.default_rng((seed, epoch, number, mine))
+        return hybrid.collate([samples[i] for i in plan[number][mine::workers]], rng)
+
+    for batch in prefetch(make, len(plan)):
+        yield to_device(batch, device)
+
+
+def backward(model: nn.Module, batch: Batch, accumulate: int, synchronise: bool) -> float:
+    """Adds the gradients of the batch's mean loss, exact over workers of unequal shares; returns that mean."""
+    hold = contextlib.nullcontext() if synchronise or world_size() == 1 else model.no_sync()  # type: ignore[operator]
+    with hold:
+        loss = model(batch)
+        count = all_sum(loss.terms.detach().float())
+        # DDP averages gradients over workers, so the sum over workers needs their number.
+        (loss.total * (world_size() / (count * accumulate))).backward()
+    return float(all_sum(loss.total.detach().float()) / count) / accumulate
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float) -> float:
+    """One optimizer step at this learning rate; returns the gradients' norm before clipping.
+
+    Raises:
+        FloatingPointError: the gradients are not finite.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError("the gradients are not finite: lower train.learning_rate")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def learning_rate(done: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up, then cosine to 2 % of the peak, or constant; a pure function of the finished steps."""
+    warm = min(1.0, (done + 1) / max(1, config.warmup_steps))
+    if config.schedule == "constant":
+        return config.learning_rate * warm
+    phase = min(1.0, done / max(1, total))
+    cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * phase))
+    return config.learning_rate * warm * cosine
+
+
+@torch.inference_mode()
+def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> tuple[Metrics, dict[str, Any]]:
+    """Exact validation over all workers: the mean loss of all samples, the hybrid's metrics of the first ones.
+
+    Returns:
+        `val_loss` and the metrics as `val_…`; and what the hybrid's `summarise` gives of the first samples, empty where
+        none was to be decoded.
+    """
+    hybrid.eval()
+    device = get_device()
+    sums = torch.zeros(2, dtype=torch.float64)
+    records: list[tuple[int, dict[str, Any]]] = []
+    mine = np.arange(rank(), len(samples), world_size())
+    mine = mine[np.argsort(samples.lengths[mine], kind="stable")]
+    for start in range(0, len(mine), recipe.train.batch_size):
+        numbers = mine[start : start + recipe.train.batch_size]
+        members = [samples[i] for i in numbers]
+        loss = hybrid(to_device(hybrid.collate(members), device))
+        sums += torch.stack([loss.total, loss.terms]).double().cpu()
+        decoded = [(i, m) for i, m in zip(numbers, members, strict=True) if i < recipe.train.validate_samples]
+        if decoded:
+            batch = to_device(hybrid.collate([member for _, member in decoded]), device)
+            outputs = hybrid.predict(batch, recipe.decoding)
+            records += [(int(i), hybrid.record(m, o)) for (i, m), o in zip(decoded, outputs, strict=True)]
+    total, count = all_sum(sums.to(torch.float64)).tolist()
+    everyone = [record for _, record in gather(records)]
+    judged = hybrid.summarise(everyone) if everyone else {}
+    metrics = {f"val_{name}": value for name, value in judged.get("metrics", {}).items()}
+    return {"val_loss": total / count, **metrics}, judged
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------
+def save(
+    hybrid: Hybrid,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    values: Metrics,
+    judged: Mapping[str, Any],
+    task: TrainTask,
+) -> None:
+    """Reports the epoch to Ray Train, with a checkpoint of the first worker (a barrier for all workers)."""
+    score = values[f"val_{task.recipe.train.metric}"]
+    report = {**values, "score": score if task.recipe.higher_is_better else -score, "epoch": progress.epoch}
+    if not is_chief():
+        ray_train.report(report)
+        return
+    storage.write_bytes(
+        storage.join(task.run, "history.jsonl"), "".join(json.dumps(e) + "\n" for e in progress.history).encode()
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        write_checkpoint(Path(scratch), hybrid, optimizer, progress)
+        (Path(scratch) / CHECKPOINT_VALIDATION).write_text(json.dumps(judged))
+        ray_train.report(
+            report,
+            checkpoint=ray_train.Checkpoint.from_directory(scratch),
+            checkpoint_dir_name=progress.checkpoint,
+        )
+
+
+def write_checkpoint(folder: Path, hybrid: Hybrid, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """All that training needs to go on from here, on a local disk."""
+    (folder / artifacts.WEIGHTS).write_bytes(artifacts.pack_state(hybrid))
+    torch.save(optimizer.state_dict(), folder / CHECKPOINT_OPTIMIZER)
+    (folder / CHECKPOINT_PROGRESS).write_text(json.dumps(asdict(progress)))
+
+
+class DamagedError(RuntimeError):
+    """A checkpoint is not whole."""
+
+
+def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer, task: TrainTask) -> Progress:
+    """Loads the newest checkpoint that is whole into model and optimizer, if there is any; says which ones are not.
+
+    Raises:
+        DamagedError: none of them is whole.
+    """
+    newest = ray_train.get_checkpoint()
+    if newest is None:
+        return Progress()
+    damage = ""
+    for name in checkpoints(task.run, Path(newest.path).name):
+        try:
+            progress = load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
+        except DamagedError as error:
+            damage = str(error)
+            tell(task.progress, "damage", Progress(), {}, damage)
+        else:
+            progress.fallbacks += bool(damage)
+            return progress
+    raise DamagedError(f"{damage}, and there is none before it: train under another --name")
+
+
+def checkpoints(run: str, newest: str) -> list[str]:
+    """Names of a run's checkpoints, from this one backwards."""
+    places = {match[0] for file in storage.list_files(run) if (match := CHECKPOINT.search(file.uri))}
+    return [name for name in sorted(places, reverse=True) if name <= newest]
+
+
+def load_checkpoint(hybrid: Hybrid, optimizer: torch.optim.Optimizer, uri: str) -> Progress:
+    """Loads a checkpoint folder.
+
+    Raises:
+        DamagedError: a file is missing, cut off, or not what it should be.
+    """
+    try:
+        weights, state, progress = (
+            storage.read_bytes(storage.join(uri, name))
+            for name in (artifacts.WEIGHTS, CHECKPOINT_OPTIMIZER, CHECKPOINT_PROGRESS)
+        )
+    except FileNotFoundError as error:
+        raise DamagedError(f"{uri} is damaged: there is no {error}") from None
+    try:
+        restored = Progress(**json.loads(progress))
+        moments = torch.load(io.BytesIO(state), map_location=get_device(), weights_only=True)
+        artifacts.load_state(hybrid, weights, uri)
+        optimizer.load_state_dict(moments)
+    except Exception as error:  # torch, safetensors and JSON each have their own
+        raise DamagedError(f"{uri} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+    return restored
+
+
+# ---- workers -----------------------------------------------------------------------------------------------------
+def rank() -> int:
+    """This worker's number."""
+    return int(ray_train.get_context().get_world_rank())
+
+
+def world_size() -> int:
+    """How many workers train together."""
+    return int(ray_train.get_context().get_world_size())
+
+
+def is_chief() -> bool:
+    """Whether this is the worker that writes."""
+    return rank() == 0
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """The sum over all workers."""
+    if world_size() == 1:
+        return value
+    value = value.to(get_device()).clone()
+    dist.all_reduce(value)
+    return value
+
+
+def share_buffers(hybrid: nn.Module) -> None:
+    """Gives every worker the first one's buffers, which are saved: each has batch statistics of its own samples."""
+    if world_size() > 1:
+        for buffer in hybrid.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def gather(records: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
+    """All workers' records, in the order of the samples."""
+    if world_size() > 1:
+        parts: list[Any] = [None] * world_size()
+        dist.all_gather_object(parts, records)
+        records = [record for part in parts for record in part]
+    return sorted(records, key=lambda pair: pair[0])
+
+
+def unwrap(model: nn.Module) -> Hybrid:
+    """The hybrid inside DDP."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[return-value]
+
+
+def tell(reporter: Any, event: str, progress: Progress, values: Mapping[str, float], text: str = "") -> None:
+    """Shows the driver how far the first worker is; nobody waits for it."""
+    if is_chief():
+        reporter.update.remote(event, progress.epoch, progress.step, dict(values), text)
