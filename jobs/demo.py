@@ -15,12 +15,12 @@ from jobs import cli, evaluate, infer, promote, report, train
 from jobs.recipes import RECIPES
 from pipelines import storage
 from pipelines.cluster import connection
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.datasets.demo.data import prepare_demo
 from pipelines.models import artifacts, registry
 from pipelines.models.tracking import default_uri, shown
 from pipelines.nights import query
-from pipelines.nights.infer import RefusedError
+from pipelines.staging.checks import RefusedError
 
 log = logging.getLogger(__name__)
 NIGHTS = ("2026-01-01", "2026-01-02")

@@ -17,7 +17,7 @@ from hybrid_models.inputs import DecodingConfig
 from jobs import cli
 from pipelines import places, storage
 from pipelines.cluster import connection
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.judging import evaluate
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact

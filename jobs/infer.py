@@ -17,7 +17,7 @@ from hybrid_models.inputs import DecodingConfig
 from jobs import cli
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker, default_uri, shown

@@ -21,14 +21,14 @@ from jobs.errors import EndedError
 from jobs.infer import TASKS, InferOptions
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.judging import evaluate
 from pipelines.judging.evaluate import Evaluation
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.registry import CHAMPION
 from pipelines.models.tracking import Tracker, default_uri, shown
-from pipelines.nights import tables
+from pipelines.nights import ownership, tables
 from pipelines.reading.limits import MAX_BAD_SHARE, Limits
 from pipelines.reading.shards import NoShardsError, list_shards
 from pipelines.staging.pieces import table_schema
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     models = {task: options.model or f"models:/{TASKS[task]}@{CHAMPION}" for task in chosen}
     champions = {task: artifacts.read(model, TASKS[task], tracking_uri) for task, model in models.items()}
     for task, champion in champions.items():
-        tables.check(storage.join(options.tables, task), table_schema(champion.hybrid_class.payload_schema))
+        ownership.check(storage.join(options.tables, task), table_schema(champion.hybrid_class.payload_schema))
     units = [unit for ds in dates for unit in (Unit(task, ds) for task in chosen) if is_due(unit, dates[-1], options)]
     return run(units, options, champions, tracking_uri)
 

@@ -15,16 +15,16 @@ from hybrid_models.errors import UsageError
 from jobs import cli
 from pipelines import places, storage
 from pipelines.cluster import connection
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.judging import promotion
 from pipelines.judging.evaluate import Evaluation
 from pipelines.judging.promotion import Verdict
 from pipelines.models import artifacts, registry
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import CHALLENGER, Tracker, default_uri, shown
-from pipelines.nights.infer import RefusedError
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import Shard, list_shards
+from pipelines.staging.checks import RefusedError
 
 log = logging.getLogger(__name__)
 

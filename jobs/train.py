@@ -17,7 +17,7 @@ from jobs import cli
 from jobs.recipes import RECIPES
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.models.tracking import default_uri
 from pipelines.reading.limits import Limits
 from pipelines.training import driver, runs

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pipelines.nights.infer import decode_step
+from pipelines.staging.engine import decode_step
 
 __all__ = ["decode_step"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.staging.actors import Compute, Lineage, Predictor
+from pipelines.cluster.resources import Compute
+from pipelines.staging.actors import Lineage, Predictor
 
 __all__ = ["Compute", "Lineage", "Predictor"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.reading.readers import npy_bytes
+from pipelines.reading.formats.entry import npy_bytes
 from pipelines.reading.shards import RAW_SCHEMA
 
 __all__ = ["RAW_SCHEMA", "npy_bytes"]

@@ -26,13 +26,16 @@ from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig, Nowcas
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from jobs import cli
 from pipelines import storage
+from pipelines.cluster.resources import Compute
 from pipelines.models import artifacts
-from pipelines.nights import infer, tables
+from pipelines.nights import commit
 from pipelines.nights.infer import Night
-from pipelines.reading.readers import ReadOptions
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.shards import Shard, list_shards, read_blocks
-from pipelines.staging.actors import Compute, Lineage, Predictor
-from pipelines.staging.pieces import StageSink, table_schema
+from pipelines.staging import checks, engine
+from pipelines.staging.actors import Lineage, Predictor
+from pipelines.staging.pieces import table_schema
+from pipelines.staging.sink import StageSink
 
 WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,15 +143,15 @@ def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: s
     """A night of a table, computed in this process."""
     artifact = artifacts.read(model)
     night = Night(list_shards(shards_uri), tables_uri, ds, artifact, artifact.decoding)
-    decode = infer.decode_step(artifact, night.limits)
+    decode = engine.decode_step(artifact, night.limits)
     lineage = Lineage(artifact.model, artifact.version, night.fingerprint, run_id)
     predictor = Predictor(artifact, artifact.decoding, Compute(8, 1, False), lineage)
     options = ReadOptions(decode.preprocess.window, limits=night.limits)
     sink = StageSink(night.folder, night.shards, night.schema)
     for shard in night.shards:
         sink.write([predictor(decode(rows)) for rows in read_blocks(shard, options)], None)
-    pieces = infer.verify(night.shards, night.folder)
-    tables.commit_night(night.table, ds, pieces, night.schema, {"run_id": run_id})
+    pieces = checks.verify(night.shards, night.folder)
+    commit.commit_night(night.table, ds, pieces, night.schema, {"run_id": run_id})
 
 
 def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -169,7 +172,7 @@ def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, 
     table = storage.join(storage.absolute(tables_uri), name)
     folder = storage.join(table, f"ds={ds}", "0123456789ab")
     StageSink(folder, [shard], schema).write([pa.Table.from_pylist(full, schema=schema)], None)
-    tables.commit_night(table, ds, infer.verify([shard], folder), schema, {"run_id": "run"})
+    commit.commit_night(table, ds, checks.verify([shard], folder), schema, {"run_id": "run"})
 
 
 @dataclass(frozen=True)

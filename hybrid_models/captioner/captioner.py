@@ -30,8 +30,7 @@ from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
 from hybrid_models.layers.image_encoder import Encoder, pool_time
 from hybrid_models.layers.recurrent import AttentionDecoder, PlainDecoder, WordDecoder, initial_state
-from hybrid_models.scores import texts
-from hybrid_models.scores.texts import Tally
+from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
 from hybrid_models.search.beam import MOST_TOKENS, Hypothesis, SearchOptions, State, draw, inference, search
 from hybrid_models.text import (
     BOS,
@@ -282,7 +281,7 @@ class Captioner(Hybrid):
     def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """CIDEr-D and BLEU-4; the baseline says the most frequent of all references (their plain form) every time."""
         references = [record["references"] for record in records]
-        plain = Counter(" ".join(texts.caption_tokens(text)) for texts in references for text in texts)
+        plain = Counter(" ".join(caption_tokens(text)) for texts in references for text in texts)
         usual = max(plain, key=lambda text: (plain[text], text))  # the text breaks ties, so order does not matter
         hypotheses = [record["hypothesis"] for record in records]
         baseline = {"name": "most frequent caption", **_scores([usual] * len(records), references)}
@@ -341,8 +340,8 @@ def _frames(image: Any, visual: Visual) -> np.ndarray:
 
 def _tallies(hypotheses: list[str], references: list[list[str]]) -> dict[str, Tally]:
     return {
-        "cider_d": texts.cider_d(hypotheses, references),
-        "bleu4": texts.caption_bleu4(hypotheses, references),
+        "cider_d": cider_d(hypotheses, references),
+        "bleu4": caption_bleu4(hypotheses, references),
     }
 
 

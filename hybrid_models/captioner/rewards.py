@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hybrid_models.errors import UsageError
+from hybrid_models.scores.texts import cider_d
 
 DRAWN = 5
 """Captions drawn of each image."""
@@ -37,5 +38,5 @@ def advantages(drawn: Sequence[Sequence[str]], references: Sequence[Sequence[str
         raise UsageError("rewards compare images: raise train.batch_size to 2 or more for each worker")
     count = len(drawn[0])
     columns = [[texts[k] for texts in drawn] for k in range(count)]
-    rewards = np.stack([texts.cider_d(texts, references).parts[:, 0] for texts in columns], axis=1)
+    rewards = np.stack([cider_d(texts, references).parts[:, 0] for texts in columns], axis=1)
     return (rewards - rewards.mean(axis=1, keepdims=True)) * (count / (count - 1))

@@ -23,8 +23,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Alignment, Explanation
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample
 from hybrid_models.layers.recurrent import AttentionDecoder, BidirectionalGRU, initial_state
-from hybrid_models.scores import texts
-from hybrid_models.scores.texts import Tally
+from hybrid_models.scores.texts import Tally, bleu, chrf
 from hybrid_models.search.beam import MOST_TOKENS, Hypothesis, SearchOptions, State, inference, search
 from hybrid_models.text import (
     BOS,
@@ -254,4 +253,4 @@ class Translator(Hybrid):
 
 
 def _tallies(hypotheses: list[str], references: list[list[str]]) -> dict[str, Tally]:
-    return {"bleu": texts.bleu(hypotheses, references), "chrf": texts.chrf(hypotheses, references)}
+    return {"bleu": bleu(hypotheses, references), "chrf": chrf(hypotheses, references)}

@@ -8,15 +8,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.data import ExecutionResources
 
 from pipelines.cluster import logs
-from pipelines.reading import jail
-from pipelines.staging.actors import Compute
 
 # glibc gives memory back to the system after every batch and faults it in again; kept, CPU inference is up to 3.5 times
 # as fast (measured with EfficientNet-Lite0). Actors compute in a thread, whose own arena would ignore these settings
@@ -43,35 +40,9 @@ LOCAL_CLUSTER = {
 TRACES = dict.fromkeys(
     ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"), logging.CRITICAL
 )
+PASSED_ON = (logs.FORMAT, "HYBRID_JAIL")
+"""Settings of this program that workers have from whoever started the job, see `reading.jail` for the second."""
 WAITING_BYTES = 256 << 20  # samples between two stages, for each node
-MODEL_MEMORY = 2 << 30  # of a node, for each model process on CPUs
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a batch job may take of the cluster; 0 means: decide by what the cluster has."""
-
-    actors: int = 0
-    """Processes that hold the model: by default one for each GPU, or without GPUs one for each CPU and 2 GiB."""
-    batch_size: int = 32
-    """Samples in one forward pass, fewer where they are large (16 MiB in all)."""
-    threads: int = 0
-    """CPU threads of each model process: by default the CPUs of its node, divided among its model processes."""
-
-    def plan(self, shards: int) -> tuple[int, Compute, dict[str, float]]:
-        """Number of actors for so many shards, how each computes, and what each asks of Ray."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        # Without GPUs, processes of one thread make more of the same cores than one process of many threads: measured
-        # 1.25 times as many images/s with two cores.
-        wanted = gpus or sum(max(1, int(min(node["CPU"], node["memory"] // MODEL_MEMORY))) for node in nodes)
-        actors = self.actors or min(wanted, shards)
-        cpus = max(1, int(min(node["CPU"] for node in nodes)))
-        per_node = max(1, -(-actors // len(nodes)))
-        threads = self.threads or max(1, cpus // per_node)
-        # A model process computes with all CPUs of its share but reserves half, so that decoding runs beside it.
-        reserved = max(0.5, cpus / per_node / 2) if not gpus else 1.0
-        return actors, Compute(self.batch_size, threads, gpus > 0), {"num_cpus": reserved, "num_gpus": min(1, gpus)}
 
 
 @contextmanager
@@ -100,7 +71,7 @@ def connect() -> Iterator[None]:
 def worker_env() -> dict[str, str]:
     """Environment of all workers."""
     own = {"RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    chosen = {name: os.environ[name] for name in (logs.FORMAT, jail.SWITCH) if os.environ.get(name)}
+    chosen = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
     return {**ALLOCATOR, **SHARED_CORES, **own, **chosen}
 
 

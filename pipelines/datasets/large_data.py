@@ -17,7 +17,7 @@ import numpy as np
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.datasets.writer import DatasetWriter, TarRow, caption_row
-from pipelines.reading.readers import npy_bytes
+from pipelines.reading.formats.entry import npy_bytes
 
 
 class _Members:

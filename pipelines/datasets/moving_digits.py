@@ -15,7 +15,7 @@ import numpy as np
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.datasets.writer import TarRow
-from pipelines.reading.readers import npy_bytes
+from pipelines.reading.formats.entry import npy_bytes
 
 STEP = 0.1
 """Distance per frame, as a share of the room that a digit has."""

@@ -16,15 +16,16 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from hybrid_models.scores import significance
 from pipelines import storage
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
-from pipelines.nights import infer
 from pipelines.reading.limits import Limits
 from pipelines.reading.readers import is_event
 from pipelines.reading.shards import Shard
+from pipelines.staging import checks, engine
 from pipelines.staging.actors import RECORD_SCHEMA, Lineage, Predictor
-from pipelines.staging.pieces import Piece, count_errors, table_schema
+from pipelines.staging.checks import count_errors
+from pipelines.staging.pieces import Piece, table_schema
 
 RECORDS_VERSION = 5
 """Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""
@@ -86,14 +87,14 @@ def judge(job: Evaluation, resources: Resources) -> Judged:
         RuntimeError: no sample could be judged, or infrastructure failed.
     """
     artifact = job.artifact
-    todo = infer.incomplete(job.shards, job.folder)
+    todo = checks.incomplete(job.shards, job.folder)
     if todo:
         lineage = Lineage(artifact.model, artifact.version, job.fingerprint, "")
-        actor = infer.Actor(Predictor, (ray.put(artifact), job.decoding), (lineage, True))
-        decode = infer.decode_step(artifact, job.limits, with_target=True)
+        actor = engine.Actor(Predictor, (ray.put(artifact), job.decoding), (lineage, True))
+        decode = engine.decode_step(artifact, job.limits, with_target=True)
         schema = table_schema(RECORD_SCHEMA)
-        infer.stage(todo, job.folder, schema, decode, actor, resources, "evaluations", job.stride)
-    pieces = infer.verify(job.shards, job.folder)
+        engine.stage(todo, job.folder, schema, decode, actor, resources, "evaluations", job.stride)
+    pieces = checks.verify(job.shards, job.folder)
     judged = Judged(dict(_records(pieces)), count_errors(pieces).kinds)
     if not judged.records:
         raise RuntimeError(f"no sample could be judged: {dict(judged.errors)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybrid_models.errors import UsageError
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.judging import evaluate
 from pipelines.judging.evaluate import Evaluation
 from pipelines.reading.limits import MAX_BAD_SHARE

@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw
 from hybrid_models import Hybrid
 from hybrid_models.explanations import Alignment, Forecast, Gaze
 from hybrid_models.inputs import DecodingConfig, Sample
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
-from pipelines.reading.readers import ReadOptions
 from pipelines.reading.samples import Decode, unpack
 from pipelines.reading.shards import Shard
 

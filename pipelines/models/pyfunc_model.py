@@ -11,13 +11,14 @@ import pandas as pd
 import pyarrow as pa
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+from pipelines.cluster.resources import Compute
 from pipelines.models import artifacts
-from pipelines.nights.infer import decode_step
+from pipelines.reading.formats.entry import npy_bytes
 from pipelines.reading.limits import Limits
 from pipelines.reading.media import sniff_media_type
-from pipelines.reading.readers import npy_bytes
 from pipelines.reading.shards import RAW_SCHEMA
-from pipelines.staging.actors import Compute, Lineage, Predictor
+from pipelines.staging.actors import Lineage, Predictor
+from pipelines.staging.engine import decode_step
 
 
 class HybridModel(PythonModel):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,27 +16,20 @@ from deltalake.exceptions import DeltaError
 
 from hybrid_models.inputs import DecodingConfig
 from pipelines import storage
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
-from pipelines.nights import tables, upkeep
+from pipelines.nights import commit, ownership, tables, upkeep
 from pipelines.nights.upkeep import Tidied
-from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.limits import MAX_BAD_SHARE, Limits
-from pipelines.reading.readers import ReadOptions
-from pipelines.reading.samples import SAMPLE_SCHEMA, Decode
 from pipelines.reading.shards import Shard
 from pipelines.staging.actors import Lineage, Predictor
-from pipelines.staging.pieces import PIECE, Piece, StageSink, count_errors, list_pieces, shard_key, table_schema, tiling
+from pipelines.staging.checks import RefusedError, check_errors, count_errors, incomplete, verify
+from pipelines.staging.engine import Actor, decode_step, stage
+from pipelines.staging.pieces import PIECE, shard_key, table_schema
 
 log = logging.getLogger(__name__)
-DECODE_CPUS = 0.5
-WRITE_CPUS = 0.1
 GONE_SHOWN = 3
-
-
-class RefusedError(RuntimeError):
-    """Too many samples were bad, shards were gone, or a model was worse than the one in use: nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +107,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
     rows = sum(piece.rows for piece in pieces)
     check_errors(bad.kinds, rows + bad.lost, night.max_error_fraction)
     lineage_note = {key: str(value) for key, value in asdict(lineage).items()}
-    version = tables.commit_night(night.table, night.ds, pieces, night.schema, lineage_note)
+    version = commit.commit_night(night.table, night.ds, pieces, night.schema, lineage_note)
     verify(night.shards, night.folder)  # another job may have tidied what had waited for long
     committed = time.perf_counter()
     tidied = _tidy(night)
@@ -162,111 +154,6 @@ def _tidy(night: Night) -> Tidied:
         return Tidied([], [])
 
 
-def incomplete(shards: Sequence[Shard], folder: str) -> list[Shard]:
-    """The shards whose staged pieces do not tile them. Nothing is skipped because a job said that it finished."""
-    pieces = list_pieces(folder)
-    return [shard for shard in shards if tiling(pieces.get(shard_key(shard), [])) is None]
-
-
-def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
-    """The files that make up these shards exactly.
-
-    Raises:
-        RuntimeError: a shard is incomplete, although the computation ended without an error.
-    """
-    staged = list_pieces(folder)
-    chosen: list[Piece] = []
-    for shard in shards:
-        tiles = tiling(staged.get(shard_key(shard), []))
-        if tiles is None:
-            raise RuntimeError(
-                f"{shard.uri} is incomplete in {folder}: start the job again, it computes what is missing"
-            )
-        chosen += tiles
-    return chosen
-
-
-def check_errors(
-    errors: Counter[str],
-    rows: int,
-    max_fraction: float,
-    limit: str = "--max-error-fraction",
-    advice: str = "nothing was committed; mend the input or raise the limit",
-) -> None:
-    """Refuses too many bad samples; `limit` is how the message calls `max_fraction`, `advice` says the way out.
-
-    Raises:
-        RefusedError: names the commonest reason and the way out.
-    """
-    bad = sum(errors.values())
-    if bad > max_fraction * rows:
-        kind, count = errors.most_common(1)[0]
-        raise RefusedError(
-            f"{bad} of {rows} samples are bad (most: {count} x {kind}), more than {limit} {max_fraction}: {advice}"
-        )
-
-
-# ---- the streaming computation, shared by batch inference, evaluation and cached features ------------------------
-@dataclass(frozen=True)
-class Actor:
-    """A class that holds a model, and its constructor's arguments before and after `Compute`."""
-
-    kind: type
-    before: tuple[Any, ...]
-    after: tuple[Any, ...] = ()
-
-
-def decode_step(artifact: Artifact, limits: Limits, with_target: bool = False) -> Decode:
-    """The decoding that belongs to a model."""
-    return Decode(artifact.hybrid_class.preprocess(artifact.config, artifact.assets), limits, with_target)
-
-
-def stage(
-    shards: Sequence[Shard],
-    folder: str,
-    schema: pa.Schema,
-    decode: Decode,
-    actor: Actor | None,
-    resources: Resources,
-    name: str,
-    stride: int = 1,
-) -> dict[str, float]:
-    """Read → decode (CPU) → model (actors) → staged Parquet; returns rows, bytes, seconds by stage, actors.
-
-    Args:
-        shards: what to compute; each becomes one or more pieces in `folder`.
-        folder: URI of the staging folder.
-        schema: columns of the staged files.
-        decode: raw rows → samples.
-        actor: samples → output rows; None keeps the samples.
-        resources: how much of the cluster to take.
-        name: how Ray's metrics call it.
-        stride: every n-th issue time of a radar event is a sample.
-    """
-    count, compute, asks = resources.plan(len(shards))
-    options = ReadOptions(decode.preprocess.window, decode.with_target, stride, decode.limits)
-    # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
-    dataset = ray.data.read_datasource(
-        ShardDatasource(list(shards), options, decode, SAMPLE_SCHEMA),
-        override_num_blocks=len(shards),
-        num_cpus=DECODE_CPUS,
-    )
-    if actor is not None:
-        dataset = dataset.map_batches(
-            actor.kind,
-            fn_constructor_args=(*actor.before, compute, *actor.after),
-            compute=ray.data.ActorPoolStrategy(size=count),
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            **asks,
-        )
-    sink = StageSink(folder, shards, schema, name)
-    # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
-    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=count)
-    return {**sink.written, "actors": count}
-
-
 # ---- what is looked at before any work -----------------------------------------------------------------------------
 def check_table(night: Night) -> None:
     """Refuses a table, or a folder for one, that this night cannot be written to.
@@ -274,7 +161,7 @@ def check_table(night: Night) -> None:
     Raises:
         UsageError: what was found there, and the way out.
     """
-    tables.check(night.table, night.schema)
+    ownership.check(night.table, night.schema)
 
 
 def check_shards(night: Night) -> None:

@@ -6,46 +6,28 @@ cannot become markup (Jinja2 escapes all of it, and the page's own policy forbid
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import singledispatch
 from pathlib import Path
-from typing import Any
 
 from deltalake import DeltaTable
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mlflow.entities import Run
-from PIL import Image
 
 from hybrid_models.errors import UsageError
-from hybrid_models.explanations import Alignment, Explanation, Forecast, Gaze
-from hybrid_models.inputs import Sample
 from pipelines import storage
-from pipelines.models import artifacts, tracking
-from pipelines.models.artifacts import Artifact
-from pipelines.models.pictures import LOOKED_AT, NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H, evenly, side_by_side
-from pipelines.nights import query, tables
-from pipelines.nights.infer import decode_step
-from pipelines.reading.guard import guarded
-from pipelines.reading.limits import Limits
-from pipelines.reading.readers import ReadOptions
-from pipelines.reading.samples import unpack
-from pipelines.reading.shards import Shard
+from pipelines.models import tracking
+from pipelines.models.pictures import NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H
+from pipelines.nights import ownership, query, tables
+from pipelines.nights.figures import Figure, figures
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
 NIGHTS_SHOWN = 14
 ERROR_EXAMPLES = 3
-LEADS_TOLD = 4
-SHARDS_READ = 4
-"""Of a night's shards, as many are read again for what is shown of them."""
-JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True)
@@ -66,16 +48,6 @@ class Reason:
     kind: str
     count: int
     examples: Sequence[Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Something to look at: the row as the table has it, and what the model shows of its way there."""
-
-    row: Mapping[str, Any]
-    kind: str
-    """Which part of the template draws it."""
-    content: Mapping[str, Any]
 
 
 @dataclass
@@ -131,7 +103,11 @@ def report(
         )
     _ask_mlflow(sections, tracking_uri)
     for section in sections:
-        section.figures, section.note = _figures(tables_uri, section, ds, tracking_uri, examples)
+        if section.rows == section.errors:
+            section.note = "No row was predicted."
+        else:
+            shown = figures(tables_uri, section.table, section.model, ds, tracking_uri, examples)
+            section.figures, section.note = shown
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -179,7 +155,7 @@ def _table(tables_uri: str, name: str) -> DeltaTable | None:
     try:
         table = tables.open_table(uri)
         if table is not None:
-            tables.check_ours(table, uri)
+            ownership.check_ours(table, uri)
     except UsageError as error:
         log.warning("left out of the report: %s", error)
         return None
@@ -215,102 +191,6 @@ def _add_links(section: Section, root: str, run: Run | None) -> None:
     if section.model.startswith("models:/"):
         _, hybrid, version = section.model.split("/")
         section.model_link = f"{root}/models/{hybrid}/versions/{version}"
-
-
-# ---- something to look at ----------------------------------------------------------------------------------------
-def _figures(tables_uri: str, section: Section, ds: str, tracking_uri: str, count: int) -> tuple[list[Figure], str]:
-    """Some good rows of the night with what the model shows of them, or why there are none."""
-    if section.rows == section.errors:
-        return [], "No row was predicted."
-    try:
-        rows = _choose(tables_uri, section.table, ds, count)
-        artifact = artifacts.read(section.model, None, tracking_uri)
-        samples = _samples(rows, artifact)
-        known = [row for row in rows if (row["shard"], row["index"]) in samples]
-        explained = _explain(artifact, [samples[row["shard"], row["index"]] for row in known])
-        return [Figure(row, *draw(shown, row)) for row, shown in zip(known, explained, strict=True)], ""
-    except Exception as error:  # pictures are the least of a page: whatever keeps them away is said instead
-        log.warning("%s ds=%s: nothing to look at: %s", section.table, ds, error)
-        return [], f"Nothing to look at: {tracking.first_line(error)}"
-
-
-def _explain(artifact: Artifact, samples: Sequence[Sample]) -> list[Explanation]:
-    return artifact.load().eval().explain(samples, artifact.decoding) if samples else []
-
-
-def _choose(tables_uri: str, name: str, ds: str, count: int) -> list[dict[str, Any]]:
-    """Good rows from the beginnings of some shards, evenly spread; only these shards are read again."""
-
-    def ask(sql: str, *parameters: Any) -> list[dict[str, Any]]:
-        return query.query(sql, tables_uri, [name], parameters=parameters).to_pylist()
-
-    where = f"FROM {name} WHERE ds = ? AND index < {LOOKED_AT}"
-    shards = [row["shard"] for row in ask(f"SELECT DISTINCT shard {where} ORDER BY shard", ds)]
-    some = [shards[i] for i in evenly(len(shards), min(count, SHARDS_READ))]
-    places = ask(f"SELECT shard, index {where} AND list_contains(?, shard) ORDER BY shard, index", ds, some)
-    chosen: list[dict[str, Any]] = []
-    for number, shard in enumerate(some):
-        own = [place for place in places if place["shard"] == shard]
-        chosen += [own[i] for i in evenly(len(own), count * (number + 1) // len(some) - len(chosen))]
-    return ask(
-        f"SELECT * {where} AND list_contains(?, {{'shard': shard, 'index': index}}) ORDER BY shard, index", ds, chosen
-    )
-
-
-def _samples(rows: Sequence[Mapping[str, Any]], artifact: Artifact) -> dict[tuple[str, int], Sample]:
-    """The decoded samples of these rows, by shard and index, as far as their shards still have them where they were.
-
-    A `sample_id` is unique in its shard at most.
-    """
-    limits = Limits()
-    decode = decode_step(artifact, limits)
-    options = ReadOptions(decode.preprocess.window, limits=limits)
-    wanted: dict[str, dict[int, str]] = defaultdict(dict)
-    for row in rows:
-        wanted[row["shard"]][row["index"]] = row["sample_id"]
-    found: dict[tuple[str, int], Sample] = {}
-    for uri, names in wanted.items():
-        file = storage.info(uri)
-        for block in guarded(Shard(file.uri, file.size, file.etag), options, decode):
-            for row in block.select(["index", "sample_id", "sample"]).to_pylist():
-                if names.get(row["index"]) == row["sample_id"] and row["sample"] is not None:
-                    found[uri, row["index"]] = unpack(row["sample"])
-            if block["index"][-1].as_py() >= max(names):
-                break
-    return found
-
-
-@singledispatch
-def draw(explanation: Explanation, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """How the template draws an explanation, and what it needs for that."""
-    raise TypeError(f"cannot draw {type(explanation).__name__}")
-
-
-@draw.register
-def _gaze(shown: Gaze, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    buffer = io.BytesIO()
-    Image.fromarray(shown.image).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return "photograph", {"image": _data_uri("image/jpeg", buffer.getvalue())}
-
-
-@draw.register
-def _alignment(shown: Alignment, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    weights = [[round(float(weight), 3) for weight in line] for line in shown.weights]
-    return "alignment", {"source": shown.source, "lines": list(zip(shown.target, weights, strict=True))}
-
-
-@draw.register
-def _forecast(shown: Forecast, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    leads = [
-        {"minutes": shown.lead_minutes[i], **{name: row[name][i] for name in ("mean_mm_h", "max_mm_h", "wet_fraction")}}
-        for i in evenly(len(shown.lead_minutes), LEADS_TOLD)
-    ]
-    animation = _data_uri("image/gif", side_by_side(shown))
-    return "nowcast", {"animation": animation, "leads": leads, "unit": shown.unit}
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _size(count: float) -> str:

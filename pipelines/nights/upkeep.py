@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote
 
 from pipelines import storage
-from pipelines.nights import tables
+from pipelines.nights import ownership, tables
 from pipelines.staging.pieces import is_own
 from pipelines.storage import StoredFile
 
@@ -54,7 +54,7 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False) -> Tidied:
     table = tables.open_table(uri)  # only now: what was committed before the listing is known to be in use
     if table is None:
         return Tidied([], [])
-    tables.check_ours(table, uri)
+    ownership.check_ours(table, uri)
     before = datetime.now(UTC) - timedelta(hours=retain_hours)
     old = {path for path, file in stored.items() if is_own(path) and file.modified < before}
     removable = old & _idle(uri, retain_hours) if old else old
@@ -65,7 +65,7 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False) -> Tidied:
         for file in removed:
             storage.delete(file.uri)
     in_use = tables.night_files(table)
-    unknown = [file for path, file in stored.items() if not (is_own(path) or path in in_use or tables.is_log(path))]
+    unknown = [file for path, file in stored.items() if not (is_own(path) or path in in_use or ownership.is_log(path))]
     if unknown:
         log.warning("%s: %d files are none of this program's and left, such as %s", uri, len(unknown), unknown[0].uri)
     return Tidied(removed, unknown)

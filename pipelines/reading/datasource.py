@@ -9,8 +9,8 @@ from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import Step, guarded
-from pipelines.reading.readers import ReadOptions
 from pipelines.reading.shards import Shard
 
 

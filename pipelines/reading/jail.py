@@ -356,4 +356,4 @@ def _call(what: str, result: int) -> int:
 
 if __name__ == "__main__":
     enter()
-    importlib.import_module("pipelines.reading.guard").main(*map(int, sys.argv[1:]))
+    importlib.import_module("pipelines.reading.child").main(*map(int, sys.argv[1:]))

@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from hybrid_models.errors import BadSample, UsageError
 from pipelines import storage
+from pipelines.reading.formats.entry import MAX_ERROR, MAX_ID, Entry, ReadOptions
 from pipelines.reading.limits import is_memory_error
-from pipelines.reading.readers import COUNTERS, MAX_ERROR, MAX_ID, READERS, Entry, ReadOptions, suffix_of
+from pipelines.reading.readers import COUNTERS, READERS, suffix_of
 
 RAW_SCHEMA = pa.schema(
     [

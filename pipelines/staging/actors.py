@@ -20,6 +20,7 @@ import torch
 
 from hybrid_models.contract import to_device
 from hybrid_models.inputs import DecodingConfig, Sample
+from pipelines.cluster.resources import Compute
 from pipelines.models.artifacts import Artifact
 from pipelines.reading.samples import SAMPLE_SCHEMA, pack, unpack
 from pipelines.staging.pieces import TIMINGS, table_schema
@@ -42,18 +43,6 @@ class Lineage:
     model_version: str
     fingerprint: str
     run_id: str
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How one actor computes."""
-
-    batch_size: int
-    """Samples in one forward pass, fewer where they are large (`BATCH_BYTES`)."""
-    threads: int
-    """CPU threads of torch."""
-    gpu: bool
-    """Whether the model goes to the actor's GPU."""
 
 
 class _Worker:

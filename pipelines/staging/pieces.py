@@ -8,21 +8,14 @@ complete.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from ray.data import Datasink
-from ray.data.block import BlockAccessor
 
 from pipelines import storage
-from pipelines.cluster import counters
 from pipelines.reading.shards import Shard
 
 LINEAGE = [
@@ -51,7 +44,6 @@ def table_schema(payload: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field("sample_id", pa.string()), *payload, *LINEAGE])
 
 
-# ---- pieces: names that tell what is complete --------------------------------------------------------------------
 @dataclass(frozen=True)
 class Piece:
     """One staged file: rows `first … stop-1` of a shard."""
@@ -114,98 +106,3 @@ def _path(arriving: dict[int, Piece | None], position: int) -> list[Piece]:
         path.append(piece)
         position = piece.first
     return path[::-1]
-
-
-class StageSink(Datasink[dict[str, float]]):
-    """Ray Data sink that puts one Parquet object per contiguous piece of a shard; a retried task overwrites its own.
-
-    After the write, `written` sums up what all tasks report: rows, bytes, seconds by stage.
-
-    Args:
-        folder: URI of the staging folder.
-        shards: what is staged.
-        schema: columns of the files.
-        name: how Ray's metrics call it; without one nothing is counted.
-    """
-
-    def __init__(self, folder: str, shards: Sequence[Shard], schema: pa.Schema, name: str = "") -> None:
-        self._folder = folder
-        self._name = name
-        self._keys = {shard.uri: shard_key(shard) for shard in shards}
-        self._schema = schema
-        self.written: dict[str, float] = defaultdict(float)
-
-    def write(self, blocks: Iterable[Any], ctx: Any) -> dict[str, float]:
-        """Writes the rows of these blocks; returns counts and seconds."""
-        started = time.perf_counter()
-        done: dict[str, float] = defaultdict(float)
-        tables = [table for table in (BlockAccessor.for_block(block).to_arrow() for block in blocks) if len(table)]
-        if not tables:
-            return dict(done)
-        table = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("index", "ascending")])
-        for first, stop in _runs(table):
-            done["bytes"] += self._put(table.slice(first, stop - first))
-        done["rows"] = len(table)
-        for name in TIMINGS:
-            if name in table.column_names:
-                done[name] = pa.compute.sum(table[name]).as_py() or 0.0
-        done["write_seconds"] = time.perf_counter() - started
-        if self._name:
-            seconds = {stage: done.get(f"{stage}_seconds", 0.0) for stage in ("decode", "predict", "write")}
-            counters.count_staged(self._name, len(table), _kinds(table["error"]), seconds, int(done["bytes"]))
-        return dict(done)
-
-    def _put(self, rows: pa.Table) -> int:
-        first, stop = rows["index"][0].as_py(), rows["index"][-1].as_py() + 1
-        end = "-end" if rows["last"][-1].as_py() else ""
-        name = f"{self._keys[rows['shard'][0].as_py()]}-{first:08d}-{stop:08d}{end}.parquet"
-        buffer = io.BytesIO()
-        pq.write_table(rows.select(self._schema.names).cast(self._schema), buffer, compression="zstd")
-        storage.write_bytes(storage.join(self._folder, name), buffer.getvalue())
-        return buffer.tell()
-
-    def on_write_complete(self, write_result: Any) -> None:
-        """Adds up what the tasks returned."""
-        for done in write_result.write_returns:
-            for name, value in done.items():
-                self.written[name] += value
-
-
-def _runs(table: pa.Table) -> list[tuple[int, int]]:
-    """Slices of a sorted table in which the shard is one and the index has no gap."""
-    shards, index = table["shard"].to_pylist(), table["index"].to_pylist()
-    cuts = [i for i in range(1, len(index)) if shards[i] != shards[i - 1] or index[i] != index[i - 1] + 1]
-    return list(zip([0, *cuts], [*cuts, len(index)], strict=True))
-
-
-# ---- counting ----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Errors:
-    """What is bad in some pieces."""
-
-    kinds: Counter[str]
-    """How many rows by kind of error, those with no row of their own included."""
-    lost: int
-    """How many have no row of their own: they are lost with one that says so."""
-
-
-def count_errors(pieces: Iterable[Piece]) -> Errors:
-    """Error rows of these files, and the rows that are lost with them; reads the columns that tell."""
-    kinds: Counter[str] = Counter()
-    lost = 0
-    for piece in pieces:
-        with storage.open_input(piece.file.uri) as stream:
-            rows = pq.ParquetFile(stream).read(columns=["error", "lost_rows"])  # earlier versions have but the first
-        for row in rows.filter(rows["error"].is_valid()).to_pylist():
-            beyond = row.get("lost_rows") or 0
-            kinds[_kind(row["error"])] += 1 + beyond
-            lost += beyond
-    return Errors(kinds, lost)
-
-
-def _kinds(errors: pa.ChunkedArray) -> Counter[str]:
-    return Counter(_kind(error) for error in errors.drop_null().to_pylist())
-
-
-def _kind(error: str) -> str:
-    return error.split(":", 1)[0]

@@ -7,41 +7,32 @@ already is not done again: assets, initial weights and epochs lie in the run's f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import ray
-import torch
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from hybrid_models import HYBRIDS, Hybrid
+from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.models import artifacts, tracking
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
-from pipelines.nights import infer
-from pipelines.reading.datasource import ShardDatasource
-from pipelines.reading.limits import MAX_BAD_SHARE
-from pipelines.reading.readers import ReadOptions
-from pipelines.reading.samples import SAMPLE_SCHEMA, TEXT_SCHEMA, TrainingTexts
-from pipelines.reading.shards import Shard
-from pipelines.staging.actors import Featurizer
-from pipelines.staging.pieces import Piece, count_errors
+from pipelines.staging.pieces import Piece
 from pipelines.training import progress
-from pipelines.training.loop import CHECKPOINT_VALIDATION, TrainTask, train_worker
+from pipelines.training.checkpoints import CHECKPOINT_VALIDATION
+from pipelines.training.loop import train_worker
 from pipelines.training.model_card import model_card
-from pipelines.training.recipe import Recipe
-from pipelines.training.runs import RunState, Shards, TrainJob, plain, read_state, shards_digest
+from pipelines.training.preparation import initial_artifact, prepare
+from pipelines.training.runs import RunState, Shards, TrainJob, TrainTask, plain, read_state, shards_digest
 
 log = logging.getLogger(__name__)
-PREPARED_SCHEMA = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
 MAX_OUTAGES = 5
 OUTAGE_SECONDS = 600.0
 
@@ -59,8 +50,8 @@ def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
     scaling, threads = _scaling(job.num_workers, job.gpu)
     tracker = _open_run(job, shards)
     try:
-        initial = _initial_artifact(job, shards[0])
-        prepared = [_prepare(job, initial, part) for part in shards]
+        initial = initial_artifact(job, shards[0])
+        prepared = [prepare(job, initial, part) for part in shards]
         result = _fit(job, tracker, initial, prepared, scaling, threads)
         summary = _finish(job, shards, tracker, initial, result)
     except BaseException:
@@ -86,77 +77,6 @@ def _open_run(job: TrainJob, shards: Shards) -> Tracker:
     return tracker
 
 
-# ---- what must be there before the first step --------------------------------------------------------------------
-def _initial_artifact(job: TrainJob, shards: list[Shard]) -> Artifact:
-    """The untrained model with its assets and pretrained parts, made once and kept in the run's folder."""
-    place = storage.join(job.run, "initial")
-    if not storage.exists(storage.join(place, artifacts.CONFIG)):
-        recipe = job.recipe
-        kind = HYBRIDS[recipe.hybrid]
-        assets = kind.learn_assets(recipe.model, _texts(recipe, shards))
-        torch.manual_seed(recipe.train.seed)
-        hybrid = kind(recipe.model, assets)
-        for part, uri in hybrid.pretrained().items():
-            hybrid.load_pretrained(part, None if uri == "hub" else artifacts.read_tensors(uri))
-        files = artifacts.make(hybrid, recipe.decoding, {}, "Initial weights of a training run.\n")
-        artifacts.write(files, place)
-    return artifacts.read(place)
-
-
-def _texts(recipe: Recipe, shards: list[Shard]) -> Iterator[str]:
-    """All texts of the training shards, streaming; nothing is read for a hybrid that learns no assets."""
-    if not recipe.model.learns_from_texts:
-        return
-    source = ShardDatasource(shards, ReadOptions(limits=recipe.limits), TrainingTexts(recipe.model), TEXT_SCHEMA)
-    dataset = ray.data.read_datasource(source, override_num_blocks=len(shards), num_cpus=infer.DECODE_CPUS)
-    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from batch["text"].to_pylist()
-
-
-def _prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list[Piece], Counter[str]]:
-    """Decoded and featurized samples in the lake, computed once for each shard and configuration.
-
-    Returns:
-        The staged pieces, and the counts of bad samples by kind.
-    """
-    recipe = job.recipe
-    hybrid = initial.load()
-    folder = _features_folder(job, initial, hybrid)
-    todo = infer.incomplete(shards, folder)
-    if todo:
-        log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
-        actor = infer.Actor(Featurizer, (ray.put(initial),)) if hybrid.has_frozen_features else None
-        decode = infer.decode_step(initial, recipe.limits, with_target=True)
-        infer.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
-    pieces = infer.verify(shards, folder)
-    found = count_errors(pieces)
-    errors, rows = found.kinds, sum(piece.rows for piece in pieces) + found.lost
-    infer.check_errors(errors, rows, MAX_BAD_SHARE, "the share allowed in training,", "mend the data or its limits")
-    for kind, count in errors.items():
-        log.warning("%s: %d training samples are left out: %s", job.name, count, kind)
-    return pieces, errors
-
-
-def _features_folder(job: TrainJob, initial: Artifact, hybrid: Hybrid) -> str:
-    """Where samples are kept that are decoded and featurized alike; what is trained, and how, decides nothing."""
-    frozen = hashlib.sha256()
-    trained = {name for name, parameter in hybrid.named_parameters() if parameter.requires_grad}
-    for name, tensor in sorted(hybrid.state_dict().items()):
-        if name not in trained:
-            frozen.update(name.encode())
-            frozen.update(tensor.contiguous().numpy().tobytes())
-    config = {name: value for name, value in initial.meta["config"].items() if name not in hybrid.Config.not_in_samples}
-    decisive = {
-        "hybrid": hybrid.name,
-        "config": config,
-        "assets": initial.assets,
-        "limits": asdict(job.recipe.limits),
-        "frozen": frozen.hexdigest(),
-    }
-    return storage.join(storage.absolute(job.storage), "features", artifacts.fingerprint(decisive)[:12])
-
-
-# ---- Ray Train ---------------------------------------------------------------------------------------------------
 def _fit(
     job: TrainJob,
     tracker: Tracker,

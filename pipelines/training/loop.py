@@ -3,93 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import math
-import re
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-import torch.distributed as dist
 from ray import train as ray_train
 from ray.train.torch import get_device, prepare_model
-from torch import Tensor, nn
+from torch import nn
 
 from hybrid_models.contract import Batch, Hybrid, to_device
-from pipelines import storage
-from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
-from pipelines.staging.pieces import Piece
 from pipelines.training.batches import PreparedSamples, plan_epoch, prefetch
+from pipelines.training.checkpoints import Metrics, Progress, restore, save
 from pipelines.training.recipe import Recipe, TrainConfig
+from pipelines.training.runs import TrainTask
+from pipelines.training.workers import all_sum, gather, is_chief, rank, share_buffers, tell, unwrap, world_size
 
 LOG_EVERY = 10
 FINAL_RATE = 0.02
-CHECKPOINT = re.compile(r"checkpoint_epoch_\d{4}(_\d+)?(?=/)")
-CHECKPOINT_PROGRESS, CHECKPOINT_OPTIMIZER = "progress.json", "optimizer.pt"
-CHECKPOINT_VALIDATION = "validation.json"
-Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class TrainTask:
-    """Everything a worker needs."""
-
-    recipe: Recipe
-    initial: ray.ObjectRef
-    """The untrained `Artifact`, the same for all workers."""
-    train_pieces: Sequence[Piece]
-    val_pieces: Sequence[Piece]
-    run: str
-    """URI of the run's folder."""
-    tracking_uri: str
-    mlflow_run_id: str | None
-    threads: int
-    progress: Any
-    """Handle of the `Progress` actor."""
-
-
-@dataclass
-class Progress:
-    """What a checkpoint knows besides weights and optimizer state."""
-
-    epoch: int = 0
-    """Finished epochs."""
-    step: int = 0
-    """Finished optimizer steps."""
-    best: float | None = None
-    """Best validation metric so far."""
-    stale: int = 0
-    """Epochs since the best one."""
-    history: list[dict[str, float]] = field(default_factory=list)
-    """Every logged entry: `step`, `time` in ms, metrics."""
-    fallbacks: int = 0
-    """How often a damaged checkpoint was passed over."""
-
-    @property
-    def checkpoint(self) -> str:
-        """Folder of the newest epoch's checkpoint. Ray Train removes old ones by name, so no name is used twice."""
-        return f"checkpoint_epoch_{self.epoch:04d}" + (f"_{self.fallbacks}" if self.fallbacks else "")
-
-    def note(self, metrics: Mapping[str, float]) -> None:
-        """Adds an entry at the current step."""
-        self.history.append({"step": self.step, "time": int(time.time() * 1000), **metrics})
-
-    def judge(self, value: float, higher_is_better: bool) -> None:
-        """Updates best and stale by an epoch's metric; NaN never counts as better."""
-        better = self.best is None or (value > self.best if higher_is_better else value < self.best)
-        if better and not math.isnan(value):
-            self.best, self.stale = value, 0
-        else:
-            self.stale += 1
 
 
 def train_worker(task: TrainTask) -> None:
@@ -258,145 +194,3 @@ def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> tuple[
     judged = hybrid.summarise(everyone) if everyone else {}
     metrics = {f"val_{name}": value for name, value in judged.get("metrics", {}).items()}
     return {"val_loss": total / count, **metrics}, judged
-
-
-# ---- checkpoints -------------------------------------------------------------------------------------------------
-def save(
-    hybrid: Hybrid,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    values: Metrics,
-    judged: Mapping[str, Any],
-    task: TrainTask,
-) -> None:
-    """Reports the epoch to Ray Train, with a checkpoint of the first worker (a barrier for all workers)."""
-    score = values[f"val_{task.recipe.train.metric}"]
-    report = {**values, "score": score if task.recipe.higher_is_better else -score, "epoch": progress.epoch}
-    if not is_chief():
-        ray_train.report(report)
-        return
-    storage.write_bytes(
-        storage.join(task.run, "history.jsonl"), "".join(json.dumps(e) + "\n" for e in progress.history).encode()
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        write_checkpoint(Path(scratch), hybrid, optimizer, progress)
-        (Path(scratch) / CHECKPOINT_VALIDATION).write_text(json.dumps(judged))
-        ray_train.report(
-            report,
-            checkpoint=ray_train.Checkpoint.from_directory(scratch),
-            checkpoint_dir_name=progress.checkpoint,
-        )
-
-
-def write_checkpoint(folder: Path, hybrid: Hybrid, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """All that training needs to go on from here, on a local disk."""
-    (folder / artifacts.WEIGHTS).write_bytes(artifacts.pack_state(hybrid))
-    torch.save(optimizer.state_dict(), folder / CHECKPOINT_OPTIMIZER)
-    (folder / CHECKPOINT_PROGRESS).write_text(json.dumps(asdict(progress)))
-
-
-class DamagedError(RuntimeError):
-    """A checkpoint is not whole."""
-
-
-def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer, task: TrainTask) -> Progress:
-    """Loads the newest checkpoint that is whole into model and optimizer, if there is any; says which ones are not.
-
-    Raises:
-        DamagedError: none of them is whole.
-    """
-    newest = ray_train.get_checkpoint()
-    if newest is None:
-        return Progress()
-    damage = ""
-    for name in checkpoints(task.run, Path(newest.path).name):
-        try:
-            progress = load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
-        except DamagedError as error:
-            damage = str(error)
-            tell(task.progress, "damage", Progress(), {}, damage)
-        else:
-            progress.fallbacks += bool(damage)
-            return progress
-    raise DamagedError(f"{damage}, and there is none before it: train under another --name")
-
-
-def checkpoints(run: str, newest: str) -> list[str]:
-    """Names of a run's checkpoints, from this one backwards."""
-    places = {match[0] for file in storage.list_files(run) if (match := CHECKPOINT.search(file.uri))}
-    return [name for name in sorted(places, reverse=True) if name <= newest]
-
-
-def load_checkpoint(hybrid: Hybrid, optimizer: torch.optim.Optimizer, uri: str) -> Progress:
-    """Loads a checkpoint folder.
-
-    Raises:
-        DamagedError: a file is missing, cut off, or not what it should be.
-    """
-    try:
-        weights, state, progress = (
-            storage.read_bytes(storage.join(uri, name))
-            for name in (artifacts.WEIGHTS, CHECKPOINT_OPTIMIZER, CHECKPOINT_PROGRESS)
-        )
-    except FileNotFoundError as error:
-        raise DamagedError(f"{uri} is damaged: there is no {error}") from None
-    try:
-        restored = Progress(**json.loads(progress))
-        moments = torch.load(io.BytesIO(state), map_location=get_device(), weights_only=True)
-        artifacts.load_state(hybrid, weights, uri)
-        optimizer.load_state_dict(moments)
-    except Exception as error:  # torch, safetensors and JSON each have their own
-        raise DamagedError(f"{uri} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
-    return restored
-
-
-# ---- workers -----------------------------------------------------------------------------------------------------
-def rank() -> int:
-    """This worker's number."""
-    return int(ray_train.get_context().get_world_rank())
-
-
-def world_size() -> int:
-    """How many workers train together."""
-    return int(ray_train.get_context().get_world_size())
-
-
-def is_chief() -> bool:
-    """Whether this is the worker that writes."""
-    return rank() == 0
-
-
-def all_sum(value: Tensor) -> Tensor:
-    """The sum over all workers."""
-    if world_size() == 1:
-        return value
-    value = value.to(get_device()).clone()
-    dist.all_reduce(value)
-    return value
-
-
-def share_buffers(hybrid: nn.Module) -> None:
-    """Gives every worker the first one's buffers, which are saved: each has batch statistics of its own samples."""
-    if world_size() > 1:
-        for buffer in hybrid.buffers():
-            dist.broadcast(buffer, 0)
-
-
-def gather(records: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
-    """All workers' records, in the order of the samples."""
-    if world_size() > 1:
-        parts: list[Any] = [None] * world_size()
-        dist.all_gather_object(parts, records)
-        records = [record for part in parts for record in part]
-    return sorted(records, key=lambda pair: pair[0])
-
-
-def unwrap(model: nn.Module) -> Hybrid:
-    """The hybrid inside DDP."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[return-value]
-
-
-def tell(reporter: Any, event: str, progress: Progress, values: Mapping[str, float], text: str = "") -> None:
-    """Shows the driver how far the first worker is; nobody waits for it."""
-    if is_chief():
-        reporter.update.remote(event, progress.epoch, progress.step, dict(values), text)

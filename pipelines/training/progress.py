@@ -20,7 +20,7 @@ Event = tuple[str, int, int, dict[str, float], str]
 
 
 @ray.remote(num_cpus=0)
-class Progress:
+class Reporter:
     """Collects what the first worker tells; the driver fetches it."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Progress:
 @contextmanager
 def shown(title: str, epochs: int) -> Iterator[Any]:
     """Shows what arrives at the yielded actor until the block ends."""
-    actor = Progress.remote()  # type: ignore[attr-defined]
+    actor = Reporter.remote()  # type: ignore[attr-defined]
     done = threading.Event()
     thread = threading.Thread(target=_follow, args=(actor, done, title, epochs), daemon=True)
     thread.start()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import ray
+
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts, tracking
 from pipelines.reading.shards import Shard, list_shards
+from pipelines.staging.pieces import Piece
 from pipelines.training.recipe import Recipe
 
 Shards = tuple[list[Shard], list[Shard]]
@@ -130,3 +134,21 @@ def finished(job: TrainJob) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return summary if summary["model_version"] and summary["mlflow"] == tracking.shown(job.tracking_uri) else None
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """Everything a worker needs."""
+
+    recipe: Recipe
+    initial: ray.ObjectRef
+    """The untrained `Artifact`, the same for all workers."""
+    train_pieces: Sequence[Piece]
+    val_pieces: Sequence[Piece]
+    run: str
+    """URI of the run's folder."""
+    tracking_uri: str
+    mlflow_run_id: str | None
+    threads: int
+    progress: Any
+    """Handle of the `Reporter`."""

@@ -32,15 +32,17 @@ import tyro
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
 from pipelines import storage
 from pipelines.cluster import connection
-from pipelines.cluster.connection import ALLOCATOR, Resources
+from pipelines.cluster.connection import ALLOCATOR
+from pipelines.cluster.resources import Compute, Resources
 from pipelines.models import artifacts
 from pipelines.models.tracking import Tracker
 from pipelines.nights import infer
 from pipelines.nights.infer import Night
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
-from pipelines.reading.readers import ReadOptions
 from pipelines.reading.shards import Shard, list_shards, read_blocks
-from pipelines.staging.actors import Compute, Lineage, Predictor
+from pipelines.staging import engine
+from pipelines.staging.actors import Lineage, Predictor
 from tests import tiny
 
 GROWTH = 8
@@ -102,7 +104,7 @@ def take(source: str, folder: Path, count: int) -> None:
 # ---- the bare loop -----------------------------------------------------------------------------------------------
 def bare_loop(shards: list[Shard], artifact: artifacts.Artifact) -> float:
     """Images per second of read → decode → predict, one after the other, after one batch of warm-up."""
-    decode = infer.decode_step(artifact, Limits())
+    decode = engine.decode_step(artifact, Limits())
     lineage = Lineage("", "", "", "")
     predictor = Predictor(artifact, artifact.decoding, Compute(BATCH, os.cpu_count() or 1, False), lineage)
     warm = next(read_blocks(shards[0], ReadOptions())).slice(0, BATCH)

@@ -25,16 +25,16 @@ import pytest
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from pipelines import storage
 from pipelines.reading import guard
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
-from pipelines.reading.readers import ReadOptions
 from pipelines.reading.samples import Decode
 from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.chaos.fuzz import alarm
 from tests.chaos.mutants import archives, columns, events
-from tests.pipelines.test_media import clip_bytes
-from tests.pipelines.test_radar import event_bytes
+from tests.pipelines.reading.test_media import clip_bytes
+from tests.pipelines.reading.test_radar import event_bytes
 
 MANY = 50_000
 PATIENCE = 100

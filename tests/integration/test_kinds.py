@@ -17,7 +17,7 @@ from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.nights import query
 from tests import tiny
-from tests.pipelines.test_radar import event_bytes
+from tests.pipelines.reading.test_radar import event_bytes
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -8,7 +8,7 @@ from hybrid_models.errors import UsageError
 from jobs.infer import TASKS, check_ds, main
 from pipelines import storage
 from pipelines.cluster import connection
-from pipelines.nights.infer import RefusedError
+from pipelines.staging.checks import RefusedError
 from tests import tiny
 
 

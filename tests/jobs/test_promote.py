@@ -11,7 +11,7 @@ from jobs import evaluate, models
 from jobs.promote import main
 from pipelines.models import artifacts, registry
 from pipelines.models.tracking import Tracker
-from pipelines.nights.infer import RefusedError
+from pipelines.staging.checks import RefusedError
 from tests import tiny
 
 

@@ -8,7 +8,7 @@ from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, plain
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
 from hybrid_models.text import BOS, EOS, Tokenizer, unpack_json
-from tests.hybrid_models.test_captioner import CAPTIONS, SIZE, build, image, samples_of
+from tests.hybrid_models.captioner.test_captioner import CAPTIONS, SIZE, build, image, samples_of
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from hybrid_models.captioner.rewards import advantages, whole
 from hybrid_models.errors import UsageError
-from hybrid_models.scores import texts
+from hybrid_models.scores.texts import cider_d
 
 REFERENCES = [
     ["a dog runs on grass", "the brown dog runs"],
@@ -22,7 +22,7 @@ DRAWN = [
 def test_an_advantage_is_over_the_mean_of_the_others_of_its_image():
     found = advantages(DRAWN, REFERENCES)
     assert found.shape == (3, 3)
-    scores = [texts.cider_d([texts[k] for texts in DRAWN], REFERENCES).parts[:, 0] for k in range(3)]
+    scores = [cider_d([texts[k] for texts in DRAWN], REFERENCES).parts[:, 0] for k in range(3)]
     for column in range(3):
         others = [scores[k] for k in range(3) if k != column]
         np.testing.assert_allclose(found[:, column], scores[column] - np.mean(others, axis=0))

@@ -8,7 +8,7 @@ from hybrid_models.inputs import Inputs, Visual
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterDecoding
 from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
 from hybrid_models.scores.frames import RAIN_THRESHOLDS
-from tests.hybrid_models.test_nowcaster import VIDEO, sample_of, shower
+from tests.hybrid_models.nowcaster.test_nowcaster import VIDEO, sample_of, shower
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hybrid_models.inputs import Inputs
 from hybrid_models.text import EOS, Tokenizer, unpack_json
 from hybrid_models.translator.preprocess import SOURCE_TOKENIZER, TOKENIZER, TranslatorConfig
 from hybrid_models.translator.translator import Translator
-from tests.hybrid_models.test_translator import ROWS, TINY, build, samples_of
+from tests.hybrid_models.translator.test_translator import ROWS, TINY, build, samples_of
 
 
 @pytest.fixture(scope="module")

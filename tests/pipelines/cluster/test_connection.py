@@ -7,8 +7,7 @@ from ray.data import exceptions
 from ray.data._internal.execution import streaming_executor_state
 
 from pipelines.cluster import connection
-from pipelines.cluster.connection import Resources
-from pipelines.staging.actors import Compute
+from pipelines.cluster.resources import Compute, Resources
 
 
 def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float], dead: int = 0) -> None:

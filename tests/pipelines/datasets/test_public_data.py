@@ -15,7 +15,7 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from pipelines.datasets.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
-from tests.pipelines.test_datasets import files
+from tests.pipelines.datasets.test_writer import files
 
 
 def members(folder: Path, split: str) -> dict[str, bytes]:

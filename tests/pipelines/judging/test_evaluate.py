@@ -13,15 +13,15 @@ from hybrid_models.errors import UsageError
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterDecoding
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines import storage
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.judging import evaluate
 from pipelines.judging.evaluate import Evaluation
 from pipelines.models import artifacts
-from pipelines.nights import infer
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import list_shards
+from pipelines.staging import engine
 from tests import tiny
-from tests.pipelines.test_radar import event_bytes
+from tests.pipelines.reading.test_radar import event_bytes
 
 RESOURCES = Resources(batch_size=8)
 
@@ -49,7 +49,7 @@ def test_the_judgement_is_that_of_all_good_samples(job: Evaluation, monkeypatch:
     assert result["baseline"]["name"] == "copy the source"
     assert result["baseline"]["bleu"] == pytest.approx(sacrebleu.corpus_bleu(sources, [references]).score)
 
-    monkeypatch.setattr(infer, "stage", None)  # an interrupted evaluation goes on: nothing is left to compute
+    monkeypatch.setattr(engine, "stage", None)  # an interrupted evaluation goes on: nothing is left to compute
     assert evaluate.evaluate(job, RESOURCES) == result
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hybrid_models.errors import UsageError
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.judging import evaluate, promotion
 from pipelines.judging.evaluate import Evaluation, Judged
 from pipelines.judging.promotion import Verdict

@@ -14,7 +14,7 @@ from pipelines.models import pictures
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import list_shards
 from tests import tiny
-from tests.pipelines.test_radar import event_bytes
+from tests.pipelines.reading.test_radar import event_bytes
 
 SUFFIXES = ("png", "gif")
 

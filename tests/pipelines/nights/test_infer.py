@@ -12,14 +12,16 @@ from deltalake import DeltaTable
 from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines import storage
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
-from pipelines.nights import infer, tables
-from pipelines.nights.infer import Night, RefusedError, check_errors, incomplete, verify
+from pipelines.nights import commit, infer
+from pipelines.nights.infer import Night
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import Shard, list_shards
+from pipelines.staging import engine
+from pipelines.staging.checks import RefusedError, check_errors, incomplete, verify
 from pipelines.staging.pieces import shard_key, table_schema
 from tests import tiny
 
@@ -216,21 +218,21 @@ def test_what_was_tidied_is_told(stored: Night) -> None:
 
 def test_files_that_vanish_while_they_are_committed_are_noticed(stored: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another job may have tidied what had waited for its commit for too long: the night is done again."""
-    commit, first = tables.commit_night, verify(stored.shards, stored.folder)[0].file.uri
+    commit_night, first = commit.commit_night, verify(stored.shards, stored.folder)[0].file.uri
 
     def late(*args: Any) -> int | None:
-        version = commit(*args)
+        version = commit_night(*args)
         storage.delete(first)
         return version
 
-    monkeypatch.setattr(tables, "commit_night", late)
+    monkeypatch.setattr(commit, "commit_night", late)
     with pytest.raises(RuntimeError, match=r"part-00000\.txt is incomplete in .*: start the job again"):
         run(stored)
     assert [shard.uri for shard in incomplete(stored.shards, stored.folder)] == [stored.shards[0].uri]
 
 
 def test_decoding_belongs_to_the_model(artifact: Artifact) -> None:
-    decode = infer.decode_step(artifact, Limits(max_bytes=5), with_target=True)
+    decode = engine.decode_step(artifact, Limits(max_bytes=5), with_target=True)
     assert decode.with_target
     assert decode.limits.max_bytes == 5
     assert decode.preprocess.config == artifact.config  # type: ignore[attr-defined]

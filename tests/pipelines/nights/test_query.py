@@ -13,9 +13,10 @@ import pytest
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import query, tables
-from pipelines.nights.tables import commit_night
+from pipelines.nights.commit import commit_night
 from pipelines.reading.shards import Shard
-from pipelines.staging.pieces import StageSink, list_pieces, table_schema, tiling
+from pipelines.staging.pieces import list_pieces, table_schema, tiling
+from pipelines.staging.sink import StageSink
 
 NAMES = ["captions", "nowcasts", "translations"]
 ONE_SELECT = "a query is one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN) and nothing else"

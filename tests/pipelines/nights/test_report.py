@@ -19,9 +19,9 @@ from hybrid_models.explanations import Alignment, Forecast, Gaze
 from pipelines import storage
 from pipelines.models import tracking
 from pipelines.models.tracking import Tracker
-from pipelines.nights import report
+from pipelines.nights import figures, report
 from tests import tiny
-from tests.pipelines.test_radar import event_bytes
+from tests.pipelines.reading.test_radar import event_bytes
 
 HOSTILE = ("<script>alert(1)</script>", '<img src=x onerror="a()">', "& \"q\" 'too' {{ 7 * 7 }}")
 
@@ -216,17 +216,17 @@ def test_a_night_that_is_not_there(lake: Path) -> None:
 
 
 def test_explanations_are_drawn_by_their_kind() -> None:
-    kind, content = report.draw(Alignment(["a", "b"], ["c"], np.array([[0.25, 0.75]], np.float32)), {})
+    kind, content = figures.element(Alignment(["a", "b"], ["c"], np.array([[0.25, 0.75]], np.float32)), {})
     assert (kind, content) == ("alignment", {"source": ["a", "b"], "lines": [("c", [0.25, 0.75])]})
-    kind, content = report.draw(Gaze(np.zeros((4, 4, 3), np.uint8), ["a"], None), {})
+    kind, content = figures.element(Gaze(np.zeros((4, 4, 3), np.uint8), ["a"], None), {})
     assert (kind, content["image"][:23]) == ("photograph", "data:image/jpeg;base64,")
     leads = {"mean_mm_h": [1.0, 2.0], "max_mm_h": [3.0, 4.0], "wet_fraction": [0.5, 0.25]}
     frames = np.zeros((2, 8, 8), np.float32)
-    kind, content = report.draw(Forecast(frames, frames, None, [5.0, 10.0], "mm/h"), leads)
+    kind, content = figures.element(Forecast(frames, frames, None, [5.0, 10.0], "mm/h"), leads)
     assert (kind, content["unit"]) == ("nowcast", "mm/h")
     assert content["leads"] == [
         {"minutes": 5.0, "mean_mm_h": 1.0, "max_mm_h": 3.0, "wet_fraction": 0.5},
         {"minutes": 10.0, "mean_mm_h": 2.0, "max_mm_h": 4.0, "wet_fraction": 0.25},
     ]
     with pytest.raises(TypeError, match="cannot draw str"):
-        report.draw("a word", {})
+        figures.element("a word", {})

@@ -17,10 +17,11 @@ from deltalake.transaction import AddAction
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.nights import tables
-from pipelines.nights.tables import commit_night
-from pipelines.staging.pieces import GROWN, Errors, Piece, count_errors, list_pieces, shard_key, tiling
-from tests.pipelines.test_pieces import SCHEMA, A, B, rows, stage
+from pipelines.nights import commit, ownership, tables
+from pipelines.nights.commit import commit_night
+from pipelines.staging.checks import Errors, count_errors
+from pipelines.staging.pieces import GROWN, Piece, list_pieces, shard_key, tiling
+from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows, stage
 
 RUN = {"run_id": "r"}
 ONE, TWO, THREE = "111111111111", "222222222222", "333333333333"
@@ -127,7 +128,7 @@ def refusal(uri: str, schema: pa.Schema = SCHEMA) -> str:
     """How a night is refused, which leaves everything as it is."""
     before = storage.list_all(uri)
     with pytest.raises(UsageError) as caught:
-        tables.check(uri, schema)
+        ownership.check(uri, schema)
     assert "\n" not in str(caught.value)
     assert storage.list_all(uri) == before
     return str(caught.value)
@@ -158,7 +159,7 @@ def test_a_table_is_not_made_where_something_else_is(table: str, path: str) -> N
 
 
 def test_a_killed_first_night_goes_on(table: str) -> None:
-    tables.check(table, SCHEMA)
+    ownership.check(table, SCHEMA)
     pieces = night(table, ONE, rows(A, 0, 2, 1))
     night(table, TWO, rows(B, 0, 1, 0), ds="2026-01-02")
     if not table.startswith("s3://"):
@@ -166,9 +167,9 @@ def test_a_killed_first_night_goes_on(table: str) -> None:
         Path(table, "_delta_log").mkdir()
         Path(table, "_delta_log/00000000000000000000.json#1").write_bytes(b"{")
         Path(table, "empty").mkdir()
-    tables.check(table, SCHEMA)
+    ownership.check(table, SCHEMA)
     assert commit_night(table, "2026-01-01", pieces, SCHEMA, RUN) == 1
-    tables.check(table, SCHEMA)
+    ownership.check(table, SCHEMA)
 
 
 def test_the_marks_of_folders_on_s3_are_nothing(s3: str) -> None:
@@ -176,7 +177,7 @@ def test_the_marks_of_folders_on_s3_are_nothing(s3: str) -> None:
     fs = s3fs.S3FileSystem()
     for folder in ("captions/", "captions/ds=2026-01-01/"):
         fs.call_s3("put_object", Bucket=bucket, Key=f"{key}/{folder}", Body=b"")
-    tables.check(f"{s3}/captions", SCHEMA)
+    ownership.check(f"{s3}/captions", SCHEMA)
     pieces = night(f"{s3}/captions", ONE, rows(A, 0, 2, 1))
     assert commit_night(f"{s3}/captions", "2026-01-01", pieces, SCHEMA, RUN) == 1
 
@@ -210,7 +211,7 @@ def commit_as_before(uri: str, pieces: list[Piece], name: str | None = None) -> 
 
 def test_a_table_of_the_version_before_is_taken_over_at_the_next_commit(table: str) -> None:
     commit_as_before(table, night(table, ONE, rows(A, 0, 2, 1, "X: y")))
-    tables.check(table, SCHEMA)
+    ownership.check(table, SCHEMA)
     assert DeltaTable(table).metadata().name is None
     assert [stored.rows for stored in tables.nights(DeltaTable(table))] == [2]
     second = night(table, TWO, rows(B, 0, 3, 2), ds="2026-01-02")
@@ -292,10 +293,10 @@ def test_a_night_is_brought_back(table: str) -> None:
     newer = night(table, TWO, rows(B, 0, 2, 1), ds="2026-01-02")
     commit_night(table, "2026-01-02", newer, SCHEMA, RUN)
     assert (len(read(table)), len(read(table, "2026-01-02"))) == (1, 2)
-    assert tables.restore(table, 2, "2026-01-01") == 5
+    assert commit.restore(table, 2, "2026-01-01") == 5
     assert (len(read(table)), len(read(table, "2026-01-02"))) == (3, 2), "the other night stays as it is"
-    assert tables.restore(table, 2, "2026-01-01") is None
-    assert tables.restore(table, 2) == 6
+    assert commit.restore(table, 2, "2026-01-01") is None
+    assert commit.restore(table, 2) == 6
     assert (len(read(table)), len(read(table, "2026-01-02"))) == (3, 1)
     assert commit_night(table, "2026-01-02", newer, SCHEMA, RUN) == 7, "nights are written as before"
 
@@ -308,17 +309,17 @@ def test_what_is_not_kept_is_not_brought_back(table: str) -> None:
     path = f"ds=2026-01-01/{ONE}/{pieces[0].file.name}"
     for ds in ("2026-01-01", ""):
         with pytest.raises(UsageError) as caught:
-            tables.restore(table, 1, ds)
+            commit.restore(table, 1, ds)
         assert str(caught.value) == (
             f"{table} cannot be as it was in version 1: 1 of its files are not kept any more, such as {path}; "
             "infer the night again"
         )
     with pytest.raises(UsageError, match=r"had no rows of 2027-01-01 in version 1: `hybrid tables --as-of` lists"):
-        tables.restore(table, 1, "2027-01-01")
+        commit.restore(table, 1, "2027-01-01")
     with pytest.raises(UsageError, match="has no version 9"):
-        tables.restore(table, 9)
+        commit.restore(table, 9)
     with pytest.raises(UsageError, match="there is no table at"):
-        tables.restore(f"{table}-none", 1)
+        commit.restore(f"{table}-none", 1)
     assert DeltaTable(table).version() == 2
 
 
@@ -329,9 +330,9 @@ def test_what_another_program_made_of_a_table_is_undone(tmp_path: Path) -> None:
     write_deltalake(table, everything, mode="overwrite", schema_mode="overwrite", partition_by=[])
     assert "is partitioned by nothing" in refusal(table)
     with pytest.raises(UsageError, match="is partitioned by nothing"):
-        tables.restore(table, 1, "2026-01-01")
-    assert tables.restore(table, 1) == 3
-    tables.check(table, SCHEMA)
+        commit.restore(table, 1, "2026-01-01")
+    assert commit.restore(table, 1) == 3
+    ownership.check(table, SCHEMA)
     assert read(table) == [f"{A.uri}#{i}" for i in range(3)]
 
 
@@ -350,7 +351,7 @@ def test_a_damaged_newest_commit_is_named_and_can_be_moved_out(table: str, left:
         "move it out of the log and infer its night again, as docs/querying.md tells"
     )
     storage.delete(entry)
-    tables.check(table, SCHEMA)
+    ownership.check(table, SCHEMA)
     assert len(read(table)) == 3, "the night before"
     assert commit_night(table, "2026-01-01", second, SCHEMA, RUN) == 2
     assert len(read(table)) == 1
@@ -371,4 +372,4 @@ def test_a_log_whose_oldest_entries_are_in_a_checkpoint(tmp_path: Path) -> None:
     DeltaTable(table).create_checkpoint()
     for entry in Path(table, "_delta_log").glob("*.json"):
         entry.unlink()
-    tables.check(table, SCHEMA)
+    ownership.check(table, SCHEMA)

@@ -10,9 +10,9 @@ from deltalake import DeltaTable
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import upkeep
-from pipelines.nights.tables import commit_night
-from tests.pipelines.test_pieces import SCHEMA, A, B, rows
-from tests.pipelines.test_tables import ONE, RUN, THREE, TWO, night, read
+from pipelines.nights.commit import commit_night
+from tests.pipelines.nights.test_tables import ONE, RUN, THREE, TWO, night, read
+from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import ray
 
 from pipelines.reading.datasource import ShardDatasource
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
-from pipelines.reading.readers import ReadOptions
 from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.pipelines.hostile import SCHEMA, Hostile

@@ -12,9 +12,9 @@ import pytest
 
 from pipelines import storage
 from pipelines.reading import guard, jail, shards
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import TRIES, guarded
 from pipelines.reading.limits import Limits
-from pipelines.reading.readers import ReadOptions
 from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
 from tests.pipelines.hostile import CrashingLimits, Hostile

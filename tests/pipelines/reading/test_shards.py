@@ -14,8 +14,8 @@ import pytest
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Window
 from pipelines import storage
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
-from pipelines.reading.readers import ReadOptions
 from pipelines.reading.shards import RAW_SCHEMA, NoShardsError, Shard, Trouble, list_shards, lost_rows, read_blocks
 from tests.tiny import jpeg, tar
 

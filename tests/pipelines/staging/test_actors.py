@@ -13,11 +13,12 @@ from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, Captio
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator.translator import TranslatorDecoding
+from pipelines.cluster.resources import Compute
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.reading.samples import SAMPLE_SCHEMA, pack, unpack
 from pipelines.staging import actors
-from pipelines.staging.actors import Compute, Featurizer, Lineage, Predictor
+from pipelines.staging.actors import Featurizer, Lineage, Predictor
 from tests import tiny
 
 DECODING = TranslatorDecoding(beam_size=1, max_length=12)

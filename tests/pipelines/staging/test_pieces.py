@@ -6,19 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.reading.shards import Shard
-from pipelines.staging.pieces import (
-    GROWN,
-    TIMINGS,
-    Errors,
-    Piece,
-    StageSink,
-    count_errors,
-    is_own,
-    list_pieces,
-    shard_key,
-    table_schema,
-    tiling,
-)
+from pipelines.staging.checks import Errors, count_errors
+from pipelines.staging.pieces import GROWN, TIMINGS, Piece, is_own, list_pieces, shard_key, table_schema, tiling
+from pipelines.staging.sink import StageSink
 from pipelines.storage import FileInfo
 
 SCHEMA = table_schema(pa.schema([pa.field("caption", pa.string())]))

@@ -21,16 +21,16 @@ from hybrid_models.captioner.captioner import Captioner, CaptionerDecoding
 from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from pipelines import storage
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
-from pipelines.nights import infer
 from pipelines.reading.limits import Limits
+from pipelines.staging import checks
 from pipelines.storage import StorageError
-from pipelines.training import driver, loop, runs
+from pipelines.training import driver, loop, preparation, runs, workers
 from pipelines.training.batches import PreparedSamples
-from pipelines.training.loop import Progress, TrainTask
+from pipelines.training.checkpoints import Progress
 from pipelines.training.recipe import Recipe, TrainConfig
-from pipelines.training.runs import TrainJob
+from pipelines.training.runs import TrainJob, TrainTask
 from tests import tiny
 
 RECIPE = Recipe(
@@ -100,25 +100,25 @@ def test_samples_are_kept_once_for_all_seeds_and_trained_parts(tmp_path: Path) -
     job = job_of(tmp_path, "x")
     first, second = (artifacts.read(tiny.write_captioner(str(tmp_path / str(seed)), seed)) for seed in (0, 1))
     nets = [artifact.load() for artifact in (first, second)]
-    assert driver._features_folder(job, first, nets[0]) == driver._features_folder(job, second, nets[1])
+    assert preparation._features_folder(job, first, nets[0]) == preparation._features_folder(job, second, nets[1])
     for net in nets:
         net.encoder.requires_grad_(False)
-    assert driver._features_folder(job, first, nets[0]) != driver._features_folder(job, second, nets[1])
+    assert preparation._features_folder(job, first, nets[0]) != preparation._features_folder(job, second, nets[1])
     folders = []
     for changes in ({}, {"dropout": 0.1, "reward_share": 0.5}, {"max_captions": 3}):
         net = Captioner(replace(nets[0].config, **changes), nets[0].assets)
         place = str(tmp_path / "changed")
         artifacts.write(artifacts.make(net, CaptionerDecoding(), {}, ""), place)
-        folders.append(driver._features_folder(job, artifacts.read(place), net))
+        folders.append(preparation._features_folder(job, artifacts.read(place), net))
     assert folders[0] == folders[1] != folders[2]
     limited = replace(job, recipe=replace(RECIPE, limits=Limits(max_bytes=7)))
-    assert driver._features_folder(job, first, nets[0]) != driver._features_folder(limited, first, nets[0])
+    assert preparation._features_folder(job, first, nets[0]) != preparation._features_folder(limited, first, nets[0])
 
 
 def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": False, "Resources": {"CPU": 1.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    for gpus, wanted, workers, per_worker, threads in (
+    for gpus, wanted, count, per_worker, threads in (
         (0, "auto", 2, {"CPU": pytest.approx(3.6)}, 4),
         (4, "auto", 2, {"CPU": 1.0, "GPU": 1.0}, 4),
         (4, "auto", 4, {"CPU": 1.0, "GPU": 1.0}, 2),
@@ -126,9 +126,9 @@ def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.Monkey
         (0, "yes", 2, {"CPU": 1.0, "GPU": 1.0}, 4),
     ):
         monkeypatch.setattr(ray, "cluster_resources", lambda gpus=gpus: {"GPU": gpus} if gpus else {})
-        scaling, found = driver._scaling(workers, wanted)
+        scaling, found = driver._scaling(count, wanted)
         assert (scaling.use_gpu, scaling.num_workers, scaling.resources_per_worker, found) == (
-            "GPU" in per_worker, workers, per_worker, threads,
+            "GPU" in per_worker, count, per_worker, threads,
         )  # fmt: skip
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 4})
     with pytest.raises(UsageError, match="--num-workers is 5, but the cluster has 4 GPUs: use at most one for each"):
@@ -300,14 +300,14 @@ def test_a_store_that_is_away_is_waited_for(
 # ---- two workers -------------------------------------------------------------------------------------------------
 def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """The same training in this process, by one worker without Ray; the validation of every epoch."""
-    monkeypatch.setattr(loop, "rank", lambda: 0)
-    monkeypatch.setattr(loop, "world_size", lambda: 1)
+    monkeypatch.setattr(workers, "rank", lambda: 0)
+    monkeypatch.setattr(workers, "world_size", lambda: 1)
     monkeypatch.setattr(loop, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(loop, "tell", lambda *args: None)
+    monkeypatch.setattr(workers, "tell", lambda *args: None)
     torch.set_num_threads(1)
     initial = artifacts.read(f"{job.run}/initial")
-    folder = driver._features_folder(job, initial, initial.load())
-    sets = [PreparedSamples(infer.verify(shards, folder), f"{job.run} alone") for shards in runs.check(job)]
+    folder = preparation._features_folder(job, initial, initial.load())
+    sets = [PreparedSamples(checks.verify(shards, folder), f"{job.run} alone") for shards in runs.check(job)]
     config = job.recipe.train
     hybrid, progress, values = initial.load(), Progress(), []
     optimizer = torch.optim.AdamW(hybrid.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)

@@ -13,8 +13,9 @@ from torch import nn
 from hybrid_models.contract import Batch, Loss
 from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator.translator import Translator, TranslatorDecoding
-from pipelines.training import loop
-from pipelines.training.loop import Progress, backward, learning_rate, step, train_epoch, validate
+from pipelines.training import checkpoints, loop, workers
+from pipelines.training.checkpoints import Progress
+from pipelines.training.loop import backward, learning_rate, step, train_epoch, validate
 from pipelines.training.recipe import Recipe, TrainConfig
 from tests import tiny
 
@@ -89,10 +90,10 @@ def test_entries_are_noted_at_their_step() -> None:
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop as its only worker runs it, on one thread: nets are too small for more."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(loop, "rank", lambda: 0)
-    monkeypatch.setattr(loop, "world_size", lambda: 1)
+    monkeypatch.setattr(workers, "rank", lambda: 0)
+    monkeypatch.setattr(workers, "world_size", lambda: 1)
     monkeypatch.setattr(loop, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(loop, "tell", lambda reporter, event, progress, values: reporter.append((event, values)))
+    monkeypatch.setattr(workers, "tell", lambda reporter, event, progress, values: reporter.append((event, values)))
 
 
 def small(start: Sequence[float]) -> nn.Linear:
@@ -235,11 +236,11 @@ def test_a_last_group_of_fewer_batches_weighs_as_much(monkeypatch: pytest.Monkey
 def _share_buffers(rank: int, meeting: str) -> None:
     """One of two processes, whose batch statistics differ."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    loop.world_size = lambda: 2
+    workers.world_size = lambda: 2
     norm = nn.BatchNorm1d(3)
     norm(torch.full((2, 3), float(rank)))
     norm.num_batches_tracked += rank
-    loop.share_buffers(norm)
+    workers.share_buffers(norm)
     assert torch.equal(norm.running_mean, torch.zeros(3))
     assert int(norm.num_batches_tracked) == 1
 
@@ -302,10 +303,10 @@ def test_validation_is_the_mean_over_all_samples_whatever_the_batch_size() -> No
 
 @pytest.mark.usefixtures("alone")
 def test_records_of_one_worker_come_in_the_order_of_the_samples() -> None:
-    assert loop.gather([(2, {"x": 2}), (0, {"x": 0})]) == [(0, {"x": 0}), (2, {"x": 2})]
-    assert loop.all_sum(torch.tensor(3.0)) == 3.0
+    assert workers.gather([(2, {"x": 2}), (0, {"x": 0})]) == [(0, {"x": 0}), (2, {"x": 2})]
+    assert workers.all_sum(torch.tensor(3.0)) == 3.0
     layer = nn.Linear(1, 1)
-    assert loop.unwrap(layer) is layer
+    assert workers.unwrap(layer) is layer
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------------
@@ -328,14 +329,14 @@ def checkpoint(tmp_path: Path) -> Path:
     optimizer.step()
     folder = tmp_path / "checkpoint_epoch_0001"
     folder.mkdir()
-    loop.write_checkpoint(folder, hybrid, optimizer, Progress(epoch=1, step=7, best=2.5))
+    checkpoints.write_checkpoint(folder, hybrid, optimizer, Progress(epoch=1, step=7, best=2.5))
     return folder
 
 
 def restore(folder: Path) -> tuple[Translator, torch.optim.Optimizer, Progress]:
     hybrid = tiny.translator(seed=2)
     optimizer = torch.optim.AdamW(hybrid.parameters(), lr=0.5)
-    return hybrid, optimizer, loop.load_checkpoint(hybrid, optimizer, str(folder))
+    return hybrid, optimizer, checkpoints.load_checkpoint(hybrid, optimizer, str(folder))
 
 
 @pytest.fixture
@@ -368,7 +369,7 @@ def test_a_damaged_checkpoint_is_known(name: str, damage: Callable[[bytes], byte
     file.unlink()
     if damage is not None:
         file.write_bytes(damage(content))
-    with pytest.raises(loop.DamagedError, match=rf"^{checkpoint} is damaged: "):
+    with pytest.raises(checkpoints.DamagedError, match=rf"^{checkpoint} is damaged: "):
         restore(checkpoint)
 
 
@@ -376,7 +377,7 @@ def test_a_damaged_checkpoint_is_known(name: str, damage: Callable[[bytes], byte
 def test_a_pickle_in_a_checkpoint_is_not_executed(checkpoint: Path) -> None:
     exploded = checkpoint / "exploded"
     torch.save({"state": Bomb(exploded)}, checkpoint / "optimizer.pt")
-    with pytest.raises(loop.DamagedError, match="is damaged: Weights only load failed"):
+    with pytest.raises(checkpoints.DamagedError, match="is damaged: Weights only load failed"):
         restore(checkpoint)
     assert not exploded.exists()
     torch.load(checkpoint / "optimizer.pt", weights_only=False)
@@ -388,7 +389,7 @@ def test_checkpoints_are_named_backwards_from_the_newest(tmp_path: Path) -> None
         (tmp_path / f"checkpoint_{name}").mkdir()
         (tmp_path / f"checkpoint_{name}" / "progress.json").touch()
     (tmp_path / "history.jsonl").touch()
-    assert [name.removeprefix("checkpoint_epoch_") for name in loop.checkpoints(
+    assert [name.removeprefix("checkpoint_epoch_") for name in checkpoints.checkpoints(
         str(tmp_path), "checkpoint_epoch_0003"
     )] == ["0003", "0002_1", "0002", "0001"]  # fmt: skip
     assert Progress(epoch=2).checkpoint == "checkpoint_epoch_0002"

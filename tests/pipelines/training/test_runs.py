@@ -8,7 +8,7 @@ from hybrid_models.captioner.captioner import CaptionerConfig, CaptionerDecoding
 from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import TranslatorConfig, TranslatorDecoding
 from pipelines import storage
-from pipelines.cluster.connection import Resources
+from pipelines.cluster.resources import Resources
 from pipelines.training import runs
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainJob
