@@ -20,8 +20,8 @@ from ray.train.torch import get_device
 from hybrid_models.contract import Hybrid
 from pipelines import storage
 from pipelines.models import artifacts
+from pipelines.training import workers
 from pipelines.training.runs import TrainTask
-from pipelines.training.workers import is_chief, tell
 
 CHECKPOINT = re.compile(r"checkpoint_epoch_\d{4}(_\d+)?(?=/)")
 CHECKPOINT_PROGRESS, CHECKPOINT_OPTIMIZER = "progress.json", "optimizer.pt"
@@ -75,7 +75,7 @@ def save(
     """Reports the epoch to Ray Train, with a checkpoint of the first worker (a barrier for all workers)."""
     score = values[f"val_{task.recipe.train.metric}"]
     report = {**values, "score": score if task.recipe.higher_is_better else -score, "epoch": progress.epoch}
-    if not is_chief():
+    if not workers.is_chief():
         ray_train.report(report)
         return
     storage.write_bytes(
@@ -117,7 +117,7 @@ def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer, task: TrainTask) -
             progress = load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
         except DamagedError as error:
             damage = str(error)
-            tell(task.progress, "damage", Progress(), {}, damage)
+            workers.tell(task.progress, "damage", Progress(), {}, damage)
         else:
             progress.fallbacks += bool(damage)
             return progress

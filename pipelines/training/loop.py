@@ -18,11 +18,11 @@ from torch import nn
 from hybrid_models.contract import Batch, Hybrid, to_device
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
+from pipelines.training import workers
 from pipelines.training.batches import PreparedSamples, plan_epoch, prefetch
 from pipelines.training.checkpoints import Metrics, Progress, restore, save
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainTask
-from pipelines.training.workers import all_sum, gather, is_chief, rank, share_buffers, tell, unwrap, world_size
 
 LOG_EVERY = 10
 FINAL_RATE = 0.02
@@ -37,7 +37,7 @@ def train_worker(task: TrainTask) -> None:
     parameters = [p for p in hybrid.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = restore(hybrid, optimizer, task)
-    model = prepare_model(hybrid, parallel_strategy="ddp" if world_size() > 1 else None)
+    model = prepare_model(hybrid, parallel_strategy="ddp" if workers.world_size() > 1 else None)
     train_set = PreparedSamples(task.train_pieces, task.run)
     val_set = PreparedSamples(task.val_pieces, task.run)
     try:
@@ -57,19 +57,19 @@ def train_epochs(
     task: TrainTask,
 ) -> None:
     """Epoch after epoch: train, validate, checkpoint, log; until the last one or `patience` epochs without a better."""
-    config, hybrid = task.recipe.train, unwrap(model)
+    config, hybrid = task.recipe.train, workers.unwrap(model)
     tracker = Tracker(task.tracking_uri, task.mlflow_run_id)
     while progress.epoch < config.epochs and progress.stale < config.patience:
         train_epoch(model, optimizer, train_set, config, progress, task.progress)
-        share_buffers(hybrid)
+        workers.share_buffers(hybrid)
         values, judged = validate(hybrid, val_set, task.recipe)
         progress.epoch += 1
         progress.judge(values[f"val_{config.metric}"], task.recipe.higher_is_better)
         progress.note({**values, "epoch": progress.epoch})
         save(hybrid, optimizer, progress, values, judged, task)
-        if is_chief():
+        if workers.is_chief():
             tracker.catch_up(progress.history)
-            tell(task.progress, "epoch", progress, values)
+            workers.tell(task.progress, "epoch", progress, values)
 
 
 def train_epoch(
@@ -82,14 +82,14 @@ def train_epoch(
 ) -> None:
     """One pass over the training samples. Random numbers depend on seed, epoch and rank only, so a resumed run draws
     the same ones as an uninterrupted run."""
-    hybrid = unwrap(model)
-    torch.manual_seed(config.seed * 1_000_003 + progress.epoch * 1009 + rank())
+    hybrid = workers.unwrap(model)
+    torch.manual_seed(config.seed * 1_000_003 + progress.epoch * 1009 + workers.rank())
     plan = plan_epoch(samples.lengths, config.batch_size, config.seed, progress.epoch)
     total_steps = config.epochs * math.ceil(len(plan) / config.accumulate)
     hybrid.start_epoch(progress.epoch, config.epochs)
     model.train()
     started, seen, losses = time.perf_counter(), 0, [0.0]
-    tell(reporter, "start", progress, {"steps": math.ceil(len(plan) / config.accumulate)})
+    workers.tell(reporter, "start", progress, {"steps": math.ceil(len(plan) / config.accumulate)})
     for number, batch in enumerate(training_batches(hybrid, samples, plan, config.seed, progress.epoch)):
         last = (number + 1) % config.accumulate == 0 or number + 1 == len(plan)
         group = min(config.accumulate, len(plan) - number // config.accumulate * config.accumulate)
@@ -109,7 +109,7 @@ def train_epoch(
                 "samples_per_second": seen / seconds,
             }
             progress.note(values)
-            tell(reporter, "step", progress, values)
+            workers.tell(reporter, "step", progress, values)
             losses.clear()
         losses.append(0.0)
 
@@ -118,11 +118,11 @@ def training_batches(
     hybrid: Hybrid, samples: PreparedSamples, plan: Sequence[np.ndarray], seed: int, epoch: int
 ) -> Iterator[Batch]:
     """This worker's share of every batch of the plan, collated ahead by a thread."""
-    device, mine, workers = get_device(), rank(), world_size()
+    device, mine, together = get_device(), workers.rank(), workers.world_size()
 
     def make(number: int) -> Batch:
         rng = np.random.default_rng((seed, epoch, number, mine))
-        return hybrid.collate([samples[i] for i in plan[number][mine::workers]], rng)
+        return hybrid.collate([samples[i] for i in plan[number][mine::together]], rng)
 
     for batch in prefetch(make, len(plan)):
         yield to_device(batch, device)
@@ -130,13 +130,13 @@ def training_batches(
 
 def backward(model: nn.Module, batch: Batch, accumulate: int, synchronise: bool) -> float:
     """Adds the gradients of the batch's mean loss, exact over workers of unequal shares; returns that mean."""
-    hold = contextlib.nullcontext() if synchronise or world_size() == 1 else model.no_sync()  # type: ignore[operator]
+    hold = contextlib.nullcontext() if synchronise or workers.world_size() == 1 else model.no_sync()  # type: ignore[operator]
     with hold:
         loss = model(batch)
-        count = all_sum(loss.terms.detach().float())
+        count = workers.all_sum(loss.terms.detach().float())
         # DDP averages gradients over workers, so the sum over workers needs their number.
-        (loss.total * (world_size() / (count * accumulate))).backward()
-    return float(all_sum(loss.total.detach().float()) / count) / accumulate
+        (loss.total * (workers.world_size() / (count * accumulate))).backward()
+    return float(workers.all_sum(loss.total.detach().float()) / count) / accumulate
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float) -> float:
@@ -177,7 +177,7 @@ def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> tuple[
     device = get_device()
     sums = torch.zeros(2, dtype=torch.float64)
     records: list[tuple[int, dict[str, Any]]] = []
-    mine = np.arange(rank(), len(samples), world_size())
+    mine = np.arange(workers.rank(), len(samples), workers.world_size())
     mine = mine[np.argsort(samples.lengths[mine], kind="stable")]
     for start in range(0, len(mine), recipe.train.batch_size):
         numbers = mine[start : start + recipe.train.batch_size]
@@ -189,8 +189,8 @@ def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> tuple[
             batch = to_device(hybrid.collate([member for _, member in decoded]), device)
             outputs = hybrid.predict(batch, recipe.decoding)
             records += [(int(i), hybrid.record(m, o)) for (i, m), o in zip(decoded, outputs, strict=True)]
-    total, count = all_sum(sums.to(torch.float64)).tolist()
-    everyone = [record for _, record in gather(records)]
+    total, count = workers.all_sum(sums.to(torch.float64)).tolist()
+    everyone = [record for _, record in workers.gather(records)]
     judged = hybrid.summarise(everyone) if everyone else {}
     metrics = {f"val_{name}": value for name, value in judged.get("metrics", {}).items()}
     return {"val_loss": total / count, **metrics}, judged

@@ -1,4 +1,4 @@
-"""Radar events → shards; the events are made by the tests of `pipelines.radar`."""
+"""Radar events → shards; the events are made by the tests of `reading.radar`."""
 
 from __future__ import annotations
 

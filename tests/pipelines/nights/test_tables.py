@@ -75,11 +75,11 @@ def test_of_two_first_writers_of_a_night_one_replaces_the_other(table: str, monk
     def look(delta: DeltaTable, ds: str) -> set[str]:
         files = looked(delta, ds)
         if next(race, False):
-            monkeypatch.setattr(tables, "night_files", looked)
+            monkeypatch.setattr(commit, "night_files", looked)
             assert commit_night(table, "2026-01-01", theirs, SCHEMA, RUN) == 1
         return files
 
-    monkeypatch.setattr(tables, "night_files", look)
+    monkeypatch.setattr(commit, "night_files", look)
     assert commit_night(table, "2026-01-01", ours, SCHEMA, RUN) == 2
     assert read(table) == [f"{A.uri}#0", f"{A.uri}#1"]
     assert pa.table(DeltaTable(table, version=1).get_add_actions())["num_records"].to_pylist() == [1]

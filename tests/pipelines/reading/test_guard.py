@@ -176,9 +176,9 @@ def test_slow_rows_that_wait_are_no_hang(tmp_path: Path) -> None:
 def test_a_child_ends_with_its_worker_even_in_the_middle_of_a_hang(tmp_path: Path) -> None:
     one = shard(tmp_path, "spin")
     code = f"""
-from pipelines.guard import guarded
-from pipelines.readers import ReadOptions
-from pipelines.shards import list_shards
+from pipelines.reading.guard import guarded
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.shards import list_shards
 from tests.pipelines.hostile import CrashingLimits, Hostile
 list(guarded(list_shards({one.uri!r})[0], ReadOptions(), Hostile()))
 """

@@ -12,7 +12,7 @@ from tests import tiny
 
 TRY = """
 import os, socket, sys, threading
-from pipelines import jail
+from pipelines.reading import jail
 jail.enter()
 import json
 from hybrid_models import inputs  # code is found, though its folder cannot be listed

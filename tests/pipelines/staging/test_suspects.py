@@ -11,7 +11,7 @@ from tests import tiny
 MODEL = """
 import os, sys
 from pathlib import Path
-from pipelines.suspects import Note, halve
+from pipelines.staging.suspects import Note, halve
 
 bad, innocent = {bad}, Path({innocent!r})
 def work(rows):

@@ -92,7 +92,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(workers, "rank", lambda: 0)
     monkeypatch.setattr(workers, "world_size", lambda: 1)
-    monkeypatch.setattr(loop, "get_device", lambda: torch.device("cpu"))
+    for module in (loop, workers):
+        monkeypatch.setattr(module, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(workers, "tell", lambda reporter, event, progress, values: reporter.append((event, values)))
 
 
@@ -341,7 +342,7 @@ def restore(folder: Path) -> tuple[Translator, torch.optim.Optimizer, Progress]:
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(checkpoints, "get_device", lambda: torch.device("cpu"))
 
 
 @pytest.mark.usefixtures("on_cpu")

@@ -31,7 +31,7 @@ def test_every_epoch_is_one_line_also_the_last(caplog: pytest.LogCaptureFixture)
 
 
 def test_events_are_handed_out_once() -> None:
-    actor = progress.Progress.remote()  # type: ignore[attr-defined]
+    actor = progress.Reporter.remote()  # type: ignore[attr-defined]
     ray.get(actor.update.remote("step", 0, 1, {"loss": 1.0}))
     assert ray.get(actor.take.remote()) == [("step", 0, 1, {"loss": 1.0}, "")]
     assert ray.get(actor.take.remote()) == []
