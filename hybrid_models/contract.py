@@ -63,6 +63,8 @@ class Hybrid(nn.Module, abc.ABC):
         super().__init__()
         self.config = config
         self.assets = dict(assets)
+        self.decoding = self.Decoding()
+        """How it decodes where nobody says otherwise; a loaded artifact's own options."""
 
     # ---- before there is a model -------------------------------------------------------------------------------
     @classmethod

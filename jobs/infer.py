@@ -20,6 +20,7 @@ from pipelines.cluster import connection, logs
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker, default_uri, shown
 from pipelines.nights import infer
 from pipelines.nights.infer import Night
@@ -88,9 +89,7 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
         shards=list_shards(options.input),
         tables=options.tables,
         ds=options.ds,
-        artifact=artifact,
-        decoding=options.decoding,
-        limits=options.limits,
+        inference=Inference(artifact, options.decoding, options.limits),
         max_error_fraction=options.max_error_fraction,
         retain_hours=options.retain_hours,
         allow_missing=options.allow_missing,

@@ -27,6 +27,7 @@ from pipelines.judging.evaluate import Evaluation
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.registry import CHAMPION
+from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker, default_uri, shown
 from pipelines.nights import ownership, tables
 from pipelines.reading.limits import MAX_BAD_SHARE, Limits
@@ -263,7 +264,7 @@ def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tra
     except NoShardsError as error:
         log.info("%s ds=%s: not evaluated: %s", unit.task, unit.ds, error)
         return {}
-    job = Evaluation(shards, options.tables, champion, champion.decoding, limits=options.limits)
+    job = Evaluation(shards, options.tables, Inference.of(champion, options.limits))
     result = evaluate.evaluate(job, options.resources)
     tracker.log_metrics({f"evaluation/{name}": value for name, value in result["metrics"].items()})
     tracker.log_text(json.dumps(result, indent=2), "evaluation.json")

@@ -21,6 +21,7 @@ from pipelines.judging.evaluate import Evaluation
 from pipelines.judging.promotion import Verdict
 from pipelines.models import artifacts, registry
 from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
 from pipelines.models.tracking import CHALLENGER, Tracker, default_uri, shown
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import Shard, list_shards
@@ -125,7 +126,7 @@ def _weigh(options: PromoteOptions, shards: list[Shard], candidate: Artifact, be
     storage.check_writable(options.storage)
 
     def job(artifact: Artifact) -> Evaluation:
-        return Evaluation(shards, options.storage, artifact, artifact.decoding, options.stride, options.limits)
+        return Evaluation(shards, options.storage, Inference.of(artifact, options.limits), options.stride)
 
     with connection.connect():
         rival = None if before is None else job(before)

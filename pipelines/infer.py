@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from pipelines.staging.engine import decode_step
+from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
+from pipelines.reading.limits import Limits
+from pipelines.reading.samples import Decode
 
-__all__ = ["decode_step"]
+
+def decode_step(artifact: Artifact, limits: Limits) -> Decode:
+    """The decoding that belongs to a model."""
+    return Inference.of(artifact, limits).decode()

@@ -28,11 +28,12 @@ from jobs import cli
 from pipelines import storage
 from pipelines.cluster.resources import Compute
 from pipelines.models import artifacts
+from pipelines.models.session import Inference
 from pipelines.nights import commit
 from pipelines.nights.infer import Night
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.shards import Shard, list_shards, read_blocks
-from pipelines.staging import checks, engine
+from pipelines.staging import checks
 from pipelines.staging.actors import Lineage, Predictor
 from pipelines.staging.pieces import table_schema
 from pipelines.staging.sink import StageSink
@@ -139,14 +140,15 @@ def write_photos(folder: str, shards: int, rows: int) -> None:
         storage.write_bytes(storage.join(folder, f"photos-{shard:03d}.tar"), tar(members))
 
 
-def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: str = "run") -> None:
-    """A night of a table, computed in this process."""
+def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: str = "run", **decoding: object) -> None:
+    """A night of a table, computed in this process, with some decoding options changed."""
     artifact = artifacts.read(model)
-    night = Night(list_shards(shards_uri), tables_uri, ds, artifact, artifact.decoding)
-    decode = engine.decode_step(artifact, night.limits)
+    inference = Inference(artifact, artifacts.override(artifact.decoding, decoding))
+    night = Night(list_shards(shards_uri), tables_uri, ds, inference)
+    decode = inference.decode()
     lineage = Lineage(artifact.model, artifact.version, night.fingerprint, run_id)
-    predictor = Predictor(artifact, artifact.decoding, Compute(8, 1, False), lineage)
-    options = ReadOptions(decode.preprocess.window, limits=night.limits)
+    predictor = Predictor(inference, Compute(8, 1, False), lineage)
+    options = ReadOptions(decode.preprocess.window, limits=inference.limits)
     sink = StageSink(night.folder, night.shards, night.schema)
     for shard in night.shards:
         sink.write([predictor(decode(rows)) for rows in read_blocks(shard, options)], None)

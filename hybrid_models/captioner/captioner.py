@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -259,12 +259,12 @@ class Captioner(Hybrid):
         Args:
             images: PIL images, uint8 arrays [H,W,3], or clips as uint8 arrays [T,H,W,3].
             batch_size: samples captioned at a time.
-            decoding: options of `CaptionerDecoding`, such as `beam_size=1`.
+            decoding: options of `CaptionerDecoding` that differ from the model's own, such as `beam_size=1`.
 
         Raises:
             BadSample: something is none of these.
         """
-        options = CaptionerDecoding(**decoding)
+        options = replace(self.decoding, **decoding)
         preprocess = self.preprocess(self.config, self.assets)
         captions: list[str] = []
         for start in range(0, len(images), batch_size):
@@ -328,12 +328,13 @@ def _mirrored(sample: Sample) -> Sample:
 
 
 def _frames(image: Any, visual: Visual) -> np.ndarray:
-    """A PIL image, image array or clip array as uint8 [T,H,W,3] of the wanted size, at most `visual.frames` frames."""
+    """A PIL image, image array or clip array as uint8 [T,H,W,3] of the wanted size; of a clip the wanted frames."""
     array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    array = array[None] if array.ndim == 3 else array
+    is_clip = array.ndim == 4
+    array = array if is_clip else array[None]
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or array.size == 0:
         raise BadSample("MediaShape", f"{array.dtype} {list(array.shape)} is no uint8 image [H,W,3] or clip [T,H,W,3]")
-    chosen = np.linspace(0, len(array) - 1, min(visual.frames, len(array))).round().astype(int)
+    chosen = visual.positions(len(array)) if is_clip else [0]
     size = (visual.width, visual.height)
     return np.stack([np.asarray(Image.fromarray(array[i]).resize(size, Image.Resampling.BICUBIC)) for i in chosen])
 

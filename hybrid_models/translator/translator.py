@@ -9,7 +9,7 @@ smoothing (Szegedy et al. 2016) and tied target embeddings (Press & Wolf 2017).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from typing import Any, ClassVar, cast
 
@@ -205,12 +205,12 @@ class Translator(Hybrid):
         Args:
             sentences: source texts.
             batch_size: sentences translated at a time.
-            decoding: options of `TranslatorDecoding`, such as `beam_size=1`.
+            decoding: options of `TranslatorDecoding` that differ from the model's own, such as `beam_size=1`.
 
         Raises:
             BadSample: a sentence is empty or too long.
         """
-        options = TranslatorDecoding(**decoding)
+        options = replace(self.decoding, **decoding)
         preprocess = self.preprocess(self.config, self.assets)
         samples = [preprocess(Inputs(None, {self.config.source: text}), with_target=False) for text in sentences]
         order = sorted(range(len(samples)), key=lambda i: int(samples[i]["length"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,13 +13,12 @@ import ray
 
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import DecodingConfig
 from hybrid_models.scores import significance
 from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
-from pipelines.reading.limits import Limits
+from pipelines.models.session import Inference
 from pipelines.reading.readers import is_event
 from pipelines.reading.shards import Shard
 from pipelines.staging import checks, engine
@@ -41,24 +40,26 @@ class Evaluation:
     Args:
         shards: held-out shards with references.
         storage: URI below which records are staged, so that an interrupted evaluation goes on.
-        artifact: the model.
-        decoding: how to decode.
+        inference: the model, how it decodes, what a row may cost.
         stride: every n-th issue time of a radar event is a sample.
-        limits: bounds on one row.
     """
 
     shards: Sequence[Shard]
     storage: str
-    artifact: Artifact
-    decoding: DecodingConfig
+    inference: Inference
     stride: int = 1
-    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def artifact(self) -> Artifact:
+        """The model."""
+        return self.inference.artifact
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides a record."""
-        model = self.artifact.fingerprint(self.decoding, self.limits)
-        return artifacts.fingerprint({"model": model, "stride": self.stride, "records": RECORDS_VERSION})
+        return artifacts.fingerprint(
+            {"model": self.inference.fingerprint, "stride": self.stride, "records": RECORDS_VERSION}
+        )
 
     @property
     def folder(self) -> str:
@@ -90,8 +91,8 @@ def judge(job: Evaluation, resources: Resources) -> Judged:
     todo = checks.incomplete(job.shards, job.folder)
     if todo:
         lineage = Lineage(artifact.model, artifact.version, job.fingerprint, "")
-        actor = engine.Actor(Predictor, (ray.put(artifact), job.decoding), (lineage, True))
-        decode = engine.decode_step(artifact, job.limits, with_target=True)
+        actor = engine.Actor(Predictor, (ray.put(job.inference),), (lineage, True))
+        decode = job.inference.decode(with_target=True)
         schema = table_schema(RECORD_SCHEMA)
         engine.stage(todo, job.folder, schema, decode, actor, resources, "evaluations", job.stride)
     pieces = checks.verify(job.shards, job.folder)

@@ -93,6 +93,7 @@ class Artifact:
         self._check_size()
         hybrid = self.hybrid_class(self.config, self.assets)
         load_state(hybrid, self.files[WEIGHTS], self.model)
+        hybrid.decoding = self.decoding
         return hybrid.eval()
 
     def _check_size(self) -> None:

@@ -17,12 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL import Image, ImageDraw
 
-from hybrid_models import Hybrid
 from hybrid_models.explanations import Alignment, Forecast, Gaze
-from hybrid_models.inputs import DecodingConfig, Sample
+from hybrid_models.inputs import Sample
+from pipelines.models.session import Session
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
-from pipelines.reading.limits import Limits
 from pipelines.reading.samples import Decode, unpack
 from pipelines.reading.shards import Shard
 
@@ -37,21 +36,17 @@ CHANCE = "at least 1 mm/h"
 Files = dict[str, bytes]
 
 
-def examples(
-    hybrid: Hybrid, decoding: DecodingConfig, shards: Sequence[Shard], limits: Limits, count: int, stride: int = 1
-) -> Files:
+def examples(session: Session, shards: Sequence[Shard], count: int, stride: int = 1) -> Files:
     """Pictures of a model at work on the first good rows of evenly chosen shards, by file name.
 
     Args:
-        hybrid: the model.
-        decoding: how to decode.
+        session: the model.
         shards: with references.
-        limits: bounds on one row.
         count: how many samples.
         stride: every n-th issue time of a radar event is a sample.
     """
-    decode = Decode(hybrid.preprocess(hybrid.config, hybrid.assets), limits, with_target=True)
-    options = ReadOptions(decode.preprocess.window, True, stride, limits)
+    decode = session.decode(with_target=True)
+    options = ReadOptions(decode.preprocess.window, True, stride, session.limits)
     chosen = [shards[i] for i in evenly(len(shards), count)]
     samples: list[Sample] = []
     for number, shard in enumerate(chosen):
@@ -59,7 +54,7 @@ def examples(
         good = _good_samples(shard, options, decode)
         samples += [good[i] for i in evenly(len(good), share)]
     files: Files = {}
-    for number, explanation in enumerate(hybrid.eval().explain(samples, decoding) if samples else []):
+    for number, explanation in enumerate(session.explain(samples)):
         files |= {f"example-{number + 1}.{suffix}": content for suffix, content in draw(explanation).items()}
     return files
 

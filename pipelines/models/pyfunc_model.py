@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import mlflow
@@ -11,24 +10,26 @@ import pandas as pd
 import pyarrow as pa
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from pipelines.cluster.resources import Compute
 from pipelines.models import artifacts
-from pipelines.reading.formats.entry import npy_bytes
-from pipelines.reading.limits import Limits
-from pipelines.reading.media import sniff_media_type
-from pipelines.reading.shards import RAW_SCHEMA
-from pipelines.staging.actors import Lineage, Predictor
-from pipelines.staging.engine import decode_step
+from pipelines.models.session import Inference
+from pipelines.reading.formats.entry import ReadOptions, npy_bytes
+from pipelines.reading.formats.parquet import parquet_entry
+from pipelines.reading.shards import RAW_SCHEMA, Shard, raw_row
+
+HERE = Shard("", 0, "")
+"""Rows of a DataFrame come from no object."""
 
 
 class HybridModel(PythonModel):
-    """Predicts from a DataFrame: column `media` (an array, or bytes of an image, clip or .npy file); other fields."""
+    """Predicts from a DataFrame, whose rows are like those of a Parquet shard.
+
+    The one column of bytes (an image, a clip, a .npy file) or of arrays is the media, whatever its name; the others are
+    fields.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Reads the artifact folder that was logged with the model."""
-        self._artifact = artifacts.read(context.artifacts["artifact"])
-        self._limits = Limits()
-        self._decode = decode_step(self._artifact, self._limits)
+        """Loads the artifact folder that was logged with the model."""
+        self._session = Inference.of(artifacts.read(context.artifacts["artifact"])).load()
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -40,31 +41,15 @@ class HybridModel(PythonModel):
             model_input: the rows.
             params: decoding options that differ from the model's own, such as `beam_size`.
         """
-        decoding = artifacts.override(self._artifact.decoding, params or {})
-        compute = Compute(batch_size=32, threads=1, gpu=False)
-        fingerprint = self._artifact.fingerprint(decoding, self._limits)
-        predictor = Predictor(self._artifact, decoding, compute, Lineage(self._artifact.model, "", fingerprint, ""))
-        rows = [raw_row(i, record) for i, record in enumerate(model_input.to_dict("records"))]
-        output = predictor(self._decode(pa.Table.from_pylist(rows, schema=RAW_SCHEMA)))
-        columns = [*predictor.hybrid.payload_schema.names, "status", "error"]
-        return output.select(columns).to_pandas()
-
-
-def raw_row(index: int, record: dict[str, Any]) -> dict[str, Any]:
-    """A DataFrame's row as a shard's row."""
-    media = record.pop("media", None)
-    if isinstance(media, np.ndarray):
-        media = npy_bytes(media)
-    return {
-        "shard": "",
-        "index": index,
-        "last": False,
-        "sample_id": str(index),
-        "media": media,
-        "media_type": None if media is None else sniff_media_type(media),
-        "fields": json.dumps(record, default=str),
-        "error": None,
-    }
+        session = self._session.override(params or {})
+        options = ReadOptions(limits=session.limits)
+        rows = []
+        for i, record in enumerate(model_input.to_dict("records")):
+            values = {
+                name: npy_bytes(value) if isinstance(value, np.ndarray) else value for name, value in record.items()
+            }
+            rows.append(raw_row(HERE, i, False, parquet_entry(values, str(i), options), options))
+        return session.answer(pa.Table.from_pylist(rows, schema=RAW_SCHEMA)).to_pandas()
 
 
 mlflow.models.set_model(HybridModel())

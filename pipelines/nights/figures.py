@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
+import pyarrow.parquet as pq
 from PIL import Image
 
 from hybrid_models.explanations import Alignment, Explanation, Forecast, Gaze
 from hybrid_models.inputs import Sample
 from pipelines import storage
 from pipelines.models import artifacts, tracking
-from pipelines.models.artifacts import Artifact
 from pipelines.models.pictures import LOOKED_AT, evenly, side_by_side
-from pipelines.nights import query
+from pipelines.models.session import Inference
+from pipelines.nights import query, tables
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
-from pipelines.reading.limits import Limits
 from pipelines.reading.samples import unpack
 from pipelines.reading.shards import Shard
-from pipelines.staging.engine import decode_step
 
 log = logging.getLogger(__name__)
 LEADS_TOLD = 4
@@ -60,17 +59,23 @@ def figures(
     try:
         rows = _choose(tables_uri, table, ds, count)
         artifact = artifacts.read(model, None, tracking_uri)
-        samples = _samples(rows, artifact)
+        inference = Inference.noted(artifact, _metadata(tables_uri, table, ds))
+        samples = _samples(rows, inference)
         known = [row for row in rows if (row["shard"], row["index"]) in samples]
-        explained = _explain(artifact, [samples[row["shard"], row["index"]] for row in known])
+        explained = inference.load().explain([samples[row["shard"], row["index"]] for row in known])
         return [Figure(row, *element(shown, row)) for row, shown in zip(known, explained, strict=True)], ""
     except Exception as error:  # pictures are the least of a page: whatever keeps them away is said instead
         log.warning("%s ds=%s: nothing to look at: %s", table, ds, error)
         return [], f"Nothing to look at: {tracking.first_line(error)}"
 
 
-def _explain(artifact: Artifact, samples: Sequence[Sample]) -> list[Explanation]:
-    return artifact.load().eval().explain(samples, artifact.decoding) if samples else []
+def _metadata(tables_uri: str, name: str, ds: str) -> dict[bytes, bytes]:
+    """What the files of a night keep beside their rows; all of them the same."""
+    uri = storage.join(tables_uri, name)
+    table = tables.open_table(uri)
+    assert table is not None
+    with storage.open_input(storage.join(uri, min(tables.night_files(table, ds)))) as stream:
+        return dict(pq.read_schema(stream).metadata or {})
 
 
 def _choose(tables_uri: str, name: str, ds: str, count: int) -> list[dict[str, Any]]:
@@ -92,14 +97,13 @@ def _choose(tables_uri: str, name: str, ds: str, count: int) -> list[dict[str, A
     )
 
 
-def _samples(rows: Sequence[Mapping[str, Any]], artifact: Artifact) -> dict[tuple[str, int], Sample]:
+def _samples(rows: Sequence[Mapping[str, Any]], inference: Inference) -> dict[tuple[str, int], Sample]:
     """The decoded samples of these rows, by shard and index, as far as their shards still have them where they were.
 
     A `sample_id` is unique in its shard at most.
     """
-    limits = Limits()
-    decode = decode_step(artifact, limits)
-    options = ReadOptions(decode.preprocess.window, limits=limits)
+    decode = inference.decode()
+    options = ReadOptions(decode.preprocess.window, limits=inference.limits)
     wanted: dict[str, dict[int, str]] = defaultdict(dict)
     for row in rows:
         wanted[row["shard"]][row["index"]] = row["sample_id"]

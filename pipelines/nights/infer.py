@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -14,18 +14,17 @@ import pyarrow.parquet as pq
 import ray
 from deltalake.exceptions import DeltaError
 
-from hybrid_models.inputs import DecodingConfig
 from pipelines import storage
 from pipelines.cluster.resources import Resources
-from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, ownership, tables, upkeep
 from pipelines.nights.upkeep import Tidied
-from pipelines.reading.limits import MAX_BAD_SHARE, Limits
+from pipelines.reading.limits import MAX_BAD_SHARE
 from pipelines.reading.shards import Shard
 from pipelines.staging.actors import Lineage, Predictor
 from pipelines.staging.checks import RefusedError, check_errors, count_errors, incomplete, verify
-from pipelines.staging.engine import Actor, decode_step, stage
+from pipelines.staging.engine import Actor, stage
 from pipelines.staging.pieces import PIECE, shard_key, table_schema
 
 log = logging.getLogger(__name__)
@@ -40,9 +39,7 @@ class Night:
         shards: the input.
         tables: URI of the folder of tables.
         ds: logical date, `YYYY-MM-DD`.
-        artifact: the model.
-        decoding: how to decode.
-        limits: bounds on one row.
+        inference: the model, how it decodes, what a row may cost.
         max_error_fraction: with more error rows than this share, nothing is committed.
         retain_hours: how long files that no current version needs are kept.
         allow_missing: the night may lack shards that it had before.
@@ -51,9 +48,7 @@ class Night:
     shards: Sequence[Shard]
     tables: str
     ds: str
-    artifact: Artifact
-    decoding: DecodingConfig
-    limits: Limits = field(default_factory=Limits)
+    inference: Inference
     max_error_fraction: float = MAX_BAD_SHARE
     retain_hours: int = 168
     allow_missing: bool = False
@@ -61,12 +56,12 @@ class Night:
     @property
     def table(self) -> str:
         """URI of the table."""
-        return storage.join(storage.absolute(self.tables), self.artifact.table)
+        return storage.join(storage.absolute(self.tables), self.inference.artifact.table)
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides an output."""
-        return self.artifact.fingerprint(self.decoding, self.limits)
+        return self.inference.fingerprint
 
     @property
     def folder(self) -> str:
@@ -75,8 +70,8 @@ class Night:
 
     @property
     def schema(self) -> pa.Schema:
-        """The table's columns."""
-        return table_schema(self.artifact.hybrid_class.payload_schema)
+        """The columns of its files, which keep how they were predicted."""
+        return table_schema(self.inference.artifact.hybrid_class.payload_schema).with_metadata(self.inference.note)
 
 
 def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any]:
@@ -93,14 +88,15 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
     """
     started = time.perf_counter()
     run_id = tracker.run_id or uuid.uuid4().hex
-    lineage = Lineage(night.artifact.model, night.artifact.version, night.fingerprint, run_id)
+    artifact = night.inference.artifact
+    lineage = Lineage(artifact.model, artifact.version, night.fingerprint, run_id)
     todo = incomplete(night.shards, night.folder)
     log.info("%s ds=%s: %d of %d shards to compute", night.table, night.ds, len(todo), len(night.shards))
     written: dict[str, float] = {}
     if todo:
-        actor = Actor(Predictor, (ray.put(night.artifact), night.decoding), (lineage,))
-        decode = decode_step(night.artifact, night.limits)
-        written = stage(todo, night.folder, night.schema, decode, actor, resources, night.artifact.table)
+        actor = Actor(Predictor, (ray.put(night.inference),), (lineage,))
+        decode = night.inference.decode()
+        written = stage(todo, night.folder, night.schema, decode, actor, resources, artifact.table)
     staged = time.perf_counter()
     pieces = verify(night.shards, night.folder)
     bad = count_errors(pieces)

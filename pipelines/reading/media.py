@@ -160,7 +160,7 @@ def decode_clip(media: bytes, media_type: str, visual: Visual, limits: Limits = 
         if CLIP_FORMATS[media_type] in ("matroska", "webm"):
             _check_matroska_length(media)
         count = _count_frames(media, media_type, limits)
-        wanted = sample_positions(count, visual.frames) if visual.spread else range(min(count, visual.frames))
+        wanted = visual.positions(count)
         frames: list[np.ndarray] = []
         for index, frame in enumerate(_decoded_frames(media, media_type, limits)):
             while len(frames) < len(wanted) and wanted[len(frames)] <= index:
@@ -172,11 +172,6 @@ def decode_clip(media: bytes, media_type: str, visual: Visual, limits: Limits = 
         if visual.spread:  # packets that only set up the decoder give no frame
             frames += [frames[-1]] * (len(wanted) - len(frames))
         return np.stack(frames)
-
-
-def sample_positions(count: int, wanted: int) -> list[int]:
-    """The middle positions of `wanted` equal parts of `count` frames; repeats some where `count < wanted`."""
-    return [min(count - 1, (2 * i + 1) * count // (2 * wanted)) for i in range(wanted)]
 
 
 def _open_clip(media: bytes, media_type: str) -> av.container.InputContainer:

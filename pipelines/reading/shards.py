@@ -178,7 +178,7 @@ def read_blocks(
 def last_row(shard: Shard, index: int, reason: str, lost: int) -> pa.Table:
     """A row of `RAW_SCHEMA` that ends a shard of which no more can be read, nor counted."""
     entry = Entry(f"{shard.uri.rsplit('/', 1)[-1]}:{index}", error=reason, lost_rows=lost or None)
-    return pa.Table.from_pylist([_raw_row(shard, index, True, entry, ReadOptions())], schema=RAW_SCHEMA)
+    return pa.Table.from_pylist([raw_row(shard, index, True, entry, ReadOptions())], schema=RAW_SCHEMA)
 
 
 def _numbered(
@@ -199,11 +199,12 @@ def _numbered(
     entry, index = read(0), 0
     while entry is not None:
         following = read(index + 1)
-        yield _raw_row(shard, index, following is None, entry, options)
+        yield raw_row(shard, index, following is None, entry, options)
         entry, index = following, index + 1
 
 
-def _raw_row(shard: Shard, index: int, last: bool, entry: Entry, options: ReadOptions) -> dict[str, Any]:
+def raw_row(shard: Shard, index: int, last: bool, entry: Entry, options: ReadOptions) -> dict[str, Any]:
+    """An entry as a row of `RAW_SCHEMA`."""
     try:
         fields = _fields_json(entry, options)
     except BadSample as bad:

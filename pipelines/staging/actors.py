@@ -14,24 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import torch
 
-from hybrid_models.contract import to_device
-from hybrid_models.inputs import DecodingConfig, Sample
+from hybrid_models.inputs import Sample
 from pipelines.cluster.resources import Compute
-from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference, outcomes
+from pipelines.models.suspects import Note, Rows
 from pipelines.reading.samples import SAMPLE_SCHEMA, pack, unpack
 from pipelines.staging.pieces import TIMINGS, table_schema
-from pipelines.staging.suspects import Note, Rows, halve, node_folder
 
 log = logging.getLogger(__name__)
-# Large grids fill memory before a batch is full, and gain nothing from company: a window of 10 frames of 512 x 512 is
-# 5 MB, and a nowcast takes 0.4 GiB and 1.5 s on one CPU; eight of them at once 3.1 GiB and 2.3 s each.
-BATCH_BYTES = 16 << 20
-BATCH_OUTPUT_BYTES = 64 << 20
-"""A nowcast needs about sixteen times the memory of its output while it is made."""
 RECORD_SCHEMA = pa.schema([pa.field("record", pa.string())])  # what evaluation keeps of a prediction, JSON
 
 
@@ -46,52 +39,32 @@ class Lineage:
 
 
 class _Worker:
-    """What the actors share: a loaded model on its device, and batches of samples of similar length."""
+    """What the actors share: a loaded model on its device, and a note of what they work on.
 
-    def __init__(self, artifact: Artifact | ray.ObjectRef, compute: Compute) -> None:
-        self.artifact: Artifact = ray.get(artifact) if isinstance(artifact, ray.ObjectRef) else artifact
+    Args:
+        inference: the model and how it predicts, or a reference to that in Ray's object store.
+        compute: batch size, threads, device.
+    """
+
+    def __init__(self, inference: Inference | ray.ObjectRef, compute: Compute) -> None:
         torch.set_num_threads(compute.threads)
+        chosen: Inference = ray.get(inference) if isinstance(inference, ray.ObjectRef) else inference
+        self.session = chosen.load("cuda" if compute.gpu else "cpu")
+        self.hybrid = self.session.hybrid
         self.compute = compute
-        self.device = torch.device("cuda" if compute.gpu else "cpu")
-        self.hybrid = self.artifact.load().to(self.device)
-
-    def batches(self, samples: pa.Table) -> Iterator[list[int]]:
-        """Positions of good rows, in batches of similar length; error rows are left out."""
-        lengths, sizes = samples["length"].to_pylist(), pc.binary_length(samples["sample"]).to_pylist()
-        outputs = samples["output_bytes"].to_pylist()
-        batch: list[int] = []
-        held = largest = 0
-        for i in sorted((i for i, length in enumerate(lengths) if length is not None), key=lambda i: lengths[i]):
-            largest = max(largest, outputs[i])  # of samples that differ in length, the longest one's is made of all
-            full = len(batch) == self.compute.batch_size or held + sizes[i] > BATCH_BYTES
-            if batch and (full or largest * (len(batch) + 1) > BATCH_OUTPUT_BYTES):
-                yield batch
-                batch, held, largest = [], 0, outputs[i]
-            batch.append(i)
-            held += sizes[i]
-        if batch:
-            yield batch
 
     def outcomes(
         self, samples: pa.Table, work: Callable[[Rows], list[Any]], purpose: str
     ) -> Iterator[tuple[int, Any | str]]:
-        """Position and output of each good row, or in place of an output why the model cannot work on that row.
+        """Position and output of each good row, or why the model cannot work on it, also where that ends the process.
 
         Args:
             samples: rows of `SAMPLE_SCHEMA`.
             work: positions of rows → one output each, never a text.
             purpose: what it is for; other work on the same samples fails for other reasons.
         """
-        with Note(self._note_path(samples, purpose)) as note:
-            for batch in self.batches(samples):
-                for part, outputs in halve(tuple(batch), work, note):
-                    if isinstance(outputs, str):
-                        self._check_device()
-                        row = samples.select(["shard", "index"]).slice(part[0], 1).to_pylist()[0]
-                        log.warning("%s row %d: %s", row["shard"], row["index"], outputs, extra=row)
-                        yield part[0], outputs
-                    else:
-                        yield from zip(part, outputs, strict=True)
+        note = Note(self._note_path(samples, purpose))
+        yield from outcomes(samples, self.compute.batch_size, work, note, self._check_device)
 
     def _note_path(self, samples: pa.Table, purpose: str) -> Path | None:
         """The same for the process that gets these samples when this one has died."""
@@ -115,23 +88,16 @@ class Predictor(_Worker):
     """Samples → rows of a table (a Ray Data map actor from `SAMPLE_SCHEMA`).
 
     Args:
-        artifact: the model, or a reference to it in Ray's object store.
-        decoding: how to decode.
+        inference: the model and how it predicts, or a reference to that in Ray's object store.
         compute: batch size, threads, device.
         lineage: recorded in every row.
         judge: keep what evaluation needs of each prediction instead of the prediction itself.
     """
 
     def __init__(
-        self,
-        artifact: Artifact | ray.ObjectRef,
-        decoding: DecodingConfig,
-        compute: Compute,
-        lineage: Lineage,
-        judge: bool = False,
+        self, inference: Inference | ray.ObjectRef, compute: Compute, lineage: Lineage, judge: bool = False
     ) -> None:
-        super().__init__(artifact, compute)
-        self.decoding = decoding
+        super().__init__(inference, compute)
         self.lineage = asdict(lineage)
         self.judge = judge
         payload = RECORD_SCHEMA if judge else self.hybrid.payload_schema
@@ -158,9 +124,7 @@ class Predictor(_Worker):
         return pa.Table.from_pylist(rows, schema=self.schema)
 
     def _predict(self, samples: list[Sample]) -> list[dict[str, Any]]:
-        with torch.inference_mode():
-            batch = self.hybrid.collate(samples)
-            outputs = self.hybrid.predict(to_device(batch, self.device), self.decoding)
+        outputs = self.session.predict(samples)
         if not self.judge:
             return outputs
         pairs = zip(samples, outputs, strict=True)
@@ -191,6 +155,14 @@ class Featurizer(_Worker):
             field = SAMPLE_SCHEMA.field(name)
             samples = samples.set_column(SAMPLE_SCHEMA.get_field_index(name), field, pa.array(values, field.type))
         return samples
+
+
+def node_folder() -> Path | None:
+    """Where notes lie on this node: in the folder of Ray's session. None in a process that is not Ray's."""
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return Path(context.get_temp_dir(), context.get_session_name(), "suspects")
 
 
 def digest(sample: Sample, names: Sequence[str]) -> str:

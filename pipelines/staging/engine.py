@@ -10,10 +10,8 @@ import pyarrow as pa
 import ray
 
 from pipelines.cluster.resources import Resources
-from pipelines.models.artifacts import Artifact
 from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.limits import Limits
 from pipelines.reading.samples import SAMPLE_SCHEMA, Decode
 from pipelines.reading.shards import Shard
 from pipelines.staging.sink import StageSink
@@ -29,11 +27,6 @@ class Actor:
     kind: type
     before: tuple[Any, ...]
     after: tuple[Any, ...] = ()
-
-
-def decode_step(artifact: Artifact, limits: Limits, with_target: bool = False) -> Decode:
-    """The decoding that belongs to a model."""
-    return Decode(artifact.hybrid_class.preprocess(artifact.config, artifact.assets), limits, with_target)
 
 
 def stage(

@@ -23,6 +23,7 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.models import artifacts, tracking
 from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Session
 from pipelines.models.tracking import Tracker
 from pipelines.staging.pieces import Piece
 from pipelines.training import progress
@@ -206,7 +207,8 @@ def _pictures(
         return {}
     from pipelines.models import pictures  # drawing takes half a second to import
 
-    examples = pictures.examples(hybrid, job.recipe.decoding, shards[1], job.recipe.limits, job.pictures)
+    session = Session(hybrid, job.recipe.decoding, job.recipe.limits)
+    examples = pictures.examples(session, shards[1], job.pictures)
     curves = pictures.evaluation_curves(judged.get("details", {}))
     return {"learning-curves.png": pictures.learning_curves(history), **curves, **examples}
 

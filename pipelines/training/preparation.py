@@ -15,6 +15,7 @@ from hybrid_models import HYBRIDS, Hybrid
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
 from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import MAX_BAD_SHARE
@@ -69,8 +70,9 @@ def prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list
     todo = checks.incomplete(shards, folder)
     if todo:
         log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
-        actor = engine.Actor(Featurizer, (ray.put(initial),)) if hybrid.has_frozen_features else None
-        decode = engine.decode_step(initial, recipe.limits, with_target=True)
+        inference = Inference.of(initial, recipe.limits)
+        actor = engine.Actor(Featurizer, (ray.put(inference),)) if hybrid.has_frozen_features else None
+        decode = inference.decode(with_target=True)
         engine.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
     pieces = checks.verify(shards, folder)
     found = count_errors(pieces)

@@ -35,13 +35,12 @@ from pipelines.cluster import connection
 from pipelines.cluster.connection import ALLOCATOR
 from pipelines.cluster.resources import Compute, Resources
 from pipelines.models import artifacts
+from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import infer
 from pipelines.nights.infer import Night
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.limits import Limits
 from pipelines.reading.shards import Shard, list_shards, read_blocks
-from pipelines.staging import engine
 from pipelines.staging.actors import Lineage, Predictor
 from tests import tiny
 
@@ -104,9 +103,10 @@ def take(source: str, folder: Path, count: int) -> None:
 # ---- the bare loop -----------------------------------------------------------------------------------------------
 def bare_loop(shards: list[Shard], artifact: artifacts.Artifact) -> float:
     """Images per second of read → decode → predict, one after the other, after one batch of warm-up."""
-    decode = engine.decode_step(artifact, Limits())
+    inference = Inference.of(artifact)
+    decode = inference.decode()
     lineage = Lineage("", "", "", "")
-    predictor = Predictor(artifact, artifact.decoding, Compute(BATCH, os.cpu_count() or 1, False), lineage)
+    predictor = Predictor(inference, Compute(BATCH, os.cpu_count() or 1, False), lineage)
     warm = next(read_blocks(shards[0], ReadOptions())).slice(0, BATCH)
     predictor(decode(warm))
     started, count = time.perf_counter(), 0
@@ -158,7 +158,7 @@ def tree_memory() -> float:
 
 def night(shards: list[Shard], artifact: artifacts.Artifact, tables: str) -> dict[str, Any]:
     """One night; its wall seconds and peak memory."""
-    job = Night(shards, tables, "2026-01-01", artifact, artifact.decoding)
+    job = Night(shards, tables, "2026-01-01", Inference.of(artifact))
     with peak_memory() as peak:
         started = time.perf_counter()
         summary = infer.infer(job, Resources(batch_size=BATCH), Tracker(f"sqlite:///{tables}/none.db"))

@@ -14,7 +14,7 @@ from hybrid_models.inputs import Sample
 from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
-from pipelines.reading.limits import Limits
+from pipelines.models.session import Inference
 from pipelines.reading.shards import list_shards
 from pipelines.staging import checks, engine, pieces
 from pipelines.staging.actors import Lineage, Predictor
@@ -45,10 +45,12 @@ def test_a_row_that_kills_the_model_costs_only_itself(tmp_path: Path) -> None:
     artifact = artifacts.read(tiny.write_translator(str(tmp_path / "model")))
     shards = list_shards(str(tmp_path / "in"))
     lineage = Lineage("model", "1", "f" * 64, str(tmp_path / "died"))
-    actor = engine.Actor(Mortal, (ray.put(artifact), artifact.decoding), (lineage,))
+    inference = Inference.of(artifact)
+    actor = engine.Actor(Mortal, (ray.put(inference),), (lineage,))
     schema = pieces.table_schema(artifact.hybrid_class.payload_schema)
-    decode = engine.decode_step(artifact, Limits())
-    engine.stage(shards, str(tmp_path / "out"), schema, decode, actor, Resources(batch_size=4), "translations")
+    engine.stage(
+        shards, str(tmp_path / "out"), schema, inference.decode(), actor, Resources(batch_size=4), "translations"
+    )
     rows = [
         row
         for piece in checks.verify(shards, str(tmp_path / "out"))

@@ -28,7 +28,7 @@ def read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[
         batches = file.iter_batches(_batch_rows(metadata.row_group(group)), row_groups=[group], use_threads=False)
         for batch in batches:
             for row in _parquet_rows(batch):
-                yield _parquet_entry(row, f"{name}:{number}", options)
+                yield parquet_entry(row, f"{name}:{number}", options)
                 number += 1
 
 
@@ -78,7 +78,8 @@ def count_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> int:
     return int(min(rows, stream.seek(0, io.SEEK_END)))
 
 
-def _parquet_entry(row: dict[str, Any], sample_id: str, options: ReadOptions) -> Entry:
+def parquet_entry(row: dict[str, Any], sample_id: str, options: ReadOptions) -> Entry:
+    """A row by columns → its entry: the one column of bytes is the media, whatever its name."""
     for column in ("id", "sample_id", "key"):
         if isinstance(row.get(column), str | int):
             sample_id = str(row.pop(column))

@@ -17,6 +17,7 @@ from pipelines.cluster.resources import Resources
 from pipelines.judging import evaluate
 from pipelines.judging.evaluate import Evaluation
 from pipelines.models import artifacts
+from pipelines.models.session import Inference
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import list_shards
 from pipelines.staging import engine
@@ -32,7 +33,7 @@ def job(tmp_path: Path) -> Evaluation:
     tiny.write_pairs(str(tmp_path / "test"), 20, seed=3)
     storage.write_bytes(str(tmp_path / "test/more.jsonl"), b'{"id": "x", "en": "der Hund"}\n')
     artifact = artifacts.read(tiny.write_translator(str(tmp_path / "model")))
-    return Evaluation(list_shards(str(tmp_path / "test")), str(tmp_path), artifact, artifact.decoding)
+    return Evaluation(list_shards(str(tmp_path / "test")), str(tmp_path), Inference.of(artifact))
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -62,9 +63,9 @@ def test_nothing_to_judge_is_an_error(job: Evaluation, tmp_path: Path) -> None:
 
 def test_the_fingerprint_decides_where_records_are_staged(job: Evaluation, tmp_path: Path) -> None:
     others = [
-        replace(job, decoding=TranslatorDecoding(beam_size=2)),
+        replace(job, inference=Inference(job.artifact, TranslatorDecoding(beam_size=2))),
         replace(job, stride=2),
-        replace(job, limits=Limits(max_bytes=7)),
+        replace(job, inference=Inference.of(job.artifact, Limits(max_bytes=7))),
     ]
     assert len({job.fingerprint, *(other.fingerprint for other in others)}) == 4
     assert job.folder == f"{tmp_path}/evaluations/{job.fingerprint[:12]}"
@@ -73,7 +74,7 @@ def test_the_fingerprint_decides_where_records_are_staged(job: Evaluation, tmp_p
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_models_are_compared_on_the_same_samples(job: Evaluation, tmp_path: Path) -> None:
     other = artifacts.read(tiny.write_translator(str(tmp_path / "other"), seed=1))
-    found = evaluate.compare(job, replace(job, artifact=other), RESOURCES)
+    found = evaluate.compare(job, replace(job, inference=Inference.of(other)), RESOURCES)
     assert (found["samples"], found["only_first"], found["only_second"]) == (20, 0, 0)
     sources = tiny.sentences(20, seed=3)
     references = [" ".join(reversed(text.split())) for text in sources]
@@ -93,8 +94,8 @@ def test_two_models_are_compared_on_the_same_samples(job: Evaluation, tmp_path: 
 def test_models_of_two_directions_do_not_compare(job: Evaluation, tmp_path: Path) -> None:
     model = tiny.translator()
     model.config = replace(model.config, source="de", target="en")
-    artifacts.write(artifacts.make(model, job.decoding, {}, "Card.\n"), str(tmp_path / "back"))
-    other = replace(job, artifact=artifacts.read(str(tmp_path / "back")))
+    artifacts.write(artifacts.make(model, job.inference.decoding, {}, "Card.\n"), str(tmp_path / "back"))
+    other = replace(job, inference=Inference.of(artifacts.read(str(tmp_path / "back"))))
     with pytest.raises(UsageError, match=r"do not compare: for 20 of 20 samples, such as row 0 of .*pairs\.jsonl"):
         evaluate.compare(job, other, RESOURCES)
 
@@ -112,7 +113,7 @@ def test_captioners_are_compared_by_photograph(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "test/photos.tar"), tiny.tar(members))
     models = [artifacts.read(tiny.write_captioner(str(tmp_path / f"model-{seed}"), seed)) for seed in (0, 1)]
     shards = list_shards(str(tmp_path / "test"))
-    first, second = (Evaluation(shards, str(tmp_path), artifact, artifact.decoding) for artifact in models)
+    first, second = (Evaluation(shards, str(tmp_path), Inference.of(artifact)) for artifact in models)
     judged = [evaluate.evaluate(job, RESOURCES)["metrics"] for job in (first, second)]
 
     found = evaluate.compare(first, second, RESOURCES)
@@ -138,7 +139,7 @@ def test_nowcasts_are_judged_and_compared_by_event(tmp_path: Path) -> None:
     with torch.no_grad():  # probabilities that know nothing of where it rains cost skill
         trained.net.get_submodule("head").get_parameter("bias")[:5] = -3.0
     first, second = (artifacts.read(tiny.write_nowcaster(str(tmp_path / "plain"))), _stored(trained, tmp_path))
-    job = Evaluation(list_shards(str(tmp_path / "test")), str(tmp_path), first, first.decoding)
+    job = Evaluation(list_shards(str(tmp_path / "test")), str(tmp_path), Inference.of(first))
 
     judged = evaluate.evaluate(job, RESOURCES)
     assert {name: part["samples"] for name, part in judged["parts"].items()} == {"fast.nc": 5, "slow.nc": 5}
@@ -146,14 +147,16 @@ def test_nowcasts_are_judged_and_compared_by_event(tmp_path: Path) -> None:
     pooled = (judged["parts"]["slow.nc"]["mse"] + judged["parts"]["fast.nc"]["mse"]) / 2
     assert judged["metrics"]["mse"] == pytest.approx(pooled)
 
-    found = evaluate.compare(job, replace(job, artifact=second), RESOURCES)
+    found = evaluate.compare(job, replace(job, inference=Inference.of(second)), RESOURCES)
     assert (found["samples"], found["only_first"], found["only_second"]) == (10, 0, 0)
     mse = found["metrics"]["mse"]
     assert mse["first"] == pytest.approx(judged["metrics"]["mse"])
     assert mse["low"] <= mse["difference"] <= mse["high"]
     assert found["metrics"]["crps"]["difference"] > 0.1 * found["metrics"]["crps"]["first"]
     one = [shard for shard in job.shards if shard.uri.endswith("slow.nc")]
-    alone = evaluate.compare(replace(job, shards=one), replace(job, shards=one, artifact=second), RESOURCES)
+    alone = evaluate.compare(
+        replace(job, shards=one), replace(job, shards=one, inference=Inference.of(second)), RESOURCES
+    )
     crps = alone["metrics"]["crps"]
     assert crps["difference"] == pytest.approx(crps["second"] - crps["first"])
     assert crps["difference"] > 0

@@ -11,6 +11,7 @@ from pipelines.judging import evaluate, promotion
 from pipelines.judging.evaluate import Evaluation, Judged
 from pipelines.judging.promotion import Verdict
 from pipelines.models import artifacts
+from pipelines.models.session import Inference
 from pipelines.reading.shards import list_shards
 from tests import tiny
 
@@ -48,7 +49,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Evaluation, E
     tiny.write_pairs(str(tmp_path / "test"), 1, seed=3)
     shards = list_shards(str(tmp_path / "test"))
     candidate, champion = (
-        Evaluation(shards, str(tmp_path), read, read.decoding)
+        Evaluation(shards, str(tmp_path), Inference.of(read))
         for read in (artifacts.read(tiny.write_translator(str(tmp_path / str(seed)), seed)) for seed in (0, 1))
     )
     sentences = tiny.sentences(50, seed=1)

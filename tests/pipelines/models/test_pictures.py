@@ -11,6 +11,7 @@ from hybrid_models.nowcaster.nowcaster import NowcasterDecoding
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines import storage
 from pipelines.models import pictures
+from pipelines.models.session import Session
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import list_shards
 from tests import tiny
@@ -105,7 +106,7 @@ def test_examples_of_each_hybrid(tmp_path: Path) -> None:
         (tiny.captioner(), CaptionerDecoding(max_length=5), "photos", 9, [f"example-{i}.png" for i in (1, 2, 3)]),
         (tiny.nowcaster(), NowcasterDecoding(), "radar", 2, [f"example-{i}.{s}" for i in (1, 2) for s in SUFFIXES]),
     ):  # fmt: skip
-        files = pictures.examples(hybrid, decoding, list_shards(str(tmp_path / folder)), Limits(), count)
+        files = pictures.examples(Session(hybrid, decoding, Limits()), list_shards(str(tmp_path / folder)), count)
         assert sorted(files) == sorted(names)
         for content in files.values():
             Image.open(io.BytesIO(content)).load()

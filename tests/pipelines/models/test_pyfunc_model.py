@@ -1,6 +1,6 @@
 import io
-import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -11,10 +11,13 @@ from PIL import Image
 
 from hybrid_models.errors import UsageError
 from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker, _tracking
 from tests import tiny
 
 TEXTS = tiny.sentences(5, seed=8)
+OLD = Path(__file__).with_name("pyfunc_of_0_1.py")
+"""What `hybrid train` of version 0.1 registered with each model."""
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +82,37 @@ def test_a_registered_nowcaster_predicts_from_arrays(load: Callable[[str], Any])
     assert frames == pytest.approx(tiny.nowcaster().nowcast(past, 2, 5), rel=1e-2, abs=1e-2)
 
 
-def test_other_columns_are_the_rows_fields() -> None:
-    from pipelines.models.pyfunc_model import raw_row
+def test_the_one_column_of_bytes_is_the_media_whatever_its_name(load: Callable[[str], Any]) -> None:
+    model = load("models:/captioner/1")
+    photos = [tiny.jpeg(seed) for seed in range(2)]
+    named, other = (model.predict(pd.DataFrame({name: photos, "camera": "north"})) for name in ("media", "photo"))
+    assert named["status"].tolist() == ["ok", "ok"]
+    assert named.equals(other)
+    two = model.predict(pd.DataFrame({"left": photos, "right": photos}))
+    assert two["error"].tolist() == ["AmbiguousColumns: left, right are all binary; keep one"] * 2
 
-    row = raw_row(3, {"media": None, "text": "grün", "when": pd.Timestamp("2026-01-31")})
-    assert (row["index"], row["sample_id"], row["media"], row["media_type"]) == (3, "3", None, None)
-    assert json.loads(row["fields"]) == {"text": "grün", "when": "2026-01-31 00:00:00"}
-    assert raw_row(0, {"media": tiny.jpeg(0)})["media_type"] == "jpg"
+
+def test_a_model_is_loaded_once(load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load("models:/translator/1")
+    monkeypatch.setattr(Artifact, "load", None)
+    assert model.predict(pd.DataFrame({"en": TEXTS[:1]}))["status"].tolist() == ["ok"]
+
+
+def test_models_that_were_registered_by_version_0_1_still_predict(registered: str, tmp_path: Path) -> None:
+    """Their pyfunc is a copy of that version's source, which imports what is elsewhere now."""
+    for hybrid, row, column in (
+        ("translator", {"en": TEXTS[0]}, "translation"),
+        ("captioner", {"media": tiny.jpeg(0)}, "caption"),
+    ):
+        with _tracking(registered):
+            now = mlflow.pyfunc.load_model(f"models:/{hybrid}/1")
+            stored = mlflow.artifacts.download_artifacts(f"models:/{hybrid}/1", dst_path=str(tmp_path / hybrid))
+            folder = next(Path(stored).rglob("weights.safetensors")).parent
+            with mlflow.start_run():
+                logged = mlflow.pyfunc.log_model(
+                    name=hybrid, python_model=str(OLD), artifacts={"artifact": str(folder)}, pip_requirements=["x"]
+                )
+            then = mlflow.pyfunc.load_model(logged.model_uri)
+            answers = [model.predict(pd.DataFrame([row])) for model in (now, then)]
+        assert answers[1]["status"].tolist() == ["ok"]
+        assert answers[0][column].tolist() == answers[1][column].tolist()

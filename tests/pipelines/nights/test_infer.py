@@ -15,12 +15,12 @@ from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, infer
 from pipelines.nights.infer import Night
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import Shard, list_shards
-from pipelines.staging import engine
 from pipelines.staging.checks import RefusedError, check_errors, incomplete, verify
 from pipelines.staging.pieces import shard_key, table_schema
 from tests import tiny
@@ -34,7 +34,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def night_of(artifact: Artifact, folder: Path, **options: object) -> Night:
-    night = Night(list_shards(str(folder / "in")), str(folder / "tables"), "2026-01-31", artifact, artifact.decoding)
+    night = Night(list_shards(str(folder / "in")), str(folder / "tables"), "2026-01-31", Inference.of(artifact))
     return replace(night, **options)  # type: ignore[arg-type]
 
 
@@ -91,8 +91,8 @@ def test_the_staging_folder_tells_night_and_fingerprint(artifact: Artifact, tmp_
     tiny.write_sentences(str(tmp_path / "in"), 1, 1)
     night = night_of(artifact, tmp_path)
     assert night.folder == f"{tmp_path}/tables/translations/ds=2026-01-31/{night.fingerprint[:12]}"
-    wide = night_of(artifact, tmp_path, decoding=TranslatorDecoding(beam_size=4))
-    short = night_of(artifact, tmp_path, limits=Limits(max_bytes=9))
+    wide = night_of(artifact, tmp_path, inference=Inference(artifact, TranslatorDecoding(beam_size=4)))
+    short = night_of(artifact, tmp_path, inference=Inference.of(artifact, Limits(max_bytes=9)))
     assert len({night.folder, wide.folder, short.folder}) == 3
     assert night_of(artifact, tmp_path, ds="2026-02-01").fingerprint == night.fingerprint
 
@@ -148,7 +148,7 @@ def stored(place: str, tmp_path: Path) -> Night:
     model = tiny.write_translator(str(tmp_path / "model"))
     tiny.write_night(f"{place}/tables", "2026-01-31", f"{place}/in", model)
     artifact = artifacts.read(model)
-    return Night(list_shards(f"{place}/in"), f"{place}/tables", "2026-01-31", artifact, artifact.decoding)
+    return Night(list_shards(f"{place}/in"), f"{place}/tables", "2026-01-31", Inference.of(artifact))
 
 
 def listed_again(night: Night, **changes: object) -> Night:
@@ -178,7 +178,8 @@ def test_shards_that_were_replaced_or_came_late_are_not_gone(stored: Night) -> N
     for shard in stored.shards[1:]:
         storage.write_bytes(shard.uri, b"another sentence\n")
     tiny.write_sentences(stored.shards[0].uri.rsplit("/", 1)[0] + "/late", 1, 2)
-    again = listed_again(stored, decoding=TranslatorDecoding(beam_size=2))
+    wider = Inference(stored.inference.artifact, TranslatorDecoding(beam_size=2))
+    again = listed_again(stored, inference=wider)
     assert len(again.shards) == 5
     infer.check_shards(again)
 
@@ -229,10 +230,3 @@ def test_files_that_vanish_while_they_are_committed_are_noticed(stored: Night, m
     with pytest.raises(RuntimeError, match=r"part-00000\.txt is incomplete in .*: start the job again"):
         run(stored)
     assert [shard.uri for shard in incomplete(stored.shards, stored.folder)] == [stored.shards[0].uri]
-
-
-def test_decoding_belongs_to_the_model(artifact: Artifact) -> None:
-    decode = engine.decode_step(artifact, Limits(max_bytes=5), with_target=True)
-    assert decode.with_target
-    assert decode.limits.max_bytes == 5
-    assert decode.preprocess.config == artifact.config  # type: ignore[attr-defined]

@@ -16,8 +16,8 @@ from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines.cluster.resources import Compute
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
 from pipelines.reading.samples import SAMPLE_SCHEMA, pack, unpack
-from pipelines.staging import actors
 from pipelines.staging.actors import Featurizer, Lineage, Predictor
 from tests import tiny
 
@@ -44,16 +44,6 @@ def samples_table(samples: list[Sample | BadSample]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA)
 
 
-def sizes_table(
-    lengths: list[int | None], sizes: list[int] | None = None, outputs: list[int] | None = None
-) -> pa.Table:
-    """What a batch is chosen by: samples of these lengths, and bytes in and out; null lengths are errors."""
-    sizes = sizes or [1] * len(lengths)
-    packed = [None if length is None else bytes(size) for length, size in zip(lengths, sizes, strict=True)]
-    outputs = outputs or [0] * len(lengths)
-    return pa.table({"length": lengths, "sample": pa.array(packed, pa.large_binary()), "output_bytes": outputs})
-
-
 def tokenized(artifact: Artifact, texts: list[str], with_target: bool = False) -> list[Sample | BadSample]:
     preprocess = artifact.hybrid_class.preprocess(artifact.config, artifact.assets)
     return [preprocess(Inputs(None, {"en": text, "de": text.upper()}), with_target) for text in texts]
@@ -62,7 +52,7 @@ def tokenized(artifact: Artifact, texts: list[str], with_target: bool = False) -
 def test_rows_keep_their_order_and_errors_their_place(artifact: Artifact) -> None:
     samples = tokenized(artifact, TEXTS)
     samples[4:4] = [BadSample("TextTooLong", "201 characters")]
-    predictor = Predictor(artifact, DECODING, Compute(4, 1, False), LINEAGE)
+    predictor = Predictor(Inference(artifact, DECODING), Compute(4, 1, False), LINEAGE)
     before = datetime.now(UTC)
     table = predictor(samples_table(samples))
     assert table.schema == predictor.schema
@@ -89,7 +79,7 @@ def test_rows_keep_their_order_and_errors_their_place(artifact: Artifact) -> Non
 
 
 def test_a_block_of_errors_only_needs_no_model(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = Predictor(artifact, DECODING, Compute(4, 1, False), LINEAGE)
+    predictor = Predictor(Inference(artifact, DECODING), Compute(4, 1, False), LINEAGE)
     monkeypatch.setattr(predictor, "_predict", None)
     table = predictor(samples_table([BadSample("A", "x"), BadSample("B", "y")]))
     assert table["error"].to_pylist() == ["A: x", "B: y"]
@@ -97,9 +87,7 @@ def test_a_block_of_errors_only_needs_no_model(artifact: Artifact, monkeypatch: 
 
 
 def test_batches_have_similar_lengths(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = Predictor(artifact, DECODING, Compute(2, 1, False), LINEAGE)
-    assert list(predictor.batches(sizes_table([5, None, 1, 9, 2, None, 7]))) == [[2, 4], [0, 6], [3]]
-    assert list(predictor.batches(sizes_table([None]))) == []
+    predictor = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)
     seen: list[list[int]] = []
     predict = predictor._predict
 
@@ -112,24 +100,6 @@ def test_batches_have_similar_lengths(artifact: Artifact, monkeypatch: pytest.Mo
     assert [len(batch) for batch in seen] == [2, 2, 2, 2, 2, 1]
     lengths = [length for batch in seen for length in batch]
     assert lengths == sorted(lengths)
-
-
-def test_batches_of_large_samples_are_smaller(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actors, "BATCH_BYTES", 1000)
-    predictor = Predictor(artifact, DECODING, Compute(3, 1, False), LINEAGE)
-    table = sizes_table([1, 2, 3, 4, 5, 6, 7, 8], [1500, 500, 500, 1, 1, 999, 1, 2000])
-    assert list(predictor.batches(table)) == [[0], [1, 2], [3, 4], [5, 6], [7]]
-    table = sizes_table([1, 2, 3, 4], [10, 10, 10, 10])
-    assert list(predictor.batches(table)) == [[0, 1, 2], [3]]
-
-
-def test_batches_of_large_outputs_are_smaller(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actors, "BATCH_OUTPUT_BYTES", 1000)
-    predictor = Predictor(artifact, DECODING, Compute(8, 1, False), LINEAGE)
-    table = sizes_table([1, 2, 3, 4, 5, 6], outputs=[400, 400, 400, 1500, 10, 10])
-    assert list(predictor.batches(table)) == [[0, 1], [2], [3], [4, 5]]
-    table = sizes_table([1, 2, 3, 4], outputs=[10, 10, 10, 334])
-    assert list(predictor.batches(table)) == [[0, 1, 2], [3]], "all are made as long as the longest"
 
 
 def failing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, bad: Callable[[Sample], bool]) -> list[int]:
@@ -148,7 +118,7 @@ def failing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, bad: Callable
 
 
 def test_a_row_that_the_model_fails_on_costs_only_itself(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = Predictor(artifact, DECODING, Compute(8, 1, False), LINEAGE)
+    predictor = Predictor(Inference(artifact, DECODING), Compute(8, 1, False), LINEAGE)
     samples = tokenized(artifact, TEXTS)
     whole = predictor(samples_table(samples)).to_pylist()
     bad = samples[3]
@@ -166,14 +136,19 @@ def test_a_row_that_the_model_fails_on_costs_only_itself(artifact: Artifact, mon
 
 def test_the_batch_size_decides_no_output(artifact: Artifact) -> None:
     table = samples_table(tokenized(artifact, TEXTS))
-    outputs = [Predictor(artifact, DECODING, Compute(n, 1, False), LINEAGE)(table)["translation"] for n in (1, 3, 64)]
+    outputs = [
+        Predictor(Inference(artifact, DECODING), Compute(n, 1, False), LINEAGE)(table)["translation"]
+        for n in (1, 3, 64)
+    ]
     assert outputs[0].to_pylist() == outputs[1].to_pylist() == outputs[2].to_pylist()
 
 
 def test_judging_keeps_records_instead_of_predictions(artifact: Artifact) -> None:
     samples = tokenized(artifact, TEXTS[:3], with_target=True)
     samples.insert(1, BadSample("EmptyText", "no text"))
-    rows = Predictor(artifact, DECODING, Compute(8, 1, False), LINEAGE, judge=True)(samples_table(samples)).to_pylist()
+    rows = Predictor(Inference(artifact, DECODING), Compute(8, 1, False), LINEAGE, judge=True)(
+        samples_table(samples)
+    ).to_pylist()
     assert "translation" not in rows[0]
     hypotheses = tiny.translator().translate(TEXTS[:3], beam_size=1, max_length=12)
     truths = [json.loads(rows[i]["record"]).pop("truth") for i in (0, 2, 3)]
@@ -206,13 +181,15 @@ def test_the_featurizer_replaces_frames_by_what_the_frozen_net_sees(tmp_path: Pa
         for count, length in ((1, 9), (2, 4), (1, 6))
     ]
     table = samples_table([samples[0], BadSample("X", "y"), *samples[1:]])
-    featurized = Featurizer(artifacts.read(str(tmp_path)), Compute(2, 1, False))(table)
+    featurized = Featurizer(Inference.of(artifacts.read(str(tmp_path))), Compute(2, 1, False))(table)
     assert featurized.schema == SAMPLE_SCHEMA
     assert featurized.drop_columns(["sample"]).equals(table.drop_columns(["sample"]))
     packed = featurized["sample"].to_pylist()
     assert packed[1] is None
     broken = [samples[0], {name: samples[1][name] for name in ("frame_count", "length")}]
-    told = Featurizer(artifacts.read(str(tmp_path)), Compute(2, 1, False))(samples_table(broken)).to_pylist()
+    told = Featurizer(Inference.of(artifacts.read(str(tmp_path))), Compute(2, 1, False))(
+        samples_table(broken)
+    ).to_pylist()
     assert [row["error"] for row in told] == [None, "PredictionError: KeyError: 'frames'"]
     assert [row["length"] for row in told] == [9, None]
     found = [unpack(packed[i]) for i in (0, 2, 3)]

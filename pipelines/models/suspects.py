@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
 log = logging.getLogger(__name__)
 TRIES = 2
 """A whole batch, and a single row, are to blame when so many processes have died of them."""
@@ -72,14 +70,6 @@ def _pairs(lines: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
     for number, line in enumerate(lines):
         if line != b"end":
             yield line, lines[number + 1] if number + 1 < len(lines) else b""
-
-
-def node_folder() -> Path | None:
-    """Where notes lie on this node: in the folder of Ray's session. None in a process that is not Ray's."""
-    if not ray.is_initialized():
-        return None
-    context = ray.get_runtime_context()
-    return Path(context.get_temp_dir(), context.get_session_name(), "suspects")
 
 
 def halve(

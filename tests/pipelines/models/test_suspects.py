@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.staging.suspects import Note, Rows, halve
+from pipelines.models.suspects import Note, Rows, halve
 from tests import tiny
 
 MODEL = """
 import os, sys
 from pathlib import Path
-from pipelines.staging.suspects import Note, halve
+from pipelines.models.suspects import Note, halve
 
 bad, innocent = {bad}, Path({innocent!r})
 def work(rows):
