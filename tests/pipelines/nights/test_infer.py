@@ -1,5 +1,4 @@
 import io
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, infer
 from pipelines.nights.infer import Night
 from pipelines.reading.limits import Limits
-from pipelines.reading.shards import Shard, list_shards
-from pipelines.staging.checks import RefusedError, check_errors, incomplete, verify
-from pipelines.staging.pieces import shard_key, table_schema
+from pipelines.reading.shards import list_shards
+from pipelines.staging.checks import RefusedError, incomplete, verify
+from pipelines.staging.pieces import table_schema
 from tests import tiny
 
 NO_MLFLOW = "sqlite:////proc/nowhere/mlflow.db"
@@ -95,39 +94,6 @@ def test_the_staging_folder_tells_night_and_fingerprint(artifact: Artifact, tmp_
     short = night_of(artifact, tmp_path, inference=Inference.of(artifact, Limits(max_bytes=9)))
     assert len({night.folder, wide.folder, short.folder}) == 3
     assert night_of(artifact, tmp_path, ds="2026-02-01").fingerprint == night.fingerprint
-
-
-SHARDS = [Shard("s3://lake/a.tar", 1, "1"), Shard("s3://lake/b.tar", 1, "1"), Shard("s3://lake/c.tar", 1, "1")]
-
-
-def put(folder: Path, shard: Shard, interval: str) -> None:
-    storage.write_bytes(str(folder / f"{shard_key(shard)}-{interval}.parquet"), b"")
-
-
-def test_complete_is_what_lies_there_from_the_first_row_to_the_last(tmp_path: Path) -> None:
-    a, b, c = SHARDS
-    assert incomplete(SHARDS, str(tmp_path)) == SHARDS
-    put(tmp_path, a, "00000000-00000005")
-    put(tmp_path, a, "00000005-00000007-end")
-    put(tmp_path, b, "00000000-00000005")
-    put(tmp_path, Shard(c.uri, 1, "another state"), "00000000-00000005-end")
-    assert incomplete(SHARDS, str(tmp_path)) == [b, c]
-    with pytest.raises(RuntimeError, match=r"^s3://lake/b\.tar is incomplete in .*: start the job again"):
-        verify([a, b], str(tmp_path))
-    put(tmp_path, a, "00000000-00000004")  # of a retried task: no part of the night
-    assert [(piece.first, piece.stop) for piece in verify([a], str(tmp_path))] == [(0, 5), (5, 7)]
-
-
-def test_the_share_of_bad_samples_is_bounded() -> None:
-    errors = Counter({"ImageDecodeError": 3, "EmptyText": 2})
-    check_errors(errors, 100, 0.05)
-    check_errors(Counter(), 0, 0.0)
-    with pytest.raises(RefusedError) as caught:
-        check_errors(errors, 99, 0.05)
-    assert str(caught.value) == (
-        "5 of 99 samples are bad (most: 3 x ImageDecodeError), more than --max-error-fraction 0.05: "
-        "nothing was committed; mend the input or raise the limit"
-    )
 
 
 def test_a_table_of_other_columns_is_refused(artifact: Artifact, tmp_path: Path) -> None:

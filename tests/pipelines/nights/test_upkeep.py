@@ -11,7 +11,7 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import upkeep
 from pipelines.nights.commit import commit_night
-from tests.pipelines.nights.test_tables import ONE, RUN, THREE, TWO, night, read
+from tests.pipelines.nights.made import ONE, RUN, THREE, TWO, night, read
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 
 

@@ -1,14 +1,8 @@
-from collections import Counter
-from pathlib import Path
-
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines.reading.shards import Shard
-from pipelines.staging.checks import Errors, count_errors
-from pipelines.staging.pieces import GROWN, TIMINGS, Piece, is_own, list_pieces, shard_key, table_schema, tiling
-from pipelines.staging.sink import StageSink
+from pipelines.staging.pieces import TIMINGS, Piece, is_own, shard_key, table_schema, tiling
 from pipelines.storage import FileInfo
 
 SCHEMA = table_schema(pa.schema([pa.field("caption", pa.string())]))
@@ -61,35 +55,6 @@ def rows(shard: Shard, first: int, stop: int, last: int, error: str | None = Non
         for i in range(first, stop)
     ]
     return pa.Table.from_pylist(table, schema=pa.schema([*SCHEMA, *[pa.field(n, pa.float32()) for n in TIMINGS]]))
-
-
-def stage(folder: str, *blocks: pa.Table) -> dict[str, float]:
-    sink = StageSink(folder, [A, B], SCHEMA)
-    return sink.write(blocks, None)
-
-
-def test_the_sink_writes_one_object_for_each_contiguous_piece(tmp_path: Path) -> None:
-    done = stage(str(tmp_path), rows(A, 0, 3, 5), rows(B, 0, 2, 1), rows(A, 4, 6, 5), rows(A, 3, 4, 5, "X: y"))
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == [f"{shard_key(A)}-00000000-00000006-end.parquet", f"{shard_key(B)}-00000000-00000002-end.parquet"]
-    assert (done["rows"], done["decode_seconds"], done["predict_seconds"]) == (8, 2.0, 4.0)
-    table = pq.read_table(tmp_path / names[0])
-    assert table.schema.names == SCHEMA.names
-    assert table["index"].to_pylist() == [0, 1, 2, 3, 4, 5]
-    assert table["caption"].to_pylist()[3] is None
-    assert count_errors(tiling(list_pieces(str(tmp_path))[shard_key(A)]) or []) == Errors(Counter(X=1), 0)
-
-
-def test_rows_that_are_lost_with_an_error_are_counted(tmp_path: Path) -> None:
-    def put(name: str, table: pa.Table) -> Piece:
-        pq.write_table(table, tmp_path / name)
-        return Piece(FileInfo(str(tmp_path / name), 1, ""), 0, len(table), True)
-
-    torn = pa.table({"error": [None, "ReadError: torn", "ReadError: torn", "X: y"], "lost_rows": [None, 63, 0, None]})
-    before = pa.table({"error": ["X: z", None]})  # of a version that did not know
-    assert count_errors([put("a", torn), put("b", before)]) == Errors(Counter(ReadError=65, X=2), 63)
-    assert set(SCHEMA.names) >= GROWN
-    assert all(SCHEMA.field(name).nullable for name in GROWN)
 
 
 PLACE = "ds=2026-01-31/0123456789ab"

@@ -17,13 +17,11 @@ from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from safetensors.torch import load as load_tensors
 
 from hybrid_models import contract
-from hybrid_models.captioner.captioner import Captioner, CaptionerDecoding
 from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
-from pipelines.reading.limits import Limits
 from pipelines.staging import checks
 from pipelines.storage import StorageError
 from pipelines.training import driver, loop, preparation, runs, workers
@@ -93,26 +91,6 @@ def whole(ray_cluster: str, lake: Path) -> Trained:
     """Three epochs without interruption."""
     job = replace(job_of(lake, "whole"), pictures=2)
     return Trained(job, train_to_the_end(job))
-
-
-def test_samples_are_kept_once_for_all_seeds_and_trained_parts(tmp_path: Path) -> None:
-    """And anew where a frozen part, or what is decoded, differs."""
-    job = job_of(tmp_path, "x")
-    first, second = (artifacts.read(tiny.write_captioner(str(tmp_path / str(seed)), seed)) for seed in (0, 1))
-    nets = [artifact.load() for artifact in (first, second)]
-    assert preparation._features_folder(job, first, nets[0]) == preparation._features_folder(job, second, nets[1])
-    for net in nets:
-        net.encoder.requires_grad_(False)
-    assert preparation._features_folder(job, first, nets[0]) != preparation._features_folder(job, second, nets[1])
-    folders = []
-    for changes in ({}, {"dropout": 0.1, "reward_share": 0.5}, {"max_captions": 3}):
-        net = Captioner(replace(nets[0].config, **changes), nets[0].assets)
-        place = str(tmp_path / "changed")
-        artifacts.write(artifacts.make(net, CaptionerDecoding(), {}, ""), place)
-        folders.append(preparation._features_folder(job, artifacts.read(place), net))
-    assert folders[0] == folders[1] != folders[2]
-    limited = replace(job, recipe=replace(RECIPE, limits=Limits(max_bytes=7)))
-    assert preparation._features_folder(job, first, nets[0]) != preparation._features_folder(limited, first, nets[0])
 
 
 def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

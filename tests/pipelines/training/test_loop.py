@@ -1,19 +1,17 @@
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from hybrid_models.contract import Batch, Loss
 from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator.translator import Translator, TranslatorDecoding
-from pipelines.training import checkpoints, loop, workers
+from pipelines.training import loop
 from pipelines.training.checkpoints import Progress
 from pipelines.training.loop import backward, learning_rate, step, train_epoch, validate
 from pipelines.training.recipe import Recipe, TrainConfig
@@ -52,51 +50,9 @@ def test_constant_schedule_and_no_warm_up() -> None:
 
 
 # ---- progress ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("values", "higher", "best", "stale"),
-    [
-        ([3.0, 2.0, 2.5], False, 2.0, 1),
-        ([3.0, 3.0, 3.0], False, 3.0, 2),
-        ([1.0, 2.0, 3.0], True, 3.0, 0),
-        ([2.0, 2.0, 1.0], True, 2.0, 2),
-        ([math.nan, math.nan], False, None, 2),
-        ([math.nan, 5.0, math.nan], True, 5.0, 1),
-        ([5.0, math.nan, 4.0], False, 4.0, 0),
-        ([0.0], True, 0.0, 0),
-        ([0.0, -1.0], True, 0.0, 1),
-    ],
-)
-def test_judge(values: list[float], higher: bool, best: float | None, stale: int) -> None:
-    progress = Progress()
-    for value in values:
-        progress.judge(value, higher)
-    assert (progress.best, progress.stale) == (best, stale)
-
-
-def test_entries_are_noted_at_their_step() -> None:
-    progress = Progress(step=3)
-    progress.note({"loss": 1.5})
-    progress.step = 4
-    progress.note({"loss": 1.0, "epoch": 1})
-    assert [{key: value for key, value in entry.items() if key != "time"} for entry in progress.history] == [
-        {"step": 3, "loss": 1.5},
-        {"step": 4, "loss": 1.0, "epoch": 1},
-    ]
-    assert 1.7e12 < progress.history[0]["time"] <= progress.history[1]["time"]
 
 
 # ---- steps: one worker, without Ray -------------------------------------------------------------------------------
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop as its only worker runs it, on one thread: nets are too small for more."""
-    torch.set_num_threads(1)
-    monkeypatch.setattr(workers, "rank", lambda: 0)
-    monkeypatch.setattr(workers, "world_size", lambda: 1)
-    for module in (loop, workers):
-        monkeypatch.setattr(module, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(workers, "tell", lambda reporter, event, progress, values: reporter.append((event, values)))
-
-
 def small(start: Sequence[float]) -> nn.Linear:
     layer = nn.Linear(2, 1, bias=False)
     layer.weight.data = torch.tensor([list(start)])
@@ -234,22 +190,6 @@ def test_a_last_group_of_fewer_batches_weighs_as_much(monkeypatch: pytest.Monkey
     assert groups == [4] * 8 + [2] * 2
 
 
-def _share_buffers(rank: int, meeting: str) -> None:
-    """One of two processes, whose batch statistics differ."""
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    workers.world_size = lambda: 2
-    norm = nn.BatchNorm1d(3)
-    norm(torch.full((2, 3), float(rank)))
-    norm.num_batches_tracked += rank
-    workers.share_buffers(norm)
-    assert torch.equal(norm.running_mean, torch.zeros(3))
-    assert int(norm.num_batches_tracked) == 1
-
-
-def test_all_workers_validate_with_the_first_ones_batch_statistics(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_share_buffers, (str(tmp_path / "meeting"),), nprocs=2)
-
-
 @pytest.mark.usefixtures("alone")
 def test_an_epoch_depends_on_seed_and_epoch_only() -> None:
     def weights(config: TrainConfig, epoch: int, noise: int) -> dict[str, torch.Tensor]:
@@ -302,96 +242,4 @@ def test_validation_is_the_mean_over_all_samples_whatever_the_batch_size() -> No
     assert (list(without), judged) == (["val_loss"], {})
 
 
-@pytest.mark.usefixtures("alone")
-def test_records_of_one_worker_come_in_the_order_of_the_samples() -> None:
-    assert workers.gather([(2, {"x": 2}), (0, {"x": 0})]) == [(0, {"x": 0}), (2, {"x": 2})]
-    assert workers.all_sum(torch.tensor(3.0)) == 3.0
-    layer = nn.Linear(1, 1)
-    assert workers.unwrap(layer) is layer
-
-
 # ---- checkpoints -------------------------------------------------------------------------------------------------
-class Bomb:
-    """Writes a file where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.touch, (self.path,))
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """A whole checkpoint after one step of a tiny translator."""
-    hybrid = tiny.translator(seed=1)
-    optimizer = torch.optim.AdamW(hybrid.parameters(), lr=0.1)
-    torch.stack([p.sum() for p in hybrid.parameters()]).sum().backward()
-    optimizer.step()
-    folder = tmp_path / "checkpoint_epoch_0001"
-    folder.mkdir()
-    checkpoints.write_checkpoint(folder, hybrid, optimizer, Progress(epoch=1, step=7, best=2.5))
-    return folder
-
-
-def restore(folder: Path) -> tuple[Translator, torch.optim.Optimizer, Progress]:
-    hybrid = tiny.translator(seed=2)
-    optimizer = torch.optim.AdamW(hybrid.parameters(), lr=0.5)
-    return hybrid, optimizer, checkpoints.load_checkpoint(hybrid, optimizer, str(folder))
-
-
-@pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "get_device", lambda: torch.device("cpu"))
-
-
-@pytest.mark.usefixtures("on_cpu")
-def test_a_checkpoint_holds_weights_moments_and_progress(checkpoint: Path) -> None:
-    hybrid, optimizer, progress = restore(checkpoint)
-    assert progress == Progress(epoch=1, step=7, best=2.5)
-    fresh = tiny.translator(seed=1)
-    moved = [(a - b).abs().max().item() for a, b in zip(hybrid.parameters(), fresh.parameters(), strict=True)]
-    assert moved == pytest.approx([0.1] * len(moved), rel=0.1), "the weights after AdamW's first step"
-    moments = optimizer.state_dict()["state"]
-    assert len(moments) == len(moved)
-    assert all(torch.equal(m["exp_avg"], torch.full_like(m["exp_avg"], 0.1)) for m in moments.values())
-
-
-def cut(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-@pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "progress.json"])
-@pytest.mark.parametrize("damage", [cut, lambda content: b"", lambda content: b"\0" * len(content), None])
-def test_a_damaged_checkpoint_is_known(name: str, damage: Callable[[bytes], bytes] | None, checkpoint: Path) -> None:
-    file = checkpoint / name
-    content = file.read_bytes()
-    file.unlink()
-    if damage is not None:
-        file.write_bytes(damage(content))
-    with pytest.raises(checkpoints.DamagedError, match=rf"^{checkpoint} is damaged: "):
-        restore(checkpoint)
-
-
-@pytest.mark.usefixtures("on_cpu")
-def test_a_pickle_in_a_checkpoint_is_not_executed(checkpoint: Path) -> None:
-    exploded = checkpoint / "exploded"
-    torch.save({"state": Bomb(exploded)}, checkpoint / "optimizer.pt")
-    with pytest.raises(checkpoints.DamagedError, match="is damaged: Weights only load failed"):
-        restore(checkpoint)
-    assert not exploded.exists()
-    torch.load(checkpoint / "optimizer.pt", weights_only=False)
-    assert exploded.exists(), "the bomb works"
-
-
-def test_checkpoints_are_named_backwards_from_the_newest(tmp_path: Path) -> None:
-    for name in ("epoch_0001", "epoch_0002", "epoch_0002_1", "epoch_0003", "epoch_0010"):
-        (tmp_path / f"checkpoint_{name}").mkdir()
-        (tmp_path / f"checkpoint_{name}" / "progress.json").touch()
-    (tmp_path / "history.jsonl").touch()
-    assert [name.removeprefix("checkpoint_epoch_") for name in checkpoints.checkpoints(
-        str(tmp_path), "checkpoint_epoch_0003"
-    )] == ["0003", "0002_1", "0002", "0001"]  # fmt: skip
-    assert Progress(epoch=2).checkpoint == "checkpoint_epoch_0002"
-    assert Progress(epoch=2, fallbacks=1).checkpoint == "checkpoint_epoch_0002_1"
