@@ -10,26 +10,26 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybrid_models.attention import AdditiveAttention
-    from hybrid_models.captioner import Captioner
+    from hybrid_models.captioner.captioner import Captioner
     from hybrid_models.contract import Hybrid
-    from hybrid_models.conv_lstm import ConvLSTM, ConvLSTMCell
     from hybrid_models.errors import BadSample, UsageError
-    from hybrid_models.nowcaster import Nowcaster
-    from hybrid_models.translator import Translator
+    from hybrid_models.layers.attention import AdditiveAttention
+    from hybrid_models.layers.conv_lstm import ConvLSTM, ConvLSTMCell
+    from hybrid_models.nowcaster.nowcaster import Nowcaster
+    from hybrid_models.translator.translator import Translator
 
 TABLES = {"captioner": "captions", "nowcaster": "nowcasts", "translator": "translations"}
 """Hybrid → the table that its batch job writes."""
 
 _HOMES = {
-    "AdditiveAttention": "attention",
+    "AdditiveAttention": "layers.attention",
     "BadSample": "errors",
-    "Captioner": "captioner",
-    "ConvLSTM": "conv_lstm",
-    "ConvLSTMCell": "conv_lstm",
+    "Captioner": "captioner.captioner",
+    "ConvLSTM": "layers.conv_lstm",
+    "ConvLSTMCell": "layers.conv_lstm",
     "Hybrid": "contract",
-    "Nowcaster": "nowcaster",
-    "Translator": "translator",
+    "Nowcaster": "nowcaster.nowcaster",
+    "Translator": "translator.translator",
     "UsageError": "errors",
 }
 __all__ = [
@@ -54,12 +54,12 @@ def __getattr__(name: str) -> Any:
 
 
 class _Registry(Mapping[str, "type[Hybrid]"]):
-    """Hybrids by name; each lives in the module of its name, in the class of its capitalised name."""
+    """Hybrids by name; each is a folder, with the class of its capitalised name in a module of its name."""
 
     def __getitem__(self, name: str) -> type[Hybrid]:
         if name not in TABLES:
             raise KeyError(name)
-        kind: type[Hybrid] = getattr(importlib.import_module(f"{__name__}.{name}"), name.capitalize())
+        kind: type[Hybrid] = getattr(importlib.import_module(f"{__name__}.{name}.{name}"), name.capitalize())
         return kind
 
     def __iter__(self) -> Iterator[str]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
-from hybrid_models.metrics import Tally
+from hybrid_models.scores.texts import Tally
 
 Batch = dict[str, Tensor]
 """Several samples, padded and stacked on a first batch axis."""
@@ -63,6 +63,8 @@ class Hybrid(nn.Module, abc.ABC):
         super().__init__()
         self.config = config
         self.assets = dict(assets)
+        self.decoding = self.Decoding()
+        """How it decodes where nobody says otherwise; a loaded artifact's own options."""
 
     # ---- before there is a model -------------------------------------------------------------------------------
     @classmethod

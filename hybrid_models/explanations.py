@@ -1,4 +1,4 @@
-"""What a hybrid shows of its way to a prediction, as arrays; `pipelines.pictures` draws them."""
+"""What a hybrid shows of its way to a prediction, as arrays; `pipelines.models.pictures` draws them."""
 
 from __future__ import annotations
 

@@ -28,6 +28,14 @@ class Visual:
     """The frames are spread over the whole clip, repeated where it is shorter; otherwise they are its first ones, fewer
     where it is shorter."""
 
+    def positions(self, count: int) -> Sequence[int]:
+        """Which of the `count` frames of a clip are looked at, in order: the middle ones of `frames` equal parts, where
+        a clip that is shorter than that repeats some; or, without `spread`, its first ones.
+        """
+        if not self.spread:
+            return range(min(count, self.frames))
+        return [min(count - 1, (2 * i + 1) * count // (2 * self.frames)) for i in range(self.frames)]
+
 
 @dataclass(frozen=True)
 class Window:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from jobs.errors import EndedError
-from pipelines import logs
+from pipelines.cluster import logs
 from pipelines.secrets import shown
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def summarise(summary: dict[str, Any] | None) -> None:
 def outcome(error: Exception) -> tuple[int, str]:
     """Exit code and one readable line for an error."""
     from hybrid_models.errors import UsageError
-    from pipelines.infer import RefusedError
+    from pipelines.staging.checks import RefusedError
 
     if isinstance(error, EndedError):
         return error.code, str(error)

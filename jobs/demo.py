@@ -13,11 +13,14 @@ from typing import Any
 from hybrid_models import TABLES
 from jobs import cli, evaluate, infer, promote, report, train
 from jobs.recipes import RECIPES
-from pipelines import artifacts, cluster, query, registry, storage
-from pipelines.cluster import Resources
-from pipelines.demo_data import prepare_demo
-from pipelines.infer import RefusedError
-from pipelines.tracking import default_uri, shown
+from pipelines import storage
+from pipelines.cluster import connection
+from pipelines.cluster.resources import Resources
+from pipelines.datasets.demo.data import prepare_demo
+from pipelines.models import artifacts, registry
+from pipelines.models.tracking import default_uri, shown
+from pipelines.nights import query
+from pipelines.staging.checks import RefusedError
 
 log = logging.getLogger(__name__)
 NIGHTS = ("2026-01-01", "2026-01-02")
@@ -75,7 +78,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         storage.join(lake, "data"), options.scenes, options.digits, options.sentences,
         night_rows=90, rows_per_shard=500, seed=0,
     )  # fmt: skip
-    with cluster.connect():
+    with connection.connect():
         tasks = {}
         for task in TASKS:
             name, result = _take_through(task, lake, mlflow, options.epochs)

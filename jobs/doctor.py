@@ -20,9 +20,10 @@ from packaging.requirements import Requirement
 from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.errors import EndedError
-from pipelines import jail as cell
-from pipelines import storage, tracking
-from pipelines.tracking import shown
+from pipelines import storage
+from pipelines.models import tracking
+from pipelines.models.tracking import shown
+from pipelines.reading import jail as cell
 
 PACKAGE = "hybrid-pipelines"
 SHOWN = ("ray", "torch", "mlflow", "deltalake", "pyarrow", "duckdb")
@@ -174,9 +175,9 @@ def ray_cluster() -> Check:
     _knock(address)
     import ray
 
-    from pipelines import cluster
+    from pipelines.cluster import connection
 
-    with cluster.connect():
+    with connection.connect():
         nodes = sum(node["Alive"] for node in ray.nodes())
         has = ray.cluster_resources()
     return Check("Ray", "ok", f"{address}: nodes {nodes}, CPUs {has.get('CPU', 0):.0f}, GPUs {has.get('GPU', 0):.0f}")

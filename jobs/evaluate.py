@@ -15,12 +15,16 @@ from tyro import MISSING
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
-from pipelines import artifacts, cluster, evaluate, places, storage
-from pipelines.artifacts import Artifact
-from pipelines.cluster import Resources
-from pipelines.limits import Limits
-from pipelines.shards import list_shards
-from pipelines.tracking import Tracker, default_uri, shown
+from pipelines import places, storage
+from pipelines.cluster import connection
+from pipelines.cluster.resources import Resources
+from pipelines.judging import evaluate
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
+from pipelines.models.tracking import Tracker, default_uri, shown
+from pipelines.reading.limits import Limits
+from pipelines.reading.shards import list_shards
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 def run(options: EvaluateOptions, artifact: Artifact, tracking_uri: str) -> dict[str, Any]:
     """One evaluation, with its MLflow run."""
     job = _job(options, artifact, options.decoding)
-    params = {"input": options.input, "model": artifact.model, "stride": options.stride, "decoding": vars(job.decoding)}
+    params = {
+        "input": options.input,
+        "model": artifact.model,
+        "stride": options.stride,
+        "decoding": vars(options.decoding),
+    }
     with _tracked(f"evaluate {artifact.model}", params, tracking_uri) as tracker:
         result = evaluate.evaluate(job, options.resources)
         baseline = {key: value for key, value in result["baseline"].items() if isinstance(value, int | float)}
@@ -121,25 +130,25 @@ def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig)
     places.check_apart({"--input": options.input}, "--storage", [storage.join(options.storage, "evaluations")])
     shards = list_shards(options.input)
     storage.check_writable(options.storage)
-    return evaluate.Evaluation(shards, options.storage, artifact, decoding, options.stride, options.limits)
+    inference = Inference(artifact, decoding, options.limits)
+    return evaluate.Evaluation(shards, options.storage, inference, options.stride)
 
 
 def _pictures(job: evaluate.Evaluation, count: int, details: Mapping[str, Any]) -> dict[str, bytes]:
     """Examples, and the curves that there are."""
     if not count:
         return {}
-    from pipelines import pictures  # drawing takes half a second to import
+    from pipelines.models import pictures  # drawing takes half a second to import
 
-    hybrid = job.artifact.load()
     curves = pictures.evaluation_curves(details)
-    return {**curves, **pictures.examples(hybrid, job.decoding, job.shards, job.limits, count, job.stride)}
+    return {**curves, **pictures.examples(job.inference.load(), job.shards, count, job.stride)}
 
 
 @contextmanager
 def _tracked(name: str, params: Mapping[str, Any], tracking_uri: str) -> Iterator[Tracker]:
     """A cluster, and an MLflow run that ends as what is done inside ends."""
     tracker = Tracker(tracking_uri)
-    with cluster.connect():
+    with connection.connect():
         tracker.start(name, params, {"hybrid.job": "evaluate"})
         try:
             yield tracker

@@ -15,13 +15,17 @@ from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
-from pipelines import artifacts, cluster, infer, logs, places, storage
-from pipelines.artifacts import Artifact
-from pipelines.cluster import Resources
-from pipelines.infer import Night
-from pipelines.limits import MAX_BAD_SHARE, Limits
-from pipelines.shards import list_shards
-from pipelines.tracking import Tracker, default_uri, shown
+from pipelines import places, storage
+from pipelines.cluster import connection, logs
+from pipelines.cluster.resources import Resources
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
+from pipelines.models.tracking import Tracker, default_uri, shown
+from pipelines.nights import infer
+from pipelines.nights.infer import Night
+from pipelines.reading.limits import MAX_BAD_SHARE, Limits
+from pipelines.reading.shards import list_shards
 
 NUMBERS = (
     "rows", "rows_lost", "ok", "shards", "shards_computed", "rows_computed", "rows_per_second", "model_busy",
@@ -85,9 +89,7 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
         shards=list_shards(options.input),
         tables=options.tables,
         ds=options.ds,
-        artifact=artifact,
-        decoding=options.decoding,
-        limits=options.limits,
+        inference=Inference(artifact, options.decoding, options.limits),
         max_error_fraction=options.max_error_fraction,
         retain_hours=options.retain_hours,
         allow_missing=options.allow_missing,
@@ -105,7 +107,7 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
         "fingerprint": night.fingerprint,
         "decoding": vars(options.decoding),
     }
-    with cluster.connect(), logs.about(task=artifact.table, ds=options.ds):
+    with connection.connect(), logs.about(task=artifact.table, ds=options.ds):
         tracker.start(f"{artifact.table} {options.ds}", params, {"hybrid.job": "infer"})
         try:
             with logs.about(run=tracker.run_id):

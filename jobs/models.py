@@ -12,9 +12,9 @@ import pyarrow as pa
 from hybrid_models import HYBRIDS
 from jobs import cli
 from jobs.query import WRITERS
-from pipelines import registry
-from pipelines.registry import Version
-from pipelines.tracking import default_uri
+from pipelines.models import registry
+from pipelines.models.registry import Version
+from pipelines.models.tracking import default_uri
 
 COLUMNS = ("model", "aliases", "created", "recipe", "data", "metrics", "promotion")
 

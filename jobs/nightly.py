@@ -19,15 +19,20 @@ from hybrid_models.errors import UsageError
 from jobs import cli, infer, report
 from jobs.errors import EndedError
 from jobs.infer import TASKS, InferOptions
-from pipelines import artifacts, cluster, evaluate, logs, places, storage, tables
-from pipelines.artifacts import Artifact
-from pipelines.cluster import Resources
-from pipelines.evaluate import Evaluation
-from pipelines.limits import MAX_BAD_SHARE, Limits
-from pipelines.pieces import table_schema
-from pipelines.registry import CHAMPION
-from pipelines.shards import NoShardsError, list_shards
-from pipelines.tracking import Tracker, default_uri, shown
+from pipelines import places, storage
+from pipelines.cluster import connection, logs
+from pipelines.cluster.resources import Resources
+from pipelines.judging import evaluate
+from pipelines.judging.evaluate import Evaluation
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.models.registry import CHAMPION
+from pipelines.models.session import Inference
+from pipelines.models.tracking import Tracker, default_uri, shown
+from pipelines.nights import ownership, tables
+from pipelines.reading.limits import MAX_BAD_SHARE, Limits
+from pipelines.reading.shards import NoShardsError, list_shards
+from pipelines.staging.pieces import table_schema
 
 log = logging.getLogger(__name__)
 ALL_TASKS = "--all-tasks"
@@ -99,7 +104,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     models = {task: options.model or f"models:/{TASKS[task]}@{CHAMPION}" for task in chosen}
     champions = {task: artifacts.read(model, TASKS[task], tracking_uri) for task, model in models.items()}
     for task, champion in champions.items():
-        tables.check(storage.join(options.tables, task), table_schema(champion.hybrid_class.payload_schema))
+        ownership.check(storage.join(options.tables, task), table_schema(champion.hybrid_class.payload_schema))
     units = [unit for ds in dates for unit in (Unit(task, ds) for task in chosen) if is_due(unit, dates[-1], options)]
     return run(units, options, champions, tracking_uri)
 
@@ -205,7 +210,7 @@ def run(
             traced = error if os.environ.get("HYBRID_TRACEBACK") == "1" else None
             log.error("%s ds=%s: %s", what, ds, message, exc_info=traced)
 
-    with cluster.connect():
+    with connection.connect():
         for ds, tonight in groupby(units, lambda unit: unit.ds):
             written: list[dict[str, Any]] = []
             for unit in tonight:
@@ -259,7 +264,7 @@ def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tra
     except NoShardsError as error:
         log.info("%s ds=%s: not evaluated: %s", unit.task, unit.ds, error)
         return {}
-    job = Evaluation(shards, options.tables, champion, champion.decoding, limits=options.limits)
+    job = Evaluation(shards, options.tables, Inference.of(champion, options.limits))
     result = evaluate.evaluate(job, options.resources)
     tracker.log_metrics({f"evaluation/{name}": value for name, value in result["metrics"].items()})
     tracker.log_text(json.dumps(result, indent=2), "evaluation.json")

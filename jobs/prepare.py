@@ -10,10 +10,10 @@ import tyro
 
 from jobs import cli
 from pipelines import places
-from pipelines.demo_data import prepare_demo
-from pipelines.large_data import prepare_coco, prepare_iwslt14, prepare_kth
-from pipelines.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
-from pipelines.radar_data import prepare_radar
+from pipelines.datasets.demo.data import prepare_demo
+from pipelines.datasets.large_data import prepare_coco, prepare_iwslt14, prepare_kth
+from pipelines.datasets.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
+from pipelines.datasets.radar_data import prepare_radar
 
 
 @dataclass(frozen=True)

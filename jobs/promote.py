@@ -13,15 +13,19 @@ from typing import Any
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from jobs import cli
-from pipelines import artifacts, cluster, places, promotion, registry, storage
-from pipelines.artifacts import Artifact
-from pipelines.cluster import Resources
-from pipelines.evaluate import Evaluation
-from pipelines.infer import RefusedError
-from pipelines.limits import Limits
-from pipelines.promotion import Verdict
-from pipelines.shards import Shard, list_shards
-from pipelines.tracking import CHALLENGER, Tracker, default_uri, shown
+from pipelines import places, storage
+from pipelines.cluster import connection
+from pipelines.cluster.resources import Resources
+from pipelines.judging import promotion
+from pipelines.judging.evaluate import Evaluation
+from pipelines.judging.promotion import Verdict
+from pipelines.models import artifacts, registry
+from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
+from pipelines.models.tracking import CHALLENGER, Tracker, default_uri, shown
+from pipelines.reading.limits import Limits
+from pipelines.reading.shards import Shard, list_shards
+from pipelines.staging.checks import RefusedError
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +126,9 @@ def _weigh(options: PromoteOptions, shards: list[Shard], candidate: Artifact, be
     storage.check_writable(options.storage)
 
     def job(artifact: Artifact) -> Evaluation:
-        return Evaluation(shards, options.storage, artifact, artifact.decoding, options.stride, options.limits)
+        return Evaluation(shards, options.storage, Inference.of(artifact, options.limits), options.stride)
 
-    with cluster.connect():
+    with connection.connect():
         rival = None if before is None else job(before)
         return promotion.weigh(job(candidate), rival, options.metric, options.margin, options.resources)
 

@@ -18,8 +18,9 @@ import tyro
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
-from pipelines import places, query, storage
-from pipelines.tables import parse_as_of
+from pipelines import places, storage
+from pipelines.nights import query
+from pipelines.nights.tables import parse_as_of
 
 Format = Literal["table", "csv", "json", "parquet"]
 FORMULA = r"^([=+\-@\t\r\n＝＋－＠])"

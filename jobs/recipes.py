@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hybrid_models.captioner import CaptionerConfig, CaptionerDecoding
-from hybrid_models.nowcaster import NowcasterConfig, NowcasterDecoding
-from hybrid_models.translator import TranslatorConfig, TranslatorDecoding
-from pipelines.config import Recipe, TrainConfig
+from hybrid_models.captioner.captioner import CaptionerConfig, CaptionerDecoding
+from hybrid_models.nowcaster.nowcaster import NowcasterConfig, NowcasterDecoding
+from hybrid_models.translator.translator import TranslatorConfig, TranslatorDecoding
+from pipelines.training.recipe import Recipe, TrainConfig
 
 
 def translator_multi30k() -> Recipe:

@@ -11,8 +11,9 @@ from typing import Any
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli, infer
-from pipelines import places, report, storage
-from pipelines.tracking import default_uri
+from pipelines import places, storage
+from pipelines.models.tracking import default_uri
+from pipelines.nights import report
 
 log = logging.getLogger(__name__)
 EXAMPLES = 6

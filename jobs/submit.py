@@ -12,7 +12,7 @@ from typing import Any
 from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.errors import EndedError
-from pipelines import submission
+from pipelines.cluster import submission
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.query import WRITERS
-from pipelines import storage, tables, upkeep
-from pipelines.tables import AsOf, parse_as_of
-from pipelines.upkeep import Tidied
+from pipelines import storage
+from pipelines.nights import commit, ownership, tables, upkeep
+from pipelines.nights.tables import AsOf, parse_as_of
+from pipelines.nights.upkeep import Tidied
 
 log = logging.getLogger(__name__)
 SCHEMA = pa.schema(
@@ -102,9 +103,9 @@ def existing(uri: str, as_of: AsOf | None = None) -> tuple[dict[str, DeltaTable]
         try:
             table = tables.open_table(place, as_of)
             if table is None:
-                tables.check_folder(place)
+                ownership.check_folder(place)
             else:
-                tables.check_ours(table, place)
+                ownership.check_ours(table, place)
                 found[name] = table
         except (UsageError, storage.StorageError) as error:
             problems[name] = error
@@ -151,7 +152,7 @@ def restore(argv: Sequence[str]) -> dict[str, Any]:
         f"hybrid tables restore {name}",
         f"Bring back what `{name}` was, in one commit.",
     )
-    version = tables.restore(storage.join(options.tables, name), parse_as_of(options.as_of), options.ds)
+    version = commit.restore(storage.join(options.tables, name), parse_as_of(options.as_of), options.ds)
     return {"table": name, "ds": options.ds or None, "changed": version is not None, "version": version}
 
 

@@ -15,12 +15,14 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
 from jobs import cli
 from jobs.recipes import RECIPES
-from pipelines import cluster, logs, places, storage, train, train_job
-from pipelines.cluster import Resources
-from pipelines.config import Recipe, TrainConfig
-from pipelines.limits import Limits
-from pipelines.tracking import default_uri
-from pipelines.train_job import TrainJob
+from pipelines import places, storage
+from pipelines.cluster import connection, logs
+from pipelines.cluster.resources import Resources
+from pipelines.models.tracking import default_uri
+from pipelines.reading.limits import Limits
+from pipelines.training import driver, runs
+from pipelines.training.recipe import Recipe, TrainConfig
+from pipelines.training.runs import TrainJob
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -87,12 +89,12 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         pictures=options.pictures,
         gpu=options.gpu,
     )
-    shards = train_job.check(job)
-    if (summary := train_job.finished(job)) is not None:
+    shards = runs.check(job)
+    if (summary := runs.finished(job)) is not None:
         log.info("run '%s' is finished: another --name trains again", name)
         return summary
-    with cluster.connect(), logs.about(run=job.name, recipe=job.recipe_name):
-        return train.train(job, shards)
+    with connection.connect(), logs.about(run=job.name, recipe=job.recipe_name):
+        return driver.train(job, shards)
 
 
 if __name__ == "__main__":

@@ -1,75 +1,7 @@
-"""What one sample may cost, and how a decoder's complaints become a `BadSample`."""
+"""For models that were registered by version 0.1, see `pipelines.artifacts`."""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from pipelines.reading.limits import Limits
 
-from hybrid_models.errors import BadSample
-
-MAX_BAD_SHARE = 0.05
-"""With more bad samples than this share, the fault lies with the whole of the data or with the model."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one sample may cost; more makes it an error row."""
-
-    max_bytes: int = 256 * 2**20
-    """Bytes of one photograph, clip, array or radar file as stored."""
-    max_pixels: int = 64_000_000
-    """Pixels of one decoded image or video frame."""
-    max_frames: int = 20_000
-    """Frames of one clip (20,000 are eleven minutes at 30 frames a second)."""
-    max_array_bytes: int = 2 * 2**30
-    """Bytes of one array or of all frames of one radar event after decompression."""
-    max_seconds: float = 60.0
-    """Seconds of CPU that reading and decoding one row may take."""
-    max_memory: int = 6 * 2**30
-    """Bytes of memory that reading and decoding may take, in the process that does it."""
-    max_output_bytes: int = 128 * 2**20
-    """Bytes of one row's prediction: a nowcast of 1024 x 1024 has 88 million for twelve lead times."""
-    max_shard_bytes: int = 64 * 2**30
-    """Bytes of one compressed shard of text after decompression."""
-    max_wasted_seconds: float = 600.0
-    """Seconds that failing rows of one shard may take together; then its rest is not read."""
-
-
-DEFAULT_LIMITS = Limits()
-NO_MEMORY = "this row needs more memory than max_memory allows"
-_NO_MEMORY = ("bad_alloc", "cannot allocate memory", "out of memory", "unable to allocate", "malloc of size")
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether there was not enough memory, in whatever words a library says so."""
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-        return True
-    text = str(error).lower()
-    return any(words in text for words in _NO_MEMORY)
-
-
-def check_size(media: bytes, limits: Limits) -> None:
-    """Raises `BadSample` (`MediaTooLarge`) for more bytes than allowed."""
-    if len(media) > limits.max_bytes:
-        raise BadSample("MediaTooLarge", f"{len(media):,} bytes are more than max_bytes={limits.max_bytes:,}")
-
-
-@contextmanager
-def bad_sample(kind: str) -> Iterator[None]:
-    """Turns every exception inside into a `BadSample` of this kind.
-
-    Decoders raise whatever they stumble over in broken bytes (OSError, SyntaxError, struct.error, MemoryError at an
-    absurd length …), so no shorter list is safe. An ImportError is the machine's trouble; what needs more memory than
-    there is becomes a `MemoryLimit`.
-    """
-    try:
-        yield
-    except (BadSample, ImportError):
-        raise
-    except Exception as error:
-        if is_memory_error(error):
-            raise BadSample("MemoryLimit", NO_MEMORY) from error
-        lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
-        raise BadSample(kind, lines[0] if lines else type(error).__name__) from error
+__all__ = ["Limits"]

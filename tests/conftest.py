@@ -10,7 +10,7 @@ import pytest
 
 from tests.servers import BUCKET, S3Server
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in cluster.SHARED_CORES; both are read when torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in connection.SHARED_CORES; both are read when torch is loaded
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
@@ -45,18 +45,18 @@ def ray_cluster(s3_server: S3Server) -> Iterator[str]:
     """
     import ray
 
-    from pipelines import cluster
+    from pipelines.cluster import connection
 
     # Ray's workers are as nice as the tests' own processes, which would starve them otherwise.
-    os.environ.update({**cluster.LOCAL_CLUSTER, "RAY_worker_niceness": "0"})
+    os.environ.update({**connection.LOCAL_CLUSTER, "RAY_worker_niceness": "0"})
     context = ray.init(
         address="local",
         num_cpus=1,
         include_dashboard=False,
         log_to_driver=False,
-        runtime_env={"env_vars": cluster.worker_env()},
+        runtime_env={"env_vars": connection.worker_env()},
     )
-    cluster.configure_data()
+    connection.configure_data()
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

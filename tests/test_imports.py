@@ -33,6 +33,59 @@ def files(package: str) -> list[Path]:
     return found
 
 
+FLOORS = ["secrets", "storage", "places", "cluster", "reading", "models", "staging"]
+"""Rooms of `pipelines`, the lowest first; above them are those that import none of each other."""
+ABOVE = {"datasets", "nights", "training", "judging"}
+PROMISED = {"artifacts", "infer", "limits", "media", "predict", "shards"}
+"""What Python and registered models import, and nothing in here."""
+
+
+def rooms(path: Path) -> set[str]:
+    """The rooms that a file imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "pipelines":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipelines."):
+            found.add(str(node.module).split(".")[1])
+    return found
+
+
+def test_rooms_import_from_below_only() -> None:
+    seen = set()
+    for path in files("pipelines"):
+        room = path.relative_to(ROOT / "pipelines").parts[0].removesuffix(".py")
+        if room in PROMISED or room == "__init__":
+            continue
+        seen.add(room)
+        below = set(FLOORS if room in ABOVE else FLOORS[: FLOORS.index(room)])
+        assert rooms(path) - {room} <= below, f"{path.relative_to(ROOT)} imports from {rooms(path) - {room} - below}"
+    assert seen == {*FLOORS, *ABOVE}
+
+
+@pytest.mark.parametrize("package", ["jobs", "tests"])
+def test_what_is_promised_to_others_is_not_used_here(package: str) -> None:
+    for path in files(package):
+        if path.name != "pyfunc_of_0_1.py":
+            assert not rooms(path) & PROMISED, f"{path} imports {rooms(path) & PROMISED}"
+
+
+def test_layers_search_and_scores_know_no_hybrid() -> None:
+    hybrids = {"captioner", "nowcaster", "translator"}
+    for path in files("hybrid_models"):
+        room = path.relative_to(ROOT / "hybrid_models").parts[0].removesuffix(".py")
+        used = {name.split(".")[1] for name in imports(path) if name.startswith("hybrid_models.")}
+        if room != "__init__":
+            assert not (used - {room}) & hybrids, f"{path} imports {used & hybrids}"
+
+
+@pytest.mark.parametrize("package", ["hybrid_models", "pipelines"])
+def test_packages_say_what_lives_there_and_are_small(package: str) -> None:
+    for init in (ROOT / package).rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(init.read_text())), f"{init} says nothing"
+        assert len(list(init.parent.glob("*.py"))) <= 13, f"{init.parent} has too many modules"
+
+
 @pytest.mark.parametrize("package", ALLOWED)
 def test_imports_point_one_way(package: str) -> None:
     for path in files(package):
@@ -50,7 +103,7 @@ def test_models_know_neither_ray_nor_storage_nor_mlflow() -> None:
 
 @pytest.mark.parametrize("package", ["pipelines", "jobs"])
 def test_no_hybrid_is_treated_apart(package: str) -> None:
-    """A fourth hybrid is one file, one registry line and one recipe: nothing compares a hybrid's or table's name."""
+    """A fourth hybrid is one folder, one registry line and one recipe: nothing compares a hybrid's or table's name."""
     names = {"captioner", "nowcaster", "translator", "captions", "nowcasts", "translations"}
     for path in files(package):
         for node in ast.walk(ast.parse(path.read_text())):

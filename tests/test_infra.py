@@ -26,8 +26,8 @@ from packaging.requirements import Requirement
 from hybrid_models.errors import UsageError
 from jobs import cli, nightly, submit
 from jobs.recipes import RECIPES
-from pipelines import metrics
-from pipelines.tracking import Tracker, fetch_model
+from pipelines.cluster import counters
+from pipelines.models.tracking import Tracker, fetch_model
 from tests import tiny
 from tests.servers import Server, free_ports
 
@@ -404,11 +404,11 @@ def test_the_dashboard_draws_metrics_that_exist_by_labels_that_they_have() -> No
     for query in queries:
         for name in re.findall(r"ray_(hybrid_\w+)_total", query):
             drawn.add(name)
-            _, labels = metrics.COUNTERS[name]
+            _, labels = counters.COUNTERS[name]
             grouped = re.search(r"by \(([\w, ]+)\)", query)
             assert grouped is not None
             assert set(grouped[1].split(", ")) <= set(labels), query
-    assert drawn == set(metrics.COUNTERS)
+    assert drawn == set(counters.COUNTERS)
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 

@@ -21,16 +21,22 @@ import torch
 from PIL import Image
 
 from hybrid_models import HYBRIDS, TABLES
-from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
-from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
-from hybrid_models.translator import Translator, TranslatorConfig, TranslatorDecoding
+from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
+from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from jobs import cli
-from pipelines import artifacts, infer, storage, tables
-from pipelines.infer import Night
-from pipelines.pieces import StageSink, table_schema
-from pipelines.predict import Compute, Lineage, Predictor
-from pipelines.readers import ReadOptions
-from pipelines.shards import Shard, list_shards, read_blocks
+from pipelines import storage
+from pipelines.cluster.resources import Compute
+from pipelines.models import artifacts
+from pipelines.models.session import Inference
+from pipelines.nights import commit
+from pipelines.nights.infer import Night
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.shards import Shard, list_shards, read_blocks
+from pipelines.staging import checks
+from pipelines.staging.actors import Lineage, Predictor
+from pipelines.staging.pieces import table_schema
+from pipelines.staging.sink import StageSink
 
 WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,19 +140,20 @@ def write_photos(folder: str, shards: int, rows: int) -> None:
         storage.write_bytes(storage.join(folder, f"photos-{shard:03d}.tar"), tar(members))
 
 
-def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: str = "run") -> None:
-    """A night of a table, computed in this process."""
+def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: str = "run", **decoding: object) -> None:
+    """A night of a table, computed in this process, with some decoding options changed."""
     artifact = artifacts.read(model)
-    night = Night(list_shards(shards_uri), tables_uri, ds, artifact, artifact.decoding)
-    decode = infer.decode_step(artifact, night.limits)
+    inference = Inference(artifact, artifacts.override(artifact.decoding, decoding))
+    night = Night(list_shards(shards_uri), tables_uri, ds, inference)
+    decode = inference.decode()
     lineage = Lineage(artifact.model, artifact.version, night.fingerprint, run_id)
-    predictor = Predictor(artifact, artifact.decoding, Compute(8, 1, False), lineage)
-    options = ReadOptions(decode.preprocess.window, limits=night.limits)
+    predictor = Predictor(inference, Compute(8, 1, False), lineage)
+    options = ReadOptions(decode.preprocess.window, limits=inference.limits)
     sink = StageSink(night.folder, night.shards, night.schema)
     for shard in night.shards:
         sink.write([predictor(decode(rows)) for rows in read_blocks(shard, options)], None)
-    pieces = infer.verify(night.shards, night.folder)
-    tables.commit_night(night.table, ds, pieces, night.schema, {"run_id": run_id})
+    pieces = checks.verify(night.shards, night.folder)
+    commit.commit_night(night.table, ds, pieces, night.schema, {"run_id": run_id})
 
 
 def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -167,7 +174,7 @@ def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, 
     table = storage.join(storage.absolute(tables_uri), name)
     folder = storage.join(table, f"ds={ds}", "0123456789ab")
     StageSink(folder, [shard], schema).write([pa.Table.from_pylist(full, schema=schema)], None)
-    tables.commit_night(table, ds, infer.verify([shard], folder), schema, {"run_id": "run"})
+    commit.commit_night(table, ds, checks.verify([shard], folder), schema, {"run_id": "run"})
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,19 @@ import pyarrow as pa
 import torch
 import tyro
 
-from hybrid_models.captioner import Captioner, CaptionerConfig, CaptionerDecoding
-from pipelines import artifacts, cluster, infer, storage
-from pipelines.cluster import ALLOCATOR, Resources
-from pipelines.infer import Night
-from pipelines.limits import Limits
-from pipelines.predict import Compute, Lineage, Predictor
-from pipelines.readers import ReadOptions
-from pipelines.shards import Shard, list_shards, read_blocks
-from pipelines.tracking import Tracker
+from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from pipelines import storage
+from pipelines.cluster import connection
+from pipelines.cluster.connection import ALLOCATOR
+from pipelines.cluster.resources import Compute, Resources
+from pipelines.models import artifacts
+from pipelines.models.session import Inference
+from pipelines.models.tracking import Tracker
+from pipelines.nights import infer
+from pipelines.nights.infer import Night
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.shards import Shard, list_shards, read_blocks
+from pipelines.staging.actors import Lineage, Predictor
 from tests import tiny
 
 GROWTH = 8
@@ -99,9 +103,10 @@ def take(source: str, folder: Path, count: int) -> None:
 # ---- the bare loop -----------------------------------------------------------------------------------------------
 def bare_loop(shards: list[Shard], artifact: artifacts.Artifact) -> float:
     """Images per second of read → decode → predict, one after the other, after one batch of warm-up."""
-    decode = infer.decode_step(artifact, Limits())
+    inference = Inference.of(artifact)
+    decode = inference.decode()
     lineage = Lineage("", "", "", "")
-    predictor = Predictor(artifact, artifact.decoding, Compute(BATCH, os.cpu_count() or 1, False), lineage)
+    predictor = Predictor(inference, Compute(BATCH, os.cpu_count() or 1, False), lineage)
     warm = next(read_blocks(shards[0], ReadOptions())).slice(0, BATCH)
     predictor(decode(warm))
     started, count = time.perf_counter(), 0
@@ -153,7 +158,7 @@ def tree_memory() -> float:
 
 def night(shards: list[Shard], artifact: artifacts.Artifact, tables: str) -> dict[str, Any]:
     """One night; its wall seconds and peak memory."""
-    job = Night(shards, tables, "2026-01-01", artifact, artifact.decoding)
+    job = Night(shards, tables, "2026-01-01", Inference.of(artifact))
     with peak_memory() as peak:
         started = time.perf_counter()
         summary = infer.infer(job, Resources(batch_size=BATCH), Tracker(f"sqlite:///{tables}/none.db"))
@@ -165,7 +170,7 @@ def measure(folder: str, grown: str, model: str) -> dict[str, Any]:
     """All figures."""
     artifact = artifacts.read(model)
     before = loop_process(folder, model)
-    with cluster.connect(), tempfile.TemporaryDirectory() as scratch:
+    with connection.connect(), tempfile.TemporaryDirectory() as scratch:
         small = night(list_shards(folder), artifact, f"{scratch}/small")
         large = night(list_shards(grown), artifact, f"{scratch}/large")
     after = loop_process(folder, model)

@@ -25,13 +25,13 @@ import tyro
 from torch import Tensor, nn
 
 from hybrid_models.contract import Loss, autocast
-from hybrid_models.conv_lstm import ConvLSTM
-from hybrid_models.frame_metrics import ssim
-from hybrid_models.nowcaster import Nowcaster, NowcasterConfig
+from hybrid_models.layers.conv_lstm import ConvLSTM
+from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
+from hybrid_models.scores.frames import ssim
 from jobs.recipes import nowcaster_moving_mnist
-from pipelines.moving_digits import moving_sequence, read_idx_images
-from pipelines.public_data import MNIST_CANVAS, MNIST_FILES, MNIST_FRAMES, MNIST_VAL_DIGITS
-from pipelines.train_loop import learning_rate, step
+from pipelines.datasets.moving_digits import moving_sequence, read_idx_images
+from pipelines.datasets.public_data import MNIST_CANVAS, MNIST_FILES, MNIST_FRAMES, MNIST_VAL_DIGITS
+from pipelines.training.loop import learning_rate, step
 
 PAST = 10
 SAMPLING_SHARE = 0.4  # of the steps, until when the plain net sees true future frames: 50,000 of OpenSTL's 125,000

@@ -27,10 +27,10 @@ import psutil
 import pyarrow as pa
 import tyro
 
-from pipelines.guard import guarded
-from pipelines.limits import Limits
-from pipelines.samples import Decode
-from pipelines.shards import ReadOptions, list_shards
+from pipelines.reading.guard import guarded
+from pipelines.reading.limits import Limits
+from pipelines.reading.samples import Decode
+from pipelines.reading.shards import ReadOptions, list_shards
 from tests.chaos.mutants import FORMATS, Mutant, mutant
 
 README = Path(__file__).with_name("README.md")
@@ -213,7 +213,7 @@ def fuzz(kinds: Sequence[str], count: int, options: Options) -> Iterator[Outcome
 
 def night(task: str, options: Options) -> Night:
     """A real night over mutants of all formats, `hybrid infer` as a process of its own."""
-    from pipelines import query
+    from pipelines.nights import query
     from tests import tiny
 
     write_model = {

@@ -9,9 +9,10 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from pipelines import query, storage, tables
+from pipelines import storage
+from pipelines.nights import query, tables
 from tests import tiny
-from tests.pipelines.test_radar import event_bytes
+from tests.pipelines.reading.test_radar import event_bytes
 from tests.servers import BUCKET
 
 DS = "2026-01-31"

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import tyro
 
-from pipelines import cluster
+from pipelines.cluster import connection
 from tests import tiny
 from tests.servers import MlflowServer, RayNode
 
@@ -68,7 +68,7 @@ class World:
             "MLFLOW_TRACKING_URI": self.mlflow.uri,
             "TMPDIR": str(self.temporary),
         }
-        return {**tiny.environment(self.folder), **cluster.LOCAL_CLUSTER, **own}
+        return {**tiny.environment(self.folder), **connection.LOCAL_CLUSTER, **own}
 
     @property
     def temporary(self) -> Path:

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from pipelines import storage
-from pipelines.artifacts import load_hybrid
+from pipelines.models.artifacts import load_hybrid
 from tests.chaos import nights, runner, training, world
 from tests.chaos.nights import Task
 from tests.chaos.proxy import FAULTS, Faults

@@ -25,17 +25,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines import guard, jail, storage
-from pipelines.guard import guarded
-from pipelines.limits import Limits
-from pipelines.samples import Decode, unpack
-from pipelines.shards import ReadOptions, list_shards
+from pipelines import storage
+from pipelines.reading import guard, jail
+from pipelines.reading.guard import guarded
+from pipelines.reading.limits import Limits
+from pipelines.reading.samples import Decode, unpack
+from pipelines.reading.shards import ReadOptions, list_shards
 from tests import tiny
 from tests.chaos.fuzz import alarm
 from tests.chaos.intruder import GOT, Echo, Intruder, Place
 from tests.chaos.mutants import archives, columns, events, media
 from tests.chaos.mutants.parts import ATOMS, ELEMENTS, RIFF, Part
-from tests.pipelines.test_media import clip_bytes
+from tests.pipelines.reading.test_media import clip_bytes
 
 WORD = "canary7c1e9b"
 LIMITS = Limits(max_seconds=5)

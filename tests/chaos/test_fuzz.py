@@ -19,18 +19,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import guard, storage
-from pipelines.guard import guarded
-from pipelines.limits import Limits
-from pipelines.readers import ReadOptions
-from pipelines.samples import Decode
-from pipelines.shards import list_shards
+from pipelines import storage
+from pipelines.reading import guard
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.guard import guarded
+from pipelines.reading.limits import Limits
+from pipelines.reading.samples import Decode
+from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.chaos import fuzz
 from tests.chaos.intruder import Echo
 from tests.chaos.mutants import FORMATS, mutant
-from tests.pipelines.test_media import clip_bytes, image_bytes
-from tests.pipelines.test_radar import event_bytes
+from tests.pipelines.reading.test_media import clip_bytes, image_bytes
+from tests.pipelines.reading.test_radar import event_bytes
 
 FILES = 200
 MUTANTS = 20

@@ -22,18 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybrid_models.nowcaster import Nowcaster, NowcasterConfig
-from pipelines import guard, storage
-from pipelines.guard import guarded
-from pipelines.limits import Limits
-from pipelines.readers import ReadOptions
-from pipelines.samples import Decode
-from pipelines.shards import list_shards
+from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
+from pipelines import storage
+from pipelines.reading import guard
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.guard import guarded
+from pipelines.reading.limits import Limits
+from pipelines.reading.samples import Decode
+from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.chaos.fuzz import alarm
 from tests.chaos.mutants import archives, columns, events
-from tests.pipelines.test_media import clip_bytes
-from tests.pipelines.test_radar import event_bytes
+from tests.pipelines.reading.test_media import clip_bytes
+from tests.pipelines.reading.test_radar import event_bytes
 
 MANY = 50_000
 PATIENCE = 100
@@ -118,7 +119,7 @@ def test_very_many_tiny_members_need_little_memory(tmp_path: Path) -> None:
     end_children()
     count, peak, last = 0, 0, None
     for block in guarded(shard, ReadOptions(), photos()):
-        children = [p for p in psutil.Process().children() if "pipelines.jail" in " ".join(p.cmdline())]
+        children = [p for p in psutil.Process().children() if "pipelines.reading.jail" in " ".join(p.cmdline())]
         peak = max([peak, *(child.memory_info().rss for child in children)])
         assert set(block["error"].to_pylist()) == {"ImageDecodeError: not a JPEG, PNG, WebP or GIF image"}
         count, last = count + len(block), block["last"][-1].as_py()

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from jobs.infer import InferOptions, run
-from pipelines import artifacts, query, storage
+from pipelines import storage
+from pipelines.models import artifacts
+from pipelines.nights import query
 from tests import tiny
 
 RERUNS = 20

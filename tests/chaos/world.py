@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import s3fs
 
-from pipelines import cluster
+from pipelines.cluster import connection
 from tests import tiny
 from tests.chaos.proxy import Proxy
 from tests.servers import MlflowServer, RayNode, S3Server
@@ -84,7 +84,7 @@ def running(folder: Path) -> Iterator[World]:
         stack.callback(mlflow.kill)
         proxy = Proxy(store.endpoint)
         stack.callback(proxy.stop)
-        os.environ.update({**store.env(), **cluster.LOCAL_CLUSTER, "RAY_worker_niceness": "0"})
+        os.environ.update({**store.env(), **connection.LOCAL_CLUSTER, "RAY_worker_niceness": "0"})
         world = World(folder, store, proxy, mlflow, RayNode(folder / "head", 0))
         world.head.start(env=world.env)
         stack.callback(world.head.kill)
@@ -143,7 +143,7 @@ def _mlflow(world: World, job: Job, rng: random.Random) -> bool:
 VICTIMS: Mapping[str, Victim] = {
     "driver": _driver,
     "predictor": _one_of("Predictor"),
-    "decoder": _one_of("pipelines.jail"),
+    "decoder": _one_of("pipelines.reading.jail"),
     "raylet": _raylet,
     "S3": _store,
     "MLflow": _mlflow,

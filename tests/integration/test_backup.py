@@ -14,8 +14,9 @@ import pytest
 import s3fs
 
 from infra import backup
-from pipelines import tables, tracking
-from pipelines.tracking import Tracker, fetch_model
+from pipelines.models import tracking
+from pipelines.models.tracking import Tracker, fetch_model
+from pipelines.nights import tables
 from tests import tiny
 from tests.servers import BUCKET, MlflowServer, S3Server
 

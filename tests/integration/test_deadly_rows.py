@@ -11,11 +11,13 @@ import pytest
 import ray
 
 from hybrid_models.inputs import Sample
-from pipelines import artifacts, infer, pieces, storage
-from pipelines.cluster import Resources
-from pipelines.limits import Limits
-from pipelines.predict import Lineage, Predictor
-from pipelines.shards import list_shards
+from pipelines import storage
+from pipelines.cluster.resources import Resources
+from pipelines.models import artifacts
+from pipelines.models.session import Inference
+from pipelines.reading.shards import list_shards
+from pipelines.staging import checks, engine, pieces
+from pipelines.staging.actors import Lineage, Predictor
 from tests import tiny
 
 DEADLY = "Katze Katze Katze Hund"
@@ -43,13 +45,15 @@ def test_a_row_that_kills_the_model_costs_only_itself(tmp_path: Path) -> None:
     artifact = artifacts.read(tiny.write_translator(str(tmp_path / "model")))
     shards = list_shards(str(tmp_path / "in"))
     lineage = Lineage("model", "1", "f" * 64, str(tmp_path / "died"))
-    actor = infer.Actor(Mortal, (ray.put(artifact), artifact.decoding), (lineage,))
+    inference = Inference.of(artifact)
+    actor = engine.Actor(Mortal, (ray.put(inference),), (lineage,))
     schema = pieces.table_schema(artifact.hybrid_class.payload_schema)
-    decode = infer.decode_step(artifact, Limits())
-    infer.stage(shards, str(tmp_path / "out"), schema, decode, actor, Resources(batch_size=4), "translations")
+    engine.stage(
+        shards, str(tmp_path / "out"), schema, inference.decode(), actor, Resources(batch_size=4), "translations"
+    )
     rows = [
         row
-        for piece in infer.verify(shards, str(tmp_path / "out"))
+        for piece in checks.verify(shards, str(tmp_path / "out"))
         for row in pq.read_table(piece.file.uri).to_pylist()
     ]
     rows.sort(key=lambda row: row["index"])

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybrid_models.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
+from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
 from jobs.infer import InferOptions, run
-from pipelines import artifacts, query, storage
+from pipelines import storage
+from pipelines.models import artifacts
+from pipelines.nights import query
 from tests import tiny
-from tests.pipelines.test_radar import event_bytes
+from tests.pipelines.reading.test_radar import event_bytes
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

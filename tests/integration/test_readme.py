@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 from jobs.demo import NIGHTS
 from tests import tiny
-from tests.pipelines.test_public_data import make_mnist
-from tests.pipelines.test_radar import event_bytes
+from tests.pipelines.datasets.test_public_data import make_mnist
+from tests.pipelines.reading.test_radar import event_bytes
 
 README = (tiny.ROOT / "README.md").read_text()
 SMALLER = {

@@ -20,7 +20,7 @@ import requests
 import s3fs
 from deltalake import DeltaTable
 
-from pipelines import cluster
+from pipelines.cluster import connection
 from tests import network, tiny
 from tests.network import Network
 from tests.servers import BUCKET, SECRET_KEY, MlflowServer, RayNode, S3Server
@@ -94,7 +94,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
         stack.callback(mlflow.kill)
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        nodes = {**os.environ, **cluster.LOCAL_CLUSTER, **NOTICE, **token, "RAY_worker_niceness": "0", "PATH": path}
+        nodes = {**os.environ, **connection.LOCAL_CLUSTER, **NOTICE, **token, "RAY_worker_niceness": "0", "PATH": path}
         for name in store.env():
             nodes.pop(name, None)  # settings come with the jobs
         place = {"host": net.hosts["head"], "namespace": net.namespace("head")}

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hybrid_models import TABLES
-from pipelines import report
+from pipelines.nights import report
 from tests import tiny
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

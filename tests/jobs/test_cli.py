@@ -12,7 +12,7 @@ from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.recipes import RECIPES
-from pipelines.infer import RefusedError
+from pipelines.staging.checks import RefusedError
 from tests import tiny
 
 LEADING = {"train": ["translator-demo"], "infer": ["captions"], "prepare": ["demo"]}

@@ -6,8 +6,9 @@ from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from jobs.infer import TASKS, check_ds, main
-from pipelines import cluster, storage
-from pipelines.infer import RefusedError
+from pipelines import storage
+from pipelines.cluster import connection
+from pipelines.staging.checks import RefusedError
 from tests import tiny
 
 
@@ -78,7 +79,7 @@ def test_what_is_written_is_apart_from_what_is_read(
     lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One word off in --tables: nothing is listed, made or removed, and no cluster is started."""
-    monkeypatch.setattr(cluster, "connect", None)
+    monkeypatch.setattr(connection, "connect", None)
     tiny.write_sentences(str(tmp_path / "translations/ds=2026-01-31"), 2, 3)
     before = storage.list_all(str(tmp_path))
     for place in ("translations/ds=2026-01-31", "translations", "translations/ds=*/*", "t*", "./translations/../"):
@@ -91,7 +92,7 @@ def test_what_is_written_is_apart_from_what_is_read(
 
 
 def test_a_night_does_not_lose_shards_silently(lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "connect", None)
+    monkeypatch.setattr(connection, "connect", None)
     tiny.write_sentences(str(tmp_path / "in"), 3, 3)
     tiny.write_night(f"{tmp_path}/tables", "2026-01-31", str(tmp_path / "in"), f"{lake}/model")
     for name in ("part-00000.txt", "part-00001.txt"):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from jobs import models
-from pipelines.registry import Version
+from pipelines.models.registry import Version
 
 TRAINING = {"recipe": "captioner-demo", "data": "lake/scenes", "metrics": {"val_cider_d": 2.5, "val_bleu4": 70.126}}
 DECISION = {

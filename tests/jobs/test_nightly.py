@@ -10,12 +10,14 @@ from deltalake import DeltaTable
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
-from hybrid_models.translator import TranslatorDecoding
+from hybrid_models.translator.translator import TranslatorDecoding
 from jobs import cli, report
 from jobs.errors import EndedError
 from jobs.nightly import NightlyOptions, Unit, main, nights
-from pipelines import artifacts, cluster, registry, storage
-from pipelines.tracking import Tracker
+from pipelines import storage
+from pipelines.cluster import connection
+from pipelines.models import artifacts, registry
+from pipelines.models.tracking import Tracker
 from tests import tiny
 
 DAY = datetime.timedelta(days=1)
@@ -182,7 +184,7 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path) -> None:
 
 def test_inputs_in_the_folder_of_tables_stay(lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The documented layout with one word off: the inputs, old enough to be tidied, are the table's folder."""
-    monkeypatch.setattr(cluster, "connect", None)
+    monkeypatch.setattr(connection, "connect", None)
     for ds in ("2026-01-01", "2026-01-02"):
         tiny.write_sentences(f"{tmp_path}/translations/ds={ds}", 2, 3)
     (tmp_path / "translations/contract.pdf").write_bytes(b"%PDF")

@@ -9,8 +9,8 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from jobs.prepare import main
-from tests.pipelines.test_public_data import COUNTS, make_mnist, make_multi30k, make_original, make_repacked
-from tests.pipelines.test_radar_data import make_events
+from tests.pipelines.datasets.test_public_data import COUNTS, make_mnist, make_multi30k, make_original, make_repacked
+from tests.pipelines.datasets.test_radar_data import make_events
 
 
 def test_every_source_gives_a_summary_that_json_can_hold(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import mlflow
 import pytest
 
 from hybrid_models.errors import UsageError
-from hybrid_models.translator import TranslatorDecoding
+from hybrid_models.translator.translator import TranslatorDecoding
 from jobs import evaluate, models
 from jobs.promote import main
-from pipelines import artifacts, registry
-from pipelines.infer import RefusedError
-from pipelines.tracking import Tracker
+from pipelines.models import artifacts, registry
+from pipelines.models.tracking import Tracker
+from pipelines.staging.checks import RefusedError
 from tests import tiny
 
 

@@ -13,9 +13,10 @@ import pytest
 from hybrid_models.errors import UsageError
 from jobs.query import asked, main
 from pipelines import storage
-from pipelines.pieces import StageSink, list_pieces, table_schema, tiling
-from pipelines.shards import Shard
-from pipelines.tables import commit_night
+from pipelines.nights.commit import commit_night
+from pipelines.reading.shards import Shard
+from pipelines.staging.pieces import list_pieces, table_schema, tiling
+from pipelines.staging.sink import StageSink
 
 SHARD = Shard("s3://lake/in/a.nc", 10, "1")
 SCHEMA = table_schema(pa.schema([("lead_minutes", pa.list_(pa.float32())), ("frames", pa.binary())]))

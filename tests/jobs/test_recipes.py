@@ -5,7 +5,7 @@ import pytest
 
 from hybrid_models import HYBRIDS
 from jobs.recipes import RECIPES
-from pipelines import artifacts
+from pipelines.models import artifacts
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -4,7 +4,7 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from jobs.submit import explain, main
-from pipelines.submission import Ending
+from pipelines.cluster.submission import Ending
 
 
 def refusal(*argv: str) -> str:

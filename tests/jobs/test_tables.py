@@ -10,7 +10,7 @@ from hybrid_models.errors import UsageError
 from jobs import query
 from jobs.tables import main
 from pipelines import storage
-from tests.pipelines.test_query import write_night
+from tests.pipelines.nights.test_query import write_night
 
 
 @pytest.fixture

@@ -10,9 +10,12 @@ import pytest
 from hybrid_models.errors import UsageError
 from jobs.recipes import RECIPES
 from jobs.train import main
-from pipelines import cluster, storage, tracking, train, train_job
-from pipelines.shards import Shard
-from pipelines.train_job import TrainJob
+from pipelines import storage
+from pipelines.cluster import connection
+from pipelines.models import tracking
+from pipelines.reading.shards import Shard
+from pipelines.training import driver, runs
+from pipelines.training.runs import TrainJob
 from tests import tiny
 
 
@@ -35,8 +38,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TrainJob]]:
         jobs.append(job)
         return {"run": job.run}
 
-    monkeypatch.setattr(train, "train", note)
-    monkeypatch.setattr(cluster, "connect", contextlib.nullcontext)
+    monkeypatch.setattr(driver, "train", note)
+    monkeypatch.setattr(connection, "connect", contextlib.nullcontext)
     yield jobs
     for job in jobs:
         shutil.rmtree(job.run, ignore_errors=True)
@@ -66,7 +69,7 @@ def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list
     differences = {
         key: (old, new)
         for (key, old), (_, new) in zip(
-            tracking.flatten(train_job.plain(plain.recipe)), tracking.flatten(train_job.plain(changed.recipe)),
+            tracking.flatten(runs.plain(plain.recipe)), tracking.flatten(runs.plain(changed.recipe)),
             strict=True,
         )
         if old != new
@@ -88,7 +91,7 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
     storage.write_bytes(f"{run}/summary.json", json.dumps(summary).encode())
     assert main(["translator-demo", *argv(lake)]) == summary
     assert trained == []
-    state = {"recipe": "translator-demo", "config": train_job.plain(RECIPES["translator-demo"]()), "data": "x",
+    state = {"recipe": "translator-demo", "config": runs.plain(RECIPES["translator-demo"]()), "data": "x",
              "shards": "y", "mlflow_run_id": None}  # fmt: skip
     storage.write_bytes(f"{run}/run.json", json.dumps(state).encode())
     assert refusal(["translator-demo", *argv(lake, "--train.epochs", "9")]) == (

@@ -1,4 +1,4 @@
-"""Steps for tests of `pipelines.guard`: they do to their process what a broken decoder does."""
+"""Steps for tests of `reading.guard`: they do to their process what a broken decoder does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.limits import Limits
+from pipelines.reading.limits import Limits
 
 SCHEMA = pa.schema(
     [

@@ -1,0 +1,5 @@
+"""The captioner, CNN → LSTM or GRU: photographs and clips → captions.
+
+`captioner.py` is the hybrid: net, prediction, judgement; `preprocess.py` its configuration and preprocessing, free of
+torch. May be imported through the registry only, or by recipes.
+"""

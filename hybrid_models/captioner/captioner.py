@@ -1,0 +1,350 @@
+"""The captioner: a CNN looks at a photograph or clip, an RNN says what it sees.
+
+"Show and tell" (Vinyals et al. 2015) without attention, "Show, attend and tell" (Xu et al. 2015, soft attention) with
+it, where the state that has read the last word looks (see `AttentionDecoder`). A frozen CNN is run once per sample
+(`featurize`); then only the RNN is trained: to write the references, and then for captions that score
+(`self_critical`).
+"""
+
+# ruff: noqa: N806 - shape suffixes, see contract.py
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, CaptionerPreprocess, caption_tokenizer
+from hybrid_models.captioner.rewards import DRAWN, advantages, whole
+from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.explanations import Explanation, Gaze
+from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
+from hybrid_models.layers.image_encoder import Encoder, pool_time
+from hybrid_models.layers.recurrent import AttentionDecoder, PlainDecoder, WordDecoder, initial_state
+from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
+from hybrid_models.search.beam import MOST_TOKENS, Hypothesis, SearchOptions, State, draw, inference, search
+from hybrid_models.text import (
+    BOS,
+    EOS,
+    PAD,
+    UNK,
+    Tokenizer,
+    pad_rows,
+    unpack_json,
+)
+
+
+@dataclass(frozen=True)
+class CaptionerDecoding(DecodingConfig):
+    """How captions are searched for.
+
+    Raises:
+        UsageError: an option is out of its range.
+    """
+
+    beam_size: int = 3
+    """Hypotheses kept per sample; 1 is greedy search."""
+    length_penalty: float = 1.0
+    """0 ranks by probability, which favours short captions; larger values favour longer ones."""
+    min_length: int = 1
+    """Fewest tokens of a caption."""
+    no_repeat: int = 2
+    """No sequence of so many tokens comes twice in a caption ("a man and a man"); 0 allows any."""
+    max_length: int = 40
+    """Most tokens of a caption."""
+
+    def __post_init__(self) -> None:
+        self.search_options()
+        if not 1 <= self.max_length <= MOST_TOKENS:
+            raise UsageError(f"max_length is {self.max_length}: it must be from 1 to {MOST_TOKENS}")
+
+    def search_options(self) -> SearchOptions:
+        """These options for `search`."""
+        return SearchOptions(
+            BOS, EOS, self.beam_size, self.length_penalty, self.min_length, (PAD, UNK, BOS), self.no_repeat
+        )
+
+
+# ---- the hybrid ----------------------------------------------------------------------------------------------------
+class Captioner(Hybrid):
+    """Image or clip in, sentence out. See `Hybrid` for the methods' contract.
+
+    Raises:
+        UsageError: the encoder cannot be built, or the assets have no (valid) tokenizer.
+    """
+
+    name: ClassVar[str] = "captioner"
+    Config: ClassVar[type[HybridConfig]] = CaptionerConfig
+    Decoding: ClassVar[type[DecodingConfig]] = CaptionerDecoding
+    payload_schema: ClassVar[pa.Schema] = pa.schema(
+        [("caption", pa.string()), ("score", pa.float32()), ("caption_tokens", pa.int32()), ("frames", pa.int32())]
+    )
+    schema_version: ClassVar[int] = 1
+    metrics: ClassVar[Mapping[str, bool]] = {"cider_d": True, "bleu4": True}
+    truth: ClassVar[tuple[str, ...]] = ("references",)
+
+    def __init__(self, config: CaptionerConfig, assets: Mapping[str, str]) -> None:
+        super().__init__(config, assets)
+        self.config: CaptionerConfig = config
+        self._tokenizer = caption_tokenizer(assets)
+        self.encoder = Encoder(config.encoder, config.image_size)
+        if config.freeze_encoder:
+            self.encoder.requires_grad_(False).eval()
+        states = 2 if config.cell == "lstm" else 1
+        self.bridge = nn.Linear(self.encoder.channels, states * config.hidden_size)
+        self.decoder = _decoder(config, len(self._tokenizer), self.encoder.channels)
+        self._rewarded = False
+
+    def train(self, mode: bool = True) -> Captioner:
+        """A frozen encoder stays in evaluation mode: its batch norm must not drift."""
+        super().train(mode)
+        if self.config.freeze_encoder:
+            self.encoder.eval()
+        return self
+
+    @classmethod
+    def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
+        return {TOKENIZER: Tokenizer.train(texts, cast(CaptionerConfig, config).vocab_size).to_json()}
+
+    @classmethod
+    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
+        return CaptionerPreprocess(cast(CaptionerConfig, config), assets)
+
+    def pretrained(self) -> dict[str, str]:
+        return {} if self.config.encoder_weights == "none" else {"encoder": self.config.encoder_weights}
+
+    def load_pretrained(self, part: str, weights: Mapping[str, Tensor] | None) -> None:
+        if part != "encoder":
+            super().load_pretrained(part, weights)
+        if weights is None:
+            try:
+                import timm
+
+                weights = timm.create_model(self.config.encoder, pretrained=True, num_classes=0).state_dict()
+            except Exception as error:  # network, hub and timm errors alike
+                raise UsageError(
+                    f"weights of '{self.config.encoder}' could not be fetched ({error}): "
+                    "set encoder_weights to the URI of a safetensors file"
+                ) from error
+        self.encoder.load(weights)
+
+    @property
+    def has_frozen_features(self) -> bool:
+        return self.config.freeze_encoder
+
+    def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
+        """With a frozen encoder, `frames` become `features`: float16 [S,C], mean over time; S = 1 without attention.
+
+        With `mirror`, samples with captions also get `mirrored`, the features of their mirror images.
+        """
+        if not self.config.freeze_encoder:
+            return list(samples)
+        bare = [{name: sample[name] for name in ("frames", "frame_count")} for sample in samples]
+        batch = to_device(self.collate(bare), module_device(self))
+        views = {"features": batch}
+        if self.config.mirror and all("captions" in sample for sample in samples):
+            views["mirrored"] = {**batch, "frames": batch["frames"].flip(3)}
+        with inference(self):
+            found = {name: self._look(view).half().cpu().numpy() for name, view in views.items()}
+        return [
+            {name: array[i] for name, array in found.items()}
+            | {name: value for name, value in sample.items() if name != "frames"}
+            for i, sample in enumerate(samples)
+        ]
+
+    def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
+        """`features` float16 [B,S,C], or `frames` uint8 [B,T,H,W,3] padded at the end; `frame_count` [B]; `captions`
+        int64 [B,R,L], start and end symbols included, where captions that a sample lacks are all padding. With
+        `mirror`, `rng` chooses the samples that are shown as their mirror images."""
+        counts = [int(sample["frame_count"]) for sample in samples]
+        batch = {"frame_count": torch.tensor(counts)}
+        if rng is not None and self.config.mirror:
+            samples = [_mirrored(sample) if rng.integers(2) else sample for sample in samples]
+        if all("features" in sample for sample in samples):
+            batch["features"] = torch.from_numpy(np.stack([sample["features"] for sample in samples]))
+        else:
+            frames = np.zeros((len(samples), max(counts), *samples[0]["frames"].shape[1:]), dtype=np.uint8)
+            for row, sample in zip(frames, samples, strict=True):
+                row[: len(sample["frames"])] = sample["frames"]
+            batch["frames"] = torch.from_numpy(frames)
+        if all("captions" in sample for sample in samples):
+            most, width = np.max([sample["captions"].shape for sample in samples], axis=0)
+            captions = np.zeros((len(samples), most, width), dtype=np.int64)
+            for row, sample in zip(captions, samples, strict=True):
+                row[: sample["captions"].shape[0], : sample["captions"].shape[1]] = sample["captions"]
+            batch["captions"] = torch.from_numpy(captions)
+        return batch
+
+    def forward(self, batch: Batch) -> Loss:
+        """Negative log likelihood of all captions' tokens, end symbols included (smoothed in training mode); in the
+        last `reward_share` of a training that of captions drawn from the model, weighted by their advantage."""
+        if self.training and self._rewarded:
+            return self._reward_loss(batch)
+        with autocast(module_device(self)):
+            state, memory = self._start(batch)
+            captions = batch["captions"]
+            state = {name: tensor.repeat_interleave(captions.shape[1], dim=0) for name, tensor in state.items()}
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            return self.decoder.loss(captions.flatten(0, 1), state, memory, smoothing)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        self._rewarded = epoch >= max(1, epochs - round(self.config.reward_share * epochs))
+
+    def _reward_loss(self, batch: Batch) -> Loss:
+        """Negative log likelihood of drawn captions, each weighted by its advantage: see `self_critical`."""
+        captions_BRL = batch["captions"]
+        with inference(self), autocast(module_device(self)):
+            state, memory = self._start(batch)
+            options = CaptionerDecoding().search_options()
+            drawn = draw(self.decoder.step, state, memory, captions_BRL.shape[2], options, DRAWN)
+        texts = [[self._rewarded_text(tokens) for tokens in group] for group in drawn]
+        references = [[self._rewarded_text(row) for row in rows if row[0] == BOS] for rows in captions_BRL.tolist()]
+        weights_N = torch.from_numpy(advantages(texts, references)).to(captions_BRL.device, torch.float32).flatten()
+        targets = pad_rows([np.asarray([BOS, *tokens]) for group in drawn for tokens in group])
+        with autocast(module_device(self)):
+            state, memory = self._start(batch)
+            state = {name: tensor.repeat_interleave(DRAWN, dim=0) for name, tensor in state.items()}
+            return self.decoder.loss(torch.from_numpy(targets).to(weights_N.device), state, memory, 0.0, weights_N)
+
+    def _rewarded_text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, whose last word tells that they end."""
+        text = self._tokenizer.decode(tokens)
+        return whole(text) if EOS in tokens else text
+
+    def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
+        with inference(self):
+            found = self._search(batch, *self._start(batch), cast(CaptionerDecoding, decoding))
+        return [
+            {
+                "caption": self._tokenizer.decode(best.tokens),
+                "score": best.score,
+                "caption_tokens": len(best.tokens),
+                "frames": count,
+            }
+            for best, count in zip(found, batch["frame_count"].tolist(), strict=True)
+        ]
+
+    def _search(self, batch: Batch, state: State, memory: State, decoding: CaptionerDecoding) -> list[Hypothesis]:
+        limits = torch.full_like(batch["frame_count"], decoding.max_length)
+        return search(self.decoder.step, state, memory, limits, decoding.search_options())
+
+    def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
+        batch = to_device(self.collate(samples), module_device(self))
+        with inference(self):
+            state, memory = self._start(batch)
+            found = self._search(batch, state, memory, cast(CaptionerDecoding, decoding))
+            looks = self.decoder.attend([best.tokens for best in found], state, memory)
+        side = math.isqrt(memory["keys"].shape[1])
+        return [
+            Gaze(
+                sample["frames"][0],
+                self._tokenizer.pieces([*best.tokens, EOS]),
+                None if looks is None else looks[i].reshape(-1, side, side),
+            )
+            for i, (sample, best) in enumerate(zip(samples, found, strict=True))
+        ]
+
+    def caption(self, images: Sequence[Any], batch_size: int = 32, **decoding: Any) -> list[str]:
+        """Captions images and clips of any size, in order.
+
+        Args:
+            images: PIL images, uint8 arrays [H,W,3], or clips as uint8 arrays [T,H,W,3].
+            batch_size: samples captioned at a time.
+            decoding: options of `CaptionerDecoding` that differ from the model's own, such as `beam_size=1`.
+
+        Raises:
+            BadSample: something is none of these.
+        """
+        options = replace(self.decoding, **decoding)
+        preprocess = self.preprocess(self.config, self.assets)
+        captions: list[str] = []
+        for start in range(0, len(images), batch_size):
+            media = [_frames(image, cast(Visual, preprocess.visual)) for image in images[start : start + batch_size]]
+            batch = self.collate([preprocess(Inputs(frames, {}), with_target=False) for frames in media])
+            captions += [row["caption"] for row in self.predict(to_device(batch, module_device(self)), options)]
+        return captions
+
+    def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:
+        """`hypothesis` and `references`, the raw captions."""
+        return {"hypothesis": output["caption"], "references": unpack_json(sample["references"])}
+
+    @classmethod
+    def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """CIDEr-D and BLEU-4; the baseline says the most frequent of all references (their plain form) every time."""
+        references = [record["references"] for record in records]
+        plain = Counter(" ".join(caption_tokens(text)) for texts in references for text in texts)
+        usual = max(plain, key=lambda text: (plain[text], text))  # the text breaks ties, so order does not matter
+        hypotheses = [record["hypothesis"] for record in records]
+        baseline = {"name": "most frequent caption", **_scores([usual] * len(records), references)}
+        details = {"samples": len(records), "different_captions": len(set(hypotheses)), "baseline_caption": usual}
+        return {"metrics": _scores(hypotheses, references), "baseline": baseline, "details": details}
+
+    @classmethod
+    def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
+        return _tallies([record["hypothesis"] for record in records], [record["references"] for record in records])
+
+    # ---- the net's two halves ----
+    def _look(self, batch: Batch) -> Tensor:
+        """What the encoder sees, float32 [B,S,C] averaged over each sample's frames; S = 1 without attention."""
+        if "features" in batch:
+            return batch["features"].float()
+        frames, counts = batch["frames"], batch["frame_count"]
+        real_BT = torch.arange(frames.shape[1], device=frames.device) < counts.unsqueeze(1)
+        features_FSC = self.encoder(frames[real_BT])
+        if not self.config.attention:
+            features_FSC = features_FSC.mean(dim=1, keepdim=True)
+        return pool_time(features_FSC, counts)
+
+    def _start(self, batch: Batch) -> tuple[State, State]:
+        """The decoder's initial state [B,D], from the mean feature vector, and its memory."""
+        keys_BSC = self._look(batch)
+        state = initial_state(keys_BSC.mean(dim=1), self.config.cell, self.bridge)
+        mask_BS = torch.ones(keys_BSC.shape[:2], dtype=torch.bool, device=keys_BSC.device)
+        return state, self.decoder.prepare({"keys": keys_BSC, "mask": mask_BS})
+
+
+def _decoder(config: CaptionerConfig, vocabulary: int, channels: int) -> WordDecoder:
+    sizes = (vocabulary, config.embedding_size, config.hidden_size)
+    if not config.attention:
+        return PlainDecoder(*sizes, config.cell, config.dropout, config.tie_embeddings)
+    attending = (channels, config.attention_size, config.cell)
+    return AttentionDecoder(*sizes, *attending, config.dropout, config.tie_embeddings)
+
+
+def _mirrored(sample: Sample) -> Sample:
+    """The sample of the mirror image, left and right exchanged."""
+    if "features" in sample:
+        return {**sample, "features": sample["mirrored"]}
+    return {**sample, "frames": sample["frames"][:, :, ::-1]}
+
+
+def _frames(image: Any, visual: Visual) -> np.ndarray:
+    """A PIL image, image array or clip array as uint8 [T,H,W,3] of the wanted size; of a clip the wanted frames."""
+    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    is_clip = array.ndim == 4
+    array = array if is_clip else array[None]
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or array.size == 0:
+        raise BadSample("MediaShape", f"{array.dtype} {list(array.shape)} is no uint8 image [H,W,3] or clip [T,H,W,3]")
+    chosen = visual.positions(len(array)) if is_clip else [0]
+    size = (visual.width, visual.height)
+    return np.stack([np.asarray(Image.fromarray(array[i]).resize(size, Image.Resampling.BICUBIC)) for i in chosen])
+
+
+def _tallies(hypotheses: list[str], references: list[list[str]]) -> dict[str, Tally]:
+    return {
+        "cider_d": cider_d(hypotheses, references),
+        "bleu4": caption_bleu4(hypotheses, references),
+    }
+
+
+def _scores(hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
+    return {name: tally.total for name, tally in _tallies(hypotheses, references).items()}

@@ -1,0 +1,5 @@
+"""The nowcaster, ConvLSTM: past frames of radar or video → the next ones.
+
+`nowcaster.py` is the hybrid: net, prediction, judgement; `preprocess.py` its configuration and preprocessing, free of
+torch. May be imported through the registry only, or by recipes.
+"""

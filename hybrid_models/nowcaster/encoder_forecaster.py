@@ -1,0 +1,222 @@
+"""The nowcaster's network: ConvLSTM encoder and forecaster, for rain in coordinates that move along with it.
+
+Shi et al. 2015 with things given to the network that few events cannot teach it:
+
+- Rain moves. The frames are first moved along their own optical flow to where they would be at the issue time; the
+  ConvLSTMs see what is left, growth and decay (Lagrangian coordinates, as Ritvanen et al. 2023), and what they forecast
+  is moved on along the flow.
+- Small scales are forgotten first, as fast as the past frames tell (S-PROG, Seed 2003): how alike a scale of two
+  successive frames is, along the flow, to the power of the lead time, is how much of it is left. The scales are taken
+  of the rain rate itself: smoothed logarithms lose the heavy rain. That is the first guess.
+
+What it learns is how likely the rain reaches each of `RAIN_THRESHOLDS`: a logistic regression on the first guess (Wilks
+2009), whose slope and offset the network gives by place, lead time and threshold. Likelihood is a proper score: unlike
+errors of amounts, it does not reward too much rain or too little. The forecast has as much rain as the newest frame,
+moved along, and as heavy (probability matching, Ebert 2001): its values, the highest where most rain is expected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own convention
+
+from hybrid_models.contract import Loss, autocast
+from hybrid_models.layers.advection import MOTION_FRAMES, estimate_motion, move, stays_inside, trajectories
+from hybrid_models.layers.conv_lstm import ConvLSTM
+from hybrid_models.scores.frames import RAIN_THRESHOLDS
+
+DRIZZLE_MM_H = 0.1
+"""Up to about here the network's scale of rain is linear, above it is logarithmic."""
+MAX_MM_H = 100.0
+"""1 on the network's scale, and the most that is forecast."""
+SCALES = 5
+"""Levels of the cascade: details of about 2, 4, 8, 16 and 32 pixels."""
+
+_SLOPE = 20.0
+"""Slope of an untrained probability, per unit of the network's scale."""
+_EVEN = 1e-3
+"""Differences of expected rain below about this share of the newest frame mean nothing."""
+_TINY = 1e-6
+_WHOLE = 0.99
+"""Share of a moved pixel that must have been measured."""
+
+
+def to_scale(rain: Tensor) -> Tensor:
+    """mm/h → logarithmic 0 … 1."""
+    return torch.log1p(rain.clamp(max=MAX_MM_H) / DRIZZLE_MM_H) / math.log1p(MAX_MM_H / DRIZZLE_MM_H)
+
+
+class Nowcast(NamedTuple):
+    """What is forecast.
+
+    Args:
+        frames: `[B, L, H, W]` mm/h.
+        logits: of the probability that the rain is at least each of `RAIN_THRESHOLDS`, `[B, L, thresholds, H, W]`.
+    """
+
+    frames: Tensor
+    logits: Tensor
+
+
+class EncoderForecaster(nn.Module):
+    """Past frames of rain → future ones.
+
+    Args:
+        patch: side of the square of pixels that is one cell of the ConvLSTMs' grid (space to depth).
+        hidden_dims: channels of each layer of encoder and forecaster.
+        kernel_size: of the ConvLSTMs.
+    """
+
+    def __init__(self, patch: int, hidden_dims: Sequence[int], kernel_size: int) -> None:
+        super().__init__()
+        self.patch = patch
+        first, last = hidden_dims[0], hidden_dims[-1]
+        self.stem = nn.Conv2d(2 * patch**2 + 1, first, 3, padding=1)
+        self.encoder = ConvLSTM(first, hidden_dims, kernel_size)
+        self.forecaster = ConvLSTM(first, hidden_dims, kernel_size)
+        self.neck = nn.Conv2d(last, last, 3, padding=1)
+        self.head = nn.Conv2d(last, 2 * len(RAIN_THRESHOLDS), 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.get_parameter("bias"))
+
+    def forward(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> Nowcast:
+        """Forecasts `n_leads` steps.
+
+        Args:
+            past: `[B, P, H, W]` mm/h, oldest first, NaN where nothing was measured; any grid.
+            step_minutes: `[B]` minutes between frames, past and future.
+        """
+        newest, seen, logits = self._chances(past, step_minutes, n_leads)
+        return Nowcast(match(expected_rain(logits), newest, seen), logits)
+
+    def loss(self, past: Tensor, step_minutes: Tensor, future: Tensor) -> Loss:
+        """Surprise at what came: the negative log likelihood of each threshold being reached or not, summed over the
+        thresholds, where `future` `[B, L, H, W]` mm/h is measured."""
+        *_, logits = self._chances(past, step_minutes, future.shape[1])
+        levels = torch.tensor(RAIN_THRESHOLDS, device=future.device).view(-1, 1, 1)
+        rained = (torch.nan_to_num(future).unsqueeze(2) >= levels).to(logits.dtype)
+        surprise = F.binary_cross_entropy_with_logits(logits, rained, reduction="none").sum(dim=2)
+        measured = torch.isfinite(future)
+        return Loss((surprise * measured).sum(), measured.sum())
+
+    def _chances(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """From `forward`'s arguments the newest frame moved along and where that was measured, `[B, L, H, W]` each, and
+        the logits `[B, L, thresholds, H, W]`."""
+        covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past).clamp(max=MAX_MM_H)
+        newest, seen = past[:, -1:], covered[:, -1:]
+        with torch.no_grad():
+            motion = estimate_motion(to_scale(past), covered)
+            aligned, covered = align(past, covered, motion)
+            path = trajectories(motion, n_leads)
+            parts, kept = scales(past[:, -1]), persistences(aligned, covered)
+            means = _mean(parts, seen)
+            levels = to_scale(torch.tensor(RAIN_THRESHOLDS, device=past.device)).view(-1, 1, 1)
+        height, width = past.shape[-2:]
+        moved = []
+        for lead, maps in enumerate(self._maps(to_scale(aligned), covered, step_minutes, n_leads)):
+            maps = F.interpolate(maps, scale_factor=self.patch, mode="bilinear")[..., :height, :width]
+            slopes, offsets = maps.split(len(levels), dim=1)
+            guess = (means + kept ** (lead + 1) * (parts - means)).sum(dim=1, keepdim=True)
+            logits = _SLOPE * slopes.exp() * (to_scale(guess.clamp(min=0)) - levels) + offsets
+            moved.append(move(torch.cat((newest, seen, logits), dim=1), path[:, lead]))
+        newest, seen, logits = torch.stack(moved, dim=1).split((1, 1, len(levels)), dim=2)
+        return newest.squeeze(2), seen.squeeze(2) > _WHOLE / 2, logits
+
+    def _maps(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
+        """The head's maps for each lead time, `[B, channels, H/patch, W/patch]`, rounded up to whole cells."""
+        margin = (0, -frames.shape[3] % self.patch, 0, -frames.shape[2] % self.patch)
+        frames, covered = F.pad(frames, margin), F.pad(covered, margin)
+        batch, past, height, width = frames.shape
+        with autocast(frames.device):
+            states = self.encoder.initial_states(batch, height // self.patch, width // self.patch)
+            for t in range(past):
+                cells = self._cells(frames[:, t], covered[:, t], (t - past + 1) * step_minutes)
+                states = self.encoder.step(cells, states)
+            maps = []
+            for lead in range(1, n_leads + 1):
+                cells = self._cells(frames[:, -1], covered[:, -1], lead * step_minutes)
+                states = self.forecaster.step(cells, states)
+                maps.append(self.head(F.leaky_relu(self.neck(states[-1][0]), 0.2)).float())
+        return maps
+
+    def _cells(self, frame: Tensor, covered: Tensor, minutes: Tensor) -> Tensor:
+        """A frame `[B, H, W]`, where it is measured, and its time from the issue time → `[B, D, H/patch, W/patch]`."""
+        pixels = F.pixel_unshuffle(torch.stack((frame, covered), dim=1), self.patch)
+        hours = (minutes / 60).view(-1, 1, 1, 1).expand(-1, 1, *pixels.shape[-2:])
+        return F.leaky_relu(self.stem(torch.cat((pixels, hours), dim=1)), 0.2)
+
+
+def extrapolate(past: Tensor, n_leads: int) -> Tensor:
+    """The newest frame moved along its motion, the usual baseline: past `[B, P, H, W]` mm/h, NaN where nothing was
+    measured → `[B, L, H, W]`."""
+    covered, rain = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past)
+    path = trajectories(estimate_motion(to_scale(rain), covered), n_leads)
+    return torch.cat([move(rain[:, -1:], displacement) for displacement in path.unbind(1)], dim=1)
+
+
+def persistences(aligned: Tensor, covered: Tensor) -> Tensor:
+    """How alike each scale of successive frames is, `[B, SCALES + 1, 1, 1]`: the mean correlation of the newest frames,
+    `aligned` `[B, P, H, W]` along their motion, over the pairs with rain where both are `covered`; 1 without any."""
+    alike, known = [], []
+    newest = (frames[:, -MOTION_FRAMES:].unbind(1) for frames in (aligned, covered))
+    frames = [(scales(frame), seen[:, None]) for frame, seen in zip(*newest, strict=True)]
+    for (before, seen_before), (after, seen_after) in pairwise(frames):
+        both = ((seen_before > _WHOLE) & (seen_after > _WHOLE)).to(before.dtype)
+        before, after = ((parts - _mean(parts, both)) * both for parts in (before, after))
+        size = ((before * before).sum((2, 3), keepdim=True) * (after * after).sum((2, 3), keepdim=True)).sqrt()
+        known.append((size > _TINY).to(size.dtype))
+        alike.append((before * after).sum((2, 3), keepdim=True) / size.clamp(min=_TINY) * known[-1])
+    pairs = torch.stack(known).sum(0)
+    mean = torch.stack(alike).sum(0) / pairs.clamp(min=1)
+    return torch.where(pairs > 0, mean, 1).clamp(0, 1)
+
+
+def _mean(parts: Tensor, seen: Tensor) -> Tensor:
+    """Mean over the pixels that were `seen` `[B, 1, H, W]` of each of `parts` `[B, C, H, W]`: `[B, C, 1, 1]`."""
+    return (parts * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
+
+
+def expected_rain(logits: Tensor) -> Tensor:
+    """Rain `[B, L, H, W]` in mm/h up to the highest threshold, as probabilities `[B, L, thresholds, H, W]` have it."""
+    chances = logits.sigmoid().cummin(dim=2).values
+    levels = torch.tensor((0.0, *RAIN_THRESHOLDS), device=logits.device)
+    return (chances * levels.diff().view(-1, 1, 1)).sum(dim=2)
+
+
+def match(expected: Tensor, like: Tensor, seen: Tensor) -> Tensor:
+    """The values of each frame of `like` `[B, L, H, W]`, the highest where most rain is `expected` (of the same shape),
+    or where that is even, in the order of `like`; where `like` was not `seen` (False) it stays."""
+    order = (expected + _EVEN * like).masked_fill(~seen, -1).flatten(2).argsort(dim=2)
+    values = like.masked_fill(~seen, -1).flatten(2).sort(dim=2).values
+    return torch.where(seen, torch.empty_like(values).scatter_(2, order, values).view_as(like), like)
+
+
+def align(frames: Tensor, covered: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves every frame along `motion` to the newest frame's time; what would come from outside is not covered."""
+    back = trajectories(motion, frames.shape[1] - 1)
+    aligned = []
+    for age in range(frames.shape[1] - 1, 0, -1):
+        displacement = back[:, age - 1]
+        moved = move(torch.stack((frames[:, -1 - age], covered[:, -1 - age]), dim=1), displacement)
+        aligned.append(moved * stays_inside(displacement)[:, None])
+    aligned.append(torch.stack((frames[:, -1], covered[:, -1]), dim=1))
+    both = torch.stack(aligned, dim=1)
+    return both[:, :, 0], both[:, :, 1]
+
+
+def scales(frame: Tensor) -> Tensor:
+    """Splits `[B, H, W]` into `SCALES` parts from fine to coarse and a smooth rest: `[B, SCALES + 1, H, W]`, summing to
+    the frame (a Laplacian pyramid, Burt & Adelson 1983, with every level at full size)."""
+    parts, rest, coarse = [], frame[:, None], frame[:, None]
+    for _ in range(SCALES):
+        coarse = F.avg_pool2d(coarse, 2, ceil_mode=True)
+        smooth = F.interpolate(coarse, frame.shape[-2:], mode="bilinear")
+        parts.append(rest - smooth)
+        rest = smooth
+    return torch.cat((*parts, rest), dim=1)

@@ -1,0 +1,230 @@
+"""Nowcaster: rain of the next hour from the last radar frames, or the next frames of a video, by ConvLSTMs.
+
+The networks and their losses are in `encoder_forecaster` (rain) and `frame_predictor` (video); here are their data,
+output table and judgement. Rain is in mm/h everywhere outside the network, NaN where no radar looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from hybrid_models.contract import Batch, Hybrid, Loss, module_device, to_device
+from hybrid_models.errors import UsageError
+from hybrid_models.explanations import Explanation, Forecast
+from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
+from hybrid_models.nowcaster.encoder_forecaster import EncoderForecaster, extrapolate
+from hybrid_models.nowcaster.frame_predictor import FramePredictor
+from hybrid_models.nowcaster.preprocess import UNKNOWN_TIME, NowcasterConfig, NowcasterPreprocess
+from hybrid_models.scores.frames import RAIN_THRESHOLDS
+from hybrid_models.scores.leads import lead_tallies, summarise_by_lead, verification_record
+from hybrid_models.scores.texts import Tally
+from hybrid_models.search.beam import inference
+
+WET_MM_H = 0.1
+"""A pixel with at least this much rain is wet."""
+
+
+@dataclass(frozen=True)
+class NowcasterDecoding(DecodingConfig):
+    """A nowcast has no decoding options."""
+
+
+# ---- the hybrid ----------------------------------------------------------------------------------------------------
+class Nowcaster(Hybrid):
+    """Frames in, frames out. See `Hybrid` for the methods' contract."""
+
+    name: ClassVar[str] = "nowcaster"
+    Config: ClassVar[type[HybridConfig]] = NowcasterConfig
+    Decoding: ClassVar[type[DecodingConfig]] = NowcasterDecoding
+    payload_schema: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("issue_time", pa.timestamp("us", tz="UTC")),
+            ("step_minutes", pa.float32()),
+            ("lead_minutes", pa.list_(pa.float32())),
+            ("mean_mm_h", pa.list_(pa.float32())),
+            ("max_mm_h", pa.list_(pa.float32())),
+            ("wet_fraction", pa.list_(pa.float32())),
+            ("frames", pa.binary()),
+            ("frames_shape", pa.list_(pa.int32())),
+            ("thresholds_mm_h", pa.list_(pa.float32())),
+            ("probability", pa.binary()),
+        ]
+    )
+    """`frames` is float16, little-endian, C order, of shape `frames_shape` = [leads, height, width], in mm/h (0 … 1 for
+    intensities); the lists have one value per lead time, over the pixels that the newest radar frame covers.
+    `probability` is uint8, C order, [leads, thresholds, height, width]: per cent that a pixel has at least so much
+    rain; null for video, which has no thresholds."""
+    schema_version: ClassVar[int] = 2
+    metrics: ClassVar[Mapping[str, bool]] = {
+        "csi_1": True, "csi_5": True, "crps": False, "mse": False, "mae": False, "ssim": True,
+    }  # fmt: skip
+    truth: ClassVar[tuple[str, ...]] = ("issue_time", "step_minutes", "future")
+
+    def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
+        super().__init__(config, assets)
+        self.config: NowcasterConfig = cast(NowcasterConfig, config)
+        sizes = (self.config.patch, self.config.hidden_dims, self.config.kernel_size)
+        self.net = EncoderForecaster(*sizes) if self.config.unit == "mm/h" else FramePredictor(*sizes)
+
+    @classmethod
+    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
+        return NowcasterPreprocess(cast(NowcasterConfig, config))
+
+    def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
+        """`past` float16 [B,P,H,W]; `step_minutes`, `n_leads`, `issue_time` [B]; `future` float16 [B,L,H,W] with L the
+        most leads in the batch, NaN (no loss) beyond a sample's own."""
+        if rng is not None and self.config.augment:
+            samples = [_turned(sample, rng) for sample in samples]
+        batch = {
+            name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
+            for name in ("past", "step_minutes", "n_leads", "issue_time")
+        }
+        if all("future" in sample for sample in samples):
+            futures = [torch.from_numpy(np.ascontiguousarray(sample["future"])) for sample in samples]
+            batch["future"] = torch.nn.utils.rnn.pad_sequence(futures, batch_first=True, padding_value=torch.nan)
+        return batch
+
+    def forward(self, batch: Batch) -> Loss:
+        """The network's loss over what was observed: future rain, or all frames of a video after the first."""
+        return self.net.loss(batch["past"].float(), batch["step_minutes"], batch["future"].float())
+
+    def nowcast(self, past: np.ndarray, n_leads: int, step_minutes: float) -> np.ndarray:
+        """Frames of the next `n_leads` steps `[n_leads, H, W]` from at least `past_frames` past ones `[time, H, W]`.
+
+        Both in mm/h, NaN where nothing was measured (intensity 0 … 1 for video); any grid.
+
+        Raises:
+            UsageError: too few past frames.
+        """
+        if past.ndim != 3 or len(past) < self.config.past_frames:
+            raise UsageError(f"past is {past.shape}: [time, H, W] with at least {self.config.past_frames} frames")
+        device = module_device(self)
+        frames = torch.from_numpy(np.ascontiguousarray(past[-self.config.past_frames :], np.float32)).to(device)
+        with inference(self):
+            forecast, _ = self.net(frames[None], torch.tensor([float(step_minutes)], device=device), n_leads)
+            return forecast[0].cpu().numpy()
+
+    def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
+        n_leads = batch["n_leads"].tolist()
+        with inference(self):
+            forecast, logits = self.net(batch["past"].float(), batch["step_minutes"], max(n_leads))
+        frames = forecast.cpu().numpy().astype("<f2")
+        percents = None if logits is None else _percents(logits).cpu().numpy()
+        covered = torch.isfinite(batch["past"][:, -1]).cpu().numpy()
+        return [
+            _payload_row(frames[i, :leads], covered[i], int(batch["issue_time"][i]), float(batch["step_minutes"][i]))
+            | _probability_columns(None if percents is None else percents[i, :leads])
+            for i, leads in enumerate(n_leads)
+        ]
+
+    def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
+        batch = to_device(self.collate(samples), module_device(self))
+        return [
+            Forecast(
+                sample["past"].astype(np.float32),
+                np.frombuffer(output["frames"], "<f2").reshape(output["frames_shape"]).astype(np.float32),
+                sample["future"].astype(np.float32) if "future" in sample else None,
+                output["lead_minutes"],
+                self.config.unit,
+                _probabilities(output)[:, RAIN_THRESHOLDS.index(1)] if output["thresholds_mm_h"] else None,
+            )
+            for sample, output in zip(samples, self.predict(batch, decoding), strict=True)
+        ]
+
+    def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:
+        """Counts and error sums per lead time, of the nowcast and of the `baselines`: persistence (the newest frame,
+        unchanged) and for rain extrapolation (the newest frame, moved along its motion)."""
+        forecast = np.frombuffer(output["frames"], "<f2").reshape(output["frames_shape"])
+        observed, thresholds = sample["future"], output["thresholds_mm_h"]
+        probability = _probabilities(output) if thresholds else None
+        baselines = {"persistence": np.broadcast_to(sample["past"][-1], forecast.shape)}
+        if thresholds:
+            past = torch.from_numpy(sample["past"].astype(np.float32))
+            baselines["extrapolation"] = extrapolate(past[None], len(forecast))[0].numpy()
+        return {
+            "lead_minutes": list(output["lead_minutes"]),
+            "thresholds": list(thresholds),
+            "model": verification_record(forecast, observed, thresholds, probability),
+            "baselines": {
+                name: verification_record(frames, observed, thresholds) for name, frames in baselines.items()
+            },
+        }
+
+    @classmethod
+    def metrics_of(cls, config: HybridConfig) -> list[str]:
+        absent = ("ssim",) if cast(NowcasterConfig, config).unit == "mm/h" else ("csi_1", "csi_5", "crps")
+        return [name for name in cls.metrics if name not in absent]
+
+    @classmethod
+    def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """CSI averaged over lead times and CRPS, both for rain only; MSE and MAE over all pixels, in the forecast's
+        unit (mm/h, or intensity 0 … 1); details by lead time, those of all baselines under `baselines`. The
+        baseline is persistence, or for rain extrapolation along its motion."""
+        metrics, details = summarise_by_lead(records)
+        found = {name: summarise_by_lead(records, name) for name in records[0]["baselines"]}
+        details |= {
+            "samples": len(records),
+            "baselines": {name: {"metrics": scores, **by_lead} for name, (scores, by_lead) in found.items()},
+        }
+        rival = "extrapolation" if "extrapolation" in found else "persistence"
+        return {"metrics": metrics, "baseline": {"name": rival, **found[rival][0]}, "details": details}
+
+    @classmethod
+    def part(cls, shard: str, record: Mapping[str, Any]) -> str | None:
+        """The event: a radar shard has one. Other shards are cut anywhere."""
+        return shard.rsplit("/", 1)[-1] if shard.lower().endswith(".nc") else None
+
+    @classmethod
+    def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
+        return lead_tallies(records)
+
+
+def _turned(sample: Sample, rng: np.random.Generator) -> Sample:
+    """One of the eight turned or mirrored versions of a sample."""
+    turns, mirror = int(rng.integers(4)), int(rng.integers(2))
+    turned = dict(sample)
+    for name in ("past", "future"):
+        frames = np.rot90(sample[name], turns, axes=(1, 2))
+        turned[name] = np.ascontiguousarray(frames[..., ::-1] if mirror else frames)
+    return turned
+
+
+def _percents(logits: Tensor) -> Tensor:
+    """Probabilities as uint8 per cent, [B,L,thresholds,H,W]: never higher for more rain than for less."""
+    return (logits.sigmoid().cummin(dim=2).values * 100).round().to(torch.uint8)
+
+
+def _probability_columns(percents: np.ndarray | None) -> dict[str, Any]:
+    """The columns of one nowcast's probabilities uint8 [L,thresholds,H,W]; none for video."""
+    if percents is None:
+        return {"thresholds_mm_h": [], "probability": None}
+    return {"thresholds_mm_h": list(RAIN_THRESHOLDS), "probability": percents.tobytes()}
+
+
+def _probabilities(output: Mapping[str, Any]) -> np.ndarray:
+    """Of a row of the table: float32 [L,thresholds,H,W], 0 … 1."""
+    leads, height, width = output["frames_shape"]
+    shape = (leads, len(output["thresholds_mm_h"]), height, width)
+    return np.frombuffer(output["probability"], np.uint8).reshape(shape).astype(np.float32) / 100
+
+
+def _payload_row(frames: np.ndarray, covered: np.ndarray, issue_time: int, step_minutes: float) -> dict[str, Any]:
+    """One row of the table from float16 `frames` `[L, H, W]` and where the newest frame is `covered` `[H, W]`."""
+    seen = frames[:, covered].astype(np.float32)
+    return {
+        "issue_time": None if issue_time == UNKNOWN_TIME else issue_time,
+        "step_minutes": step_minutes,
+        "lead_minutes": [step_minutes * (lead + 1) for lead in range(len(frames))],
+        "mean_mm_h": seen.mean(1).tolist(),
+        "max_mm_h": seen.max(1).tolist(),
+        "wet_fraction": (seen >= WET_MM_H).mean(1).tolist(),
+        "frames": frames.tobytes(),
+        "frames_shape": list(frames.shape),
+    }

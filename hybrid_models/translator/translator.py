@@ -1,0 +1,256 @@
+"""The translator: a bidirectional GRU reads a sentence, a GRU with additive attention writes it in another language.
+
+Bahdanau, Cho, Bengio 2015, with input feeding (Luong et al. 2015), subword tokens (Sennrich et al. 2016), label
+smoothing (Szegedy et al. 2016) and tied target embeddings (Press & Wolf 2017).
+"""
+
+# ruff: noqa: N806 - shape suffixes, see contract.py
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
+from hybrid_models.errors import UsageError
+from hybrid_models.explanations import Alignment, Explanation
+from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample
+from hybrid_models.layers.recurrent import AttentionDecoder, BidirectionalGRU, initial_state
+from hybrid_models.scores.texts import Tally, bleu, chrf
+from hybrid_models.search.beam import MOST_TOKENS, Hypothesis, SearchOptions, State, inference, search
+from hybrid_models.text import (
+    BOS,
+    EOS,
+    PAD,
+    UNK,
+    Tokenizer,
+    pad_rows,
+    unpack_json,
+)
+from hybrid_models.translator.preprocess import (
+    SOURCE_TOKENIZER,
+    TOKENIZER,
+    TranslatorConfig,
+    TranslatorPreprocess,
+    tokenizers,
+)
+
+
+@dataclass(frozen=True)
+class TranslatorDecoding(DecodingConfig):
+    """How translations are searched for.
+
+    Raises:
+        UsageError: an option is out of its range.
+    """
+
+    beam_size: int = 5
+    """Hypotheses kept per sentence; 1 is greedy search."""
+    length_penalty: float = 1.0
+    """0 ranks by probability, which favours short translations; larger values favour longer ones."""
+    min_length: int = 1
+    """Fewest tokens of a translation."""
+    max_length_ratio: float = 2.0
+    """Most tokens of a translation per source token, beyond `max_length_extra`."""
+    max_length_extra: int = 10
+    """Tokens allowed on top of the ratio."""
+    max_length: int = 256
+    """Most tokens of any translation."""
+
+    def __post_init__(self) -> None:
+        self.search_options()
+        if self.max_length_ratio < 0 or self.max_length_extra < 0 or self.max_length < 1:
+            raise UsageError("max_length_ratio and max_length_extra must be 0 or more, max_length at least 1")
+        if self.max_length > MOST_TOKENS:
+            raise UsageError(f"max_length is {self.max_length}: it must be at most {MOST_TOKENS}")
+
+    def search_options(self) -> SearchOptions:
+        """These options for `search`."""
+        return SearchOptions(BOS, EOS, self.beam_size, self.length_penalty, self.min_length, (PAD, UNK, BOS))
+
+    def limits(self, source_length: Tensor) -> Tensor:
+        """Most target tokens [B] of sources with so many tokens [B]."""
+        relative = (source_length * self.max_length_ratio).long() + self.max_length_extra
+        return relative.clamp(min=1, max=self.max_length)
+
+
+class Translator(Hybrid):
+    """Sentence in, sentence out. See `Hybrid` for the methods' contract.
+
+    Raises:
+        UsageError: the assets have no (valid) tokenizer.
+    """
+
+    name: ClassVar[str] = "translator"
+    Config: ClassVar[type[HybridConfig]] = TranslatorConfig
+    Decoding: ClassVar[type[DecodingConfig]] = TranslatorDecoding
+    payload_schema: ClassVar[pa.Schema] = pa.schema(
+        [
+            ("source", pa.string()),
+            ("translation", pa.string()),
+            ("score", pa.float32()),
+            ("source_tokens", pa.int32()),
+            ("target_tokens", pa.int32()),
+        ]
+    )
+    schema_version: ClassVar[int] = 1
+    metrics: ClassVar[Mapping[str, bool]] = {"bleu": True, "chrf": True}
+    truth: ClassVar[tuple[str, ...]] = ("reference",)
+
+    def __init__(self, config: TranslatorConfig, assets: Mapping[str, str]) -> None:
+        super().__init__(config, assets)
+        self.config: TranslatorConfig = config
+        self._source, self._target = tokenizers(config, assets)
+        self.embedding = nn.Embedding(len(self._source), config.embedding_size, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=config.embedding_size**-0.5)
+        self.dropout = nn.Dropout(config.dropout)
+        inputs = chain([config.embedding_size], repeat(config.hidden_size, config.encoder_layers - 1))
+        self.encoder = nn.ModuleList(BidirectionalGRU(size, config.hidden_size // 2) for size in inputs)
+        self.bridge = nn.Linear(config.hidden_size, config.hidden_size)
+        self.decoder = AttentionDecoder(
+            len(self._target),
+            config.embedding_size,
+            config.hidden_size,
+            config.hidden_size,
+            config.attention_size,
+            "gru",
+            config.dropout,
+            config.tie_embeddings,
+        )
+
+    @classmethod
+    def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
+        config = cast(TranslatorConfig, config)
+        sides = (text.split("\t", 1) for text in texts)
+        if config.joint_vocabulary:
+            return {TOKENIZER: Tokenizer.train((text for _, text in sides), config.vocab_size).to_json()}
+        texts_of: dict[str, list[str]] = {"source": [], "target": []}
+        for side, text in sides:
+            texts_of[side].append(text)
+        assets = {"source": SOURCE_TOKENIZER, "target": TOKENIZER}
+        return {asset: Tokenizer.train(texts_of[side], config.vocab_size).to_json() for side, asset in assets.items()}
+
+    @classmethod
+    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
+        return TranslatorPreprocess(cast(TranslatorConfig, config), assets)
+
+    def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
+        """`source` int64 [B,S] with end symbols, `source_length` [B]; `target` int64 [B,T] with start and end."""
+        batch = {
+            "source": torch.from_numpy(pad_rows([sample["source"] for sample in samples])),
+            "source_length": torch.tensor([len(sample["source"]) for sample in samples]),
+        }
+        if all("target" in sample for sample in samples):
+            targets = [np.concatenate([[BOS], sample["target"], [EOS]]) for sample in samples]
+            batch["target"] = torch.from_numpy(pad_rows(targets))
+        return batch
+
+    def encode(self, batch: Batch) -> tuple[State, State]:
+        """The decoder's initial state [B,D] and its memory: keys [B,S,D], mask [B,S]. Padding changes neither."""
+        states_BSK = self.dropout(self.embedding(batch["source"]))
+        for layer in self.encoder:
+            states_BSK, last_BK = layer(states_BSK, batch["source_length"])
+            states_BSK = self.dropout(states_BSK)
+        memory = {"keys": states_BSK, "mask": batch["source"] != PAD}
+        return initial_state(last_BK, "gru", self.bridge), self.decoder.prepare(memory)
+
+    def forward(self, batch: Batch) -> Loss:
+        """Negative log likelihood of the target tokens, end symbols included (smoothed in training mode)."""
+        with autocast(module_device(self)):
+            state, memory = self.encode(batch)
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            return self.decoder.loss(batch["target"], state, memory, smoothing)
+
+    def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
+        with inference(self):
+            found = self._search(batch, *self.encode(batch), cast(TranslatorDecoding, decoding))
+        lengths = batch["source_length"].tolist()
+        return [
+            {
+                "source": self._source.decode(source[: length - 1]),
+                "translation": self._target.decode(best.tokens),
+                "score": best.score,
+                "source_tokens": length - 1,
+                "target_tokens": len(best.tokens),
+            }
+            for source, length, best in zip(batch["source"].tolist(), lengths, found, strict=True)
+        ]
+
+    def _search(self, batch: Batch, state: State, memory: State, decoding: TranslatorDecoding) -> list[Hypothesis]:
+        limits = decoding.limits(batch["source_length"])
+        return search(self.decoder.step, state, memory, limits, decoding.search_options())
+
+    def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
+        batch = to_device(self.collate(samples), module_device(self))
+        with inference(self):
+            state, memory = self.encode(batch)
+            found = self._search(batch, state, memory, cast(TranslatorDecoding, decoding))
+            looks = self.decoder.attend([best.tokens for best in found], state, memory)
+        sources = [row[:length] for row, length in zip(batch["source"].tolist(), batch["source_length"], strict=True)]
+        return [
+            Alignment(self._source.pieces(source), self._target.pieces([*best.tokens, EOS]), weights[:, : len(source)])
+            for source, best, weights in zip(sources, found, looks, strict=True)
+        ]
+
+    def translate(self, sentences: Sequence[str], batch_size: int = 64, **decoding: Any) -> list[str]:
+        """Translates sentences, in order.
+
+        Args:
+            sentences: source texts.
+            batch_size: sentences translated at a time.
+            decoding: options of `TranslatorDecoding` that differ from the model's own, such as `beam_size=1`.
+
+        Raises:
+            BadSample: a sentence is empty or too long.
+        """
+        options = replace(self.decoding, **decoding)
+        preprocess = self.preprocess(self.config, self.assets)
+        samples = [preprocess(Inputs(None, {self.config.source: text}), with_target=False) for text in sentences]
+        order = sorted(range(len(samples)), key=lambda i: int(samples[i]["length"]))
+        translations = [""] * len(samples)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = to_device(self.collate([samples[i] for i in chosen]), module_device(self))
+            for i, row in zip(chosen, self.predict(batch, options), strict=True):
+                translations[i] = row["translation"]
+        return translations
+
+    def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:
+        """`hypothesis`, `references` (raw, one) and `source`."""
+        references = [unpack_json(sample["reference"])]
+        return {"hypothesis": output["translation"], "references": references, "source": output["source"]}
+
+    @classmethod
+    def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Corpus BLEU and chrF with their signatures; the baseline copies the source."""
+        tallies = cls.tallies(records)
+        copies = _tallies([record["source"] for record in records], [record["references"] for record in records])
+        return {
+            "metrics": {name: tally.total for name, tally in tallies.items()},
+            "baseline": {"name": "copy the source", **{name: tally.total for name, tally in copies.items()}},
+            "details": {
+                "samples": len(records),
+                **{f"{name}_signature": tally.signature for name, tally in tallies.items()},
+            },
+        }
+
+    @classmethod
+    def part(cls, shard: str, record: Mapping[str, Any]) -> str:
+        """The length of the source in words, in tens."""
+        first = (max(len(record["source"].split()), 1) - 1) // 10 * 10
+        return f"{first + 1}-{first + 10} words"
+
+    @classmethod
+    def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
+        return _tallies([record["hypothesis"] for record in records], [record["references"] for record in records])
+
+
+def _tallies(hypotheses: list[str], references: list[list[str]]) -> dict[str, Tally]:
+    return {"bleu": bleu(hypotheses, references), "chrf": chrf(hypotheses, references)}

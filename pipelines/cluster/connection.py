@@ -1,0 +1,97 @@
+"""The Ray cluster: connecting, and how much of it a job takes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.data import ExecutionResources
+
+from pipelines.cluster import logs
+
+# glibc gives memory back to the system after every batch and faults it in again; kept, CPU inference is up to 3.5 times
+# as fast (measured with EfficientNet-Lite0). Actors compute in a thread, whose own arena would ignore these settings
+# above 64 MiB: one arena for all threads saves 15 % more. All are read when a process starts, from its environment.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+    "MALLOC_ARENA_MAX": "1",
+}
+# Threads that wait by spinning starve the ones they wait for when cores are shared: two trainings on the same two cores
+# run at a tenth of their speed. Threads that never spin train a third slower alone. So they spin for microseconds.
+SHARED_CORES = {"GOMP_SPINCOUNT": "1000"}
+# What a cluster started here needs before it starts. Ray's own default stops a worker that idles for a second and
+# starts a new one, at 0.7 s of CPU, for the next task; and nobody takes this machine away with notice, which a process
+# of its own, at 1.2 s of CPU, would watch for.
+LOCAL_CLUSTER = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+# Print the stack trace of an error that they raise, too; the error ends the job, whose last line says the cause.
+TRACES = dict.fromkeys(
+    ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"), logging.CRITICAL
+)
+PASSED_ON = (logs.FORMAT, "HYBRID_JAIL")
+"""Settings of this program that workers have from whoever started the job, see `reading.jail` for the second."""
+WAITING_BYTES = 256 << 20  # samples between two stages, for each node
+
+
+@contextmanager
+def connect() -> Iterator[None]:
+    """Connects to the cluster that RAY_ADDRESS names, or starts one on this machine; leaves a running one alone."""
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in LOCAL_CLUSTER.items():
+        os.environ.setdefault(name, value)
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS") or "local",
+        configure_logging=True,
+        logging_level=logging.WARNING,
+        log_to_driver=os.environ.get("HYBRID_WORKER_LOGS") == "1",
+        include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
+        runtime_env={"env_vars": _without_the_jobs(worker_env())},
+    )
+    configure_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_env() -> dict[str, str]:
+    """Environment of all workers."""
+    own = {"RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    chosen = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    return {**ALLOCATOR, **SHARED_CORES, **own, **chosen}
+
+
+def _without_the_jobs(env: dict[str, str]) -> dict[str, str]:
+    """What a job of Ray Jobs has from its submitter stays: Ray refuses to be told a variable twice."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    given = ((job.get("runtime_env") or {}).get("env_vars")) or {}
+    return {name: value for name, value in env.items() if name not in given}
+
+
+def configure_data() -> None:
+    """Ray Data's settings for shards: bounded blocks, no bars in log files, errors that say the cause."""
+    context: Any = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    context.enable_rich_progress_bars = False
+    context.print_on_execution_start = False
+    # Its advice, to request memory for a worker, is for those who write the pipeline, twice a minute.
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
+    # Decoding is faster than most models: without a bound it would fill the object store with waiting samples.
+    memory = WAITING_BYTES * max(1, sum(node["Alive"] for node in ray.nodes()))
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
+    for name, level in {"ray.data": logging.WARNING, "ray.train": logging.WARNING, **TRACES}.items():
+        logging.getLogger(name).setLevel(level)

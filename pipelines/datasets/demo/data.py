@@ -1,0 +1,128 @@
+"""The demo's own data, for all three hybrids, from nothing but this package: to train, to judge, and for two nights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from hybrid_models.errors import UsageError
+from pipelines import storage
+from pipelines.datasets.demo.scenes import scene_rows
+from pipelines.datasets.demo.sentences import distinct_pairs
+from pipelines.datasets.moving_digits import sequence_rows
+from pipelines.datasets.writer import DatasetWriter, TarRow
+
+NIGHTS = ("night/ds=2026-01-01", "night/ds=2026-01-02")
+NIGHT_SHARDS = 3
+DIGIT_FRAMES, DIGIT_CANVAS, DIGIT_SIZE = 10, 32, 14
+
+
+def prepare_demo(
+    out: str, scenes: int, digits: int, sentences: int, night_rows: int, rows_per_shard: int, seed: int
+) -> dict[str, Any]:
+    """Makes three small data sets, each with the splits train, val, test and two nights: `scenes` (tar of JPEG and
+    captions), `digits` (tar of uint8 `[10, 32, 32]`) and `sentences` (JSON lines `{"id", "en", "de"}`).
+
+    Nights hold their references, too, so that a night's output can be judged. The second night of scenes has one
+    photograph that is cut off, as real nights do.
+
+    Args:
+        out: folder for the three.
+        scenes: training images; val and test have an eighth of that each.
+        digits: training sequences.
+        sentences: training pairs.
+        night_rows: rows of one night, in three shards.
+        rows_per_shard: rows of a training shard.
+        seed: of everything.
+
+    Raises:
+        UsageError: a number is too small.
+    """
+    for name, value in {"scenes": scenes, "digits": digits, "sentences": sentences}.items():
+        if value < 8:
+            raise UsageError(f"{name} is {value}: at least 8 are needed, so that each split has some")
+    if night_rows < NIGHT_SHARDS:
+        raise UsageError(f"night-rows is {night_rows}: at least {NIGHT_SHARDS} are needed, one for each shard")
+    summaries = [
+        _prepare_scenes(storage.join(out, "scenes"), _split_sizes(scenes, night_rows), rows_per_shard, seed),
+        _prepare_digits(storage.join(out, "digits"), _split_sizes(digits, night_rows), rows_per_shard, seed),
+        _prepare_sentences(storage.join(out, "sentences"), _split_sizes(sentences, night_rows), rows_per_shard, seed),
+    ]
+    return {
+        "dataset": "demo",
+        "out": out,
+        "splits": {f"{s['dataset']}/{split}": rows for s in summaries for split, rows in s["splits"].items()},
+        "shards": sum(s["shards"] for s in summaries),
+        "bytes": sum(s["bytes"] for s in summaries),
+    }
+
+
+def _split_sizes(train: int, night_rows: int) -> dict[str, int]:
+    return {"train": train, "val": train // 8, "test": train // 8, **dict.fromkeys(NIGHTS, night_rows)}
+
+
+def _shard_rows(split: str, count: int) -> int | None:
+    """Nights come in a few small shards, other splits in shards of the usual size."""
+    return math.ceil(count / NIGHT_SHARDS) if split in NIGHTS else None
+
+
+def _key(split: str) -> str:
+    """`train`, `2026-01-01`: what a split's keys begin with."""
+    return split.rpartition("=")[2]
+
+
+def _prepare_scenes(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> dict[str, Any]:
+    writer = DatasetWriter(out, "scenes", rows_per_shard, {"train": sizes["train"], "seed": seed})
+    for number, (split, count) in enumerate(sizes.items()):
+        rows = scene_rows(_key(split), count, np.random.default_rng([seed, 0, number]))
+        if split == NIGHTS[-1]:
+            rows = _cut_one(rows, count // 2)
+        writer.write_tar(split, rows, _shard_rows(split, count))
+    return writer.finish()
+
+
+def _cut_one(rows: Iterator[TarRow], position: int) -> Iterator[TarRow]:
+    """Cuts off one photograph in the middle, as a broken upload does."""
+    for number, (key, members) in enumerate(rows):
+        jpeg = members["jpg"]
+        yield key, {**members, "jpg": jpeg[: len(jpeg) // 2] if number == position else jpeg}
+
+
+def _prepare_digits(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> dict[str, Any]:
+    images = _handwritten_digits(seed)
+    val, test = len(images) * 7 // 10, len(images) * 85 // 100
+    digits = {"train": images[:val], "val": images[val:test], "test": images[test:]}
+    writer = DatasetWriter(out, "digits", rows_per_shard, {"train": sizes["train"], "seed": seed})
+    for number, (split, count) in enumerate(sizes.items()):
+        rng = np.random.default_rng([seed, 1, number])
+        rows = sequence_rows(_key(split), digits.get(split, digits["test"]), count, DIGIT_FRAMES, DIGIT_CANVAS, rng)
+        writer.write_tar(split, rows, _shard_rows(split, count))
+    return writer.finish()
+
+
+def _handwritten_digits(seed: int) -> np.ndarray:
+    """scikit-learn's 1,797 real digits of 8 x 8 pixels, enlarged and shuffled: uint8 `[1797, 14, 14]`."""
+    pixels, _ = load_digits(return_X_y=True)
+    small = (pixels.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    size = (DIGIT_SIZE, DIGIT_SIZE)
+    large = np.stack([np.asarray(Image.fromarray(digit).resize(size, Image.Resampling.BICUBIC)) for digit in small])
+    return np.random.default_rng([seed, 1]).permutation(large)
+
+
+def _prepare_sentences(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> dict[str, Any]:
+    """All splits are parts of one stream in which no sentence comes twice."""
+    pairs = distinct_pairs(np.random.default_rng([seed, 2]))
+    writer = DatasetWriter(out, "sentences", rows_per_shard, {"train": sizes["train"], "seed": seed})
+    for split, count in sizes.items():
+        rows = (
+            {"id": f"{_key(split)}-{number:06d}", "en": english, "de": german}
+            for number, (english, german) in enumerate(itertools.islice(pairs, count))
+        )
+        writer.write_jsonl(split, rows, _shard_rows(split, count))
+    return writer.finish()

@@ -1,0 +1,176 @@
+"""Judging a model on held-out shards: the inference loop with records instead of predictions, then one summary."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+
+from hybrid_models import Hybrid
+from hybrid_models.errors import UsageError
+from hybrid_models.scores import significance
+from pipelines import storage
+from pipelines.cluster.resources import Resources
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
+from pipelines.reading.readers import is_event
+from pipelines.reading.shards import Shard
+from pipelines.staging import checks, engine
+from pipelines.staging.actors import RECORD_SCHEMA, Lineage, Predictor
+from pipelines.staging.checks import count_errors
+from pipelines.staging.pieces import Piece, table_schema
+
+RECORDS_VERSION = 5
+"""Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""
+
+DEPENDENT_TIMES = 12
+"""So many neighbouring issue times of a radar event depend on each other: an hour of frames every five minutes."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One judgement: everything that decides it.
+
+    Args:
+        shards: held-out shards with references.
+        storage: URI below which records are staged, so that an interrupted evaluation goes on.
+        inference: the model, how it decodes, what a row may cost.
+        stride: every n-th issue time of a radar event is a sample.
+    """
+
+    shards: Sequence[Shard]
+    storage: str
+    inference: Inference
+    stride: int = 1
+
+    @property
+    def artifact(self) -> Artifact:
+        """The model."""
+        return self.inference.artifact
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides a record."""
+        return artifacts.fingerprint(
+            {"model": self.inference.fingerprint, "stride": self.stride, "records": RECORDS_VERSION}
+        )
+
+    @property
+    def folder(self) -> str:
+        """Where the records are staged."""
+        return storage.join(storage.absolute(self.storage), "evaluations", self.fingerprint[:12])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of held-out shards.
+
+    Args:
+        records: by shard and position, what is kept of each prediction and its reference, and a hash of the latter,
+            `truth`.
+        errors: samples that could not be judged, by reason.
+    """
+
+    records: dict[tuple[str, int], dict[str, Any]]
+    errors: Counter[str]
+
+
+def judge(job: Evaluation, resources: Resources) -> Judged:
+    """Predicts what is not staged yet.
+
+    Raises:
+        RuntimeError: no sample could be judged, or infrastructure failed.
+    """
+    artifact = job.artifact
+    todo = checks.incomplete(job.shards, job.folder)
+    if todo:
+        lineage = Lineage(artifact.model, artifact.version, job.fingerprint, "")
+        actor = engine.Actor(Predictor, (ray.put(job.inference),), (lineage, True))
+        decode = job.inference.decode(with_target=True)
+        schema = table_schema(RECORD_SCHEMA)
+        engine.stage(todo, job.folder, schema, decode, actor, resources, "evaluations", job.stride)
+    pieces = checks.verify(job.shards, job.folder)
+    judged = Judged(dict(_records(pieces)), count_errors(pieces).kinds)
+    if not judged.records:
+        raise RuntimeError(f"no sample could be judged: {dict(judged.errors)}")
+    return judged
+
+
+def _records(pieces: Sequence[Piece]) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
+    for piece in pieces:
+        with storage.open_input(piece.file.uri) as stream:
+            rows = pq.read_table(stream, columns=["shard", "index", "record"]).to_pylist()
+        yield from (((row["shard"], row["index"]), json.loads(row["record"])) for row in rows if row["record"])
+
+
+def evaluate(job: Evaluation, resources: Resources) -> dict[str, Any]:
+    """Judges one model.
+
+    Returns:
+        `metrics`, `baseline`, `details` of the hybrid's `summarise`, with `samples`, `errors` by reason, and metrics of
+        the test set's `parts`: by event, by length of sentence.
+
+    Raises:
+        RuntimeError: see `judge`.
+    """
+    judged, hybrid = judge(job, resources), job.artifact.hybrid_class
+    parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for (shard, _), record in judged.records.items():
+        if (part := hybrid.part(shard, record)) is not None:
+            parts[part].append(record)
+    return {
+        "samples": len(judged.records),
+        "errors": dict(judged.errors.most_common()),
+        **hybrid.summarise(list(judged.records.values())),
+        "parts": {name: _part(hybrid, parts[name]) for name in sorted(parts)},
+    }
+
+
+def _part(hybrid: type[Hybrid], records: list[dict[str, Any]]) -> dict[str, float]:
+    return {"samples": len(records)} | {name: tally.total for name, tally in hybrid.tallies(records).items()}
+
+
+def compare(first: Evaluation, second: Evaluation, resources: Resources) -> dict[str, Any]:
+    """Judges two models of one kind on the samples that both could predict.
+
+    Returns:
+        `samples`, how many others `only_first` or `only_second` could predict, and under `metrics` for each metric
+        `first`, `second`, their `difference` with the bounds `low` and `high` of its 95 % confidence interval, and `p`
+        (see `hybrid_models.scores.significance`); the last three None where all samples depend on each other.
+
+    Raises:
+        UsageError: no sample suits both models, or they are judged against different things.
+        RuntimeError: see `judge`.
+    """
+    hybrid = first.artifact.hybrid_class
+    judged = [judge(job, resources).records for job in (first, second)]
+    keys = [key for key in judged[0] if key in judged[1]]
+    if other := [key for key in keys if judged[0][key]["truth"] != judged[1][key]["truth"]]:
+        shard, index = other[0]
+        raise UsageError(
+            f"{first.artifact.model} and {second.artifact.model} do not compare: for {len(other)} of {len(keys)} "
+            f"samples, such as row {index} of {shard}, they are judged against different things, since their "
+            "configurations differ (languages, lead times, past frames …)"
+        )
+    if not keys:
+        raise UsageError(f"{first.artifact.model} and {second.artifact.model} do not compare: no sample suits both")
+    tallies = [hybrid.tallies([records[key] for key in keys]) for records in judged]
+    blocks = _blocks(first, keys)
+    differences = {
+        name: significance.paired_bootstrap(tally, tallies[1][name], blocks)._asdict()
+        for name, tally in tallies[0].items()
+    }
+    only = {f"only_{name}": len(records) - len(keys) for name, records in zip(("first", "second"), judged, strict=True)}
+    return {"samples": len(keys), **only, "metrics": differences}
+
+
+def _blocks(job: Evaluation, keys: Sequence[tuple[str, int]]) -> list[int]:
+    """Which samples depend on each other: neighbouring issue times of a radar event, which share frames."""
+    neighbours = -(-DEPENDENT_TIMES // job.stride)
+    return significance.consecutive(keys, lambda shard: neighbours if is_event(shard) else 1)

@@ -1,0 +1,371 @@
+"""Trained models as folders: `config.json`, `weights.safetensors`, assets, `README.md`. Nothing is ever unpickled.
+
+A model is named by a URI: a folder (`./runs/x/artifact`, `s3://…`) or a registered version
+(`models:/captioner/3`, `models:/captioner@champion`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import pydantic
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from hybrid_models import HYBRIDS, TABLES, Hybrid
+from hybrid_models.errors import UsageError
+from hybrid_models.inputs import DecodingConfig, HybridConfig
+from pipelines import storage
+
+FORMAT = 2
+CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
+MAX_CONFIG, MAX_WEIGHTS, MAX_HEADER = 64 * 2**20, 16 * 2**30, 100 * 2**20
+"""Bytes of config.json or an asset, of the weights, and of their header (the format's own limit)."""
+MAX_NESTING = 50
+FILE_NAME = re.compile(r"\w[\w.-]*")
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading JSON of another form than expected raises."""
+META_KEYS = ("hybrid", "schema_version", "config", "decoding", "assets", "weights_sha256")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The files of one trained model, small enough to travel to every worker as one object.
+
+    Args:
+        files: name → content; a `Hybrid` is built from them alone.
+        model: the name that outputs record, such as `models:/captioner/3` or the folder's URI.
+        version: the registered version, or the first 12 digits of the weights' digest for a bare folder.
+    """
+
+    files: Mapping[str, bytes]
+    model: str
+    version: str
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return cast("dict[str, Any]", json.loads(self.files[CONFIG]))
+
+    @property
+    def hybrid_class(self) -> type[Hybrid]:
+        """Which hybrid it is."""
+        return HYBRIDS[self.meta["hybrid"]]
+
+    @property
+    def table(self) -> str:
+        """The table that its batch job writes."""
+        return TABLES[self.meta["hybrid"]]
+
+    @property
+    def config(self) -> HybridConfig:
+        """The hybrid's configuration."""
+        return cast("HybridConfig", parse(self.hybrid_class.Config, self.meta["config"], f"{self.model}/{CONFIG}"))
+
+    @property
+    def decoding(self) -> DecodingConfig:
+        """The decoding options that the recipe chose."""
+        where = f"{self.model}/{CONFIG}"
+        return cast("DecodingConfig", parse(self.hybrid_class.Decoding, self.meta["decoding"], where))
+
+    @property
+    def assets(self) -> dict[str, str]:
+        """Text files learned from training data."""
+        return {name: self.files[name].decode("utf-8") for name in self.meta["assets"]}
+
+    def load(self) -> Hybrid:
+        """Builds the hybrid with its weights, ready to predict.
+
+        Raises:
+            UsageError: the weights do not belong to the configuration; names what is missing or differs.
+        """
+        self._check_size()
+        hybrid = self.hybrid_class(self.config, self.assets)
+        load_state(hybrid, self.files[WEIGHTS], self.model)
+        hybrid.decoding = self.decoding
+        return hybrid.eval()
+
+    def _check_size(self) -> None:
+        """Builds the net without memory first: a config.json that lies about its sizes allocates nothing."""
+        found = shapes(self.files[WEIGHTS], self.model)
+        built, most = 0, 4 * len(found) + 1000
+
+        def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+            nonlocal built
+            built += 1
+            if built > most:
+                raise UsageError(f"it has more than {most} parameters")
+
+        counting = register_module_parameter_registration_hook(count)
+        try:
+            with torch.device("meta"):
+                sketch = self.hybrid_class(self.config, self.assets)
+        except UsageError as error:
+            raise UsageError(f"{self.model}/{CONFIG}: {error}") from None
+        except (RuntimeError, TypeError, OverflowError) as error:
+            raise UsageError(f"{self.model}/{CONFIG}: no net is that large: {str(error).splitlines()[0]}") from None
+        finally:
+            counting.remove()
+        check_shapes(sketch, found, self.model)
+
+    def fingerprint(self, decoding: DecodingConfig, limits: Any) -> str:
+        """Hash of all that decides an output: weights, preprocessing, decoding options, limits, schema version."""
+        decisive = {
+            "config": self.meta["config"],
+            "assets": {name: hashlib.sha256(self.files[name]).hexdigest() for name in sorted(self.meta["assets"])},
+            "weights": self.meta["weights_sha256"],
+            "decoding": asdict(decoding),
+            "limits": asdict(limits),
+            "schema_version": self.hybrid_class.schema_version,
+            "hybrid": self.meta["hybrid"],
+        }
+        return fingerprint(decisive)
+
+
+def fingerprint(decisive: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def parse(kind: type, value: Any, where: str) -> Any:
+    """A dataclass from JSON, with every type checked.
+
+    Raises:
+        UsageError: a key is missing or unknown, or a value has the wrong type; names the file and the key.
+    """
+    known = [field.name for field in fields(kind)]
+    unknown = sorted(set(value) - set(known)) if isinstance(value, dict) else []
+    if unknown:
+        raise UsageError(f"{where}: unknown key '{unknown[0]}'; known are {', '.join(known)}")
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(value)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = "".join(f"'{part}': " for part in first["loc"])
+        raise UsageError(f"{where}: {key}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def shapes(weights: bytes, where: str) -> dict[str, list[int]]:
+    """Names and shapes of the tensors of a safetensors file, from its header alone.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    length = int.from_bytes(weights[:8], "little")
+    try:
+        if not 0 < length <= min(len(weights) - 8, MAX_HEADER):
+            raise ValueError("its header is cut off or too large")
+        header = json.loads(weights[8 : 8 + length])
+        return {
+            name: [int(size) for size in entry["shape"]] for name, entry in header.items() if name != "__metadata__"
+        }
+    except DAMAGE as error:
+        raise UsageError(f"{where}/{WEIGHTS} is damaged ({error}): copy the artifact again") from None
+
+
+def check_shapes(hybrid: Hybrid, found: Mapping[str, Sequence[int]], where: str) -> None:
+    """Compares names and shapes with those that a net needs.
+
+    Raises:
+        UsageError: they differ; says which.
+    """
+    expected = hybrid.state_dict()
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        what = f"lacks '{missing[0]}'" if missing else f"has unknown '{unknown[0]}'"
+        raise UsageError(f"{where}/{WEIGHTS} {what}: it does not belong to its {CONFIG}")
+    for name, shape in found.items():
+        if list(shape) != list(expected[name].shape):
+            raise UsageError(
+                f"{where}/{WEIGHTS}: '{name}' is {list(shape)}, {CONFIG} needs {list(expected[name].shape)}"
+            )
+
+
+def load_state(hybrid: Hybrid, weights: bytes, where: str) -> None:
+    """Loads weights strictly: the same names and shapes.
+
+    Raises:
+        UsageError: the file is damaged, or names or shapes differ; says which.
+    """
+    check_shapes(hybrid, shapes(weights, where), where)
+    try:
+        state = load_tensors(weights)
+    except (SafetensorError, ValueError) as error:
+        raise UsageError(f"{where}/{WEIGHTS} is damaged ({error}): copy the artifact again") from None
+    hybrid.load_state_dict(state)
+
+
+def pack_state(hybrid: Hybrid) -> bytes:
+    """All weights and buffers as safetensors."""
+    return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in hybrid.state_dict().items()})
+
+
+def make(hybrid: Hybrid, decoding: DecodingConfig, training: Mapping[str, Any], card: str) -> dict[str, bytes]:
+    """The files of an artifact: name → content.
+
+    Args:
+        hybrid: the trained model.
+        decoding: its default decoding options.
+        training: where it comes from (recipe, data, metrics, run), kept in config.json.
+        card: the model card, Markdown.
+    """
+    weights = pack_state(hybrid)
+    meta = {
+        "format": FORMAT,
+        "hybrid": hybrid.name,
+        "schema_version": hybrid.schema_version,
+        "config": asdict(hybrid.config),
+        "decoding": asdict(decoding),
+        "assets": sorted(hybrid.assets),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "training": dict(training),
+    }
+    assets = {name: text.encode("utf-8") for name, text in hybrid.assets.items()}
+    text = json.dumps(meta, indent=2, ensure_ascii=False)
+    return {CONFIG: text.encode("utf-8"), WEIGHTS: weights, CARD: card.encode("utf-8"), **assets}
+
+
+def write(files: Mapping[str, bytes], uri: str) -> None:
+    """Stores an artifact; config.json last, so that a folder which has it is whole."""
+    for name in sorted(files, key=lambda name: name == CONFIG):
+        storage.write_bytes(storage.join(uri, name), files[name])
+
+
+def read(uri: str, expected: str | None = None, tracking_uri: str | None = None) -> Artifact:
+    """Fetches and checks an artifact by URI.
+
+    Args:
+        uri: a folder or `models:/…`.
+        expected: the hybrid that the caller needs.
+        tracking_uri: the MLflow server of registered models; MLFLOW_TRACKING_URI by default.
+
+    Raises:
+        UsageError: it is not there, incomplete, damaged, of an unknown format, or another hybrid; says what to do.
+    """
+    if uri.startswith("models:/"):
+        from pipelines.models import tracking  # only registered models need MLflow
+
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, model, version = tracking.fetch_model(uri, Path(scratch), tracking_uri or tracking.default_uri())
+            artifact = Artifact(_read_files(str(folder), model), model, version)
+    else:
+        place = storage.absolute(uri)
+        artifact = Artifact(_read_files(place, uri), place, "")
+    _check(artifact, expected)
+    return (
+        artifact if artifact.version else Artifact(artifact.files, artifact.model, artifact.meta["weights_sha256"][:12])
+    )
+
+
+def _read_files(place: str, shown: str) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    try:
+        files[CONFIG] = _read_bounded(storage.join(place, CONFIG), MAX_CONFIG)
+    except FileNotFoundError:
+        raise UsageError(f"no model at {shown}: there is no {CONFIG}; name an artifact folder or models:/…") from None
+    try:
+        meta = json.loads(files[CONFIG])
+        _check_nesting(meta)
+        names = [WEIGHTS, *meta["assets"]]
+        if foreign := [name for name in names if not FILE_NAME.fullmatch(name)]:
+            raise ValueError(f"'{foreign[0]}' is no plain file name")
+    except DAMAGE as error:
+        raise UsageError(f"{shown}/{CONFIG} is damaged ({error}): copy the artifact again") from None
+    for name in names:
+        try:
+            files[name] = _read_bounded(storage.join(place, name), MAX_WEIGHTS if name == WEIGHTS else MAX_CONFIG)
+        except FileNotFoundError:
+            raise UsageError(f"{shown} lacks {name}: the artifact is incomplete, copy it again") from None
+    return files
+
+
+def _read_bounded(uri: str, limit: int) -> bytes:
+    """The whole object, unless it is larger than any that an artifact has."""
+    size = storage.info(uri).size
+    if size > limit:
+        raise UsageError(f"{uri} has {size:,} bytes, more than {limit:,}: it is no part of a trained model")
+    return storage.read_bytes(uri)
+
+
+def _check_nesting(value: Any) -> None:
+    """Refuses JSON that is nested so deeply that handling it fails somewhere."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        nested = [each for each in level if isinstance(each, dict | list)]
+        level = [item for each in nested for item in (each.values() if isinstance(each, dict) else each)]
+    if level:
+        raise ValueError(f"nested more than {MAX_NESTING} levels deep")
+
+
+def _check(artifact: Artifact, expected: str | None) -> None:
+    meta = artifact.meta
+    if meta.get("format") != FORMAT:
+        raise UsageError(
+            f"{artifact.model} has artifact format {meta.get('format')}, this version reads {FORMAT}: "
+            "train again, or use the version that wrote it"
+        )
+    if missing := [key for key in META_KEYS if key not in meta]:
+        raise UsageError(f"{artifact.model}/{CONFIG} is damaged (no '{missing[0]}'): copy the artifact again")
+    if not isinstance(meta["hybrid"], str) or meta["hybrid"] not in HYBRIDS:
+        raise UsageError(f"{artifact.model} is a '{meta['hybrid']}'; known hybrids: {', '.join(HYBRIDS)}")
+    if expected is not None and meta["hybrid"] != expected:
+        raise UsageError(f"{artifact.model} is a {meta['hybrid']}, but a {expected} is needed")
+    if meta["schema_version"] != artifact.hybrid_class.schema_version:
+        raise UsageError(
+            f"{artifact.model} writes schema {meta['schema_version']} of {artifact.table}, "
+            f"this version {artifact.hybrid_class.schema_version}: train it again"
+        )
+    if hashlib.sha256(artifact.files[WEIGHTS]).hexdigest() != meta["weights_sha256"]:
+        raise UsageError(f"{artifact.model}/{WEIGHTS} is truncated or altered (checksum): copy the artifact again")
+    artifact.config, artifact.decoding  # noqa: B018 - parsed for their checks
+    for name in meta["assets"]:
+        try:
+            artifact.files[name].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{artifact.model}/{name} is damaged ({error}): copy the artifact again") from None
+
+
+def read_tensors(uri: str) -> dict[str, Tensor]:
+    """A safetensors file by URI, such as pretrained weights.
+
+    Raises:
+        UsageError: it is not there or damaged.
+    """
+    try:
+        return load_tensors(_read_bounded(storage.absolute(uri), MAX_WEIGHTS))
+    except FileNotFoundError:
+        raise UsageError(f"no weights at {uri}: check the address") from None
+    except SafetensorError as error:
+        raise UsageError(f"{uri} is not a whole safetensors file: {error}") from None
+
+
+def override(decoding: DecodingConfig, changes: Mapping[str, Any]) -> DecodingConfig:
+    """Decoding options with some of them changed.
+
+    Raises:
+        UsageError: an option is unknown or has the wrong type.
+    """
+    return cast("DecodingConfig", parse(type(decoding), {**asdict(decoding), **changes}, "decoding"))
+
+
+def load_hybrid(uri: str) -> Any:
+    """A trained model from Python: an object with `caption(…)`, `nowcast(…)` or `translate(…)`.
+
+    Args:
+        uri: an artifact folder, `s3://…` or `models:/captioner@champion`.
+
+    Raises:
+        UsageError: there is no such model, or it is damaged.
+    """
+    return read(uri).load()

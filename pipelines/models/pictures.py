@@ -1,0 +1,362 @@
+"""Pictures for MLflow and model cards: what models look at, nowcasts beside what came, curves."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from PIL import Image, ImageDraw
+
+from hybrid_models.explanations import Alignment, Forecast, Gaze
+from hybrid_models.inputs import Sample
+from pipelines.models.session import Session
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.guard import guarded
+from pipelines.reading.samples import Decode, unpack
+from pipelines.reading.shards import Shard
+
+LOOKED_AT = 40
+"""Rows of a shard among which samples for pictures are chosen."""
+LEADS_SHOWN = 4
+FRAME_MS = 400
+RAIN_MM_H = (0.1, 0.5, 1, 2, 5, 10, 20, 50)
+RAIN_COLOURS = ("#c6dbef", "#6baed6", "#2171b5", "#41ab5d", "#fee34d", "#fd8d3c", "#e31a1c", "#7a0177")
+DRY, NO_COVERAGE = "#ffffff", "#bdbdbd"
+CHANCE = "at least 1 mm/h"
+Files = dict[str, bytes]
+
+
+def examples(session: Session, shards: Sequence[Shard], count: int, stride: int = 1) -> Files:
+    """Pictures of a model at work on the first good rows of evenly chosen shards, by file name.
+
+    Args:
+        session: the model.
+        shards: with references.
+        count: how many samples.
+        stride: every n-th issue time of a radar event is a sample.
+    """
+    decode = session.decode(with_target=True)
+    options = ReadOptions(decode.preprocess.window, True, stride, session.limits)
+    chosen = [shards[i] for i in evenly(len(shards), count)]
+    samples: list[Sample] = []
+    for number, shard in enumerate(chosen):
+        share = count * (number + 1) // len(chosen) - len(samples)
+        good = _good_samples(shard, options, decode)
+        samples += [good[i] for i in evenly(len(good), share)]
+    files: Files = {}
+    for number, explanation in enumerate(session.explain(samples)):
+        files |= {f"example-{number + 1}.{suffix}": content for suffix, content in draw(explanation).items()}
+    return files
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """`count` of `total` positions, evenly spread, or all of them."""
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)] if count < total else list(range(total))
+
+
+def _good_samples(shard: Shard, options: ReadOptions, decode: Decode) -> list[Sample]:
+    """Those among the first rows; reading ends there."""
+    good: list[Sample] = []
+    seen = 0
+    for block in guarded(shard, options, decode):
+        good += [unpack(packed) for packed in block["sample"].to_pylist() if packed is not None]
+        seen += len(block)
+        if seen >= LOOKED_AT:
+            break
+    return good[:LOOKED_AT]
+
+
+# ---- explanations ------------------------------------------------------------------------------------------------
+@singledispatch
+def draw(explanation: Any) -> Files:
+    """A picture of an explanation, PNG, and an animation, GIF, where something moves; by suffix."""
+    raise TypeError(f"cannot draw {type(explanation).__name__}")
+
+
+@draw.register
+def _alignment(shown: Alignment) -> Files:
+    figure = Figure((1.5 + 0.32 * len(shown.source), 1.2 + 0.26 * len(shown.target)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shown.weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(
+        range(len(shown.source)), shown.source, rotation=60, ha="left", rotation_mode="anchor", parse_math=False
+    )
+    axes.set_yticks(range(len(shown.target)), shown.target, parse_math=False)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelsize=9)
+    return {"png": _png(figure)}
+
+
+@draw.register
+def _gaze(shown: Gaze) -> Files:
+    """The photograph, then once for each word, lit where the model looked; one picture, as many axes draw slowly."""
+    maps = [] if shown.weights is None else list(shown.weights)
+    tiles = [shown.image, *(_lit(shown.image, weights) for weights in maps)]
+    titles = ["", *shown.words[: len(maps)]] if maps else [textwrap.fill(" ".join(shown.words), 40)]
+    columns = min(6, len(tiles))
+    rows = math.ceil(len(tiles) / columns)
+    height, width = shown.image.shape[:2]
+    title, gap = max(1, height // 6), max(1, width // 20)
+    wall = np.full((rows * (title + height), columns * (width + gap), 3), 255, np.uint8)
+    inches = 1.6 if maps else 3.2
+    figure = Figure((inches * columns, inches * columns * wall.shape[0] / wall.shape[1]))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    for number, (tile, text) in enumerate(zip(tiles, titles, strict=True)):
+        top, left = number // columns * (title + height) + title, number % columns * (width + gap)
+        wall[top : top + height, left : left + width] = tile
+        axes.text(left + width / 2, top - gap / 2, text, fontsize=9, ha="center", va="bottom", parse_math=False)
+    axes.imshow(wall)
+    return {"png": _png(figure)}
+
+
+def _lit(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The image [H,W,3], darker the less a place weighs; `weights` [h,w] are of a coarser grid."""
+    height, width = image.shape[:2]
+    grid = Image.fromarray(weights / max(weights.max(), 1e-9)).resize((width, height), Image.Resampling.BICUBIC)
+    seen = np.clip(np.asarray(grid), 0, 1)[:, :, None]
+    return (image * (0.25 + 0.75 * seen)).astype(np.uint8)
+
+
+@draw.register
+def _forecast(shown: Forecast) -> Files:
+    return {"png": _panels(shown), "gif": _animation(shown)}
+
+
+def _panels(shown: Forecast) -> bytes:
+    """Some leads of what came, of the nowcast, of their difference, and of how likely rain is."""
+    leads = evenly(len(shown.nowcast), LEADS_SHOWN)
+    rows = [("nowcast", shown.nowcast)]
+    if shown.observed is not None:
+        count = min(len(shown.observed), len(shown.nowcast))
+        leads = evenly(count, LEADS_SHOWN)
+        rows = [
+            ("observed", shown.observed),
+            *rows,
+            ("nowcast − observed", shown.nowcast[:count] - shown.observed[:count]),
+        ]
+    if shown.chance is not None:
+        rows.append((CHANCE, shown.chance))
+    figure = Figure((1.75 * (len(leads) + 1) + 1.1, 1.75 * len(rows) + 0.3), layout="constrained")
+    panels = figure.subplots(len(rows), len(leads) + 1, squeeze=False)
+    for panel in panels.ravel():
+        panel.set(xticks=[], yticks=[])
+    colours, norm = _scale(shown.unit)
+    _show(panels[0, 0], shown.past[-1], colours, norm).axes.set_title("now", fontsize=9)
+    for panel in panels[1:, 0]:
+        panel.axis("off")
+    for row, (name, frames) in zip(panels, rows, strict=True):
+        row[1].set_ylabel(name, fontsize=9)
+        scale, label = (colours, norm), shown.unit
+        if "−" in name:
+            scale = _error_scale(shown.unit)
+        elif name == CHANCE:
+            scale, label = (_with_gaps("Purples"), Normalize(0, 1)), "probability"
+        for panel, lead in zip(row[1:], leads, strict=True):
+            _show(panel, frames[lead], *scale)
+        figure.colorbar(
+            ScalarMappable(scale[1], scale[0]), ax=list(row), label=label, format="%g", extend=_extend(scale[1])
+        )
+    for panel, lead in zip(panels[0, 1:], leads, strict=True):
+        panel.set_title(f"+{shown.lead_minutes[lead]:g} min", fontsize=9)
+    return _png(figure)
+
+
+def _animation(shown: Forecast) -> bytes:
+    """The past, then the nowcast beside what came."""
+    colours, norm = _scale(shown.unit)
+    known = [] if shown.observed is None else [("observed", shown.observed)]
+    columns = [*known, ("nowcast", shown.nowcast)]
+    steps = len(shown.past) + min(len(frames) for _, frames in columns)
+    figure = Figure((3.0 * len(columns) + 0.9, 3.3), dpi=80, layout="constrained")
+    panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    step_minutes = shown.lead_minutes[0]
+    images = []
+    for panel, (name, frames) in zip(panels, columns, strict=True):
+        panel.set(xticks=[], yticks=[])
+        panel.set_title(name, fontsize=10)
+        images.append((_show(panel, shown.past[0], colours, norm), np.concatenate([shown.past, frames[:steps]])))
+    figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), label=shown.unit, format="%g", extend=_extend(norm))
+    pages = []
+    for step in range(steps):
+        for image, frames in images:
+            image.set_data(np.ma.masked_invalid(frames[step]))
+        minutes = (step + 1 - len(shown.past)) * step_minutes
+        figure.suptitle("now" if minutes == 0 else f"{minutes:+g} min", fontsize=10)
+        pages.append(Image.open(io.BytesIO(_png(figure))).convert("RGB"))
+        figure.set_layout_engine("none")  # the first page's layout is that of all
+    return _gif(pages)
+
+
+def side_by_side(shown: Forecast, width: int = 260) -> bytes:
+    """An endless GIF: the last observed frames, which end with now, beside the nowcast. Scales are not in it.
+
+    Args:
+        shown: what is drawn.
+        width: of each of the two, in pixels; frames keep their shape.
+    """
+    colours, norm = _scale(shown.unit)
+    height = round(width * shown.past.shape[1] / shown.past.shape[2])
+    gap, title = 8, 18
+    pages = []
+    for step in range(max(len(shown.past), len(shown.nowcast))):
+        seen, lead = min(step, len(shown.past) - 1), min(step, len(shown.nowcast) - 1)
+        ago = (len(shown.past) - 1 - seen) * shown.lead_minutes[0]
+        page = Image.new("RGB", (2 * width + gap, title + height), "white")
+        text = ImageDraw.Draw(page)
+        for left, frame, label in (
+            (0, shown.past[seen], f"observed, {-ago:g} min" if ago else "observed, now"),
+            (width + gap, shown.nowcast[lead], f"nowcast, +{shown.lead_minutes[lead]:g} min"),
+        ):
+            drawn = Image.fromarray(colours(norm(np.ma.masked_invalid(frame)), bytes=True)[..., :3])
+            page.paste(drawn.resize((width, height), Image.Resampling.NEAREST), (left, title))
+            text.text((left + 2, 2), label, fill="black", font_size=12)
+        pages.append(page)
+    return _gif(pages)
+
+
+def _gif(pages: Sequence[Image.Image]) -> bytes:
+    """An endless animation; all pages share one palette, so that colours do not flicker."""
+    strip = Image.fromarray(np.concatenate([np.asarray(page) for page in pages]))
+    palette = strip.quantize(200)
+    first, *rest = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
+    return buffer.getvalue()
+
+
+def _show(panel: Axes, frame: np.ndarray, colours: Colormap, norm: Normalize) -> AxesImage:
+    return panel.imshow(np.ma.masked_invalid(frame), cmap=colours, norm=norm, interpolation="nearest")
+
+
+def _scale(unit: str) -> tuple[Colormap, Normalize]:
+    """Rain rates have the steps of weather services' maps; grey is where no radar looks."""
+    if unit != "mm/h":
+        return _with_gaps("gray"), Normalize(0, 1)
+    steps = ListedColormap(list(RAIN_COLOURS))
+    colours = steps.with_extremes(under=DRY, over=RAIN_COLOURS[-1], bad=NO_COVERAGE)
+    return colours, BoundaryNorm([*RAIN_MM_H, 2 * RAIN_MM_H[-1]], len(RAIN_COLOURS))
+
+
+def _error_scale(unit: str) -> tuple[Colormap, Normalize]:
+    most = 5.0 if unit == "mm/h" else 1.0
+    return _with_gaps("RdBu_r"), Normalize(-most, most)
+
+
+def _with_gaps(name: str) -> Colormap:
+    import matplotlib
+
+    return matplotlib.colormaps[name].with_extremes(bad=NO_COVERAGE)
+
+
+def _extend(norm: Normalize) -> str:
+    return "min" if isinstance(norm, BoundaryNorm) else "neither"
+
+
+# ---- curves ------------------------------------------------------------------------------------------------------
+def evaluation_curves(details: Mapping[str, Any]) -> Files:
+    """What there is to draw of an evaluation's details, by file name."""
+    files: Files = {}
+    if "lead_minutes" in details:
+        files["lead-times.png"] = lead_time_curves(details)
+    if "reliability" in details:
+        files["reliability.png"] = reliability_diagrams(details)
+    return files
+
+
+def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
+    """PNG of everything that training noted, by optimizer step: losses together, each validation metric beside them.
+
+    Args:
+        history: entries with `step` and any of `loss`, `val_loss`, `val_…`.
+    """
+    metrics = sorted({name for entry in history for name in entry if name.startswith("val_")} - {"val_loss"})
+    figure = Figure((3.6 * (len(metrics) + 1), 2.8), layout="constrained")
+    panels = figure.subplots(1, len(metrics) + 1, squeeze=False)[0]
+    for name, label in (("loss", "training"), ("val_loss", "validation")):
+        _curve(panels[0], history, name, label)
+    panels[0].set_title("loss", fontsize=10)
+    panels[0].legend(frameon=False, fontsize=8)
+    for panel, name in zip(panels[1:], metrics, strict=True):
+        _curve(panel, history, name, "validation")
+        panel.set_title(name.removeprefix("val_"), fontsize=10)
+    for panel in panels:
+        _plain(panel, "step")
+    return _png(figure)
+
+
+def _curve(panel: Axes, history: Sequence[Mapping[str, float]], name: str, label: str) -> None:
+    points = [(entry["step"], entry[name]) for entry in history if name in entry]
+    panel.plot(*np.array(points).reshape(-1, 2).T, marker="." if len(points) < 40 else "", label=label)
+
+
+def lead_time_curves(details: Mapping[str, Any]) -> bytes:
+    """PNG of CSI for each threshold, or of the MSE where there are no thresholds, by lead time beside the baselines.
+
+    Args:
+        details: of a nowcaster's `summarise`.
+    """
+    scores = {f"CSI, {name} mm/h": ("csi", name) for name in details.get("csi", {})} or {"MSE": ("mse", None)}
+    figure = Figure((2.9 * len(scores), 2.8), layout="constrained")
+    panels = figure.subplots(1, len(scores), squeeze=False)[0]
+    for panel, (title, (score, threshold)) in zip(panels, scores.items(), strict=True):
+        for label, found in {"model": details, **details["baselines"]}.items():
+            values = found[score] if threshold is None else found[score][threshold]
+            known = [math.nan if value is None else value for value in values]
+            panel.plot(found["lead_minutes"], known, "-" if found is details else "--", marker=".", label=label)
+        panel.set_title(title, fontsize=10)
+        panel.set_ylim(bottom=0)
+        _plain(panel, "minutes ahead")
+    panels[0].legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def reliability_diagrams(details: Mapping[str, Any]) -> bytes:
+    """PNG with a panel for each threshold: how often it rained that much where so much probability was forecast.
+
+    On the diagonal forecasts mean what they say; grey bars show how often each was made, on a logarithmic scale.
+
+    Args:
+        details: of a nowcaster's `summarise`, for rain.
+    """
+    found = details["reliability"]
+    figure = Figure((2.6 * len(found), 2.9), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for panel, (threshold, bins) in zip(panels, found.items(), strict=True):
+        pixels = np.array(bins["pixels"])
+        known = np.array(bins["forecast"], float), np.array(bins["observed"], float)
+        panel.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+        panel.plot(*known, marker=".")
+        panel.set_title(f"at least {threshold} mm/h", fontsize=10)
+        panel.set(xlim=(0, 1), ylim=(0, 1))
+        _plain(panel, "forecast probability")
+        counts = panel.twinx()
+        counts.bar((np.arange(len(pixels)) + 0.5) / len(pixels), pixels, 0.8 / len(pixels), color="0.5", alpha=0.25)
+        counts.set(yscale="log", ylim=(1, max(10.0, pixels.max()) ** 3), yticks=[])  # in the lowest third
+        counts.minorticks_off()
+        counts.spines[:].set_visible(False)
+    panels[0].set_ylabel("observed frequency", fontsize=9)
+    return _png(figure)
+
+
+def _plain(panel: Axes, label: str) -> None:
+    panel.set_xlabel(label, fontsize=9)
+    panel.tick_params(labelsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(alpha=0.3)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

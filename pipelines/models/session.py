@@ -1,0 +1,192 @@
+"""THE prediction path: a model, how it decodes and what a row may cost, from raw rows to predictions.
+
+Nights, evaluation, promotion, the report, the pyfunc and Python predict through here, so that a row gets the same
+prediction from all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from hybrid_models import Hybrid
+from hybrid_models.contract import to_device
+from hybrid_models.explanations import Explanation
+from hybrid_models.inputs import DecodingConfig, Sample
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.models.suspects import Note, Rows, halve
+from pipelines.reading.limits import Limits
+from pipelines.reading.samples import Decode, unpack
+
+log = logging.getLogger(__name__)
+NOTES = {"decoding": b"hybrid.decoding", "limits": b"hybrid.limits"}
+"""Keys under which predictions keep how they were made."""
+# Large grids fill memory before a batch is full, and gain nothing from company: a window of 10 frames of 512 x 512 is
+# 5 MB, and a nowcast takes 0.4 GiB and 1.5 s on one CPU; eight of them at once 3.1 GiB and 2.3 s each.
+BATCH_BYTES = 16 << 20
+BATCH_OUTPUT_BYTES = 64 << 20
+"""A nowcast needs about sixteen times the memory of its output while it is made."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """All that decides a prediction; small enough to travel to every worker.
+
+    Args:
+        artifact: the model.
+        decoding: how it decodes.
+        limits: bounds on one row.
+    """
+
+    artifact: Artifact
+    decoding: DecodingConfig
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def of(cls, artifact: Artifact, limits: Limits | None = None) -> Inference:
+        """The model as its recipe means it to decode."""
+        return cls(artifact, artifact.decoding, limits or Limits())
+
+    @classmethod
+    def noted(cls, artifact: Artifact, metadata: Mapping[bytes, bytes]) -> Inference:
+        """As `note` tells; what it does not tell is the recipe's.
+
+        Raises:
+            UsageError: another version wrote it, which had other options.
+        """
+        given = {kind: json.loads(metadata.get(key, b"{}")) for kind, key in NOTES.items()}
+        decoding = artifacts.override(artifact.decoding, given["decoding"])
+        return cls(artifact, decoding, artifacts.parse(Limits, given["limits"], "limits"))
+
+    @property
+    def note(self) -> dict[bytes, bytes]:
+        """How it predicts, for the metadata of what is predicted."""
+        return {key: json.dumps(asdict(getattr(self, kind))).encode() for kind, key in NOTES.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides an output."""
+        return self.artifact.fingerprint(self.decoding, self.limits)
+
+    def decode(self, with_target: bool = False) -> Decode:
+        """Raw rows → samples, without the model: it travels to whoever reads."""
+        preprocess = self.artifact.hybrid_class.preprocess(self.artifact.config, self.artifact.assets)
+        return Decode(preprocess, self.limits, with_target)
+
+    def load(self, device: str = "cpu") -> Session:
+        """The model with its weights.
+
+        Raises:
+            UsageError: the weights do not belong to the configuration.
+        """
+        return Session(self.artifact.load().to(device), self.decoding, self.limits)
+
+
+class Session:
+    """A loaded model with its decoding options and limits.
+
+    Args:
+        hybrid: the model, on its device.
+        decoding: how it decodes.
+        limits: bounds on one row.
+    """
+
+    def __init__(self, hybrid: Hybrid, decoding: DecodingConfig, limits: Limits) -> None:
+        self.hybrid, self.decoding, self.limits = hybrid, decoding, limits
+
+    def override(self, changes: Mapping[str, Any]) -> Session:
+        """The same loaded model with some of its decoding options changed.
+
+        Raises:
+            UsageError: an option is unknown or has the wrong type.
+        """
+        return Session(self.hybrid, artifacts.override(self.decoding, changes), self.limits)
+
+    def decode(self, with_target: bool = False) -> Decode:
+        """Raw rows → samples."""
+        return Decode(self.hybrid.preprocess(self.hybrid.config, self.hybrid.assets), self.limits, with_target)
+
+    def predict(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        """One dict of the payload's columns for each sample, all of them in one forward pass."""
+        with torch.inference_mode():
+            batch = to_device(self.hybrid.collate(samples), next(self.hybrid.parameters()).device)
+            return self.hybrid.predict(batch, self.decoding)
+
+    def explain(self, samples: Sequence[Sample]) -> list[Explanation]:
+        """What can be drawn of the way to each sample's prediction."""
+        return self.hybrid.eval().explain(samples, self.decoding) if samples else []
+
+    def answer(self, raw: pa.Table, batch_size: int = 32) -> pa.Table:
+        """Raw rows → the payload's columns, `status` and `error`: one output row for each input row, in the same order.
+
+        Args:
+            raw: rows of `RAW_SCHEMA`.
+            batch_size: samples in one forward pass.
+        """
+        samples = self.decode()(raw)
+        packed = samples["sample"]
+        rows: list[dict[str, Any]] = [
+            {"status": "ok" if error is None else "error", "error": error} for error in samples["error"].to_pylist()
+        ]
+
+        def predicted(batch: Rows) -> list[dict[str, Any]]:
+            return self.predict([unpack(packed[i].as_py()) for i in batch])
+
+        for i, output in outcomes(samples, batch_size, predicted, Note(None)):
+            rows[i].update({"status": "error", "error": output} if isinstance(output, str) else output)
+        schema = pa.schema([*self.hybrid.payload_schema, ("status", pa.string()), ("error", pa.string())])
+        return pa.Table.from_pylist(rows, schema=schema)
+
+
+def outcomes(
+    samples: pa.Table,
+    batch_size: int,
+    work: Callable[[Rows], list[Any]],
+    note: Note,
+    failed: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, Any | str]]:
+    """Position and output of each good row, or in place of an output why the model cannot work on that row.
+
+    Args:
+        samples: rows of `SAMPLE_SCHEMA`.
+        batch_size: at most so many at once.
+        work: positions of rows → one output each, never a text.
+        note: of this process, for the one that comes after it.
+        failed: is called after a row has failed.
+    """
+    with note:
+        for batch in batches(samples, batch_size):
+            for part, outputs in halve(batch, work, note):
+                if isinstance(outputs, str):
+                    failed()
+                    row = samples.select(["shard", "index"]).slice(part[0], 1).to_pylist()[0]
+                    log.warning("%s row %d: %s", row["shard"], row["index"], outputs, extra=row)
+                    yield part[0], outputs
+                else:
+                    yield from zip(part, outputs, strict=True)
+
+
+def batches(samples: pa.Table, batch_size: int) -> Iterator[Rows]:
+    """Positions of good rows, in batches of similar length and bounded memory; error rows are left out."""
+    lengths, sizes = samples["length"].to_pylist(), pc.binary_length(samples["sample"]).to_pylist()
+    outputs = samples["output_bytes"].to_pylist()
+    batch: list[int] = []
+    held = largest = 0
+    for i in sorted((i for i, length in enumerate(lengths) if length is not None), key=lambda i: lengths[i]):
+        largest = max(largest, outputs[i])  # of samples that differ in length, the longest one's is made of all
+        full = len(batch) == batch_size or held + sizes[i] > BATCH_BYTES
+        if batch and (full or largest * (len(batch) + 1) > BATCH_OUTPUT_BYTES):
+            yield tuple(batch)
+            batch, held, largest = [], 0, outputs[i]
+        batch.append(i)
+        held += sizes[i]
+    if batch:
+        yield tuple(batch)

@@ -1,0 +1,179 @@
+"""The commit: a night is one transaction that replaces the partition `ds`: readers see the old night or the new one,
+never a part.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import Schema as DeltaSchema
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction
+
+from hybrid_models.errors import UsageError
+from pipelines import storage
+from pipelines.nights.ownership import COMMON, check_folder, check_ours, columns, mark
+from pipelines.nights.tables import (
+    HISTORY,
+    AsOf,
+    commit_uri,
+    file_actions,
+    night_files,
+    open_once,
+    open_table,
+    patiently,
+)
+from pipelines.staging.pieces import Piece
+
+COMMIT_ATTEMPTS = 5
+
+
+def commit_night(uri: str, ds: str, pieces: Sequence[Piece], schema: pa.Schema, run: dict[str, str]) -> int | None:
+    """Replaces the night `ds` by these files in one transaction.
+
+    Two writers of one night use the same Delta application id, so one of them loses cleanly even when neither saw a
+    file of the other (without it, delta-rs lets two first writers of a partition both succeed: seen with 1.6).
+
+    Args:
+        uri: the table; one that bears no mark yet is given it, columns that an earlier version lacks are added.
+        ds: the night.
+        pieces: its files.
+        schema: the columns of a file.
+        run: kept with the commit; its `run_id` tells this writer's commit from another's.
+
+    Returns:
+        The table's new version, or None if the night already consisted of exactly these files.
+
+    Raises:
+        CommitFailedError: another writer replaced the night first, several times over.
+        UsageError: the table is none of this program's, see `check`.
+        StorageError: the store kept failing.
+    """
+    root = storage.absolute(uri) + "/"
+    actions = [_add_action(piece.file.uri.removeprefix(root), piece, ds) for piece in pieces]
+    table = open_table(uri)
+    if table is not None and night_files(table, ds) == {action.path for action in actions}:
+        return None
+    return _persistently("commit to", uri, lambda: _commit(_writable(uri, schema, actions), ds, actions, schema, run))
+
+
+def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
+    """Brings a table back as it was, or one night of it, in one transaction.
+
+    Args:
+        uri: the table.
+        as_of: when it was as it shall be.
+        ds: the night; without one all nights, and what another program made of the table is undone, too.
+
+    Returns:
+        The table's new version, or None if the night is like that already.
+
+    Raises:
+        UsageError: there was no such table or night, or its files are not kept any more.
+        CommitFailedError: other writers were faster, several times over.
+        StorageError: the store kept failing.
+    """
+    before = open_table(uri, as_of)
+    if before is None:
+        raise UsageError(f"there is no table at {uri}")
+    check_ours(before, uri)
+    version = before.version()
+    actions = [_add_again(action) for action in file_actions(before) if ds in ("", action["partition.ds"])]
+    if ds and not actions:
+        raise UsageError(f"{uri} had no rows of {ds} in version {version}: `hybrid tables --as-of` lists nights")
+    _check_kept(uri, version, actions, ds)
+    run = {"run_id": uuid.uuid4().hex, "restored": str(version)}
+    if ds:
+        return _persistently("restore", uri, lambda: _commit(_writable(uri, None, actions), ds, actions, None, run))
+    table = DeltaTable(storage.absolute(uri))
+    patiently("restore", uri, lambda: table.restore(version, commit_properties=CommitProperties(run)))
+    return int(table.version())
+
+
+def _persistently(operation: str, uri: str, work: Callable[[], int | None]) -> int | None:
+    """What `work` gives, which is done again when another writer was faster."""
+    for attempt in range(COMMIT_ATTEMPTS):
+        try:
+            return patiently(operation, uri, work)
+        except CommitFailedError:
+            if attempt == COMMIT_ATTEMPTS - 1:
+                raise
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _writable(uri: str, schema: pa.Schema | None, actions: Sequence[AddAction]) -> DeltaTable:
+    """The table, ours and marked so."""
+    table = open_once(uri)
+    if table is None:
+        assert schema is not None
+        check_folder(uri, {action.path for action in actions})
+        fields = DeltaSchema(list(columns(schema).values()))
+        return DeltaTable.create(storage.absolute(uri), fields, "ignore", ["ds"], mark(uri))
+    check_ours(table, uri, schema)
+    if not table.metadata().name:
+        table.alter.set_table_name(mark(uri))
+    return table
+
+
+def _commit(
+    table: DeltaTable, ds: str, actions: Sequence[AddAction], schema: pa.Schema | None, run: dict[str, str]
+) -> int | None:
+    if night_files(table, ds) == {action.path for action in actions}:
+        return _version_of(table, ds, run)
+    have = table.schema().fields
+    grown = [field for name, field in columns(schema or COMMON).items() if name not in {known.name for known in have}]
+    app_id = f"ds={ds}"
+    number = (table.transaction_version(app_id) or 0) + 1
+    table.create_write_transaction(
+        list(actions),
+        "overwrite",
+        DeltaSchema([*have, *grown]),
+        ["ds"],
+        [("ds", "=", ds)],
+        commit_properties=CommitProperties({**run, "ds": ds}, app_transactions=[Transaction(app_id, number)]),
+    )
+    return int(DeltaTable(table.table_uri).version())
+
+
+def _version_of(table: DeltaTable, ds: str, run: dict[str, str]) -> int | None:
+    """The newest commit of this night, if this run made it: a store may have done what it said it could not do.
+
+    Reads the log itself: `DeltaTable.history` of deltalake 1.6 never returns on S3.
+    """
+    for version in range(table.version(), max(-1, table.version() - HISTORY), -1):
+        entries = storage.read_text(commit_uri(table.table_uri, version)).splitlines()
+        commit: dict[str, Any] = next((info for e in entries if (info := json.loads(e).get("commitInfo"))), {})
+        if commit.get("ds") == ds:
+            return version if commit["run_id"] == run["run_id"] else None
+    return None
+
+
+def _add_action(path: str, piece: Piece, ds: str) -> AddAction:
+    stats = json.dumps({"numRecords": piece.rows})
+    return AddAction(path, piece.file.size, {"ds": ds}, int(time.time() * 1000), True, stats)
+
+
+def _add_again(action: Mapping[str, Any]) -> AddAction:
+    stats = json.dumps({"numRecords": action["num_records"]})
+    partition = {"ds": action["partition.ds"]}
+    return AddAction(action["path"], action["size_bytes"], partition, action["modification_time"], True, stats)
+
+
+def _check_kept(uri: str, version: int, actions: Iterable[AddAction], ds: str) -> None:
+    """Refuses to bring back what is not there any more."""
+    root = storage.absolute(uri) + "/"
+    folder = storage.join(uri, f"ds={ds}") if ds else uri
+    stored = {file.uri.removeprefix(root): file.size for file in storage.list_files(folder)}
+    gone = [action.path for action in actions if stored.get(action.path) != action.size]
+    if gone:
+        raise UsageError(
+            f"{uri} cannot be as it was in version {version}: {len(gone)} of its files are not kept any more, such as "
+            f"{gone[0]}; infer the night again"
+        )

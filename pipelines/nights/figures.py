@@ -1,0 +1,152 @@
+"""Something to look at on the page about a night: some of its rows, and what the model shows of its way to each."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from hybrid_models.explanations import Alignment, Explanation, Forecast, Gaze
+from hybrid_models.inputs import Sample
+from pipelines import storage
+from pipelines.models import artifacts, tracking
+from pipelines.models.pictures import LOOKED_AT, evenly, side_by_side
+from pipelines.models.session import Inference
+from pipelines.nights import query, tables
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.guard import guarded
+from pipelines.reading.samples import unpack
+from pipelines.reading.shards import Shard
+
+log = logging.getLogger(__name__)
+LEADS_TOLD = 4
+SHARDS_READ = 4
+"""Of a night's shards, as many are read again for what is shown of them."""
+JPEG_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something to look at: the row as the table has it, and what the model shows of its way there."""
+
+    row: Mapping[str, Any]
+    kind: str
+    """Which part of the template draws it."""
+    content: Mapping[str, Any]
+
+
+def figures(
+    tables_uri: str, table: str, model: str, ds: str, tracking_uri: str, count: int
+) -> tuple[list[Figure], str]:
+    """Some good rows of a night with what the model shows of them, or why there are none.
+
+    Args:
+        tables_uri: the folder of tables.
+        table: one of them, with good rows of that night.
+        model: which wrote them.
+        ds: the night.
+        tracking_uri: MLflow, for registered models.
+        count: how many at most.
+    """
+    try:
+        rows = _choose(tables_uri, table, ds, count)
+        artifact = artifacts.read(model, None, tracking_uri)
+        inference = Inference.noted(artifact, _metadata(tables_uri, table, ds))
+        samples = _samples(rows, inference)
+        known = [row for row in rows if (row["shard"], row["index"]) in samples]
+        explained = inference.load().explain([samples[row["shard"], row["index"]] for row in known])
+        return [Figure(row, *element(shown, row)) for row, shown in zip(known, explained, strict=True)], ""
+    except Exception as error:  # pictures are the least of a page: whatever keeps them away is said instead
+        log.warning("%s ds=%s: nothing to look at: %s", table, ds, error)
+        return [], f"Nothing to look at: {tracking.first_line(error)}"
+
+
+def _metadata(tables_uri: str, name: str, ds: str) -> dict[bytes, bytes]:
+    """What the files of a night keep beside their rows; all of them the same."""
+    uri = storage.join(tables_uri, name)
+    table = tables.open_table(uri)
+    assert table is not None
+    with storage.open_input(storage.join(uri, min(tables.night_files(table, ds)))) as stream:
+        return dict(pq.read_schema(stream).metadata or {})
+
+
+def _choose(tables_uri: str, name: str, ds: str, count: int) -> list[dict[str, Any]]:
+    """Good rows from the beginnings of some shards, evenly spread; only these shards are read again."""
+
+    def ask(sql: str, *parameters: Any) -> list[dict[str, Any]]:
+        return query.query(sql, tables_uri, [name], parameters=parameters).to_pylist()
+
+    where = f"FROM {name} WHERE ds = ? AND index < {LOOKED_AT}"
+    shards = [row["shard"] for row in ask(f"SELECT DISTINCT shard {where} ORDER BY shard", ds)]
+    some = [shards[i] for i in evenly(len(shards), min(count, SHARDS_READ))]
+    places = ask(f"SELECT shard, index {where} AND list_contains(?, shard) ORDER BY shard, index", ds, some)
+    chosen: list[dict[str, Any]] = []
+    for number, shard in enumerate(some):
+        own = [place for place in places if place["shard"] == shard]
+        chosen += [own[i] for i in evenly(len(own), count * (number + 1) // len(some) - len(chosen))]
+    return ask(
+        f"SELECT * {where} AND list_contains(?, {{'shard': shard, 'index': index}}) ORDER BY shard, index", ds, chosen
+    )
+
+
+def _samples(rows: Sequence[Mapping[str, Any]], inference: Inference) -> dict[tuple[str, int], Sample]:
+    """The decoded samples of these rows, by shard and index, as far as their shards still have them where they were.
+
+    A `sample_id` is unique in its shard at most.
+    """
+    decode = inference.decode()
+    options = ReadOptions(decode.preprocess.window, limits=inference.limits)
+    wanted: dict[str, dict[int, str]] = defaultdict(dict)
+    for row in rows:
+        wanted[row["shard"]][row["index"]] = row["sample_id"]
+    found: dict[tuple[str, int], Sample] = {}
+    for uri, names in wanted.items():
+        file = storage.info(uri)
+        for block in guarded(Shard(file.uri, file.size, file.etag), options, decode):
+            for row in block.select(["index", "sample_id", "sample"]).to_pylist():
+                if names.get(row["index"]) == row["sample_id"] and row["sample"] is not None:
+                    found[uri, row["index"]] = unpack(row["sample"])
+            if block["index"][-1].as_py() >= max(names):
+                break
+    return found
+
+
+@singledispatch
+def element(explanation: Explanation, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Which part of the template shows an explanation, and what it needs for that."""
+    raise TypeError(f"cannot draw {type(explanation).__name__}")
+
+
+@element.register
+def _gaze(shown: Gaze, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    buffer = io.BytesIO()
+    Image.fromarray(shown.image).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return "photograph", {"image": _data_uri("image/jpeg", buffer.getvalue())}
+
+
+@element.register
+def _alignment(shown: Alignment, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    weights = [[round(float(weight), 3) for weight in line] for line in shown.weights]
+    return "alignment", {"source": shown.source, "lines": list(zip(shown.target, weights, strict=True))}
+
+
+@element.register
+def _forecast(shown: Forecast, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    leads = [
+        {"minutes": shown.lead_minutes[i], **{name: row[name][i] for name in ("mean_mm_h", "max_mm_h", "wet_fraction")}}
+        for i in evenly(len(shown.lead_minutes), LEADS_TOLD)
+    ]
+    animation = _data_uri("image/gif", side_by_side(shown))
+    return "nowcast", {"animation": animation, "leads": leads, "unit": shown.unit}
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

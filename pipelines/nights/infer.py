@@ -1,0 +1,196 @@
+"""THE batch-inference loop, top to bottom: shards in object storage → one atomically committed night of a table."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from deltalake.exceptions import DeltaError
+
+from pipelines import storage
+from pipelines.cluster.resources import Resources
+from pipelines.models.session import Inference
+from pipelines.models.tracking import Tracker
+from pipelines.nights import commit, ownership, tables, upkeep
+from pipelines.nights.upkeep import Tidied
+from pipelines.reading.limits import MAX_BAD_SHARE
+from pipelines.reading.shards import Shard
+from pipelines.staging.actors import Lineage, Predictor
+from pipelines.staging.checks import RefusedError, check_errors, count_errors, incomplete, verify
+from pipelines.staging.engine import Actor, stage
+from pipelines.staging.pieces import PIECE, shard_key, table_schema
+
+log = logging.getLogger(__name__)
+GONE_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Night:
+    """One night of one table: everything that decides it.
+
+    Args:
+        shards: the input.
+        tables: URI of the folder of tables.
+        ds: logical date, `YYYY-MM-DD`.
+        inference: the model, how it decodes, what a row may cost.
+        max_error_fraction: with more error rows than this share, nothing is committed.
+        retain_hours: how long files that no current version needs are kept.
+        allow_missing: the night may lack shards that it had before.
+    """
+
+    shards: Sequence[Shard]
+    tables: str
+    ds: str
+    inference: Inference
+    max_error_fraction: float = MAX_BAD_SHARE
+    retain_hours: int = 168
+    allow_missing: bool = False
+
+    @property
+    def table(self) -> str:
+        """URI of the table."""
+        return storage.join(storage.absolute(self.tables), self.inference.artifact.table)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides an output."""
+        return self.inference.fingerprint
+
+    @property
+    def folder(self) -> str:
+        """Where this night's files are staged."""
+        return storage.join(self.table, f"ds={self.ds}", self.fingerprint[:12])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of its files, which keep how they were predicted."""
+        return table_schema(self.inference.artifact.hybrid_class.payload_schema).with_metadata(self.inference.note)
+
+
+def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any]:
+    """Runs one night: list, skip what is complete, compute the rest, verify, commit, tidy.
+
+    Returns:
+        The summary: rows, `rows_lost` that have no row of their own, errors by reason (lost ones included), what was
+        computed and reused, seconds by stage, `model_busy` (the share of the time that the model processes, or GPUs,
+        computed), what was tidied, the table's version.
+
+    Raises:
+        RefusedError: too many samples were bad.
+        RuntimeError: infrastructure failed; start again, finished shards are kept.
+    """
+    started = time.perf_counter()
+    run_id = tracker.run_id or uuid.uuid4().hex
+    artifact = night.inference.artifact
+    lineage = Lineage(artifact.model, artifact.version, night.fingerprint, run_id)
+    todo = incomplete(night.shards, night.folder)
+    log.info("%s ds=%s: %d of %d shards to compute", night.table, night.ds, len(todo), len(night.shards))
+    written: dict[str, float] = {}
+    if todo:
+        actor = Actor(Predictor, (ray.put(night.inference),), (lineage,))
+        decode = night.inference.decode()
+        written = stage(todo, night.folder, night.schema, decode, actor, resources, artifact.table)
+    staged = time.perf_counter()
+    pieces = verify(night.shards, night.folder)
+    bad = count_errors(pieces)
+    rows = sum(piece.rows for piece in pieces)
+    check_errors(bad.kinds, rows + bad.lost, night.max_error_fraction)
+    lineage_note = {key: str(value) for key, value in asdict(lineage).items()}
+    version = commit.commit_night(night.table, night.ds, pieces, night.schema, lineage_note)
+    verify(night.shards, night.folder)  # another job may have tidied what had waited for long
+    committed = time.perf_counter()
+    tidied = _tidy(night)
+    computed = written.get("rows", 0)
+    busy = written.get("predict_seconds", 0.0) / (written.get("actors", 1) * (staged - started))
+    seconds = {
+        "decode": written.get("decode_seconds", 0.0),
+        "predict": written.get("predict_seconds", 0.0),
+        "write": written.get("write_seconds", 0.0),
+        "stage_wall": staged - started,
+        "commit_wall": committed - staged,
+        "total_wall": time.perf_counter() - started,
+    }
+    return {
+        "table": night.table,
+        "ds": night.ds,
+        "version": version,
+        "changed": version is not None,
+        "rows": rows,
+        "rows_lost": bad.lost,
+        "ok": rows + bad.lost - sum(bad.kinds.values()),
+        "errors": dict(bad.kinds.most_common()),
+        "shards": len(night.shards),
+        "shards_computed": len(todo),
+        "rows_computed": int(computed),
+        "rows_per_second": round(computed / (staged - started), 2),
+        "model_busy": round(busy, 4),
+        "input_bytes": sum(shard.size for shard in night.shards),
+        "staged_bytes": int(written.get("bytes", 0)),
+        "files_removed": len(tidied.removed),
+        "bytes_removed": tidied.bytes,
+        "files_unknown": len(tidied.unknown),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        **asdict(lineage),
+    }
+
+
+def _tidy(night: Night) -> Tidied:
+    """The night is committed: files that cannot be removed now are only worth a warning, the next night tries again."""
+    try:
+        return upkeep.tidy(night.table, night.retain_hours)
+    except (DeltaError, storage.StorageError) as error:
+        log.warning("%s: cannot remove old files: %s", night.table, error)
+        return Tidied([], [])
+
+
+# ---- what is looked at before any work -----------------------------------------------------------------------------
+def check_table(night: Night) -> None:
+    """Refuses a table, or a folder for one, that this night cannot be written to.
+
+    Raises:
+        UsageError: what was found there, and the way out.
+    """
+    ownership.check(night.table, night.schema)
+
+
+def check_shards(night: Night) -> None:
+    """Refuses a night that would lose the rows of shards that are gone: a listing may have gone wrong.
+
+    Shards are compared by address: one that was replaced is not gone.
+
+    Raises:
+        RefusedError: names some of them, and the way out.
+    """
+    if night.allow_missing:
+        return
+    table = tables.open_table(night.table)
+    files = tables.night_files(table, night.ds) if table is not None else set()
+    gone = sorted(_addresses(night, files) - {shard.uri for shard in night.shards})
+    if gone:
+        raise RefusedError(
+            f"{night.table} ds={night.ds}: {len(gone)} of its shards are gone, such as {', '.join(gone[:GONE_SHOWN])}: "
+            "nothing was changed; bring them back, or let their rows go by --allow-missing"
+        )
+
+
+def _addresses(night: Night, files: set[str]) -> set[str]:
+    """Shards that files of the table were made of; only of those that are not listed as they were."""
+    keys = {shard_key(shard) for shard in night.shards}
+    found: set[str] = set()
+    for path in sorted(files):
+        piece = PIECE.fullmatch(path.rsplit("/", 1)[-1])
+        if piece is not None and piece["shard"] in keys:
+            continue
+        try:
+            with storage.open_input(storage.join(night.table, path)) as stream:
+                found.update(pq.ParquetFile(stream).read(columns=["shard"])["shard"].unique().to_pylist())
+        except FileNotFoundError:  # nothing reads this night any more; it is mended by doing it again
+            log.warning("%s lacks its file %s", night.table, path)
+    return found

@@ -1,0 +1,260 @@
+"""SQL over the tables: DuckDB views on the files of each table's current version, and nothing else.
+
+A statement comes from a stranger. It may read the views and compute, within limits; it reaches no file, no network and
+no setting, and what it spills to disk lies in a folder of its own that is removed afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from hybrid_models.errors import UsageError
+from pipelines import storage
+from pipelines.nights import tables
+from pipelines.nights.tables import AsOf
+
+READING = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+"""The kinds of query that only read, as DuckDB's parser calls them. `COPY_QUERY_NODE`, say, may stand in a WITH."""
+MAKING_ROWS = {"generate_series", "json_each", "json_tree", "range", "repeat", "unnest"}
+"""Functions that may stand where a table does; others read files, settings, memory at an address, or run SQL."""
+EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
+BATCH_ROWS = 2048
+# What DuckDB makes of an error of the store while it reads a table: the statement is not to blame.
+_UNREAD = re.compile(
+    r"reading the stream registered as '\w+' failed: (?:IOError: )?(.*?)(?:\s*\. Detail: |$)", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class QueryLimits:
+    """What one statement may cost."""
+
+    max_memory: int = 2 * 2**30
+    """Bytes of memory for sorting, grouping and joining, which go on on disk; reading and the result need more."""
+    max_disk: int = 16 * 2**30
+    """Bytes of temporary files."""
+    max_threads: int = 4
+    """Threads that compute."""
+    max_seconds: float = 600.0
+    """Seconds until the statement is ended."""
+    max_rows: int = 1_000_000
+    """Rows of the result."""
+    max_bytes: int = 2**30
+    """Bytes of the result."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise UsageError(f"--limits.{name.replace('_', '-')} is {value}: it must be more than 0")
+
+
+DEFAULT_LIMITS = QueryLimits()
+
+
+@contextmanager
+def open_views(
+    tables_uri: str, names: Sequence[str], as_of: AsOf | None = None, limits: QueryLimits = DEFAULT_LIMITS
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with, for each table that exists, the views NAME (good rows) and NAME_all (error rows, too).
+
+    It reaches no network and no file but those that it spills itself.
+
+    Args:
+        tables_uri: the folder of tables.
+        names: the tables.
+        as_of: a version or moment of theirs; now by default.
+        limits: bounds on memory, disk and threads.
+
+    Raises:
+        UsageError: there is none of the tables at this URI, or one of them has no such version.
+    """
+    with tempfile.TemporaryDirectory(prefix="hybrid-query-") as scratch, duckdb.connect() as connection:
+        found = []
+        for name in names:
+            table = tables.open_table(storage.join(storage.absolute(tables_uri), name), as_of)
+            if table is None:
+                continue
+            connection.register(f"{name}_all", table.to_pyarrow_dataset())
+            connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {name}_all WHERE status = 'ok'")
+            found.append(name)
+        if not found:
+            raise UsageError(f"no tables at {tables_uri}: `hybrid infer` writes {', '.join(names)}")
+        settings = {
+            "memory_limit": f"{limits.max_memory}B",
+            "temp_directory": scratch,
+            "max_temp_directory_size": f"{limits.max_disk}B",
+            "threads": min(limits.max_threads, os.cpu_count() or 1),
+            "TimeZone": "UTC",
+            "http_proxy": "",  # it comes from the environment, perhaps with a password
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "enable_external_access": False,
+            "python_enable_replacements": False,
+            "lock_configuration": True,
+        }
+        for name, value in settings.items():
+            connection.execute(f"SET {name} = ?", [value])
+        yield connection
+
+
+def check_reads_only(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Refuses all but one statement that reads: SELECT, FROM, VALUES, DESCRIBE, SUMMARIZE, SHOW, or EXPLAIN of one.
+
+    Raises:
+        UsageError: it is another statement, several, none, or calls a function that it must not.
+    """
+    read = EXPLAIN.sub("", sql, count=1) if EXPLAIN.match(sql) else sql
+    (text,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [read]).fetchall()[0]
+    try:
+        parsed = json.loads(text, object_hook=_check_node)
+    except RecursionError:
+        raise UsageError("the statement is nested too deeply: write it as several WITH … AS") from None
+    if parsed["error"] and parsed["error_type"] == "parser":
+        connection.execute(read)  # says where
+    if parsed["error"] or len(parsed["statements"]) != 1:
+        raise UsageError("a query is one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN) and nothing else")
+
+
+def _check_node(node: dict[str, Any]) -> dict[str, Any]:
+    """A part of a parsed statement, if it may be there."""
+    kind = str(node.get("type"))
+    if kind.endswith("_NODE") and kind not in READING:
+        raise UsageError(f"a query only reads: {kind.removesuffix('_NODE').removesuffix('_QUERY')} is not allowed")
+    if kind == "TABLE_FUNCTION" and (name := node["function"]["function_name"].lower()) not in MAKING_ROWS:
+        raise UsageError(
+            f"{name}(…) is not allowed in a query: it asks the views, and {', '.join(sorted(MAKING_ROWS))}"
+        )
+    return node
+
+
+def render(rows: pa.Table) -> str:
+    """Rows as a table for a terminal."""
+    return str(duckdb.from_arrow(rows)).rstrip()
+
+
+def as_json(rows: pa.Table) -> list[str]:
+    """Each row as a JSON object on a line of its own.
+
+    JSON has no NaN, no infinity and no dates: numbers that are none become null, dates and intervals texts (also
+    `20260-01-31`, `infinity`, `3 months`), bytes hex.
+    """
+    with duckdb.connect() as connection:
+        relation, columns = _plain(rows, connection)
+        members = ", ".join(f"{name} := {value}" for name, value in columns.items())
+        return [_valid_json(text) for (text,) in relation.project(f"to_json(struct_pack({members}))").fetchall()]
+
+
+def as_text(rows: pa.Table) -> pa.Table:
+    """Numbers and truth values as they are, anything else as text; nested values as JSON, as in `as_json`."""
+    with duckdb.connect() as connection:
+        relation, columns = _plain(rows, connection)
+        for (name, value), field in zip(columns.items(), rows.schema, strict=True):
+            if pa.types.is_nested(field.type):
+                columns[name] = f"to_json({value})"
+            if not _is_number(field.type):
+                columns[name] = f"({columns[name]})::VARCHAR"
+        texts = relation.project(", ".join(f"{value} AS {name}" for name, value in columns.items())).to_arrow_table()
+    for i, field in enumerate(rows.schema):
+        if pa.types.is_nested(field.type):
+            valid = [None if text is None else _valid_json(text) for text in texts.column(i).to_pylist()]
+            texts = texts.set_column(i, texts.schema.field(i).name, pa.array(valid, pa.string()))
+    return texts
+
+
+def _plain(rows: pa.Table, connection: duckdb.DuckDBPyConnection) -> tuple[duckdb.DuckDBPyRelation, dict[str, str]]:
+    """Rows in DuckDB, and an expression for each column by its quoted name, in which bytes are hex."""
+    connection.execute("SET TimeZone = 'UTC'")
+    relation = duckdb.from_arrow(rows, connection=connection)
+    quoted = ['"' + name.replace('"', '""') + '"' for name in relation.columns]
+    binary = [pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in rows.schema.types]
+    return relation, {
+        name: f"lower(hex({name}))" if is_binary else name for name, is_binary in zip(quoted, binary, strict=True)
+    }
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
+    return any(test(kind) for test in tests)
+
+
+def _valid_json(text: str) -> str:
+    """JSON as DuckDB writes it, but for numbers that are none."""
+    if "NaN" not in text and "Infinity" not in text:
+        return text
+    value = json.loads(text, parse_constant=lambda name: None)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def query(
+    sql: str,
+    tables_uri: str,
+    names: Sequence[str],
+    as_of: AsOf | None = None,
+    parameters: Sequence[Any] = (),
+    limits: QueryLimits = DEFAULT_LIMITS,
+) -> pa.Table:
+    """The result of one SQL statement, in which each `?` stands for one of the parameters.
+
+    Raises:
+        UsageError: the statement is wrong, with DuckDB's reason in one line; or it is more than a query, or costs more
+            than the limits allow.
+        StorageError: the store kept failing.
+    """
+    deadline = time.monotonic() + limits.max_seconds
+
+    def ask() -> pa.Table:
+        with open_views(tables_uri, names, as_of, limits) as connection:
+            return _ask(connection, sql, parameters, limits, deadline)
+
+    return tables.patiently("query", tables_uri, ask)
+
+
+def _ask(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any], limits: QueryLimits, deadline: float
+) -> pa.Table:
+    timer = threading.Timer(deadline - time.monotonic(), connection.interrupt)
+    timer.start()
+    try:
+        check_reads_only(connection, sql)
+        return _fetch(connection.sql(sql, params=list(parameters)), limits)
+    except duckdb.InterruptException:
+        raise UsageError(f"the statement takes longer than {_option('max_seconds', limits)} allows") from None
+    except duckdb.OutOfMemoryException as error:
+        option = "max_disk" if "max_temp_directory_size" in str(error) else "max_memory"
+        raise UsageError(f"the statement needs more than {_option(option, limits)} allows: ask for less") from None
+    except duckdb.Error as error:
+        if (unread := _UNREAD.search(str(error))) is not None:
+            raise OSError(unread[1]) from error
+        raise UsageError(" ".join(str(error).split())) from None
+    finally:
+        timer.cancel()
+
+
+def _fetch(relation: duckdb.DuckDBPyRelation, limits: QueryLimits) -> pa.Table:
+    """The whole result, if it is not too large."""
+    reader = relation.to_arrow_reader(BATCH_ROWS)
+    batches: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in reader:
+        rows, size = rows + len(batch), size + batch.nbytes
+        for name, value in {"max_rows": rows, "max_bytes": size}.items():
+            if value > getattr(limits, name):
+                raise UsageError(f"the result has more than {_option(name, limits)} allows: add a LIMIT, or raise it")
+        batches.append(batch)
+    return pa.Table.from_batches(batches, reader.schema)
+
+
+def _option(name: str, limits: QueryLimits) -> str:
+    return f"--limits.{name.replace('_', '-')}={getattr(limits, name)}"

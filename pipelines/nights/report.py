@@ -1,0 +1,205 @@
+"""The page about a night: what was written, what was bad and why, how fast it was, and some of it to look at.
+
+One self-contained HTML file without scripts: it works without a network, and text from captions, keys and sentences
+cannot become markup (Jinja2 escapes all of it, and the page's own policy forbids scripts).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deltalake import DeltaTable
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from mlflow.entities import Run
+
+from hybrid_models.errors import UsageError
+from pipelines import storage
+from pipelines.models import tracking
+from pipelines.models.pictures import NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H
+from pipelines.nights import ownership, query, tables
+from pipelines.nights.figures import Figure, figures
+
+log = logging.getLogger(__name__)
+TEMPLATE = "report.html"
+NIGHTS_SHOWN = 14
+ERROR_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Past:
+    """A night in the history of a table; its speed where MLflow knows it."""
+
+    ds: str
+    rows: int
+    errors: int
+    run_id: str
+    rows_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A kind of error of the night, with some of its rows: `sample_id`, `shard`, `error`."""
+
+    kind: str
+    count: int
+    examples: Sequence[Mapping[str, str]]
+
+
+@dataclass
+class Section:
+    """What a page says of one table's night."""
+
+    table: str
+    rows: int
+    errors: int
+    lost: int
+    """Rows that are lost with an error row, beyond `rows`."""
+    shards: int
+    model: str
+    run_id: str
+    version: int
+    stored_bytes: int
+    history: Sequence[Past]
+    reasons: Sequence[Reason]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By stage, where MLflow knows them."""
+    model_link: str = ""
+    run_link: str = ""
+    figures: Sequence[Figure] = ()
+    note: str = ""
+    """Why there is nothing to look at."""
+
+    @property
+    def fastest(self) -> float:
+        """Most rows/s of the nights; 0 where none is known."""
+        return max((night.rows_per_second or 0.0 for night in self.history), default=0.0)
+
+
+def report(
+    tables_uri: str, names: Sequence[str], ds: str, tracking_uri: str, examples: int
+) -> tuple[str, list[Section]]:
+    """The page about a night, as HTML, and what it says by table.
+
+    Args:
+        tables_uri: the folder of tables.
+        names: the tables.
+        ds: the night.
+        tracking_uri: MLflow, which knows the speeds and the models; what it does not answer is left out.
+        examples: how many rows of each table are shown at most.
+
+    Raises:
+        UsageError: no table has this night.
+        StorageError: the store kept failing.
+    """
+    sections = [section for name in names if (section := _section(tables_uri, name, ds))]
+    if not sections:
+        raise UsageError(
+            f"no table at {tables_uri} has rows of {ds}: `hybrid tables --tables {tables_uri}` lists nights"
+        )
+    _ask_mlflow(sections, tracking_uri)
+    for section in sections:
+        if section.rows == section.errors:
+            section.note = "No row was predicted."
+        else:
+            shown = figures(tables_uri, section.table, section.model, ds, tracking_uri, examples)
+            section.figures, section.note = shown
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template(TEMPLATE).render(
+        ds=ds, tables=tracking.shown(tables_uri), sections=sections, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        rain=list(zip(RAIN_MM_H, RAIN_COLOURS, strict=True)), grey=NO_COVERAGE, size=_size, number=_number,
+    )  # fmt: skip
+    return page, sections
+
+
+# ---- what the table says -----------------------------------------------------------------------------------------
+def _section(tables_uri: str, name: str, ds: str) -> Section | None:
+    table = _table(tables_uri, name)
+    stored = {night.ds: night for night in tables.nights(table)} if table is not None else {}
+    if table is None or ds not in stored:
+        return None
+
+    lost = "sum(lost_rows)" if any(field.name == "lost_rows" for field in table.schema().fields) else "0"
+    recent = [night for night in sorted(stored) if night <= ds][-NIGHTS_SHOWN:]
+    nights = query.query(
+        f"SELECT ds, count(*) AS n, count(*) FILTER (status = 'error') AS errors, count(DISTINCT shard) AS shards, "
+        f"coalesce({lost}, 0)::BIGINT AS lost, "
+        f"arg_max(model, created_at) AS model, arg_max(run_id, created_at) AS run FROM {name}_all "
+        "WHERE ds >= ? AND ds <= ? GROUP BY ds ORDER BY ds",
+        tables_uri, [name], parameters=(recent[0], ds),
+    ).to_pylist()  # fmt: skip
+    reasons = query.query(
+        "SELECT split_part(error, ':', 1) AS kind, count(*) AS n, arg_min({'sample_id': sample_id, 'shard': shard, "
+        f"'error': error}}, (shard, index), {ERROR_EXAMPLES}) AS examples FROM {name}_all "
+        "WHERE ds = ? AND status = 'error' GROUP BY kind ORDER BY n DESC, kind",
+        tables_uri, [name], parameters=(ds,),
+    ).to_pylist()  # fmt: skip
+    this = nights[-1]
+    return Section(
+        name, this["n"], this["errors"], this["lost"], this["shards"], this["model"], this["run"], table.version(),
+        stored[ds].bytes,
+        [Past(night["ds"], night["n"], night["errors"], night["run"]) for night in nights],
+        [Reason(row["kind"], row["n"], row["examples"]) for row in reasons],
+    )  # fmt: skip
+
+
+def _table(tables_uri: str, name: str) -> DeltaTable | None:
+    """The table, if it is one of ours: the page is about the others then."""
+    uri = storage.join(tables_uri, name)
+    try:
+        table = tables.open_table(uri)
+        if table is not None:
+            ownership.check_ours(table, uri)
+    except UsageError as error:
+        log.warning("left out of the report: %s", error)
+        return None
+    return table
+
+
+# ---- what MLflow says --------------------------------------------------------------------------------------------
+def _ask_mlflow(sections: Sequence[Section], uri: str) -> None:
+    """Adds speeds, seconds by stage and links; a page without them is better than none."""
+    try:
+        client = tracking.client(uri)
+        for section in sections:
+            runs = {past.run_id: tracking.find_run(client, past.run_id) for past in section.history}
+            metrics = {name: run.data.metrics for name, run in runs.items() if run is not None}
+            section.history = [
+                replace(past, rows_per_second=metrics.get(past.run_id, {}).get("rows_per_second"))
+                for past in section.history
+            ]
+            section.seconds = {
+                name.removeprefix("seconds/"): value
+                for name, value in sorted(metrics.get(section.run_id, {}).items())
+                if name.startswith("seconds/")
+            }
+            if uri.startswith("http"):
+                _add_links(section, f"{tracking.without_login(uri)}/#", runs[section.run_id])
+    except tracking.UNREACHABLE as error:
+        log.warning("the report has no speeds: %s", tracking.refused("tell how fast nights were", uri, error))
+
+
+def _add_links(section: Section, root: str, run: Run | None) -> None:
+    if run is not None:
+        section.run_link = f"{root}/experiments/{run.info.experiment_id}/runs/{section.run_id}"
+    if section.model.startswith("models:/"):
+        _, hybrid, version = section.model.split("/")
+        section.model_link = f"{root}/models/{hybrid}/versions/{version}"
+
+
+def _size(count: float) -> str:
+    """Bytes for people."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(len(units) - 1, int(math.log(max(count, 1), 1024)))
+    return f"{_number(count / 1024**power)} {units[power]}"
+
+
+def _number(value: float) -> str:
+    """Three digits that count, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

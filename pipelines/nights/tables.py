@@ -1,0 +1,165 @@
+"""Tables, read: what their Delta Lake logs say of nights and files, now or as they were."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from hybrid_models.errors import UsageError
+from pipelines import storage
+
+READ_ATTEMPTS = 5
+HISTORY = 50  # commits in which a disturbed writer looks for its own
+LOG = "_delta_log"
+COMMIT = re.compile(r"\d{20}\.json")
+T = TypeVar("T")
+AsOf = int | datetime
+"""A version of a table, or a moment."""
+
+
+def patiently(operation: str, uri: str, work: Callable[[], T]) -> T:
+    """What `work` gives. delta-rs repeats requests that fail, but not ones whose answer breaks off: all is done again.
+
+    Args:
+        operation: how an error calls it, such as `read`.
+        uri: the table.
+        work: may be done several times.
+
+    Raises:
+        StorageError: the store kept failing; names the table and the cause.
+        DeltaError: another writer, or a table that is not there.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception(_is_the_stores),
+        stop=stop_after_attempt(READ_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.1, max=2),
+        reraise=True,
+    )
+    try:
+        return retrying(work)
+    except Exception as error:
+        if _is_the_stores(error):
+            raise storage.failed(operation, uri, error) from error
+        raise
+
+
+def _is_the_stores(error: BaseException) -> bool:
+    """delta-rs tells what the store did by OSError, or by its most general error."""
+    return isinstance(error, OSError) or type(error) is DeltaError
+
+
+def open_table(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
+    """The table, now or as it was, or None if it has never been written.
+
+    Raises:
+        UsageError: it has no such version, or does not keep it any more; or its log is damaged.
+        StorageError: the store kept failing.
+    """
+    try:
+        return patiently("read", uri, lambda: open_once(uri, as_of))
+    except storage.StorageError as error:
+        if "Json error" in str(error):
+            check_commits(uri, [file.uri for file in storage.list_files(storage.join(uri, LOG))])
+        raise
+
+
+def open_once(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
+    try:
+        table = DeltaTable(storage.absolute(uri))
+    except TableNotFoundError:
+        return None
+    if isinstance(as_of, int) and as_of > table.version():
+        raise UsageError(f"{uri} has no version {as_of}: its newest is {table.version()}")
+    if as_of is not None:
+        try:
+            table.load_as_version(as_of)
+        except DeltaError as error:
+            raise UsageError(f"{uri} as of {as_of} is not kept any more: {str(error).splitlines()[0]}") from None
+    return table
+
+
+def parse_as_of(text: str) -> AsOf:
+    """A version, or a time in ISO 8601 (UTC unless it says otherwise).
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text.isdecimal():
+        return int(text)
+    try:
+        time_ = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"--as-of '{text}' is neither a version nor a time: write 12 or 2026-01-31T06:00") from None
+    return time_ if time_.tzinfo else time_.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class StoredNight:
+    """A night as a table holds it."""
+
+    ds: str
+    rows: int
+    files: int
+    bytes: int
+    written: datetime
+    """When the newest of its files was committed, UTC."""
+
+
+def nights(table: DeltaTable) -> list[StoredNight]:
+    """The nights of a table, from its log alone, the oldest first."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for action in file_actions(table):
+        found[action["partition.ds"]].append(action)
+    return [
+        StoredNight(
+            ds,
+            sum(action["num_records"] for action in actions),
+            len(actions),
+            sum(action["size_bytes"] for action in actions),
+            datetime.fromtimestamp(max(action["modification_time"] for action in actions) / 1000, UTC),
+        )
+        for ds, actions in sorted(found.items())
+    ]
+
+
+def night_files(table: DeltaTable, ds: str = "") -> set[str]:
+    """Paths, relative to the table, of the files of one night, or of all."""
+    root = table.table_uri.removeprefix("file://").rstrip("/") + "/"
+    uris = table.file_uris(file_pruning_predicate=[("ds", "=", ds)] if ds else None)
+    return {uri.removeprefix("file://").removeprefix(root) for uri in uris}
+
+
+def file_actions(table: DeltaTable) -> list[dict[str, Any]]:
+    """What the log says of the table's files."""
+    return list(pa.table(table.get_add_actions(flatten=True)).to_pylist())
+
+
+def check_commits(uri: str, commits: Sequence[str]) -> None:
+    """Refuses a log with a damaged entry among the newest of these."""
+    newest_first = sorted((uri for uri in commits if COMMIT.fullmatch(uri.rsplit("/", 1)[-1])), reverse=True)
+    for commit in newest_first[:HISTORY]:
+        try:
+            entries = [json.loads(line) for line in storage.read_text(commit).splitlines()]
+        except FileNotFoundError:  # a log forgets what its checkpoints hold
+            return
+        except ValueError:
+            entries = []
+        if not entries or not all(isinstance(entry, dict) for entry in entries):
+            newest = "move it out of the log and infer its night again, as docs/querying.md tells"
+            way_out = newest if commit == newest_first[0] else "bring it back from a backup"
+            raise UsageError(f"{uri} cannot be read: {commit}, an entry of its log, is damaged; {way_out}")
+
+
+def commit_uri(uri: str, version: int) -> str:
+    """Where the log has the commit that made a version."""
+    return storage.join(uri, LOG, f"{version:020d}.json")

@@ -1,0 +1,128 @@
+"""The decoding child: in its jail it reads a shard by ranges that its worker gives it, and decodes it row by row."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import mmap
+import os
+import resource
+import signal
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines import storage
+from pipelines.cluster import logs
+from pipelines.reading.guard import END, NOTE, PHASES, Task
+from pipelines.reading.limits import is_memory_error
+from pipelines.reading.shards import Begin, Trouble, read_blocks
+
+
+def main(connection_fd: int, note_fd: int, lifeline: int, max_memory: int) -> None:
+    """Serves tasks until the worker is gone; `reading.jail` calls it in its cell."""
+    logs.configure()
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a terminal may stop those who write to it from the background
+    # The kernel sends SIGIO, which ends this process even while it hangs in a decoder, when the worker's end closes.
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    connection = Connection(connection_fd)
+    note = mmap.mmap(note_fd, mmap.PAGESIZE)
+    pa.Table.from_pylist([{"index": 0}])  # imports pandas at the first time, which is no row's fault
+    limit_memory(max_memory)
+    while True:
+        try:
+            task: Task = connection.recv()
+        except EOFError:
+            return
+        try:
+            _serve(task, connection, note)
+            answer = END
+        except Exception as error:
+            kinds = {"MemoryError": is_memory_error(error), "ImportError": isinstance(error, ImportError)}
+            kind = next((name for name, fits in kinds.items() if fits), type(error).__name__)
+            answer = {"error": kind, "message": str(error)[:1000]}
+        connection.send_bytes(json.dumps(answer).encode())
+
+
+class _Range(io.RawIOBase):
+    """The shard, as the worker gives it."""
+
+    def __init__(self, connection: Connection, size: int) -> None:
+        super().__init__()
+        self._connection, self._size, self._position = connection, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"a position of {start + offset} is before the file")
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._position))
+        if count == 0:
+            return 0
+        self._connection.send_bytes(json.dumps({"read": [self._position, count]}).encode())
+        data = self._connection.recv_bytes()
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _serve(task: Task, connection: Connection, note: mmap.mmap) -> None:
+    def noting(phase: str) -> Begin:
+        def begin(index: int) -> None:
+            note[: NOTE.size] = NOTE.pack(PHASES.index(phase), index)
+
+        return begin
+
+    stream = io.BufferedReader(_Range(connection, task.shard.size), storage.READ_BUFFER)
+    trouble = Trouble(task.poison.read, count=not task.poison.uncounted)
+    for rows in read_blocks(task.shard, task.options, stream, noting("read"), trouble):
+        first = rows["index"][0].as_py()
+        done = first + len(rows)
+        if done <= task.skip:
+            continue
+        rows = _mark(rows.slice(max(0, task.skip - first)), task.poison.decode)
+        block = _to_ipc(task.step(rows, noting("decode")))
+        connection.send_bytes(json.dumps({"done": done}).encode())
+        connection.send_bytes(block)
+
+
+def _mark(rows: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
+    """Rows that are not to be decoded any more get their error."""
+    index = rows["index"].to_pylist()
+    if not any(i in reasons for i in index):
+        return rows
+    errors = [reasons.get(i, error) for i, error in zip(index, rows["error"].to_pylist(), strict=True)]
+    column = rows.schema.get_field_index("error")
+    return rows.set_column(column, rows.schema.field(column), pa.array(errors, pa.string()))
+
+
+def _to_ipc(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def limit_memory(extra: int) -> None:
+    """Bounds this process's memory to what it has now and `extra` bytes, for good."""
+    data = int(Path("/proc/self/statm").read_text().split()[5]) * mmap.PAGESIZE
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = data + extra if hard == resource.RLIM_INFINITY else min(data + extra, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -1,0 +1,72 @@
+"""What a reader gives, and what it is told."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Window
+from pipelines.reading.limits import Limits
+
+MAX_ID = 1000
+"""Characters of a sample's id."""
+MAX_ERROR = 2000
+"""Characters of an error row's reason."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How rows are made of a shard.
+
+    Args:
+        window: how radar events are cut into samples; None for hybrids that read no radar.
+        with_target: radar windows include the observed future, and only issue times that have one are samples.
+        stride: every n-th issue time of a radar event is a sample.
+        limits: bounds on one row.
+    """
+
+    window: Window | None = None
+    with_target: bool = False
+    stride: int = 1
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a shard, not yet numbered."""
+
+    sample_id: str
+    media: bytes | None = None
+    media_type: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    lost_rows: int | None = None
+    """How many rows after this one cannot be read, where that is known."""
+
+
+def json_object(text: bytes | str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("JsonDecodeError", str(error)) from error
+    if not isinstance(value, dict):
+        raise BadSample("JsonDecodeError", f"expected an object, found {type(value).__name__}")
+    return value
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """An array in NumPy's own format, without pickling."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+Reader = Callable[[BinaryIO, str, ReadOptions], Iterator[Entry]]
+Counter = Callable[[BinaryIO, str, ReadOptions], int]
+"""How many rows a whole shard would have."""

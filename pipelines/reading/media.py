@@ -1,0 +1,296 @@
+"""Bytes → arrays: photographs, clips, arrays and radar events, with limits, so that no input can exhaust a worker.
+
+Whatever a decoder says about broken bytes becomes a `BadSample`: the row turns into an error row and the night goes on.
+The one door to `reading.limits` and `reading.radar`, too.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from PIL import Image, ImageOps
+
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Visual
+from pipelines.reading.limits import DEFAULT_LIMITS, Limits, bad_sample, check_size
+from pipelines.reading.radar import RadarWindow, radar_windows
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "MEDIA_TYPES",
+    "Limits",
+    "RadarWindow",
+    "check_size",
+    "decode_array",
+    "decode_clip",
+    "decode_image",
+    "decode_media",
+    "radar_windows",
+    "sniff_media_type",
+]
+
+IMAGE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF"}
+"""Media type → Pillow's name. A photograph may be any of these whatever its name says, and nothing else: other
+formats of Pillow start programs or are rarely fuzzed."""
+CLIP_FORMATS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm", "avi": "avi", "gif": "gif"}
+"""Media type → the demuxer that is forced: guessing would let a playlist in disguise read other files."""
+ARRAY_TYPES = ("npy", "npz")
+MEDIA_TYPES = tuple(dict.fromkeys([*IMAGE_FORMATS, *CLIP_FORMATS, *ARRAY_TYPES]))
+MAGIC = (
+    (0, b"\xff\xd8\xff", "jpg"),
+    (0, b"\x89PNG", "png"),
+    (0, b"GIF8", "gif"),
+    (8, b"WEBP", "webp"),
+    (8, b"AVI ", "avi"),
+    (4, b"ftyp", "mp4"),
+    (0, b"\x1aE\xdf\xa3", "mkv"),
+    (0, b"\x93NUMPY", "npy"),
+    (0, b"PK\x03\x04", "npz"),
+)
+"""(offset, bytes there, media type): how files that have no name are told apart."""
+
+
+def decode_media(media: bytes, media_type: str, visual: Visual | None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+    """Decodes one media member of a sample.
+
+    Args:
+        media: the member's bytes.
+        media_type: its suffix, such as `jpg`.
+        visual: the size wanted; None for a model that takes no photographs or clips.
+        limits: what it may cost.
+
+    Returns:
+        uint8 `[frames, height, width, 3]` RGB for a photograph (one frame) or a clip (`decode_clip`); `[time, height,
+        width]` in its own number type for an array.
+
+    Raises:
+        BadSample: `UnsupportedMedia`, `MediaTooLarge`, `ImageDecodeError`, `ImageTooLarge`, `VideoDecodeError`,
+            `VideoTooLarge`, `ArrayDecodeError` or `ArrayTooLarge`.
+    """
+    kind = media_type.lower().lstrip(".")
+    if kind not in MEDIA_TYPES:
+        raise BadSample("UnsupportedMedia", f"'{kind}' is none of {', '.join(MEDIA_TYPES)}")
+    check_size(media, limits)
+    if kind in ARRAY_TYPES:
+        return decode_array(media, kind, limits)
+    if visual is None:
+        raise BadSample("UnsupportedMedia", f"this model reads arrays ({', '.join(ARRAY_TYPES)}), not '{kind}'")
+    if kind not in IMAGE_FORMATS or (kind == "gif" and _is_animated(media)):
+        return decode_clip(media, kind, visual, limits)
+    return decode_image(media, visual, limits)
+
+
+def sniff_media_type(media: bytes) -> str:
+    """The media type that the first bytes tell, or `unknown`."""
+    return next((kind for offset, magic, kind in MAGIC if media[offset : offset + len(magic)] == magic), "unknown")
+
+
+# ---- photographs ----------------------------------------------------------------------------------------------------
+def decode_image(media: bytes, visual: Visual, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+    """A photograph → uint8 `[1, height, width, 3]` RGB: upright by its EXIF orientation, transparency over white.
+
+    Raises:
+        BadSample: `ImageDecodeError` or, before anything is decoded, `ImageTooLarge`.
+    """
+    with bad_sample("ImageDecodeError"), _open_image(media) as image:
+        _check_pixels(image.width, image.height, "ImageTooLarge", limits)
+        side = max(visual.height, visual.width)
+        image.draft(None, (side, side))  # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is still large enough
+        image.load()
+        upright = _to_rgb(_upright(image))
+        resized = upright.resize((visual.width, visual.height), Image.Resampling.BICUBIC)
+        return np.asarray(resized)[None]
+
+
+def _open_image(media: bytes) -> Image.Image:
+    """Reads the header only."""
+    try:
+        return Image.open(io.BytesIO(media), formats=tuple(dict.fromkeys(IMAGE_FORMATS.values())))
+    except Image.DecompressionBombError as error:
+        raise BadSample("ImageTooLarge", str(error)) from error
+    except Image.UnidentifiedImageError as error:
+        raise BadSample("ImageDecodeError", "not a JPEG, PNG, WebP or GIF image") from error
+
+
+def _check_pixels(width: int, height: int, kind: str, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise BadSample(kind, f"{width} x {height} pixels are more than max_pixels={limits.max_pixels:,}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation; a photograph with a broken EXIF block is taken as it lies."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _is_animated(media: bytes) -> bool:
+    with bad_sample("ImageDecodeError"), _open_image(media) as image:
+        return bool(getattr(image, "is_animated", False))
+
+
+# ---- clips ----------------------------------------------------------------------------------------------------------
+def decode_clip(media: bytes, media_type: str, visual: Visual, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+    """A clip → uint8 `[visual.frames, height, width, 3]` RGB: the middle frames of that many equal parts, where a clip
+    shorter than that repeats frames; or, without `visual.spread`, its first frames, as many as there are.
+
+    Two passes: the first counts packets without decoding (containers need not say how many frames they hold, and may
+    lie), the second decodes and keeps only the wanted frames, already resized.
+
+    Raises:
+        BadSample: `VideoDecodeError` or `VideoTooLarge`.
+    """
+    with bad_sample("VideoDecodeError"):
+        if CLIP_FORMATS[media_type] in ("matroska", "webm"):
+            _check_matroska_length(media)
+        count = _count_frames(media, media_type, limits)
+        wanted = visual.positions(count)
+        frames: list[np.ndarray] = []
+        for index, frame in enumerate(_decoded_frames(media, media_type, limits)):
+            while len(frames) < len(wanted) and wanted[len(frames)] <= index:
+                frames.append(_frame_pixels(frame, visual))
+            if len(frames) == len(wanted):
+                break
+        if not frames:
+            raise BadSample("VideoDecodeError", "no frame could be decoded")
+        if visual.spread:  # packets that only set up the decoder give no frame
+            frames += [frames[-1]] * (len(wanted) - len(frames))
+        return np.stack(frames)
+
+
+def _open_clip(media: bytes, media_type: str) -> av.container.InputContainer:
+    # No protocol at all: a clip may name other files and addresses as parts of itself.
+    options = {"protocol_whitelist": "none"}
+    return av.open(io.BytesIO(media), "r", CLIP_FORMATS[media_type], options, metadata_errors="ignore")
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    if not container.streams.video:
+        raise BadSample("VideoDecodeError", "there is no video stream in it")
+    return container.streams.video[0]
+
+
+def _count_frames(media: bytes, media_type: str, limits: Limits) -> int:
+    with _open_clip(media, media_type) as container:
+        stream = _video_stream(container)
+        count = 0
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise BadSample("VideoDecodeError", f"the file is cut off or damaged at frame {count}")
+            count += packet.size > 0
+            if count > limits.max_frames:
+                raise BadSample("VideoTooLarge", f"more than max_frames={limits.max_frames:,} frames")
+        if count == 0:
+            raise BadSample("VideoDecodeError", "there are no frames in it")
+        return count
+
+
+def _decoded_frames(media: bytes, media_type: str, limits: Limits) -> Iterator[av.VideoFrame]:
+    with _open_clip(media, media_type) as container:
+        stream = _video_stream(container)
+        stream.codec_context.thread_count = 1  # one CPU is what the scheduler gave this task
+        _check_pixels(stream.codec_context.width, stream.codec_context.height, "VideoTooLarge", limits)
+        for index, frame in enumerate(container.decode(stream)):
+            _check_pixels(frame.width, frame.height, "VideoTooLarge", limits)
+            if frame.is_corrupt:
+                raise BadSample("VideoDecodeError", f"frame {index} is damaged")
+            yield frame
+
+
+def _check_matroska_length(media: bytes) -> None:
+    """The demuxer takes a Matroska file that was cut off for a shorter one; its header says how long it should be.
+
+    The file is an EBML header and one Segment, each an id, a size and content (RFC 8794, section 5; RFC 9559). A
+    segment of unknown size (all bits set) is a live recording.
+    """
+    if not media.startswith(b"\x1aE\xdf\xa3"):
+        raise BadSample("VideoDecodeError", "not a Matroska or WebM file")
+    header_size, start = _ebml_size(media, 4)
+    segment_size, content = _ebml_size(media, start + header_size + 4)
+    unknown = segment_size == (1 << 7 * (content - start - header_size - 4)) - 1
+    if not unknown and content + segment_size > len(media):
+        message = f"the file is cut off: {len(media):,} of {content + segment_size:,} bytes are there"
+        raise BadSample("VideoDecodeError", message)
+
+
+def _ebml_size(media: bytes, at: int) -> tuple[int, int]:
+    """The variable-length number at a position, and the position after it: leading zero bits tell its bytes."""
+    length = 9 - media[at].bit_length()
+    number = int.from_bytes(media[at : at + length], "big")
+    return number - (1 << 7 * length), at + length
+
+
+def _frame_pixels(frame: av.VideoFrame, visual: Visual) -> np.ndarray:
+    """uint8 `[height, width, 3]`, turned as the camera says."""
+    quarter_turns = round(frame.rotation / 90)
+    height, width = visual.height, visual.width
+    if quarter_turns % 2:
+        height, width = width, height
+    small = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
+    return np.rot90(small.to_ndarray(), quarter_turns)
+
+
+# ---- arrays ---------------------------------------------------------------------------------------------------------
+def decode_array(media: bytes, media_type: str, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+    """A NumPy file → `[time, height, width]`, boolean as uint8. Nothing is unpickled.
+
+    Raises:
+        BadSample: `ArrayDecodeError` or `ArrayTooLarge`.
+    """
+    with bad_sample("ArrayDecodeError"):
+        data = _only_member(media, limits) if media_type == "npz" else media
+        array = _parse_npy(data)
+        if array.dtype == bool:
+            array = array.view(np.uint8)
+        return np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+
+
+def _only_member(media: bytes, limits: Limits) -> bytes:
+    """The bytes of the one array in an npz file, never more than allowed."""
+    with zipfile.ZipFile(io.BytesIO(media)) as archive:
+        names = archive.namelist()
+        if len(names) != 1:
+            raise BadSample("ArrayDecodeError", f"an npz file must hold exactly one array, this holds {names[:5]}")
+        with archive.open(names[0]) as member:
+            data = member.read(limits.max_array_bytes + 1)
+    if len(data) > limits.max_array_bytes:
+        raise BadSample("ArrayTooLarge", f"the array has more than max_array_bytes={limits.max_array_bytes:,} bytes")
+    return data
+
+
+def _parse_npy(data: bytes) -> np.ndarray:
+    """Reads the header, checks it against the bytes that are there, and only then makes a view of them.
+
+    The format is that of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise BadSample("ArrayDecodeError", f"npy version {version} is not known")
+    shape, fortran_order, dtype = readers[version](stream)
+    if dtype.kind not in "buif":
+        raise BadSample("ArrayDecodeError", f"an array of numbers is needed, this holds {dtype}")
+    if len(shape) != 3 or min(shape) < 1:
+        raise BadSample("ArrayDecodeError", f"an array [time, height, width] is needed, this has the shape {shape}")
+    promised, present = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if promised != present:
+        raise BadSample("ArrayDecodeError", f"shape {shape} needs {promised:,} bytes, the file holds {present:,}")
+    flat = np.frombuffer(data, dtype, offset=stream.tell())
+    return flat.reshape(shape, order="F" if fortran_order else "C")

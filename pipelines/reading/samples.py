@@ -1,0 +1,118 @@
+"""Raw rows → preprocessed samples: one row in, one row out, either a packed sample or an error with its reason."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import load as unpack_arrays
+from safetensors.numpy import save as pack_arrays
+
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample
+from pipelines.reading.limits import Limits, is_memory_error
+from pipelines.reading.media import decode_media
+from pipelines.reading.shards import Begin, unwatched
+
+log = logging.getLogger(__name__)
+KEYS = ("shard", "index", "last", "sample_id", "lost_rows")
+SAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("last", pa.bool_(), nullable=False),
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("sample", pa.large_binary()),  # `pack`ed arrays; null in an error row
+        pa.field("length", pa.int64()),  # the sample's cost in steps, for grouping by size
+        pa.field("output_bytes", pa.int64()),  # what its prediction will have
+        pa.field("error", pa.string()),
+        pa.field("lost_rows", pa.int64()),  # as in RAW_SCHEMA
+        pa.field("decode_seconds", pa.float32()),
+    ]
+)
+TEXT_SCHEMA = pa.schema([pa.field("text", pa.string())])
+
+
+def pack(sample: Sample) -> bytes:
+    """Arrays of any shapes as one binary value (safetensors), so that every hybrid's samples fit one Arrow schema."""
+    return pack_arrays({name: np.asarray(array, order="C") for name, array in sample.items()})
+
+
+def unpack(data: bytes) -> Sample:
+    """The inverse of `pack`."""
+    return unpack_arrays(data)
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Decodes and preprocesses raw rows on a CPU: `RAW_SCHEMA` → `SAMPLE_SCHEMA`, a `Step` of `reading.guard`."""
+
+    preprocess: Preprocess
+    limits: Limits
+    with_target: bool = False
+
+    def __call__(self, rows: pa.Table, begin: Begin = unwatched) -> pa.Table:
+        """One output row for each input row, in the same order; `begin` is told the index of each before its turn."""
+        decoded = []
+        for row in rows.to_pylist():
+            begin(row["index"])
+            decoded.append(self.decode_row(row))
+        return pa.Table.from_pylist(decoded, schema=SAMPLE_SCHEMA)
+
+    def decode_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One row of `SAMPLE_SCHEMA`."""
+        started = time.perf_counter()
+        decoded: dict[str, Any] = {key: row[key] for key in KEYS}
+        try:
+            sample = self._sample(row)
+            output_bytes = self._output_bytes(sample)
+            decoded.update(sample=pack(sample), length=int(sample["length"]), output_bytes=output_bytes, error=None)
+        except BadSample as bad:
+            decoded.update(sample=None, length=None, output_bytes=None, error=str(bad))
+        except ImportError:  # the machine's trouble, not the row's
+            raise
+        except Exception as error:  # a row that nobody thought of must not block a night
+            if is_memory_error(error):
+                raise MemoryError(str(error)) from error
+            reason = f"UnexpectedError: {type(error).__name__}: {error}"
+            where = {"shard": row["shard"], "index": row["index"]}
+            log.warning("%s row %d: %s", row["shard"], row["index"], reason, extra=where)
+            decoded.update(sample=None, length=None, output_bytes=None, error=reason)
+        decoded["decode_seconds"] = time.perf_counter() - started
+        return decoded
+
+    def _sample(self, row: dict[str, Any]) -> Sample:
+        if row["error"] is not None:
+            kind, _, message = row["error"].partition(": ")
+            raise BadSample(kind, message)
+        media = None
+        if row["media"] is not None:
+            media = decode_media(row["media"], row["media_type"], self.preprocess.visual, self.limits)
+        return self.preprocess(Inputs(media, json.loads(row["fields"])), self.with_target)
+
+    def _output_bytes(self, sample: Sample) -> int:
+        size, most = self.preprocess.output_bytes(sample), self.limits.max_output_bytes
+        if size > most:
+            reason = f"its prediction would have {size:,} bytes, more than max_output_bytes={most:,}"
+            raise BadSample("OutputTooLarge", reason)
+        return size
+
+
+@dataclass(frozen=True)
+class TrainingTexts:
+    """The texts that assets are learned from: `RAW_SCHEMA` → `TEXT_SCHEMA`, a `Step` of `reading.guard`."""
+
+    config: HybridConfig
+
+    def __call__(self, rows: pa.Table, begin: Begin = unwatched) -> pa.Table:
+        """All texts of the rows that could be read."""
+        good = rows.filter(rows["error"].is_null())
+        texts = [
+            text for fields in good["fields"].to_pylist() for text in self.config.training_texts(json.loads(fields))
+        ]
+        return pa.table({"text": texts}, schema=TEXT_SCHEMA)

@@ -1,0 +1,170 @@
+"""The actors of the pipeline: weights are loaded once, then samples stream through."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from hybrid_models.inputs import Sample
+from pipelines.cluster.resources import Compute
+from pipelines.models.session import Inference, outcomes
+from pipelines.models.suspects import Note, Rows
+from pipelines.reading.samples import SAMPLE_SCHEMA, pack, unpack
+from pipelines.staging.pieces import TIMINGS, table_schema
+
+log = logging.getLogger(__name__)
+RECORD_SCHEMA = pa.schema([pa.field("record", pa.string())])  # what evaluation keeps of a prediction, JSON
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Which model and run made a row."""
+
+    model: str
+    model_version: str
+    fingerprint: str
+    run_id: str
+
+
+class _Worker:
+    """What the actors share: a loaded model on its device, and a note of what they work on.
+
+    Args:
+        inference: the model and how it predicts, or a reference to that in Ray's object store.
+        compute: batch size, threads, device.
+    """
+
+    def __init__(self, inference: Inference | ray.ObjectRef, compute: Compute) -> None:
+        torch.set_num_threads(compute.threads)
+        chosen: Inference = ray.get(inference) if isinstance(inference, ray.ObjectRef) else inference
+        self.session = chosen.load("cuda" if compute.gpu else "cpu")
+        self.hybrid = self.session.hybrid
+        self.compute = compute
+
+    def outcomes(
+        self, samples: pa.Table, work: Callable[[Rows], list[Any]], purpose: str
+    ) -> Iterator[tuple[int, Any | str]]:
+        """Position and output of each good row, or why the model cannot work on it, also where that ends the process.
+
+        Args:
+            samples: rows of `SAMPLE_SCHEMA`.
+            work: positions of rows → one output each, never a text.
+            purpose: what it is for; other work on the same samples fails for other reasons.
+        """
+        note = Note(self._note_path(samples, purpose))
+        yield from outcomes(samples, self.compute.batch_size, work, note, self._check_device)
+
+    def _note_path(self, samples: pa.Table, purpose: str) -> Path | None:
+        """The same for the process that gets these samples when this one has died."""
+        folder = node_folder()
+        if folder is None or not len(samples):
+            return None
+        ends = samples.select(["shard", "index"]).take([0, len(samples) - 1]).to_pylist()
+        return folder / hashlib.sha256(json.dumps([type(self).__name__, purpose, ends]).encode()).hexdigest()
+
+    def _check_device(self) -> None:
+        """A GPU that has failed fails all that comes after: then this process ends, and another one takes its place."""
+        if self.compute.gpu:
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                log.exception("the GPU does not answer any more")
+                os._exit(1)
+
+
+class Predictor(_Worker):
+    """Samples → rows of a table (a Ray Data map actor from `SAMPLE_SCHEMA`).
+
+    Args:
+        inference: the model and how it predicts, or a reference to that in Ray's object store.
+        compute: batch size, threads, device.
+        lineage: recorded in every row.
+        judge: keep what evaluation needs of each prediction instead of the prediction itself.
+    """
+
+    def __init__(
+        self, inference: Inference | ray.ObjectRef, compute: Compute, lineage: Lineage, judge: bool = False
+    ) -> None:
+        super().__init__(inference, compute)
+        self.lineage = asdict(lineage)
+        self.judge = judge
+        payload = RECORD_SCHEMA if judge else self.hybrid.payload_schema
+        timings = [pa.field(name, pa.float32()) for name in TIMINGS]
+        self.schema = pa.schema([*table_schema(payload), *timings])
+
+    def __call__(self, samples: pa.Table) -> pa.Table:
+        """One output row for each input row, in the same order."""
+        rows = samples.drop_columns(["sample", "length", "output_bytes"]).to_pylist()
+        created = datetime.now(UTC)
+        for row in rows:
+            status = "ok" if row["error"] is None else "error"
+            row.update(self.lineage, status=status, created_at=created, predict_seconds=0.0)
+        packed = samples["sample"]
+
+        def predicted(batch: Rows) -> list[dict[str, Any]]:
+            started = time.perf_counter()
+            outputs = self._predict([unpack(packed[i].as_py()) for i in batch])
+            seconds = (time.perf_counter() - started) / len(batch)
+            return [{**output, "predict_seconds": seconds} for output in outputs]
+
+        for i, output in self.outcomes(samples, predicted, self.lineage["fingerprint"]):
+            rows[i].update({"status": "error", "error": output} if isinstance(output, str) else output)
+        return pa.Table.from_pylist(rows, schema=self.schema)
+
+    def _predict(self, samples: list[Sample]) -> list[dict[str, Any]]:
+        outputs = self.session.predict(samples)
+        if not self.judge:
+            return outputs
+        pairs = zip(samples, outputs, strict=True)
+        return [
+            {"record": json.dumps({**self.hybrid.record(sample, output), "truth": digest(sample, self.hybrid.truth)})}
+            for sample, output in pairs
+        ]
+
+
+class Featurizer(_Worker):
+    """Samples → samples in which the frozen part of the net has been applied (a Ray Data map actor)."""
+
+    def __call__(self, samples: pa.Table) -> pa.Table:
+        """One output row for each input row, in the same order."""
+        packed = samples["sample"].to_pylist()
+        columns = {name: samples[name].to_pylist() for name in ("sample", "length", "output_bytes", "error")}
+
+        def featurized(batch: Rows) -> list[bytes]:
+            with torch.inference_mode():
+                return [pack(sample) for sample in self.hybrid.featurize([unpack(packed[i]) for i in batch])]
+
+        for i, features in self.outcomes(samples, featurized, ""):
+            columns["sample"][i] = features
+            if isinstance(features, str):
+                columns["sample"][i] = columns["length"][i] = columns["output_bytes"][i] = None
+                columns["error"][i] = features
+        for name, values in columns.items():
+            field = SAMPLE_SCHEMA.field(name)
+            samples = samples.set_column(SAMPLE_SCHEMA.get_field_index(name), field, pa.array(values, field.type))
+        return samples
+
+
+def node_folder() -> Path | None:
+    """Where notes lie on this node: in the folder of Ray's session. None in a process that is not Ray's."""
+    if not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    return Path(context.get_temp_dir(), context.get_session_name(), "suspects")
+
+
+def digest(sample: Sample, names: Sequence[str]) -> str:
+    """Hash of a sample's arrays of these names."""
+    return hashlib.sha256(pack({name: sample[name] for name in names})).hexdigest()[:16]

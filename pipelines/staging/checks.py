@@ -1,0 +1,94 @@
+"""Whether what is staged is complete, and good enough: nothing is believed because a job said that it finished."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.reading.shards import Shard
+from pipelines.staging.pieces import Piece, list_pieces, shard_key, tiling
+
+
+class RefusedError(RuntimeError):
+    """Too many samples were bad, shards were gone, or a model was worse than the one in use: nothing was changed."""
+
+
+def incomplete(shards: Sequence[Shard], folder: str) -> list[Shard]:
+    """The shards whose staged pieces do not tile them. Nothing is skipped because a job said that it finished."""
+    pieces = list_pieces(folder)
+    return [shard for shard in shards if tiling(pieces.get(shard_key(shard), [])) is None]
+
+
+def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
+    """The files that make up these shards exactly.
+
+    Raises:
+        RuntimeError: a shard is incomplete, although the computation ended without an error.
+    """
+    staged = list_pieces(folder)
+    chosen: list[Piece] = []
+    for shard in shards:
+        tiles = tiling(staged.get(shard_key(shard), []))
+        if tiles is None:
+            raise RuntimeError(
+                f"{shard.uri} is incomplete in {folder}: start the job again, it computes what is missing"
+            )
+        chosen += tiles
+    return chosen
+
+
+def check_errors(
+    errors: Counter[str],
+    rows: int,
+    max_fraction: float,
+    limit: str = "--max-error-fraction",
+    advice: str = "nothing was committed; mend the input or raise the limit",
+) -> None:
+    """Refuses too many bad samples; `limit` is how the message calls `max_fraction`, `advice` says the way out.
+
+    Raises:
+        RefusedError: names the commonest reason and the way out.
+    """
+    bad = sum(errors.values())
+    if bad > max_fraction * rows:
+        kind, count = errors.most_common(1)[0]
+        raise RefusedError(
+            f"{bad} of {rows} samples are bad (most: {count} x {kind}), more than {limit} {max_fraction}: {advice}"
+        )
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What is bad in some pieces."""
+
+    kinds: Counter[str]
+    """How many rows by kind of error, those with no row of their own included."""
+    lost: int
+    """How many have no row of their own: they are lost with one that says so."""
+
+
+def count_errors(pieces: Iterable[Piece]) -> Errors:
+    """Error rows of these files, and the rows that are lost with them; reads the columns that tell."""
+    kinds: Counter[str] = Counter()
+    lost = 0
+    for piece in pieces:
+        with storage.open_input(piece.file.uri) as stream:
+            rows = pq.ParquetFile(stream).read(columns=["error", "lost_rows"])  # earlier versions have but the first
+        for row in rows.filter(rows["error"].is_valid()).to_pylist():
+            beyond = row.get("lost_rows") or 0
+            kinds[_kind(row["error"])] += 1 + beyond
+            lost += beyond
+    return Errors(kinds, lost)
+
+
+def kinds_of(errors: pa.ChunkedArray) -> Counter[str]:
+    return Counter(_kind(error) for error in errors.drop_null().to_pylist())
+
+
+def _kind(error: str) -> str:
+    return error.split(":", 1)[0]

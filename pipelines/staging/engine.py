@@ -1,0 +1,75 @@
+"""The streaming computation that nights, training and judging share: shards → samples → model → staged Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from pipelines.cluster.resources import Resources
+from pipelines.reading.datasource import ShardDatasource
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.samples import SAMPLE_SCHEMA, Decode
+from pipelines.reading.shards import Shard
+from pipelines.staging.sink import StageSink
+
+DECODE_CPUS = 0.5
+WRITE_CPUS = 0.1
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A class that holds a model, and its constructor's arguments before and after `Compute`."""
+
+    kind: type
+    before: tuple[Any, ...]
+    after: tuple[Any, ...] = ()
+
+
+def stage(
+    shards: Sequence[Shard],
+    folder: str,
+    schema: pa.Schema,
+    decode: Decode,
+    actor: Actor | None,
+    resources: Resources,
+    name: str,
+    stride: int = 1,
+) -> dict[str, float]:
+    """Read → decode (CPU) → model (actors) → staged Parquet; returns rows, bytes, seconds by stage, actors.
+
+    Args:
+        shards: what to compute; each becomes one or more pieces in `folder`.
+        folder: URI of the staging folder.
+        schema: columns of the staged files.
+        decode: raw rows → samples.
+        actor: samples → output rows; None keeps the samples.
+        resources: how much of the cluster to take.
+        name: how Ray's metrics call it.
+        stride: every n-th issue time of a radar event is a sample.
+    """
+    count, compute, asks = resources.plan(len(shards))
+    options = ReadOptions(decode.preprocess.window, decode.with_target, stride, decode.limits)
+    # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
+    dataset = ray.data.read_datasource(
+        ShardDatasource(list(shards), options, decode, SAMPLE_SCHEMA),
+        override_num_blocks=len(shards),
+        num_cpus=DECODE_CPUS,
+    )
+    if actor is not None:
+        dataset = dataset.map_batches(
+            actor.kind,
+            fn_constructor_args=(*actor.before, compute, *actor.after),
+            compute=ray.data.ActorPoolStrategy(size=count),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            **asks,
+        )
+    sink = StageSink(folder, shards, schema, name)
+    # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
+    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=count)
+    return {**sink.written, "actors": count}

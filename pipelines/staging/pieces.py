@@ -1,0 +1,108 @@
+"""Staged Parquet: how rows become the files of a night, and how their names tell what is complete.
+
+Shards are staged one object per piece, `<shard stem>-<hash of URI and etag>-<first>-<stop>[-end].parquet`: rows
+`first … stop-1`, `-end` if the last of them is the shard's last. A put is atomic, so a listing alone tells what is
+complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipelines import storage
+from pipelines.reading.shards import Shard
+
+LINEAGE = [
+    pa.field("status", pa.string()),  # ok | error
+    pa.field("error", pa.string()),  # '<kind>: <message>' where status is error
+    pa.field("shard", pa.string()),
+    pa.field("index", pa.int64()),
+    pa.field("last", pa.bool_()),
+    pa.field("model", pa.string()),
+    pa.field("model_version", pa.string()),
+    pa.field("fingerprint", pa.string()),
+    pa.field("run_id", pa.string()),
+    pa.field("created_at", pa.timestamp("us", tz="UTC")),
+    pa.field("lost_rows", pa.int64()),  # rows after this one that are lost with it, where a shard cannot be read on
+]
+GROWN = frozenset({"lost_rows"})
+"""Columns that tables and pieces of an earlier version lack: null there."""
+TIMINGS = ("decode_seconds", "predict_seconds")
+PIECE = re.compile(r"(?P<shard>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(?P<end>-end)?\.parquet")
+PLACE = re.compile(r"ds=\d{4}-\d\d-\d\d/[0-9a-f]{12}/(?P<name>[^/]+)")
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")  # what a put to a disk leaves that was cut short
+
+
+def table_schema(payload: pa.Schema) -> pa.Schema:
+    """Columns of a table's files: `sample_id`, the hybrid's payload, lineage. `ds` is the partition, not a column."""
+    return pa.schema([pa.field("sample_id", pa.string()), *payload, *LINEAGE])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One staged file: rows `first … stop-1` of a shard."""
+
+    file: storage.FileInfo
+    first: int
+    stop: int
+    end: bool
+
+    @property
+    def rows(self) -> int:
+        """How many rows the file has."""
+        return self.stop - self.first
+
+
+def shard_key(shard: Shard) -> str:
+    """A file-name stem that is unique for a shard in one state (URI and etag)."""
+    digest = hashlib.sha256(f"{shard.uri}\0{shard.etag}".encode()).hexdigest()[:16]
+    stem = re.sub(r"[^A-Za-z0-9._]+", "-", shard.uri.rsplit("/", 1)[-1]).strip("-._")[:80] or "shard"
+    return f"{stem}-{digest}"
+
+
+def list_pieces(folder: str) -> dict[str, list[Piece]]:
+    """The staged pieces in a folder by shard key."""
+    pieces: dict[str, list[Piece]] = defaultdict(list)
+    for file in storage.list_files(folder):
+        if match := PIECE.fullmatch(file.name):
+            piece = Piece(file, int(match["first"]), int(match["stop"]), match["end"] is not None)
+            pieces[match["shard"]].append(piece)
+    return pieces
+
+
+def is_own(path: str) -> bool:
+    """Whether a path below a table is a piece's, or one's whose writing was cut short: what this program made there."""
+    place = PLACE.fullmatch(path)
+    if place is None:
+        return False
+    unfinished = UNFINISHED.fullmatch(place["name"])
+    return PIECE.fullmatch((unfinished or place)["name"]) is not None
+
+
+def tiling(pieces: Sequence[Piece]) -> list[Piece] | None:
+    """Pieces that tile `0 … n` without gap or overlap up to an `-end`; None if there is no such choice.
+
+    A retried task may have left overlapping pieces, so this looks for a path from 0 to an end piece.
+    """
+    arriving: dict[int, Piece | None] = {0: None}
+    for piece in sorted(pieces, key=lambda piece: (piece.first, -piece.stop)):
+        if piece.first not in arriving:
+            continue
+        if piece.end:
+            return [*_path(arriving, piece.first), piece]
+        arriving.setdefault(piece.stop, piece)
+    return None
+
+
+def _path(arriving: dict[int, Piece | None], position: int) -> list[Piece]:
+    path: list[Piece] = []
+    while (piece := arriving[position]) is not None:
+        path.append(piece)
+        position = piece.first
+    return path[::-1]

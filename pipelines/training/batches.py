@@ -1,0 +1,104 @@
+"""Prepared samples → training batches: a local memory-mapped copy, and a plan of every epoch that all workers share.
+
+Why not `ray.train.get_dataset_shard`: it splits equally and may drop rows, does not keep the order from run to run, and
+cannot group samples by length. Ray Data decodes and featurizes once (see `infer.stage`); the result is read from here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from hybrid_models.inputs import Sample
+from pipelines import storage
+from pipelines.reading.samples import unpack
+from pipelines.staging.pieces import Piece
+
+T = TypeVar("T")
+COLUMNS = ["sample", "length"]
+CHUNK_BATCHES = 50
+
+
+class PreparedSamples:
+    """The good samples of some staged pieces, memory-mapped from one Arrow file that all workers of a node share.
+
+    Args:
+        pieces: the staged files, in order.
+        owner: whose copy it is; `remove` takes nothing from another owner.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], owner: str) -> None:
+        self.folder = Path(tempfile.gettempdir()) / f"hybrid-samples-{os.getuid()}" / _copy_name(pieces, owner)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "samples.arrow"
+        with FileLock(self.folder / "lock"):
+            if not path.exists():
+                _copy(pieces, path)
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self._samples = self._table["sample"]
+        self.lengths: np.ndarray = self._table["length"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Sample:
+        return unpack(self._samples[int(index)].as_buffer().to_pybytes())
+
+    def remove(self) -> None:
+        """Deletes the local copy; open maps stay valid until they are closed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _copy_name(pieces: Sequence[Piece], owner: str) -> str:
+    """Different for different files, or files of another state, so that a copy left by a killed run is never stale."""
+    states = [owner, *(f"{piece.file.uri} {piece.file.etag}" for piece in pieces)]
+    return hashlib.sha256("\n".join(states).encode()).hexdigest()[:16]
+
+
+def _copy(pieces: Sequence[Piece], path: Path) -> None:
+    """Writes the pieces' good rows as one uncompressed Arrow file, one piece in memory at a time."""
+    unfinished = path.with_suffix(".unfinished")
+    schema = pa.schema([pa.field("sample", pa.large_binary()), pa.field("length", pa.int64())])
+    with pa.ipc.new_file(str(unfinished), schema) as writer:
+        for piece in pieces:
+            with storage.open_input(piece.file.uri) as stream:
+                table = pq.read_table(stream, columns=COLUMNS)
+            writer.write_table(table.filter(table["length"].is_valid()).cast(schema))
+    unfinished.rename(path)
+
+
+def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The epoch's batches as arrays of sample numbers: every sample once, none dropped, similar lengths together.
+
+    Samples are shuffled, sorted by length within chunks of 50 batches, cut into batches of at least `batch_size`
+    (sizes differ by at most one), and the batches shuffled. A pure function: every worker makes the same plan.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(len(lengths))
+    chunk = CHUNK_BATCHES * batch_size
+    chunks = [order[start : start + chunk] for start in range(0, len(order), chunk)]
+    by_length = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in chunks])
+    batches = np.array_split(by_length, max(1, len(by_length) // batch_size))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def prefetch(make: Callable[[int], T], count: int, ahead: int = 2) -> Iterator[T]:
+    """`make(0) … make(count - 1)` in order, computed by a thread while the caller works on earlier ones."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(make, i) for i in range(min(ahead, count))]
+        for i in range(count):
+            result = pending.pop(0).result()
+            if i + ahead < count:
+                pending.append(pool.submit(make, i + ahead))
+            yield result

@@ -1,0 +1,153 @@
+"""Checkpoints of a training: what it goes on from, and which of them are whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import train as ray_train
+from ray.train.torch import get_device
+
+from hybrid_models.contract import Hybrid
+from pipelines import storage
+from pipelines.models import artifacts
+from pipelines.training import workers
+from pipelines.training.runs import TrainTask
+
+CHECKPOINT = re.compile(r"checkpoint_epoch_\d{4}(_\d+)?(?=/)")
+CHECKPOINT_PROGRESS, CHECKPOINT_OPTIMIZER = "progress.json", "optimizer.pt"
+CHECKPOINT_VALIDATION = "validation.json"
+Metrics = dict[str, float]
+
+
+@dataclass
+class Progress:
+    """What a checkpoint knows besides weights and optimizer state."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Finished optimizer steps."""
+    best: float | None = None
+    """Best validation metric so far."""
+    stale: int = 0
+    """Epochs since the best one."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Every logged entry: `step`, `time` in ms, metrics."""
+    fallbacks: int = 0
+    """How often a damaged checkpoint was passed over."""
+
+    @property
+    def checkpoint(self) -> str:
+        """Folder of the newest epoch's checkpoint. Ray Train removes old ones by name, so no name is used twice."""
+        return f"checkpoint_epoch_{self.epoch:04d}" + (f"_{self.fallbacks}" if self.fallbacks else "")
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Adds an entry at the current step."""
+        self.history.append({"step": self.step, "time": int(time.time() * 1000), **metrics})
+
+    def judge(self, value: float, higher_is_better: bool) -> None:
+        """Updates best and stale by an epoch's metric; NaN never counts as better."""
+        better = self.best is None or (value > self.best if higher_is_better else value < self.best)
+        if better and not math.isnan(value):
+            self.best, self.stale = value, 0
+        else:
+            self.stale += 1
+
+
+def save(
+    hybrid: Hybrid,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    values: Metrics,
+    judged: Mapping[str, Any],
+    task: TrainTask,
+) -> None:
+    """Reports the epoch to Ray Train, with a checkpoint of the first worker (a barrier for all workers)."""
+    score = values[f"val_{task.recipe.train.metric}"]
+    report = {**values, "score": score if task.recipe.higher_is_better else -score, "epoch": progress.epoch}
+    if not workers.is_chief():
+        ray_train.report(report)
+        return
+    storage.write_bytes(
+        storage.join(task.run, "history.jsonl"), "".join(json.dumps(e) + "\n" for e in progress.history).encode()
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        write_checkpoint(Path(scratch), hybrid, optimizer, progress)
+        (Path(scratch) / CHECKPOINT_VALIDATION).write_text(json.dumps(judged))
+        ray_train.report(
+            report,
+            checkpoint=ray_train.Checkpoint.from_directory(scratch),
+            checkpoint_dir_name=progress.checkpoint,
+        )
+
+
+def write_checkpoint(folder: Path, hybrid: Hybrid, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """All that training needs to go on from here, on a local disk."""
+    (folder / artifacts.WEIGHTS).write_bytes(artifacts.pack_state(hybrid))
+    torch.save(optimizer.state_dict(), folder / CHECKPOINT_OPTIMIZER)
+    (folder / CHECKPOINT_PROGRESS).write_text(json.dumps(asdict(progress)))
+
+
+class DamagedError(RuntimeError):
+    """A checkpoint is not whole."""
+
+
+def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer, task: TrainTask) -> Progress:
+    """Loads the newest checkpoint that is whole into model and optimizer, if there is any; says which ones are not.
+
+    Raises:
+        DamagedError: none of them is whole.
+    """
+    newest = ray_train.get_checkpoint()
+    if newest is None:
+        return Progress()
+    damage = ""
+    for name in checkpoints(task.run, Path(newest.path).name):
+        try:
+            progress = load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
+        except DamagedError as error:
+            damage = str(error)
+            workers.tell(task.progress, "damage", Progress(), {}, damage)
+        else:
+            progress.fallbacks += bool(damage)
+            return progress
+    raise DamagedError(f"{damage}, and there is none before it: train under another --name")
+
+
+def checkpoints(run: str, newest: str) -> list[str]:
+    """Names of a run's checkpoints, from this one backwards."""
+    places = {match[0] for file in storage.list_files(run) if (match := CHECKPOINT.search(file.uri))}
+    return [name for name in sorted(places, reverse=True) if name <= newest]
+
+
+def load_checkpoint(hybrid: Hybrid, optimizer: torch.optim.Optimizer, uri: str) -> Progress:
+    """Loads a checkpoint folder.
+
+    Raises:
+        DamagedError: a file is missing, cut off, or not what it should be.
+    """
+    try:
+        weights, state, progress = (
+            storage.read_bytes(storage.join(uri, name))
+            for name in (artifacts.WEIGHTS, CHECKPOINT_OPTIMIZER, CHECKPOINT_PROGRESS)
+        )
+    except FileNotFoundError as error:
+        raise DamagedError(f"{uri} is damaged: there is no {error}") from None
+    try:
+        restored = Progress(**json.loads(progress))
+        moments = torch.load(io.BytesIO(state), map_location=get_device(), weights_only=True)
+        artifacts.load_state(hybrid, weights, uri)
+        optimizer.load_state_dict(moments)
+    except Exception as error:  # torch, safetensors and JSON each have their own
+        raise DamagedError(f"{uri} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+    return restored

@@ -1,0 +1,243 @@
+"""Training from the driver: shards → prepared samples → Ray Train → artifact → registered model.
+
+The same command with the same name goes on wherever an earlier one was killed, in the same MLflow run: what is done
+already is not done again: assets, initial weights and epochs lie in the run's folder, prepared samples in the storage's
+`features`, for all runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from hybrid_models import Hybrid
+from hybrid_models.errors import UsageError
+from pipelines import storage
+from pipelines.models import artifacts, tracking
+from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Session
+from pipelines.models.tracking import Tracker
+from pipelines.staging.pieces import Piece
+from pipelines.training import progress
+from pipelines.training.checkpoints import CHECKPOINT_VALIDATION
+from pipelines.training.loop import train_worker
+from pipelines.training.model_card import model_card
+from pipelines.training.preparation import initial_artifact, prepare
+from pipelines.training.runs import RunState, Shards, TrainJob, TrainTask, plain, read_state, shards_digest
+
+log = logging.getLogger(__name__)
+MAX_OUTAGES = 5
+OUTAGE_SECONDS = 600.0
+
+
+def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
+    """Trains to the end and registers the best model; goes on where an earlier start of the same name stopped.
+
+    Returns:
+        The summary: artifact, registered version, best metric, epochs, steps, bad samples, MLflow run.
+
+    Raises:
+        UsageError: the cluster has GPUs, but fewer than workers.
+        RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
+    """
+    scaling, threads = _scaling(job.num_workers, job.gpu)
+    tracker = _open_run(job, shards)
+    try:
+        initial = initial_artifact(job, shards[0])
+        prepared = [prepare(job, initial, part) for part in shards]
+        result = _fit(job, tracker, initial, prepared, scaling, threads)
+        summary = _finish(job, shards, tracker, initial, result)
+    except BaseException:
+        tracker.finish(succeeded=False)
+        raise
+    bad = {split: dict(errors) for split, (_, errors) in zip(("train", "val"), prepared, strict=True) if errors}
+    summary["bad_samples"] = bad
+    storage.write_bytes(storage.join(job.run, "summary.json"), json.dumps(summary, indent=2).encode())
+    return summary
+
+
+def _open_run(job: TrainJob, shards: Shards) -> Tracker:
+    """The MLflow run of this name: the earlier one if there is one at this MLflow."""
+    state = read_state(job)
+    tracker = Tracker(job.tracking_uri, state.mlflow_run_id if state else None)
+    if tracker.resume():
+        return tracker
+    tags = {"hybrid.recipe": job.recipe_name, "hybrid.run": job.run, "hybrid.data": job.data}
+    params = {"recipe": job.recipe_name, "data": job.data, "num_workers": job.num_workers, **plain(job.recipe)}
+    tracker.start(job.name, params, tags)
+    state = RunState(job.recipe_name, plain(job.recipe), job.data, shards_digest(shards), tracker.run_id)
+    storage.write_bytes(storage.join(job.run, "run.json"), json.dumps(asdict(state), indent=2).encode())
+    return tracker
+
+
+def _fit(
+    job: TrainJob,
+    tracker: Tracker,
+    initial: Artifact,
+    prepared: list[tuple[list[Piece], Counter[str]]],
+    scaling: ScalingConfig,
+    threads: int,
+) -> Result:
+    config = job.recipe.train
+    with progress.shown(job.name, config.epochs) as reporter:
+        task = TrainTask(
+            recipe=job.recipe,
+            initial=ray.put(initial),
+            train_pieces=prepared[0][0],
+            val_pieces=prepared[1][0],
+            run=job.run,
+            tracking_uri=job.tracking_uri,
+            mlflow_run_id=tracker.run_id,
+            threads=threads,
+            progress=reporter,
+        )
+        checkpoints = CheckpointConfig(
+            num_to_keep=config.keep_checkpoints + 1, checkpoint_score_attribute="score", checkpoint_score_order="max"
+        )
+        settings = RunConfig(
+            name=job.name,
+            storage_path=job.runs,
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=checkpoints,
+        )
+
+        def fit() -> Result:
+            return TorchTrainer(lambda: train_worker(task), scaling_config=scaling, run_config=settings).fit()
+
+        return _through_outages(fit, job)
+
+
+def _through_outages(fit: Callable[[], Result], job: TrainJob) -> Result:
+    """Fits; when the store is away, waits for it, and fits again, which goes on from the last checkpoint.
+
+    Raises:
+        TrainingFailedError: it was no outage, or one too many.
+        StorageError: the store stayed away.
+    """
+    for left in range(MAX_OUTAGES, 0, -1):
+        try:
+            return fit()
+        except TrainingFailedError as error:
+            cause = _outage(error)
+            if cause is None:
+                raise
+            log.warning("%s: the store failed, waiting until it answers (%d more times): %s", job.name, left - 1, cause)
+            storage.wait_for(job.storage, OUTAGE_SECONDS)
+    return fit()
+
+
+def _outage(error: TrainingFailedError) -> str | None:
+    """What the store did to a worker or to Ray's controller; None if something else failed."""
+    causes = [getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
+    store = [str(cause) for cause in causes if isinstance(cause, OSError | storage.StorageError)]
+    return store[0].splitlines()[0] if store else None
+
+
+def _scaling(num_workers: int, gpu: str) -> tuple[ScalingConfig, int]:
+    """What each worker asks of Ray, and its CPU threads: its share of a node's CPUs, with some left for Ray."""
+    cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpu == "auto" and 0 < gpus < num_workers:
+        advice = "use at most one for each, or --gpu yes where the cluster grows"
+        raise UsageError(f"--num-workers is {num_workers}, but the cluster has {gpus} GPUs: {advice}")
+    use_gpu = gpu == "yes" or (gpu == "auto" and gpus > 0)
+    share = min(cpus) / -(-num_workers // len(cpus))
+    resources = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": max(0.1, 0.9 * share)}
+    threads = max(1, int(share))
+    return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources), threads
+
+
+def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, result: Result) -> dict[str, Any]:
+    """The best checkpoint as an artifact, in the run's folder and in the registry."""
+    hybrid, metrics, judged = _best(result, initial)
+    history = [json.loads(line) for line in storage.read_text(storage.join(job.run, "history.jsonl")).splitlines()]
+    if tracker.run_id is None:  # MLflow was away when the run began
+        tracker = _open_run(job, shards)
+    values = {name: value for name, value in metrics.items() if name.startswith("val_")}
+    training = {
+        "recipe": job.recipe_name,
+        "data": job.data,
+        "run": job.run,
+        "mlflow_run_id": tracker.run_id,
+        "epoch": metrics["epoch"],
+        "metrics": values,
+        "baseline": judged.get("baseline", {}),
+    }
+    drawn = _pictures(job, shards, hybrid, history, judged)
+    card = model_card(job.name, job.recipe, hybrid, training, list(drawn))
+    files = {**artifacts.make(hybrid, job.recipe.decoding, training, card), **drawn}
+    place = storage.join(job.run, "artifact")
+    artifacts.write(files, place)
+    tracker.catch_up(history)
+    for name, content in drawn.items():
+        tracker.log_file(content, f"pictures/{name}")
+    version = tracker.register(hybrid.name, files)
+    tracker.finish()
+    return {
+        "run": job.run,
+        "hybrid": hybrid.name,
+        "artifact": place,
+        "model": f"models:/{hybrid.name}/{version}" if version else place,
+        "model_version": version,
+        "metric": f"val_{job.recipe.train.metric}",
+        "value": values[f"val_{job.recipe.train.metric}"],
+        "metrics": values,
+        "best_epoch": int(metrics["epoch"]),
+        "epochs": int(max(entry.get("epoch", 0) for entry in history)),
+        "steps": int(history[-1]["step"]),
+        "parameters": sum(p.numel() for p in hybrid.parameters()),
+        "mlflow": tracking.shown(job.tracking_uri),
+        "mlflow_run_id": tracker.run_id,
+    }
+
+
+def _pictures(
+    job: TrainJob, shards: Shards, hybrid: Hybrid, history: Sequence[Mapping[str, float]], judged: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """Learning curves, curves of the best epoch's validation, and examples from the validation shards."""
+    if not job.pictures:
+        return {}
+    from pipelines.models import pictures  # drawing takes half a second to import
+
+    session = Session(hybrid, job.recipe.decoding, job.recipe.limits)
+    examples = pictures.examples(session, shards[1], job.pictures)
+    curves = pictures.evaluation_curves(judged.get("details", {}))
+    return {"learning-curves.png": pictures.learning_curves(history), **curves, **examples}
+
+
+def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any], dict[str, Any]]:
+    """The model of the best checkpoint that is whole, what was reported with it, and how its validation came out.
+
+    Raises:
+        UsageError: none is.
+    """
+    hybrid, damage = initial.load(), UsageError("there is no checkpoint")
+    for checkpoint, metrics in sorted(result.best_checkpoints or [], key=lambda pair: -pair[1]["score"]):
+        try:
+            with checkpoint.as_directory() as folder:
+                weights = storage.read_bytes(f"{folder}/{artifacts.WEIGHTS}")
+                judged = _judged(f"{folder}/{CHECKPOINT_VALIDATION}")
+            artifacts.load_state(hybrid, weights, str(checkpoint.path))
+        except (UsageError, FileNotFoundError) as error:
+            log.warning("the best checkpoint is passed over: %s", error)
+            damage = UsageError(str(error))
+        else:
+            return hybrid, metrics, judged
+    raise damage
+
+
+def _judged(uri: str) -> dict[str, Any]:
+    """How an epoch's validation came out; without it the model card has fewer curves."""
+    try:
+        return dict(json.loads(storage.read_text(uri)))
+    except (FileNotFoundError, ValueError) as error:
+        log.warning("the curves of the best epoch's validation are left out: %s: %s", uri, error)
+        return {}

@@ -1,0 +1,196 @@
+"""THE training loop: what each Ray Train worker runs, for every hybrid alike."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import train as ray_train
+from ray.train.torch import get_device, prepare_model
+from torch import nn
+
+from hybrid_models.contract import Batch, Hybrid, to_device
+from pipelines.models.artifacts import Artifact
+from pipelines.models.tracking import Tracker
+from pipelines.training import workers
+from pipelines.training.batches import PreparedSamples, plan_epoch, prefetch
+from pipelines.training.checkpoints import Metrics, Progress, restore, save
+from pipelines.training.recipe import Recipe, TrainConfig
+from pipelines.training.runs import TrainTask
+
+LOG_EVERY = 10
+FINAL_RATE = 0.02
+
+
+def train_worker(task: TrainTask) -> None:
+    """Trains from the newest checkpoint, or from the initial weights, to the end."""
+    config = task.recipe.train
+    torch.set_num_threads(task.threads)
+    artifact: Artifact = ray.get(task.initial)
+    hybrid = artifact.load().to(get_device())
+    parameters = [p for p in hybrid.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    progress = restore(hybrid, optimizer, task)
+    model = prepare_model(hybrid, parallel_strategy="ddp" if workers.world_size() > 1 else None)
+    train_set = PreparedSamples(task.train_pieces, task.run)
+    val_set = PreparedSamples(task.val_pieces, task.run)
+    try:
+        train_epochs(model, optimizer, train_set, val_set, progress, task)
+    finally:
+        if ray_train.get_context().get_local_rank() == 0:
+            train_set.remove()
+            val_set.remove()
+
+
+def train_epochs(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train_set: PreparedSamples,
+    val_set: PreparedSamples,
+    progress: Progress,
+    task: TrainTask,
+) -> None:
+    """Epoch after epoch: train, validate, checkpoint, log; until the last one or `patience` epochs without a better."""
+    config, hybrid = task.recipe.train, workers.unwrap(model)
+    tracker = Tracker(task.tracking_uri, task.mlflow_run_id)
+    while progress.epoch < config.epochs and progress.stale < config.patience:
+        train_epoch(model, optimizer, train_set, config, progress, task.progress)
+        workers.share_buffers(hybrid)
+        values, judged = validate(hybrid, val_set, task.recipe)
+        progress.epoch += 1
+        progress.judge(values[f"val_{config.metric}"], task.recipe.higher_is_better)
+        progress.note({**values, "epoch": progress.epoch})
+        save(hybrid, optimizer, progress, values, judged, task)
+        if workers.is_chief():
+            tracker.catch_up(progress.history)
+            workers.tell(task.progress, "epoch", progress, values)
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    samples: PreparedSamples,
+    config: TrainConfig,
+    progress: Progress,
+    reporter: Any,
+) -> None:
+    """One pass over the training samples. Random numbers depend on seed, epoch and rank only, so a resumed run draws
+    the same ones as an uninterrupted run."""
+    hybrid = workers.unwrap(model)
+    torch.manual_seed(config.seed * 1_000_003 + progress.epoch * 1009 + workers.rank())
+    plan = plan_epoch(samples.lengths, config.batch_size, config.seed, progress.epoch)
+    total_steps = config.epochs * math.ceil(len(plan) / config.accumulate)
+    hybrid.start_epoch(progress.epoch, config.epochs)
+    model.train()
+    started, seen, losses = time.perf_counter(), 0, [0.0]
+    workers.tell(reporter, "start", progress, {"steps": math.ceil(len(plan) / config.accumulate)})
+    for number, batch in enumerate(training_batches(hybrid, samples, plan, config.seed, progress.epoch)):
+        last = (number + 1) % config.accumulate == 0 or number + 1 == len(plan)
+        group = min(config.accumulate, len(plan) - number // config.accumulate * config.accumulate)
+        losses[-1] += backward(model, batch, group, synchronise=last)
+        seen += len(plan[number])
+        if not last:
+            continue
+        rate = learning_rate(progress.step, total_steps, config)
+        norm = step(model, optimizer, rate, config.clip_norm)
+        progress.step += 1
+        if progress.step % LOG_EVERY == 0 or number + 1 == len(plan):
+            seconds = time.perf_counter() - started
+            values = {
+                "loss": sum(losses) / len(losses),
+                "learning_rate": rate,
+                "gradient_norm": norm,
+                "samples_per_second": seen / seconds,
+            }
+            progress.note(values)
+            workers.tell(reporter, "step", progress, values)
+            losses.clear()
+        losses.append(0.0)
+
+
+def training_batches(
+    hybrid: Hybrid, samples: PreparedSamples, plan: Sequence[np.ndarray], seed: int, epoch: int
+) -> Iterator[Batch]:
+    """This worker's share of every batch of the plan, collated ahead by a thread."""
+    device, mine, together = get_device(), workers.rank(), workers.world_size()
+
+    def make(number: int) -> Batch:
+        rng = np.random.default_rng((seed, epoch, number, mine))
+        return hybrid.collate([samples[i] for i in plan[number][mine::together]], rng)
+
+    for batch in prefetch(make, len(plan)):
+        yield to_device(batch, device)
+
+
+def backward(model: nn.Module, batch: Batch, accumulate: int, synchronise: bool) -> float:
+    """Adds the gradients of the batch's mean loss, exact over workers of unequal shares; returns that mean."""
+    hold = contextlib.nullcontext() if synchronise or workers.world_size() == 1 else model.no_sync()  # type: ignore[operator]
+    with hold:
+        loss = model(batch)
+        count = workers.all_sum(loss.terms.detach().float())
+        # DDP averages gradients over workers, so the sum over workers needs their number.
+        (loss.total * (workers.world_size() / (count * accumulate))).backward()
+    return float(workers.all_sum(loss.total.detach().float()) / count) / accumulate
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float) -> float:
+    """One optimizer step at this learning rate; returns the gradients' norm before clipping.
+
+    Raises:
+        FloatingPointError: the gradients are not finite.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
+    if not math.isfinite(norm):
+        raise FloatingPointError("the gradients are not finite: lower train.learning_rate")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def learning_rate(done: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up, then cosine to 2 % of the peak, or constant; a pure function of the finished steps."""
+    warm = min(1.0, (done + 1) / max(1, config.warmup_steps))
+    if config.schedule == "constant":
+        return config.learning_rate * warm
+    phase = min(1.0, done / max(1, total))
+    cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * phase))
+    return config.learning_rate * warm * cosine
+
+
+@torch.inference_mode()
+def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> tuple[Metrics, dict[str, Any]]:
+    """Exact validation over all workers: the mean loss of all samples, the hybrid's metrics of the first ones.
+
+    Returns:
+        `val_loss` and the metrics as `val_…`; and what the hybrid's `summarise` gives of the first samples, empty where
+        none was to be decoded.
+    """
+    hybrid.eval()
+    device = get_device()
+    sums = torch.zeros(2, dtype=torch.float64)
+    records: list[tuple[int, dict[str, Any]]] = []
+    mine = np.arange(workers.rank(), len(samples), workers.world_size())
+    mine = mine[np.argsort(samples.lengths[mine], kind="stable")]
+    for start in range(0, len(mine), recipe.train.batch_size):
+        numbers = mine[start : start + recipe.train.batch_size]
+        members = [samples[i] for i in numbers]
+        loss = hybrid(to_device(hybrid.collate(members), device))
+        sums += torch.stack([loss.total, loss.terms]).double().cpu()
+        decoded = [(i, m) for i, m in zip(numbers, members, strict=True) if i < recipe.train.validate_samples]
+        if decoded:
+            batch = to_device(hybrid.collate([member for _, member in decoded]), device)
+            outputs = hybrid.predict(batch, recipe.decoding)
+            records += [(int(i), hybrid.record(m, o)) for (i, m), o in zip(decoded, outputs, strict=True)]
+    total, count = workers.all_sum(sums.to(torch.float64)).tolist()
+    everyone = [record for _, record in workers.gather(records)]
+    judged = hybrid.summarise(everyone) if everyone else {}
+    metrics = {f"val_{name}": value for name, value in judged.get("metrics", {}).items()}
+    return {"val_loss": total / count, **metrics}, judged

@@ -1,0 +1,102 @@
+"""What must be there before the first step of a training: the untrained model, and prepared samples."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import ray
+import torch
+
+from hybrid_models import HYBRIDS, Hybrid
+from pipelines import storage
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
+from pipelines.reading.datasource import ShardDatasource
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.limits import MAX_BAD_SHARE
+from pipelines.reading.samples import SAMPLE_SCHEMA, TEXT_SCHEMA, TrainingTexts
+from pipelines.reading.shards import Shard
+from pipelines.staging import checks, engine
+from pipelines.staging.actors import Featurizer
+from pipelines.staging.checks import count_errors
+from pipelines.staging.pieces import Piece
+from pipelines.training.recipe import Recipe
+from pipelines.training.runs import TrainJob
+
+log = logging.getLogger(__name__)
+PREPARED_SCHEMA = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
+
+
+def initial_artifact(job: TrainJob, shards: list[Shard]) -> Artifact:
+    """The untrained model with its assets and pretrained parts, made once and kept in the run's folder."""
+    place = storage.join(job.run, "initial")
+    if not storage.exists(storage.join(place, artifacts.CONFIG)):
+        recipe = job.recipe
+        kind = HYBRIDS[recipe.hybrid]
+        assets = kind.learn_assets(recipe.model, _texts(recipe, shards))
+        torch.manual_seed(recipe.train.seed)
+        hybrid = kind(recipe.model, assets)
+        for part, uri in hybrid.pretrained().items():
+            hybrid.load_pretrained(part, None if uri == "hub" else artifacts.read_tensors(uri))
+        files = artifacts.make(hybrid, recipe.decoding, {}, "Initial weights of a training run.\n")
+        artifacts.write(files, place)
+    return artifacts.read(place)
+
+
+def _texts(recipe: Recipe, shards: list[Shard]) -> Iterator[str]:
+    """All texts of the training shards, streaming; nothing is read for a hybrid that learns no assets."""
+    if not recipe.model.learns_from_texts:
+        return
+    source = ShardDatasource(shards, ReadOptions(limits=recipe.limits), TrainingTexts(recipe.model), TEXT_SCHEMA)
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(shards), num_cpus=engine.DECODE_CPUS)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield from batch["text"].to_pylist()
+
+
+def prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list[Piece], Counter[str]]:
+    """Decoded and featurized samples in the lake, computed once for each shard and configuration.
+
+    Returns:
+        The staged pieces, and the counts of bad samples by kind.
+    """
+    recipe = job.recipe
+    hybrid = initial.load()
+    folder = _features_folder(job, initial, hybrid)
+    todo = checks.incomplete(shards, folder)
+    if todo:
+        log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
+        inference = Inference.of(initial, recipe.limits)
+        actor = engine.Actor(Featurizer, (ray.put(inference),)) if hybrid.has_frozen_features else None
+        decode = inference.decode(with_target=True)
+        engine.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
+    pieces = checks.verify(shards, folder)
+    found = count_errors(pieces)
+    errors, rows = found.kinds, sum(piece.rows for piece in pieces) + found.lost
+    checks.check_errors(errors, rows, MAX_BAD_SHARE, "the share allowed in training,", "mend the data or its limits")
+    for kind, count in errors.items():
+        log.warning("%s: %d training samples are left out: %s", job.name, count, kind)
+    return pieces, errors
+
+
+def _features_folder(job: TrainJob, initial: Artifact, hybrid: Hybrid) -> str:
+    """Where samples are kept that are decoded and featurized alike; what is trained, and how, decides nothing."""
+    frozen = hashlib.sha256()
+    trained = {name for name, parameter in hybrid.named_parameters() if parameter.requires_grad}
+    for name, tensor in sorted(hybrid.state_dict().items()):
+        if name not in trained:
+            frozen.update(name.encode())
+            frozen.update(tensor.contiguous().numpy().tobytes())
+    config = {name: value for name, value in initial.meta["config"].items() if name not in hybrid.Config.not_in_samples}
+    decisive = {
+        "hybrid": hybrid.name,
+        "config": config,
+        "assets": initial.assets,
+        "limits": asdict(job.recipe.limits),
+        "frozen": frozen.hexdigest(),
+    }
+    return storage.join(storage.absolute(job.storage), "features", artifacts.fingerprint(decisive)[:12])

@@ -1,0 +1,87 @@
+"""Typed configuration of runs: what a recipe consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hybrid_models import HYBRIDS
+from hybrid_models.errors import UsageError
+from hybrid_models.inputs import DecodingConfig, HybridConfig
+from pipelines.reading.limits import Limits
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained."""
+
+    epochs: int = 10
+    """Passes over the training data at most; early stopping may end sooner."""
+    batch_size: int = 64
+    """Samples per step over all workers together, so that adding workers does not change the result."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up from zero."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: cosine to 2 % of the peak at the last epoch, or constant."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before each step."""
+    metric: str = "loss"
+    """Validation metric that decides which checkpoint is best and when to stop: `loss` or one of the hybrid's."""
+    patience: int = 3
+    """Stop after this many epochs without a better metric."""
+    validate_samples: int = 500
+    """Validation samples that are decoded for the hybrid's own metrics (the loss is over all); 0 decodes none."""
+    keep_checkpoints: int = 2
+    """Best checkpoints kept beside the last one."""
+    max_failures: int = 2
+    """Restarts from the last checkpoint when a worker or node dies."""
+    seed: int = 0
+    """Decides initial weights, data order and dropout."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named, complete configuration of a training run."""
+
+    hybrid: str
+    """Which of the hybrids is trained."""
+    model: HybridConfig
+    """Architecture and preprocessing; kept in the artifact."""
+    decoding: DecodingConfig
+    """Decoding options of validation and, unless overridden, of batch jobs."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation."""
+    limits: Limits = field(default_factory=Limits)
+    """Bounds on one input row; what exceeds them is a bad sample."""
+
+    def check(self) -> None:
+        """Refuses impossible combinations before any cluster starts.
+
+        Raises:
+            UsageError: names the option and what it may be.
+        """
+        train = self.train
+        known = ["loss", *HYBRIDS[self.hybrid].metrics_of(self.model)]
+        if train.metric not in known:
+            raise UsageError(f"train.metric '{train.metric}' is unknown for a {self.hybrid}: use {', '.join(known)}")
+        if train.metric != "loss" and train.validate_samples < 1:
+            raise UsageError(f"train.metric {train.metric} needs train.validate_samples of at least 1")
+        for name in ("epochs", "batch_size", "accumulate", "patience", "keep_checkpoints"):
+            if getattr(train, name) < 1:
+                raise UsageError(f"train.{name} is {getattr(train, name)}: it must be at least 1")
+        if train.seed < 0:
+            raise UsageError(f"train.seed is {train.seed}: it must be 0 or more")
+        for name in ("learning_rate", "clip_norm"):
+            if getattr(train, name) <= 0:
+                raise UsageError(f"train.{name} is {getattr(train, name)}: it must be positive")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of `train.metric`."""
+        return HYBRIDS[self.hybrid].metrics.get(self.train.metric, False)

@@ -1,0 +1,154 @@
+"""A training run: what it is, what an earlier start of it left, and what is refused before it begins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import ray
+
+from hybrid_models.errors import UsageError
+from pipelines import storage
+from pipelines.cluster.resources import Resources
+from pipelines.models import artifacts, tracking
+from pipelines.reading.shards import Shard, list_shards
+from pipelines.staging.pieces import Piece
+from pipelines.training.recipe import Recipe
+
+Shards = tuple[list[Shard], list[Shard]]
+"""The shards of `train` and `val`."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training run.
+
+    Args:
+        recipe: what is trained and how.
+        recipe_name: its name.
+        data: URI of a dataset folder with `train` and `val`.
+        storage: URI below which runs and features are kept.
+        name: the run's name; the same name goes on.
+        tracking_uri: MLflow.
+        num_workers: training processes.
+        resources: for decoding and features.
+        pictures: how many validation samples the model card shows; without any it has no curves either.
+        gpu: whether each training process takes a GPU: "yes", "no", or "auto", if the cluster has any now.
+    """
+
+    recipe: Recipe
+    recipe_name: str
+    data: str
+    storage: str
+    name: str
+    tracking_uri: str
+    num_workers: int
+    resources: Resources
+    pictures: int = 0
+    gpu: Literal["auto", "yes", "no"] = "auto"
+
+    @property
+    def runs(self) -> str:
+        """URI of the folder of runs."""
+        return storage.join(storage.absolute(self.storage), "runs")
+
+    @property
+    def run(self) -> str:
+        """URI of this run's folder."""
+        return storage.join(self.runs, self.name)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What `run.json` in the run's folder says."""
+
+    recipe: str
+    config: dict[str, Any]
+    data: str
+    shards: str
+    """Hash of the shards' URIs and etags."""
+    mlflow_run_id: str | None
+
+
+def check(job: TrainJob) -> Shards:
+    """Everything that can be refused before a cluster starts; returns the shards of `train` and `val`.
+
+    Raises:
+        UsageError: names the option or object and the fix.
+    """
+    job.recipe.check()
+    if job.num_workers < 1:
+        raise UsageError(f"--num-workers is {job.num_workers}: it must be at least 1")
+    least = job.num_workers * job.recipe.model.least_share
+    if job.recipe.train.batch_size < least:
+        raise UsageError(
+            f"train.batch_size {job.recipe.train.batch_size} is too small for --num-workers {job.num_workers}: "
+            f"it must be at least {least}"
+        )
+    train, val = (list_shards(storage.join(job.data, split)) for split in ("train", "val"))
+    storage.check_writable(job.storage)
+    state = read_state(job)
+    if state is not None:
+        _check_same(job, state, (train, val))
+    return train, val
+
+
+def _check_same(job: TrainJob, state: RunState, shards: Shards) -> None:
+    """A run goes on only with the configuration and the data that it was started with."""
+    config = plain(job.recipe)
+    ours, theirs = dict(tracking.flatten(config)), dict(tracking.flatten(state.config))
+    ours["data"], theirs["data"] = job.data, state.data
+    if ours != theirs:
+        key = next(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
+        raise UsageError(
+            f"run '{job.name}' was started with {key}={theirs.get(key)}, not {ours.get(key)}: use another --name"
+        )
+    if state.shards != shards_digest(shards):
+        raise UsageError(f"run '{job.name}' was started before the shards of {job.data} changed: use another --name")
+
+
+def shards_digest(shards: Shards) -> str:
+    """Hash of which shards there are, in which state."""
+    return artifacts.fingerprint({"shards": [[(shard.uri, shard.etag) for shard in part] for part in shards]})
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON would give it back."""
+    return dict(json.loads(json.dumps(asdict(recipe))))
+
+
+def read_state(job: TrainJob) -> RunState | None:
+    """What an earlier start of this run left."""
+    try:
+        return RunState(**json.loads(storage.read_text(storage.join(job.run, "run.json"))))
+    except FileNotFoundError:
+        return None
+
+
+def finished(job: TrainJob) -> dict[str, Any] | None:
+    """The summary of this run if it has been trained to the end and its model is registered at this MLflow."""
+    try:
+        summary = dict(json.loads(storage.read_text(storage.join(job.run, "summary.json"))))
+    except FileNotFoundError:
+        return None
+    return summary if summary["model_version"] and summary["mlflow"] == tracking.shown(job.tracking_uri) else None
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """Everything a worker needs."""
+
+    recipe: Recipe
+    initial: ray.ObjectRef
+    """The untrained `Artifact`, the same for all workers."""
+    train_pieces: Sequence[Piece]
+    val_pieces: Sequence[Piece]
+    run: str
+    """URI of the run's folder."""
+    tracking_uri: str
+    mlflow_run_id: str | None
+    threads: int
+    progress: Any
+    """Handle of the `Reporter`."""

@@ -1,0 +1,67 @@
+"""What the workers of a training do together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from ray import train as ray_train
+from ray.train.torch import get_device
+from torch import Tensor, nn
+
+from hybrid_models.contract import Hybrid
+
+if TYPE_CHECKING:
+    from pipelines.training.checkpoints import Progress
+
+
+def rank() -> int:
+    """This worker's number."""
+    return int(ray_train.get_context().get_world_rank())
+
+
+def world_size() -> int:
+    """How many workers train together."""
+    return int(ray_train.get_context().get_world_size())
+
+
+def is_chief() -> bool:
+    """Whether this is the worker that writes."""
+    return rank() == 0
+
+
+def all_sum(value: Tensor) -> Tensor:
+    """The sum over all workers."""
+    if world_size() == 1:
+        return value
+    value = value.to(get_device()).clone()
+    dist.all_reduce(value)
+    return value
+
+
+def share_buffers(hybrid: nn.Module) -> None:
+    """Gives every worker the first one's buffers, which are saved: each has batch statistics of its own samples."""
+    if world_size() > 1:
+        for buffer in hybrid.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def gather(records: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
+    """All workers' records, in the order of the samples."""
+    if world_size() > 1:
+        parts: list[Any] = [None] * world_size()
+        dist.all_gather_object(parts, records)
+        records = [record for part in parts for record in part]
+    return sorted(records, key=lambda pair: pair[0])
+
+
+def unwrap(model: nn.Module) -> Hybrid:
+    """The hybrid inside DDP."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model  # type: ignore[return-value]
+
+
+def tell(reporter: Any, event: str, progress: Progress, values: Mapping[str, float], text: str = "") -> None:
+    """Shows the driver how far the first worker is; nobody waits for it."""
+    if is_chief():
+        reporter.update.remote(event, progress.epoch, progress.step, dict(values), text)

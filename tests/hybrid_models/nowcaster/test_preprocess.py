@@ -1,0 +1,146 @@
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import Inputs, Visual
+from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterDecoding
+from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
+from hybrid_models.scores.frames import RAIN_THRESHOLDS
+from tests.hybrid_models.nowcaster.test_nowcaster import VIDEO, sample_of, shower
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"past_frames": 0}, "past_frames is 0"),
+        ({"past_frames": 1}, "motion of rain needs at least 2"),
+        ({"horizon_minutes": 0}, "horizon_minutes is 0"),
+        ({"unit": "dBZ"}, "unit is 'dBZ'"),
+        ({"hidden_dims": ()}, "hidden_dims"),
+        ({"hidden_dims": (8, 0)}, "hidden_dims"),
+        ({"kernel_size": 4}, "kernel_size is 4: it must be odd"),
+        ({"patch": 0}, "patch is 0"),
+        ({"width": 128}, "cannot be turned"),
+    ],
+)
+def test_impossible_configurations_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        NowcasterConfig(**options)
+
+
+def test_a_window_is_split_at_the_issue_time():
+    media = shower(9)
+    media[:, 0, 0] = np.nan
+    sample = sample_of(media, issue_time="2010-08-26T01:30:00")
+    assert sample["past"].dtype == np.float16
+    np.testing.assert_array_equal(sample["past"], media[:3].astype(np.float16))
+    np.testing.assert_array_equal(sample["future"], media[3:7].astype(np.float16))  # 20 min in steps of 5
+    assert sample["n_leads"] == 4
+    assert sample["length"] == 7
+    assert sample["issue_time"] == datetime(2010, 8, 26, 1, 30, tzinfo=UTC).timestamp() * 1e6
+    assert "future" not in sample_of(media[:3], with_target=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2010-08-26T00:00:00.000000000", datetime(2010, 8, 26, tzinfo=UTC)),
+        ("2010-08-26T02:00:00+02:00", datetime(2010, 8, 26, tzinfo=UTC)),
+        ("1969-12-31T23:59:59.5Z", datetime(1969, 12, 31, 23, 59, 59, 500_000, tzinfo=UTC)),
+    ],
+)
+def test_issue_times_are_utc(text, expected):
+    micros = int(sample_of(shower(7), issue_time=text)["issue_time"])
+    assert datetime.fromtimestamp(micros / 1e6, UTC) == expected
+
+
+def test_stored_rain_keeps_its_side_of_every_threshold():
+    hundredths = np.arange(0, 2000, dtype=np.float32)[:1024].reshape(32, 32)
+    for first in (0.0, 9.76):
+        rain = np.round(first + hundredths / 100, 2).astype(np.float32)
+        stored = sample_of(np.stack([rain] * 7))["past"][0].astype(np.float32)
+        for threshold in RAIN_THRESHOLDS:
+            np.testing.assert_array_equal(stored >= threshold, rain >= threshold)
+
+
+def test_video_is_scaled_and_steps_by_frames():
+    media = np.zeros((8, 16, 16), np.uint8)
+    media[:, 3, 4] = 255
+    sample = sample_of(media, VIDEO)
+    assert sample["past"][0, 3, 4] == 1
+    assert sample["step_minutes"] == 1
+    assert sample["n_leads"] == 4
+    assert sample["issue_time"] == -1
+
+
+def test_a_clip_is_read_in_grey():
+    config = NowcasterConfig(past_frames=2, horizon_minutes=3, height=8, width=8, unit="intensity", augment=False)
+    preprocess = NowcasterPreprocess(config)
+    assert preprocess.visual == Visual(8, 8, 5, spread=False)
+    assert NowcasterPreprocess(NowcasterConfig()).visual is None, "rain is no picture"
+    clip = np.zeros((5, 8, 8, 3), np.uint8)
+    clip[0], clip[1, ..., 0], clip[2, ..., 1], clip[3, ..., 2] = 255, 255, 255, 255
+    sample = preprocess(Inputs(clip, {}), with_target=True)
+    greys = np.concatenate([sample["past"], sample["future"]]).mean(axis=(1, 2))
+    np.testing.assert_allclose(greys, [1, 0.299, 0.587, 0.114, 0], atol=0.005)
+
+
+def spoilt(change):
+    media = shower(7)
+    return change(media)
+
+
+def with_value(value):
+    def change(media):
+        media[1, 2, 3] = value
+        return media
+
+    return change
+
+
+def without_newest(media):
+    media[2] = np.nan
+    return media
+
+
+def without_future(media):
+    media[3:] = np.nan
+    return media
+
+
+@pytest.mark.parametrize(
+    ("change", "fields", "kind", "message"),
+    [
+        (lambda media: None, {}, "MediaError", "no frames"),
+        (lambda media: media[0], {}, "ShapeError", r"\(32, 32\)"),
+        (lambda media: media[..., None], {}, "ShapeError", r"\[time, height, width\]"),
+        (lambda media: media[:, :30], {}, "GridError", "30×32.*32×32.*hybrid prepare radar --crop"),
+        (lambda media: media[:6], {}, "LengthError", "6 frames where 7 are needed"),
+        (with_value(np.inf), {}, "RangeError", "inf"),
+        (with_value(-0.5), {}, "RangeError", "-0.5"),
+        (with_value(5000.0), {}, "RangeError", "mm/h lies within"),
+        (lambda media: media * np.nan, {}, "CoverageError", "newest frame"),
+        (without_newest, {}, "CoverageError", "newest frame"),
+        (without_future, {}, "CoverageError", "observed future"),
+        (lambda media: media, {"step_minutes": 0}, "StepError", "step_minutes is 0"),
+        (lambda media: media, {"step_minutes": "often"}, "StepError", "'often'"),
+        (lambda media: media, {"step_minutes": 30}, "StepError", "exceeds the horizon"),
+        (lambda media: media, {"issue_time": "noon"}, "TimeError", "'noon'"),
+    ],
+)
+def test_unusable_rows_say_why(change, fields, kind, message):
+    with pytest.raises(BadSample, match=message) as caught:
+        sample_of(spoilt(change), **fields)
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("config", [NowcasterConfig(past_frames=3, horizon_minutes=4, height=32, width=32), VIDEO])
+def test_how_large_a_nowcast_will_be_is_known_before(config):
+    preprocess = NowcasterPreprocess(config)
+    media = np.ones((config.past_frames, config.height, config.width), np.uint8)
+    sample = preprocess(Inputs(media, {"step_minutes": 1}), False)
+    net = Nowcaster(config, {}).eval()
+    (row,) = net.predict(net.collate([sample]), NowcasterDecoding())
+    assert len(row["frames"]) + len(row["probability"] or b"") == preprocess.output_bytes(sample) > 0

@@ -1,0 +1,217 @@
+"""Beam search against brute force over every possible output."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hybrid_models.errors import UsageError
+from hybrid_models.search.beam import Hypothesis, SearchOptions, draw, inference, length_penalty, search
+
+V, START, END = 4, 0, 1
+
+
+class TableModel:
+    """A made-up language: the next token's distribution depends on the last two tokens, the position and the source."""
+
+    def __init__(self, sources: int, seed: int = 0, end_bias: float = 0.0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(sources, 12, V, V, V, generator=generator) * 1.5
+        logits[..., END] += end_bias
+        logits[..., START] = float("-inf")
+        self.table = torch.log_softmax(logits, dim=-1)
+        self.rows_seen: list[int] = []
+
+    def initial(self, sources: list[int]):
+        state = {"last": torch.full((len(sources),), START), "at": torch.zeros(len(sources), dtype=torch.long)}
+        return state, {"source": torch.tensor(sources)}
+
+    def step(self, tokens, state, memory):
+        self.rows_seen.append(len(tokens))
+        source = memory["source"].repeat_interleave(len(tokens) // len(memory["source"]))
+        log_probs = self.table[source, state["at"], state["last"], tokens]
+        return log_probs.clone(), {"last": tokens, "at": state["at"] + 1}
+
+    def log_prob(self, source: int, tokens: tuple[int, ...]) -> float:
+        history, total = (START, START, *tokens, END), 0.0
+        for i in range(len(tokens) + 1):
+            total += float(self.table[source, i, history[i], history[i + 1], history[i + 2]])
+        return total
+
+    def best(self, source: int, min_length: int, max_length: int, alpha: float, no_repeat: int = 0) -> Hypothesis:
+        """The argmax over every output of allowed length, none of whose sequences of `no_repeat` tokens come twice."""
+        return max(
+            (
+                Hypothesis(list(tokens), self.log_prob(source, tokens) / ((5 + length + 1) / 6) ** alpha)
+                for length in range(min_length, max_length + 1)
+                for tokens in itertools.product(range(2, V), repeat=length)
+                if not repeats(tokens, no_repeat)
+            ),
+            key=lambda hypothesis: hypothesis.score,
+        )
+
+    def greedy(self, source: int, max_length: int) -> list[int]:
+        history = [START, START]
+        for at in range(max_length):
+            token = int(self.table[source, at, history[-2], history[-1]].argmax())
+            if token == END:
+                break
+            history.append(token)
+        return history[2:]
+
+
+def repeats(tokens, n):
+    sequences = [tokens[i : i + n] for i in range(len(tokens) - n + 1)] if n else []
+    return len(set(sequences)) < len(sequences)
+
+
+def run(model, sources, limits, **options):
+    state, memory = model.initial(sources)
+    return search(model.step, state, memory, torch.tensor(limits), SearchOptions(START, END, **options))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0, 2.0])
+@pytest.mark.parametrize("min_length", [0, 2])
+def test_a_wide_beam_is_the_exact_argmax(alpha, min_length):
+    model = TableModel(6)
+    found = run(model, list(range(6)), [5] * 6, beam_size=64, length_penalty=alpha, min_length=min_length)
+    for source, hypothesis in enumerate(found):
+        expected = model.best(source, min_length, 5, alpha)
+        assert hypothesis.tokens == expected.tokens
+        assert hypothesis.score == pytest.approx(expected.score, abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_sequence_is_written_twice_and_the_best_of_the_rest_wins(n):
+    model = TableModel(12, end_bias=-1.0)
+    found = run(model, list(range(12)), [6] * 12, beam_size=128, no_repeat=n)
+    for source, hypothesis in enumerate(found):
+        expected = model.best(source, 0, 6, 1.0, no_repeat=n)
+        assert hypothesis.tokens == expected.tokens
+        assert hypothesis.score == pytest.approx(expected.score, abs=1e-5)
+    free = run(model, list(range(12)), [6] * 12, beam_size=128)
+    assert any(repeats(tuple(hypothesis.tokens), n) for hypothesis in free)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_beam_one_is_greedy(seed):
+    model = TableModel(8, seed)
+    found = run(model, list(range(8)), [7] * 8, beam_size=1)
+    assert [hypothesis.tokens for hypothesis in found] == [model.greedy(source, 7) for source in range(8)]
+
+
+def test_a_score_is_the_normalised_log_probability_of_its_tokens():
+    model = TableModel(8)
+    for source, hypothesis in enumerate(run(model, list(range(8)), [9] * 8, beam_size=3, length_penalty=0.6)):
+        tokens = tuple(hypothesis.tokens)
+        expected = model.log_prob(source, tokens) / ((5 + len(tokens) + 1) / 6) ** 0.6
+        assert hypothesis.score == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 5])
+def test_a_batch_of_different_sources_equals_each_alone(beam_size):
+    model, limits = TableModel(10, end_bias=0.5), [9, 3, 1, 0, 5, 9, 9, 2, 7, 4]
+    together = run(model, list(range(10)), limits, beam_size=beam_size)
+    alone = [run(model, [source], [limits[source]], beam_size=beam_size)[0] for source in range(10)]
+    assert together == alone
+    assert together == run(model, list(range(10)), limits, beam_size=beam_size)
+    assert all(len(hypothesis.tokens) <= limit for hypothesis, limit in zip(together, limits, strict=True))
+
+
+def test_a_wider_beam_finds_what_a_narrow_one_misses():
+    model = TableModel(30)
+    narrow = run(model, list(range(30)), [6] * 30, beam_size=1, length_penalty=0.0)
+    wide = run(model, list(range(30)), [6] * 30, beam_size=64, length_penalty=0.0)
+    better = [w.score - n.score for n, w in zip(narrow, wide, strict=True)]
+    assert min(better) > -1e-5
+    assert max(better) > 0.1
+
+
+def test_length_penalty_favours_longer_outputs():
+    model = TableModel(30)
+    lengths = [
+        sum(len(h.tokens) for h in run(model, list(range(30)), [8] * 30, beam_size=64, length_penalty=alpha))
+        for alpha in (0.0, 1.0, 3.0)
+    ]
+    assert lengths[0] < lengths[1] < lengths[2]
+    assert length_penalty(7, 1.0) == 2.0
+    assert length_penalty(100, 0.0) == 1.0
+
+
+def test_length_limits_hold_and_the_maximum_wins():
+    model = TableModel(12, end_bias=5.0)
+    assert all(len(h.tokens) == 0 for h in run(model, list(range(12)), [6] * 12, beam_size=3))
+    assert all(len(h.tokens) >= 3 for h in run(model, list(range(12)), [6] * 12, beam_size=3, min_length=3))
+    assert all(len(h.tokens) == 2 for h in run(model, list(range(12)), [2] * 12, beam_size=3, min_length=5))
+    never_ends = TableModel(12, end_bias=-50.0)
+    found = run(never_ends, list(range(12)), [6] * 12, beam_size=3)
+    assert all(len(h.tokens) == 6 and math.isfinite(h.score) for h in found)
+
+
+def test_finished_sources_leave_the_batch():
+    model = TableModel(8, end_bias=-50.0)
+    run(model, list(range(8)), [1, 1, 1, 1, 1, 1, 1, 6], beam_size=2)
+    assert model.rows_seen == [16, 16, 2, 2, 2, 2, 2]
+
+
+def test_impossible_continuations_give_no_nan():
+    model = TableModel(4)
+    model.table[..., 2:] = float("-inf")
+    model.table[..., END] = 0.0
+    found = run(model, [0, 1, 2, 3], [5] * 4, beam_size=4)
+    assert found == [Hypothesis([], 0.0)] * 4
+
+
+def test_forbidden_tokens_are_never_written():
+    found = run(TableModel(10), list(range(10)), [6] * 10, beam_size=3, min_length=3, never=(START, 2))
+    assert {token for hypothesis in found for token in hypothesis.tokens} == {3}
+
+
+def test_outputs_are_drawn_as_often_as_they_are_likely():
+    model, count = TableModel(2, end_bias=1.0), 4000
+    torch.manual_seed(0)
+    state, memory = model.initial([0, 1])
+    drawn = draw(model.step, state, memory, 8, SearchOptions(START, END), count)
+    assert [len(outputs) for outputs in drawn] == [count, count]
+    for source, outputs in enumerate(drawn):
+        likely = sorted(
+            (tokens for length in range(3) for tokens in itertools.product(range(2, V), repeat=length)),
+            key=lambda tokens: -model.log_prob(source, tokens),
+        )
+        for tokens in likely[:3]:
+            share = sum(output == [*tokens, END] for output in outputs) / count
+            assert share == pytest.approx(math.exp(model.log_prob(source, tokens)), abs=0.03)
+
+
+def test_drawn_outputs_keep_to_their_length_and_words():
+    model = TableModel(3, end_bias=-50.0)
+    state, memory = model.initial([0, 1, 2])
+    options = SearchOptions(START, END, never=(START, 2))
+    assert draw(model.step, state, memory, 4, options, 2) == [[[3] * 4] * 2] * 3
+
+
+def test_no_sources():
+    assert run(TableModel(1), [], []) == []
+
+
+@pytest.mark.parametrize("wrong", [{"beam_size": 0}, {"length_penalty": -0.1}, {"min_length": -1}, {"no_repeat": -1}])
+def test_wrong_options(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        SearchOptions(START, END, **wrong)
+
+
+def test_inference_restores_the_mode():
+    net = nn.Dropout().train()
+
+    def fail():
+        with inference(net):
+            assert not net.training
+            assert torch.is_inference_mode_enabled()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert net.training
+    assert not torch.is_inference_mode_enabled()

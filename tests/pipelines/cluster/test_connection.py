@@ -1,0 +1,61 @@
+import logging
+
+import pytest
+import ray
+from ray.data import exceptions
+from ray.data._internal.execution import streaming_executor_state
+
+from pipelines.cluster import connection
+
+
+def test_an_error_of_ray_data_is_told_once_and_in_one_line(ray_cluster: str) -> None:
+    """Its own loggers would print stack traces as well."""
+    connection.configure_data()
+    for module in (exceptions, streaming_executor_state):
+        assert not module.logger.isEnabledFor(logging.ERROR)
+    assert logging.getLogger("ray.data").isEnabledFor(logging.ERROR)
+
+
+def test_connect_leaves_a_running_cluster_alone(ray_cluster: str) -> None:
+    with connection.connect():
+        assert ray.is_initialized()
+    assert ray.is_initialized()
+    assert ray.cluster_resources()["CPU"] == 1
+
+
+def test_workers_get_the_environment_that_makes_them_fast(ray_cluster: str) -> None:
+    @ray.remote(num_cpus=0)
+    def environment() -> dict[str, str]:
+        import os
+
+        return dict(os.environ)
+
+    assert connection.worker_env().items() <= ray.get(environment.remote()).items()
+    assert connection.worker_env()["MALLOC_TOP_PAD_"] == "268435456"
+
+
+def test_ray_gives_users_no_advice_about_its_workers_memory(ray_cluster: str) -> None:
+    connection.configure_data()
+    detectors = ray.data.DataContext.get_current().issue_detectors_config
+    assert detectors.high_memory_detector_config.detection_time_interval_s == -1
+
+
+def test_bars_are_for_terminals_only(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ray.data.DataContext.get_current()
+    for terminal in (True, False):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        connection.configure_data()
+        assert context.enable_progress_bars is terminal
+
+
+def test_variables_that_a_job_has_from_its_submitter_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses to be told a variable twice, and prints all of them, secrets too."""
+    ours = {"OURS": "1", "GOMP_SPINCOUNT": "1000"}
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert connection._without_the_jobs(ours) == ours
+    monkeypatch.setenv(
+        "RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"env_vars": {"GOMP_SPINCOUNT": "7"}}, "metadata": {}}'
+    )
+    assert connection._without_the_jobs(ours) == {"OURS": "1"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": null}')
+    assert connection._without_the_jobs(ours) == ours

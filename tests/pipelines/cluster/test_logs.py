@@ -1,0 +1,75 @@
+import json
+import logging
+import sys
+from typing import Any
+
+import pytest
+
+from pipelines.cluster import logs
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    """A root logger of this test's own."""
+    own = logging.RootLogger(logging.WARNING)
+    monkeypatch.setattr(logging, "root", own)
+    return own
+
+
+def emit(root: logging.Logger, message: str, *args: object, exc_info: Any = None, **extra: Any) -> None:
+    root.handle(root.makeRecord("pipelines.x", logging.WARNING, "f", 1, message, args, exc_info, extra=extra))
+
+
+def test_lines_for_people(
+    root: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(logs.FORMAT, raising=False)
+    root.handlers.clear()  # pytest listens, too
+    logs.configure()
+    with logs.about(ds="2026-01-31"):
+        emit(root, "%d rows", 3)
+    assert capsys.readouterr().err.endswith(" WARNING 3 rows\n")
+    assert root.level == logging.INFO
+
+
+@pytest.mark.parametrize("form", ["", "json"])
+def test_no_line_has_a_password(
+    form: str, root: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(logs.FORMAT, form)
+    root.handlers.clear()  # pytest listens, too
+    logs.configure()
+    try:
+        raise OSError("cannot reach http://someone:marked@host/?token=marked")
+    except OSError:
+        emit(root, "asked %s", "http://:marked@host", exc_info=sys.exc_info())
+    printed = capsys.readouterr().err
+    assert "asked http://***@host" in printed
+    assert "cannot reach http://***@host/?token=***" in printed
+    assert "marked" not in printed
+
+
+def test_json_lines_know_what_they_are_about(
+    root: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(logs.FORMAT, "json")
+    root.handlers.clear()  # pytest listens, too
+    logs.configure()
+    with logs.about(task="captions", ds="2026-01-31"):
+        with logs.about(run="r"):
+            emit(root, "ä %s\nand more", "b", shard="s3://lake/a.tar", index=4, other=1)
+        emit(root, "after")
+    emit(root, "outside")
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        emit(root, "failed", exc_info=sys.exc_info())
+    first, after, outside, failed = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert first.pop("time").startswith("20")
+    assert first == {
+        "level": "WARNING", "logger": "pipelines.x", "message": "ä b\nand more", "task": "captions",
+        "ds": "2026-01-31", "run": "r", "shard": "s3://lake/a.tar", "index": 4,
+    }  # fmt: skip
+    assert (after["ds"], "run" in after) == ("2026-01-31", False)
+    assert "ds" not in outside
+    assert failed["traceback"].endswith("ValueError: broken")

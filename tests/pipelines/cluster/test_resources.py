@@ -1,0 +1,53 @@
+"""How much of the cluster a job takes."""
+
+from typing import Any
+
+import pytest
+import ray
+
+from pipelines.cluster.resources import Compute, Resources
+
+
+def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float], dead: int = 0) -> None:
+    """A cluster of these nodes."""
+    alive: list[dict[str, Any]] = [{"Alive": True, "Resources": each} for each in resources]
+    gone = [{"Alive": False, "Resources": {"CPU": 1.0}}] * dead
+    total = {name: sum(each.get(name, 0) for each in resources) for each in resources for name in each}
+    monkeypatch.setattr(ray, "nodes", lambda: alive + gone)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+
+
+GIB = 1 << 30
+
+
+def test_one_model_process_for_each_cpu_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 2.0, "memory": 8.0 * GIB})
+    assert Resources().plan(20) == (2, Compute(32, 1, False), {"num_cpus": 0.5, "num_gpus": 0})
+    nodes(monkeypatch, {"CPU": 8.0, "memory": 64.0 * GIB}, CPUS16, {"memory": 1.0}, dead=2)
+    assert Resources(batch_size=7).plan(99) == (24, Compute(7, 1, False), {"num_cpus": 0.5, "num_gpus": 0})
+
+
+def test_memory_and_shards_bound_the_model_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"CPU": 16.0, "memory": 9.0 * GIB})
+    assert Resources().plan(99) == (4, Compute(32, 4, False), {"num_cpus": 2.0, "num_gpus": 0})
+    assert Resources().plan(1) == (1, Compute(32, 16, False), {"num_cpus": 8.0, "num_gpus": 0})
+    nodes(monkeypatch, {"CPU": 2.0, "memory": 0.5 * GIB})
+    assert Resources().plan(99)[0] == 1
+
+
+def test_processes_of_one_node_share_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, CPUS16, CPUS16)
+    assert Resources(actors=5).plan(1) == (5, Compute(32, 5, False), {"num_cpus": 16 / 3 / 2, "num_gpus": 0})
+    assert Resources(actors=5, threads=2).plan(1)[1].threads == 2
+    nodes(monkeypatch, {"CPU": 1.0, "memory": 8.0 * GIB})
+    assert Resources(actors=4).plan(1) == (4, Compute(32, 1, False), {"num_cpus": 0.5, "num_gpus": 0})
+
+
+def test_one_model_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {**CPUS16, "GPU": 4.0}, {**CPUS16, "GPU": 4.0})
+    assert Resources().plan(20) == (8, Compute(32, 4, True), {"num_cpus": 1.0, "num_gpus": 1})
+    assert Resources().plan(3)[0] == 3
+    assert Resources(actors=2).plan(20)[0] == 2
+
+
+CPUS16 = {"CPU": 16.0, "memory": 64.0 * GIB}

@@ -1,0 +1,106 @@
+"""Radar events → shards; the events are made by the tests of `reading.radar`."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import h5netcdf
+import numpy as np
+import pytest
+
+from hybrid_models.errors import UsageError
+from hybrid_models.inputs import Window
+from pipelines.datasets.radar_data import crop_event, prepare_radar
+from pipelines.reading.radar import radar_windows
+from tests.pipelines.datasets.test_writer import files
+from tests.pipelines.reading.test_radar import event_bytes
+
+
+def make_events(folder: Path) -> None:
+    """Four events; by name d is last, by time b."""
+    folder.mkdir()
+    for name, start in (("a", 0), ("b", 9000), ("c", 3000), ("d", 6000)):
+        minutes = [start + 5 * i for i in range(4)]
+        (folder / f"{name}.nc").write_bytes(event_bytes(minutes, attrs={"title": name, "corner_points": "gone"}))
+
+
+def splits(summary: dict, out: Path) -> dict[str, list[str]]:
+    return {split: sorted(p.stem for p in (out / split).iterdir()) for split in summary["splits"]}
+
+
+def test_the_newest_events_are_kept_back(tmp_path: Path) -> None:
+    make_events(tmp_path / "source")
+    out = tmp_path / "out"
+    summary = prepare_radar(str(tmp_path / "source"), str(out), crop=0, val=(), test=())
+    assert splits(summary, out) == {"train": ["a", "c"], "val": ["d"], "test": ["b"]}
+    assert summary["splits"] == {"train": 8, "val": 4, "test": 4}
+    assert (out / "val/d.nc").read_bytes() == (tmp_path / "source/d.nc").read_bytes()
+
+
+def test_splits_can_be_named_and_hold_every_event_once(tmp_path: Path) -> None:
+    make_events(tmp_path / "source")
+    out = tmp_path / "out"
+    summary = prepare_radar(str(tmp_path / "source"), str(out), crop=2, val=("a",), test=("c.nc", "d"))
+    assert splits(summary, out) == {"train": ["b"], "val": ["a"], "test": ["c", "d"]}
+    first = files(out)
+    prepare_radar(str(tmp_path / "source"), str(out), crop=2, val=("a",), test=("c.nc", "d"))
+    assert files(out) == first
+    summary = prepare_radar(str(tmp_path / "source"), str(out), crop=2, val=(), test=("a",))
+    assert sorted(name for name in files(out) if name.endswith(".nc")) == [
+        "test/a.nc",
+        "train/b.nc",
+        "train/c.nc",
+        "train/d.nc",
+    ]
+    assert json.loads(files(out)["_manifest.json"])["options"] == {"rows_per_shard": 1, "crop": 2}
+
+
+def test_a_crop_is_the_centre_packed_as_before() -> None:
+    whole = event_bytes([0, 5, 10], attrs={"km_per_pixel": 2.0, "corner_points": "NW 1 2", "history": "made"})
+    cropped = crop_event(whole, 2)
+    window = Window(past_frames=3, horizon_minutes=5)
+    (before,), (after,) = (list(radar_windows(data, window, False)) for data in (whole, cropped))
+    assert before.frames is not None
+    assert after.frames is not None
+    np.testing.assert_array_equal(after.frames, before.frames[:, 1:3, 1:3])  # of 4 x 5 pixels
+    assert (after.issue_time, after.km_per_pixel) == (before.issue_time, 2.0)
+    with h5netcdf.File(io.BytesIO(cropped), "r") as file:
+        rain = file.variables["rainfall_rate"]
+        assert rain.dtype == np.uint16
+        assert rain.attrs["_FillValue"] == 65535
+        assert rain.attrs["scale_factor"] == np.float32(0.01)
+        assert rain.chunks == (1, 2, 2)
+        assert file.variables["x"][...].tolist() == [2000.0, 4000.0]
+        assert file.attrs["history"] == "made\ncropped to the central 2 x 2 pixels"
+        assert "corner_points" not in file.attrs
+    assert crop_event(whole, 2) == cropped
+
+
+def test_a_grid_smaller_than_the_crop_stays_whole() -> None:
+    whole = event_bytes([0, 5, 10])
+    (before,), (after,) = (list(radar_windows(data, Window(3, 5), False)) for data in (whole, crop_event(whole, 100)))
+    np.testing.assert_array_equal(after.frames, before.frames)  # type: ignore[arg-type]
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", str(tmp_path / "out")
+    make_events(source)
+
+    def fails(match: str, crop: int = 0, val: tuple[str, ...] = (), test: tuple[str, ...] = ()) -> None:
+        with pytest.raises(UsageError, match=match):
+            prepare_radar(str(source), out, crop, val, test)
+
+    fails("there is no event 'x'; there are a, b, c, d", val=("x",))
+    fails("event 'a' is in both --val and --test", val=("a", "b"), test=("a",))
+    fails("no event is left to train on", val=("a", "b"), test=("c", "d"))
+    fails("crop is -1", crop=-1)
+    for name in "cd":
+        (source / f"{name}.nc").unlink()
+    fails("2 events make no three splits: say which are --val and --test")
+    (source / "b.nc").write_bytes(b"broken")
+    fails(r"b\.nc cannot be used: RadarDecodeError: ")
+    for path in source.iterdir():
+        path.unlink()
+    fails(r"\*\.nc is not there: expected a CF NetCDF file")

@@ -1,0 +1,148 @@
+"""Shards and manifests."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from hybrid_models.errors import UsageError
+from pipelines.datasets.writer import (
+    DatasetWriter,
+    WrittenShard,
+    caption_row,
+    pack_jsonl,
+    pack_tar,
+    read_manifest_shards,
+)
+from pipelines.storage import list_files
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything below a folder, by relative path."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def write(folder: Path, count: int, rows_per_shard: int = 3) -> dict:
+    writer = DatasetWriter(str(folder), "set", rows_per_shard, {"seed": 1})
+    writer.write_tar("train", ((f"k{i}", {"txt": b"%d" % i}) for i in range(count)))
+    writer.write_jsonl("night/ds=2026-01-01", ({"id": i} for i in range(count)), rows_per_shard=2)
+    return writer.finish()
+
+
+def test_rows_are_cut_into_shards_in_order(tmp_path: Path) -> None:
+    summary = write(tmp_path, 7)
+    names = [f"train/set-train-0000{i}.tar" for i in range(3)]
+    nights = [f"night/ds=2026-01-01/set-night-2026-01-01-0000{i}.jsonl.gz" for i in range(4)]
+    written = files(tmp_path)
+    assert sorted(written) == sorted([*names, *nights, "_manifest.json"])
+    keys = []
+    for name in names:
+        with tarfile.open(fileobj=io.BytesIO(written[name])) as archive:
+            keys.append([(m.name, archive.extractfile(m).read()) for m in archive])  # type: ignore[union-attr]
+    assert [len(shard) for shard in keys] == [3, 3, 1]
+    assert [member for shard in keys for member in shard] == [(f"k{i}.txt", b"%d" % i) for i in range(7)]
+    ids = [json.loads(line)["id"] for name in nights for line in gzip.decompress(written[name]).splitlines()]
+    assert ids == list(range(7))
+    assert summary == {
+        "dataset": "set",
+        "out": str(tmp_path),
+        "splits": {"train": 7, "night/ds=2026-01-01": 7},
+        "in_train": {"night/ds=2026-01-01": 0},
+        "shards": 7,
+        "bytes": sum(len(written[name]) for name in names + nights),
+    }
+
+
+def test_the_manifest_tells_the_truth(tmp_path: Path) -> None:
+    write(tmp_path, 7)
+    written = files(tmp_path)
+    manifest = json.loads(written["_manifest.json"])
+    assert (manifest["format"], manifest["dataset"]) == (1, "set")
+    assert manifest["options"] == {"rows_per_shard": 3, "seed": 1}
+    assert {split: entry["rows"] for split, entry in manifest["splits"].items()} == {
+        "train": 7,
+        "night/ds=2026-01-01": 7,
+    }
+    shards = read_manifest_shards(str(tmp_path))
+    assert len(shards) == len(written) - 1
+    for shard in shards:
+        data = written[shard.name]
+        assert shard == WrittenShard(shard.name, shard.rows, len(data), hashlib.sha256(data).hexdigest())
+    for entry in manifest["splits"].values():
+        assert entry["bytes"] == sum(shard["bytes"] for shard in entry["shards"])
+
+
+def test_what_is_in_train_too_is_counted_by_content(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = DatasetWriter(str(tmp_path), "set", 3, {})
+    for split, photos, pairs, event in (
+        ("train", b"abc", "xyz", b"first"),
+        ("val", b"dce", "uvw", b"second"),
+        ("test", b"dbf", "xzw", b"first"),
+    ):
+        rows = enumerate(zip(photos, pairs, strict=True))
+        taken = [(f"{split}{i}", bytes([photo]), pair) for i, (photo, pair) in rows]
+        writer.write_tar(split, [(key, {"jpg": photo, "json": key.encode()}) for key, photo, _ in taken])
+        writer.write_jsonl(split, [{"id": key, "en": pair} for key, _, pair in taken])
+        writer.write_file(split, f"{split}.nc", event, 4)
+    summary = writer.finish()
+    assert summary["in_train"] == {"val": 1, "test": 4}  # c; b, x, z and the event
+    assert json.loads((tmp_path / "_manifest.json").read_text())["in_train"] == summary["in_train"]
+    assert "4 contents of test are in train, too" in caplog.text
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "a", 7)
+    write(tmp_path / "b", 7)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    with tarfile.open(fileobj=io.BytesIO(pack_tar([("k", {"txt": b"x"})]))) as archive:
+        (member,) = archive.getmembers()
+        assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+    assert pack_jsonl([{"a": "ä"}])[4:8] == b"\0\0\0\0"  # gzip's time
+    assert gzip.decompress(pack_jsonl([{"a": "ä"}])).decode() == '{"a": "ä"}\n'
+
+
+def test_writing_again_removes_only_what_an_earlier_call_wrote(tmp_path: Path) -> None:
+    write(tmp_path, 9)
+    writer = DatasetWriter(str(tmp_path), "set", 3, {})
+    writer.write_file("test", "event.nc", b"radar", 4)
+    writer.finish()  # all others have gone now
+    assert sorted(files(tmp_path)) == ["_manifest.json", "test/event.nc"]
+    (tmp_path / "train").mkdir(exist_ok=True)
+    (tmp_path / "train" / "set-train-00009.tar").write_bytes(b"of a call that was cut short")
+    (tmp_path / "train" / "my-own-photos.tar").write_bytes(b"the user's")
+    write(tmp_path, 4)
+    assert "train/my-own-photos.tar" in files(tmp_path)
+    assert [name for name in files(tmp_path) if name.startswith(("train/set", "test"))] == [
+        "train/set-train-00000.tar",
+        "train/set-train-00001.tar",
+    ]
+
+
+def test_what_cannot_be_written_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="rows_per_shard is 0"):
+        DatasetWriter(str(tmp_path), "set", 0, {})
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UsageError, match="cannot write"):
+        DatasetWriter(str(tmp_path / "file"), "set", 1, {})
+
+
+def test_a_caption_rows_key_has_no_dots() -> None:
+    key, members = caption_row("a.b.c", b"jpeg", ["ein Käse"])
+    assert key == "a_b_c"
+    assert members == {"jpg": b"jpeg", "json": '{"captions": ["ein Käse"]}'.encode()}
+
+
+def test_shards_that_did_not_change_are_left_alone(tmp_path: Path) -> None:
+    write(tmp_path, 7)
+    before = {info.uri: info.etag for info in list_files(str(tmp_path))}
+    write(tmp_path, 7)
+    assert {info.uri: info.etag for info in list_files(str(tmp_path))} == before
+    write(tmp_path, 8)
+    changed = {Path(info.uri).name for info in list_files(str(tmp_path)) if before.get(info.uri) != info.etag}
+    assert changed == {"set-train-00002.tar", "set-night-2026-01-01-00003.jsonl.gz"}

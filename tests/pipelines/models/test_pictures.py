@@ -1,0 +1,166 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageColor
+
+from hybrid_models.captioner.captioner import CaptionerDecoding
+from hybrid_models.explanations import Alignment, Forecast, Gaze
+from hybrid_models.nowcaster.nowcaster import NowcasterDecoding
+from hybrid_models.translator.translator import TranslatorDecoding
+from pipelines import storage
+from pipelines.models import pictures
+from pipelines.models.session import Session
+from pipelines.reading.limits import Limits
+from pipelines.reading.shards import list_shards
+from tests import tiny
+from tests.pipelines.reading.test_radar import event_bytes
+
+SUFFIXES = ("png", "gif")
+
+
+def share(content: bytes, colour: str) -> float:
+    """How much of a picture has a colour, within rounding."""
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    return float((np.abs(pixels - ImageColor.getrgb(colour)).max(-1) <= 3).mean())
+
+
+def forecast(past: float, nowcast: float, observed: float | None, unit: str = "mm/h") -> Forecast:
+    """Even fields."""
+    future = None if observed is None else np.full((6, 8, 8), observed, np.float32)
+    leads = [5.0 * i for i in range(1, 7)]
+    return Forecast(np.full((3, 8, 8), past, np.float32), np.full((6, 8, 8), nowcast, np.float32), future, leads, unit)
+
+
+@pytest.mark.parametrize(
+    ("rain", "colour"),
+    [(0.05, "#ffffff"), (0.3, "#c6dbef"), (3.0, "#41ab5d"), (300.0, "#7a0177")],
+)
+def test_rain_has_the_colour_of_its_rate(rain: float, colour: str) -> None:
+    other, drawn = (pictures._panels(forecast(value, value, value)) for value in (7, rain))
+    assert share(drawn, colour) > share(other, colour) + 0.25
+
+
+def test_where_nothing_was_measured_is_grey() -> None:
+    assert share(pictures._panels(forecast(np.nan, 3, np.nan)), pictures.NO_COVERAGE) > 0.25
+    assert share(pictures._panels(forecast(3, 3, 3)), pictures.NO_COVERAGE) < 0.01
+
+
+@pytest.mark.parametrize("observed", [0.5, None])
+def test_an_animation_goes_from_the_past_to_the_last_lead(observed: float | None) -> None:
+    files = pictures.draw(forecast(0.2, 0.8, observed, "intensity"))
+    assert set(files) == {"png", "gif"}
+    animation = Image.open(io.BytesIO(files["gif"]))
+    assert animation.n_frames == 3 + 6
+    assert animation.info["duration"] == pictures.FRAME_MS
+    pages = []
+    for number in (0, 8):
+        animation.seek(number)
+        pages.append(np.asarray(animation.convert("L")).astype(int))
+    assert np.abs(pages[0] - pages[1]).mean() > 5, "it moves"
+
+
+def test_an_alignment_is_dark_where_the_translator_looked() -> None:
+    weights = np.eye(3, 5, dtype=np.float32)
+    words = ["$x^2", "·</b>", "ü", "␣", "</s>"]
+    drawn = {}
+    for name, turned in (("diagonal", weights), ("mirrored", weights[:, ::-1])):
+        content = pictures.draw(Alignment(words, words[:3], turned))["png"]
+        drawn[name] = np.asarray(Image.open(io.BytesIO(content)).convert("L")).astype(int)
+    height, width = drawn["diagonal"].shape
+    corner = (slice(height // 2, height - 20), slice(width // 3, width // 2))
+    assert not np.array_equal(drawn["diagonal"][corner], drawn["mirrored"][corner])
+    dark = np.argwhere(drawn["diagonal"] < 80)
+    assert len(dark) > 0.05 * drawn["diagonal"].size
+
+
+def test_a_gaze_is_bright_where_the_captioner_looked() -> None:
+    image = np.full((32, 32, 3), 250, np.uint8)
+    weights = np.zeros((1, 2, 2), np.float32)
+    weights[0, 0, 0] = 1
+    content = pictures.draw(Gaze(image, ["dog"], weights))["png"]
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("L")).astype(int)
+    second = pixels[-140:-10, pixels.shape[1] // 2 + 10 : -10]
+    assert second[:20, :20].mean() > second[-20:, -20:].mean() + 100
+    plain = pictures.draw(Gaze(image, ["a", "dog"], None))["png"]
+    assert share(plain, "#fafafa") > 0.7, "the photograph alone"
+
+
+def test_what_nobody_can_draw_is_an_error() -> None:
+    with pytest.raises(TypeError, match="cannot draw int"):
+        pictures.draw(3)
+
+
+def test_examples_of_each_hybrid(tmp_path: Path) -> None:
+    tiny.write_pairs(str(tmp_path / "text/one"), 5, seed=1)
+    photos = [(f"{i}.jpg", tiny.jpeg(i)) for i in range(3)] + [(f"{i}.json", b'{"captions": ["a"]}') for i in range(3)]
+    photos.append(("torn.jpg", tiny.jpeg(0)[:100]))
+    storage.write_bytes(str(tmp_path / "photos/x.tar"), tiny.tar(sorted(photos)))
+    rain = np.random.default_rng(0).integers(0, 500, (8, 32, 32)).astype(np.uint16)
+    for name in ("a", "b"):
+        event = event_bytes([5 * t for t in range(8)], rain=rain)
+        storage.write_bytes(str(tmp_path / f"radar/{name}.nc"), event)
+    for hybrid, decoding, folder, count, names in (
+        (tiny.translator(), TranslatorDecoding(max_length=9), "text", 2, ["example-1.png", "example-2.png"]),
+        (tiny.captioner(), CaptionerDecoding(max_length=5), "photos", 9, [f"example-{i}.png" for i in (1, 2, 3)]),
+        (tiny.nowcaster(), NowcasterDecoding(), "radar", 2, [f"example-{i}.{s}" for i in (1, 2) for s in SUFFIXES]),
+    ):  # fmt: skip
+        files = pictures.examples(Session(hybrid, decoding, Limits()), list_shards(str(tmp_path / folder)), count)
+        assert sorted(files) == sorted(names)
+        for content in files.values():
+            Image.open(io.BytesIO(content)).load()
+
+
+def test_positions_are_evenly_spread() -> None:
+    assert pictures.evenly(12, 4) == [1, 4, 7, 10]
+    assert pictures.evenly(3, 4) == [0, 1, 2]
+    assert pictures.evenly(10, 1) == [5]
+
+
+def test_curves_are_drawn() -> None:
+    history = [{"step": s, "loss": 5 - s / 10} for s in range(1, 9)] + [{"step": 8, "val_loss": 4.5, "val_bleu": 3.0}]
+    persistence = {"lead_minutes": [5.0, 10.0], "csi": {"1": [0.4, 0.3]}}
+    details = {"lead_minutes": [5.0, 10.0], "csi": {"1": [0.5, None]}, "baselines": {"persistence": persistence}}
+    still = {"persistence": {"lead_minutes": [1.0], "mse": [0.7]}}
+    video = {"lead_minutes": [1.0], "mse": [0.5], "baselines": still}
+    for content, columns in (
+        (pictures.learning_curves(history), 2),
+        (pictures.lead_time_curves(details), 1),
+        (pictures.lead_time_curves(video), 1),
+    ):
+        picture = Image.open(io.BytesIO(content))
+        assert picture.width == pytest.approx(columns * 320, rel=0.15)
+        assert share(content, "#1f77b4") > 0.0002
+
+
+def test_a_reliable_forecast_lies_on_the_diagonal() -> None:
+    chances = [0.05 + i / 10 for i in range(10)]
+    drawn = {}
+    for name, observed in (("reliable", chances), ("wrong", chances[::-1])):
+        bins = {"pixels": [10.0**i for i in range(10)], "forecast": chances, "observed": [*observed[:-1], None]}
+        drawn[name] = pictures.reliability_diagrams({"reliability": {"1": bins, "5": bins}})
+    picture = Image.open(io.BytesIO(drawn["reliable"]))
+    assert picture.width == 520
+    corners = {name: np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for name, content in drawn.items()}
+    for name, upper_left in (("reliable", False), ("wrong", True)):
+        panel = corners[name][40:120, 40:130].reshape(-1, 3)
+        assert (np.abs(panel.astype(int) - [0x1F, 0x77, 0xB4]).sum(1) < 30).any() == upper_left
+
+
+def test_a_likely_hour_is_darker_than_an_unlikely_one() -> None:
+    frames = np.zeros((5, 16, 16), np.float32)
+    drawn = {
+        chance: pictures.draw(Forecast(frames, frames, None, [5.0 * i for i in range(1, 6)], "mm/h", frames + chance))
+        for chance in (0.0, 1.0)
+    }
+    dark = {chance: share(files["png"], "#3f007d") for chance, files in drawn.items()}
+    assert dark[1.0] > 0.2 > dark[0.0]
+
+
+def test_curves_of_an_evaluation_are_those_that_its_details_allow() -> None:
+    lead = {"lead_minutes": [5.0], "csi": {"1": [0.5]}}
+    bins = {"pixels": [1.0] * 10, "forecast": [0.5] * 10, "observed": [0.5] * 10}
+    rain = {**lead, "baselines": {"persistence": lead, "extrapolation": lead}, "reliability": {"1": bins}}
+    assert sorted(pictures.evaluation_curves(rain)) == ["lead-times.png", "reliability.png"]
+    assert pictures.evaluation_curves({"samples": 3}) == {}

@@ -1,0 +1,108 @@
+"""One prediction path: whoever asks, a row gets the same prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hybrid_models.captioner.captioner import _frames
+from hybrid_models.errors import UsageError
+from hybrid_models.inputs import Visual
+from hybrid_models.translator.translator import TranslatorDecoding
+from pipelines import storage
+from pipelines.models import artifacts, session
+from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference, batches
+from pipelines.nights import tables
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.limits import Limits
+from pipelines.reading.media import decode_media
+from pipelines.reading.shards import list_shards, read_blocks
+from tests import tiny
+from tests.pipelines.reading.test_media import clip_bytes
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return artifacts.read(tiny.write_translator(str(tmp_path_factory.mktemp("model"))))
+
+
+def test_python_and_a_night_say_the_same(tmp_path: Path) -> None:
+    """Decoding options are the recipe's, which are not the hybrid's defaults."""
+    model, texts = str(tmp_path / "model"), tiny.sentences(6, seed=4)
+    decoding = TranslatorDecoding(beam_size=3, max_length=7)
+    artifacts.write(artifacts.make(tiny.translator(), decoding, {}, "A test's model.\n"), model)
+    storage.write_bytes(str(tmp_path / "in/a.txt"), "\n".join(texts).encode())
+    tiny.write_night(str(tmp_path / "tables"), "2026-01-31", str(tmp_path / "in"), model)
+    table = tables.open_table(str(tmp_path / "tables/translations"))
+    assert table is not None
+    night = {row["source"]: row["translation"] for row in table.to_pyarrow_table().to_pylist()}
+    said = [night[text] for text in texts]
+    python = artifacts.load_hybrid(model)
+    assert python.translate(texts) == said
+    assert python.translate(texts, beam_size=1) != said
+    assert python.translate(texts, max_length=4) != said
+    raw = next(read_blocks(list_shards(str(tmp_path / "in"))[0], ReadOptions()))
+    assert Inference.of(artifacts.read(model)).load().answer(raw)["translation"].to_pylist() == said
+
+
+def test_frames_of_a_clip_are_chosen_alike_from_python_and_from_a_shard() -> None:
+    visual = Visual(24, 32, 4)
+    for count in (3, 4, 9, 30):
+        greys = [round(grey) for grey in np.linspace(20, 230, count)]
+        there = decode_media(clip_bytes("matroska", "libx264", greys), "mkv", visual, Limits())
+        here = _frames(np.stack([np.full((48, 64, 3), grey, np.uint8) for grey in greys]), visual)
+        assert here.shape == there.shape == (4, 24, 32, 3)
+        assert np.abs(here.astype(int) - there).max() < 6, "but for the codec's rounding"
+    assert len(_frames(np.zeros((48, 64, 3), np.uint8), visual)) == 1, "a photograph is one frame"
+
+
+def test_how_it_predicts_is_kept_with_what_it_predicts(artifact: Artifact) -> None:
+    inference = Inference(artifact, artifacts.override(artifact.decoding, {"beam_size": 4}), Limits(max_frames=9))
+    assert Inference.noted(artifact, inference.note) == inference
+    assert Inference.noted(artifact, {}) == Inference.of(artifact)
+    with pytest.raises(UsageError, match="unknown key 'x'"):
+        Inference.noted(artifact, {b"hybrid.decoding": b'{"x": 1}'})
+
+
+def test_decoding_belongs_to_the_model(artifact: Artifact) -> None:
+    decode = Inference.of(artifact, Limits(max_bytes=5)).decode(with_target=True)
+    assert decode.with_target
+    assert decode.limits.max_bytes == 5
+    assert decode.preprocess.config == artifact.config  # type: ignore[attr-defined]
+
+
+def sizes_table(
+    lengths: list[int | None], sizes: list[int] | None = None, outputs: list[int] | None = None
+) -> pa.Table:
+    """What a batch is chosen by: samples of these lengths, and bytes in and out; null lengths are errors."""
+    sizes = sizes or [1] * len(lengths)
+    packed = [None if length is None else bytes(size) for length, size in zip(lengths, sizes, strict=True)]
+    outputs = outputs or [0] * len(lengths)
+    return pa.table({"length": lengths, "sample": pa.array(packed, pa.large_binary()), "output_bytes": outputs})
+
+
+def test_batches_have_similar_lengths() -> None:
+    assert list(batches(sizes_table([5, None, 1, 9, 2, None, 7]), 2)) == [(2, 4), (0, 6), (3,)]
+    assert list(batches(sizes_table([None]), 2)) == []
+
+
+def test_batches_of_large_samples_are_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "BATCH_BYTES", 1000)
+    size = 3
+    table = sizes_table([1, 2, 3, 4, 5, 6, 7, 8], [1500, 500, 500, 1, 1, 999, 1, 2000])
+    assert list(batches(table, size)) == [(0,), (1, 2), (3, 4), (5, 6), (7,)]
+    table = sizes_table([1, 2, 3, 4], [10, 10, 10, 10])
+    assert list(batches(table, size)) == [(0, 1, 2), (3,)]
+
+
+def test_batches_of_large_outputs_are_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "BATCH_OUTPUT_BYTES", 1000)
+    size = 8
+    table = sizes_table([1, 2, 3, 4, 5, 6], outputs=[400, 400, 400, 1500, 10, 10])
+    assert list(batches(table, size)) == [(0, 1), (2,), (3,), (4, 5)]
+    table = sizes_table([1, 2, 3, 4], outputs=[10, 10, 10, 334])
+    assert list(batches(table, size)) == [(0, 1, 2), (3,)], "all are made as long as the longest"

@@ -1,0 +1,26 @@
+"""What a page shows of a night is how the night itself predicted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import storage
+from pipelines.nights import figures
+from tests import tiny
+
+
+@pytest.mark.parametrize("decoding", [{}, {"beam_size": 3, "max_length": 5}])
+def test_the_nights_own_decoding_is_explained(tmp_path: Path, decoding: dict[str, int]) -> None:
+    """Its options may be others than the model's own; they are kept with its files."""
+    model, lake = tiny.write_translator(str(tmp_path / "model")), str(tmp_path / "tables")
+    storage.write_bytes(str(tmp_path / "in/a.txt"), "\n".join(tiny.sentences(4, seed=9)).encode())
+    tiny.write_night(lake, "2026-01-31", str(tmp_path / "in"), model, **decoding)
+    shown, problem = figures.figures(lake, "translations", model, "2026-01-31", "", 4)
+    assert (len(shown), problem) == (4, "")
+    for figure in shown:
+        words = [word for word, _ in figure.content["lines"]]
+        assert len(words) == figure.row["target_tokens"] + 1, "and the end"
+    if decoding:
+        assert max(figure.row["target_tokens"] for figure in shown) <= 5

@@ -1,0 +1,198 @@
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+
+from hybrid_models.errors import UsageError
+from hybrid_models.translator.translator import TranslatorDecoding
+from pipelines import storage
+from pipelines.cluster.resources import Resources
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
+from pipelines.models.tracking import Tracker
+from pipelines.nights import commit, infer
+from pipelines.nights.infer import Night
+from pipelines.reading.limits import Limits
+from pipelines.reading.shards import list_shards
+from pipelines.staging.checks import RefusedError, incomplete, verify
+from pipelines.staging.pieces import table_schema
+from tests import tiny
+
+NO_MLFLOW = "sqlite:////proc/nowhere/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return artifacts.read(tiny.write_translator(str(tmp_path_factory.mktemp("model"))))
+
+
+def night_of(artifact: Artifact, folder: Path, **options: object) -> Night:
+    night = Night(list_shards(str(folder / "in")), str(folder / "tables"), "2026-01-31", Inference.of(artifact))
+    return replace(night, **options)  # type: ignore[arg-type]
+
+
+def run(night: Night) -> dict:
+    return infer.infer(night, Resources(batch_size=8), Tracker(NO_MLFLOW))
+
+
+# ---- the loop ----------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_night_is_what_the_model_says_of_every_row(artifact: Artifact, tmp_path: Path) -> None:
+    lines = {"a.txt": tiny.sentences(13, seed=1), "b.txt": ["", *tiny.sentences(4, seed=2), "x" * 300]}
+    for name, texts in lines.items():
+        storage.write_bytes(str(tmp_path / "in" / name), ("\n".join(texts) + "\n").encode())
+    night = night_of(artifact, tmp_path, max_error_fraction=0.5)
+    summary = run(night)
+
+    assert (summary["rows"], summary["ok"], summary["shards"], summary["shards_computed"]) == (19, 17, 2, 2)
+    assert sum(summary["errors"].values()) == 2
+    assert (summary["changed"], summary["version"], summary["ds"]) == (True, 1, "2026-01-31")
+    assert summary["staged_bytes"] == sum(path.stat().st_size for path in Path(night.folder).iterdir())
+    assert summary["seconds"]["predict"] > 0
+    assert summary["seconds"]["decode"] > 0
+
+    rows = DeltaTable(night.table).to_pyarrow_table().sort_by([("shard", "ascending"), ("index", "ascending")])
+    assert rows.schema.names == [*night.schema.names, "ds"]
+    good = rows.filter(pa.compute.equal(rows["status"], "ok")).to_pylist()
+    texts = [*lines["a.txt"], *lines["b.txt"][1:-1]]
+    assert [row["source"] for row in good] == texts
+    assert [row["translation"] for row in good] == tiny.translator().translate(texts, beam_size=1, max_length=12)
+    assert {(row["fingerprint"], row["model"], row["model_version"]) for row in rows.to_pylist()} == {
+        (night.fingerprint, artifact.model, artifact.version)
+    }
+    assert rows["index"].to_pylist() == [*range(13), *range(6)]
+    assert [row["sample_id"] for row in rows.to_pylist() if row["last"]] == ["a.txt:12", "b.txt:5"]
+    assert len(set(rows["run_id"].to_pylist())) == 1
+
+    again = run(night)
+    assert (again["shards_computed"], again["rows_computed"], again["rows"]) == (0, 0, 19)
+    assert (again["changed"], again["version"]) == (False, None)
+    assert again["errors"] == summary["errors"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_too_many_bad_samples_are_refused_before_the_commit(artifact: Artifact, tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "in/a.txt"), ("ok\n" * 3 + "x" * 300 + "\n").encode())
+    with pytest.raises(RefusedError, match=r"1 of 4 samples are bad \(most: 1 x \w+\)"):
+        run(night_of(artifact, tmp_path, max_error_fraction=0.24))
+    assert not (tmp_path / "tables/translations/_delta_log").exists()
+    assert run(night_of(artifact, tmp_path, max_error_fraction=0.25))["shards_computed"] == 0, "staged rows are kept"
+
+
+# ---- what it decides by ------------------------------------------------------------------------------------------
+def test_the_staging_folder_tells_night_and_fingerprint(artifact: Artifact, tmp_path: Path) -> None:
+    tiny.write_sentences(str(tmp_path / "in"), 1, 1)
+    night = night_of(artifact, tmp_path)
+    assert night.folder == f"{tmp_path}/tables/translations/ds=2026-01-31/{night.fingerprint[:12]}"
+    wide = night_of(artifact, tmp_path, inference=Inference(artifact, TranslatorDecoding(beam_size=4)))
+    short = night_of(artifact, tmp_path, inference=Inference.of(artifact, Limits(max_bytes=9)))
+    assert len({night.folder, wide.folder, short.folder}) == 3
+    assert night_of(artifact, tmp_path, ds="2026-02-01").fingerprint == night.fingerprint
+
+
+def test_a_table_of_other_columns_is_refused(artifact: Artifact, tmp_path: Path) -> None:
+    tiny.write_sentences(str(tmp_path / "in"), 1, 1)
+    night = night_of(artifact, tmp_path)
+    infer.check_table(night)
+    schema = table_schema(pa.schema([pa.field("translation", pa.string())])).append(pa.field("ds", pa.string()))
+    DeltaTable.create(night.table, schema, partition_by=["ds"])
+    with pytest.raises(UsageError, match=r"translations has other columns than this version writes \(no \w+\): use"):
+        infer.check_table(night)
+
+
+# ---- a night whose input has shrunk ------------------------------------------------------------------------------
+@pytest.fixture
+def stored(place: str, tmp_path: Path) -> Night:
+    """A night of four shards in its table, computed in this process."""
+    tiny.write_sentences(f"{place}/in", 4, 3)
+    model = tiny.write_translator(str(tmp_path / "model"))
+    tiny.write_night(f"{place}/tables", "2026-01-31", f"{place}/in", model)
+    artifact = artifacts.read(model)
+    return Night(list_shards(f"{place}/in"), f"{place}/tables", "2026-01-31", Inference.of(artifact))
+
+
+def listed_again(night: Night, **changes: object) -> Night:
+    folder = night.shards[0].uri.rsplit("/", 1)[0]
+    return replace(night, shards=list_shards(folder), **changes)  # type: ignore[arg-type]
+
+
+def test_shards_that_are_gone_are_refused(stored: Night) -> None:
+    first, *others = [shard.uri for shard in stored.shards]
+    for uri in others:
+        storage.delete(uri)
+    with pytest.raises(RefusedError) as caught:
+        infer.check_shards(listed_again(stored))
+    assert str(caught.value) == (
+        f"{stored.table} ds=2026-01-31: 3 of its shards are gone, such as {', '.join(others)}: "
+        "nothing was changed; bring them back, or let their rows go by --allow-missing"
+    )
+    infer.check_shards(listed_again(stored, allow_missing=True))
+    infer.check_shards(listed_again(stored, ds="2026-02-01"))
+    storage.write_bytes(others[0].replace("part-00001", "renamed"), storage.read_bytes(first))
+    with pytest.raises(RefusedError, match="3 of its shards are gone"):
+        infer.check_shards(listed_again(stored))
+
+
+def test_shards_that_were_replaced_or_came_late_are_not_gone(stored: Night) -> None:
+    infer.check_shards(stored)
+    for shard in stored.shards[1:]:
+        storage.write_bytes(shard.uri, b"another sentence\n")
+    tiny.write_sentences(stored.shards[0].uri.rsplit("/", 1)[0] + "/late", 1, 2)
+    wider = Inference(stored.inference.artifact, TranslatorDecoding(beam_size=2))
+    again = listed_again(stored, inference=wider)
+    assert len(again.shards) == 5
+    infer.check_shards(again)
+
+
+def test_a_night_whose_files_are_gone_is_mended(stored: Night, caplog: pytest.LogCaptureFixture) -> None:
+    for piece in verify(stored.shards, stored.folder):
+        storage.delete(piece.file.uri)
+    storage.write_bytes(stored.shards[0].uri, b"another sentence\n")
+    infer.check_shards(listed_again(stored))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == infer.__name__]
+    assert said.startswith(f"{stored.table} lacks its file ds=2026-01-31/")
+
+
+# ---- what is counted and verified --------------------------------------------------------------------------------
+def test_rows_that_are_lost_count(stored: Night) -> None:
+    """One row says that 30 more are lost with it: of 42 rows 31 are bad, not one of twelve."""
+    assert (run(stored)["rows"], run(stored)["rows_lost"]) == (12, 0)
+    piece = verify(stored.shards, stored.folder)[0].file.uri
+    rows = pq.read_table(io.BytesIO(storage.read_bytes(piece))).to_pylist()
+    rows[-1] |= {"status": "error", "error": "ShardReadError: torn", "lost_rows": 30}
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=stored.schema), buffer)
+    storage.write_bytes(piece, buffer.getvalue())
+    summary = run(replace(stored, max_error_fraction=0.75))
+    assert (summary["rows"], summary["rows_lost"], summary["ok"]) == (12, 30, 11)
+    assert summary["errors"] == {"ShardReadError": 31}
+    with pytest.raises(RefusedError, match=r"31 of 42 samples are bad \(most: 31 x ShardReadError\)"):
+        run(replace(stored, max_error_fraction=0.7))
+
+
+def test_what_was_tidied_is_told(stored: Night) -> None:
+    storage.write_bytes(f"{stored.table}/notes.txt", b"theirs")
+    summary = run(stored)
+    assert (summary["files_removed"], summary["bytes_removed"], summary["files_unknown"]) == (0, 0, 1)
+    assert storage.exists(f"{stored.table}/notes.txt")
+
+
+def test_files_that_vanish_while_they_are_committed_are_noticed(stored: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another job may have tidied what had waited for its commit for too long: the night is done again."""
+    commit_night, first = commit.commit_night, verify(stored.shards, stored.folder)[0].file.uri
+
+    def late(*args: Any) -> int | None:
+        version = commit_night(*args)
+        storage.delete(first)
+        return version
+
+    monkeypatch.setattr(commit, "commit_night", late)
+    with pytest.raises(RuntimeError, match=r"part-00000\.txt is incomplete in .*: start the job again"):
+        run(stored)
+    assert [shard.uri for shard in incomplete(stored.shards, stored.folder)] == [stored.shards[0].uri]

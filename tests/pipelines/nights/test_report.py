@@ -1,0 +1,232 @@
+"""The page about a night; a real browser looks at it in tests/integration/test_report_page.py."""
+
+import base64
+import io
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+from PIL import Image
+
+from hybrid_models import TABLES
+from hybrid_models.errors import UsageError
+from hybrid_models.explanations import Alignment, Forecast, Gaze
+from pipelines import storage
+from pipelines.models import tracking
+from pipelines.models.tracking import Tracker
+from pipelines.nights import figures, report
+from tests import tiny
+from tests.pipelines.reading.test_radar import event_bytes
+
+HOSTILE = ("<script>alert(1)</script>", '<img src=x onerror="a()">', "& \"q\" 'too' {{ 7 * 7 }}")
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two nights of the three tables; the second one has bad rows and hostile texts."""
+    folder = tmp_path_factory.mktemp("lake")
+    tiny.write_photos(f"{folder}/captions/1", shards=2, rows=4)
+    storage.write_bytes(f"{folder}/captions/1/bad.tar", tiny.tar([("torn.jpg", tiny.jpeg(0)[:200])]))
+    tiny.write_sentences(f"{folder}/translations/1", shards=1, rows=3)
+    storage.write_bytes(f"{folder}/translations/2/hostile.txt", "\n".join([*HOSTILE, "", "der Hund\n"]).encode())
+    rain = np.random.default_rng(0).integers(0, 500, (6, 32, 32)).astype(np.uint16)
+    storage.write_bytes(f"{folder}/nowcasts/2/event.nc", event_bytes([5 * t for t in range(6)], rain=rain))
+    write = {"captions": tiny.write_captioner, "translations": tiny.write_translator, "nowcasts": tiny.write_nowcaster}
+    for table, nights in (("captions", "1"), ("translations", "12"), ("nowcasts", "2")):
+        write[table](f"{folder}/models/{table}")
+        for night in nights:
+            tracker = Tracker(mlflow_of(folder))
+            run_id = tracker.start(f"{table} {night}", {}, {})
+            tracker.log_metrics({"rows_per_second": 2.5 * int(night), "seconds/total_wall": 4.5})
+            tracker.finish()
+            place = (f"{folder}/tables", f"2026-01-0{night}", f"{folder}/{table}/{night}")
+            tiny.write_night(*place, f"{folder}/models/{table}", str(run_id))
+    return folder
+
+
+def mlflow_of(lake: Path) -> str:
+    return f"sqlite:///{lake}/mlflow.db"
+
+
+def page_of(lake: Path, ds: str, tracking_uri: str = "", examples: int = 4) -> tuple[str, list[report.Section]]:
+    return report.report(f"{lake}/tables", list(TABLES.values()), ds, tracking_uri or mlflow_of(lake), examples)
+
+
+class Texts(HTMLParser):
+    """All elements and all text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_counts_reasons_and_speeds(lake: Path) -> None:
+    page, (captions, translations) = page_of(lake, "2026-01-01")
+    assert (captions.table, captions.rows, captions.errors, captions.shards) == ("captions", 9, 1, 3)
+    (reason,) = captions.reasons
+    assert (reason.kind, reason.count) == ("ImageDecodeError", 1)
+    assert reason.examples[0]["sample_id"] == "torn"
+    assert reason.examples[0]["shard"] == f"{lake}/captions/1/bad.tar"
+    assert (translations.rows, translations.errors, translations.reasons) == (3, 0, [])
+    assert captions.stored_bytes == sum(f.size for f in storage.list_files(f"{lake}/tables/captions/ds=2026-01-01"))
+    (night,) = captions.history
+    assert night.rows_per_second == captions.fastest == 2.5
+    assert captions.seconds == {"total_wall": 4.5}
+    text = Texts(page).text
+    assert "Night of 2026-01-01" in text
+    assert reason.examples[0]["error"] in text
+
+    _, (_, second) = page_of(lake, "2026-01-02")
+    assert [(night.ds, night.rows, night.errors, night.rows_per_second) for night in second.history] == [
+        ("2026-01-01", 3, 0, 2.5), ("2026-01-02", 5, 1, 5.0),
+    ]  # fmt: skip
+
+
+def test_what_is_shown_is_what_the_table_has(lake: Path) -> None:
+    page, (captions, translations) = page_of(lake, "2026-01-01")
+    assert {figure.kind for figure in captions.figures} == {"photograph"}
+    assert len(captions.figures) == 4
+    assert {figure.row["shard"].rsplit("/", 1)[-1] for figure in captions.figures} == {
+        "photos-000.tar", "photos-001.tar",
+    }  # fmt: skip
+    text = Texts(page).text
+    assert all(figure.row["caption"] in text for figure in captions.figures)
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert [figure.kind for figure in translations.figures] == ["alignment"] * 3
+    for figure in translations.figures:
+        assert all(sum(weights) == pytest.approx(1, abs=0.02) for _, weights in figure.content["lines"])
+    _, (nowcasts, _) = page_of(lake, "2026-01-02")
+    shown = nowcasts.figures[0]
+    assert shown.kind == "nowcast"
+    assert shown.content["animation"].startswith("data:image/gif;base64,")
+    assert shown.content["leads"][-1]["mean_mm_h"] == shown.row["mean_mm_h"][-1]
+
+
+def test_texts_cannot_become_markup(lake: Path) -> None:
+    page, _ = page_of(lake, "2026-01-02", examples=5)
+    parsed = Texts(page)
+    assert "script" not in parsed.tags
+    assert parsed.handlers == []
+    assert all(text in parsed.text for text in HOSTILE), "as they were written"
+    assert "default-src 'none'" in page
+    assert not re.search(r"(?:src|href)=\"(?!data:)", page), "nothing comes from a network"
+
+
+def test_a_page_without_mlflow_shards_or_model(lake: Path, caplog: pytest.LogCaptureFixture) -> None:
+    page, (captions, _) = page_of(lake, "2026-01-01", tracking_uri="http://127.0.0.1:9")
+    (said,) = [r.getMessage() for r in caplog.records if "report" in r.getMessage()]
+    assert said.startswith("the report has no speeds: MLflow at http://127.0.0.1:9: cannot tell how fast nights were: ")
+    assert captions.history[0].rows_per_second is None
+    assert len(captions.figures) == 4
+    kept = storage.read_bytes(f"{lake}/captions/1/photos-000.tar")
+    storage.delete(f"{lake}/captions/1/photos-000.tar")
+    page, (captions, _) = page_of(lake, "2026-01-01")
+    storage.write_bytes(f"{lake}/captions/1/photos-000.tar", kept)
+    assert captions.figures == []
+    assert captions.note.startswith("Nothing to look at: ")
+    assert "photos-000.tar" in captions.note or "No such file" in captions.note
+    assert captions.note in Texts(page).text
+
+
+def test_a_photograph_that_was_replaced_is_not_shown_for_another(lake: Path) -> None:
+    kept = storage.read_bytes(f"{lake}/captions/1/photos-000.tar")
+    storage.write_bytes(
+        f"{lake}/captions/1/photos-000.tar", tiny.tar([(f"other-{i}.jpg", tiny.jpeg(i)) for i in range(4)])
+    )
+    _, (captions, _) = page_of(lake, "2026-01-01")
+    storage.write_bytes(f"{lake}/captions/1/photos-000.tar", kept)
+    assert {figure.row["shard"].rsplit("/", 1)[-1] for figure in captions.figures} == {"photos-001.tar"}
+
+
+def test_photographs_of_one_name_in_two_shards_are_not_confused(tmp_path: Path) -> None:
+    for shard, first in (("a", 0), ("b", 100)):
+        members = [(f"{row}.jpg", tiny.jpeg(first + row)) for row in range(2)]
+        storage.write_bytes(f"{tmp_path}/in/{shard}.tar", tiny.tar(members))
+    model = tiny.write_captioner(f"{tmp_path}/model")
+    tiny.write_night(f"{tmp_path}/tables", "2026-01-01", f"{tmp_path}/in", model)
+    _, (captions,) = report.report(
+        f"{tmp_path}/tables", ["captions"], "2026-01-01", f"sqlite:///{tmp_path}/mlflow.db", 4
+    )
+    assert [figure.row["sample_id"] for figure in captions.figures] == ["0", "1", "0", "1"]
+    images = [figure.content["image"] for figure in captions.figures]
+    assert len(set(images)) == 4, "each with its own"
+    for figure, image in zip(captions.figures, images, strict=True):
+        seed = int(figure.row["sample_id"]) + (100 if figure.row["shard"].endswith("b.tar") else 0)
+        shown = Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))).convert("RGB").resize((4, 4))
+        own = Image.open(io.BytesIO(tiny.jpeg(seed))).resize((4, 4))
+        assert np.abs(np.asarray(shown, float) - np.asarray(own, float)).mean() < 12
+
+
+def test_lost_rows_are_told_and_tables_of_others_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = {"model": "m", "run_id": "r", "created_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    good = {"sample_id": "a", "translation": "x", **made}
+    torn = {"sample_id": "b", "error": "ShardReadError: torn", "lost_rows": 1234, **made}
+    tiny.write_rows(f"{tmp_path}/tables", "translations", "2026-01-01", [good, torn])
+    DeltaTable.create(f"{tmp_path}/tables/captions", pa.schema([("q", pa.int64())]), name="sales")
+    page, (translations,) = page_of(tmp_path, "2026-01-01")
+    assert (translations.rows, translations.errors, translations.lost) == (2, 1, 1234)
+    assert "lost rows" in page
+    assert "1,234" in Texts(page).text
+    assert f"left out of the report: {tmp_path}/tables/captions is the table 'sales'" in caplog.text
+    tiny.write_rows(f"{tmp_path}/tables", "translations", "2026-01-02", [good])
+    assert "lost rows" not in page_of(tmp_path, "2026-01-02")[0]
+
+
+def test_models_and_runs_are_linked_to_an_mlflow_server(lake: Path) -> None:
+    _, (captions, _) = page_of(lake, "2026-01-01")
+    run = tracking.find_run(tracking.client(mlflow_of(lake)), captions.run_id)
+    assert run is not None
+    captions.model = "models:/captioner/12"
+    report._add_links(captions, "https://mlflow.example.com/#", run)
+    place = f"experiments/{run.info.experiment_id}/runs/{captions.run_id}"
+    assert captions.run_link == f"https://mlflow.example.com/#/{place}"
+    assert captions.model_link == "https://mlflow.example.com/#/models/captioner/versions/12"
+    _, (unlinked, _) = page_of(lake, "2026-01-01")
+    report._add_links(unlinked, "https://mlflow.example.com/#", None)
+    assert (unlinked.run_link, unlinked.model_link) == ("", ""), (
+        "an artifact folder, and a run that MLflow does not know"
+    )
+
+
+def test_numbers_are_for_people() -> None:
+    assert [report._size(size) for size in (0, 7, 1030, 1024**2 * 1.5, 999 * 1024**3)] == [
+        "0 B", "7 B", "1.01 KiB", "1.5 MiB", "999 GiB",
+    ]  # fmt: skip
+    assert [report._number(value) for value in (0.123456, 12.345, 1234.5)] == ["0.123", "12.3", "1,234"]
+
+
+def test_a_night_that_is_not_there(lake: Path) -> None:
+    with pytest.raises(UsageError, match=f"no table at {lake}/tables has rows of 2027-01-01: `hybrid tables --tables"):
+        page_of(lake, "2027-01-01")
+
+
+def test_explanations_are_drawn_by_their_kind() -> None:
+    kind, content = figures.element(Alignment(["a", "b"], ["c"], np.array([[0.25, 0.75]], np.float32)), {})
+    assert (kind, content) == ("alignment", {"source": ["a", "b"], "lines": [("c", [0.25, 0.75])]})
+    kind, content = figures.element(Gaze(np.zeros((4, 4, 3), np.uint8), ["a"], None), {})
+    assert (kind, content["image"][:23]) == ("photograph", "data:image/jpeg;base64,")
+    leads = {"mean_mm_h": [1.0, 2.0], "max_mm_h": [3.0, 4.0], "wet_fraction": [0.5, 0.25]}
+    frames = np.zeros((2, 8, 8), np.float32)
+    kind, content = figures.element(Forecast(frames, frames, None, [5.0, 10.0], "mm/h"), leads)
+    assert (kind, content["unit"]) == ("nowcast", "mm/h")
+    assert content["leads"] == [
+        {"minutes": 5.0, "mean_mm_h": 1.0, "max_mm_h": 3.0, "wet_fraction": 0.5},
+        {"minutes": 10.0, "mean_mm_h": 2.0, "max_mm_h": 4.0, "wet_fraction": 0.25},
+    ]
+    with pytest.raises(TypeError, match="cannot draw str"):
+        figures.element("a word", {})

@@ -1,0 +1,96 @@
+"""Lines of text, JSON and tab-separated values."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.reading.limits import Limits
+from tests.pipelines.reading.made import rows_of
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    lines = ['{"id": "q", "en": "a"}', '{"en": "b"}', "[1]", "{broken", '{"id": 7}']
+    rows = rows_of(tmp_path, "x.jsonl", "\n".join(lines).encode())
+    assert [row["sample_id"] for row in rows] == ["q", "x.jsonl:1", "x.jsonl:2", "x.jsonl:3", "7"]
+    assert json.loads(rows[0]["fields"]) == {"en": "a"}
+    assert [row["error"] is None for row in rows] == [True, True, False, False, True]
+    assert "expected an object, found list" in rows[2]["error"]
+
+
+def test_txt_keeps_every_line_and_names_bad_ones(tmp_path: Path) -> None:
+    content = "eins\r\n\nzwei ü\n".encode() + b"\xff\xfe\n" + b"x" * 50 + b"\nlast"
+    rows = rows_of(tmp_path, "x.txt", content, limits=Limits(max_bytes=20))
+    texts = [json.loads(row["fields"])["text"] for row in rows]
+    assert texts == ["eins", "", "zwei ü", None, None, "last"]
+    assert rows[3]["error"].startswith("TextDecodeError")
+    assert rows[4]["error"] == "LineTooLong: a line has more than 20 bytes"
+
+
+ROWS = {
+    ".txt": "eins\nzwei ü\n",
+    ".jsonl": '{"id": "a", "text": "eins"}\n{"id": "b", "text": "zwei ü"}\n',
+    ".tsv": "id\ttext\na\teins\nb\tzwei ü\n",
+}
+
+
+@pytest.mark.parametrize("suffix", ROWS)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_byte_order_marks_and_ends_of_lines(tmp_path: Path, suffix: str, mark: str, end: str) -> None:
+    content = (mark + ROWS[suffix].replace("\n", end)).encode()
+    for name, stored in ((f"x{suffix}", content), (f"x{suffix}.gz", gzip.compress(content))):
+        rows = rows_of(tmp_path, name, stored)
+        assert [json.loads(row["fields"]) for row in rows] == [{"text": "eins"}, {"text": "zwei ü"}]
+        assert [row["error"] for row in rows] == [None, None]
+        assert [row["sample_id"] for row in rows] == ([f"{name}:0", f"{name}:1"] if suffix == ".txt" else ["a", "b"])
+
+
+@pytest.mark.parametrize("suffix", ROWS)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_another_encoding_is_said_once(tmp_path: Path, suffix: str, encoding: str) -> None:
+    rows = rows_of(tmp_path, f"x{suffix}", (ROWS[suffix] * 1000).encode(encoding))
+    name = encoding[:6].upper()
+    expected = f"TextDecodeError: {name}, not UTF-8: convert it with `iconv -f {name} -t UTF-8`"
+    assert [row["error"] for row in rows] == [expected]
+
+
+def test_blank_lines(tmp_path: Path) -> None:
+    """They are rows where there is nothing but lines; elsewhere they mean nothing."""
+    rows = rows_of(tmp_path, "x.jsonl", b'{"en": "a"}\n\n \t\r\n{"en": "b"}\n\n\n')
+    assert [(row["sample_id"], row["error"]) for row in rows] == [("x.jsonl:0", None), ("x.jsonl:3", None)]
+    rows = rows_of(tmp_path, "x.tsv", b"en\tde\na\tb\n\n  \r\n\t\n\n")
+    assert [(row["sample_id"], row["error"]) for row in rows] == [("x.tsv:0", None), ("x.tsv:3", None)]
+    assert json.loads(rows[1]["fields"]) == {"en": "", "de": ""}
+    rows = rows_of(tmp_path, "y.tsv", b"en\na\n\nb\n")
+    assert [json.loads(row["fields"])["en"] for row in rows] == ["a", "", "b"]
+    rows = rows_of(tmp_path, "x.txt", b"a\n\nb\n\n")
+    assert [json.loads(row["fields"])["text"] for row in rows] == ["a", "", "b", ""]
+    (row,) = rows_of(tmp_path, "z.jsonl", b"\n\n\n")
+    assert row["error"] == "EmptyShard: there is no sample in this shard"
+
+
+def test_gzip_and_its_truncation(tmp_path: Path) -> None:
+    packed = gzip.compress(b"".join(b"%d\n" % i for i in range(50_000)))
+    assert len(rows_of(tmp_path, "x.txt.gz", packed)) == 50_000
+    rows = rows_of(tmp_path, "y.txt.gz", packed[:-5000])
+    assert 100 < len(rows) < 50_000
+    assert rows[-1]["error"].startswith("ShardReadError: EOFError")
+    (row,) = rows_of(tmp_path, "z.txt.gz", b"no gzip")
+    assert row["error"].startswith("ShardReadError: BadGzipFile")
+
+
+def test_tsv(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "x.tsv", b"id\ten\tde\n1\ta\tb\n2\ta\n3\ta\t\n")
+    assert [row["sample_id"] for row in rows] == ["1", "2", "3"]
+    assert json.loads(rows[0]["fields"]) == {"en": "a", "de": "b"}
+    assert rows[1]["error"] == "ColumnCountError: 2 columns, the header has 3"
+    assert json.loads(rows[2]["fields"]) == {"en": "a", "de": ""}
+
+
+def test_what_is_in_a_gzip_file_is_bounded(tmp_path: Path) -> None:
+    content = gzip.compress(b"a" * 99 + b"\n") * 100
+    rows = rows_of(tmp_path, "x.txt.gz", content, limits=Limits(max_shard_bytes=5000))
+    assert 30 < len(rows) <= 51
+    assert rows[-1]["error"] == "ShardTooLarge: more than max_shard_bytes=5,000 bytes after decompression"

@@ -1,0 +1,194 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines import storage
+from pipelines.reading import guard, jail, shards
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.guard import TRIES, guarded
+from pipelines.reading.limits import Limits
+from pipelines.reading.shards import Shard, list_shards
+from tests import tiny
+from tests.pipelines.hostile import CrashingLimits, Hostile
+
+LIMITS = Limits(max_seconds=1.5, max_memory=1 << 28)
+ALWAYS = Hostile()
+
+
+@pytest.fixture(autouse=True)
+def no_children_left() -> Iterator[None]:
+    yield
+    while guard._idle:
+        guard._idle.pop().kill()
+    assert not [p for p in psutil.Process().children() if "pipelines.reading.jail" in " ".join(p.cmdline())]
+
+
+def shard(folder: Path, *lines: str, name: str = "a.txt") -> Shard:
+    storage.write_bytes(str(folder / name), "".join(f"{line}\n" for line in lines).encode())
+    return list_shards(str(folder / name))[0]
+
+
+def rows(one: Shard, step: Hostile = ALWAYS, limits: Limits = LIMITS) -> list[dict]:
+    return [row for block in guarded(one, ReadOptions(limits=limits), step) for row in block.to_pylist()]
+
+
+def test_good_rows_come_from_one_other_process(tmp_path: Path) -> None:
+    first, second = rows(shard(tmp_path, "x", "y")), rows(shard(tmp_path, "z", name="b.txt"))
+    assert [(row["index"], row["text"], row["error"]) for row in first] == [(0, "x", None), (1, "y", None)]
+    assert [row["shard"] for row in first] == [str(tmp_path / "a.txt")] * 2, "whatever the child calls it"
+    assert len({row["pid"] for row in first + second}) == 1, "the child is kept from shard to shard"
+    assert first[0]["pid"] != os.getpid()
+    assert os.getpgid(first[0]["pid"]) != os.getpgid(0), "Ctrl-C is for the parent"
+    assert os.getsid(first[0]["pid"]) == os.getsid(0), "a session of its own would starve beside others"
+
+
+@pytest.mark.parametrize(
+    ("trick", "error"),
+    [
+        ("crash", "InputCrashed: the process that worked on this row was killed by SIGSEGV (tried 2 times)"),
+        ("leave", "InputCrashed: the process that worked on this row ended with code 3 (tried 2 times)"),
+        ("spin", "InputHangs: this row needs more than max_seconds=1.5 (tried 2 times)"),
+        ("deadlock", "InputHangs: this row needs more than max_seconds=1.5 (tried 2 times)"),
+        (
+            "babble",
+            "InputCrashed: the process that worked on this row answered nonsense: Expecting value: line 1 column 1 "
+            "(char 0) (tried 2 times)",
+        ),
+        ("devour", "MemoryLimit: this row needs more memory than max_memory allows (tried 2 times)"),
+    ],
+)
+def test_a_poison_row_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trick: str, error: str
+) -> None:
+    monkeypatch.setattr(guard, "STALLED", 3)
+    monkeypatch.setattr(guard, "POLL_SECONDS", 0.2)
+    found = rows(shard(tmp_path, "x", trick, "y"))
+    assert [row["index"] for row in found] == [0, 1, 2]
+    assert [row["error"] for row in found] == [None, error, None]
+    assert [row["text"] for row in found] == ["x", trick, "y"]
+
+
+def test_each_of_several_poison_rows_has_its_own_tries(tmp_path: Path) -> None:
+    found = rows(shard(tmp_path, "leave", "x", "leave"))
+    assert [row["error"] is None for row in found] == [False, True, False]
+
+
+def test_what_happens_once_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRID_JAIL", "off")  # the step writes a file
+    found = rows(shard(tmp_path, "x", "crash", "y"), Hostile(once=str(tmp_path / "done")))
+    assert [(row["text"], row["error"]) for row in found] == [("x", None), ("crash", None), ("y", None)]
+    assert (tmp_path / "done").exists()
+    assert TRIES == 2
+
+
+def test_blocks_that_are_done_are_not_done_again(tmp_path: Path) -> None:
+    """Row 2048 is in the second block: the first one was handed over before the crash."""
+    lines = ["x"] * shards.BLOCK_ROWS + ["crash"] + ["y"] * 10
+    found = rows(shard(tmp_path, *lines))
+    assert [row["index"] for row in found] == list(range(len(lines)))
+    assert [row["index"] for row in found if row["error"]] == [shards.BLOCK_ROWS]
+    assert found[0]["pid"] != found[-1]["pid"]
+
+
+def test_a_step_may_give_fewer_rows_than_it_gets(tmp_path: Path) -> None:
+    count = shards.BLOCK_ROWS
+    found = rows(shard(tmp_path, *["x", "left out"] * (count // 2), "crash", "y"))
+    assert [row["index"] for row in found] == [*range(0, count, 2), count, count + 1]
+
+
+def test_a_row_that_cannot_be_read_ends_its_shard(tmp_path: Path) -> None:
+    (block,) = guarded(shard(tmp_path, "x", "y", "z"), ReadOptions(limits=CrashingLimits()), ALWAYS)
+    error = "InputCrashed: the process that worked on this row was killed by SIGSEGV (tried 2 times)"
+    assert [(row["index"], row["error"], row["lost_rows"]) for row in block.to_pylist()] == [(0, error, 2)]
+
+
+def test_failing_rows_do_not_cost_a_shard_more_than_it_may(tmp_path: Path) -> None:
+    limits = Limits(max_wasted_seconds=1.0)
+    found = rows(shard(tmp_path, "x", "leave", "leave", *["y"] * 7), limits=limits)
+    assert [row["index"] for row in found] == [0, 1]
+    assert re.match(
+        r"ShardGivenUp: its failing rows took \d+ s, more than max_wasted_seconds=1; InputCrashed: ", found[1]["error"]
+    )
+    assert found[1]["lost_rows"] == 8
+
+
+def test_the_child_gets_no_more_of_a_shard_than_reading_can_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "READ_FREELY", 20_000)
+    served = guard._Served(shard(tmp_path, "x" * 999))
+    assert served.read(990, 100) == b"x" * 9 + b"\n", "no more than there is"
+    assert served.read(2000, 10) == b""
+    answers = [served.read(0, 1) for _ in range(20)]
+    assert answers.count(b"x") == (20_000 + 16 * 1000) // guard.READ_LEAST - 2, "a byte counts as a page"
+    assert answers[-1] is None
+    served.close()
+
+
+def test_the_child_knows_nothing_of_its_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    guard._idle.clear()
+    (row,) = rows(shard(tmp_path, "x"))
+    seen = Path(f"/proc/{row['pid']}/environ").read_text()
+    assert "canary" not in seen
+    assert {entry.split("=")[0] for entry in filter(None, seen.split("\0"))} <= {
+        *jail.PASSED_ON, *jail.OWN_ENV, "PYTHONPATH",
+    }  # fmt: skip
+
+
+def test_a_child_that_died_while_it_waited_is_replaced(tmp_path: Path) -> None:
+    one = shard(tmp_path, "x")
+    (first,) = rows(one)
+    os.kill(first["pid"], signal.SIGKILL)
+    (second,) = rows(one)
+    assert second["error"] is None
+    assert second["pid"] != first["pid"]
+
+
+def test_the_store_and_the_machine_are_not_the_inputs_fault(tmp_path: Path) -> None:
+    one = shard(tmp_path, "import")
+    with pytest.raises(RuntimeError, match="no module named 'codec'"):
+        rows(one)
+    Path(one.uri).unlink()
+    with pytest.raises(storage.StorageError, match="was removed after it had been listed"):
+        rows(one)
+
+
+def test_a_child_that_cannot_begin_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"ended with code 1 before it began"):
+        rows(shard(tmp_path, "x"))
+
+
+def test_slow_rows_that_wait_are_no_hang(tmp_path: Path) -> None:
+    found = rows(shard(tmp_path, *["slow"] * 8), limits=Limits(max_seconds=1.0))
+    assert [row["error"] for row in found] == [None] * 8
+
+
+def test_a_child_ends_with_its_worker_even_in_the_middle_of_a_hang(tmp_path: Path) -> None:
+    one = shard(tmp_path, "spin")
+    code = f"""
+from pipelines.reading.guard import guarded
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.shards import list_shards
+from tests.pipelines.hostile import CrashingLimits, Hostile
+list(guarded(list_shards({one.uri!r})[0], ReadOptions(), Hostile()))
+"""
+    worker = subprocess.Popen([sys.executable, "-c", code], cwd=tiny.ROOT)
+    deadline = time.monotonic() + 60
+    while not (children := psutil.Process(worker.pid).children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    while children[0].cpu_times().user < 5 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children[0].cpu_times().user >= 5, "it spins"
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    assert psutil.wait_procs(children, timeout=10)[1] == []

@@ -1,0 +1,142 @@
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual
+from hybrid_models.translator.preprocess import TranslatorConfig
+from pipelines.reading.limits import Limits
+from pipelines.reading.samples import SAMPLE_SCHEMA, Decode, TrainingTexts, pack, unpack
+from pipelines.reading.shards import RAW_SCHEMA
+
+
+def test_packing_keeps_every_array_bit_for_bit() -> None:
+    rng = np.random.default_rng(0)
+    sample: Sample = {
+        "length": np.asarray(7, dtype=np.int64),
+        "half": rng.normal(size=(3, 4)).astype(np.float16),
+        "frames": rng.integers(0, 255, (2, 3, 4, 3), dtype=np.uint8),
+        "empty": np.zeros((0, 5), dtype=np.int32),
+        "wet": np.array([True, False]),
+        "missing": np.array([np.nan, -0.0, np.inf], dtype=np.float32),
+        "strided": np.arange(12, dtype=np.int64).reshape(3, 4).T[::2],
+    }
+    again = unpack(pack(sample))
+    assert again.keys() == sample.keys()
+    for name, array in sample.items():
+        assert (again[name].dtype, again[name].shape) == (array.dtype, array.shape), name
+        assert again[name].tobytes() == array.tobytes(), name
+    assert again["length"] == 7
+    assert again["strided"].tolist() == [[0, 4, 8], [2, 6, 10]]
+
+
+class Count(Preprocess):
+    """Counts frames and letters; words of its own are errors."""
+
+    visual = Visual(height=4, width=6, frames=1)
+
+    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
+        text = inputs.fields["text"]
+        if text == "bad":
+            raise BadSample("Nonsense", "the text is: bad")
+        if text == "bug":
+            raise KeyError("our own mistake")
+        if text == "no memory":
+            raise MemoryError
+        sample = {"letters": np.asarray(len(text)), "length": np.asarray(len(text) + 1, dtype=np.int64)}
+        if inputs.media is not None:
+            sample["media"] = inputs.media
+        return sample | ({"target": np.asarray(1)} if with_target else {})
+
+    def output_bytes(self, sample: Sample) -> int:
+        return 1000 * int(sample["letters"])
+
+
+def raw(index: int, text: str | None = None, **other: Any) -> dict[str, Any]:
+    row = {
+        "shard": "s3://x/a.tar", "index": index, "last": index == 4, "sample_id": f"id{index}", "media": None,
+        "media_type": None, "fields": json.dumps({} if text is None else {"text": text}), "error": None,
+    }  # fmt: skip
+    return {**row, **other}
+
+
+def decode(rows: list[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+    table = Decode(Count(), Limits(), **options)(pa.Table.from_pylist(rows, schema=RAW_SCHEMA))
+    assert table.schema == SAMPLE_SCHEMA
+    return table.to_pylist()
+
+
+def test_every_row_gives_one_row_in_order() -> None:
+    rows = [raw(3, "abc"), raw(0, "bad"), raw(4, "xy"), raw(1, error="LineTooLong: 3: more than 2"), raw(2, "")]
+    decoded = decode(rows)
+    for row, given in zip(decoded, rows, strict=True):
+        assert {key: row[key] for key in ("shard", "index", "last", "sample_id")} == {
+            key: given[key] for key in ("shard", "index", "last", "sample_id")
+        }
+    assert [row["length"] for row in decoded] == [4, None, 3, None, 1]
+    assert [row["error"] for row in decoded] == [
+        None,
+        "Nonsense: the text is: bad",
+        None,
+        "LineTooLong: 3: more than 2",  # the reader's own words, unchanged
+        None,
+    ]
+    assert [None if row["sample"] is None else int(unpack(row["sample"])["letters"]) for row in decoded] == [
+        3, None, 2, None, 0,
+    ]  # fmt: skip
+    assert all(row["decode_seconds"] >= 0 for row in decoded)
+
+
+def test_targets_only_where_they_are_asked_for() -> None:
+    assert "target" not in unpack(decode([raw(0, "a")])[0]["sample"])
+    assert unpack(decode([raw(0, "a")], with_target=True)[0]["sample"])["target"] == 1
+
+
+def test_media_are_decoded_to_the_wanted_size_or_named_as_broken() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 8), (10, 20, 30)).save(buffer, "PNG")
+    png = buffer.getvalue()
+    good, broken = decode(
+        [raw(0, "a", media=png, media_type="png"), raw(1, "a", media=png[: len(png) // 2], media_type="png")]
+    )
+    assert np.array_equal(unpack(good["sample"])["media"], np.full((1, 4, 6, 3), [10, 20, 30], dtype=np.uint8))
+    assert broken["error"].startswith("ImageDecodeError: ")
+    small = Decode(Count(), Limits(max_pixels=50))
+    (row,) = small(pa.Table.from_pylist([raw(0, "a", media=png, media_type="png")], schema=RAW_SCHEMA)).to_pylist()
+    assert row["sample"] is None
+    assert row["error"] == "ImageTooLarge: 12 x 8 pixels are more than max_pixels=50"
+
+
+def test_what_nobody_thought_of_is_an_error_row_and_only_the_machines_trouble_raises() -> None:
+    good, bad = decode([raw(0, "fine"), raw(1, "bug")])
+    assert good["error"] is None
+    assert bad["error"] == "UnexpectedError: KeyError: 'our own mistake'"
+    with pytest.raises(MemoryError):
+        decode([raw(0, "no memory")])
+
+
+def test_training_texts_are_those_of_rows_that_could_be_read() -> None:
+    rows = [
+        {"fields": json.dumps({"en": "a dog", "de": "ein Hund"}), "error": None},
+        {"fields": json.dumps({"en": "no target"}), "error": None},
+        {"fields": json.dumps({"en": "torn", "de": "zerrissen"}), "error": "ShardReadError: torn"},
+    ]
+    texts = TrainingTexts(TranslatorConfig())(pa.Table.from_pylist(rows))
+    assert texts.to_pylist() == [{"text": "source\ta dog"}, {"text": "target\tein Hund"}]
+
+
+def test_a_prediction_that_would_be_too_large_is_a_bad_sample() -> None:
+    table = pa.Table.from_pylist([raw(0, "abc"), raw(1, "abcde")], schema=RAW_SCHEMA)
+    rows = Decode(Count(), Limits(max_output_bytes=4000))(table).to_pylist()
+    assert [row["output_bytes"] for row in rows] == [3000, None]
+    assert rows[1]["error"] == "OutputTooLarge: its prediction would have 5,000 bytes, more than max_output_bytes=4,000"
+
+
+def test_what_is_lost_with_a_row_is_kept() -> None:
+    rows = decode([raw(0, "abc"), raw(1, error="ShardReadError: x", lost_rows=7)])
+    assert [row["lost_rows"] for row in rows] == [None, 7]

@@ -1,0 +1,202 @@
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Inputs, Sample
+from hybrid_models.translator.translator import TranslatorDecoding
+from pipelines.cluster.resources import Compute
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.models.session import Inference
+from pipelines.reading.samples import SAMPLE_SCHEMA, pack, unpack
+from pipelines.staging.actors import Featurizer, Lineage, Predictor
+from tests import tiny
+
+DECODING = TranslatorDecoding(beam_size=1, max_length=12)
+LINEAGE = Lineage("models:/translator/3", "3", "f" * 64, "run")
+TEXTS = tiny.sentences(11, seed=3)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return artifacts.read(tiny.write_translator(str(tmp_path_factory.mktemp("model"))))
+
+
+def samples_table(samples: list[Sample | BadSample]) -> pa.Table:
+    """Samples and errors as the decoding step emits them."""
+    rows: list[dict[str, Any]] = []
+    for i, sample in enumerate(samples):
+        row = {"shard": "s3://x/a.txt", "index": 10 + i, "last": i + 1 == len(samples), "sample_id": f"id{i}"}
+        if isinstance(sample, BadSample):
+            outcome: dict[str, Any] = {"error": str(sample)}
+        else:
+            outcome = {"sample": pack(sample), "length": int(sample["length"]), "output_bytes": 0}
+        rows.append({**row, **outcome, "decode_seconds": 0.5})
+    return pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA)
+
+
+def tokenized(artifact: Artifact, texts: list[str], with_target: bool = False) -> list[Sample | BadSample]:
+    preprocess = artifact.hybrid_class.preprocess(artifact.config, artifact.assets)
+    return [preprocess(Inputs(None, {"en": text, "de": text.upper()}), with_target) for text in texts]
+
+
+def test_rows_keep_their_order_and_errors_their_place(artifact: Artifact) -> None:
+    samples = tokenized(artifact, TEXTS)
+    samples[4:4] = [BadSample("TextTooLong", "201 characters")]
+    predictor = Predictor(Inference(artifact, DECODING), Compute(4, 1, False), LINEAGE)
+    before = datetime.now(UTC)
+    table = predictor(samples_table(samples))
+    assert table.schema == predictor.schema
+    rows = table.to_pylist()
+    assert [row["sample_id"] for row in rows] == [f"id{i}" for i in range(12)]
+    assert [row["index"] for row in rows] == list(range(10, 22))
+    assert [row["last"] for row in rows] == [False] * 11 + [True]
+    assert [row["status"] for row in rows] == ["ok"] * 4 + ["error"] + ["ok"] * 7
+
+    expected = tiny.translator().translate(TEXTS, beam_size=1, max_length=12)
+    assert [row["translation"] for row in rows if row["status"] == "ok"] == expected
+    assert [row["source"] for row in rows if row["status"] == "ok"] == TEXTS
+    bad = rows[4]
+    assert bad["error"] == "TextTooLong: 201 characters"
+    assert {bad[name] for name in artifact.hybrid_class.payload_schema.names} == {None}
+    assert bad["predict_seconds"] == 0
+    for row in rows:
+        assert (row["model"], row["model_version"], row["fingerprint"], row["run_id"]) == (
+            LINEAGE.model, "3", LINEAGE.fingerprint, "run",
+        )  # fmt: skip
+        assert before <= row["created_at"] <= datetime.now(UTC)
+        assert row["decode_seconds"] == 0.5
+    assert all(row["predict_seconds"] > 0 for row in rows if row["status"] == "ok")
+
+
+def test_a_block_of_errors_only_needs_no_model(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(Inference(artifact, DECODING), Compute(4, 1, False), LINEAGE)
+    monkeypatch.setattr(predictor, "_predict", None)
+    table = predictor(samples_table([BadSample("A", "x"), BadSample("B", "y")]))
+    assert table["error"].to_pylist() == ["A: x", "B: y"]
+    assert len(predictor(samples_table([]))) == 0
+
+
+def test_batches_have_similar_lengths(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)
+    seen: list[list[int]] = []
+    predict = predictor._predict
+
+    def watch(samples: list[Sample]) -> list[dict[str, Any]]:
+        seen.append([int(sample["length"]) for sample in samples])
+        return predict(samples)
+
+    monkeypatch.setattr(predictor, "_predict", watch)
+    predictor(samples_table(tokenized(artifact, TEXTS)))
+    assert [len(batch) for batch in seen] == [2, 2, 2, 2, 2, 1]
+    lengths = [length for batch in seen for length in batch]
+    assert lengths == sorted(lengths)
+
+
+def failing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, bad: Callable[[Sample], bool]) -> list[int]:
+    """Makes it fail on batches with such a sample; returns the sizes of the batches that it is given."""
+    seen: list[int] = []
+    predict_ = predictor._predict
+
+    def sometimes(samples: list[Sample]) -> list[dict[str, Any]]:
+        seen.append(len(samples))
+        if any(map(bad, samples)):
+            raise FloatingPointError("a value\nof no use")
+        return predict_(samples)
+
+    monkeypatch.setattr(predictor, "_predict", sometimes)
+    return seen
+
+
+def test_a_row_that_the_model_fails_on_costs_only_itself(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(Inference(artifact, DECODING), Compute(8, 1, False), LINEAGE)
+    samples = tokenized(artifact, TEXTS)
+    whole = predictor(samples_table(samples)).to_pylist()
+    bad = samples[3]
+    assert isinstance(bad, dict)
+    seen = failing(predictor, monkeypatch, lambda sample: np.array_equal(sample["source"], bad["source"]))
+    rows = predictor(samples_table(samples)).to_pylist()
+    assert [row["status"] for row in rows] == ["ok"] * 3 + ["error"] + ["ok"] * 7
+    assert rows[3]["error"] == "PredictionError: FloatingPointError: a value"
+    assert rows[3]["translation"] is None
+    assert [row["translation"] for row in rows if row["status"] == "ok"] == [
+        row["translation"] for i, row in enumerate(whole) if i != 3
+    ]
+    assert sorted(seen, reverse=True) == [8, 4, 4, 3, 2, 2, 1, 1]
+
+
+def test_the_batch_size_decides_no_output(artifact: Artifact) -> None:
+    table = samples_table(tokenized(artifact, TEXTS))
+    outputs = [
+        Predictor(Inference(artifact, DECODING), Compute(n, 1, False), LINEAGE)(table)["translation"]
+        for n in (1, 3, 64)
+    ]
+    assert outputs[0].to_pylist() == outputs[1].to_pylist() == outputs[2].to_pylist()
+
+
+def test_judging_keeps_records_instead_of_predictions(artifact: Artifact) -> None:
+    samples = tokenized(artifact, TEXTS[:3], with_target=True)
+    samples.insert(1, BadSample("EmptyText", "no text"))
+    rows = Predictor(Inference(artifact, DECODING), Compute(8, 1, False), LINEAGE, judge=True)(
+        samples_table(samples)
+    ).to_pylist()
+    assert "translation" not in rows[0]
+    hypotheses = tiny.translator().translate(TEXTS[:3], beam_size=1, max_length=12)
+    truths = [json.loads(rows[i]["record"]).pop("truth") for i in (0, 2, 3)]
+    assert len(set(truths)) == 3, "other references, other hashes"
+    records = [None if row["record"] is None else json.loads(row["record"]) for row in rows]
+    assert records == [
+        {"hypothesis": hypotheses[0], "references": [TEXTS[0].upper()], "source": TEXTS[0], "truth": truths[0]},
+        None,
+        {"hypothesis": hypotheses[1], "references": [TEXTS[1].upper()], "source": TEXTS[1], "truth": truths[1]},
+        {"hypothesis": hypotheses[2], "references": [TEXTS[2].upper()], "source": TEXTS[2], "truth": truths[2]},
+    ]
+    assert rows[1]["status"] == "error"
+
+
+def test_the_featurizer_replaces_frames_by_what_the_frozen_net_sees(tmp_path: Path) -> None:
+    config = CaptionerConfig(
+        encoder="test_efficientnet", encoder_weights="hub", freeze_encoder=True, image_size=32, frames=2,
+        embedding_size=16, hidden_size=32, attention_size=16, vocab_size=300,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    captioner = Captioner(config, tiny.captioner().assets).eval()
+    artifacts.write(artifacts.make(captioner, CaptionerDecoding(), {}, ""), str(tmp_path))
+    rng = np.random.default_rng(0)
+    samples: list[Sample | BadSample] = [
+        {
+            "frames": rng.integers(0, 255, (count, 32, 32, 3), dtype=np.uint8),
+            "frame_count": np.asarray(count),
+            "length": np.asarray(length),
+        }
+        for count, length in ((1, 9), (2, 4), (1, 6))
+    ]
+    table = samples_table([samples[0], BadSample("X", "y"), *samples[1:]])
+    featurized = Featurizer(Inference.of(artifacts.read(str(tmp_path))), Compute(2, 1, False))(table)
+    assert featurized.schema == SAMPLE_SCHEMA
+    assert featurized.drop_columns(["sample"]).equals(table.drop_columns(["sample"]))
+    packed = featurized["sample"].to_pylist()
+    assert packed[1] is None
+    broken = [samples[0], {name: samples[1][name] for name in ("frame_count", "length")}]
+    told = Featurizer(Inference.of(artifacts.read(str(tmp_path))), Compute(2, 1, False))(
+        samples_table(broken)
+    ).to_pylist()
+    assert [row["error"] for row in told] == [None, "PredictionError: KeyError: 'frames'"]
+    assert [row["length"] for row in told] == [9, None]
+    found = [unpack(packed[i]) for i in (0, 2, 3)]
+    alone = np.stack([captioner.featurize([sample])[0]["features"] for sample in samples if isinstance(sample, dict)])
+    features = np.stack([sample["features"] for sample in found])
+    spread = float(alone.std())
+    assert np.abs(features - alone).max() < 0.1 * spread
+    assert np.abs(alone[0] - alone[2]).max() > spread, "other frames, other features"
+    assert [sorted(sample) for sample in found] == [["features", "frame_count", "length"]] * 3
+    assert [int(sample["length"]) for sample in found] == [9, 4, 6]

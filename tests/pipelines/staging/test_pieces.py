@@ -1,0 +1,87 @@
+import pyarrow as pa
+import pytest
+
+from pipelines.reading.shards import Shard
+from pipelines.staging.pieces import TIMINGS, Piece, is_own, shard_key, table_schema, tiling
+from pipelines.storage import FileInfo
+
+SCHEMA = table_schema(pa.schema([pa.field("caption", pa.string())]))
+A, B = Shard("s3://lake/in/a.tar", 10, "1"), Shard("s3://lake/in/b b.tar", 10, "1")
+
+
+def piece(first: int, stop: int, end: bool = False) -> Piece:
+    return Piece(FileInfo(f"x-{first}-{stop}", 1, ""), first, stop, end)
+
+
+def intervals(pieces: list[Piece] | None) -> list[tuple[int, int]] | None:
+    return None if pieces is None else [(p.first, p.stop) for p in pieces]
+
+
+def test_tiling_needs_every_row_up_to_the_end() -> None:
+    assert intervals(tiling([piece(0, 5), piece(5, 9, end=True)])) == [(0, 5), (5, 9)]
+    assert tiling([piece(0, 5), piece(6, 9, end=True)]) is None
+    assert tiling([piece(0, 5), piece(5, 9)]) is None
+    assert tiling([piece(1, 5, end=True)]) is None
+    assert tiling([]) is None
+
+
+def test_tiling_chooses_among_overlapping_pieces() -> None:
+    pieces = [piece(0, 5), piece(0, 3), piece(3, 7), piece(4, 9, end=True), piece(7, 9, end=True)]
+    assert intervals(tiling(pieces)) == [(0, 3), (3, 7), (7, 9)]
+    assert tiling([piece(0, 5), piece(3, 7), piece(6, 9, end=True)]) is None
+
+
+def test_shard_keys_depend_on_uri_and_etag() -> None:
+    keys = {shard_key(A), shard_key(B), shard_key(Shard(A.uri, A.size, "2")), shard_key(Shard("s3://x/a.tar", 10, "1"))}
+    assert len(keys) == 4
+    assert shard_key(B).startswith("b-b.tar-")
+    assert shard_key(Shard("s3://x/é_a.tar", 1, "")).startswith("a.tar-"), "a leading _ would hide its pieces"
+
+
+def rows(shard: Shard, first: int, stop: int, last: int, error: str | None = None) -> pa.Table:
+    """Rows as the model's actor emits them."""
+    table = [
+        {
+            "sample_id": f"{shard.uri}#{i}",
+            "caption": None if error else f"caption {i}",
+            "status": "error" if error else "ok",
+            "error": error,
+            "shard": shard.uri,
+            "index": i,
+            "last": i == last,
+            "decode_seconds": 0.25,
+            "predict_seconds": 0.5,
+        }
+        for i in range(first, stop)
+    ]
+    return pa.Table.from_pylist(table, schema=pa.schema([*SCHEMA, *[pa.field(n, pa.float32()) for n in TIMINGS]]))
+
+
+PLACE = "ds=2026-01-31/0123456789ab"
+
+
+def test_what_is_our_own_is_told_by_place_and_name() -> None:
+    name = f"{shard_key(B)}-00000000-00000002-end.parquet"
+    assert is_own(f"{PLACE}/{name}")
+    assert is_own(f"{PLACE}/{shard_key(A)}-00000000-00000002.parquet")
+    assert is_own(f"{PLACE}/.{name}.0a1b2c3d"), "a put that was cut short"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{shard_key(A)}-00000000-00000002.parquet",
+        f"ds=2026-01-31/{shard_key(A)}-00000000-00000002.parquet",
+        f"ds=2026-01-31/more/{shard_key(A)}-00000000-00000002.parquet",
+        f"ds=today/0123456789ab/{shard_key(A)}-00000000-00000002.parquet",
+        f"{PLACE}/deeper/{shard_key(A)}-00000000-00000002.parquet",
+        f"{PLACE}/{shard_key(A)}-00000000-00000002.parquet.bak",
+        f"{PLACE}/part-00000-0123456789abcdef.c000.snappy.parquet",
+        f"{PLACE}/photos.tar",
+        f"{PLACE}/",
+        "ds=2026-01-31/part-00000.txt",
+        "",
+    ],
+)
+def test_everything_else_is_not(path: str) -> None:
+    assert not is_own(path)

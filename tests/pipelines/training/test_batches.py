@@ -1,0 +1,126 @@
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import storage
+from pipelines.reading.samples import pack
+from pipelines.staging.pieces import Piece
+from pipelines.training.batches import CHUNK_BATCHES, PreparedSamples, plan_epoch, prefetch
+
+LENGTHS = np.random.default_rng(0).integers(1, 200, 1003)
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1003, 16), (64, 64), (65, 64), (127, 64), (3, 64), (1, 1), (7, 1)])
+def test_every_sample_is_in_exactly_one_batch(rows: int, batch_size: int) -> None:
+    plan = plan_epoch(LENGTHS[:rows], batch_size, seed=1, epoch=0)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(rows))
+    sizes = [len(batch) for batch in plan]
+    assert max(sizes) - min(sizes) <= 1
+    if rows >= batch_size:
+        assert batch_size <= min(sizes)
+        assert len(plan) == rows // batch_size
+    else:
+        assert len(plan) == 1
+
+
+def test_the_plan_is_the_same_for_the_same_seed_and_epoch_only() -> None:
+    def plan(seed: int, epoch: int) -> list[list[int]]:
+        return [batch.tolist() for batch in plan_epoch(LENGTHS, 16, seed, epoch)]
+
+    assert plan(1, 3) == plan(1, 3)
+    assert plan(1, 3) != plan(1, 4)
+    assert plan(1, 3) != plan(2, 3)
+
+
+def test_samples_of_similar_length_come_together_and_batches_in_any_order() -> None:
+    lengths = np.random.default_rng(1).integers(1, 200, CHUNK_BATCHES * 16)  # one chunk: sorted as a whole
+    plan = plan_epoch(lengths, 16, seed=0, epoch=0)
+    by_mean = sorted(plan, key=lambda batch: float(lengths[batch].mean()))
+    assert np.concatenate([lengths[batch] for batch in by_mean]).tolist() == sorted(lengths.tolist())
+    longest = [int(lengths[batch].max()) for batch in plan]
+    assert longest != sorted(longest)
+
+
+def stage(folder: Path, name: str, rows: Sequence[int | None]) -> Piece:
+    """A staged file whose rows hold these numbers; None is an error row."""
+    table = pa.table(
+        {
+            "error": pa.array([None if row is not None else "X: y" for row in rows], pa.string()),
+            "length": pa.array(rows, pa.int64()),
+            "sample": pa.array(
+                [None if row is None else pack({"n": np.arange(row), "length": np.asarray(row)}) for row in rows],
+                pa.large_binary(),
+            ),
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    uri = str(folder / name)
+    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+    return Piece(storage.info(uri), 0, len(rows), end=True)
+
+
+def test_prepared_samples_are_the_good_rows_of_the_pieces_in_order(tmp_path: Path) -> None:
+    pieces = [
+        stage(tmp_path, "b", [4, None, 2]),
+        stage(tmp_path, "a", [None]),
+        stage(tmp_path, "c", [7]),
+    ]
+    samples = PreparedSamples(pieces, str(tmp_path))
+    assert len(samples) == 3
+    assert samples.lengths.tolist() == [4, 2, 7]
+    assert [samples[i]["n"].tolist() for i in range(3)] == [list(range(n)) for n in (4, 2, 7)]
+    samples.remove()
+    assert not samples.folder.exists()
+    assert samples[2]["n"].tolist() == list(range(7)), "an open map stays valid"
+
+
+def test_the_copy_is_shared_until_the_pieces_change(tmp_path: Path) -> None:
+    first = PreparedSamples([stage(tmp_path, "a", [4, 2])], str(tmp_path))
+    copy = first.folder / "samples.arrow"
+    written = copy.stat().st_mtime_ns
+    piece = Piece(storage.info(str(tmp_path / "a")), 0, 2, end=True)
+    assert PreparedSamples([piece], str(tmp_path)).folder == first.folder
+    assert copy.stat().st_mtime_ns == written, "a second worker reads the same file"
+    changed = PreparedSamples([stage(tmp_path, "a", [5, 2, 9])], str(tmp_path))
+    assert changed.lengths.tolist() == [5, 2, 9]
+    other = PreparedSamples([piece], "another run")
+    assert len({first.folder, changed.folder, other.folder}) == 3
+    for samples in (first, changed, other):
+        samples.remove()
+
+
+def test_prefetch_keeps_the_order_and_works_ahead() -> None:
+    made: list[int] = []
+    second = threading.Event()
+
+    def make(number: int) -> int:
+        made.append(number)
+        if number == 1:
+            second.set()
+        return number * number
+
+    results = prefetch(make, 5, ahead=2)
+    assert next(results) == 0
+    assert second.wait(5), "the second is computed before it is asked for"
+    assert list(results) == [1, 4, 9, 16]
+    assert made == [0, 1, 2, 3, 4]
+    assert list(prefetch(make, 0)) == []
+    assert list(prefetch(make, 1, ahead=4)) == [0]
+
+
+def test_prefetch_passes_errors_on_in_their_place() -> None:
+    def make(number: int) -> int:
+        if number == 2:
+            raise RuntimeError("batch 2")
+        return number
+
+    results = prefetch(make, 5)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(RuntimeError, match="batch 2"):
+        next(results)

@@ -1,0 +1,133 @@
+"""What a training goes on from."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hybrid_models.translator.translator import Translator
+from pipelines.training import checkpoints
+from pipelines.training.checkpoints import Progress
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("values", "higher", "best", "stale"),
+    [
+        ([3.0, 2.0, 2.5], False, 2.0, 1),
+        ([3.0, 3.0, 3.0], False, 3.0, 2),
+        ([1.0, 2.0, 3.0], True, 3.0, 0),
+        ([2.0, 2.0, 1.0], True, 2.0, 2),
+        ([math.nan, math.nan], False, None, 2),
+        ([math.nan, 5.0, math.nan], True, 5.0, 1),
+        ([5.0, math.nan, 4.0], False, 4.0, 0),
+        ([0.0], True, 0.0, 0),
+        ([0.0, -1.0], True, 0.0, 1),
+    ],
+)
+def test_judge(values: list[float], higher: bool, best: float | None, stale: int) -> None:
+    progress = Progress()
+    for value in values:
+        progress.judge(value, higher)
+    assert (progress.best, progress.stale) == (best, stale)
+
+
+def test_entries_are_noted_at_their_step() -> None:
+    progress = Progress(step=3)
+    progress.note({"loss": 1.5})
+    progress.step = 4
+    progress.note({"loss": 1.0, "epoch": 1})
+    assert [{key: value for key, value in entry.items() if key != "time"} for entry in progress.history] == [
+        {"step": 3, "loss": 1.5},
+        {"step": 4, "loss": 1.0, "epoch": 1},
+    ]
+    assert 1.7e12 < progress.history[0]["time"] <= progress.history[1]["time"]
+
+
+class Bomb:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A whole checkpoint after one step of a tiny translator."""
+    hybrid = tiny.translator(seed=1)
+    optimizer = torch.optim.AdamW(hybrid.parameters(), lr=0.1)
+    torch.stack([p.sum() for p in hybrid.parameters()]).sum().backward()
+    optimizer.step()
+    folder = tmp_path / "checkpoint_epoch_0001"
+    folder.mkdir()
+    checkpoints.write_checkpoint(folder, hybrid, optimizer, Progress(epoch=1, step=7, best=2.5))
+    return folder
+
+
+def restore(folder: Path) -> tuple[Translator, torch.optim.Optimizer, Progress]:
+    hybrid = tiny.translator(seed=2)
+    optimizer = torch.optim.AdamW(hybrid.parameters(), lr=0.5)
+    return hybrid, optimizer, checkpoints.load_checkpoint(hybrid, optimizer, str(folder))
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "get_device", lambda: torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_checkpoint_holds_weights_moments_and_progress(checkpoint: Path) -> None:
+    hybrid, optimizer, progress = restore(checkpoint)
+    assert progress == Progress(epoch=1, step=7, best=2.5)
+    fresh = tiny.translator(seed=1)
+    moved = [(a - b).abs().max().item() for a, b in zip(hybrid.parameters(), fresh.parameters(), strict=True)]
+    assert moved == pytest.approx([0.1] * len(moved), rel=0.1), "the weights after AdamW's first step"
+    moments = optimizer.state_dict()["state"]
+    assert len(moments) == len(moved)
+    assert all(torch.equal(m["exp_avg"], torch.full_like(m["exp_avg"], 0.1)) for m in moments.values())
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt", "progress.json"])
+@pytest.mark.parametrize("damage", [cut, lambda content: b"", lambda content: b"\0" * len(content), None])
+def test_a_damaged_checkpoint_is_known(name: str, damage: Callable[[bytes], bytes] | None, checkpoint: Path) -> None:
+    file = checkpoint / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage is not None:
+        file.write_bytes(damage(content))
+    with pytest.raises(checkpoints.DamagedError, match=rf"^{checkpoint} is damaged: "):
+        restore(checkpoint)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_pickle_in_a_checkpoint_is_not_executed(checkpoint: Path) -> None:
+    exploded = checkpoint / "exploded"
+    torch.save({"state": Bomb(exploded)}, checkpoint / "optimizer.pt")
+    with pytest.raises(checkpoints.DamagedError, match="is damaged: Weights only load failed"):
+        restore(checkpoint)
+    assert not exploded.exists()
+    torch.load(checkpoint / "optimizer.pt", weights_only=False)
+    assert exploded.exists(), "the bomb works"
+
+
+def test_checkpoints_are_named_backwards_from_the_newest(tmp_path: Path) -> None:
+    for name in ("epoch_0001", "epoch_0002", "epoch_0002_1", "epoch_0003", "epoch_0010"):
+        (tmp_path / f"checkpoint_{name}").mkdir()
+        (tmp_path / f"checkpoint_{name}" / "progress.json").touch()
+    (tmp_path / "history.jsonl").touch()
+    assert [name.removeprefix("checkpoint_epoch_") for name in checkpoints.checkpoints(
+        str(tmp_path), "checkpoint_epoch_0003"
+    )] == ["0003", "0002_1", "0002", "0001"]  # fmt: skip
+    assert Progress(epoch=2).checkpoint == "checkpoint_epoch_0002"
+    assert Progress(epoch=2, fallbacks=1).checkpoint == "checkpoint_epoch_0002_1"

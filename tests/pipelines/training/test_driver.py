@@ -1,0 +1,330 @@
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import ray
+import torch
+from PIL import Image
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from safetensors.torch import load as load_tensors
+
+from hybrid_models import contract
+from hybrid_models.errors import UsageError
+from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
+from pipelines import storage
+from pipelines.cluster.resources import Resources
+from pipelines.models import artifacts
+from pipelines.staging import checks
+from pipelines.storage import StorageError
+from pipelines.training import driver, loop, preparation, runs, workers
+from pipelines.training.batches import PreparedSamples
+from pipelines.training.checkpoints import Progress
+from pipelines.training.recipe import Recipe, TrainConfig
+from pipelines.training.runs import TrainJob, TrainTask
+from tests import tiny
+
+RECIPE = Recipe(
+    "translator",
+    TranslatorConfig(vocab_size=300, embedding_size=16, hidden_size=32, attention_size=16, dropout=0.2),
+    TranslatorDecoding(beam_size=1, max_length=12),
+    TrainConfig(
+        epochs=3, batch_size=16, learning_rate=1e-2, warmup_steps=5, patience=3, validate_samples=8, max_failures=0
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with training and validation pairs; one of each split cannot be used."""
+    folder = tmp_path_factory.mktemp("lake")
+    for split, rows, seed in (("train", 230, 1), ("val", 40, 2)):
+        tiny.write_pairs(str(folder / "data" / split), rows, seed)
+        storage.write_bytes(str(folder / "data" / split / "more.jsonl"), b'{"id": "bad", "en": "der Hund"}\n')
+    return folder
+
+
+def job_of(lake: Path, name: str, recipe: Recipe = RECIPE, num_workers: int = 1) -> TrainJob:
+    mlflow_uri = f"sqlite:///{lake}/mlflow.db"
+    return TrainJob(recipe, "test", str(lake / "data"), str(lake), name, mlflow_uri, num_workers, Resources())
+
+
+def train_to_the_end(job: TrainJob) -> dict[str, Any]:
+    return driver.train(job, runs.check(job))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left."""
+
+    job: TrainJob
+    summary: dict[str, Any]
+
+    def weights(self, epoch: int) -> dict[str, torch.Tensor]:
+        """The checkpoint after an epoch."""
+        place = f"{self.job.run}/checkpoint_epoch_{epoch:04d}/weights.safetensors"
+        return load_tensors(Path(place).read_bytes())
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The entries without what differs from machine to machine."""
+        lines = storage.read_text(f"{self.job.run}/history.jsonl").splitlines()
+        noisy = ("time", "samples_per_second")
+        return [{key: value for key, value in json.loads(line).items() if key not in noisy} for line in lines]
+
+    def curve(self, key: str) -> list[tuple[int, float]]:
+        """A metric as MLflow has it."""
+        client = mlflow.MlflowClient(self.job.tracking_uri)
+        found = client.get_metric_history(self.summary["mlflow_run_id"], key)
+        return [(metric.step, metric.value) for metric in found]
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster: str, lake: Path) -> Trained:
+    """Three epochs without interruption."""
+    job = replace(job_of(lake, "whole"), pictures=2)
+    return Trained(job, train_to_the_end(job))
+
+
+def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": False, "Resources": {"CPU": 1.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    for gpus, wanted, count, per_worker, threads in (
+        (0, "auto", 2, {"CPU": pytest.approx(3.6)}, 4),
+        (4, "auto", 2, {"CPU": 1.0, "GPU": 1.0}, 4),
+        (4, "auto", 4, {"CPU": 1.0, "GPU": 1.0}, 2),
+        (4, "no", 2, {"CPU": pytest.approx(3.6)}, 4),
+        (0, "yes", 2, {"CPU": 1.0, "GPU": 1.0}, 4),
+    ):
+        monkeypatch.setattr(ray, "cluster_resources", lambda gpus=gpus: {"GPU": gpus} if gpus else {})
+        scaling, found = driver._scaling(count, wanted)
+        assert (scaling.use_gpu, scaling.num_workers, scaling.resources_per_worker, found) == (
+            "GPU" in per_worker, count, per_worker, threads,
+        )  # fmt: skip
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 4})
+    with pytest.raises(UsageError, match="--num-workers is 5, but the cluster has 4 GPUs: use at most one for each"):
+        driver._scaling(5, "auto")
+    assert driver._scaling(5, "yes")[0].use_gpu, "the cluster may grow"
+
+
+# ---- one run -----------------------------------------------------------------------------------------------------
+def test_the_vocabulary_is_that_of_the_training_texts_alone(whole: Trained) -> None:
+    texts = [" ".join(reversed(sentence.split())) for sentence in tiny.sentences(230, 1)]
+    pairs = [{"en": source, "de": target} for source, target in zip(tiny.sentences(230, 1), texts, strict=True)]
+    alone = Translator.learn_assets(RECIPE.model, [t for pair in pairs for t in RECIPE.model.training_texts(pair)])
+    assert artifacts.read(f"{whole.job.run}/artifact").assets == alone
+
+
+def test_training_lowers_the_loss_and_keeps_the_best_model(whole: Trained) -> None:
+    summary = whole.summary
+    losses = [entry["val_loss"] for entry in whole.history if "val_loss" in entry]
+    assert len(losses) == 3
+    assert losses[0] > losses[1] > losses[2]
+    assert losses[2] < 0.95 * losses[0]
+    assert (summary["epochs"], summary["best_epoch"], summary["steps"]) == (3, 3, 3 * (230 // 16))
+    assert (summary["metric"], summary["value"]) == ("val_loss", losses[2])
+    assert summary["bad_samples"]["train"] == summary["bad_samples"]["val"]
+    assert sum(summary["bad_samples"]["train"].values()) == 1
+    assert (summary["model"], summary["hybrid"]) == (f"models:/translator/{summary['model_version']}", "translator")
+    assert runs.finished(whole.job) == summary
+
+    artifact = artifacts.read(summary["artifact"], "translator")
+    assert artifact.config == RECIPE.model
+    assert artifact.decoding == RECIPE.decoding
+    state = artifact.load().state_dict()
+    best = whole.weights(3)
+    assert all(torch.equal(state[name], best[name]) for name in best)
+    initial = artifacts.read(f"{whole.job.run}/initial").load().state_dict()
+    assert not torch.equal(initial["bridge.weight"], state["bridge.weight"])
+    registered = artifacts.read(summary["model"], "translator", whole.job.tracking_uri)
+    assert registered.files[artifacts.WEIGHTS] == artifact.files[artifacts.WEIGHTS]
+    card = (Path(summary["artifact"]) / "README.md").read_text()
+    assert f"| loss | {losses[2]:.4g} |" in card
+    assert f"{summary['parameters']:,} parameters" in card
+    drawn = ["learning-curves.png", "example-1.png", "example-2.png"]
+    assert re.findall(r"!\[.*\]\((.*)\)", card) == drawn
+    client = mlflow.MlflowClient(whole.job.tracking_uri)
+    stored = client.list_artifacts(summary["mlflow_run_id"], "pictures")
+    assert {Path(found.path).name for found in stored} == set(drawn)
+    for name in drawn:
+        assert Image.open(Path(summary["artifact"], name)).size > (200, 100)
+
+
+def test_the_curves_in_mlflow_are_the_history(whole: Trained) -> None:
+    steps = [entry["step"] for entry in whole.history if "loss" in entry]
+    assert steps == [10, 14, 20, 28, 30, 40, 42], "every tenth step and the last of each epoch"
+    for key in ("loss", "learning_rate", "gradient_norm", "val_loss", "val_bleu", "epoch"):
+        assert whole.curve(key) == [(entry["step"], entry[key]) for entry in whole.history if key in entry], key
+    client = mlflow.MlflowClient(whole.job.tracking_uri)
+    run = client.get_run(whole.summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.batch_size"] == "16"
+    assert run.data.params["model.hidden_size"] == "32"
+    assert run.data.tags["hybrid.run"] == whole.job.run
+
+
+# ---- killed and started again ------------------------------------------------------------------------------------
+def dying_once(marker: str, epoch: int) -> Callable[[TrainTask], None]:
+    """A worker that is killed after the steps of an epoch, before they are saved; Ray knows the last checkpoint."""
+
+    def worker(task: TrainTask) -> None:
+        from pipelines.training import loop
+
+        validate = loop.validate
+        last, registered = f"checkpoint_epoch_{epoch - 1:04d}", Path(task.run, "checkpoint_manager_snapshot.json")
+
+        def validate_or_die(*args: Any) -> Any:
+            if Path(task.run, last).exists() and not Path(marker).exists():
+                for _ in range(300):
+                    if registered.exists() and last in registered.read_text():
+                        break
+                    time.sleep(0.1)
+                Path(marker).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return validate(*args)
+
+        loop.validate = validate_or_die  # type: ignore[assignment]
+        loop.train_worker(task)
+
+    return worker
+
+
+def killed(job: TrainJob, marker: Path, epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts a run that dies in this epoch."""
+    monkeypatch.setattr(driver, "train_worker", dying_once(str(marker), epoch))
+    with pytest.raises(Exception, match=r"(?i)died|killed|unexpectedly|failed"):
+        train_to_the_end(job)
+    assert marker.exists()
+    assert runs.finished(job) is None
+
+
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
+    whole: Trained, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed in its third epoch; then the second one's checkpoint is cut off, and it goes on from the first one's.
+
+    One that goes on from its newest checkpoint is in tests/chaos/test_accidents.py.
+    """
+    job = job_of(lake, "killed")
+    killed(job, tmp_path / "died", 3, monkeypatch)
+    first_start = runs.read_state(job)
+    assert first_start is not None
+    client = mlflow.MlflowClient(job.tracking_uri)
+    assert client.get_run(str(first_start.mlflow_run_id)).info.status == "FAILED"
+    staged = storage.list_files(f"{lake}/features")
+
+    expected, found = whole.weights(2), Trained(job, {}).weights(2)
+    assert all(torch.equal(expected[name], found[name]) for name in expected), "bit for bit"
+    assert not [record for record in caplog.records if "is damaged" in record.getMessage()]
+    newest = Path(job.run, "checkpoint_epoch_0002", "weights.safetensors")
+    newest.write_bytes(newest.read_bytes()[:1000])
+
+    again = Trained(job, train_to_the_end(job))
+    (said,) = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
+    assert said.startswith(f"killed: {newest.parent} is damaged: ")
+    assert said.endswith("; going on from the one before")
+    assert again.summary["mlflow_run_id"] == first_start.mlflow_run_id, "the same command goes on in the same run"
+    assert client.get_run(str(first_start.mlflow_run_id)).info.status == "FINISHED"
+    assert storage.list_files(f"{lake}/features") == staged, "samples are not prepared again"
+    assert again.history == whole.history, "no step is repeated or missing, and every value is the same"
+    for key in ("loss", "val_loss", "gradient_norm", "epoch"):
+        assert again.curve(key) == whole.curve(key)
+    best = artifacts.read(again.summary["artifact"]).load().state_dict()
+    assert all(torch.equal(tensor, best[name]) for name, tensor in whole.weights(3).items()), "bit for bit"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ControllerError(OSError("AWS Error NETWORK_CONNECTION")),
+        WorkerGroupError("", {0: StorageError("cannot write w")}),
+    ],
+)
+def test_a_store_that_is_away_is_waited_for(
+    failure: TrainingFailedError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = job_of(tmp_path, "away")
+    waits: list[float] = []
+    monkeypatch.setattr(storage, "wait_for", lambda uri, seconds: waits.append(seconds))
+    answers = iter([failure, failure])
+
+    def fit() -> Any:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return "trained"
+
+    assert driver._through_outages(fit, job) == "trained"
+    assert waits == [driver.OUTAGE_SECONDS] * 2
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("away: the store failed, waiting until it answers (4 more times): ")
+
+    answers = iter([failure] * 99)
+    with pytest.raises(TrainingFailedError):
+        driver._through_outages(fit, job)
+    assert len(waits) == 2 + driver.MAX_OUTAGES
+    answers = iter([WorkerGroupError("", {0: FloatingPointError("the gradients are not finite")})])
+    with pytest.raises(WorkerGroupError):
+        driver._through_outages(fit, job)
+    assert len(waits) == 2 + driver.MAX_OUTAGES, "no store failed"
+
+
+# ---- two workers -------------------------------------------------------------------------------------------------
+def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """The same training in this process, by one worker without Ray; the validation of every epoch."""
+    monkeypatch.setattr(workers, "rank", lambda: 0)
+    monkeypatch.setattr(workers, "world_size", lambda: 1)
+    monkeypatch.setattr(loop, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(workers, "tell", lambda *args: None)
+    torch.set_num_threads(1)
+    initial = artifacts.read(f"{job.run}/initial")
+    folder = preparation._features_folder(job, initial, initial.load())
+    sets = [PreparedSamples(checks.verify(shards, folder), f"{job.run} alone") for shards in runs.check(job)]
+    config = job.recipe.train
+    hybrid, progress, values = initial.load(), Progress(), []
+    optimizer = torch.optim.AdamW(hybrid.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    for epoch in range(config.epochs):
+        progress.epoch = epoch
+        loop.train_epoch(hybrid, optimizer, sets[0], config, progress, None)
+        values.append(loop.validate(hybrid, sets[1], job.recipe)[0])
+    for samples in sets:
+        samples.remove()
+    return values
+
+
+def exact_worker() -> Callable[[TrainTask], None]:
+    """A worker that computes in float32 everywhere: bf16 rounds a batch differently when it is split."""
+
+    def worker(task: TrainTask) -> None:
+        from hybrid_models import contract
+        from pipelines.training import loop
+
+        contract.bf16_is_fast = lambda device: False
+        loop.train_worker(task)
+
+    return worker
+
+
+def test_two_workers_learn_what_one_does(ray_cluster: str, lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without dropout the loss is a function of the data alone; batches of 15 and 16 are split into unequal shares."""
+    recipe = replace(
+        RECIPE,
+        model=replace(RECIPE.model, dropout=0.0),  # type: ignore[call-arg]
+        train=replace(RECIPE.train, epochs=2, batch_size=15),
+    )
+    job = job_of(lake, "both", recipe, num_workers=2)
+    monkeypatch.setattr(driver, "train_worker", exact_worker())
+    monkeypatch.setattr(contract, "bf16_is_fast", lambda device: False)
+    both = Trained(job, train_to_the_end(job))
+    one = alone(job, monkeypatch)
+    two = [entry for entry in both.history if "val_loss" in entry]
+    assert both.summary["steps"] == 2 * (230 // 15)
+    for name in ("val_loss", "val_chrf"):
+        assert [entry[name] for entry in two] == pytest.approx([entry[name] for entry in one], abs=1e-4)
+    assert two[1]["val_loss"] < two[0]["val_loss"]

@@ -1,0 +1,245 @@
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hybrid_models.contract import Batch, Loss
+from hybrid_models.inputs import Inputs, Sample
+from hybrid_models.translator.translator import Translator, TranslatorDecoding
+from pipelines.training import loop
+from pipelines.training.checkpoints import Progress
+from pipelines.training.loop import backward, learning_rate, step, train_epoch, validate
+from pipelines.training.recipe import Recipe, TrainConfig
+from tests import tiny
+
+CONFIG = TrainConfig(learning_rate=2.0, warmup_steps=10, schedule="cosine")
+
+
+# ---- schedule ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("done", "rate"),
+    [
+        (0, 2.0 * 0.1),
+        (4, 2.0 * 0.5 * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * 0.04)))),
+        (9, 2.0 * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * 0.09)))),
+        (50, 2.0 * (0.02 + 0.98 * 0.5)),
+        (100, 2.0 * 0.02),
+        (150, 2.0 * 0.02),
+    ],
+)
+def test_cosine_schedule_after_linear_warm_up(done: int, rate: float) -> None:
+    assert learning_rate(done, 100, CONFIG) == pytest.approx(rate)
+
+
+def test_the_rate_falls_after_the_warm_up() -> None:
+    rates = [learning_rate(done, 100, CONFIG) for done in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_constant_schedule_and_no_warm_up() -> None:
+    constant = replace(CONFIG, schedule="constant")
+    assert [learning_rate(done, 100, constant) for done in (0, 4, 9, 50, 1000)] == pytest.approx([0.2, 1, 2, 2, 2])
+    assert learning_rate(0, 100, replace(constant, warmup_steps=0)) == 2.0
+    assert learning_rate(0, 0, replace(CONFIG, warmup_steps=0)) == 2.0
+
+
+# ---- progress ----------------------------------------------------------------------------------------------------
+
+
+# ---- steps: one worker, without Ray -------------------------------------------------------------------------------
+def small(start: Sequence[float]) -> nn.Linear:
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data = torch.tensor([list(start)])
+    return layer
+
+
+@pytest.mark.parametrize(("clip", "scale"), [(1.0, 1 / 5.0), (10.0, 1.0)])
+def test_a_step_clips_the_global_norm_and_uses_the_rate(clip: float, scale: float) -> None:
+    layer = small([0.5, -0.5])
+    layer.weight.grad = torch.tensor([[3.0, 4.0]])  # norm 5
+    optimizer = torch.optim.SGD(layer.parameters(), lr=99.0)
+    assert step(layer, optimizer, 0.1, clip) == pytest.approx(5.0)
+    expected = [0.5 - 0.1 * 3.0 * scale, -0.5 - 0.1 * 4.0 * scale]
+    assert layer.weight.tolist()[0] == pytest.approx(expected, abs=1e-5)
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_gradients_that_are_not_finite_stop_training(value: float) -> None:
+    layer = small([0.5, -0.5])
+    layer.weight.grad = torch.tensor([[3.0, value]])
+    with pytest.raises(FloatingPointError, match=r"lower train\.learning_rate"):
+        step(layer, torch.optim.SGD(layer.parameters()), 0.1, 1.0)
+    assert layer.weight.tolist() == [[0.5, -0.5]]
+
+
+class Squares(nn.Module):
+    """Sum of squared errors of a linear layer, with its number of terms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = small([1.0, 2.0])
+
+    def forward(self, batch: Batch) -> Loss:
+        errors = self.layer(batch["x"]).squeeze(1) - batch["y"]
+        return Loss((errors**2).sum(), torch.tensor(len(errors)))
+
+
+@pytest.mark.usefixtures("alone")
+def test_gradients_of_accumulated_batches_are_the_mean_of_their_means() -> None:
+    rng = np.random.default_rng(0)
+    batches = [
+        {"x": torch.tensor(rng.normal(size=(n, 2))).float(), "y": torch.tensor(rng.normal(size=n)).float()}
+        for n in (3, 5)
+    ]
+    model = Squares()
+    losses = [backward(model, batch, 2, synchronise=last) for batch, last in zip(batches, (False, True), strict=True)]
+    gradient, means = np.zeros(2), []
+    for batch in batches:
+        x, y = batch["x"].numpy(), batch["y"].numpy()
+        errors = x @ np.array([1.0, 2.0]) - y
+        gradient += (2 * errors[:, None] * x).mean(0) / 2
+        means.append((errors**2).mean() / 2)
+    assert model.layer.weight.grad is not None
+    np.testing.assert_allclose(model.layer.weight.grad.numpy()[0], gradient, rtol=1e-5)
+    assert losses == pytest.approx(means, rel=1e-5)
+
+
+class Samples:
+    """Prepared samples in memory."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self._samples = samples
+        self.lengths = np.array([int(sample["length"]) for sample in samples])
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
+
+
+def pairs(translator: Translator, count: int, seed: int) -> Any:
+    preprocess = translator.preprocess(translator.config, translator.assets)
+    return Samples([preprocess(Inputs(None, {"en": text, "de": text}), True) for text in tiny.sentences(count, seed)])
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_epoch_steps_once_for_each_group_of_batches_and_logs_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(epochs=2, batch_size=4, accumulate=3, learning_rate=1e-2, warmup_steps=4, clip_norm=1.0)
+    translator = tiny.translator()
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(translator, "start_epoch", lambda *numbers: begun.append(numbers))
+    optimizer = torch.optim.AdamW(translator.parameters())
+    samples, progress, told = pairs(translator, 50, seed=1), Progress(), []  # type: ignore[var-annotated]
+    train_epoch(translator, optimizer, samples, config, progress, told)
+    assert progress.step == 4, "12 batches of at least 4"
+    assert [event for event, _ in told] == ["start", "step"]
+    assert told[0][1] == {"steps": 4}
+    (entry,) = progress.history
+    assert entry["step"] == 4
+    assert entry["learning_rate"] == pytest.approx(learning_rate(3, 8, config))
+    assert entry["samples_per_second"] > 0
+    assert entry["gradient_norm"] > 0
+    for state in optimizer.state.values():
+        assert int(state["step"]) == 4
+
+    progress.epoch = 1
+    train_epoch(translator, optimizer, samples, config, progress, told)
+    assert progress.step == 8
+    assert progress.history[1]["loss"] < entry["loss"]
+    assert begun == [(0, 2), (1, 2)]
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    def watched(*args: Any, **options: Any) -> float:
+        shares.append(backward(*args, **options))
+        return shares[-1]
+
+    monkeypatch.setattr(loop, "backward", watched)
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
+    translator, progress = tiny.translator(), Progress()
+    config = TrainConfig(epochs=1, batch_size=4, accumulate=2, learning_rate=1e-2, warmup_steps=1)
+    train_epoch(translator, torch.optim.AdamW(translator.parameters()), pairs(translator, 41, 1), config, progress, [])
+    steps = [sum(shares[i : i + 2]) for i in range(0, 10, 2)]
+    assert [entry["step"] for entry in progress.history] == [2, 4, 5]
+    expected = [sum(steps[:2]) / 2, sum(steps[2:4]) / 2, steps[4]]
+    assert [entry["loss"] for entry in progress.history] == pytest.approx(expected)
+    assert 4.5 < steps[0] < 7.5, "near the logarithm of the vocabulary's 300 tokens"
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_last_group_of_fewer_batches_weighs_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[int] = []
+    monkeypatch.setattr(loop, "backward", lambda model, batch, group, synchronise: groups.append(group) or 0.0)
+    monkeypatch.setattr(loop, "step", lambda *args: 0.0)
+    config = TrainConfig(epochs=1, batch_size=4, accumulate=4)
+    translator = tiny.translator()
+    train_epoch(
+        translator, torch.optim.AdamW(translator.parameters()), pairs(translator, 40, 1), config, Progress(), []
+    )
+    assert groups == [4] * 8 + [2] * 2
+
+
+@pytest.mark.usefixtures("alone")
+def test_an_epoch_depends_on_seed_and_epoch_only() -> None:
+    def weights(config: TrainConfig, epoch: int, noise: int) -> dict[str, torch.Tensor]:
+        translator = tiny.translator()
+        torch.manual_seed(noise)  # whatever was drawn before
+        optimizer = torch.optim.AdamW(translator.parameters())
+        train_epoch(translator, optimizer, pairs(translator, 20, seed=1), config, Progress(epoch=epoch), [])
+        return translator.state_dict()
+
+    def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+        return all(torch.equal(one[name], other[name]) for name in one)
+
+    config = TrainConfig(epochs=2, batch_size=4, warmup_steps=2)
+    first = weights(config, 1, noise=1)
+    assert same(first, weights(config, 1, noise=2))
+    assert not same(first, weights(config, 0, noise=1))
+    assert not same(first, weights(replace(config, seed=1), 1, noise=1))
+
+
+@pytest.mark.usefixtures("alone")
+def test_validation_is_the_mean_over_all_samples_whatever_the_batch_size() -> None:
+    translator = tiny.translator()
+    samples = pairs(translator, 13, seed=2)
+    recipe = Recipe("translator", translator.config, TranslatorDecoding(beam_size=1, max_length=12), CONFIG)
+
+    total = terms = 0.0
+    with torch.inference_mode():
+        for i in range(13):
+            loss = translator.eval()(translator.collate([samples[i]]))
+            total, terms = total + float(loss.total), terms + float(loss.terms)
+    texts = tiny.sentences(13, 2)[:5]
+    hypotheses = tiny.translator().translate(texts, beam_size=1, max_length=12)
+    records = [
+        {"hypothesis": h, "references": [text], "source": text} for h, text in zip(hypotheses, texts, strict=True)
+    ]
+    summary = Translator.summarise(records)
+    expected = summary["metrics"]
+    translator.train()
+    for size in (1, 4, 13):
+        train = replace(recipe.train, batch_size=size, validate_samples=5)
+        values, judged = validate(translator, samples, replace(recipe, train=train))
+        assert judged == summary
+        assert values["val_loss"] == pytest.approx(total / terms, rel=2e-3)
+        assert values["val_bleu"] == pytest.approx(expected["bleu"])
+        assert values["val_chrf"] == pytest.approx(expected["chrf"])
+        assert set(values) == {"val_loss", "val_bleu", "val_chrf"}
+    assert not translator.training
+
+    without, judged = validate(translator, samples, replace(recipe, train=replace(recipe.train, validate_samples=0)))
+    assert (list(without), judged) == (["val_loss"], {})
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------

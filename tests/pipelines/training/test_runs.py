@@ -1,0 +1,77 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hybrid_models.captioner.captioner import CaptionerConfig, CaptionerDecoding
+from hybrid_models.errors import UsageError
+from hybrid_models.translator.translator import TranslatorConfig, TranslatorDecoding
+from pipelines import storage
+from pipelines.cluster.resources import Resources
+from pipelines.training import runs
+from pipelines.training.recipe import Recipe, TrainConfig
+from pipelines.training.runs import TrainJob
+from tests import tiny
+
+RECIPE = Recipe("translator", TranslatorConfig(), TranslatorDecoding(), TrainConfig(batch_size=16))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainJob:
+    """A job on one shard of each split."""
+    for split in ("train", "val"):
+        tiny.write_pairs(str(tmp_path / "data" / split), 4, seed=1)
+    mlflow = f"sqlite:///{tmp_path}/mlflow.db"
+    return TrainJob(RECIPE, "test", str(tmp_path / "data"), str(tmp_path / "lake"), "mine", mlflow, 1, Resources())
+
+
+def refusal(job: TrainJob) -> str:
+    with pytest.raises(UsageError) as caught:
+        runs.check(job)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_impossible_jobs_are_refused(job: TrainJob, tmp_path: Path) -> None:
+    assert [len(shards) for shards in runs.check(job)] == [1, 1]
+    assert refusal(replace(job, num_workers=0)) == "--num-workers is 0: it must be at least 1"
+    assert refusal(replace(job, num_workers=17)) == (
+        "train.batch_size 16 is too small for --num-workers 17: it must be at least 17"
+    )
+    rewards = Recipe("captioner", CaptionerConfig(reward_share=0.4), CaptionerDecoding(), TrainConfig(batch_size=15))
+    assert refusal(replace(job, recipe=rewards, num_workers=8)).endswith("it must be at least 16"), "two images each"
+    assert refusal(replace(job, data=str(tmp_path))).startswith(f"no shards found at {tmp_path}/train: ")
+    assert refusal(replace(job, storage="/proc/nowhere")).startswith("cannot write /proc/nowhere/")
+    wrong = replace(RECIPE, train=replace(RECIPE.train, metric="cider_d"))
+    assert refusal(replace(job, recipe=wrong)).startswith("train.metric 'cider_d' is unknown for a translator")
+
+
+def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
+    assert runs.read_state(job) is None
+    digest = runs.shards_digest(runs.check(job))
+    state = {
+        "recipe": "test",
+        "config": runs.plain(RECIPE),
+        "data": job.data,
+        "shards": digest,
+        "mlflow_run_id": None,
+    }
+    storage.write_bytes(f"{job.run}/run.json", json.dumps(state).encode())
+    runs.check(job)
+    other = replace(RECIPE, train=replace(RECIPE.train, batch_size=32))
+    assert refusal(replace(job, recipe=other)) == (
+        "run 'mine' was started with train.batch_size=16, not 32: use another --name"
+    )
+    storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "shards": "others"}).encode())
+    assert refusal(job) == f"run 'mine' was started before the shards of {job.data} changed: use another --name"
+
+
+def test_a_run_is_finished_when_its_model_is_registered_where_it_is_asked_for(job: TrainJob) -> None:
+    assert runs.finished(job) is None
+    summary = {"model_version": "3", "mlflow": job.tracking_uri}
+    storage.write_bytes(f"{job.run}/summary.json", json.dumps(summary).encode())
+    assert runs.finished(job) == summary
+    assert runs.finished(replace(job, tracking_uri="http://elsewhere")) is None
+    storage.write_bytes(f"{job.run}/summary.json", json.dumps({**summary, "model_version": None}).encode())
+    assert runs.finished(job) is None

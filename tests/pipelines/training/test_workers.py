@@ -1,0 +1,34 @@
+"""What workers do together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipelines.training import workers
+
+
+def _share_buffers(rank: int, meeting: str) -> None:
+    """One of two processes, whose batch statistics differ."""
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    workers.world_size = lambda: 2
+    norm = nn.BatchNorm1d(3)
+    norm(torch.full((2, 3), float(rank)))
+    norm.num_batches_tracked += rank
+    workers.share_buffers(norm)
+    assert torch.equal(norm.running_mean, torch.zeros(3))
+    assert int(norm.num_batches_tracked) == 1
+
+
+def test_all_workers_validate_with_the_first_ones_batch_statistics(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_share_buffers, (str(tmp_path / "meeting"),), nprocs=2)
+
+
+@pytest.mark.usefixtures("alone")
+def test_records_of_one_worker_come_in_the_order_of_the_samples() -> None:
+    assert workers.gather([(2, {"x": 2}), (0, {"x": 0})]) == [(0, {"x": 0}), (2, {"x": 2})]
+    assert workers.all_sum(torch.tensor(3.0)) == 3.0
+    layer = nn.Linear(1, 1)
+    assert workers.unwrap(layer) is layer
