@@ -87,9 +87,8 @@ def run(verb: Main, argv: list[str]) -> None:
     except Exception as error:
         code, message = outcome(error)
         summarise(getattr(error, "summary", None))
-        logging.debug("cause", exc_info=error)
-        if os.environ.get("HYBRID_TRACEBACK") == "1":
-            logging.exception("traceback")
+        if traced(error) is not None:
+            logging.error("traceback", exc_info=error)
     if message:
         print(f"hybrid: {shown(message)}", file=sys.stderr, flush=True)
     sys.exit(code)
@@ -112,16 +111,39 @@ def outcome(error: Exception) -> tuple[int, str]:
         return USAGE, str(error)
     if isinstance(error, RefusedError):
         return REFUSED, str(error)
-    return FAILED, f"failed: {root_cause(error)} (HYBRID_TRACEBACK=1 shows where)"
+    where = "" if is_unforeseen(error) else " (HYBRID_TRACEBACK=1 shows where)"
+    return FAILED, f"failed: {described(root_cause(error))}{where}"
 
 
-def root_cause(error: BaseException) -> str:
-    """The innermost cause in one line; Ray wraps a worker's error several times over."""
+UNFORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
+"""What a mistake in the program raises; what the world does to it comes as other errors."""
+
+
+def is_unforeseen(error: Exception) -> bool:
+    """Whether this is a mistake in the program, of which one line says too little."""
+    from hybrid_models.errors import UsageError
+
+    cause = root_cause(error)
+    return isinstance(cause, UNFORESEEN) and not isinstance(cause, UsageError | FloatingPointError)
+
+
+def traced(error: Exception) -> Exception | None:
+    """The error, if its traceback is to be shown: nobody foresaw it, or HYBRID_TRACEBACK=1 asks for all."""
+    return error if os.environ.get("HYBRID_TRACEBACK") == "1" or is_unforeseen(error) else None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The innermost cause; Ray wraps a worker's error several times over."""
     cause: BaseException = error
     while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None and isinstance(inner, BaseException):
         cause = inner
     for failure in getattr(cause, "worker_failures", {}).values():
         return root_cause(failure)
+    return cause
+
+
+def described(cause: BaseException) -> str:
+    """An error in one line."""
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     text = lines[-1] if lines and lines[0].startswith(("\x1b", "ray::", "Traceback")) else (lines or [""])[0]
     return f"{type(cause).__name__}: {text}"

@@ -18,8 +18,9 @@ from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.datasets.demo.data import prepare_demo
 from pipelines.models import artifacts, registry
-from pipelines.models.tracking import default_uri, shown
+from pipelines.models.tracking import default_uri
 from pipelines.nights import query
+from pipelines.secrets import shown
 from pipelines.staging.checks import RefusedError
 
 log = logging.getLogger(__name__)

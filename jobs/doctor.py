@@ -22,8 +22,8 @@ from jobs import cli
 from jobs.errors import EndedError
 from pipelines import storage
 from pipelines.models import tracking
-from pipelines.models.tracking import shown
 from pipelines.reading import jail as cell
+from pipelines.secrets import shown
 
 PACKAGE = "hybrid-pipelines"
 SHOWN = ("ray", "torch", "mlflow", "deltalake", "pyarrow", "duckdb")
@@ -98,7 +98,7 @@ def tried(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except Exception as error:
-        text = str(error) if isinstance(error, UsageError | ConnectionError) else cli.root_cause(error)
+        text = str(error) if isinstance(error, UsageError | ConnectionError) else cli.described(cli.root_cause(error))
         return Check(name, "failed", shown((text.strip().splitlines() or [type(error).__name__])[0]))
 
 

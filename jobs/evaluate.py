@@ -22,9 +22,10 @@ from pipelines.judging import evaluate
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
-from pipelines.models.tracking import Tracker, default_uri, shown
+from pipelines.models.tracking import Tracker, default_uri
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import list_shards
+from pipelines.secrets import shown
 
 
 @dataclass(frozen=True)

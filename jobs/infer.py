@@ -21,11 +21,12 @@ from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
-from pipelines.models.tracking import Tracker, default_uri, shown
+from pipelines.models.tracking import Tracker, default_uri
 from pipelines.nights import infer
 from pipelines.nights.infer import Night
 from pipelines.reading.limits import MAX_BAD_SHARE, Limits
 from pipelines.reading.shards import list_shards
+from pipelines.secrets import shown
 
 NUMBERS = (
     "rows", "rows_lost", "ok", "shards", "shards_computed", "rows_computed", "rows_per_second", "model_busy",

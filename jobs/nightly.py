@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,10 +27,11 @@ from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.registry import CHAMPION
 from pipelines.models.session import Inference
-from pipelines.models.tracking import Tracker, default_uri, shown
+from pipelines.models.tracking import Tracker, default_uri
 from pipelines.nights import ownership, tables
 from pipelines.reading.limits import MAX_BAD_SHARE, Limits
 from pipelines.reading.shards import NoShardsError, list_shards
+from pipelines.secrets import shown
 from pipelines.staging.pieces import table_schema
 
 log = logging.getLogger(__name__)
@@ -101,12 +101,35 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     check_places(options, chosen, dates)
     tracking_uri = options.mlflow or default_uri()
     storage.check_writable(options.tables)
-    models = {task: options.model or f"models:/{TASKS[task]}@{CHAMPION}" for task in chosen}
-    champions = {task: artifacts.read(model, TASKS[task], tracking_uri) for task, model in models.items()}
-    for task, champion in champions.items():
-        ownership.check(storage.join(options.tables, task), table_schema(champion.hybrid_class.payload_schema))
-    units = [unit for ds in dates for unit in (Unit(task, ds) for task in chosen) if is_due(unit, dates[-1], options)]
-    return run(units, options, champions, tracking_uri)
+    champions, problems = ready(options, chosen, tracking_uri)
+    wanted = [Unit(task, ds) for ds in dates for task in champions]
+    units = [unit for unit in wanted if is_due(unit, dates[-1], options)]
+    return run(units, options, champions, tracking_uri, problems)
+
+
+def ready(
+    options: NightlyOptions, chosen: Sequence[str], tracking_uri: str
+) -> tuple[dict[str, Artifact], list[dict[str, Any]]]:
+    """The champions of the tasks that can be done, and what keeps others from being done.
+
+    Raises:
+        UsageError, ConnectionError, StorageError: none can be done.
+    """
+    champions: dict[str, Artifact] = {}
+    problems: list[dict[str, Any]] = []
+    for task in chosen:
+        try:
+            model = options.model or f"models:/{TASKS[task]}@{CHAMPION}"
+            champion = artifacts.read(model, TASKS[task], tracking_uri)
+            ownership.check(storage.join(options.tables, task), table_schema(champion.hybrid_class.payload_schema))
+        except (UsageError, ConnectionError, storage.StorageError) as error:
+            if task == chosen[-1] and not champions:
+                raise
+            problems.append(_problem(task, "", error))
+            log.error("%s cannot be done: %s", task, problems[-1]["problem"])
+        else:
+            champions[task] = champion
+    return champions, problems
 
 
 def tasks(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -189,15 +212,26 @@ def is_due(unit: Unit, tonight: str, options: NightlyOptions) -> bool:
 
 
 def run(
-    units: Sequence[Unit], options: NightlyOptions, champions: Mapping[str, Artifact], tracking_uri: str
+    units: Sequence[Unit],
+    options: NightlyOptions,
+    champions: Mapping[str, Artifact],
+    tracking_uri: str,
+    before: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Night after night; one that fails does not keep the others from being done.
+
+    Args:
+        units: what is to be done, oldest first.
+        options: of all of them.
+        champions: the model of each task.
+        tracking_uri: MLflow.
+        before: problems of tasks that cannot be done at all.
 
     Raises:
         EndedError: not all of them are done; with the summary of those that are.
     """
     done: list[dict[str, Any]] = []
-    problems: list[dict[str, Any]] = []
+    problems = [dict(problem) for problem in before]
     reports: list[str] = []
 
     @contextmanager
@@ -205,10 +239,8 @@ def run(
         try:
             yield
         except Exception as error:
-            code, message = cli.outcome(error)
-            problems.append({"what": what, "ds": ds, "exit_code": code, "problem": message})
-            traced = error if os.environ.get("HYBRID_TRACEBACK") == "1" else None
-            log.error("%s ds=%s: %s", what, ds, message, exc_info=traced)
+            problems.append(_problem(what, ds, error))
+            log.error("%s ds=%s: %s", what, ds, problems[-1]["problem"], exc_info=cli.traced(error))
 
     with connection.connect():
         for ds, tonight in groupby(units, lambda unit: unit.ds):
@@ -229,8 +261,14 @@ def run(
     if not problems:
         return summary
     worst = min(problems, key=lambda problem: CODES.index(problem["exit_code"]))
-    text = f"{len(done)} of {len(units)} nights are done; {worst['what']} ds={worst['ds']}: {worst['problem']}"
+    which = f"{worst['what']} ds={worst['ds']}" if worst["ds"] else worst["what"]
+    text = f"{len(done)} of {len(units)} nights are done; {which}: {worst['problem']}"
     raise EndedError(worst["exit_code"], text, summary)
+
+
+def _problem(what: str, ds: str, error: Exception) -> dict[str, Any]:
+    code, message = cli.outcome(error)
+    return {"what": what, "ds": ds, "exit_code": code, "problem": message}
 
 
 CODES = (cli.FAILED, cli.REFUSED, cli.USAGE)

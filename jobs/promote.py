@@ -22,9 +22,10 @@ from pipelines.judging.promotion import Verdict
 from pipelines.models import artifacts, registry
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
-from pipelines.models.tracking import CHALLENGER, Tracker, default_uri, shown
+from pipelines.models.tracking import CHALLENGER, Tracker, default_uri
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import Shard, list_shards
+from pipelines.secrets import shown
 from pipelines.staging.checks import RefusedError
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ configured by the standard variables alone: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS
 from __future__ import annotations
 
 import fnmatch
-import glob
 import io
+import logging
 import re
 import uuid
 from dataclasses import dataclass
@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
+from fsspec.utils import glob_translate
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from hybrid_models.errors import UsageError
 from pipelines.secrets import shown
 
+log = logging.getLogger(__name__)
 READ_BUFFER = 1 << 20
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 GLOB = re.compile(r"[*?\[]")
@@ -107,36 +109,55 @@ def _info(scheme: str, entry: dict) -> FileInfo:
 def list_files(uri: str) -> list[FileInfo]:
     """All objects below a folder, or matching a glob pattern, or the one object itself; sorted by URI.
 
-    Returns an empty list where there is nothing. A name that exists stands for itself, even with `*`, `?` or `[` in it.
+    Returns an empty list where there is nothing. In a pattern `*` and `?` stop at `/`, `**` as a whole part of the path
+    stands for any folders (fsspec's globbing). A name that exists stands for itself, even with `*`, `?` or `[` in it.
     What is not data is left out, unless it is named itself: names that start with `_` or `.`, folder markers, checksums
     (`.crc`), and what file managers leave behind.
 
     Raises:
-        UsageError: the bucket does not exist.
+        UsageError: the bucket does not exist, or the pattern is none.
         StorageError: the store cannot be reached or refuses.
     """
     fs, path = _filesystem(uri)
     try:
         root, pattern = _split_pattern(fs, path)
-        found = [entry for entry in _find(fs, root) if fnmatch.fnmatchcase(entry["name"], pattern)]
-        if not found:
+        there = [entry for entry in _find(fs, root) if _is_data(entry["name"].removeprefix(root), entry["size"])]
+        if not there:
             _check_bucket(fs, uri)
+        found = _matching(uri, there, root, pattern) if pattern else there
     except (UsageError, StorageError):
         raise
     except Exception as error:
         raise failed("list", uri, error) from error
-    infos = [_info(_scheme(uri), entry) for entry in found if _is_data(entry["name"].removeprefix(root), entry["size"])]
-    return sorted(infos, key=lambda info: info.uri)
+    return sorted((_info(_scheme(uri), entry) for entry in found), key=lambda info: info.uri)
 
 
 def _split_pattern(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, str]:
-    """The folder (or object) to look in, and what names below it must match."""
+    """The folder (or object) to look in, and the pattern of names below it, which is empty if all are meant."""
     parts = path.split("/")
     for i, part in enumerate(parts):
         if GLOB.search(part) and not fs.exists("/".join(parts[: i + 1])):
-            root = "/".join(parts[:i]) or "/"
-            return root, "/".join([glob.escape("/".join(parts[:i])), *parts[i:]])
-    return path, "*"
+            return "/".join(parts[:i]) or "/", "/".join(parts[i:])
+    return path, ""
+
+
+def _matching(uri: str, there: list[dict], root: str, pattern: str) -> list[dict]:
+    """Objects whose path below the root matches. What a `*` that crosses `/` would find is told: it may be meant."""
+    try:
+        reaches = re.compile(glob_translate(pattern)).fullmatch
+    except ValueError as error:
+        raise UsageError(f"{uri} is no pattern: {str(error).removeprefix('Invalid pattern: ')}") from None
+    found, deeper = [], []
+    for entry in there:
+        name = entry["name"].removeprefix(root).lstrip("/")
+        if reaches(name):
+            found.append(entry)
+        elif fnmatch.fnmatchcase(name, pattern):
+            deeper.append(name)
+    if deeper:
+        told = "%s: %d objects lie deeper than its * reaches, such as %s, and are left out; ** stands for folders"
+        log.warning(told, uri, len(deeper), deeper[0])
+    return found
 
 
 def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:

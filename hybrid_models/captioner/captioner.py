@@ -31,7 +31,7 @@ from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preproces
 from hybrid_models.layers.image_encoder import Encoder, pool_time
 from hybrid_models.layers.recurrent import AttentionDecoder, PlainDecoder, WordDecoder, initial_state
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
-from hybrid_models.search.beam import MOST_TOKENS, Hypothesis, SearchOptions, State, draw, inference, search
+from hybrid_models.search.beam import MOST_TOKENS, Hypothesis, SearchOptions, State, inference, sample_words, search
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -205,7 +205,7 @@ class Captioner(Hybrid):
         with inference(self), autocast(module_device(self)):
             state, memory = self._start(batch)
             options = CaptionerDecoding().search_options()
-            drawn = draw(self.decoder.step, state, memory, captions_BRL.shape[2], options, DRAWN)
+            drawn = sample_words(self.decoder.step, state, memory, captions_BRL.shape[2], options, DRAWN)
         texts = [[self._rewarded_text(tokens) for tokens in group] for group in drawn]
         references = [[self._rewarded_text(row) for row in rows if row[0] == BOS] for rows in captions_BRL.tolist()]
         weights_N = torch.from_numpy(advantages(texts, references)).to(captions_BRL.device, torch.float32).flatten()

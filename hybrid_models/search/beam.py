@@ -161,7 +161,7 @@ def search(step: Step, state: State, memory: State, max_length: Tensor, options:
     return found
 
 
-def draw(
+def sample_words(
     step: Step, state: State, memory: State, max_length: int, options: SearchOptions, count: int
 ) -> list[list[list[int]]]:
     """Draws outputs from the model's own distribution, with torch's global random numbers.

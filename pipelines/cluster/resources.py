@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import ray
 
+from hybrid_models.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -34,9 +36,19 @@ class Resources:
     """CPU threads of each model process: by default the CPUs of its node, divided among its model processes."""
 
     def plan(self, shards: int) -> tuple[int, Compute, dict[str, float]]:
-        """Number of actors for so many shards, how each computes, and what each asks of Ray."""
+        """Number of actors for so many shards, how each computes, and what each asks of Ray.
+
+        Raises:
+            UsageError: there is no node to compute on, or there are GPUs, but fewer than actors.
+        """
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        if not nodes:
+            raise UsageError("no node of the cluster has CPUs for its jobs: add one (a head's num-cpus may be 0)")
         gpus = int(ray.cluster_resources().get("GPU", 0))
+        if 0 < gpus < self.actors:
+            raise UsageError(
+                f"--resources.actors is {self.actors}, but the cluster has {gpus} GPUs: use at most as many"
+            )
         # Without GPUs, processes of one thread make more of the same cores than one process of many threads: measured
         # 1.25 times as many images/s with two cores.
         wanted = gpus or sum(max(1, int(min(node["CPU"], node["memory"] // MODEL_MEMORY))) for node in nodes)

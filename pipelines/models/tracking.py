@@ -23,8 +23,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from hybrid_models.errors import UsageError
-from pipelines.secrets import shown as shown
-from pipelines.secrets import without_login as without_login
+from pipelines.secrets import shown
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
@@ -159,15 +158,30 @@ class Tracker:
         return True
 
     def register(self, hybrid: str, files: Mapping[str, bytes]) -> str | None:
-        """Registers an artifact as the next version of the model `hybrid`, alias `challenger`; returns the version."""
+        """Registers an artifact as the next version of the model `hybrid`, alias `challenger`; returns the version.
+
+        Done again, it goes on with the version that this run has already: a registration is whole, or None comes back.
+        """
         if self.run_id is None:
             return None
+        training = json.loads(files["config.json"])["training"]
+        with self._guarded("register the model"):
+            found = self._registered(hybrid, self.run_id) or self._log_model(hybrid, files)
+            self._client.set_model_version_tag(hybrid, found, TRAINING_TAG, json.dumps(training))
+            self._client.set_registered_model_alias(hybrid, CHALLENGER, found)
+            return found
+        return None
+
+    def _registered(self, hybrid: str, run_id: str) -> str | None:
+        """The version that this run has registered before, if any."""
+        found = [one for one in self._client.search_model_versions(f"run_id = '{run_id}'") if one.name == hybrid]
+        return str(max(found, key=lambda one: int(one.version)).version) if found else None
+
+    def _log_model(self, hybrid: str, files: Mapping[str, bytes]) -> str:
         # Without a signature MLflow drops a prediction's params: the decoding options.
-        meta = json.loads(files["config.json"])
-        decoding = meta["decoding"]
+        decoding = json.loads(files["config.json"])["decoding"]
         signature = mlflow.models.infer_signature(params=decoding) if decoding else None
-        version = None
-        with self._guarded("register the model"), tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "artifact"
             folder.mkdir()
             for name, content in files.items():
@@ -181,10 +195,7 @@ class Tracker:
                     signature=signature,
                     pip_requirements=["hybrid-pipelines"],
                 )
-            version = str(logged.registered_model_version)
-            self._client.set_model_version_tag(hybrid, version, TRAINING_TAG, json.dumps(meta["training"]))
-            self._client.set_registered_model_alias(hybrid, CHALLENGER, version)
-        return version
+        return str(logged.registered_model_version)
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mlflow.entities import Run
 
 from hybrid_models.errors import UsageError
-from pipelines import storage
+from pipelines import secrets, storage
 from pipelines.models import tracking
 from pipelines.models.pictures import NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H
 from pipelines.nights import ownership, query, tables
@@ -112,7 +112,7 @@ def report(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template(TEMPLATE).render(
-        ds=ds, tables=tracking.shown(tables_uri), sections=sections, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        ds=ds, tables=secrets.shown(tables_uri), sections=sections, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         rain=list(zip(RAIN_MM_H, RAIN_COLOURS, strict=True)), grey=NO_COVERAGE, size=_size, number=_number,
     )  # fmt: skip
     return page, sections
@@ -180,7 +180,7 @@ def _ask_mlflow(sections: Sequence[Section], uri: str) -> None:
                 if name.startswith("seconds/")
             }
             if uri.startswith("http"):
-                _add_links(section, f"{tracking.without_login(uri)}/#", runs[section.run_id])
+                _add_links(section, f"{secrets.without_login(uri)}/#", runs[section.run_id])
     except tracking.UNREACHABLE as error:
         log.warning("the report has no speeds: %s", tracking.refused("tell how fast nights were", uri, error))
 

@@ -20,7 +20,9 @@ from ray.train.torch import get_device
 from hybrid_models.contract import Hybrid
 from pipelines import storage
 from pipelines.models import artifacts
+from pipelines.reading.limits import is_memory_error
 from pipelines.training import workers
+from pipelines.training.recipe import Recipe
 from pipelines.training.runs import TrainTask
 
 CHECKPOINT = re.compile(r"checkpoint_epoch_\d{4}(_\d+)?(?=/)")
@@ -73,8 +75,11 @@ def save(
     task: TrainTask,
 ) -> None:
     """Reports the epoch to Ray Train, with a checkpoint of the first worker (a barrier for all workers)."""
-    score = values[f"val_{task.recipe.train.metric}"]
-    report = {**values, "score": score if task.recipe.higher_is_better else -score, "epoch": progress.epoch}
+    report = {
+        **values,
+        "score": score_of(values[f"val_{task.recipe.train.metric}"], task.recipe),
+        "epoch": progress.epoch,
+    }
     if not workers.is_chief():
         ray_train.report(report)
         return
@@ -91,6 +96,13 @@ def save(
         )
 
 
+def score_of(value: float, recipe: Recipe) -> float:
+    """What Ray chooses checkpoints by, the higher the better: a metric that is no number is worse than any."""
+    if math.isnan(value):
+        return -math.inf
+    return value if recipe.higher_is_better else -value
+
+
 def write_checkpoint(folder: Path, hybrid: Hybrid, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """All that training needs to go on from here, on a local disk."""
     (folder / artifacts.WEIGHTS).write_bytes(artifacts.pack_state(hybrid))
@@ -105,23 +117,33 @@ class DamagedError(RuntimeError):
 def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer, task: TrainTask) -> Progress:
     """Loads the newest checkpoint that is whole into model and optimizer, if there is any; says which ones are not.
 
+    The first worker chooses, and all load that one: a listing, or what a store gives, may differ from worker to worker.
+
     Raises:
         DamagedError: none of them is whole.
     """
     newest = ray_train.get_checkpoint()
     if newest is None:
         return Progress()
-    damage = ""
-    for name in checkpoints(task.run, Path(newest.path).name):
-        try:
-            progress = load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
-        except DamagedError as error:
-            damage = str(error)
-            workers.tell(task.progress, "damage", Progress(), {}, damage)
-        else:
-            progress.fallbacks += bool(damage)
-            return progress
-    raise DamagedError(f"{damage}, and there is none before it: train under another --name")
+
+    def choose() -> tuple[str, str]:
+        damage = ""
+        for name in checkpoints(task.run, Path(newest.path).name):
+            try:
+                load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
+            except DamagedError as error:
+                damage = str(error)
+                workers.tell(task.progress, "damage", Progress(), {}, damage)
+            else:
+                return name, damage
+        return "", damage
+
+    name, damage = workers.from_chief(choose)
+    if not name:
+        raise DamagedError(f"{damage}, and there is none before it: train under another --name")
+    progress = load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
+    progress.fallbacks += bool(damage)
+    return progress
 
 
 def checkpoints(run: str, newest: str) -> list[str]:
@@ -149,5 +171,7 @@ def load_checkpoint(hybrid: Hybrid, optimizer: torch.optim.Optimizer, uri: str) 
         artifacts.load_state(hybrid, weights, uri)
         optimizer.load_state_dict(moments)
     except Exception as error:  # torch, safetensors and JSON each have their own
+        if is_memory_error(error):  # of the host or a GPU: the files are not to blame
+            raise
         raise DamagedError(f"{uri} is damaged: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     return restored

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -21,13 +23,14 @@ from ray.train.torch import TorchTrainer
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.models import artifacts, tracking
+from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Session
 from pipelines.models.tracking import Tracker
+from pipelines.secrets import shown
 from pipelines.staging.pieces import Piece
 from pipelines.training import progress
-from pipelines.training.checkpoints import CHECKPOINT_VALIDATION
+from pipelines.training.checkpoints import CHECKPOINT_VALIDATION, DamagedError
 from pipelines.training.loop import train_worker
 from pipelines.training.model_card import model_card
 from pipelines.training.preparation import initial_artifact, prepare
@@ -36,6 +39,10 @@ from pipelines.training.runs import RunState, Shards, TrainJob, TrainTask, plain
 log = logging.getLogger(__name__)
 MAX_OUTAGES = 5
 OUTAGE_SECONDS = 600.0
+SAME_AGAIN = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, DamagedError)
+"""Errors of workers after which another try fails, too: gradients that are not finite, a user's mistake, our own."""
+SHAPES = re.compile(r"shape|size mismatch|size of tensor|sizes of tensors", re.IGNORECASE)
+"""What PyTorch says of tensors that do not fit each other, in its most general error."""
 
 
 def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
@@ -87,7 +94,7 @@ def _fit(
     threads: int,
 ) -> Result:
     config = job.recipe.train
-    with progress.shown(job.name, config.epochs) as reporter:
+    with progress.followed(job.name, config.epochs) as reporter:
         task = TrainTask(
             recipe=job.recipe,
             initial=ray.put(initial),
@@ -105,39 +112,68 @@ def _fit(
         settings = RunConfig(
             name=job.name,
             storage_path=job.runs,
-            failure_config=FailureConfig(max_failures=config.max_failures),
+            failure_config=FailureConfig(max_failures=0),  # see `_persistently`
             checkpoint_config=checkpoints,
         )
 
         def fit() -> Result:
             return TorchTrainer(lambda: train_worker(task), scaling_config=scaling, run_config=settings).fit()
 
-        return _through_outages(fit, job)
+        return _persistently(fit, job)
 
 
-def _through_outages(fit: Callable[[], Result], job: TrainJob) -> Result:
-    """Fits; when the store is away, waits for it, and fits again, which goes on from the last checkpoint.
+def _persistently(fit: Callable[[], Result], job: TrainJob) -> Result:
+    """Fits; what failed and need not fail again is fitted again, which goes on from the last checkpoint.
+
+    When the store is away, it is waited for.
 
     Raises:
-        TrainingFailedError: it was no outage, or one too many.
+        TrainingFailedError: it would fail in the same way again, or has failed too often.
         StorageError: the store stayed away.
     """
-    for left in range(MAX_OUTAGES, 0, -1):
+    outages, failures = MAX_OUTAGES, job.recipe.train.max_failures
+    while True:
         try:
             return fit()
         except TrainingFailedError as error:
             cause = _outage(error)
-            if cause is None:
+            if cause is not None and outages:
+                outages -= 1
+                log.warning(
+                    "%s: the store failed, waiting until it answers (%d more times): %s", job.name, outages, cause
+                )
+                storage.wait_for(job.storage, OUTAGE_SECONDS)
+            elif cause is None and failures and not _comes_again(error):
+                failures -= 1
+                log.warning(
+                    "%s: going on from the last checkpoint (%d more times): %s", job.name, failures, _line(error)
+                )
+            else:
                 raise
-            log.warning("%s: the store failed, waiting until it answers (%d more times): %s", job.name, left - 1, cause)
-            storage.wait_for(job.storage, OUTAGE_SECONDS)
-    return fit()
+
+
+def _causes(error: TrainingFailedError) -> list[Exception]:
+    """What failed, in Ray's controller and in workers."""
+    controller = getattr(error, "controller_failure", None)
+    return [*([] if controller is None else [controller]), *getattr(error, "worker_failures", {}).values()]
+
+
+def _line(error: TrainingFailedError) -> str:
+    first = next(iter(_causes(error)), error)
+    return f"{type(first).__name__}: {next(iter(str(first).strip().splitlines()), '')}"
+
+
+def _comes_again(error: TrainingFailedError) -> bool:
+    """Whether the same step would fail in the same way: the data or the configuration is to blame, not a machine."""
+    return any(
+        isinstance(cause, SAME_AGAIN) or (type(cause) is RuntimeError and SHAPES.search(str(cause)))
+        for cause in _causes(error)
+    )
 
 
 def _outage(error: TrainingFailedError) -> str | None:
     """What the store did to a worker or to Ray's controller; None if something else failed."""
-    causes = [getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
-    store = [str(cause) for cause in causes if isinstance(cause, OSError | storage.StorageError)]
+    store = [str(cause) for cause in _causes(error) if isinstance(cause, OSError | storage.StorageError)]
     return store[0].splitlines()[0] if store else None
 
 
@@ -194,7 +230,7 @@ def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, 
         "epochs": int(max(entry.get("epoch", 0) for entry in history)),
         "steps": int(history[-1]["step"]),
         "parameters": sum(p.numel() for p in hybrid.parameters()),
-        "mlflow": tracking.shown(job.tracking_uri),
+        "mlflow": shown(job.tracking_uri),
         "mlflow_run_id": tracker.run_id,
     }
 
@@ -221,6 +257,9 @@ def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any], di
     """
     hybrid, damage = initial.load(), UsageError("there is no checkpoint")
     for checkpoint, metrics in sorted(result.best_checkpoints or [], key=lambda pair: -pair[1]["score"]):
+        if math.isinf(metrics["score"]):
+            damage = UsageError("no epoch's metric is a number: lower train.learning_rate, under another --name")
+            continue
         try:
             with checkpoint.as_directory() as folder:
                 weights = storage.read_bytes(f"{folder}/{artifacts.WEIGHTS}")

@@ -37,7 +37,7 @@ class Reporter:
 
 
 @contextmanager
-def shown(title: str, epochs: int) -> Iterator[Any]:
+def followed(title: str, epochs: int) -> Iterator[Any]:
     """Shows what arrives at the yielded actor until the block ends."""
     actor = Reporter.remote()  # type: ignore[attr-defined]
     done = threading.Event()

@@ -14,6 +14,7 @@ from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts, tracking
 from pipelines.reading.shards import Shard, list_shards
+from pipelines.secrets import shown
 from pipelines.staging.pieces import Piece
 from pipelines.training.recipe import Recipe
 
@@ -133,7 +134,7 @@ def finished(job: TrainJob) -> dict[str, Any] | None:
         summary = dict(json.loads(storage.read_text(storage.join(job.run, "summary.json"))))
     except FileNotFoundError:
         return None
-    return summary if summary["model_version"] and summary["mlflow"] == tracking.shown(job.tracking_uri) else None
+    return summary if summary["model_version"] and summary["mlflow"] == shown(job.tracking_uri) else None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch.distributed as dist
 from ray import train as ray_train
@@ -14,6 +14,8 @@ from hybrid_models.contract import Hybrid
 
 if TYPE_CHECKING:
     from pipelines.training.checkpoints import Progress
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -54,6 +56,14 @@ def gather(records: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[st
         dist.all_gather_object(parts, records)
         records = [record for part in parts for record in part]
     return sorted(records, key=lambda pair: pair[0])
+
+
+def from_chief(work: Callable[[], T]) -> T:
+    """What the first worker makes of some work, given to all."""
+    made = [work() if is_chief() else None]
+    if world_size() > 1:
+        dist.broadcast_object_list(made, 0)
+    return cast("T", made[0])
 
 
 def unwrap(model: nn.Module) -> Hybrid:

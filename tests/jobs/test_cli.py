@@ -96,7 +96,7 @@ def test_every_outcome_has_its_exit_code_and_one_line(capsys: pytest.CaptureFixt
     where = "(HYBRID_TRACEBACK=1 shows where)"
     assert ended(raising(UsageError("--ds 'x' is not a date")), capsys) == (2, "", "hybrid: --ds 'x' is not a date\n")
     assert ended(raising(RefusedError("too many")), capsys) == (3, "", "hybrid: too many\n")
-    assert ended(raising(KeyError("x")), capsys) == (1, "", f"hybrid: failed: KeyError: 'x' {where}\n")
+    assert ended(raising(ConnectionError("x")), capsys) == (1, "", f"hybrid: failed: ConnectionError: x {where}\n")
     code, out, err = ended(raising(KeyboardInterrupt()), capsys)
     assert (code, out, err) == (1, "", "hybrid: interrupted; start the same command again, it goes on\n")
     wrapped = WrappedError(WrappedError(OSError("the disk is full\nmore words")))
@@ -106,18 +106,38 @@ def test_every_outcome_has_its_exit_code_and_one_line(capsys: pytest.CaptureFixt
 def test_the_innermost_cause_is_named() -> None:
     outer = RuntimeError("cannot read")
     outer.__cause__ = ConnectionError("refused")
-    assert cli.root_cause(outer) == "ConnectionError: refused"
+    assert cli.described(cli.root_cause(outer)) == "ConnectionError: refused"
     text = "\x1b[36mray::f()\x1b[39m (pid=1)\n  File x\nZeroDivisionError: division by zero"
-    assert cli.root_cause(RuntimeError(text)) == "RuntimeError: ZeroDivisionError: division by zero"
-    assert cli.root_cause(ValueError()) == "ValueError: "
+    assert cli.described(RuntimeError(text)) == "RuntimeError: ZeroDivisionError: division by zero"
+    assert cli.described(ValueError()) == "ValueError: "
 
 
 def test_a_traceback_is_shown_when_asked_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("HYBRID_TRACEBACK", "1")
-    assert ended(raising(KeyError("x")), capsys)[0] == 1
+    assert ended(raising(ConnectionError("x")), capsys)[0] == 1
     assert [record.message for record in caplog.records if record.exc_info] == ["traceback"]
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), WrappedError(AttributeError("x")), AssertionError()])
+def test_what_nobody_foresaw_shows_its_traceback_at_once(
+    error: Exception, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    code, _, err = ended(raising(error), capsys)
+    assert code == 1
+    assert "HYBRID_TRACEBACK" not in err
+    assert [record.message for record in caplog.records if record.exc_info] == ["traceback"]
+
+
+@pytest.mark.parametrize(
+    "error", [UsageError("x"), RefusedError("x"), WrappedError(UsageError("x")), FloatingPointError("x"), OSError("x")]
+)
+def test_what_was_foreseen_is_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    ended(raising(error), capsys)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 # ---- the command line --------------------------------------------------------------------------------------------

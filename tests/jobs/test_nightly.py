@@ -142,12 +142,18 @@ def test_a_night_without_shards_is_a_note_or_an_error(lake: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_all_tasks_need_all_champions(lake: Path) -> None:
+def test_all_tasks_do_those_that_have_a_champion(lake: Path) -> None:
     everything = ["--all-tasks", *argv(lake, "--ds", "2026-01-04", tables="all")[1:]]
     assert "has no {task}" in refusal(everything)
     everything[2] = f"{lake}/{{task}}/ds={{ds}}"
     assert refusal([*everything, "--model", "m"]) == "--model is of one task: leave it out with --all-tasks"
-    assert "cannot get models:/captioner@champion: " in refusal(everything)
+    with pytest.raises(EndedError, match=r"1 of 1 nights are done; captions: .*captioner@champion") as ended:
+        main([*everything, "--no-report"])
+    assert ended.value.code == cli.USAGE
+    summary = ended.value.summary
+    assert summary is not None
+    assert [(night["task"], night["rows"]) for night in summary["nights"]] == [("translations", 8)]
+    assert [problem["what"] for problem in summary["problems"]] == ["captions", "nowcasts"]
     for hybrid in (tiny.captioner(), tiny.nowcaster()):
         register(lake, hybrid, hybrid.Decoding())
         registry.promote(mlflow_of(lake), hybrid.name, "1")

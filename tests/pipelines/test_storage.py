@@ -27,12 +27,41 @@ def test_what_is_written_is_read_listed_and_deleted(place: str) -> None:
         ("/a/x.bin", 5),
     ]
     assert storage.read_bytes(files[1].uri) == b"12345"
-    assert [f.name for f in storage.list_files(storage.join(place, "a/*.bin"))] == ["y.bin", "x.bin"]
+    assert [f.name for f in storage.list_files(storage.join(place, "a/**/*.bin"))] == ["y.bin", "x.bin"]
     assert [f.name for f in storage.list_files(files[1].uri)] == ["x.bin"]
     for file in files:
         storage.delete(file.uri)
     assert storage.list_files(storage.join(place, "a")) == []
     assert not storage.exists(files[1].uri)
+
+
+PATTERNS = {
+    "*.bin": ["x.bin"],
+    "a/*.bin": ["a/x.bin"],
+    "a/*/*.bin": ["a/b/y.bin"],
+    "**/*.bin": ["a/b/c/z.bin", "a/b/y.bin", "a/x.bin", "x.bin"],
+    "a/**": ["a/b/c/z.bin", "a/b/y.bin", "a/x.bin"],
+    "a/**/y.bin": ["a/b/y.bin"],
+    "*/?.bin": ["a/x.bin"],
+    "a/[a-c]/[!x].bin": ["a/b/y.bin"],
+    "a/*": ["a/x.bin"],
+    "*": ["x.bin"],
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_star_stops_at_folders_and_two_do_not(place: str, pattern: str, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("x.bin", "a/x.bin", "a/b/y.bin", "a/b/c/z.bin"):
+        storage.write_bytes(storage.join(place, name), b"1")
+    found = storage.list_files(storage.join(place, pattern))
+    assert [file.uri.removeprefix(storage.absolute(place) + "/") for file in found] == PATTERNS[pattern]
+    told = [record.getMessage() for record in caplog.records if "lie deeper than its * reaches" in record.getMessage()]
+    assert len(told) == (pattern in {"*.bin", "a/*.bin", "a/*/*.bin", "*/?.bin", "a/*", "*"})
+
+
+def test_a_pattern_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no pattern: '\\*\\*' can only be an entire path component"):
+        storage.list_files(f"{tmp_path}/a**b/x")
 
 
 def test_the_etag_changes_with_the_content(place: str) -> None:

@@ -143,7 +143,7 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     return [plain, *(others[i] for i in sorted(rng.choice(len(others), count, replace=False)))]
 
 
-def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
+def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """The scene as an RGB image of 64 x 64 pixels, with jitter in place, size, tilt and colour, and some noise."""
     image = Image.new("RGB", (SIDE * ZOOM, SIDE * ZOOM), _jittered(BACKGROUNDS[scene.background], rng))
     canvas = ImageDraw.Draw(image)
@@ -183,5 +183,5 @@ def scene_rows(name: str, count: int, rng: np.random.Generator) -> Iterator[TarR
     for number in range(count):
         scene = random_scene(rng)
         buffer = io.BytesIO()
-        draw(scene, rng).save(buffer, "JPEG", quality=92)
+        render(scene, rng).save(buffer, "JPEG", quality=92)
         yield caption_row(f"{name}-{number:06d}", buffer.getvalue(), captions(scene, rng))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hybrid_models.errors import UsageError
-from hybrid_models.search.beam import Hypothesis, SearchOptions, draw, inference, length_penalty, search
+from hybrid_models.search.beam import Hypothesis, SearchOptions, inference, length_penalty, sample_words, search
 
 V, START, END = 4, 0, 1
 
@@ -173,7 +173,7 @@ def test_outputs_are_drawn_as_often_as_they_are_likely():
     model, count = TableModel(2, end_bias=1.0), 4000
     torch.manual_seed(0)
     state, memory = model.initial([0, 1])
-    drawn = draw(model.step, state, memory, 8, SearchOptions(START, END), count)
+    drawn = sample_words(model.step, state, memory, 8, SearchOptions(START, END), count)
     assert [len(outputs) for outputs in drawn] == [count, count]
     for source, outputs in enumerate(drawn):
         likely = sorted(
@@ -189,7 +189,7 @@ def test_drawn_outputs_keep_to_their_length_and_words():
     model = TableModel(3, end_bias=-50.0)
     state, memory = model.initial([0, 1, 2])
     options = SearchOptions(START, END, never=(START, 2))
-    assert draw(model.step, state, memory, 4, options, 2) == [[[3] * 4] * 2] * 3
+    assert sample_words(model.step, state, memory, 4, options, 2) == [[[3] * 4] * 2] * 3
 
 
 def test_no_sources():

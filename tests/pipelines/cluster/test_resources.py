@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import ray
 
+from hybrid_models.errors import UsageError
 from pipelines.cluster.resources import Compute, Resources
 
 
@@ -51,3 +52,17 @@ def test_one_model_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 CPUS16 = {"CPU": 16.0, "memory": 64.0 * GIB}
+
+
+def test_no_more_model_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would wait for each other for ever."""
+    nodes(monkeypatch, {"CPU": 16.0, "GPU": 2.0, "memory": 64.0 * GIB})
+    assert Resources(actors=2).plan(100)[0] == 2
+    with pytest.raises(UsageError, match=r"--resources\.actors is 3, but the cluster has 2 GPUs"):
+        Resources(actors=3).plan(100)
+
+
+def test_a_cluster_without_cpus_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {"memory": 64.0 * GIB})
+    with pytest.raises(UsageError, match="no node of the cluster has CPUs"):
+        Resources().plan(1)

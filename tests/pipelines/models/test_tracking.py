@@ -295,3 +295,19 @@ def test_a_model_that_is_too_large_is_not_fetched(uri: str, tmp_path: Path, monk
     with pytest.raises(UsageError, match=rf"^models:/translator/{version} has [\d,]+ bytes, more than {least:,}: "):
         fetch_model(f"models:/translator/{version}", tmp_path, uri)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_registration_is_whole_or_taken_up_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version is there, but its alias failed: the challenger is the one before. Done again, it is this one."""
+    before, tracker = Tracker(uri), Tracker(uri)
+    for each in (before, tracker):
+        each.start("train", {}, {})
+    assert before.register("taken-up", FILES) == "1"
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker._client, "set_registered_model_alias", None)
+        assert tracker.register("taken-up", FILES) is None
+    client = mlflow.MlflowClient(uri)
+    assert str(client.get_model_version_by_alias("taken-up", "challenger").version) == "1"
+    assert tracker.register("taken-up", FILES) == "2"
+    assert str(client.get_model_version_by_alias("taken-up", "challenger").version) == "2"
+    assert len(client.search_model_versions("name = 'taken-up'")) == 2, "and there is no third one"

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from hybrid_models.translator.translator import Translator
-from pipelines.training import checkpoints
+from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
+from pipelines.training import checkpoints, workers
 from pipelines.training.checkpoints import Progress
+from pipelines.training.recipe import Recipe, TrainConfig
 from tests import tiny
 
 
@@ -131,3 +133,49 @@ def test_checkpoints_are_named_backwards_from_the_newest(tmp_path: Path) -> None
     )] == ["0003", "0002_1", "0002", "0001"]  # fmt: skip
     assert Progress(epoch=2).checkpoint == "checkpoint_epoch_0002"
     assert Progress(epoch=2, fallbacks=1).checkpoint == "checkpoint_epoch_0002_1"
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 20 MiB")])
+def test_too_little_memory_is_no_damage(error: Exception, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(type(error)):
+        restore(checkpoint)
+
+
+@pytest.mark.parametrize(("metric", "best"), [("loss", 0.5), ("bleu", 2.0)])
+def test_a_metric_that_is_no_number_never_wins(metric: str, best: float) -> None:
+    recipe = Recipe("translator", TranslatorConfig(), TranslatorDecoding(), TrainConfig(metric=metric))
+    values = [2.0, math.nan, 0.5]
+    assert max(values, key=lambda value: checkpoints.score_of(value, recipe)) == best
+    assert checkpoints.score_of(math.nan, recipe) == -math.inf
+
+
+def test_the_first_worker_chooses_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one lists a newer checkpoint, which the first one has not seen: it takes the first one's."""
+    for number in (1, 2):
+        folder = tmp_path / f"checkpoint_epoch_{number:04d}"
+        folder.mkdir()
+        hybrid = tiny.translator(seed=number)
+        optimizer = torch.optim.AdamW(hybrid.parameters())
+        checkpoints.write_checkpoint(folder, hybrid, optimizer, Progress(epoch=number))
+    given: list[tuple[str, str]] = []
+
+    def from_chief(work: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+        given.append(work())
+        return "checkpoint_epoch_0001", "the second one is damaged"
+
+    monkeypatch.setattr(workers, "from_chief", from_chief)
+    monkeypatch.setattr(checkpoints, "get_device", lambda: torch.device("cpu"))
+    newest = SimpleNamespace(path=str(tmp_path / "checkpoint_epoch_0002"))
+    monkeypatch.setattr(checkpoints.ray_train, "get_checkpoint", lambda: newest)
+    hybrid = tiny.translator()
+    task = SimpleNamespace(run=str(tmp_path), progress=None)
+    progress = checkpoints.restore(hybrid, torch.optim.AdamW(hybrid.parameters()), task)  # type: ignore[arg-type]
+    assert given == [("checkpoint_epoch_0002", "")]
+    assert (progress.epoch, progress.fallbacks) == (1, 1)
+    expected = tiny.translator(seed=1).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in hybrid.state_dict().items())

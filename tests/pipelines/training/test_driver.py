@@ -26,7 +26,7 @@ from pipelines.staging import checks
 from pipelines.storage import StorageError
 from pipelines.training import driver, loop, preparation, runs, workers
 from pipelines.training.batches import PreparedSamples
-from pipelines.training.checkpoints import Progress
+from pipelines.training.checkpoints import DamagedError, Progress
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainJob, TrainTask
 from tests import tiny
@@ -260,19 +260,46 @@ def test_a_store_that_is_away_is_waited_for(
             raise error
         return "trained"
 
-    assert driver._through_outages(fit, job) == "trained"
+    assert driver._persistently(fit, job) == "trained"
     assert waits == [driver.OUTAGE_SECONDS] * 2
     said = [record.getMessage() for record in caplog.records]
     assert said[0].startswith("away: the store failed, waiting until it answers (4 more times): ")
 
     answers = iter([failure] * 99)
     with pytest.raises(TrainingFailedError):
-        driver._through_outages(fit, job)
+        driver._persistently(fit, job)
     assert len(waits) == 2 + driver.MAX_OUTAGES
     answers = iter([WorkerGroupError("", {0: FloatingPointError("the gradients are not finite")})])
     with pytest.raises(WorkerGroupError):
-        driver._through_outages(fit, job)
+        driver._persistently(fit, job)
     assert len(waits) == 2 + driver.MAX_OUTAGES, "no store failed"
+
+
+def test_what_would_fail_again_ends_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job = job_of(tmp_path, "failing")
+    job = replace(job, recipe=replace(job.recipe, train=replace(job.recipe.train, max_failures=2)))
+    tries: list[Exception] = []
+
+    def fails(*causes: Exception) -> None:
+        def fit() -> Any:
+            tries.append(causes[len(tries) % len(causes)])
+            raise WorkerGroupError("", {0: tries[-1]})
+
+        tries.clear()
+        with pytest.raises(WorkerGroupError):
+            driver._persistently(fit, job)
+
+    for cause in (
+        FloatingPointError("the gradients are not finite"), UsageError("mend it"), DamagedError("a is damaged"),
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), KeyError("x"),
+    ):  # fmt: skip
+        fails(cause)
+        assert len(tries) == 1, cause
+    for cause in (RuntimeError("the actor died"), RuntimeError("CUDA error: unspecified"), MemoryError()):
+        fails(cause)
+        assert len(tries) == 3, cause
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "failing: going on from the last checkpoint (1 more times): RuntimeError: the actor died"
 
 
 # ---- two workers -------------------------------------------------------------------------------------------------

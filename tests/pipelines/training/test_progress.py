@@ -15,7 +15,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_every_epoch_is_one_line_also_the_last(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pipelines.training.progress")
-    with progress.shown("run", epochs=2) as reporter:
+    with progress.followed("run", epochs=2) as reporter:
         for epoch in (0, 1):
             reporter.update.remote("start", epoch, 3 * epoch, {"steps": 3})
             reporter.update.remote("step", epoch, 3 * epoch + 2, {"loss": 2.5, "samples_per_second": 10.0})
@@ -40,7 +40,7 @@ def test_events_are_handed_out_once() -> None:
 
 def test_a_lost_reporter_or_a_failed_training_stops_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pipelines.training.progress")
-    with pytest.raises(RuntimeError, match="training failed"), progress.shown("run", epochs=1) as reporter:  # noqa: PT012
+    with pytest.raises(RuntimeError, match="training failed"), progress.followed("run", epochs=1) as reporter:  # noqa: PT012
         ray.kill(reporter)
         deadline = time.monotonic() + 20
         while not lines(caplog) and time.monotonic() < deadline:

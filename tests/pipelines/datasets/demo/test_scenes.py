@@ -17,8 +17,8 @@ from pipelines.datasets.demo.scenes import (
     Scene,
     Thing,
     captions,
-    draw,
     random_scene,
+    render,
     scene_rows,
 )
 
@@ -37,7 +37,7 @@ def centre_of(image: Image.Image, colour: str) -> tuple[float, float] | None:
 def test_pictures_show_what_captions_say(relation: str) -> None:
     scene = Scene((Thing("small", "red", "circle"), Thing("large", "blue", "star")), relation, "grey")
     for seed in range(20):
-        image = draw(scene, np.random.default_rng(seed))
+        image = render(scene, np.random.default_rng(seed))
         assert (image.size, image.mode) == ((SIDE, SIDE), "RGB")
         red, blue = centre_of(image, "red"), centre_of(image, "blue")
         assert red is not None
@@ -51,7 +51,7 @@ def test_pictures_show_what_captions_say(relation: str) -> None:
 def test_large_things_are_larger_and_lie_within_the_picture(shape: str) -> None:
     areas = {}
     for size in ("small", "large"):
-        image = np.asarray(draw(Scene((Thing(size, "blue", shape),), "above", "brown"), np.random.default_rng(1)))
+        image = np.asarray(render(Scene((Thing(size, "blue", shape),), "above", "brown"), np.random.default_rng(1)))
         blue = (image[..., 2].astype(int) - image[..., 0]) > 90
         areas[size] = blue.sum()
         assert not blue[[0, -1]].any()
