@@ -62,7 +62,7 @@ def from_chief(work: Callable[[], T]) -> T:
     """What the first worker makes of some work, given to all."""
     made = [work() if is_chief() else None]
     if world_size() > 1:
-        dist.broadcast_object_list(made, 0)
+        dist.broadcast_object_list(made, 0, device=get_device())
     return cast("T", made[0])
 
 
