@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from pipelines.models.tracking import Tracker
 from pipelines.secrets import shown
 from pipelines.staging.pieces import Piece
 from pipelines.training import progress
-from pipelines.training.checkpoints import CHECKPOINT_VALIDATION, DamagedError
+from pipelines.training.checkpoints import CHECKPOINT_VALIDATION
 from pipelines.training.loop import train_worker
 from pipelines.training.model_card import model_card
 from pipelines.training.preparation import initial_artifact, prepare
@@ -39,10 +38,6 @@ from pipelines.training.runs import RunState, Shards, TrainJob, TrainTask, plain
 log = logging.getLogger(__name__)
 MAX_OUTAGES = 5
 OUTAGE_SECONDS = 600.0
-SAME_AGAIN = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, DamagedError)
-"""Errors of workers after which another try fails, too: gradients that are not finite, a user's mistake, our own."""
-SHAPES = re.compile(r"shape|size mismatch|size of tensor|sizes of tensors", re.IGNORECASE)
-"""What PyTorch says of tensors that do not fit each other, in its most general error."""
 
 
 def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
@@ -112,68 +107,48 @@ def _fit(
         settings = RunConfig(
             name=job.name,
             storage_path=job.runs,
-            failure_config=FailureConfig(max_failures=0),  # see `_persistently`
+            failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=checkpoints,
         )
 
         def fit() -> Result:
             return TorchTrainer(lambda: train_worker(task), scaling_config=scaling, run_config=settings).fit()
 
-        return _persistently(fit, job)
+        try:
+            return _through_outages(fit, job)
+        finally:
+            _raise_what_would_fail_again(reporter)
 
 
-def _persistently(fit: Callable[[], Result], job: TrainJob) -> Result:
-    """Fits; what failed and need not fail again is fitted again, which goes on from the last checkpoint.
-
-    When the store is away, it is waited for.
+def _through_outages(fit: Callable[[], Result], job: TrainJob) -> Result:
+    """Fits; when the store is away, waits for it, and fits again, which goes on from the last checkpoint.
 
     Raises:
-        TrainingFailedError: it would fail in the same way again, or has failed too often.
+        TrainingFailedError: it was no outage, or one too many.
         StorageError: the store stayed away.
     """
-    outages, failures = MAX_OUTAGES, job.recipe.train.max_failures
-    while True:
+    for left in range(MAX_OUTAGES, 0, -1):
         try:
             return fit()
         except TrainingFailedError as error:
             cause = _outage(error)
-            if cause is not None and outages:
-                outages -= 1
-                log.warning(
-                    "%s: the store failed, waiting until it answers (%d more times): %s", job.name, outages, cause
-                )
-                storage.wait_for(job.storage, OUTAGE_SECONDS)
-            elif cause is None and failures and not _comes_again(error):
-                failures -= 1
-                log.warning(
-                    "%s: going on from the last checkpoint (%d more times): %s", job.name, failures, _line(error)
-                )
-            else:
+            if cause is None:
                 raise
+            log.warning("%s: the store failed, waiting until it answers (%d more times): %s", job.name, left - 1, cause)
+            storage.wait_for(job.storage, OUTAGE_SECONDS)
+    return fit()
 
 
-def _causes(error: TrainingFailedError) -> list[Exception]:
-    """What failed, in Ray's controller and in workers."""
-    controller = getattr(error, "controller_failure", None)
-    return [*([] if controller is None else [controller]), *getattr(error, "worker_failures", {}).values()]
-
-
-def _line(error: TrainingFailedError) -> str:
-    first = next(iter(_causes(error)), error)
-    return f"{type(first).__name__}: {next(iter(str(first).strip().splitlines()), '')}"
-
-
-def _comes_again(error: TrainingFailedError) -> bool:
-    """Whether the same step would fail in the same way: the data or the configuration is to blame, not a machine."""
-    return any(
-        isinstance(cause, SAME_AGAIN) or (type(cause) is RuntimeError and SHAPES.search(str(cause)))
-        for cause in _causes(error)
-    )
+def _raise_what_would_fail_again(reporter: Any) -> None:
+    """The error after which workers did not try again, if there is one."""
+    if (failure := ray.get(reporter.failure.remote())) is not None:
+        raise failure
 
 
 def _outage(error: TrainingFailedError) -> str | None:
     """What the store did to a worker or to Ray's controller; None if something else failed."""
-    store = [str(cause) for cause in _causes(error) if isinstance(cause, OSError | storage.StorageError)]
+    causes = [getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
+    store = [str(cause) for cause in causes if isinstance(cause, OSError | storage.StorageError)]
     return store[0].splitlines()[0] if store else None
 
 

@@ -260,46 +260,57 @@ def test_a_store_that_is_away_is_waited_for(
             raise error
         return "trained"
 
-    assert driver._persistently(fit, job) == "trained"
+    assert driver._through_outages(fit, job) == "trained"
     assert waits == [driver.OUTAGE_SECONDS] * 2
     said = [record.getMessage() for record in caplog.records]
     assert said[0].startswith("away: the store failed, waiting until it answers (4 more times): ")
 
     answers = iter([failure] * 99)
     with pytest.raises(TrainingFailedError):
-        driver._persistently(fit, job)
+        driver._through_outages(fit, job)
     assert len(waits) == 2 + driver.MAX_OUTAGES
     answers = iter([WorkerGroupError("", {0: FloatingPointError("the gradients are not finite")})])
     with pytest.raises(WorkerGroupError):
-        driver._persistently(fit, job)
+        driver._through_outages(fit, job)
     assert len(waits) == 2 + driver.MAX_OUTAGES, "no store failed"
 
 
-def test_what_would_fail_again_ends_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    job = job_of(tmp_path, "failing")
-    job = replace(job, recipe=replace(job.recipe, train=replace(job.recipe.train, max_failures=2)))
-    tries: list[Exception] = []
+def failing(marker: str, error: Exception) -> Callable[[TrainTask], None]:
+    """The training loop, but its epochs raise this; each try leaves a mark."""
 
-    def fails(*causes: Exception) -> None:
-        def fit() -> Any:
-            tries.append(causes[len(tries) % len(causes)])
-            raise WorkerGroupError("", {0: tries[-1]})
+    def worker(task: TrainTask) -> None:
+        def fails(*args: object) -> None:
+            with Path(marker).open("a") as file:
+                file.write("x")
+            raise error
 
-        tries.clear()
-        with pytest.raises(WorkerGroupError):
-            driver._persistently(fit, job)
+        loop.train_epochs = fails
+        loop.train_worker(task)
 
-    for cause in (
-        FloatingPointError("the gradients are not finite"), UsageError("mend it"), DamagedError("a is damaged"),
-        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), KeyError("x"),
+    return worker
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("error", [FloatingPointError("not finite"), UsageError("mend it")])
+def test_what_would_fail_again_ends_at_once(
+    error: Exception, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise all epochs since the last checkpoint would be computed `max_failures` times more."""
+    recipe = replace(RECIPE, train=replace(RECIPE.train, max_failures=3))
+    monkeypatch.setattr(driver, "train_worker", failing(str(tmp_path / "tries"), error))
+    with pytest.raises(type(error), match=str(error)):
+        train_to_the_end(job_of(lake, f"failing-{type(error).__name__}", recipe))
+    assert (tmp_path / "tries").read_text() == "x"
+
+
+def test_errors_that_come_again() -> None:
+    for error in (
+        FloatingPointError("x"), UsageError("x"), DamagedError("x"), KeyError("x"), AssertionError(),
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
     ):  # fmt: skip
-        fails(cause)
-        assert len(tries) == 1, cause
-    for cause in (RuntimeError("the actor died"), RuntimeError("CUDA error: unspecified"), MemoryError()):
-        fails(cause)
-        assert len(tries) == 3, cause
-    said = [record.getMessage() for record in caplog.records]
-    assert said[0] == "failing: going on from the last checkpoint (1 more times): RuntimeError: the actor died"
+        assert loop.comes_again(error), error
+    for error in (RuntimeError("CUDA error: unspecified"), MemoryError(), StorageError("x"), OSError("x")):
+        assert not loop.comes_again(error), error
 
 
 # ---- two workers -------------------------------------------------------------------------------------------------
