@@ -114,10 +114,7 @@ def _fit(
         def fit() -> Result:
             return TorchTrainer(lambda: train_worker(task), scaling_config=scaling, run_config=settings).fit()
 
-        try:
-            return _through_outages(fit, job)
-        finally:
-            _raise_what_would_fail_again(reporter)
+        return _through_outages(fit, job)
 
 
 def _through_outages(fit: Callable[[], Result], job: TrainJob) -> Result:
@@ -137,12 +134,6 @@ def _through_outages(fit: Callable[[], Result], job: TrainJob) -> Result:
             log.warning("%s: the store failed, waiting until it answers (%d more times): %s", job.name, left - 1, cause)
             storage.wait_for(job.storage, OUTAGE_SECONDS)
     return fit()
-
-
-def _raise_what_would_fail_again(reporter: Any) -> None:
-    """The error after which workers did not try again, if there is one."""
-    if (failure := ray.get(reporter.failure.remote())) is not None:
-        raise failure
 
 
 def _outage(error: TrainingFailedError) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,36 +20,16 @@ from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
 from pipelines.training import workers
 from pipelines.training.batches import PreparedSamples, plan_epoch, prefetch
-from pipelines.training.checkpoints import DamagedError, Metrics, Progress, restore, save
+from pipelines.training.checkpoints import Metrics, Progress, restore, save
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainTask
 
 LOG_EVERY = 10
 FINAL_RATE = 0.02
-SAME_AGAIN = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, DamagedError)
-"""Errors after which another try fails, too: gradients that are not finite, a user's mistake, our own."""
-SHAPES = re.compile(r"shape|size mismatch|size of tensor|sizes of tensors", re.IGNORECASE)
-"""What PyTorch says of tensors that do not fit each other, in its most general error."""
 
 
 def train_worker(task: TrainTask) -> None:
-    """Trains from the newest checkpoint, or from the initial weights, to the end; not again what would fail again."""
-    if ray.get(task.progress.failure.remote()) is not None:
-        return
-    try:
-        _train(task)
-    except Exception as error:
-        if comes_again(error):
-            ray.get(task.progress.fail.remote(error))
-        raise
-
-
-def comes_again(error: Exception) -> bool:
-    """Whether the same step would fail in the same way: the data or the configuration is to blame, not a machine."""
-    return isinstance(error, SAME_AGAIN) or (type(error) is RuntimeError and SHAPES.search(str(error)) is not None)
-
-
-def _train(task: TrainTask) -> None:
+    """Trains from the newest checkpoint, or from the initial weights, to the end."""
     config = task.recipe.train
     torch.set_num_threads(task.threads)
     artifact: Artifact = ray.get(task.initial)

@@ -25,19 +25,10 @@ class Reporter:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._failure: Exception | None = None
 
     def update(self, event: str, epoch: int, step: int, values: dict[str, float], text: str = "") -> None:
         """Notes an event: `start` of an epoch, `step`, the end of an `epoch`, or a `damage` that the text describes."""
         self._events.append((event, epoch, step, values, text))
-
-    def fail(self, error: Exception) -> None:
-        """Notes an error that would come again in the same way."""
-        self._failure = self._failure or error
-
-    def failure(self) -> Exception | None:
-        """It, if there is one."""
-        return self._failure
 
     def take(self) -> list[Event]:
         """Events since the last call."""

@@ -7,9 +7,10 @@ from torch import nn
 
 from hybrid_models.contract import Hybrid, Loss, autocast, bf16_is_fast, module_device, to_device
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import HybridConfig
+from hybrid_models.inputs import DecodingConfig, HybridConfig
 
-Minimal = type("Minimal", (Hybrid,), {"name": "minimal", **dict.fromkeys(Hybrid.__abstractmethods__)})
+GIVEN = {"name": "minimal", "Decoding": DecodingConfig}
+Minimal = type("Minimal", (Hybrid,), {**GIVEN, **dict.fromkeys(Hybrid.__abstractmethods__)})
 """The least that a hybrid must define."""
 
 
@@ -31,6 +32,7 @@ def test_defaults_learn_nothing_and_freeze_nothing():
     assert hybrid.assets is not assets
     assert Minimal.learn_assets(HybridConfig(), ["a"]) == {}
     assert hybrid.pretrained() == {}
+    assert hybrid.decoding == DecodingConfig()
     assert not hybrid.has_frozen_features
     assert hybrid.featurize(samples) == samples
     with pytest.raises(UsageError, match="minimal has no pretrained part 'cnn'"):

@@ -26,7 +26,7 @@ from pipelines.staging import checks
 from pipelines.storage import StorageError
 from pipelines.training import driver, loop, preparation, runs, workers
 from pipelines.training.batches import PreparedSamples
-from pipelines.training.checkpoints import DamagedError, Progress
+from pipelines.training.checkpoints import Progress
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainJob, TrainTask
 from tests import tiny
@@ -273,44 +273,6 @@ def test_a_store_that_is_away_is_waited_for(
     with pytest.raises(WorkerGroupError):
         driver._through_outages(fit, job)
     assert len(waits) == 2 + driver.MAX_OUTAGES, "no store failed"
-
-
-def failing(marker: str, error: Exception) -> Callable[[TrainTask], None]:
-    """The training loop, but its epochs raise this; each try leaves a mark."""
-
-    def worker(task: TrainTask) -> None:
-        def fails(*args: object) -> None:
-            with Path(marker).open("a") as file:
-                file.write("x")
-            raise error
-
-        loop.train_epochs = fails
-        loop.train_worker(task)
-
-    return worker
-
-
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("error", [FloatingPointError("not finite"), UsageError("mend it")])
-def test_what_would_fail_again_ends_at_once(
-    error: Exception, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise all epochs since the last checkpoint would be computed `max_failures` times more."""
-    recipe = replace(RECIPE, train=replace(RECIPE.train, max_failures=3))
-    monkeypatch.setattr(driver, "train_worker", failing(str(tmp_path / "tries"), error))
-    with pytest.raises(type(error), match=str(error)):
-        train_to_the_end(job_of(lake, f"failing-{type(error).__name__}", recipe))
-    assert (tmp_path / "tries").read_text() == "x"
-
-
-def test_errors_that_come_again() -> None:
-    for error in (
-        FloatingPointError("x"), UsageError("x"), DamagedError("x"), KeyError("x"), AssertionError(),
-        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
-    ):  # fmt: skip
-        assert loop.comes_again(error), error
-    for error in (RuntimeError("CUDA error: unspecified"), MemoryError(), StorageError("x"), OSError("x")):
-        assert not loop.comes_again(error), error
 
 
 # ---- two workers -------------------------------------------------------------------------------------------------
