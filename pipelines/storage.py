@@ -115,7 +115,7 @@ def list_files(uri: str) -> list[FileInfo]:
     (`.crc`), and what file managers leave behind.
 
     Raises:
-        UsageError: the bucket does not exist, or the pattern is none.
+        UsageError: the bucket does not exist, the pattern is none, or all that it might mean lies deeper.
         StorageError: the store cannot be reached or refuses.
     """
     fs, path = _filesystem(uri)
@@ -155,8 +155,10 @@ def _matching(uri: str, there: list[dict], root: str, pattern: str) -> list[dict
         elif fnmatch.fnmatchcase(name, pattern):
             deeper.append(name)
     if deeper:
-        told = "%s: %d objects lie deeper than its * reaches, such as %s, and are left out; ** stands for folders"
-        log.warning(told, uri, len(deeper), deeper[0])
+        told = f"{uri}: {len(deeper)} objects lie deeper than its * reaches, such as {deeper[0]}; ** stands for folders"
+        if not found:
+            raise UsageError(told)
+        log.warning("%s; they are left out", told)
     return found
 
 

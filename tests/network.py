@@ -36,11 +36,11 @@ class Network:
 
     def cut(self, host: str) -> None:
         """Nothing reaches this host any more, nor comes from it."""
-        _ip("link", "set", f"v-{host}", "down")
+        _ip("link", "set", f"hy-{host}", "down")
 
     def mend(self, host: str) -> None:
         """It is back."""
-        _ip("link", "set", f"v-{host}", "up")
+        _ip("link", "set", f"hy-{host}", "up")
 
 
 @cache
@@ -66,7 +66,7 @@ def running(names: Sequence[str]) -> Iterator[Network]:
     """
     gateway = f"{PREFIX}.1"
     with ExitStack() as stack:
-        lock = stack.enter_context((Path(tempfile.gettempdir()) / f"{BRIDGE}.lock").open("w"))
+        lock = stack.enter_context((Path(tempfile.gettempdir()) / f"{BRIDGE}.lock").open("a"))
         fcntl.flock(lock, fcntl.LOCK_EX)  # it ends with the process that holds it, however that ends
         _remove(names)
         stack.callback(_remove, names)
@@ -77,8 +77,8 @@ def running(names: Sequence[str]) -> Iterator[Network]:
         for name, address in hosts.items():
             namespace = _namespace(name)
             _ip("netns", "add", namespace)
-            _ip("link", "add", f"v-{name}", "type", "veth", "peer", "name", "eth0", "netns", namespace)
-            _ip("link", "set", f"v-{name}", "master", BRIDGE, "up")
+            _ip("link", "add", f"hy-{name}", "type", "veth", "peer", "name", "eth0", "netns", namespace)
+            _ip("link", "set", f"hy-{name}", "master", BRIDGE, "up")
             _ip("-n", namespace, "addr", "add", f"{address}/24", "dev", "eth0")
             for device in ("eth0", "lo"):
                 _ip("-n", namespace, "link", "set", device, "up")
@@ -97,7 +97,7 @@ def _remove(names: Sequence[str]) -> None:
         for process in _ip("netns", "pids", namespace).split():
             os.kill(int(process), signal.SIGKILL)
         _ip("netns", "del", namespace)
-    for device in (BRIDGE, *(f"v-{name}" for name in names)):
+    for device in (BRIDGE, *(f"hy-{name}" for name in names)):
         if Path("/sys/class/net", device).exists():
             _ip("link", "del", device)
 

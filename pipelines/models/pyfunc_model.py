@@ -45,11 +45,16 @@ class HybridModel(PythonModel):
         options = ReadOptions(limits=session.limits)
         rows = []
         for i, record in enumerate(model_input.to_dict("records")):
-            values = {
-                name: npy_bytes(value) if isinstance(value, np.ndarray) else value for name, value in record.items()
-            }
+            values = {name: _stored(value) for name, value in record.items()}
             rows.append(raw_row(HERE, i, False, parquet_entry(values, str(i), options), options))
         return session.answer(pa.Table.from_pylist(rows, schema=RAW_SCHEMA)).to_pandas()
+
+
+def _stored(value: Any) -> Any:
+    """A value as a Parquet shard has it: frames are a .npy file's bytes, other arrays are lists."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return npy_bytes(value) if value.ndim > 1 else value.tolist()
 
 
 mlflow.models.set_model(HybridModel())

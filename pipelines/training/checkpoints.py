@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from pipelines.training.runs import TrainTask
 CHECKPOINT = re.compile(r"checkpoint_epoch_\d{4}(_\d+)?(?=/)")
 CHECKPOINT_PROGRESS, CHECKPOINT_OPTIMIZER = "progress.json", "optimizer.pt"
 CHECKPOINT_VALIDATION = "validation.json"
+WORST = -sys.float_info.max
+"""Not -inf: Ray keeps scores as JSON, which has none."""
 Metrics = dict[str, float]
 
 
@@ -99,7 +102,7 @@ def save(
 def score_of(value: float, recipe: Recipe) -> float:
     """What Ray chooses checkpoints by, the higher the better: a metric that is no number is worse than any."""
     if math.isnan(value):
-        return -math.inf
+        return WORST
     return value if recipe.higher_is_better else -value
 
 

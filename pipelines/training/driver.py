@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -29,7 +28,7 @@ from pipelines.models.tracking import Tracker
 from pipelines.secrets import shown
 from pipelines.staging.pieces import Piece
 from pipelines.training import progress
-from pipelines.training.checkpoints import CHECKPOINT_VALIDATION
+from pipelines.training.checkpoints import CHECKPOINT_VALIDATION, WORST
 from pipelines.training.loop import train_worker
 from pipelines.training.model_card import model_card
 from pipelines.training.preparation import initial_artifact, prepare
@@ -223,7 +222,7 @@ def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any], di
     """
     hybrid, damage = initial.load(), UsageError("there is no checkpoint")
     for checkpoint, metrics in sorted(result.best_checkpoints or [], key=lambda pair: -pair[1]["score"]):
-        if math.isinf(metrics["score"]):
+        if metrics["score"] == WORST:
             damage = UsageError("no epoch's metric is a number: lower train.learning_rate, under another --name")
             continue
         try:

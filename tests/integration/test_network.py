@@ -34,7 +34,7 @@ def test_what_a_killed_run_left_behind_is_in_nobodys_way() -> None:
         assert sleeper not in _running_in(net.namespace("two"))
     left = subprocess.run(["ip", "-br", "link"], check=True, capture_output=True, text=True).stdout
     assert network.BRIDGE not in left
-    assert "v-one" not in left
+    assert "hy-one" not in left
 
 
 # An address that answers, if only with a refusal, is there.

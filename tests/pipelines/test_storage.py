@@ -59,6 +59,15 @@ def test_a_star_stops_at_folders_and_two_do_not(place: str, pattern: str, caplog
     assert len(told) == (pattern in {"*.bin", "a/*.bin", "a/*/*.bin", "*/?.bin", "a/*", "*"})
 
 
+def test_a_pattern_that_found_all_of_its_objects_in_folders_is_no_empty_one(place: str) -> None:
+    """A night whose pattern was written for the old meaning must not pass for one without input."""
+    storage.write_bytes(storage.join(place, "ds=1/a/x.bin"), b"1")
+    for pattern in ("ds=*", "ds=1/*.bin"):
+        with pytest.raises(UsageError, match=r"1 objects lie deeper than its \* reaches, such as .*; \*\* stands"):
+            storage.list_files(storage.join(place, pattern))
+    assert storage.list_files(storage.join(place, "no/*.bin")) == []
+
+
 def test_a_pattern_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no pattern: '\\*\\*' can only be an entire path component"):
         storage.list_files(f"{tmp_path}/a**b/x")

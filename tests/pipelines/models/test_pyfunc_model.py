@@ -92,6 +92,13 @@ def test_the_one_column_of_bytes_is_the_media_whatever_its_name(load: Callable[[
     assert two["error"].tolist() == ["AmbiguousColumns: left, right are all binary; keep one"] * 2
 
 
+def test_lists_are_fields(load: Callable[[str], Any]) -> None:
+    """pandas gives the lists of a Parquet file as arrays, of objects, too."""
+    lists = [np.array(["a", "b"], dtype=object), np.array([0.5, 1.5])]
+    rows = load("models:/captioner/1").predict(pd.DataFrame({"photo": [tiny.jpeg(0)] * 2, "tags": lists}))
+    assert rows["status"].tolist() == ["ok", "ok"]
+
+
 def test_a_model_is_loaded_once(load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = load("models:/translator/1")
     monkeypatch.setattr(Artifact, "load", None)

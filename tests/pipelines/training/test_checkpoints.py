@@ -1,5 +1,6 @@
 """What a training goes on from."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -151,7 +152,7 @@ def test_a_metric_that_is_no_number_never_wins(metric: str, best: float) -> None
     recipe = Recipe("translator", TranslatorConfig(), TranslatorDecoding(), TrainConfig(metric=metric))
     values = [2.0, math.nan, 0.5]
     assert max(values, key=lambda value: checkpoints.score_of(value, recipe)) == best
-    assert checkpoints.score_of(math.nan, recipe) == -math.inf
+    assert json.loads(json.dumps(checkpoints.score_of(math.nan, recipe), allow_nan=False)) == checkpoints.WORST
 
 
 def test_the_first_worker_chooses_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
