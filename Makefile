@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test pytest lint bench chaos fuzz soak test-lowest audit secrets clean
+.PHONY: setup demo test pytest test-long lint bench chaos fuzz soak test-lowest audit secrets clean
 
 setup: $(READY)
 
@@ -30,6 +30,10 @@ test: $(READY)
 # Files go to the two processes in the order of pyproject.toml's testpaths, the longest first.
 pytest: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# What takes minutes a test: accidents of nodes and stores, several hosts, every page and file searched for passwords.
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.captioning

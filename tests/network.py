@@ -91,15 +91,16 @@ def _namespace(host: str) -> str:
 
 def _remove(names: Sequence[str]) -> None:
     """The network of these hosts, with whatever still runs in it: a process would keep its namespace."""
+    # Devices first: a namespace that goes takes its own away, at a time of the kernel's own.
+    for device in (BRIDGE, *(f"hy-{name}" for name in names)):
+        if Path("/sys/class/net", device).exists():
+            _ip("link", "del", device)
     for namespace in map(_namespace, names):
         if not Path("/run/netns", namespace).exists():
             continue
         for process in _ip("netns", "pids", namespace).split():
             os.kill(int(process), signal.SIGKILL)
         _ip("netns", "del", namespace)
-    for device in (BRIDGE, *(f"hy-{name}" for name in names)):
-        if Path("/sys/class/net", device).exists():
-            _ip("link", "del", device)
 
 
 def _ip(*words: str) -> str:

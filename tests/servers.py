@@ -53,7 +53,7 @@ class Server:
         """Whether it serves yet."""
         raise NotImplementedError
 
-    def start(self, seconds: float = 60, env: Mapping[str, str] | None = None) -> Self:
+    def start(self, seconds: float = 240, env: Mapping[str, str] | None = None) -> Self:
         """Starts it, by default in this process's environment, and waits until it answers."""
         env = {**(env or os.environ), **self.settings}
         with self.log.open("ab") as log:

@@ -303,7 +303,7 @@ def test_the_store_of_compose_answers_nobody_without_a_key(tmp_path: Path) -> No
         server.kill()
 
 
-def retry(do: Callable[[], object], seconds: float = 30) -> None:
+def retry(do: Callable[[], object], seconds: float = 120) -> None:
     """A store that has just started has no room yet."""
     deadline = time.monotonic() + seconds
     while True:

@@ -202,7 +202,7 @@ def environment(cwd: Path, **extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **mlflow, **extra}
 
 
-def hybrid(*argv: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 240) -> Ran:
+def hybrid(*argv: str, cwd: Path, env: Mapping[str, str] | None = None, timeout: float = 900) -> Ran:
     """Runs `hybrid …` as a real process."""
     done = subprocess.run(
         command(*argv), cwd=cwd, env={**environment(cwd), **(env or {})}, capture_output=True, text=True,

@@ -30,7 +30,7 @@ TASKS = ("captions", "nowcasts", "translations")
 ALWAYS_THERE = ("driver", "raylet", "S3", "MLflow")
 """Victims that live during the whole night; the others only while it is computed."""
 MAX_STARTS = 4
-START_SECONDS = 180
+START_SECONDS = 600
 COMMIT = re.compile(r"/_delta_log/0*[1-9]\d*\.json$")
 
 

@@ -19,7 +19,7 @@ from tests.chaos.runner import Accident, Plan, Reference
 from tests.chaos.world import World
 
 SEED = 5
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 TRANSLATIONS = Task("translations")
 
 

@@ -27,7 +27,6 @@ QUERIES = (
 NOWHERE = "127.0.0.1:9"
 ADDRESSES = [f"https://{login}{NOWHERE}/x" for login in LOGINS] + [f"https://{NOWHERE}/x{query}" for query in QUERIES]
 SMALL = ["--model.hidden-size", "16", "--model.vocab-size", "300", "--train.epochs", "1", "--train.batch-size", "16"]
-pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture
@@ -47,6 +46,7 @@ def below(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
 
 
+@pytest.mark.long
 def test_no_password_is_written_anywhere(
     s3: str, tmp_path: Path, ray_cluster: str, mlflow_server: MlflowServer
 ) -> None:

@@ -65,7 +65,7 @@ def started(folder: Path, running: list, monkeypatch: pytest.MonkeyPatch) -> S3S
     return store
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_what_was_saved_is_there_again_on_fresh_servers(
     tmp_path: Path, servers: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:

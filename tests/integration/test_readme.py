@@ -37,7 +37,7 @@ SMALLER = {
     "hybrid train nowcaster-moving-mnist": "--train.epochs 1 --train.validate-samples 4 --pictures 0",
 }
 BEATS = {"captions": 0.8, "translations": 5.0}  # by how much the demo must beat its baseline
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(3600)]
 
 
 def blocks(language: str) -> list[str]:
@@ -97,7 +97,7 @@ def run(command: str, cwd: Path, env: dict[str, str]) -> str:
     assert command.startswith(".venv/bin/hybrid "), command
     more = next((options for start, options in SMALLER.items() if command.startswith(f".venv/bin/{start}")), "")
     _, *argv = shlex.split(f"{command} {more}")
-    ran = tiny.hybrid(*argv, cwd=cwd, env=env, timeout=600) if argv[0] == "demo" else tiny.hybrid_here(*argv, cwd=cwd)
+    ran = tiny.hybrid(*argv, cwd=cwd, env=env, timeout=2400) if argv[0] == "demo" else tiny.hybrid_here(*argv, cwd=cwd)
     assert ran.code == 0, f"{command}\n{ran.stderr[-3000:]}"
     return ran.stdout
 

@@ -38,7 +38,11 @@ CUT_SECONDS = 12.0
 # A cluster that notices within seconds that a host is gone.
 NOTICE = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000",
           "RAY_health_check_failure_threshold": "3"}  # fmt: skip
-pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(bool(network.why_not()), reason=network.why_not() or "-")]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(bool(network.why_not()), reason=network.why_not() or "-"),
+]
 
 
 @dataclass
@@ -115,7 +119,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
 
 def ended(job: subprocess.Popen[str]) -> dict:
     """The summary of a job that must end well, without telling its secrets."""
-    stdout, stderr = job.communicate(timeout=300)
+    stdout, stderr = job.communicate(timeout=900)
     assert SECRET_KEY not in stdout + stderr
     assert TOKEN not in stdout + stderr
     assert job.returncode == 0, stderr[-3000:]
@@ -151,7 +155,7 @@ def test_a_training_and_a_night_of_a_cluster_that_loses_a_host_for_a_while(rehea
     ]  # fmt: skip
     name = f"night-{DS}"
     mistaken = rehearsal.submit("--submission-id", name, "--", *night, "--model", f"{LAKE}/none")
-    _, said = mistaken.communicate(timeout=120)
+    _, said = mistaken.communicate(timeout=600)
     assert mistaken.returncode == 2, "the job's own exit code"
     wrong = f"hybrid: job {name} failed: no model at {LAKE}/none: there is no config.json"
     assert said.splitlines()[-1].startswith(wrong)

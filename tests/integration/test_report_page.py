@@ -41,7 +41,7 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
     common = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
     return subprocess.run(
         [CHROMIUM, *common, f"--user-data-dir={page.parent}/profile", *options, page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def test_python_m_is_the_same_as_the_command(tmp_path: Path) -> None:
     ours = tiny.hybrid("query", *argv, cwd=tmp_path)
     module = subprocess.run(
         [sys.executable, "-m", "jobs.query", *argv], cwd=tmp_path, env=tiny.environment(tmp_path),
-        capture_output=True, text=True, timeout=240, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert (module.returncode, module.stdout, module.stderr) == (ours.code, ours.stdout, ours.stderr)
     assert ours.code == 2
