@@ -1,19 +1,23 @@
-# Every target sets itself up: a virtual environment in .venv, made anew when pyproject.toml changes. pip would compile
-# modules with one core; a few packages hold templates that are no Python, so an error of compileall is none of ours.
+# Every target sets itself up: a virtual environment in .venv, made anew when pyproject.toml or requirements.lock change.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test pytest test-long lint bench chaos fuzz soak test-lowest audit secrets clean
+.PHONY: setup lock demo test pytest test-long lint bench chaos fuzz soak test-lowest audit secrets clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[dev,s3]'
-	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib pipelines hybrid_models jobs || true
+$(READY): pyproject.toml requirements.lock infra/setup.sh
+	PYTHON=$(PYTHON) sh infra/setup.sh $(VENV)
 	touch $(READY)
+
+# Newer versions of everything, tried at once. The lock names public versions and no index, so that every machine takes
+# its own; where a machine keeps wheels of its own (PIP_FIND_LINKS), they are not looked at.
+lock: $(READY)
+	env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+		--all-extras --no-annotate --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+	$(MAKE) test
 
 demo: $(READY)
 	$(BIN)/hybrid demo
@@ -58,20 +62,17 @@ soak: $(READY)
 LOWEST := .venv-lowest
 LOWEST_TESTS ?= tests/pipelines tests/jobs tests/hybrid_models
 test-lowest: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
 	$(BIN)/uv pip install --quiet --compile-bytecode --resolution lowest-direct --python $(LOWEST)/bin/python -e '.[dev,s3]'
 	$(LOWEST)/bin/python -m pytest -p no:cacheprovider $(LOWEST_TESTS)
 
 # Known vulnerabilities of the versions that the image is built of. It asks PyPI, and fails where PyPI does not answer.
 audit: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
-	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement infra/constraints.txt || \
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement requirements.lock || \
 		{ echo "make audit: a version has a known vulnerability, or PyPI told nothing about one: see above" >&2; exit 1; }
 
 # Nothing in the repository may look like a key; what only looks like one is listed in .secrets.baseline.
 secrets: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check detect-secrets
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
 
 clean:

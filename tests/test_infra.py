@@ -11,6 +11,7 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -378,11 +379,12 @@ def test_the_dockerfile_is_sound() -> None:
 
 
 def test_the_image_is_built_of_pinned_versions_that_the_package_allows() -> None:
-    pinned = dict(
-        line.split("==") for line in (INFRA / "constraints.txt").read_text().splitlines() if not line.startswith("#")
-    )
+    lock = (tiny.ROOT / "requirements.lock").read_text()
+    pinned = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", lock, re.MULTILINE))
+    assert "+" not in "".join(pinned.values()), "public versions only"
+    assert "://" not in lock, "no index's address"
     project = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["project"]
-    for text in (*project["dependencies"], *project["optional-dependencies"]["s3"]):
+    for text in (*project["dependencies"], *chain(*project["optional-dependencies"].values())):
         requirement = Requirement(text)
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         assert name in pinned, f"{name} is not pinned"
@@ -393,7 +395,9 @@ def test_the_image_is_built_of_pinned_versions_that_the_package_allows() -> None
 def test_the_image_has_the_driver_that_mlflows_database_is_named_with() -> None:
     uri = COMPOSE["services"]["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
     assert uri.startswith("postgresql+psycopg2://"), "without a driver SQLAlchemy 2.1 wants psycopg 3"
-    assert re.search(r"\bpsycopg2-binary==", (INFRA / "Dockerfile").read_text())
+    extras = tomllib.loads((tiny.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {Requirement(text).name for text in extras["image"]} == {"flask-wtf", "psycopg2-binary"}
+    assert '".[s3,image]"' in (INFRA / "Dockerfile").read_text()
 
 
 # ---- monitoring --------------------------------------------------------------------------------------------------

@@ -1,0 +1,23 @@
+#!/bin/sh
+# A virtual environment with this package, its extras for development and S3, and the versions of requirements.lock:
+#   PYTHON=python3.12 sh infra/setup.sh .venv
+# by uv, which PyPI has, or by pip where it cannot be had.
+set -eu
+venv=$1
+"${PYTHON:-python3}" -m venv "$venv"
+python="$venv/bin/python"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}" # where a machine keeps its own build of PyTorch
+
+if ! "$python" -m pip install --quiet --constraint requirements.lock uv; then
+    echo "setup: there is no uv here, so pip installs, which takes minutes" >&2
+    exec "$python" -m pip install --quiet --constraint requirements.lock --editable '.[dev,s3]'
+fi
+
+install() {
+    "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$python" --constraint requirements.lock "$@" \
+        --editable '.[dev,s3]'
+}
+
+# PyTorch's own index has builds for this machine's GPU, or for none; PyPI's bring 2.5 GB of CUDA wherever they go.
+UV_HTTP_TIMEOUT=5 UV_HTTP_RETRIES=0 install --torch-backend auto 2>"$venv/torch-backend.log" || install
