@@ -54,6 +54,9 @@ class Hybrid(nn.Module, abc.ABC):
     """Columns of a good row, without `sample_id` and lineage. In an error row they are null."""
     schema_version: ClassVar[int]
     """Raised whenever `payload_schema` or the meaning of a column changes; part of the fingerprint."""
+    samples_version: ClassVar[int] = 1
+    """Raised whenever `preprocess` or `featurize` makes other samples of the same rows, as after a mended step: kept
+    features, records and nights of older samples are not met again."""
     metrics: ClassVar[Mapping[str, bool]]
     """Headline metrics of `summarise` → whether higher is better. `loss` (lower is better) is always there."""
     truth: ClassVar[tuple[str, ...]]

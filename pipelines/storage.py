@@ -166,7 +166,7 @@ def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:
     """Objects below a path, none if there is nothing; a local link to a file is one, too."""
     try:
         found = fs.find(path, detail=True).values()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):  # some S3 stores keep an emptied folder, and s3fs says so
         return []
     return [entry for entry in found if entry["type"] == "file" or (entry.get("islink") and fs.isfile(entry["name"]))]
 
@@ -365,7 +365,7 @@ def list_all(uri: str) -> list[StoredFile]:
     try:
         entries = [entry for entry in fs.find(path, detail=True).values() if not entry["name"].endswith("/")]
         found = [_stored(fs, _scheme(uri), entry) for entry in entries]
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):  # some S3 stores keep an emptied folder, and s3fs says so
         return []
     except Exception as error:
         raise failed("list", uri, error) from error

@@ -21,7 +21,7 @@ from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.reading.readers import is_event
 from pipelines.reading.shards import Shard
-from pipelines.staging import checks, engine
+from pipelines.staging import checks, engine, uses
 from pipelines.staging.actors import RECORD_SCHEMA, Lineage, Predictor
 from pipelines.staging.checks import count_errors
 from pipelines.staging.pieces import Piece, table_schema
@@ -88,6 +88,7 @@ def judge(job: Evaluation, resources: Resources) -> Judged:
         RuntimeError: no sample could be judged, or infrastructure failed.
     """
     artifact = job.artifact
+    uses.mark(job.folder, uses.MODEL, artifact.model)
     todo = checks.incomplete(job.shards, job.folder)
     if todo:
         lineage = Lineage(artifact.model, artifact.version, job.fingerprint, "")

@@ -120,7 +120,8 @@ class Artifact:
         check_shapes(sketch, found, self.model)
 
     def fingerprint(self, decoding: DecodingConfig, limits: Any) -> str:
-        """Hash of all that decides an output: weights, preprocessing, decoding options, limits, schema version."""
+        """Hash of all that decides an output: weights, preprocessing, decoding options, limits, and the versions of
+        schema and samples."""
         decisive = {
             "config": self.meta["config"],
             "assets": {name: hashlib.sha256(self.files[name]).hexdigest() for name in sorted(self.meta["assets"])},
@@ -128,6 +129,7 @@ class Artifact:
             "decoding": asdict(decoding),
             "limits": asdict(limits),
             "schema_version": self.hybrid_class.schema_version,
+            "samples_version": self.hybrid_class.samples_version,
             "hybrid": self.meta["hybrid"],
         }
         return fingerprint(decisive)

@@ -98,13 +98,12 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
         decode = night.inference.decode()
         written = stage(todo, night.folder, night.schema, decode, actor, resources, artifact.table)
     staged = time.perf_counter()
-    pieces = verify(night.shards, night.folder)
+    pieces = upkeep.renew(night.table, night.ds, verify(night.shards, night.folder))
     bad = count_errors(pieces)
     rows = sum(piece.rows for piece in pieces)
     check_errors(bad.kinds, rows + bad.lost, night.max_error_fraction)
     lineage_note = {key: str(value) for key, value in asdict(lineage).items()}
     version = commit.commit_night(night.table, night.ds, pieces, night.schema, lineage_note)
-    verify(night.shards, night.folder)  # another job may have tidied what had waited for long
     committed = time.perf_counter()
     tidied = _tidy(night)
     computed = written.get("rows", 0)

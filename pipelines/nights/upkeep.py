@@ -1,22 +1,32 @@
-"""Upkeep of tables: files of our own making that no version needs any more are removed by name, and nothing else is."""
+"""Upkeep of tables: files of our own making that no version needs any more are removed by name, and nothing else is.
+
+A piece that waits for its commit is needed, too. Tidying leaves whatever is younger than `STAGED_HOURS`, and a night
+copies what has waited for more than `RENEWED_HOURS` to a new name before it commits: so between its look and its commit
+nobody removes what it commits, unless that takes it twelve hours.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote
 
 from pipelines import storage
 from pipelines.nights import ownership, tables
-from pipelines.staging.pieces import is_own
+from pipelines.staging.pieces import Piece, is_own, renewed_name
 from pipelines.storage import StoredFile
 
 log = logging.getLogger(__name__)
 REMEMBERED_HOURS = 168
 """For so long delta-rs's checkpoints know of a file that it was removed; the log's own entries know it for longer."""
+
+STAGED_HOURS = 24.0
+"""Nothing younger is ever tidied."""
+RENEWED_HOURS = 12.0
+"""What has waited longer is copied before it is committed."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +47,12 @@ class Tidied:
 def tidy(uri: str, retain_hours: int, dry_run: bool = False) -> Tidied:
     """Removes pieces, by name, that no version within the last `retain_hours` needs.
 
-    Younger ones are left, another job may be staging them; so is whatever else lies in the folder.
+    Younger ones are left, and those of the last `STAGED_HOURS`: another job may be about to commit them; so is whatever
+    else lies in the folder.
 
     Args:
         uri: the table.
-        retain_hours: how long an earlier version can be read, and a piece wait for its commit.
+        retain_hours: how long an earlier version can be read.
         dry_run: remove nothing.
 
     Raises:
@@ -55,8 +66,10 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False) -> Tidied:
     if table is None:
         return Tidied([], [])
     ownership.check_ours(table, uri)
-    before = datetime.now(UTC) - timedelta(hours=retain_hours)
-    old = {path for path, file in stored.items() if is_own(path) and file.modified < before}
+    now = _now()
+    before = now - timedelta(hours=retain_hours)
+    staged = now - timedelta(hours=max(retain_hours, STAGED_HOURS))
+    old = {path for path, file in stored.items() if is_own(path) and file.modified < staged}
     removable = old & _idle(uri, retain_hours) if old else old
     if removable and retain_hours > REMEMBERED_HOURS:
         removable -= _removed_since(uri, table.version(), before)
@@ -69,6 +82,50 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False) -> Tidied:
     if unknown:
         log.warning("%s: %d files are none of this program's and left, such as %s", uri, len(unknown), unknown[0].uri)
     return Tidied(removed, unknown)
+
+
+def renew(table: str, ds: str, pieces: Sequence[Piece]) -> list[Piece]:
+    """The same rows in files that no tidying removes before they are committed: see the module's first lines.
+
+    Args:
+        table: URI of the table.
+        ds: the night; what it has in the table already is in use, however old.
+        pieces: the night's files, in one folder.
+
+    Raises:
+        RuntimeError: one is gone already.
+        StorageError: the store kept failing.
+    """
+    known = tables.open_table(table)
+    in_use = tables.night_files(known, ds) if known is not None else set()
+    root = storage.absolute(table) + "/"
+    old = _old({piece.file.uri.rsplit("/", 1)[0] for piece in pieces}, RENEWED_HOURS)
+    return [
+        _renewed(piece) if piece.file.uri in old and piece.file.uri.removeprefix(root) not in in_use else piece
+        for piece in pieces
+    ]
+
+
+def _old(folders: set[str], hours: float) -> set[str]:
+    before = _now() - timedelta(hours=hours)
+    return {file.uri for folder in folders for file in storage.list_all(folder) if file.modified < before}
+
+
+def _renewed(piece: Piece) -> Piece:
+    folder, name = piece.file.uri.rsplit("/", 1)
+    second = int(_now().timestamp())
+    copy = storage.join(folder, renewed_name(name, second))
+    try:
+        storage.write_bytes(copy, storage.read_bytes(piece.file.uri))
+    except FileNotFoundError:
+        raise RuntimeError(
+            f"{piece.file.uri} was tidied before its commit: start the job again, it computes what is missing"
+        ) from None
+    return replace(piece, file=storage.info(copy), renewed=second)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _idle(uri: str, retain_hours: int) -> set[str]:

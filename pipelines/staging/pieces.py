@@ -1,8 +1,8 @@
 """Staged Parquet: how rows become the files of a night, and how their names tell what is complete.
 
-Shards are staged one object per piece, `<shard stem>-<hash of URI and etag>-<first>-<stop>[-end].parquet`: rows
-`first … stop-1`, `-end` if the last of them is the shard's last. A put is atomic, so a listing alone tells what is
-complete.
+Shards are staged one object per piece, `<shard stem>-<hash of URI and etag>-<first>-<stop>[-end][-r<second>].parquet`:
+rows `first … stop-1`, `-end` if the last of them is the shard's last, `-r` if it is a copy made in that second (since
+1970) of a piece that had waited for long. A put is atomic, so a listing alone tells what is complete.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ LINEAGE = [
 GROWN = frozenset({"lost_rows"})
 """Columns that tables and pieces of an earlier version lack: null there."""
 TIMINGS = ("decode_seconds", "predict_seconds")
-PIECE = re.compile(r"(?P<shard>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(?P<end>-end)?\.parquet")
+PIECE = re.compile(
+    r"(?P<shard>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(?P<end>-end)?(-r(?P<renewed>\d+))?\.parquet"
+)
 PLACE = re.compile(r"ds=\d{4}-\d\d-\d\d/[0-9a-f]{12}/(?P<name>[^/]+)")
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")  # what a put to a disk leaves that was cut short
 
@@ -46,12 +48,13 @@ def table_schema(payload: pa.Schema) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Piece:
-    """One staged file: rows `first … stop-1` of a shard."""
+    """One staged file: rows `first … stop-1` of a shard; a copy of an older one has the second of its making."""
 
     file: storage.FileInfo
     first: int
     stop: int
     end: bool
+    renewed: int = 0
 
     @property
     def rows(self) -> int:
@@ -71,9 +74,15 @@ def list_pieces(folder: str) -> dict[str, list[Piece]]:
     pieces: dict[str, list[Piece]] = defaultdict(list)
     for file in storage.list_files(folder):
         if match := PIECE.fullmatch(file.name):
-            piece = Piece(file, int(match["first"]), int(match["stop"]), match["end"] is not None)
+            first, stop, renewed = (int(match[part] or 0) for part in ("first", "stop", "renewed"))
+            piece = Piece(file, first, stop, match["end"] is not None, renewed)
             pieces[match["shard"]].append(piece)
     return pieces
+
+
+def renewed_name(name: str, second: int) -> str:
+    """The name of a piece's copy that is made in a second since 1970."""
+    return re.sub(r"(-r\d+)?\.parquet$", f"-r{second}.parquet", name)
 
 
 def is_own(path: str) -> bool:
@@ -88,10 +97,11 @@ def is_own(path: str) -> bool:
 def tiling(pieces: Sequence[Piece]) -> list[Piece] | None:
     """Pieces that tile `0 … n` without gap or overlap up to an `-end`; None if there is no such choice.
 
-    A retried task may have left overlapping pieces, so this looks for a path from 0 to an end piece.
+    A retried task may have left overlapping pieces, so this looks for a path from 0 to an end piece. Of a piece and its
+    copies the newest is taken: the others may be tidied.
     """
     arriving: dict[int, Piece | None] = {0: None}
-    for piece in sorted(pieces, key=lambda piece: (piece.first, -piece.stop)):
+    for piece in sorted(pieces, key=lambda piece: (piece.first, -piece.stop, -piece.renewed)):
         if piece.first not in arriving:
             continue
         if piece.end:

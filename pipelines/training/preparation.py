@@ -21,7 +21,7 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import MAX_BAD_SHARE
 from pipelines.reading.samples import SAMPLE_SCHEMA, TEXT_SCHEMA, TrainingTexts
 from pipelines.reading.shards import Shard
-from pipelines.staging import checks, engine
+from pipelines.staging import checks, engine, uses
 from pipelines.staging.actors import Featurizer
 from pipelines.staging.checks import count_errors
 from pipelines.staging.pieces import Piece
@@ -66,7 +66,8 @@ def prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list
     """
     recipe = job.recipe
     hybrid = initial.load()
-    folder = _features_folder(job, initial, hybrid)
+    folder = features_folder(job, initial, hybrid)
+    uses.mark(folder, uses.RUN, job.run)
     todo = checks.incomplete(shards, folder)
     if todo:
         log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
@@ -83,7 +84,7 @@ def prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list
     return pieces, errors
 
 
-def _features_folder(job: TrainJob, initial: Artifact, hybrid: Hybrid) -> str:
+def features_folder(job: TrainJob, initial: Artifact, hybrid: Hybrid) -> str:
     """Where samples are kept that are decoded and featurized alike; what is trained, and how, decides nothing."""
     frozen = hashlib.sha256()
     trained = {name for name, parameter in hybrid.named_parameters() if parameter.requires_grad}
@@ -94,6 +95,7 @@ def _features_folder(job: TrainJob, initial: Artifact, hybrid: Hybrid) -> str:
     config = {name: value for name, value in initial.meta["config"].items() if name not in hybrid.Config.not_in_samples}
     decisive = {
         "hybrid": hybrid.name,
+        "samples_version": hybrid.samples_version,
         "config": config,
         "assets": initial.assets,
         "limits": asdict(job.recipe.limits),

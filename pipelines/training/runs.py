@@ -93,7 +93,19 @@ def check(job: TrainJob) -> Shards:
     state = read_state(job)
     if state is not None:
         _check_same(job, state, (train, val))
+        _check_not_tidied(job)
     return train, val
+
+
+def _check_not_tidied(job: TrainJob) -> None:
+    """A finished run whose checkpoints were freed cannot go on, as it would for another MLflow."""
+    if storage.exists(storage.join(job.run, "summary.json")) and finished(job) is None:
+        kept = storage.list_files(job.run)
+        if not any("/checkpoint_epoch_" in file.uri for file in kept):
+            raise UsageError(
+                f"run '{job.name}' is finished and its checkpoints were freed, so it cannot be registered again: "
+                f"use its artifact {storage.join(job.run, 'artifact')}, or another --name"
+            )
 
 
 def _check_same(job: TrainJob, state: RunState, shards: Shards) -> None:

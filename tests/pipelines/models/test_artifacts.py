@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 
 from hybrid_models.captioner.captioner import CaptionerDecoding
 from hybrid_models.errors import UsageError
-from hybrid_models.translator.translator import TranslatorDecoding
+from hybrid_models.translator.translator import Translator, TranslatorDecoding
 from pipelines.models import artifacts
 from pipelines.reading.limits import Limits
 from tests import tiny
@@ -338,6 +338,15 @@ def test_the_fingerprint_changes_with_all_that_decides_an_output(files: dict[str
     changed.append(artifact.fingerprint(artifacts.override(decoding, {"beam_size": 3}), limits))
     changed.append(artifact.fingerprint(decoding, replace(limits, max_bytes=1)))
     assert len({first, *changed}) == 6
+
+
+def test_samples_of_a_mended_step_are_others(
+    files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = artifacts.read(store(files, tmp_path))
+    before = artifact.fingerprint(TranslatorDecoding(), Limits())
+    monkeypatch.setattr(Translator, "samples_version", Translator.samples_version + 1)
+    assert artifact.fingerprint(TranslatorDecoding(), Limits()) != before
 
 
 def test_the_fingerprint_ignores_where_training_happened(files: dict[str, bytes], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import logging
 import os
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,8 +12,26 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import upkeep
 from pipelines.nights.commit import commit_night
+from pipelines.staging.pieces import list_pieces, shard_key, tiling
 from tests.pipelines.nights.made import ONE, RUN, THREE, TWO, night, read
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
+
+
+class Clock:
+    """Tells upkeep a later time than it is."""
+
+    hours = 25.0
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + timedelta(hours=self.hours)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Later than whatever may wait for its commit, unless a test sets it."""
+    clock = Clock()
+    monkeypatch.setattr(upkeep, "_now", clock)
+    return clock
 
 
 @pytest.fixture
@@ -39,12 +58,15 @@ def grow_old(table: str, hours: float) -> None:
         os.utime(path, (then, then))
 
 
-def test_only_what_no_kept_version_needs_is_removed(table: str) -> None:
+def test_only_what_no_kept_version_needs_is_removed(table: str, clock: Clock) -> None:
     assert upkeep.tidy(table, 0).removed == []
     first = replaced(table)
     staged = night(table, THREE, rows(B, 0, 1, 0))[0].file
     time.sleep(1.1)  # stores tell times in seconds
-    assert upkeep.tidy(table, 24).removed == []
+    clock.hours = 23
+    assert upkeep.tidy(table, 1).removed == [], "it may wait for its commit"
+    clock.hours = 25
+    assert upkeep.tidy(table, 48).removed == []
     shown = upkeep.tidy(table, 0, dry_run=True)
     assert paths(shown.removed) == [first, storage.absolute(staged.uri)]
     assert storage.exists(first), "shown, not removed"
@@ -110,7 +132,8 @@ def test_the_log_is_asked_where_a_checkpoint_has_forgotten(tmp_path: Path) -> No
     assert paths(upkeep.tidy(table, 190).removed) == [first]
 
 
-def test_a_piece_that_is_staged_again_is_young(tmp_path: Path) -> None:
+def test_a_piece_that_is_staged_again_is_young(tmp_path: Path, clock: Clock) -> None:
+    clock.hours = 0
     table = str(tmp_path / "captions")
     first = replaced(table)
     backdate(table, 2, 200)
@@ -136,3 +159,54 @@ def test_tables_of_others_are_not_tidied(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is the table 'sales'"):
         upkeep.tidy(table, 1)
     assert Path(piece.file.uri).exists()
+
+
+# ---- two nights and a clock --------------------------------------------------------------------------------------
+def test_what_waited_for_long_is_committed_while_another_night_tidies(
+    table: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One night has staged its pieces and looks at them a day later; another has listed them as old before that, and
+    removes them before the first one commits."""
+    replaced(table)  # the other night's table
+    staged = night(table, THREE, rows(B, 0, 2, 1), ds="2026-01-02")
+    time.sleep(1.1)
+    clock.hours = 200
+    deletes: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete", deletes.append)
+        upkeep.tidy(table, 0)
+    assert staged[0].file.uri in deletes, "to the other night it is old"
+
+    renewed = upkeep.renew(table, "2026-01-02", staged)
+    for uri in deletes:
+        storage.delete(uri)
+    clock.hours = 0
+    upkeep.tidy(table, 0)  # and once more, with a fresh look
+    assert not storage.exists(staged[0].file.uri)
+    commit_night(table, "2026-01-02", renewed, SCHEMA, RUN)
+    assert read(table, "2026-01-02") == [f"{B.uri}#{i}" for i in range(2)]
+    again = list_pieces(renewed[0].file.uri.rsplit("/", 1)[0])[shard_key(B)]
+    assert tiling(again) == renewed
+    assert commit_night(table, "2026-01-02", renewed, SCHEMA, RUN) is None
+
+
+def test_what_is_young_or_in_use_is_not_copied(table: str, clock: Clock) -> None:
+    pieces = night(table, ONE, rows(A, 0, 2, 1))
+    clock.hours = 11
+    assert upkeep.renew(table, "2026-01-01", pieces) == pieces, "young"
+    commit_night(table, "2026-01-01", pieces, SCHEMA, RUN)
+    clock.hours = 200
+    assert upkeep.renew(table, "2026-01-01", pieces) == pieces, "in use"
+    (other,) = upkeep.renew(table, "2026-01-02", pieces)
+    assert other.file.uri != pieces[0].file.uri
+    assert (other.rows, other.end) == (2, True)
+    assert storage.read_bytes(other.file.uri) == storage.read_bytes(pieces[0].file.uri)
+
+
+def test_what_was_tidied_before_its_commit_is_said(table: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = night(table, ONE, rows(A, 0, 2, 1))
+    clock.hours = 200
+    monkeypatch.setattr(upkeep, "_old", lambda folders, hours: {pieces[0].file.uri})
+    storage.delete(pieces[0].file.uri)
+    with pytest.raises(RuntimeError, match="start the job again"):
+        upkeep.renew(table, "2026-01-01", pieces)

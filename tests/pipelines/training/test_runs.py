@@ -67,6 +67,22 @@ def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
     assert refusal(job) == f"run 'mine' was started before the shards of {job.data} changed: use another --name"
 
 
+def test_a_finished_run_whose_checkpoints_were_freed_is_not_begun_again(job: TrainJob) -> None:
+    digest = runs.shards_digest(runs.check(job))
+    state = {"recipe": "test", "config": runs.plain(RECIPE), "data": job.data, "shards": digest, "mlflow_run_id": None}
+    storage.write_bytes(f"{job.run}/run.json", json.dumps(state).encode())
+    summary = {"model_version": "3", "mlflow": job.tracking_uri}
+    storage.write_bytes(f"{job.run}/summary.json", json.dumps(summary).encode())
+    runs.check(job)
+    elsewhere = replace(job, tracking_uri="sqlite:////elsewhere/mlflow.db")
+    assert refusal(elsewhere) == (
+        "run 'mine' is finished and its checkpoints were freed, so it cannot be registered again: "
+        f"use its artifact {job.run}/artifact, or another --name"
+    )
+    storage.write_bytes(f"{job.run}/checkpoint_epoch_0001/progress.json", b"{}")
+    runs.check(elsewhere)
+
+
 def test_a_run_is_finished_when_its_model_is_registered_where_it_is_asked_for(job: TrainJob) -> None:
     assert runs.finished(job) is None
     summary = {"model_version": "3", "mlflow": job.tracking_uri}

@@ -1,0 +1,68 @@
+"""`hybrid tidy`: free what is kept for reuse and needed by no run, model or night any more."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hybrid_models import HYBRIDS
+from jobs import cli
+from pipelines import storage
+from pipelines.models import registry
+from pipelines.models.tracking import default_uri
+from pipelines.secrets import shown
+from pipelines.training import leftovers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TidyOptions:
+    """What `hybrid tidy` needs to know. Tables have their own: `hybrid tables tidy`."""
+
+    storage: str
+    """URI below which runs, features and evaluations are kept; a folder of tables has evaluations, too."""
+    dry_run: bool = False
+    """Remove nothing; the files that would be removed are written to stdout, one a line."""
+    mlflow: str = ""
+    """MLflow tracking URI, MLFLOW_TRACKING_URI by default, else ./mlflow.db; records of models with an alias stay."""
+
+
+def main(argv: Sequence[str]) -> dict[str, Any]:
+    """Removes what nobody needs; returns files and bytes by kind, and who needs the rest."""
+    options = cli.parse(
+        TidyOptions, argv, "hybrid tidy", "Free features, records and checkpoints that no run or model needs any more."
+    )
+    tracking_uri = options.mlflow or default_uri()
+    in_use = {
+        f"models:/{version.hybrid}/{version.version}"
+        for version in registry.versions(tracking_uri, list(HYBRIDS))
+        if version.aliases
+    }
+    found = leftovers.find(options.storage, in_use)
+    files: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for folder in found:
+        if folder.needed_by:
+            log.info("%s is needed by %s", folder.uri, folder.needed_by)
+            continue
+        gone = folder.files if options.dry_run else leftovers.remove(folder, in_use)
+        if options.dry_run:
+            print("".join(f"{file.uri}\n" for file in gone), end="")
+        files[folder.kind] += len(gone)
+        sizes[folder.kind] += sum(file.size for file in gone)
+    return {
+        "storage": storage.absolute(options.storage),
+        "dry_run": options.dry_run,
+        "removed": {kind: {"files": files[kind], "bytes": sizes[kind]} for kind in leftovers.KINDS},
+        "needed": {folder.uri: folder.needed_by for folder in found if folder.needed_by},
+        "mlflow": shown(tracking_uri),
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv[1:])

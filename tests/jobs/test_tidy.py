@@ -1,0 +1,58 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from hybrid_models.errors import UsageError
+from hybrid_models.translator.translator import TranslatorDecoding
+from jobs import tidy
+from pipelines.models import artifacts
+from pipelines.models.tracking import Tracker
+from pipelines.staging import uses
+from tests import tiny
+from tests.pipelines.training.test_leftovers import KEY, OTHER, PIECE, write_features
+
+
+def grow_old(folder: str) -> None:
+    for path in Path(folder).rglob("*"):
+        os.utime(path, (1e9, 1e9))
+
+
+def test_what_a_model_in_use_or_nobody_needs(
+    tmp_path: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = artifacts.make(tiny.translator(), TranslatorDecoding(beam_size=1), {}, "Card.\n")
+    for version in ("1", "2"):
+        tracker = Tracker(tracking_uri)
+        tracker.start("train", {}, {})
+        assert tracker.register("translator", files) == version
+    lake = str(tmp_path / "lake")
+    free = write_features(lake, KEY)
+    for key, version in ((KEY, 1), (OTHER, 2)):  # version 2 is the challenger
+        folder = Path(lake, "evaluations", key)
+        folder.mkdir(parents=True)
+        (folder / PIECE).write_bytes(b"PAR1")
+        uses.mark(str(folder), uses.MODEL, f"models:/translator/{version}")
+    argv = ["--storage", lake, "--mlflow", tracking_uri]
+    assert {folder["files"] for folder in tidy.main(argv)["removed"].values()} == {0}, "all are young"
+    grow_old(lake)
+    capsys.readouterr()
+
+    shown = tidy.main([*argv, "--dry-run"])
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[0] == f"{free}/{PIECE}"
+    assert all(Path(file).exists() for file in listed)
+    assert shown["needed"] == {f"{lake}/evaluations/{OTHER}": "models:/translator/2"}
+    assert {kind: counts["files"] for kind, counts in shown["removed"].items()} == {
+        "features": 1, "evaluations": 2, "runs": 0,
+    }  # fmt: skip
+
+    done = tidy.main(argv)
+    assert done == {**shown, "dry_run": False}
+    assert not any(Path(file).exists() for file in listed)
+    assert Path(lake, "evaluations", OTHER, PIECE).exists()
+
+
+def test_a_storage_is_named(tracking_uri: str) -> None:
+    with pytest.raises(UsageError, match="--storage"):
+        tidy.main(["--mlflow", tracking_uri])
