@@ -39,7 +39,14 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 NO_MEMORY = "this row needs more memory than max_memory allows"
-_NO_MEMORY = ("bad_alloc", "cannot allocate memory", "out of memory", "unable to allocate", "malloc of size")
+_NO_MEMORY = (
+    "bad_alloc",
+    "cannot allocate memory",
+    "can't allocate memory",
+    "out of memory",
+    "unable to allocate",
+    "malloc of size",
+)
 
 
 def is_memory_error(error: BaseException) -> bool:

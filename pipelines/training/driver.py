@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from pipelines.models.session import Session
 from pipelines.models.tracking import Tracker
 from pipelines.secrets import shown
 from pipelines.staging.pieces import Piece
-from pipelines.training import progress
+from pipelines.training import failures, progress
 from pipelines.training.checkpoints import CHECKPOINT_VALIDATION, WORST
 from pipelines.training.loop import train_worker
 from pipelines.training.model_card import model_card
@@ -47,6 +48,7 @@ def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
 
     Raises:
         UsageError: the cluster has GPUs, but fewer than workers.
+        FloatingPointError: the gradients are not finite; like whatever else would come again, at the first try.
         RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
     """
     scaling, threads = _scaling(job.num_workers, job.gpu)
@@ -87,7 +89,7 @@ def _fit(
     scaling: ScalingConfig,
     threads: int,
 ) -> Result:
-    config = job.recipe.train
+    config, attempt = job.recipe.train, uuid.uuid4().hex
     with progress.followed(job.name, config.epochs) as reporter:
         task = TrainTask(
             recipe=job.recipe,
@@ -99,6 +101,7 @@ def _fit(
             mlflow_run_id=tracker.run_id,
             threads=threads,
             progress=reporter,
+            attempt=attempt,
         )
         checkpoints = CheckpointConfig(
             num_to_keep=config.keep_checkpoints + 1, checkpoint_score_attribute="score", checkpoint_score_order="max"
@@ -113,7 +116,12 @@ def _fit(
         def fit() -> Result:
             return TorchTrainer(lambda: train_worker(task), scaling_config=scaling, run_config=settings).fit()
 
-        return _through_outages(fit, job)
+        try:
+            return _through_outages(fit, job)
+        except TrainingFailedError:
+            if (failure := failures.kept(job.run, attempt)) is not None:
+                raise failure.error() from None
+            raise
 
 
 def _through_outages(fit: Callable[[], Result], job: TrainJob) -> Result:

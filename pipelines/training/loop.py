@@ -18,7 +18,7 @@ from torch import nn
 from hybrid_models.contract import Batch, Hybrid, to_device
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
-from pipelines.training import workers
+from pipelines.training import failures, workers
 from pipelines.training.batches import PreparedSamples, plan_epoch, prefetch
 from pipelines.training.checkpoints import Metrics, Progress, restore, save
 from pipelines.training.recipe import Recipe, TrainConfig
@@ -29,7 +29,20 @@ FINAL_RATE = 0.02
 
 
 def train_worker(task: TrainTask) -> None:
-    """Trains from the newest checkpoint, or from the initial weights, to the end."""
+    """Trains from the newest checkpoint, or from the initial weights, to the end.
+
+    A failure that would come again is kept for the driver, and met again by a worker that is started once more.
+    """
+    if (failure := failures.kept(task.run, task.attempt)) is not None:
+        raise failure.error()
+    try:
+        _train(task)
+    except Exception as error:
+        failures.keep(task.run, task.attempt, error)
+        raise
+
+
+def _train(task: TrainTask) -> None:
     config = task.recipe.train
     torch.set_num_threads(task.threads)
     artifact: Artifact = ray.get(task.initial)

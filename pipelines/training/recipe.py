@@ -40,7 +40,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Best checkpoints kept beside the last one."""
     max_failures: int = 2
-    """Restarts from the last checkpoint when a worker or node dies."""
+    """Restarts from the last checkpoint when a worker or node dies; what would fail again ends the run at once."""
     seed: int = 0
     """Decides initial weights, data order and dropout."""
 

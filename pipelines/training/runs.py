@@ -165,3 +165,5 @@ class TrainTask:
     threads: int
     progress: Any
     """Handle of the `Reporter`."""
+    attempt: str = ""
+    """Names this start of the driver: see `failures`."""

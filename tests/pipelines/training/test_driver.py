@@ -275,6 +275,47 @@ def test_a_store_that_is_away_is_waited_for(
     assert len(waits) == 2 + driver.MAX_OUTAGES, "no store failed"
 
 
+def counted_worker(starts: str) -> Callable[[TrainTask], None]:
+    """A worker that notes that it was started, and how far it came."""
+
+    def worker(task: TrainTask) -> None:
+        from pathlib import Path
+
+        from pipelines.training import loop
+
+        train = loop._train
+
+        def begun(task: TrainTask) -> None:
+            with Path(starts).open("a") as notes:
+                notes.write("begun\n")
+            train(task)
+
+        loop._train = begun
+        with Path(starts).open("a") as notes:
+            notes.write("started\n")
+        try:
+            loop.train_worker(task)
+        finally:
+            loop._train = train
+
+    return worker
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_would_fail_again_ends_the_run_at_its_first_try(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, train=replace(RECIPE.train, learning_rate=1e38, warmup_steps=0, max_failures=1))
+    job = job_of(lake, "diverges", recipe)
+    monkeypatch.setattr(driver, "train_worker", counted_worker(str(tmp_path / "starts")))
+    with pytest.raises(
+        FloatingPointError, match=r"^the gradients are not finite: lower train\.learning_rate"
+    ) as caught:
+        train_to_the_end(job)
+    assert "in train_epoch" in caught.value.__notes__[0], "where it was"
+    assert (tmp_path / "starts").read_text().split() == ["started", "begun", "started"]
+
+
 # ---- two workers -------------------------------------------------------------------------------------------------
 def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """The same training in this process, by one worker without Ray; the validation of every epoch."""
@@ -284,7 +325,7 @@ def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, floa
     monkeypatch.setattr(workers, "tell", lambda *args: None)
     torch.set_num_threads(1)
     initial = artifacts.read(f"{job.run}/initial")
-    folder = preparation._features_folder(job, initial, initial.load())
+    folder = preparation.features_folder(job, initial, initial.load())
     sets = [PreparedSamples(checks.verify(shards, folder), f"{job.run} alone") for shards in runs.check(job)]
     config = job.recipe.train
     hybrid, progress, values = initial.load(), Progress(), []
