@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup lock demo test pytest test-long lint bench chaos fuzz soak test-lowest audit secrets clean
+.PHONY: setup lock demo test pytest test-long lint docs bench chaos fuzz soak test-lowest audit secrets clean
 
 setup: $(READY)
 
@@ -29,7 +29,7 @@ lint: $(READY)
 
 # Linters run beside the first tests, which wait for servers.
 test: $(READY)
-	$(MAKE) --jobs 2 lint pytest
+	$(MAKE) --jobs 2 lint docs pytest
 
 # Files go to the two processes in the order of pyproject.toml's testpaths, the longest first.
 pytest: $(READY)
@@ -41,6 +41,14 @@ test-long: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.captioning
+
+# The site from docs/, the other Markdown and the docstrings, in site/; a dead link is an error.
+docs: $(READY)
+	rm -rf $(VENV)/docs
+	mkdir -p $(VENV)/docs
+	git ls-files -z -- '*.md' '*.png' '*.svg' '*.py' '*.yaml' '*.yml' '*.sh' '*.json' '*.toml' '*.lock' '*.env' LICENSE Makefile infra | \
+		xargs -0 cp --parents --target-directory $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 # The matrix of accidents (about half a minute a run) and its table in tests/chaos/README.md.
 RUNS ?= 228
@@ -76,4 +84,4 @@ secrets: $(READY)
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
 
 clean:
-	rm -rf $(VENV) $(LOWEST) demo-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) site demo-out .pytest_cache .mypy_cache .ruff_cache

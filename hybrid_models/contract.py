@@ -53,7 +53,8 @@ class Hybrid(nn.Module, abc.ABC):
     payload_schema: ClassVar[pa.Schema]
     """Columns of a good row, without `sample_id` and lineage. In an error row they are null."""
     schema_version: ClassVar[int]
-    """Raised whenever `payload_schema` or the meaning of a column changes; part of the fingerprint."""
+    """Raised whenever `payload_schema` or the meaning of a column changes; part of the fingerprint. New columns are
+    nullable and marked `LATER`; models of an earlier version still load."""
     samples_version: ClassVar[int] = 1
     """Raised whenever `preprocess` or `featurize` makes other samples of the same rows, as after a mended step: kept
     features, records and nights of older samples are not met again."""
@@ -163,7 +164,7 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether the hardware computes in bfloat16 itself: then autocast pays (1.7x to 2.5x, measured on such CPUs)."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -15,6 +15,9 @@ Sample = dict[str, np.ndarray]
 """One preprocessed sample: named arrays without a batch axis. Always has `length`, an int64 scalar: its cost in steps
 (tokens, frames), by which training groups samples of similar size."""
 
+LATER = {b"hybrid.later": b"yes"}
+"""Metadata of a table's column that an earlier schema version lacks: it is null there, and is added in place."""
+
 
 @dataclass(frozen=True)
 class Visual:

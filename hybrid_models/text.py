@@ -44,11 +44,11 @@ def clean_text(text: Any, max_characters: int, what: str = "text") -> str:
         raise BadSample("TextMissing", f"{what} is {type(text).__name__}, not a string")
     if len(text) > max_characters:
         raise BadSample("TextTooLong", f"{what} has {len(text)} characters, at most {max_characters} are allowed")
-    text = _SURROGATE.sub("\ufffd", _UNPRINTABLE.sub(" ", text))
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    if not text:
+    visible = _SURROGATE.sub("\ufffd", _UNPRINTABLE.sub(" ", text))
+    cleaned = " ".join(unicodedata.normalize("NFC", visible).split())
+    if not cleaned:
         raise BadSample("EmptyText", f"{what} has no printable character")
-    return text
+    return cleaned
 
 
 PARTS = {"model": "BPE", "normalizer": "NFC", "pre_tokenizer": "ByteLevel", "decoder": "ByteLevel"}

@@ -107,13 +107,21 @@ def outcome(error: Exception) -> tuple[int, str]:
     from pipelines.staging.checks import RefusedError
 
     if isinstance(error, EndedError):
-        return error.code, str(error)
+        return error.code, with_flags(str(error))
     if isinstance(error, UsageError):
-        return USAGE, str(error)
+        return USAGE, with_flags(str(error))
     if isinstance(error, RefusedError):
-        return REFUSED, str(error)
+        return REFUSED, with_flags(str(error))
     where = "" if is_unforeseen(error) else " (HYBRID_TRACEBACK=1 shows where)"
-    return FAILED, f"failed: {described(root_cause(error))}{where}"
+    return FAILED, f"failed: {with_flags(described(root_cause(error)))}{where}"
+
+
+FIELD = re.compile(r"`([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*)`")
+
+
+def with_flags(message: str) -> str:
+    """A message in which the fields that pipelines name, as `max_error_fraction`, are the flags that set them."""
+    return FIELD.sub(lambda match: "--" + match[1].replace("_", "-"), message)
 
 
 UNFORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
@@ -164,7 +172,8 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, defau
     try:
         with contextlib.redirect_stderr(errors), _unwrapped(argv):
             options: dict[str, Any] = {} if default is None else {"default": default}
-            return tyro.cli(kind, args=list(argv), prog=prog, description=description, **options)
+            parsed: T = tyro.cli(kind, args=list(argv), prog=prog, description=description, **options)
+            return parsed
     except SystemExit as exit_:
         if not exit_.code:
             raise
@@ -192,24 +201,13 @@ def one_line(text: str) -> str:
     return " ".join(line for line in lines if line and not re.fullmatch(r"[-=\s]+", line))
 
 
-def check_retain_hours(hours: int) -> None:
-    """Refuses to remove files that may be in use.
-
-    Raises:
-        UsageError: fewer than one hour.
-    """
-    from hybrid_models.errors import UsageError
-
-    if hours < 1:
-        raise UsageError(f"--retain-hours is {hours}: it must be at least 1, readers and jobs need files")
-
-
 def peek(argv: Sequence[str], option: str) -> str | None:
     """The value of one option, before the others can be parsed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(option, dest="value")
     with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-        return parser.parse_known_args(list(argv))[0].value
+        value: str | None = parser.parse_known_args(list(argv))[0].value
+        return value
     return None
 
 

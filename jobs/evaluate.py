@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import tyro
@@ -15,15 +15,14 @@ from tyro import MISSING
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
-from pipelines import places, storage
+from jobs.options import Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
+from pipelines import storage
 from pipelines.cluster import connection
-from pipelines.cluster.resources import Resources
 from pipelines.judging import evaluate
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
-from pipelines.models.tracking import Tracker, default_uri
-from pipelines.reading.limits import Limits
+from pipelines.models.tracking import Tracker
 from pipelines.reading.shards import list_shards
 from pipelines.secrets import shown
 
@@ -40,23 +39,16 @@ class EvaluateOptions:
     """How to decode; the model's own options by default."""
     compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="MODEL_A MODEL_B")] = None
     """Instead of --model: how B differs from A in each metric, and how sure that is (paired bootstrap)."""
-    storage: str = "./lake"
-    """URI below which records are staged, so that an interrupted evaluation goes on."""
-    stride: int = 1
-    """Every n-th issue time of a radar event is a sample."""
+    judging: Judging = field(default_factory=JudgingOptions)
     pictures: int = 4
     """Samples drawn for MLflow: attention, alignments, nowcasts; 0 draws nothing."""
-    mlflow: str = ""
-    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
-    resources: Resources = field(default_factory=Resources)
-    """How much of the cluster to take."""
-    limits: Limits = field(default_factory=Limits)
-    """Bounds on one input row; what exceeds them is a bad sample."""
+    tracking: Mlflow = field(default_factory=MlflowOptions)
+    work: Work = field(default_factory=WorkOptions)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, checks everything that can be checked, connects, judges."""
-    tracking_uri = cli.peek(argv, "--mlflow") or default_uri()
+    tracking_uri = MlflowOptions(cli.peek(argv, "--mlflow") or "").uri
     model = cli.peek(argv, "--model")
     artifact = None if model is None else artifacts.read(model, None, tracking_uri)
     decoding = DecodingConfig() if artifact is None else artifact.decoding
@@ -75,22 +67,22 @@ def run(options: EvaluateOptions, artifact: Artifact, tracking_uri: str) -> dict
     params = {
         "input": options.input,
         "model": artifact.model,
-        "stride": options.stride,
+        "stride": options.judging.stride,
         "decoding": vars(options.decoding),
     }
     with _tracked(f"evaluate {artifact.model}", params, tracking_uri) as tracker:
-        result = evaluate.evaluate(job, options.resources)
-        baseline = {key: value for key, value in result["baseline"].items() if isinstance(value, int | float)}
-        tracker.log_metrics({**result["metrics"], **{f"baseline/{key}": value for key, value in baseline.items()}})
-        tracker.log_text(json.dumps(result, indent=2), "evaluation.json")
-        for name, content in _pictures(job, options.pictures, result["details"]).items():
+        result = evaluate.evaluate(job, options.work.resources)
+        baseline = {key: value for key, value in result.baseline.items() if isinstance(value, int | float)}
+        tracker.log_metrics({**result.metrics, **{f"baseline/{key}": value for key, value in baseline.items()}})
+        tracker.log_text(json.dumps(asdict(result), indent=2), "evaluation.json")
+        for name, content in _pictures(job, options.pictures, result.details).items():
             tracker.log_file(content, f"pictures/{name}")
     return {
         "hybrid": artifact.hybrid_class.name,
         "model": artifact.model,
         "model_version": artifact.version,
         "input": options.input,
-        **result,
+        **asdict(result),
         "mlflow": shown(tracking_uri),
         "mlflow_run_id": tracker.run_id,
     }
@@ -102,37 +94,35 @@ def run_comparison(options: EvaluateOptions, tracking_uri: str) -> dict[str, Any
     first = artifacts.read(options.compare[0], None, tracking_uri)
     second = artifacts.read(options.compare[1], first.hybrid_class.name, tracking_uri)
     jobs = [_job(options, artifact, artifact.decoding) for artifact in (first, second)]
-    params = {"input": options.input, "first": first.model, "second": second.model, "stride": options.stride}
+    params = {"input": options.input, "first": first.model, "second": second.model, "stride": options.judging.stride}
     with _tracked(f"compare {first.model} {second.model}", params, tracking_uri) as tracker:
-        result = evaluate.compare(jobs[0], jobs[1], options.resources)
+        result = evaluate.compare(jobs[0], jobs[1], options.work.resources)
         tracker.log_metrics(
             {
                 f"{name}/{key}": value
-                for name, found in result["metrics"].items()
-                for key, value in found.items()
+                for name, found in result.metrics.items()
+                for key, value in asdict(found).items()
                 if value is not None
             }
         )
-        tracker.log_text(json.dumps(result, indent=2), "comparison.json")
+        tracker.log_text(json.dumps(asdict(result), indent=2), "comparison.json")
     return {
         "hybrid": first.hybrid_class.name,
         "first": first.model,
         "second": second.model,
         "input": options.input,
-        **result,
+        **asdict(result),
         "mlflow": shown(tracking_uri),
         "mlflow_run_id": tracker.run_id,
     }
 
 
 def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig) -> evaluate.Evaluation:
-    if options.stride < 1:
-        raise UsageError(f"--stride is {options.stride}: it must be at least 1")
-    places.check_apart({"--input": options.input}, "--storage", [storage.join(options.storage, "evaluations")])
+    options.judging.check(options.input)
     shards = list_shards(options.input)
-    storage.check_writable(options.storage)
-    inference = Inference(artifact, decoding, options.limits)
-    return evaluate.Evaluation(shards, options.storage, inference, options.stride)
+    storage.check_writable(options.judging.storage)
+    inference = Inference(artifact, decoding, options.work.limits)
+    return evaluate.Evaluation(shards, options.judging.storage, inference, options.judging.stride)
 
 
 def _pictures(job: evaluate.Evaluation, count: int, details: Mapping[str, Any]) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ import datetime
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tyro import MISSING
@@ -15,16 +15,15 @@ from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
+from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, Work, WorkOptions
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
-from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
-from pipelines.models.tracking import Tracker, default_uri
+from pipelines.models.tracking import Tracker
 from pipelines.nights import infer
-from pipelines.nights.infer import Night
-from pipelines.reading.limits import MAX_BAD_SHARE, Limits
+from pipelines.nights.infer import Night, NightSummary
 from pipelines.reading.shards import list_shards
 from pipelines.secrets import shown
 
@@ -50,25 +49,16 @@ class InferOptions:
     """The model: an artifact folder, or models:/NAME/VERSION or models:/NAME@ALIAS."""
     decoding: DecodingConfig
     """How to decode; the model's own options by default."""
-    max_error_fraction: float = MAX_BAD_SHARE
-    """With more bad samples than this share, nothing is committed (exit code 3)."""
-    retain_hours: int = 168
-    """How long files that the table does not need any more are kept for readers of earlier versions."""
-    allow_missing: bool = False
-    """The night may lose the rows of shards that it had and that are gone now; else that is refused (exit code 3)."""
-    mlflow: str = ""
-    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
-    resources: Resources = field(default_factory=Resources)
-    """How much of the cluster to take."""
-    limits: Limits = field(default_factory=Limits)
-    """Bounds on one input row; what exceeds them is a bad sample."""
+    night: Nightly = field(default_factory=NightOptions)
+    tracking: Mlflow = field(default_factory=MlflowOptions)
+    work: Work = field(default_factory=WorkOptions)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, checks everything that can be checked, connects, runs."""
     task, rest = cli.positional(argv, "task", list(TASKS), "hybrid infer")
     hybrid = HYBRIDS[TASKS[task]]
-    tracking_uri = cli.peek(rest, "--mlflow") or default_uri()
+    tracking_uri = MlflowOptions(cli.peek(rest, "--mlflow") or "").uri
     model = cli.peek(rest, "--model")
     artifact = None if model is None else artifacts.read(model, hybrid.name, tracking_uri)
     decoding = hybrid.Decoding() if artifact is None else artifact.decoding
@@ -84,16 +74,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[str, Any]:
     """One night, with its MLflow run."""
     check_ds(options.ds)
-    check_numbers(options.max_error_fraction, options.retain_hours)
-    places.check_apart({"--input": options.input}, "--tables", [storage.join(options.tables, artifact.table)])
+    options.night.rules.check()
+    options.night.retention.check()
+    places.check_apart({"input": options.input}, "tables", [storage.join(options.tables, artifact.table)])
     night = Night(
         shards=list_shards(options.input),
         tables=options.tables,
         ds=options.ds,
-        inference=Inference(artifact, options.decoding, options.limits),
-        max_error_fraction=options.max_error_fraction,
-        retain_hours=options.retain_hours,
-        allow_missing=options.allow_missing,
+        inference=Inference(artifact, options.decoding, options.work.limits),
+        rules=options.night.rules,
+        retention=options.night.retention,
     )
     storage.check_writable(options.tables)
     infer.check_table(night)
@@ -112,21 +102,21 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
         tracker.start(f"{artifact.table} {options.ds}", params, {"hybrid.job": "infer"})
         try:
             with logs.about(run=tracker.run_id):
-                summary = infer.infer(night, options.resources, tracker)
+                summary = infer.infer(night, options.work.resources, tracker)
         except BaseException:
             tracker.finish(succeeded=False)
             raise
         log_night(tracker, summary)
-    return {"task": artifact.table, **summary, "mlflow": shown(tracking_uri), "mlflow_run_id": tracker.run_id}
+    return {"task": artifact.table, **asdict(summary), "mlflow": shown(tracking_uri), "mlflow_run_id": tracker.run_id}
 
 
-def log_night(tracker: Tracker, summary: dict[str, Any]) -> None:
+def log_night(tracker: Tracker, summary: NightSummary) -> None:
     """Rows, errors by reason, rows/s and seconds by stage as metrics; the summary as a file."""
-    metrics = {name: summary[name] for name in NUMBERS}
-    metrics |= {f"errors/{kind}": count for kind, count in summary["errors"].items()}
-    metrics |= {f"seconds/{name}": value for name, value in summary["seconds"].items()}
+    metrics = {name: getattr(summary, name) for name in NUMBERS}
+    metrics |= {f"errors/{kind}": count for kind, count in summary.errors.items()}
+    metrics |= {f"seconds/{name}": value for name, value in summary.seconds.items()}
     tracker.log_metrics(metrics)
-    tracker.log_text(json.dumps(summary, indent=2, default=str), "summary.json")
+    tracker.log_text(json.dumps(asdict(summary), indent=2), "summary.json")
     tracker.finish()
 
 
@@ -143,17 +133,6 @@ def check_ds(ds: str, option: str = "--ds") -> datetime.date:
     if date is None or date.isoformat() != ds:
         raise UsageError(f"{option} '{ds}' is not a date: write YYYY-MM-DD, such as 2026-01-31")
     return date
-
-
-def check_numbers(max_error_fraction: float, retain_hours: int) -> None:
-    """Refuses numbers out of their range.
-
-    Raises:
-        UsageError: says which.
-    """
-    if not 0 <= max_error_fraction <= 1:
-        raise UsageError(f"--max-error-fraction is {max_error_fraction}: it must be from 0 to 1")
-    cli.check_retain_hours(retain_hours)
 
 
 if __name__ == "__main__":

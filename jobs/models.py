@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from hybrid_models import HYBRIDS
 from jobs import cli
+from jobs.options import Mlflow, MlflowOptions
 from jobs.query import WRITERS
 from pipelines.models import registry
 from pipelines.models.registry import Version
-from pipelines.models.tracking import default_uri
 
 COLUMNS = ("model", "aliases", "created", "recipe", "data", "metrics", "promotion")
 
@@ -25,14 +25,13 @@ class ModelsOptions:
 
     format: Literal["text", "csv", "json"] = "text"
     """How they are written; json is one object a line."""
-    mlflow: str = ""
-    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
+    tracking: Mlflow = field(default_factory=MlflowOptions)
 
 
 def main(argv: Sequence[str]) -> None:
     """The versions on stdout, and nothing else."""
     options = cli.parse(ModelsOptions, argv, "hybrid models", "List the registered models.")
-    rows = [row(version) for version in registry.versions(options.mlflow or default_uri(), list(HYBRIDS))]
+    rows = [row(version) for version in registry.versions(options.tracking.uri, list(HYBRIDS))]
     if options.format == "text":
         print("\n".join(text(each) for each in rows) or "no models: `hybrid train` registers them")
         return

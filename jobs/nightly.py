@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -18,18 +18,17 @@ from hybrid_models.errors import UsageError
 from jobs import cli, infer, report
 from jobs.errors import EndedError
 from jobs.infer import TASKS, InferOptions
+from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, Work, WorkOptions
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
-from pipelines.cluster.resources import Resources
 from pipelines.judging import evaluate
 from pipelines.judging.evaluate import Evaluation
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.registry import CHAMPION
 from pipelines.models.session import Inference
-from pipelines.models.tracking import Tracker, default_uri
+from pipelines.models.tracking import Tracker
 from pipelines.nights import ownership, tables
-from pipelines.reading.limits import MAX_BAD_SHARE, Limits
 from pipelines.reading.shards import NoShardsError, list_shards
 from pipelines.secrets import shown
 from pipelines.staging.pieces import table_schema
@@ -62,18 +61,9 @@ class NightlyOptions:
     """Write the page about each night, TABLES/reports/DS.html, and keep it with the night's MLflow runs."""
     require_input: bool = False
     """A night without shards is an error instead of a note."""
-    max_error_fraction: float = MAX_BAD_SHARE
-    """With more bad samples than this share, a night is not committed (exit code 3)."""
-    retain_hours: int = 168
-    """How long files that a table does not need any more are kept for readers of earlier versions."""
-    allow_missing: bool = False
-    """A night may lose the rows of shards that it had and that are gone now; else that is refused (exit code 3)."""
-    mlflow: str = ""
-    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
-    resources: Resources = field(default_factory=Resources)
-    """How much of the cluster to take."""
-    limits: Limits = field(default_factory=Limits)
-    """Bounds on one input row; what exceeds them is a bad sample."""
+    night: Nightly = field(default_factory=NightOptions)
+    tracking: Mlflow = field(default_factory=MlflowOptions)
+    work: Work = field(default_factory=WorkOptions)
 
 
 @dataclass(frozen=True)
@@ -88,6 +78,21 @@ class Unit:
         return pattern.replace("{ds}", self.ds).replace("{task}", self.task)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What is not done, and why."""
+
+    what: str
+    ds: str
+    exit_code: int
+    problem: str
+
+    @classmethod
+    def of(cls, what: str, ds: str, error: Exception) -> Problem:
+        """As the command line tells of an error."""
+        return cls(what, ds, *cli.outcome(error))
+
+
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, checks everything that can be checked, then does night after night."""
     chosen, rest = tasks(argv)
@@ -99,7 +104,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     check(options, chosen)
     dates = nights(options)
     check_places(options, chosen, dates)
-    tracking_uri = options.mlflow or default_uri()
+    tracking_uri = options.tracking.uri
     storage.check_writable(options.tables)
     champions, problems = ready(options, chosen, tracking_uri)
     wanted = [Unit(task, ds) for ds in dates for task in champions]
@@ -109,14 +114,14 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 def ready(
     options: NightlyOptions, chosen: Sequence[str], tracking_uri: str
-) -> tuple[dict[str, Artifact], list[dict[str, Any]]]:
+) -> tuple[dict[str, Artifact], list[Problem]]:
     """The champions of the tasks that can be done, and what keeps others from being done.
 
     Raises:
         UsageError, ConnectionError, StorageError: none can be done.
     """
     champions: dict[str, Artifact] = {}
-    problems: list[dict[str, Any]] = []
+    problems: list[Problem] = []
     for task in chosen:
         try:
             model = options.model or f"models:/{TASKS[task]}@{CHAMPION}"
@@ -125,8 +130,8 @@ def ready(
         except (UsageError, ConnectionError, storage.StorageError) as error:
             if task == chosen[-1] and not champions:
                 raise
-            problems.append(_problem(task, "", error))
-            log.error("%s cannot be done: %s", task, problems[-1]["problem"])
+            problems.append(Problem.of(task, "", error))
+            log.error("%s cannot be done: %s", task, problems[-1].problem)
         else:
             champions[task] = champion
     return champions, problems
@@ -158,7 +163,8 @@ def check(options: NightlyOptions, chosen: Sequence[str]) -> None:
                 raise UsageError(f"{name} {pattern} has no {{task}}: {ALL_TASKS} would give all the same shards")
         if options.model:
             raise UsageError(f"--model is of one task: leave it out with {ALL_TASKS}")
-    infer.check_numbers(options.max_error_fraction, options.retain_hours)
+    options.night.rules.check()
+    options.night.retention.check()
 
 
 def check_places(options: NightlyOptions, chosen: Sequence[str], dates: Sequence[str]) -> None:
@@ -167,12 +173,12 @@ def check_places(options: NightlyOptions, chosen: Sequence[str], dates: Sequence
     Raises:
         UsageError: names them.
     """
-    given = {"--input": options.input, "--references": options.references}
+    given = {"input": options.input, "references": options.references}
     patterns = {name: pattern for name, pattern in given.items() if pattern}
     more = [name for name, used in (("evaluations", options.references), ("reports", options.report)) if used]
     written = [storage.join(options.tables, folder) for folder in (*chosen, *more)]
     for unit in (Unit(task, ds) for ds in dates for task in chosen):
-        places.check_apart({name: unit.fill(pattern) for name, pattern in patterns.items()}, "--tables", written)
+        places.check_apart({name: unit.fill(pattern) for name, pattern in patterns.items()}, "tables", written)
 
 
 def nights(options: NightlyOptions) -> list[str]:
@@ -216,7 +222,7 @@ def run(
     options: NightlyOptions,
     champions: Mapping[str, Artifact],
     tracking_uri: str,
-    before: Sequence[Mapping[str, Any]] = (),
+    before: Sequence[Problem] = (),
 ) -> dict[str, Any]:
     """Night after night; one that fails does not keep the others from being done.
 
@@ -231,7 +237,7 @@ def run(
         EndedError: not all of them are done; with the summary of those that are.
     """
     done: list[dict[str, Any]] = []
-    problems = [dict(problem) for problem in before]
+    problems = list(before)
     reports: list[str] = []
 
     @contextmanager
@@ -239,8 +245,8 @@ def run(
         try:
             yield
         except Exception as error:
-            problems.append(_problem(what, ds, error))
-            log.error("%s ds=%s: %s", what, ds, problems[-1]["problem"], exc_info=cli.traced(error))
+            problems.append(Problem.of(what, ds, error))
+            log.error("%s ds=%s: %s", what, ds, problems[-1].problem, exc_info=cli.traced(error))
 
     with connection.connect():
         for ds, tonight in groupby(units, lambda unit: unit.ds):
@@ -257,18 +263,13 @@ def run(
             if options.report and written:
                 with noting("report", ds):
                     reports.append(_report(ds, options, [night["mlflow_run_id"] for night in written], tracking_uri))
-    summary = {"nights": done, "problems": problems, "reports": reports, "mlflow": shown(tracking_uri)}
+    told = [asdict(problem) for problem in problems]
+    summary = {"nights": done, "problems": told, "reports": reports, "mlflow": shown(tracking_uri)}
     if not problems:
         return summary
-    worst = min(problems, key=lambda problem: CODES.index(problem["exit_code"]))
-    which = f"{worst['what']} ds={worst['ds']}" if worst["ds"] else worst["what"]
-    text = f"{len(done)} of {len(units)} nights are done; {which}: {worst['problem']}"
-    raise EndedError(worst["exit_code"], text, summary)
-
-
-def _problem(what: str, ds: str, error: Exception) -> dict[str, Any]:
-    code, message = cli.outcome(error)
-    return {"what": what, "ds": ds, "exit_code": code, "problem": message}
+    worst = min(problems, key=lambda problem: CODES.index(problem.exit_code))
+    which = f"{worst.what} ds={worst.ds}" if worst.ds else worst.what
+    raise EndedError(worst.exit_code, f"{len(done)} of {len(units)} nights are done; {which}: {worst.problem}", summary)
 
 
 CODES = (cli.FAILED, cli.REFUSED, cli.USAGE)
@@ -280,8 +281,7 @@ def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: s
     try:
         wanted = InferOptions(
             unit.fill(options.input), options.tables, unit.ds, champion.model, champion.decoding,
-            options.max_error_fraction, options.retain_hours, options.allow_missing,
-            resources=options.resources, limits=options.limits,
+            options.night, work=options.work,
         )  # fmt: skip
         night = infer.run(wanted, champion, tracking_uri)
     except NoShardsError as error:
@@ -302,11 +302,11 @@ def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tra
     except NoShardsError as error:
         log.info("%s ds=%s: not evaluated: %s", unit.task, unit.ds, error)
         return {}
-    job = Evaluation(shards, options.tables, Inference.of(champion, options.limits))
-    result = evaluate.evaluate(job, options.resources)
-    tracker.log_metrics({f"evaluation/{name}": value for name, value in result["metrics"].items()})
-    tracker.log_text(json.dumps(result, indent=2), "evaluation.json")
-    return {"evaluation": {"samples": result["samples"], "errors": result["errors"], **result["metrics"]}}
+    job = Evaluation(shards, options.tables, Inference.of(champion, options.work.limits))
+    result = evaluate.evaluate(job, options.work.resources)
+    tracker.log_metrics({f"evaluation/{name}": value for name, value in result.metrics.items()})
+    tracker.log_text(json.dumps(asdict(result), indent=2), "evaluation.json")
+    return {"evaluation": {"samples": result.samples, "errors": result.errors, **result.metrics}}
 
 
 def _report(ds: str, options: NightlyOptions, run_ids: Sequence[str | None], tracking_uri: str) -> str:

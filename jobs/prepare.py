@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import tyro
@@ -14,6 +14,7 @@ from pipelines.datasets.demo.data import prepare_demo
 from pipelines.datasets.large_data import prepare_coco, prepare_iwslt14, prepare_kth
 from pipelines.datasets.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
 from pipelines.datasets.radar_data import prepare_radar
+from pipelines.datasets.writer import Prepared
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Demo:
     seed: int = 0
     """The same seed gives the same bytes."""
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> Prepared:
         """Writes the data sets; returns the summary."""
         return prepare_demo(
             self.out, self.scenes, self.digits, self.sentences, self.night_rows, self.rows_per_shard, self.seed
@@ -55,7 +56,7 @@ class Multi30k:
     rows_per_shard: int = 2000
     """Sentence pairs of one shard."""
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
         return prepare_multi30k(self.source, self.out, self.rows_per_shard)
 
@@ -78,7 +79,7 @@ class Flickr8k:
     seed: int = 0
     """What they are drawn with."""
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
         return prepare_flickr8k(self.source, self.out, self.rows_per_shard, self.val_images, self.seed)
 
@@ -98,7 +99,7 @@ class Radar:
     test: tuple[str, ...] = ()
     """Names of the test events. With neither: the newest event is test, the one before it val."""
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
         return prepare_radar(self.source, self.out, self.crop, self.val, self.test)
 
@@ -123,7 +124,7 @@ class MovingMnist:
     seed: int = 0
     """Of places, directions and the choice of digits."""
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
         counts = {"train": self.train, "val": self.val, "test": self.test}
         return prepare_moving_mnist(self.source, self.out, self.rows_per_shard, counts, self.seed)
@@ -144,7 +145,7 @@ class Coco:
     seed: int = 0
     """What they are drawn with."""
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
         return prepare_coco(self.source, self.out, self.rows_per_shard, self.val_images, self.seed)
 
@@ -162,7 +163,7 @@ class Iwslt14:
     rows_per_shard: int = 10_000
     """Sentence pairs of one shard."""
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
         return prepare_iwslt14(self.source, self.out, self.rows_per_shard, self.languages)
 
@@ -183,7 +184,7 @@ class Kth:
     rows_per_shard: int = 250
     """Clips of one shard."""
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
         return prepare_kth(self.source, self.out, self.rows_per_shard, self.size, self.frames)
 
@@ -211,8 +212,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     """
     source: Source = cli.parse(Source, argv, "hybrid prepare", __doc__ or "")  # type: ignore[arg-type]
     if not isinstance(source, Demo):
-        places.check_outside("--source", source.source, [source.out], "what is written,")
-    return source.prepare()
+        places.check_outside("source", source.source, [source.out], "what is written,")
+    return asdict(source.prepare())
 
 
 if __name__ == "__main__":

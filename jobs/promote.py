@@ -13,17 +13,16 @@ from typing import Any
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from jobs import cli
-from pipelines import places, storage
+from jobs.options import Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
+from pipelines import storage
 from pipelines.cluster import connection
-from pipelines.cluster.resources import Resources
 from pipelines.judging import promotion
 from pipelines.judging.evaluate import Evaluation
 from pipelines.judging.promotion import Verdict
 from pipelines.models import artifacts, registry
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
-from pipelines.models.tracking import CHALLENGER, Tracker, default_uri
-from pipelines.reading.limits import Limits
+from pipelines.models.tracking import CHALLENGER, Tracker
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.secrets import shown
 from pipelines.staging.checks import RefusedError
@@ -45,16 +44,9 @@ class PromoteOptions:
     """By how much the candidate may be worse, in the metric's unit."""
     force: str = ""
     """Promote whatever comes out, for this reason, which is recorded."""
-    storage: str = "./lake"
-    """URI below which records are staged, so that an interrupted evaluation goes on."""
-    stride: int = 1
-    """Every n-th issue time of a radar event is a sample."""
-    mlflow: str = ""
-    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
-    resources: Resources = field(default_factory=Resources)
-    """How much of the cluster to take."""
-    limits: Limits = field(default_factory=Limits)
-    """Bounds on one input row; what exceeds them is a bad sample."""
+    judging: Judging = field(default_factory=JudgingOptions)
+    tracking: Mlflow = field(default_factory=MlflowOptions)
+    work: Work = field(default_factory=WorkOptions)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -65,16 +57,15 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )
     if not options.input and not options.force:
         raise UsageError("--input is needed: held-out shards with references (or --force REASON)")
-    if options.margin < 0 or options.stride < 1:
-        raise UsageError("--margin must be 0 or more, --stride at least 1")
+    if options.margin < 0:
+        raise UsageError(f"--margin is {options.margin}: it must be 0 or more")
     if options.metric and options.metric not in HYBRIDS[hybrid].metrics:
         raise UsageError(f"--metric '{options.metric}' is unknown: use {', '.join(HYBRIDS[hybrid].metrics)}")
-    if options.input:
-        places.check_apart({"--input": options.input}, "--storage", [storage.join(options.storage, "evaluations")])
+    options.judging.check(options.input)
     model = options.model or f"models:/{hybrid}@{CHALLENGER}"
     if not model.startswith("models:/"):
         raise UsageError(f"--model {model} is not registered: write models:/NAME/VERSION or models:/NAME@ALIAS")
-    return run(hybrid, options, model, options.mlflow or default_uri())
+    return run(hybrid, options, model, options.tracking.uri)
 
 
 def run(hybrid: str, options: PromoteOptions, model: str, tracking_uri: str) -> dict[str, Any]:
@@ -124,14 +115,16 @@ def _rival(champion: str, hybrid: str, tracking_uri: str) -> Artifact:
 
 
 def _weigh(options: PromoteOptions, shards: list[Shard], candidate: Artifact, before: Artifact | None) -> Verdict:
-    storage.check_writable(options.storage)
+    storage.check_writable(options.judging.storage)
 
     def job(artifact: Artifact) -> Evaluation:
-        return Evaluation(shards, options.storage, Inference.of(artifact, options.limits), options.stride)
+        return Evaluation(
+            shards, options.judging.storage, Inference.of(artifact, options.work.limits), options.judging.stride
+        )
 
     with connection.connect():
         rival = None if before is None else job(before)
-        return promotion.weigh(job(candidate), rival, options.metric, options.margin, options.resources)
+        return promotion.weigh(job(candidate), rival, options.metric, options.margin, options.work.resources)
 
 
 def _record(tracking_uri: str, candidate: Artifact, decision: dict[str, Any]) -> str | None:

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     as_of = parse_as_of(options.as_of) if options.as_of else None
     if options.out:
         written = [storage.join(options.tables, name) for name in TABLES.values()]
-        places.check_outside("--out", options.out, written, "the table")
+        places.check_outside("out", options.out, written, "the table")
     names = asked(options.sql, list(TABLES.values()))
     rows = query.query(options.sql, options.tables, names, as_of, limits=options.limits)
     content = _raw_csv(rows) if options.raw else WRITERS[options.format](rows)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hybrid_models.captioner.captioner import CaptionerConfig, CaptionerDecoding
-from hybrid_models.nowcaster.nowcaster import NowcasterConfig, NowcasterDecoding
-from hybrid_models.translator.translator import TranslatorConfig, TranslatorDecoding
+from hybrid_models.captioner.captioner import CaptionerDecoding
+from hybrid_models.captioner.preprocess import CaptionerConfig
+from hybrid_models.nowcaster.nowcaster import NowcasterDecoding
+from hybrid_models.nowcaster.preprocess import NowcasterConfig
+from hybrid_models.translator.preprocess import TranslatorConfig
+from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines.training.recipe import Recipe, TrainConfig
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli, infer
+from jobs.options import Mlflow, MlflowOptions
 from pipelines import places, storage
-from pipelines.models.tracking import default_uri
 from pipelines.nights import report
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,7 @@ class ReportOptions:
     """URI of the page; TABLES/reports/DS.html by default."""
     examples: int = EXAMPLES
     """Rows of each table to look at, at most."""
-    mlflow: str = ""
-    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
+    tracking: Mlflow = field(default_factory=MlflowOptions)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -41,10 +40,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     infer.check_ds(options.ds)
     tables = [storage.join(options.tables, name) for name in TABLES.values()]
     if options.out:
-        places.check_outside("--out", options.out, tables, "the table")
+        places.check_outside("out", options.out, tables, "the table")
     if options.examples < 0:
         raise UsageError(f"--examples is {options.examples}: it must be 0 or more")
-    return write(options.tables, options.ds, options.out, options.mlflow or default_uri(), options.examples)
+    return write(options.tables, options.ds, options.out, options.tracking.uri, options.examples)
 
 
 def write(tables: str, ds: str, out: str, tracking_uri: str, examples: int = EXAMPLES) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -15,11 +15,12 @@ from deltalake import DeltaTable
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
+from jobs.options import FLAT
 from jobs.query import WRITERS
 from pipelines import storage
 from pipelines.nights import commit, ownership, tables, upkeep
 from pipelines.nights.tables import AsOf, parse_as_of
-from pipelines.nights.upkeep import Tidied
+from pipelines.nights.upkeep import Retention, Tidied
 
 log = logging.getLogger(__name__)
 SCHEMA = pa.schema(
@@ -54,8 +55,7 @@ class TidyOptions:
 
     tables: str
     """URI of the folder of tables."""
-    retain_hours: int = 168
-    """Files that a version of the last so many hours needs are kept, and so are younger ones."""
+    retention: Annotated[Retention, FLAT] = field(default_factory=Retention)
     dry_run: bool = False
     """Remove nothing; the files that would be removed are written to stdout, one a line."""
 
@@ -126,12 +126,13 @@ def nights(name: str, table: DeltaTable) -> Iterator[dict[str, Any]]:
 def tidy(argv: Sequence[str]) -> dict[str, Any]:
     """Removes what no version of the last hours needs; returns files and bytes by table, and what was left alone."""
     options = cli.parse(TidyOptions, argv, "hybrid tables tidy", "Remove files that no version needs any more.")
-    cli.check_retain_hours(options.retain_hours)
+    options.retention.check()
     found, skipped = existing(options.tables)
     for name, note in skipped.items():
         log.warning("%s is left alone: %s", name, note)
     tidied = {
-        name: upkeep.tidy(storage.join(options.tables, name), options.retain_hours, options.dry_run) for name in found
+        name: upkeep.tidy(storage.join(options.tables, name), options.retention.retain_hours, options.dry_run)
+        for name in found
     }
     if options.dry_run:
         print("\n".join(file.uri for table in tidied.values() for file in table.removed))

@@ -6,14 +6,14 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hybrid_models import HYBRIDS
 from jobs import cli
+from jobs.options import Mlflow, MlflowOptions
 from pipelines import storage
 from pipelines.models import registry
-from pipelines.models.tracking import default_uri
 from pipelines.secrets import shown
 from pipelines.training import leftovers
 
@@ -28,8 +28,7 @@ class TidyOptions:
     """URI below which runs, features and evaluations are kept; a folder of tables has evaluations, too."""
     dry_run: bool = False
     """Remove nothing; the files that would be removed are written to stdout, one a line."""
-    mlflow: str = ""
-    """MLflow tracking URI, MLFLOW_TRACKING_URI by default, else ./mlflow.db; records of models with an alias stay."""
+    tracking: Mlflow = field(default_factory=MlflowOptions)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     options = cli.parse(
         TidyOptions, argv, "hybrid tidy", "Free features, records and checkpoints that no run or model needs any more."
     )
-    tracking_uri = options.mlflow or default_uri()
+    tracking_uri = options.tracking.uri
     in_use = {
         f"models:/{version.hybrid}/{version.version}"
         for version in registry.versions(tracking_uri, list(HYBRIDS))

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tyro import MISSING
@@ -14,11 +14,11 @@ from tyro import MISSING
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
 from jobs import cli
+from jobs.options import Mlflow, MlflowOptions
 from jobs.recipes import RECIPES
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.cluster.resources import Resources
-from pipelines.models.tracking import default_uri
 from pipelines.reading.limits import Limits
 from pipelines.training import driver, runs
 from pipelines.training.recipe import Recipe, TrainConfig
@@ -50,8 +50,7 @@ class TrainOptions:
     """Training processes, one for each GPU or share of the CPUs."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Whether each of them takes a GPU: auto, if the cluster has any now; yes, also where it must grow first."""
-    mlflow: str = ""
-    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
+    tracking: Mlflow = field(default_factory=MlflowOptions)
     pictures: int = 4
     """Validation samples drawn for the model card and MLflow, beside learning curves; 0 draws nothing."""
     resources: Resources = field(default_factory=Resources)
@@ -76,25 +75,25 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         raise UsageError(f"--name '{name}' must be letters, digits, '.', '_' and '-'")
     written = [storage.join(options.storage, folder) for folder in ("runs", "features")]
     for split in ("train", "val"):
-        places.check_apart({"--data": storage.join(options.data, split)}, "--storage", written)
+        places.check_apart({"data": storage.join(options.data, split)}, "storage", written)
     job = TrainJob(
         recipe=Recipe(hybrid, options.model, options.decoding, options.train, options.limits),
         recipe_name=recipe_name,
         data=storage.absolute(options.data),
         storage=options.storage,
         name=name,
-        tracking_uri=options.mlflow or default_uri(),
+        tracking_uri=options.tracking.uri,
         num_workers=options.num_workers,
         resources=options.resources,
         pictures=options.pictures,
         gpu=options.gpu,
     )
     shards = runs.check(job)
-    if (summary := runs.finished(job)) is not None:
+    if (trained := runs.finished(job)) is not None:
         log.info("run '%s' is finished: another --name trains again", name)
-        return summary
+        return asdict(trained)
     with connection.connect(), logs.about(run=job.name, recipe=job.recipe_name):
-        return driver.train(job, shards)
+        return asdict(driver.train(job, shards))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ def check_apart(reads: Mapping[str, str], option: str, writes: Iterable[str]) ->
     """Refuses an input that lies in a folder of outputs, is one, or holds one.
 
     Args:
-        reads: option → address, as the user gave it: a folder, a glob pattern or one object.
-        option: which option names the outputs.
+        reads: field of the options → address, as the user gave it: a folder, a glob pattern or one object.
+        option: which field names the outputs.
         writes: folders.
 
     Raises:
@@ -31,8 +31,8 @@ def check_apart(reads: Mapping[str, str], option: str, writes: Iterable[str]) ->
             if read.startswith(written) or written.startswith(read):
                 how = "is" if read == written else "lies in" if read.startswith(written) else "may reach into"
                 raise UsageError(
-                    f"{name} {address} {how} {written.rstrip('/')}, which this command writes: "
-                    f"give another {option}, such as a new folder beside the input, or name the input more closely"
+                    f"`{name}` {address} {how} {written.rstrip('/')}, which this command writes: "
+                    f"give another `{option}`, such as a new folder beside the input, or name the input more closely"
                 )
 
 
@@ -44,7 +44,7 @@ def check_outside(option: str, address: str, folders: Iterable[str], what: str) 
     """
     for folder in folders:
         if (_place(address) + "/").startswith(_place(folder) + "/"):
-            raise UsageError(f"{option} {address} lies in {what} {folder}: give a place outside of it")
+            raise UsageError(f"`{option}` {address} lies in {what} {folder}: give a place outside of it")
 
 
 def _reach(address: str) -> str:

@@ -101,7 +101,7 @@ def failed(operation: str, uri: str, error: Exception) -> StorageError:
     return StorageError(f"cannot {operation} {shown(uri)}: {shown(cause)}{hint}")
 
 
-def _info(scheme: str, entry: dict) -> FileInfo:
+def _info(scheme: str, entry: dict[str, Any]) -> FileInfo:
     etag = entry.get("ETag") or entry.get("etag") or f"{entry.get('mtime', '')}-{entry['size']}"
     return FileInfo(scheme + entry["name"], int(entry["size"]), str(etag).strip('"'))
 
@@ -141,7 +141,7 @@ def _split_pattern(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, str]:
     return path, ""
 
 
-def _matching(uri: str, there: list[dict], root: str, pattern: str) -> list[dict]:
+def _matching(uri: str, there: list[dict[str, Any]], root: str, pattern: str) -> list[dict[str, Any]]:
     """Objects whose path below the root matches. What a `*` that crosses `/` would find is told: it may be meant."""
     try:
         reaches = re.compile(glob_translate(pattern)).fullmatch
@@ -162,7 +162,7 @@ def _matching(uri: str, there: list[dict], root: str, pattern: str) -> list[dict
     return found
 
 
-def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict]:
+def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
     """Objects below a path, none if there is nothing; a local link to a file is one, too."""
     try:
         found = fs.find(path, detail=True).values()
@@ -372,7 +372,7 @@ def list_all(uri: str) -> list[StoredFile]:
     return sorted(found, key=lambda file: file.uri)
 
 
-def _stored(fs: fsspec.AbstractFileSystem, scheme: str, entry: dict) -> StoredFile:
+def _stored(fs: fsspec.AbstractFileSystem, scheme: str, entry: dict[str, Any]) -> StoredFile:
     modified = entry.get("LastModified") or entry.get("mtime") or fs.modified(entry["name"])
     if not isinstance(modified, datetime):
         modified = datetime.fromtimestamp(modified, UTC)

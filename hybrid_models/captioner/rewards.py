@@ -39,4 +39,4 @@ def advantages(drawn: Sequence[Sequence[str]], references: Sequence[Sequence[str
     count = len(drawn[0])
     columns = [[texts[k] for texts in drawn] for k in range(count)]
     rewards = np.stack([cider_d(texts, references).parts[:, 0] for texts in columns], axis=1)
-    return (rewards - rewards.mean(axis=1, keepdims=True)) * (count / (count - 1))
+    return np.asarray((rewards - rewards.mean(axis=1, keepdims=True)) * (count / (count - 1)))

@@ -29,7 +29,8 @@ class AdditiveAttention(nn.Module):
 
     def project_keys(self, keys: Tensor) -> Tensor:
         """`U key + b` [B,S,A] of keys [B,S,K]: the same for every query, so compute it once per source."""
-        return self.key(keys)
+        projected: Tensor = self.key(keys)
+        return projected
 
     def weights(self, query: Tensor, mask: Tensor, projected_keys: Tensor) -> Tensor:
         """Attention weights [B,R,S] of queries [B,R,Q]; the other arguments are `forward`'s."""

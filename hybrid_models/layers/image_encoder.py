@@ -56,7 +56,8 @@ class Encoder(nn.Module):
         pixels = frames.permute(0, 3, 1, 2).float() / 255  # [F,3,H,W], already in channels-last order
         with autocast(frames.device):
             grid_FCHW = self.cnn.forward_features((pixels - self.mean) / self.std)
-        return grid_FCHW.flatten(2).transpose(1, 2).float()
+        cells_FSC: Tensor = grid_FCHW.flatten(2).transpose(1, 2).float()
+        return cells_FSC
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Loads the whole backbone; a classifier's weights are dropped.

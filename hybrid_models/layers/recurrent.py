@@ -249,7 +249,8 @@ class RepeatedProduct:
         if not (torch.is_grad_enabled() and self.matrix.requires_grad):
             return product
         if not self._zeros:
-            self._zeros = _Collect.apply(self.matrix, self._inputs, self.steps, product.shape).unbind(0)
+            collected = _Collect.apply(self.matrix, self._inputs, self.steps, product.shape)  # type: ignore[no-untyped-call]
+            self._zeros = collected.unbind(0)
         self._inputs.append(x.detach())
         return product + self._zeros[len(self._inputs) - 1]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from hybrid_models.contract import Batch, Hybrid, Loss, module_device, to_device
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Forecast
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
+from hybrid_models.inputs import LATER, DecodingConfig, HybridConfig, Preprocess, Sample
 from hybrid_models.nowcaster.encoder_forecaster import EncoderForecaster, extrapolate
 from hybrid_models.nowcaster.frame_predictor import FramePredictor
 from hybrid_models.nowcaster.preprocess import UNKNOWN_TIME, NowcasterConfig, NowcasterPreprocess
@@ -55,13 +55,17 @@ class Nowcaster(Hybrid):
             ("frames_shape", pa.list_(pa.int32())),
             ("thresholds_mm_h", pa.list_(pa.float32())),
             ("probability", pa.binary()),
+            pa.field("mean", pa.list_(pa.float32()), metadata=LATER),
+            pa.field("max", pa.list_(pa.float32()), metadata=LATER),
+            pa.field("unit", pa.string(), metadata=LATER),
         ]
     )
-    """`frames` is float16, little-endian, C order, of shape `frames_shape` = [leads, height, width], in mm/h (0 … 1 for
-    intensities); the lists have one value per lead time, over the pixels that the newest radar frame covers.
+    """`frames` is float16, little-endian, C order, of shape `frames_shape` = [leads, height, width], in `unit`:
+    `mm/h`, or `intensity` (0 … 1) of video; `mean` and `max` have one value per lead time, in `unit`, over the pixels
+    that the newest frame covers; `mean_mm_h`, `max_mm_h` and `wet_fraction` the same for rain, and are null for video.
     `probability` is uint8, C order, [leads, thresholds, height, width]: per cent that a pixel has at least so much
     rain; null for video, which has no thresholds."""
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
     metrics: ClassVar[Mapping[str, bool]] = {
         "csi_1": True, "csi_5": True, "crps": False, "mse": False, "mae": False, "ssim": True,
     }  # fmt: skip
@@ -109,7 +113,7 @@ class Nowcaster(Hybrid):
         frames = torch.from_numpy(np.ascontiguousarray(past[-self.config.past_frames :], np.float32)).to(device)
         with inference(self):
             forecast, _ = self.net(frames[None], torch.tensor([float(step_minutes)], device=device), n_leads)
-            return forecast[0].cpu().numpy()
+            return np.asarray(forecast[0].cpu().numpy())
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         n_leads = batch["n_leads"].tolist()
@@ -119,7 +123,8 @@ class Nowcaster(Hybrid):
         percents = None if logits is None else _percents(logits).cpu().numpy()
         covered = torch.isfinite(batch["past"][:, -1]).cpu().numpy()
         return [
-            _payload_row(frames[i, :leads], covered[i], int(batch["issue_time"][i]), float(batch["step_minutes"][i]))
+            _frame_columns(frames[i, :leads], int(batch["issue_time"][i]), float(batch["step_minutes"][i]))
+            | _summary_columns(frames[i, :leads][:, covered[i]].astype(np.float32), self.config.unit)
             | _probability_columns(None if percents is None else percents[i, :leads])
             for i, leads in enumerate(n_leads)
         ]
@@ -215,16 +220,20 @@ def _probabilities(output: Mapping[str, Any]) -> np.ndarray:
     return np.frombuffer(output["probability"], np.uint8).reshape(shape).astype(np.float32) / 100
 
 
-def _payload_row(frames: np.ndarray, covered: np.ndarray, issue_time: int, step_minutes: float) -> dict[str, Any]:
-    """One row of the table from float16 `frames` `[L, H, W]` and where the newest frame is `covered` `[H, W]`."""
-    seen = frames[:, covered].astype(np.float32)
+def _summary_columns(seen: np.ndarray, unit: str) -> dict[str, Any]:
+    """One nowcast by lead time, from what it says of the pixels that the newest frame covers, `[L, pixels]`."""
+    mean, most = seen.mean(1).tolist(), seen.max(1).tolist()
+    wet = (seen >= WET_MM_H).mean(1).tolist()
+    rain = {"mean_mm_h": mean, "max_mm_h": most, "wet_fraction": wet} if unit == "mm/h" else {}
+    return {"mean_mm_h": None, "max_mm_h": None, "wet_fraction": None, **rain, "mean": mean, "max": most, "unit": unit}
+
+
+def _frame_columns(frames: np.ndarray, issue_time: int, step_minutes: float) -> dict[str, Any]:
+    """One nowcast of float16 `frames` `[L, H, W]`, and what it is of."""
     return {
         "issue_time": None if issue_time == UNKNOWN_TIME else issue_time,
         "step_minutes": step_minutes,
         "lead_minutes": [step_minutes * (lead + 1) for lead in range(len(frames))],
-        "mean_mm_h": seen.mean(1).tolist(),
-        "max_mm_h": seen.max(1).tolist(),
-        "wet_fraction": (seen >= WET_MM_H).mean(1).tolist(),
         "frames": frames.tobytes(),
         "frames_shape": list(frames.shape),
     }

@@ -102,12 +102,12 @@ def _corner_sums(events: np.ndarray, margin: int) -> np.ndarray:
 def _in_windows(corner_sums: np.ndarray, window: int) -> np.ndarray:
     """How many events are in every window, from the sums at its four corners."""
     rows = corner_sums[:, window:] - corner_sums[:, :-window]
-    return (rows[..., window:] - rows[..., :-window]).astype(np.float64)
+    return np.asarray(rows[..., window:] - rows[..., :-window], np.float64)
 
 
 def _squares(counts: np.ndarray) -> np.ndarray:
     """Sums of squares `[L]`; of whole numbers, so exact."""
-    return np.einsum("lyx,lyx->l", counts, counts)
+    return np.asarray(np.einsum("lyx,lyx->l", counts, counts))
 
 
 def fss(sums: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -143,7 +143,7 @@ def pod(counts: Mapping[str, np.ndarray]) -> np.ndarray:
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """`part / whole`, NaN where the whole is 0."""
     out = np.full(np.broadcast_shapes(np.shape(part), np.shape(whole)), np.nan)
-    return np.divide(part, whole, out=out, where=np.asarray(whole) > 0)
+    return np.asarray(np.divide(part, whole, out=out, where=np.asarray(whole) > 0))
 
 
 # ---- video -------------------------------------------------------------------------------------------------------
@@ -184,4 +184,4 @@ def _window_means(field: np.ndarray) -> np.ndarray:
     """Means over the windows of a frame, by sums at their corners."""
     sums = np.pad(field.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
     rows = sums[:, _SSIM_WINDOW:] - sums[:, :-_SSIM_WINDOW]
-    return (rows[..., _SSIM_WINDOW:] - rows[..., :-_SSIM_WINDOW]) / _SSIM_WINDOW**2
+    return np.asarray((rows[..., _SSIM_WINDOW:] - rows[..., :-_SSIM_WINDOW]) / _SSIM_WINDOW**2)

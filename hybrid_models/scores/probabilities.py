@@ -76,7 +76,7 @@ def crps_sums(probability: np.ndarray, observed: np.ndarray, thresholds: Sequenc
 
 def _mean_square(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Mean square of what goes from start to end along a line."""
-    return (start * start + start * end + end * end) / 3
+    return np.asarray((start * start + start * end + end * end) / 3)
 
 
 def certain_crps_sums(forecast: np.ndarray, observed: np.ndarray, most: float) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +14,8 @@ RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True)
+class Difference:
     """How a second model differs from a first one in one metric."""
 
     first: float

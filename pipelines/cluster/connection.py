@@ -40,6 +40,8 @@ LOCAL_CLUSTER = {
 TRACES = dict.fromkeys(
     ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"), logging.CRITICAL
 )
+# Notes for whoever sets a cluster up, once a start: that it has a token, which is as it should be.
+NOTES = {"ray._private.authentication.authentication_token_setup": logging.ERROR}
 PASSED_ON = (logs.FORMAT, "HYBRID_JAIL")
 """Settings of this program that workers have from whoever started the job, see `reading.jail` for the second."""
 WAITING_BYTES = 256 << 20  # samples between two stages, for each node
@@ -53,6 +55,8 @@ def connect() -> Iterator[None]:
         return
     for name, value in LOCAL_CLUSTER.items():
         os.environ.setdefault(name, value)
+    for name, level in NOTES.items():
+        logging.getLogger(name).setLevel(level)
     ray.init(
         address=os.environ.get("RAY_ADDRESS") or "local",
         configure_logging=True,

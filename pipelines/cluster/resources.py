@@ -47,7 +47,7 @@ class Resources:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         if 0 < gpus < self.actors:
             raise UsageError(
-                f"--resources.actors is {self.actors}, but the cluster has {gpus} GPUs: use at most as many"
+                f"`resources.actors` is {self.actors}, but the cluster has {gpus} GPUs: use at most as many"
             )
         # Without GPUs, processes of one thread make more of the same cores than one process of many threads: measured
         # 1.25 times as many images/s with two cores.

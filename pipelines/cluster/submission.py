@@ -109,7 +109,7 @@ def connect(address: str) -> JobSubmissionClient:
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"--address '{shown(address)}' is not the URL of a Ray dashboard: write http://HEAD:8265")
+        raise UsageError(f"`address` '{shown(address)}' is not the URL of a Ray dashboard: write http://HEAD:8265")
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
@@ -145,7 +145,7 @@ def submit(
     """
     unset = [name for name in env if name not in os.environ]
     if unset:
-        raise UsageError(f"--env {unset[0]} is not set here")
+        raise UsageError(f"`env` {unset[0]} is not set here")
     running, next_id = _look_up(client, submission_id)
     if running:
         return Job(client, running, is_new=False)

@@ -16,7 +16,7 @@ import numpy as np
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.datasets.writer import DatasetWriter, TarRow, caption_row
+from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow, caption_row
 from pipelines.reading.formats.entry import npy_bytes
 
 
@@ -53,7 +53,7 @@ class _Members:
 COCO_ANNOTATIONS = "captions_{}2017.json of annotations_trainval2017.zip"
 
 
-def prepare_coco(source: str, out: str, rows_per_shard: int, val_images: int, seed: int) -> dict[str, Any]:
+def prepare_coco(source: str, out: str, rows_per_shard: int, val_images: int, seed: int) -> Prepared:
     """COCO captions 2017 (Chen et al. 2015, arXiv:1504.00325): `NAME.jpg` with `NAME.json`, `{"captions": […]}`.
 
     Args:
@@ -70,7 +70,7 @@ def prepare_coco(source: str, out: str, rows_per_shard: int, val_images: int, se
     captions = {split: _coco_captions(source, split) for split in ("train", "val")}
     names = sorted(captions["train"])
     if not 0 < val_images < len(names):
-        raise UsageError(f"val-images is {val_images}: it must be between 1 and {len(names) - 1}")
+        raise UsageError(f"`val_images` is {val_images}: it must be between 1 and {len(names) - 1}")
     val = set(np.random.default_rng(seed).choice(names, val_images, replace=False).tolist())
     writer = DatasetWriter(out, "coco", rows_per_shard, {"val_images": val_images, "seed": seed})
     train = {name: texts for name, texts in captions["train"].items() if name not in val}
@@ -110,7 +110,7 @@ _IWSLT_SPLITS = {"val": "dev", "test": "tst"}
 _SEGMENT = re.compile(r"<seg\s+id=\"\d+\">(.*?)</seg>", re.DOTALL)
 
 
-def prepare_iwslt14(source: str, out: str, rows_per_shard: int, languages: tuple[str, str]) -> dict[str, Any]:
+def prepare_iwslt14(source: str, out: str, rows_per_shard: int, languages: tuple[str, str]) -> Prepared:
     """IWSLT14, TED talks (Cettolo et al. 2014, https://wit3.fbk.eu): rows `{"id", "de", "en"}`.
 
     Args:
@@ -180,7 +180,7 @@ KTH_PERSONS = {"train": range(1, 15), "val": range(15, 17), "test": range(17, 26
 _KTH_NAME = re.compile(r"person(\d\d)_[a-z]+_d\d_")
 
 
-def prepare_kth(source: str, out: str, rows_per_shard: int, size: int, frames: int) -> dict[str, Any]:
+def prepare_kth(source: str, out: str, rows_per_shard: int, size: int, frames: int) -> Prepared:
     """KTH actions (Schüldt et al. 2004, https://www.csc.kth.se/cvap/actions): grey clips uint8 `[frames, size, size]`.
 
     Args:

@@ -17,7 +17,7 @@ import numpy as np
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.datasets.moving_digits import read_idx_images, sequence_rows
-from pipelines.datasets.writer import DatasetWriter, TarRow, caption_row
+from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow, caption_row
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def _require(source: str, names: Sequence[str], purpose: str) -> str:
 MULTI30K_FILES = {"train": "train", "val": "val", "test": "test_2016_flickr"}
 
 
-def prepare_multi30k(source: str, out: str, rows_per_shard: int) -> dict[str, Any]:
+def prepare_multi30k(source: str, out: str, rows_per_shard: int) -> Prepared:
     """Multi30k, task 1 (Elliott et al. 2016, https://aclanthology.org/W16-3210): rows `{"id", "en", "de"}`.
 
     Args:
@@ -97,7 +97,7 @@ class _Photo:
     captions: list[str]
 
 
-def prepare_flickr8k(source: str, out: str, rows_per_shard: int, val_images: int, seed: int) -> dict[str, Any]:
+def prepare_flickr8k(source: str, out: str, rows_per_shard: int, val_images: int, seed: int) -> Prepared:
     """Flickr8k (Hodosh, Young, Hockenmaier 2013, JAIR 47:853-899): `NAME.jpg` with `NAME.json`, `{"captions": […]}`.
 
     Identical photographs always fall into the same split, the most held-out that one of them is in.
@@ -194,7 +194,7 @@ def _draw_val(photos: Mapping[str, _Photo], count: int, seed: int) -> dict[str, 
     train = sorted(name for name, photo in photos.items() if photo.split == "train")
     if not 0 < count < len(train):
         raise UsageError(
-            f"val-images is {count}: it must be between 1 and {len(train) - 1}, as training has {len(train)}"
+            f"`val_images` is {count}: it must be between 1 and {len(train) - 1}, as training has {len(train)}"
         )
     chosen = set(np.random.default_rng(seed).choice(train, count, replace=False).tolist())
     return {name: _Photo("val", photo.captions) if name in chosen else photo for name, photo in photos.items()}
@@ -230,9 +230,7 @@ MNIST_VAL_DIGITS = 10_000
 MNIST_FRAMES, MNIST_CANVAS = 20, 64
 
 
-def prepare_moving_mnist(
-    source: str, out: str, rows_per_shard: int, counts: Mapping[str, int], seed: int
-) -> dict[str, Any]:
+def prepare_moving_mnist(source: str, out: str, rows_per_shard: int, counts: Mapping[str, int], seed: int) -> Prepared:
     """Moving MNIST (arXiv:1502.04681): two digits on 64 x 64 pixels, 20 frames, uint8 `[20, 64, 64]` in `.npy`.
 
     Args:

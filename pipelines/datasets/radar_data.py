@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import h5netcdf
 
 from hybrid_models.errors import BadSample, UsageError
 from pipelines import storage
-from pipelines.datasets.writer import DatasetWriter
+from pipelines.datasets.writer import DatasetWriter, Prepared
 from pipelines.reading.radar import open_event
 
 PLACE_ATTRIBUTES = ("geospatial_", "corner_")
@@ -28,7 +27,7 @@ class _RadarFile:
     frames: int
 
 
-def prepare_radar(source: str, out: str, crop: int, val: Sequence[str], test: Sequence[str]) -> dict[str, Any]:
+def prepare_radar(source: str, out: str, crop: int, val: Sequence[str], test: Sequence[str]) -> Prepared:
     """One NetCDF shard for each event, packed as it was.
 
     Args:
@@ -43,7 +42,7 @@ def prepare_radar(source: str, out: str, crop: int, val: Sequence[str], test: Se
         UsageError: there are no events, one cannot be read, or the splits do not fit them.
     """
     if crop < 0:
-        raise UsageError(f"crop is {crop}: it must be 0 (no crop) or a number of pixels")
+        raise UsageError(f"`crop` is {crop}: it must be 0 (no crop) or a number of pixels")
     events = [_look_at(file) for file in storage.list_files(source) if file.name.endswith(".nc")]
     if not events:
         raise UsageError(f"{storage.join(source, '*.nc')} is not there: expected a CF NetCDF file for each radar event")
@@ -75,7 +74,7 @@ def _assign_splits(
     names = [event.name for event in events]
     if not val and not test:
         if len(events) < 3:
-            raise UsageError(f"{len(events)} events make no three splits: say which are --val and --test")
+            raise UsageError(f"{len(events)} events make no three splits: say which are `val` and `test`")
         *_, val_event, test_event = sorted(events, key=lambda event: event.first_time)
         val, test = [val_event.name], [test_event.name]
     for name in (*val, *test):
@@ -83,14 +82,14 @@ def _assign_splits(
             raise UsageError(f"there is no event '{name}'; there are {', '.join(names)}")
     twice = set(val) & set(test)
     if twice:
-        raise UsageError(f"event '{min(twice)}' is in both --val and --test")
+        raise UsageError(f"event '{min(twice)}' is in both `val` and `test`")
     splits = {
         "train": [event for event in events if event.name not in (*val, *test)],
         "val": [event for event in events if event.name in val],
         "test": [event for event in events if event.name in test],
     }
     if not splits["train"]:
-        raise UsageError("no event is left to train on: name fewer in --val and --test")
+        raise UsageError("no event is left to train on: name fewer in `val` and `test`")
     return {split: members for split, members in splits.items() if members}
 
 

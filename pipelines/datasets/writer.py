@@ -43,6 +43,28 @@ class WrittenShard:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What was written of a data set.
+
+    Args:
+        dataset: its name.
+        out: where it is.
+        splits: split → rows.
+        in_train: split → how many of its contents (photographs, clips, pairs of sentences, events) are in the training
+            split, too.
+        shards: how many.
+        bytes: of all of them.
+    """
+
+    dataset: str
+    out: str
+    splits: dict[str, int]
+    in_train: dict[str, int]
+    shards: int
+    bytes: int
+
+
 class DatasetWriter:
     """Writes the shards of one data set, one at a time in memory, and at last its manifest.
 
@@ -58,7 +80,7 @@ class DatasetWriter:
 
     def __init__(self, out: str, name: str, rows_per_shard: int, options: Mapping[str, Any]) -> None:
         if rows_per_shard < 1:
-            raise UsageError(f"rows_per_shard is {rows_per_shard}: a shard needs at least one row")
+            raise UsageError(f"`rows_per_shard` is {rows_per_shard}: a shard needs at least one row")
         storage.check_writable(out)
         self.out = out
         self.name = name
@@ -110,13 +132,8 @@ class DatasetWriter:
             self._contents[split].update(hashlib.sha256(content(row)).digest() for row in chunk)
             self._write(split, f"{self.name}-{label}-{number:05d}.{suffix}", pack(chunk), len(chunk))
 
-    def finish(self) -> dict[str, Any]:
-        """Removes what an earlier call with other options left, writes the manifest, and returns the summary.
-
-        Returns:
-            `{"dataset", "out", "splits": {name: rows}, "in_train": {name: contents}, "shards": count, "bytes": total}`;
-            `in_train` counts what is in the training split, too: photographs, clips, pairs of sentences, events.
-        """
+    def finish(self) -> Prepared:
+        """Removes what an earlier call with other options left, writes the manifest, and returns the summary."""
         self._remove_stale()
         in_train = self._in_train()
         manifest = {
@@ -128,14 +145,14 @@ class DatasetWriter:
         }
         storage.write_bytes(storage.join(self.out, MANIFEST), json.dumps(manifest, indent=1).encode() + b"\n")
         written = [shard for shards in self._shards.values() for shard in shards]
-        return {
-            "dataset": self.name,
-            "out": self.out,
-            "splits": {split: entry["rows"] for split, entry in manifest["splits"].items()},  # type: ignore[attr-defined]
-            "in_train": in_train,
-            "shards": len(written),
-            "bytes": sum(shard.bytes for shard in written),
-        }
+        return Prepared(
+            dataset=self.name,
+            out=self.out,
+            splits={split: sum(shard.rows for shard in shards) for split, shards in self._shards.items()},
+            in_train=in_train,
+            shards=len(written),
+            bytes=sum(shard.bytes for shard in written),
+        )
 
     def _in_train(self) -> dict[str, int]:
         """Contents of the other splits that are in the training split, too: figures on them would flatter."""

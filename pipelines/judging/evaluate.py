@@ -14,6 +14,7 @@ import ray
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from hybrid_models.scores import significance
+from hybrid_models.scores.significance import Difference
 from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
@@ -110,12 +111,35 @@ def _records(pieces: Sequence[Piece]) -> Iterator[tuple[tuple[str, int], dict[st
         yield from (((row["shard"], row["index"]), json.loads(row["record"])) for row in rows if row["record"])
 
 
-def evaluate(job: Evaluation, resources: Resources) -> dict[str, Any]:
-    """Judges one model.
+@dataclass(frozen=True)
+class Evaluated:
+    """How a model did."""
 
-    Returns:
-        `metrics`, `baseline`, `details` of the hybrid's `summarise`, with `samples`, `errors` by reason, and metrics of
-        the test set's `parts`: by event, by length of sentence.
+    samples: int
+    errors: dict[str, int]
+    """Samples that could not be judged, by reason."""
+    metrics: dict[str, float]
+    baseline: dict[str, Any]
+    """Its `name`, and the same metrics."""
+    details: dict[str, Any]
+    """Curves and tables of the hybrid's `summarise`, such as scores by lead time."""
+    parts: dict[str, dict[str, float]]
+    """Metrics and `samples` of parts of the test set: by event, by length of sentence."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How a second model differs from a first one, on the samples that both could predict."""
+
+    samples: int
+    only_first: int
+    """Samples beside them that only the first one could predict."""
+    only_second: int
+    metrics: dict[str, Difference]
+
+
+def evaluate(job: Evaluation, resources: Resources) -> Evaluated:
+    """Judges one model.
 
     Raises:
         RuntimeError: see `judge`.
@@ -125,25 +149,20 @@ def evaluate(job: Evaluation, resources: Resources) -> dict[str, Any]:
     for (shard, _), record in judged.records.items():
         if (part := hybrid.part(shard, record)) is not None:
             parts[part].append(record)
-    return {
-        "samples": len(judged.records),
-        "errors": dict(judged.errors.most_common()),
+    return Evaluated(
+        samples=len(judged.records),
+        errors=dict(judged.errors.most_common()),
         **hybrid.summarise(list(judged.records.values())),
-        "parts": {name: _part(hybrid, parts[name]) for name in sorted(parts)},
-    }
+        parts={name: _part(hybrid, parts[name]) for name in sorted(parts)},
+    )
 
 
 def _part(hybrid: type[Hybrid], records: list[dict[str, Any]]) -> dict[str, float]:
     return {"samples": len(records)} | {name: tally.total for name, tally in hybrid.tallies(records).items()}
 
 
-def compare(first: Evaluation, second: Evaluation, resources: Resources) -> dict[str, Any]:
+def compare(first: Evaluation, second: Evaluation, resources: Resources) -> Compared:
     """Judges two models of one kind on the samples that both could predict.
-
-    Returns:
-        `samples`, how many others `only_first` or `only_second` could predict, and under `metrics` for each metric
-        `first`, `second`, their `difference` with the bounds `low` and `high` of its 95 % confidence interval, and `p`
-        (see `hybrid_models.scores.significance`); the last three None where all samples depend on each other.
 
     Raises:
         UsageError: no sample suits both models, or they are judged against different things.
@@ -164,11 +183,10 @@ def compare(first: Evaluation, second: Evaluation, resources: Resources) -> dict
     tallies = [hybrid.tallies([records[key] for key in keys]) for records in judged]
     blocks = _blocks(first, keys)
     differences = {
-        name: significance.paired_bootstrap(tally, tallies[1][name], blocks)._asdict()
-        for name, tally in tallies[0].items()
+        name: significance.paired_bootstrap(tally, tallies[1][name], blocks) for name, tally in tallies[0].items()
     }
-    only = {f"only_{name}": len(records) - len(keys) for name, records in zip(("first", "second"), judged, strict=True)}
-    return {"samples": len(keys), **only, "metrics": differences}
+    only_first, only_second = (len(records) - len(keys) for records in judged)
+    return Compared(len(keys), only_first, only_second, differences)
 
 
 def _blocks(job: Evaluation, keys: Sequence[tuple[str, int]]) -> list[int]:

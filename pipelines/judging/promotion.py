@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from hybrid_models.errors import UsageError
 from pipelines.cluster.resources import Resources
@@ -67,26 +67,26 @@ def weigh(
     """
     if champion is None:
         judged = evaluate.evaluate(candidate, resources)
-        metric, higher = _metric(candidate, metric, judged["metrics"])
-        baseline = judged["baseline"]
-        values = (judged["metrics"][metric], baseline[metric])
+        metric, higher = _metric(candidate, metric, judged.metrics)
+        baseline = judged.baseline
+        values = (judged.metrics[metric], baseline[metric])
         return Verdict(
             candidate.artifact.model, f"the baseline '{baseline['name']}'", metric, higher, margin, *values,
-            judged["samples"], unanswered=sum(judged["errors"].values()),
+            judged.samples, unanswered=sum(judged.errors.values()),
         )  # fmt: skip
     compared = evaluate.compare(champion, candidate, resources)
-    metric, higher = _metric(candidate, metric, compared["metrics"])
-    found = compared["metrics"][metric]
+    metric, higher = _metric(candidate, metric, compared.metrics)
+    found = compared.metrics[metric]
     return Verdict(
-        candidate.artifact.model, champion.artifact.model, metric, higher, margin, found["second"], found["first"],
-        compared["samples"], found["low"], found["high"], found["p"], compared["only_first"],
+        candidate.artifact.model, champion.artifact.model, metric, higher, margin, found.second, found.first,
+        compared.samples, found.low, found.high, found.p, compared.only_first,
     )  # fmt: skip
 
 
-def _metric(candidate: Evaluation, metric: str, found: dict[str, Any]) -> tuple[str, bool]:
+def _metric(candidate: Evaluation, metric: str, found: Mapping[str, object]) -> tuple[str, bool]:
     """The metric's name, and whether higher is better."""
     known = {name: higher for name, higher in candidate.artifact.hybrid_class.metrics.items() if name in found}
     name = metric or next(iter(known))
     if name not in known:
-        raise UsageError(f"--metric '{name}' is unknown here: use {', '.join(known)}")
+        raise UsageError(f"`metric` '{name}' is unknown here: use {', '.join(known)}")
     return name, known[name]

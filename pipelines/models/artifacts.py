@@ -323,10 +323,10 @@ def _check(artifact: Artifact, expected: str | None) -> None:
         raise UsageError(f"{artifact.model} is a '{meta['hybrid']}'; known hybrids: {', '.join(HYBRIDS)}")
     if expected is not None and meta["hybrid"] != expected:
         raise UsageError(f"{artifact.model} is a {meta['hybrid']}, but a {expected} is needed")
-    if meta["schema_version"] != artifact.hybrid_class.schema_version:
+    if not isinstance(meta["schema_version"], int) or meta["schema_version"] > artifact.hybrid_class.schema_version:
         raise UsageError(
             f"{artifact.model} writes schema {meta['schema_version']} of {artifact.table}, "
-            f"this version {artifact.hybrid_class.schema_version}: train it again"
+            f"this version {artifact.hybrid_class.schema_version}: use a newer version"
         )
     if hashlib.sha256(artifact.files[WEIGHTS]).hexdigest() != meta["weights_sha256"]:
         raise UsageError(f"{artifact.model}/{WEIGHTS} is truncated or altered (checksum): copy the artifact again")

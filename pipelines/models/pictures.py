@@ -83,15 +83,19 @@ def draw(explanation: Any) -> Files:
     raise TypeError(f"cannot draw {type(explanation).__name__}")
 
 
+def printable(text: str) -> str:
+    """A text without what no font has a shape for: control characters, halves of surrogate pairs."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 @draw.register
 def _alignment(shown: Alignment) -> Files:
     figure = Figure((1.5 + 0.32 * len(shown.source), 1.2 + 0.26 * len(shown.target)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shown.weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(
-        range(len(shown.source)), shown.source, rotation=60, ha="left", rotation_mode="anchor", parse_math=False
-    )
-    axes.set_yticks(range(len(shown.target)), shown.target, parse_math=False)
+    source, target = (list(map(printable, pieces)) for pieces in (shown.source, shown.target))
+    axes.set_xticks(range(len(source)), source, rotation=60, ha="left", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(range(len(target)), target, parse_math=False)
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=9)
     return {"png": _png(figure)}
@@ -115,7 +119,9 @@ def _gaze(shown: Gaze) -> Files:
     for number, (tile, text) in enumerate(zip(tiles, titles, strict=True)):
         top, left = number // columns * (title + height) + title, number % columns * (width + gap)
         wall[top : top + height, left : left + width] = tile
-        axes.text(left + width / 2, top - gap / 2, text, fontsize=9, ha="center", va="bottom", parse_math=False)
+        axes.text(
+            left + width / 2, top - gap / 2, printable(text), fontsize=9, ha="center", va="bottom", parse_math=False
+        )
     axes.imshow(wall)
     return {"png": _png(figure)}
 
@@ -125,7 +131,7 @@ def _lit(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     grid = Image.fromarray(weights / max(weights.max(), 1e-9)).resize((width, height), Image.Resampling.BICUBIC)
     seen = np.clip(np.asarray(grid), 0, 1)[:, :, None]
-    return (image * (0.25 + 0.75 * seen)).astype(np.uint8)
+    return np.asarray(image * (0.25 + 0.75 * seen)).astype(np.uint8)
 
 
 @draw.register

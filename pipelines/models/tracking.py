@@ -6,11 +6,14 @@ as warnings, and training curves are caught up at the next opportunity.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -186,7 +189,7 @@ class Tracker:
             folder.mkdir()
             for name, content in files.items():
                 (folder / name).write_bytes(content)
-            with _tracking(self.uri), mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
+            with _tracking(self.uri), _quietly(), mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
                 logged = mlflow.pyfunc.log_model(
                     name=hybrid,
                     python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -203,6 +206,14 @@ class Tracker:
             yield
         except Exception as error:  # MLflow raises its database's, HTTP's and S3's errors as they come
             log.warning("MLflow at %s: cannot %s, going on without it: %s", shown(self.uri), what, first_line(error))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """MLflow prints that it has registered a model, and warns of each that has no input example."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

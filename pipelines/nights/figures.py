@@ -82,7 +82,7 @@ def _choose(tables_uri: str, name: str, ds: str, count: int) -> list[dict[str, A
     """Good rows from the beginnings of some shards, evenly spread; only these shards are read again."""
 
     def ask(sql: str, *parameters: Any) -> list[dict[str, Any]]:
-        return query.query(sql, tables_uri, [name], parameters=parameters).to_pylist()
+        return list(query.query(sql, tables_uri, [name], parameters=parameters).to_pylist())
 
     where = f"FROM {name} WHERE ds = ? AND index < {LOOKED_AT}"
     shards = [row["shard"] for row in ask(f"SELECT DISTINCT shard {where} ORDER BY shard", ds)]
@@ -140,8 +140,14 @@ def _alignment(shown: Alignment, row: Mapping[str, Any]) -> tuple[str, dict[str,
 
 @element.register
 def _forecast(shown: Forecast, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    # Nights of an earlier version have the columns of rain alone, which were filled for video, too.
+    told = {
+        "mean": row.get("mean") or row["mean_mm_h"],
+        "max": row.get("max") or row["max_mm_h"],
+        "wet": row["wet_fraction"],
+    }
     leads = [
-        {"minutes": shown.lead_minutes[i], **{name: row[name][i] for name in ("mean_mm_h", "max_mm_h", "wet_fraction")}}
+        {"minutes": shown.lead_minutes[i], **{name: values and values[i] for name, values in told.items()}}
         for i in evenly(len(shown.lead_minutes), LEADS_TOLD)
     ]
     animation = _data_uri("image/gif", side_by_side(shown))

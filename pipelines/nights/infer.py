@@ -6,20 +6,20 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from deltalake.exceptions import DeltaError
 
+from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, ownership, tables, upkeep
-from pipelines.nights.upkeep import Tidied
+from pipelines.nights.upkeep import Retention, Tidied
 from pipelines.reading.limits import MAX_BAD_SHARE
 from pipelines.reading.shards import Shard
 from pipelines.staging.actors import Lineage, Predictor
@@ -32,6 +32,25 @@ GONE_SHOWN = 3
 
 
 @dataclass(frozen=True)
+class Rules:
+    """When a night is not committed."""
+
+    max_error_fraction: float = MAX_BAD_SHARE
+    """With more bad samples than this share, nothing is committed (exit code 3)."""
+    allow_missing: bool = False
+    """A night may lose the rows of shards that it had and that are gone now; else that is refused (exit code 3)."""
+
+    def check(self) -> None:
+        """Refuses what is no share.
+
+        Raises:
+            UsageError: says what it may be.
+        """
+        if not 0 <= self.max_error_fraction <= 1:
+            raise UsageError(f"`max_error_fraction` is {self.max_error_fraction}: it must be from 0 to 1")
+
+
+@dataclass(frozen=True)
 class Night:
     """One night of one table: everything that decides it.
 
@@ -40,18 +59,16 @@ class Night:
         tables: URI of the folder of tables.
         ds: logical date, `YYYY-MM-DD`.
         inference: the model, how it decodes, what a row may cost.
-        max_error_fraction: with more error rows than this share, nothing is committed.
-        retain_hours: how long files that no current version needs are kept.
-        allow_missing: the night may lack shards that it had before.
+        rules: when it is not committed.
+        retention: what is kept of the nights before.
     """
 
     shards: Sequence[Shard]
     tables: str
     ds: str
     inference: Inference
-    max_error_fraction: float = MAX_BAD_SHARE
-    retain_hours: int = 168
-    allow_missing: bool = False
+    rules: Rules = field(default_factory=Rules)
+    retention: Retention = field(default_factory=Retention)
 
     @property
     def table(self) -> str:
@@ -74,13 +91,48 @@ class Night:
         return table_schema(self.inference.artifact.hybrid_class.payload_schema).with_metadata(self.inference.note)
 
 
-def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any]:
-    """Runs one night: list, skip what is complete, compute the rest, verify, commit, tidy.
+@dataclass(frozen=True)
+class NightSummary:
+    """What came of a night."""
 
-    Returns:
-        The summary: rows, `rows_lost` that have no row of their own, errors by reason (lost ones included), what was
-        computed and reused, seconds by stage, `model_busy` (the share of the time that the model processes, or GPUs,
-        computed), what was tidied, the table's version.
+    table: str
+    """URI of the table."""
+    ds: str
+    version: int | None
+    """The table's version, if it is new."""
+    changed: bool
+    """Whether the night is another one than before."""
+    rows: int
+    rows_lost: int
+    """Rows that have no row of their own: a shard could not be read on."""
+    ok: int
+    errors: dict[str, int]
+    """How many by reason, the commonest first; lost ones included."""
+    shards: int
+    shards_computed: int
+    """The others were complete."""
+    rows_computed: int
+    rows_per_second: float
+    """Of those that were computed."""
+    model_busy: float
+    """Share of the time that the model processes, or GPUs, computed."""
+    input_bytes: int
+    staged_bytes: int
+    files_removed: int
+    """By tidying, afterwards."""
+    bytes_removed: int
+    files_unknown: int
+    """In the table's folder, and none of this program's."""
+    seconds: dict[str, float]
+    """By stage: `decode`, `predict` and `write` of all processes together, the others of the wall clock."""
+    model: str
+    model_version: str
+    fingerprint: str
+    run_id: str
+
+
+def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
+    """Runs one night: list, skip what is complete, compute the rest, verify, commit, tidy.
 
     Raises:
         RefusedError: too many samples were bad.
@@ -101,9 +153,10 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
     pieces = upkeep.renew(night.table, night.ds, verify(night.shards, night.folder))
     bad = count_errors(pieces)
     rows = sum(piece.rows for piece in pieces)
-    check_errors(bad.kinds, rows + bad.lost, night.max_error_fraction)
+    check_errors(bad.kinds, rows + bad.lost, night.rules.max_error_fraction)
     lineage_note = {key: str(value) for key, value in asdict(lineage).items()}
     version = commit.commit_night(night.table, night.ds, pieces, night.schema, lineage_note)
+    verify(night.shards, night.folder)  # whoever else may remove files there, this night says so
     committed = time.perf_counter()
     tidied = _tidy(night)
     computed = written.get("rows", 0)
@@ -116,34 +169,34 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> dict[str, Any
         "commit_wall": committed - staged,
         "total_wall": time.perf_counter() - started,
     }
-    return {
-        "table": night.table,
-        "ds": night.ds,
-        "version": version,
-        "changed": version is not None,
-        "rows": rows,
-        "rows_lost": bad.lost,
-        "ok": rows + bad.lost - sum(bad.kinds.values()),
-        "errors": dict(bad.kinds.most_common()),
-        "shards": len(night.shards),
-        "shards_computed": len(todo),
-        "rows_computed": int(computed),
-        "rows_per_second": round(computed / (staged - started), 2),
-        "model_busy": round(busy, 4),
-        "input_bytes": sum(shard.size for shard in night.shards),
-        "staged_bytes": int(written.get("bytes", 0)),
-        "files_removed": len(tidied.removed),
-        "bytes_removed": tidied.bytes,
-        "files_unknown": len(tidied.unknown),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    return NightSummary(
+        table=night.table,
+        ds=night.ds,
+        version=version,
+        changed=version is not None,
+        rows=rows,
+        rows_lost=bad.lost,
+        ok=rows + bad.lost - sum(bad.kinds.values()),
+        errors=dict(bad.kinds.most_common()),
+        shards=len(night.shards),
+        shards_computed=len(todo),
+        rows_computed=int(computed),
+        rows_per_second=round(computed / (staged - started), 2),
+        model_busy=round(busy, 4),
+        input_bytes=sum(shard.size for shard in night.shards),
+        staged_bytes=int(written.get("bytes", 0)),
+        files_removed=len(tidied.removed),
+        bytes_removed=tidied.bytes,
+        files_unknown=len(tidied.unknown),
+        seconds={name: round(value, 3) for name, value in seconds.items()},
         **asdict(lineage),
-    }
+    )
 
 
 def _tidy(night: Night) -> Tidied:
     """The night is committed: files that cannot be removed now are only worth a warning, the next night tries again."""
     try:
-        return upkeep.tidy(night.table, night.retain_hours)
+        return upkeep.tidy(night.table, night.retention.retain_hours)
     except (DeltaError, storage.StorageError) as error:
         log.warning("%s: cannot remove old files: %s", night.table, error)
         return Tidied([], [])
@@ -167,7 +220,7 @@ def check_shards(night: Night) -> None:
     Raises:
         RefusedError: names some of them, and the way out.
     """
-    if night.allow_missing:
+    if night.rules.allow_missing:
         return
     table = tables.open_table(night.table)
     files = tables.night_files(table, night.ds) if table is not None else set()
@@ -175,7 +228,7 @@ def check_shards(night: Night) -> None:
     if gone:
         raise RefusedError(
             f"{night.table} ds={night.ds}: {len(gone)} of its shards are gone, such as {', '.join(gone[:GONE_SHOWN])}: "
-            "nothing was changed; bring them back, or let their rows go by --allow-missing"
+            "nothing was changed; bring them back, or let their rows go by `allow_missing`"
         )
 
 

@@ -14,7 +14,7 @@ from deltalake import Schema as DeltaSchema
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights.tables import LOG, check_commits, commit_uri, open_table
-from pipelines.staging.pieces import GROWN, is_own, table_schema
+from pipelines.staging.pieces import is_own, later_columns, table_schema
 
 COMMON = table_schema(pa.schema([]))
 """Columns that every table of ours has."""
@@ -52,24 +52,24 @@ def check_ours(table: DeltaTable, uri: str, schema: pa.Schema | None = None) -> 
     """
     metadata = table.metadata()
     if metadata.name not in (None, "", mark(uri)):
-        raise UsageError(f"{uri} is the table '{metadata.name}', not one of this program's: use another --tables")
+        raise UsageError(f"{uri} is the table '{metadata.name}', not one of this program's: use another `tables`")
     if metadata.partition_columns != ["ds"]:
         by = ", ".join(metadata.partition_columns) or "nothing"
         raise UsageError(
             f"{uri} is partitioned by {by}, not by ds: another program has written it; bring an earlier version back "
-            "(`hybrid tables restore`), or use another --tables"
+            "(`hybrid tables restore`), or use another `tables`"
         )
     if different := _difference(table, schema):
-        raise UsageError(f"{uri} has other columns than this version writes ({different}): use another --tables")
+        raise UsageError(f"{uri} has other columns than this version writes ({different}): use another `tables`")
 
 
 def _difference(table: DeltaTable, schema: pa.Schema | None) -> str:
     """The first column that is not as it should be."""
     have = {field.name: field for field in table.schema().fields}
-    want = columns(schema or COMMON)
+    want, later = columns(schema or COMMON), later_columns(schema or COMMON)
     for name, field in want.items():
         if name not in have:
-            if name not in GROWN:
+            if name not in later:
                 return f"no {name}"
         elif have[name].type != field.type or not have[name].nullable:
             return f"{name} is {_type(have[name])}, not {_type(field)}"
@@ -78,7 +78,9 @@ def _difference(table: DeltaTable, schema: pa.Schema | None) -> str:
 
 
 def columns(schema: pa.Schema) -> dict[str, Field]:
-    return {field.name: field for field in DeltaSchema.from_arrow(schema.append(pa.field("ds", pa.string()))).fields}
+    """The columns of a table whose files have these: `ds` is the partition."""
+    plain = pa.schema([*(field.remove_metadata() for field in schema), pa.field("ds", pa.string())])
+    return {field.name: field for field in DeltaSchema.from_arrow(plain).fields}
 
 
 def _type(field: Field) -> str:
@@ -108,7 +110,7 @@ def check_folder(uri: str, given: Collection[str] = ()) -> None:
         if not (is_own(path) or is_log(path) or path in given):
             raise UsageError(
                 f"{uri} holds {path}, which this program did not write: "
-                "a table is made in an empty folder only; use another --tables"
+                "a table is made in an empty folder only; use another `tables`"
             )
 
 

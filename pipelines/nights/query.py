@@ -57,7 +57,7 @@ class QueryLimits:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value <= 0:
-                raise UsageError(f"--limits.{name.replace('_', '-')} is {value}: it must be more than 0")
+                raise UsageError(f"`limits.{name}` is {value}: it must be more than 0")
 
 
 DEFAULT_LIMITS = QueryLimits()
@@ -257,4 +257,4 @@ def _fetch(relation: duckdb.DuckDBPyRelation, limits: QueryLimits) -> pa.Table:
 
 
 def _option(name: str, limits: QueryLimits) -> str:
-    return f"--limits.{name.replace('_', '-')}={getattr(limits, name)}"
+    return f"`limits.{name}`={getattr(limits, name)}"

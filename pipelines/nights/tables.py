@@ -99,7 +99,7 @@ def parse_as_of(text: str) -> AsOf:
     try:
         time_ = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"--as-of '{text}' is neither a version nor a time: write 12 or 2026-01-31T06:00") from None
+        raise UsageError(f"`as_of` '{text}' is neither a version nor a time: write 12 or 2026-01-31T06:00") from None
     return time_ if time_.tzinfo else time_.replace(tzinfo=UTC)
 
 

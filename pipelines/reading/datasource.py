@@ -25,7 +25,7 @@ class ShardDatasource(Datasource):
     """
 
     def __init__(self, shards: list[Shard], options: ReadOptions, step: Step, schema: pa.Schema) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._shards, self._options, self._step, self._schema = shards, options, step, schema
 
     def get_name(self) -> str:

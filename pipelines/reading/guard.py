@@ -316,7 +316,7 @@ class Child:
             times = psutil.Process(self._process.pid).cpu_times()
         except psutil.Error:  # it has just died, which the connection will tell
             return 0.0
-        return times.user + times.system
+        return float(times.user + times.system)
 
     def _fail(self, shard: Shard, answer: dict[str, str]) -> NoReturn:
         kind, message = str(answer["error"]), str(answer["message"])

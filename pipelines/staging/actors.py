@@ -46,7 +46,7 @@ class _Worker:
         compute: batch size, threads, device.
     """
 
-    def __init__(self, inference: Inference | ray.ObjectRef, compute: Compute) -> None:
+    def __init__(self, inference: Inference | ray.ObjectRef[Inference], compute: Compute) -> None:
         torch.set_num_threads(compute.threads)
         chosen: Inference = ray.get(inference) if isinstance(inference, ray.ObjectRef) else inference
         self.session = chosen.load("cuda" if compute.gpu else "cpu")
@@ -95,7 +95,7 @@ class Predictor(_Worker):
     """
 
     def __init__(
-        self, inference: Inference | ray.ObjectRef, compute: Compute, lineage: Lineage, judge: bool = False
+        self, inference: Inference | ray.ObjectRef[Inference], compute: Compute, lineage: Lineage, judge: bool = False
     ) -> None:
         super().__init__(inference, compute)
         self.lineage = asdict(lineage)

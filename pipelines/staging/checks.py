@@ -46,7 +46,7 @@ def check_errors(
     errors: Counter[str],
     rows: int,
     max_fraction: float,
-    limit: str = "--max-error-fraction",
+    limit: str = "`max_error_fraction`",
     advice: str = "nothing was committed; mend the input or raise the limit",
 ) -> None:
     """Refuses too many bad samples; `limit` is how the message calls `max_fraction`, `advice` says the way out.

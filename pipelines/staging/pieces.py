@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from hybrid_models.inputs import LATER
 from pipelines import storage
 from pipelines.reading.shards import Shard
 
@@ -29,10 +30,9 @@ LINEAGE = [
     pa.field("fingerprint", pa.string()),
     pa.field("run_id", pa.string()),
     pa.field("created_at", pa.timestamp("us", tz="UTC")),
-    pa.field("lost_rows", pa.int64()),  # rows after this one that are lost with it, where a shard cannot be read on
+    # rows after this one that are lost with it, where a shard cannot be read on
+    pa.field("lost_rows", pa.int64(), metadata=LATER),
 ]
-GROWN = frozenset({"lost_rows"})
-"""Columns that tables and pieces of an earlier version lack: null there."""
 TIMINGS = ("decode_seconds", "predict_seconds")
 PIECE = re.compile(
     r"(?P<shard>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(?P<end>-end)?(-r(?P<renewed>\d+))?\.parquet"
@@ -44,6 +44,11 @@ UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")  # what a put to a disk 
 def table_schema(payload: pa.Schema) -> pa.Schema:
     """Columns of a table's files: `sample_id`, the hybrid's payload, lineage. `ds` is the partition, not a column."""
     return pa.schema([pa.field("sample_id", pa.string()), *payload, *LINEAGE])
+
+
+def later_columns(schema: pa.Schema) -> set[str]:
+    """Columns that tables and pieces of an earlier version may lack: null there."""
+    return {field.name for field in schema if (field.metadata or {}).items() >= LATER.items()}
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer, task: TrainTask) -
 
     name, damage = workers.from_chief(choose)
     if not name:
-        raise DamagedError(f"{damage}, and there is none before it: train under another --name")
+        raise DamagedError(f"{damage}, and there is none before it: train under another `name`")
     progress = load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
     progress.fallbacks += bool(damage)
     return progress

@@ -33,18 +33,15 @@ from pipelines.training.checkpoints import CHECKPOINT_VALIDATION, WORST
 from pipelines.training.loop import train_worker
 from pipelines.training.model_card import model_card
 from pipelines.training.preparation import initial_artifact, prepare
-from pipelines.training.runs import RunState, Shards, TrainJob, TrainTask, plain, read_state, shards_digest
+from pipelines.training.runs import RunState, Shards, Trained, TrainJob, TrainTask, plain, read_state, shards_digest
 
 log = logging.getLogger(__name__)
 MAX_OUTAGES = 5
 OUTAGE_SECONDS = 600.0
 
 
-def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
+def train(job: TrainJob, shards: Shards) -> Trained:
     """Trains to the end and registers the best model; goes on where an earlier start of the same name stopped.
-
-    Returns:
-        The summary: artifact, registered version, best metric, epochs, steps, bad samples, MLflow run.
 
     Raises:
         UsageError: the cluster has GPUs, but fewer than workers.
@@ -57,14 +54,13 @@ def train(job: TrainJob, shards: Shards) -> dict[str, Any]:
         initial = initial_artifact(job, shards[0])
         prepared = [prepare(job, initial, part) for part in shards]
         result = _fit(job, tracker, initial, prepared, scaling, threads)
-        summary = _finish(job, shards, tracker, initial, result)
+        bad = {split: dict(errors) for split, (_, errors) in zip(("train", "val"), prepared, strict=True) if errors}
+        trained = _finish(job, shards, tracker, initial, result, bad)
     except BaseException:
         tracker.finish(succeeded=False)
         raise
-    bad = {split: dict(errors) for split, (_, errors) in zip(("train", "val"), prepared, strict=True) if errors}
-    summary["bad_samples"] = bad
-    storage.write_bytes(storage.join(job.run, "summary.json"), json.dumps(summary, indent=2).encode())
-    return summary
+    storage.write_bytes(storage.join(job.run, "summary.json"), json.dumps(asdict(trained), indent=2).encode())
+    return trained
 
 
 def _open_run(job: TrainJob, shards: Shards) -> Tracker:
@@ -155,8 +151,8 @@ def _scaling(num_workers: int, gpu: str) -> tuple[ScalingConfig, int]:
     cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpu == "auto" and 0 < gpus < num_workers:
-        advice = "use at most one for each, or --gpu yes where the cluster grows"
-        raise UsageError(f"--num-workers is {num_workers}, but the cluster has {gpus} GPUs: {advice}")
+        advice = "use at most one for each, or `gpu` yes where the cluster grows"
+        raise UsageError(f"`num_workers` is {num_workers}, but the cluster has {gpus} GPUs: {advice}")
     use_gpu = gpu == "yes" or (gpu == "auto" and gpus > 0)
     share = min(cpus) / -(-num_workers // len(cpus))
     resources = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": max(0.1, 0.9 * share)}
@@ -164,7 +160,14 @@ def _scaling(num_workers: int, gpu: str) -> tuple[ScalingConfig, int]:
     return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources), threads
 
 
-def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, result: Result) -> dict[str, Any]:
+def _finish(
+    job: TrainJob,
+    shards: Shards,
+    tracker: Tracker,
+    initial: Artifact,
+    result: Result,
+    bad_samples: dict[str, dict[str, int]],
+) -> Trained:
     """The best checkpoint as an artifact, in the run's folder and in the registry."""
     hybrid, metrics, judged = _best(result, initial)
     history = [json.loads(line) for line in storage.read_text(storage.join(job.run, "history.jsonl")).splitlines()]
@@ -190,22 +193,23 @@ def _finish(job: TrainJob, shards: Shards, tracker: Tracker, initial: Artifact, 
         tracker.log_file(content, f"pictures/{name}")
     version = tracker.register(hybrid.name, files)
     tracker.finish()
-    return {
-        "run": job.run,
-        "hybrid": hybrid.name,
-        "artifact": place,
-        "model": f"models:/{hybrid.name}/{version}" if version else place,
-        "model_version": version,
-        "metric": f"val_{job.recipe.train.metric}",
-        "value": values[f"val_{job.recipe.train.metric}"],
-        "metrics": values,
-        "best_epoch": int(metrics["epoch"]),
-        "epochs": int(max(entry.get("epoch", 0) for entry in history)),
-        "steps": int(history[-1]["step"]),
-        "parameters": sum(p.numel() for p in hybrid.parameters()),
-        "mlflow": shown(job.tracking_uri),
-        "mlflow_run_id": tracker.run_id,
-    }
+    return Trained(
+        run=job.run,
+        hybrid=hybrid.name,
+        artifact=place,
+        model=f"models:/{hybrid.name}/{version}" if version else place,
+        model_version=version,
+        metric=f"val_{job.recipe.train.metric}",
+        value=values[f"val_{job.recipe.train.metric}"],
+        metrics=values,
+        best_epoch=int(metrics["epoch"]),
+        epochs=int(max(entry.get("epoch", 0) for entry in history)),
+        steps=int(history[-1]["step"]),
+        parameters=sum(p.numel() for p in hybrid.parameters()),
+        mlflow=shown(job.tracking_uri),
+        mlflow_run_id=tracker.run_id,
+        bad_samples=bad_samples,
+    )
 
 
 def _pictures(
@@ -231,7 +235,7 @@ def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any], di
     hybrid, damage = initial.load(), UsageError("there is no checkpoint")
     for checkpoint, metrics in sorted(result.best_checkpoints or [], key=lambda pair: -pair[1]["score"]):
         if metrics["score"] == WORST:
-            damage = UsageError("no epoch's metric is a number: lower train.learning_rate, under another --name")
+            damage = UsageError("no epoch's metric is a number: lower `train.learning_rate`, under another `name`")
             continue
         try:
             with checkpoint.as_directory() as folder:

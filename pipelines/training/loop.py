@@ -162,20 +162,24 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip_n
         group["lr"] = rate
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
     if not math.isfinite(norm):
-        raise FloatingPointError("the gradients are not finite: lower train.learning_rate")
+        raise FloatingPointError("the gradients are not finite: lower `train.learning_rate`")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
 
 
 def learning_rate(done: int, total: int, config: TrainConfig) -> float:
-    """Linear warm-up, then cosine to 2 % of the peak, or constant; a pure function of the finished steps."""
-    warm = min(1.0, (done + 1) / max(1, config.warmup_steps))
+    """Linear warm-up to the peak, then cosine to 2 % of it at the last step, or constant.
+
+    A pure function of the finished steps, of `total` if no epoch is left out.
+    """
+    warm_up = max(1, config.warmup_steps)
+    if done < warm_up:
+        return config.learning_rate * (done + 1) / warm_up
     if config.schedule == "constant":
-        return config.learning_rate * warm
-    phase = min(1.0, done / max(1, total))
-    cosine = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * phase))
-    return config.learning_rate * warm * cosine
+        return config.learning_rate
+    phase = min(1.0, (done + 1 - warm_up) / max(1, total - warm_up))
+    return config.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * phase)))
 
 
 @torch.inference_mode()

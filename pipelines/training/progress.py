@@ -53,11 +53,14 @@ def followed(title: str, epochs: int) -> Iterator[Any]:
 
 def _follow(actor: Any, done: threading.Event, title: str, epochs: int) -> None:
     bar = tqdm(desc=title, disable=not sys.stderr.isatty(), unit="step", file=sys.stderr, leave=False)
-    base, logged = 0, time.monotonic()
+    base, logged, asked = 0, time.monotonic(), None
     while True:
         finished = done.wait(POLL_SECONDS)
         try:
-            events = ray.get(actor.take.remote(), timeout=10)
+            asked = asked or actor.take.remote()
+            events, asked = ray.get(asked, timeout=10), None
+        except ray.exceptions.GetTimeoutError:  # a busy machine: this answer is waited for again, it has all till then
+            events = []
         except ray.exceptions.RayError as error:
             log.warning("progress is not shown any longer: %s", error)
             break

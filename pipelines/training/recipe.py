@@ -20,13 +20,13 @@ class TrainConfig:
     batch_size: int = 64
     """Samples per step over all workers together, so that adding workers does not change the result."""
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW, at the end of the warm-up."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     warmup_steps: int = 100
     """Steps of linear warm-up from zero."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: cosine to 2 % of the peak at the last epoch, or constant."""
+    """After the warm-up: cosine to 2 % of the peak at the last step of the last epoch, or constant."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     accumulate: int = 1
@@ -69,17 +69,17 @@ class Recipe:
         train = self.train
         known = ["loss", *HYBRIDS[self.hybrid].metrics_of(self.model)]
         if train.metric not in known:
-            raise UsageError(f"train.metric '{train.metric}' is unknown for a {self.hybrid}: use {', '.join(known)}")
+            raise UsageError(f"`train.metric` '{train.metric}' is unknown for a {self.hybrid}: use {', '.join(known)}")
         if train.metric != "loss" and train.validate_samples < 1:
-            raise UsageError(f"train.metric {train.metric} needs train.validate_samples of at least 1")
+            raise UsageError(f"`train.metric` {train.metric} needs `train.validate_samples` of at least 1")
         for name in ("epochs", "batch_size", "accumulate", "patience", "keep_checkpoints"):
             if getattr(train, name) < 1:
-                raise UsageError(f"train.{name} is {getattr(train, name)}: it must be at least 1")
+                raise UsageError(f"`train.{name}` is {getattr(train, name)}: it must be at least 1")
         if train.seed < 0:
-            raise UsageError(f"train.seed is {train.seed}: it must be 0 or more")
+            raise UsageError(f"`train.seed` is {train.seed}: it must be 0 or more")
         for name in ("learning_rate", "clip_norm"):
             if getattr(train, name) <= 0:
-                raise UsageError(f"train.{name} is {getattr(train, name)}: it must be positive")
+                raise UsageError(f"`train.{name}` is {getattr(train, name)}: it must be positive")
 
     @property
     def higher_is_better(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from pipelines.secrets import shown
 from pipelines.staging.pieces import Piece
 from pipelines.training.recipe import Recipe
 
+log = logging.getLogger(__name__)
 Shards = tuple[list[Shard], list[Shard]]
 """The shards of `train` and `val`."""
 
@@ -81,11 +83,11 @@ def check(job: TrainJob) -> Shards:
     """
     job.recipe.check()
     if job.num_workers < 1:
-        raise UsageError(f"--num-workers is {job.num_workers}: it must be at least 1")
+        raise UsageError(f"`num_workers` is {job.num_workers}: it must be at least 1")
     least = job.num_workers * job.recipe.model.least_share
     if job.recipe.train.batch_size < least:
         raise UsageError(
-            f"train.batch_size {job.recipe.train.batch_size} is too small for --num-workers {job.num_workers}: "
+            f"`train.batch_size` {job.recipe.train.batch_size} is too small for `num_workers` {job.num_workers}: "
             f"it must be at least {least}"
         )
     train, val = (list_shards(storage.join(job.data, split)) for split in ("train", "val"))
@@ -104,7 +106,7 @@ def _check_not_tidied(job: TrainJob) -> None:
         if not any("/checkpoint_epoch_" in file.uri for file in kept):
             raise UsageError(
                 f"run '{job.name}' is finished and its checkpoints were freed, so it cannot be registered again: "
-                f"use its artifact {storage.join(job.run, 'artifact')}, or another --name"
+                f"use its artifact {storage.join(job.run, 'artifact')}, or another `name`"
             )
 
 
@@ -116,10 +118,10 @@ def _check_same(job: TrainJob, state: RunState, shards: Shards) -> None:
     if ours != theirs:
         key = next(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
         raise UsageError(
-            f"run '{job.name}' was started with {key}={theirs.get(key)}, not {ours.get(key)}: use another --name"
+            f"run '{job.name}' was started with {key}={theirs.get(key)}, not {ours.get(key)}: use another `name`"
         )
     if state.shards != shards_digest(shards):
-        raise UsageError(f"run '{job.name}' was started before the shards of {job.data} changed: use another --name")
+        raise UsageError(f"run '{job.name}' was started before the shards of {job.data} changed: use another `name`")
 
 
 def shards_digest(shards: Shards) -> str:
@@ -140,13 +142,44 @@ def read_state(job: TrainJob) -> RunState | None:
         return None
 
 
-def finished(job: TrainJob) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to: `summary.json` in its folder."""
+
+    run: str
+    """URI of its folder."""
+    hybrid: str
+    artifact: str
+    """URI of the best model."""
+    model: str
+    """`models:/NAME/VERSION`, or the artifact's URI where MLflow was away."""
+    model_version: str | None
+    metric: str
+    """Name of the validation metric that chose the best epoch."""
+    value: float
+    metrics: dict[str, float]
+    """All validation metrics of the best epoch."""
+    best_epoch: int
+    epochs: int
+    steps: int
+    parameters: int
+    mlflow: str
+    mlflow_run_id: str | None
+    bad_samples: dict[str, dict[str, int]]
+    """Samples that were left out: split → reason → how many."""
+
+
+def finished(job: TrainJob) -> Trained | None:
     """The summary of this run if it has been trained to the end and its model is registered at this MLflow."""
+    place = storage.join(job.run, "summary.json")
     try:
-        summary = dict(json.loads(storage.read_text(storage.join(job.run, "summary.json"))))
+        trained = Trained(**json.loads(storage.read_text(place)))
     except FileNotFoundError:
         return None
-    return summary if summary["model_version"] and summary["mlflow"] == shown(job.tracking_uri) else None
+    except (ValueError, TypeError) as error:  # written anew at the end
+        log.warning("%s is damaged, so the run goes on: %s", place, error)
+        return None
+    return trained if trained.model_version and trained.mlflow == shown(job.tracking_uri) else None
 
 
 @dataclass(frozen=True)
@@ -154,7 +187,7 @@ class TrainTask:
     """Everything a worker needs."""
 
     recipe: Recipe
-    initial: ray.ObjectRef
+    initial: ray.ObjectRef[artifacts.Artifact]
     """The untrained `Artifact`, the same for all workers."""
     train_pieces: Sequence[Piece]
     val_pieces: Sequence[Piece]

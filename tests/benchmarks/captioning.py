@@ -163,7 +163,7 @@ def night(shards: list[Shard], artifact: artifacts.Artifact, tables: str) -> dic
         started = time.perf_counter()
         summary = infer.infer(job, Resources(batch_size=BATCH), Tracker(f"sqlite:///{tables}/none.db"))
         seconds = time.perf_counter() - started
-    return {"rows": summary["rows"], "seconds": seconds, "peak_mib": peak[0], "stages": summary["seconds"]}
+    return {"rows": summary.rows, "seconds": seconds, "peak_mib": peak[0], "stages": summary.seconds}
 
 
 def measure(folder: str, grown: str, model: str) -> dict[str, Any]:

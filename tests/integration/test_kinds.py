@@ -13,9 +13,11 @@ from PIL import Image
 
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
 from jobs.infer import InferOptions, run
+from jobs.options import NightOptions
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.nights import query
+from pipelines.nights.infer import Rules
 from tests import tiny
 from tests.pipelines.reading.test_radar import event_bytes
 
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def night(model: str, shards: str, tables: str, tracking_uri: str) -> dict[str, Any]:
     artifact = artifacts.read(model)
-    options = InferOptions(shards, tables, "2026-01-31", model, artifact.decoding, max_error_fraction=1.0)
+    options = InferOptions(shards, tables, "2026-01-31", model, artifact.decoding, NightOptions(Rules(1.0)))
     return run(options, artifact, tracking_uri)
 
 

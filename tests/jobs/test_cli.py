@@ -1,16 +1,18 @@
+import ast
 import importlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
+from jobs.options import FLAT
 from jobs.recipes import RECIPES
 from pipelines.staging.checks import RefusedError
 from tests import tiny
@@ -213,3 +215,69 @@ def test_peek_finds_an_option_before_the_others_are_known() -> None:
     assert cli.peek(["--models", "c", "--model.hidden-size", "3"], "--model") is None
     assert cli.peek(["--model"], "--model") is None
     assert json.dumps(cli.peek([], "--model")) == "null"
+
+
+# ---- fields and flags --------------------------------------------------------------------------------------------
+def flags_of(kind: Any, prefix: str = "") -> set[str]:
+    """The fields of an options class as pipelines name them, such as `limits.max_bytes`."""
+    found: set[str] = set()
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        flat = FLAT in getattr(hint, "__metadata__", ())
+        inner = next((one for one in (hint, *get_args(hint)) if isinstance(one, type) and is_dataclass(one)), None)
+        found |= {f"{prefix}{name}"} if inner is None else flags_of(inner, prefix if flat else f"{prefix}{name}.")
+    return found
+
+
+def every_flag() -> set[str]:
+    found: set[str] = set()
+    for verb in cli.VERBS:
+        module = importlib.import_module(f"jobs.{verb}")
+        for name, kind in vars(module).items():
+            is_own = is_dataclass(kind) and kind.__module__ == module.__name__
+            if is_own and (name.endswith("Options") or verb == "prepare"):
+                found |= flags_of(kind)
+    return found
+
+
+def messages() -> list[tuple[str, str]]:
+    """Texts of pipelines and hybrid_models, f-strings with `{}` for what is filled in, without docstrings."""
+    found = []
+    for package in ("pipelines", "hybrid_models"):
+        for path in sorted((tiny.ROOT / package).rglob("*.py")):
+            tree = ast.parse(path.read_text())
+            docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.JoinedStr):
+                    text = "".join(str(p.value) if isinstance(p, ast.Constant) else "{}" for p in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs | parts:
+                    text = node.value
+                else:
+                    continue
+                found.append((f"{path.name}:{node.lineno}", text))
+    assert len(found) > 1000
+    return found
+
+
+def test_pipelines_name_fields_that_are_flags() -> None:
+    known, named = every_flag(), set()
+    for place, text in messages():
+        assert not re.search(r"(?<![-`\w])--[a-z]", re.sub(r"`hybrid [^`]*`", "", text)), (
+            f"{place} names a flag: {text}"
+        )
+        for field in cli.FIELD.findall(text):
+            named.add(field)
+            assert field in known, f"{place} names {field}, which no verb has"
+    assert {"max_error_fraction", "retain_hours", "train.learning_rate", "num_workers", "as_of", "tables"} <= named
+
+
+def test_the_command_line_names_flags() -> None:
+    said = "5 of 9 are bad, more than `max_error_fraction` 0.05: mend `train.batch_size`; `hybrid tables` lists `x y`"
+    assert cli.with_flags(said) == (
+        "5 of 9 are bad, more than --max-error-fraction 0.05: mend --train.batch-size; `hybrid tables` lists `x y`"
+    )
+    assert cli.outcome(UsageError("use another `name`")) == (cli.USAGE, "use another --name")
+    assert cli.outcome(RefusedError("raise `max_error_fraction`")) == (cli.REFUSED, "raise --max-error-fraction")
+    wrapped = RuntimeError("x")
+    wrapped.__cause__ = FloatingPointError("lower `train.learning_rate`")
+    assert cli.outcome(wrapped)[1].startswith("failed: FloatingPointError: lower --train.learning-rate")

@@ -5,6 +5,7 @@ import pytest
 from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
+from jobs import cli
 from jobs.infer import TASKS, check_ds, main
 from pipelines import storage
 from pipelines.cluster import connection
@@ -33,7 +34,7 @@ def refusal(arguments: list[str]) -> str:
     with pytest.raises(UsageError) as caught:
         main(arguments)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return cli.with_flags(str(caught.value))
 
 
 @pytest.mark.usefixtures("ray_cluster")

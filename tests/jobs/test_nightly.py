@@ -59,7 +59,7 @@ def refusal(arguments: list[str]) -> str:
     with pytest.raises(UsageError) as caught:
         main(arguments)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return cli.with_flags(str(caught.value))
 
 
 def stored(lake: Path) -> dict[str, int]:

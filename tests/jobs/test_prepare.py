@@ -53,7 +53,7 @@ def test_the_demo_takes_its_sizes_from_options(tmp_path: Path) -> None:
 def test_mistakes_are_readable(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"train\.en\.gz is not there"):
         main(["multi30k", "--source", str(tmp_path), "--out", str(tmp_path / "out")])
-    with pytest.raises(UsageError, match=r"^--source .*/raw lies in what is written, .*: give a place outside of it$"):
+    with pytest.raises(UsageError, match=r"^`source` .*/raw lies in what is written, .*: give a place outside of it$"):
         main(["multi30k", "--source", str(tmp_path / "raw"), "--out", str(tmp_path)])
     for arguments in ([], ["imagenet"], ["multi30k", "--out", "x"], ["demo", "--out", "x", "--scenes", "many"]):
         with pytest.raises(UsageError) as caught:

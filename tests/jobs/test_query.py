@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hybrid_models.errors import UsageError
+from jobs import cli
 from jobs.query import asked, main
 from pipelines import storage
 from pipelines.nights.commit import commit_night
@@ -93,7 +94,7 @@ def test_csv_holds_nothing_that_a_spreadsheet_would_run(lake: str, capfdbinary: 
 
 
 def test_limits_are_options(lake: str) -> None:
-    with pytest.raises(UsageError, match=r"more than --limits\.max-rows=2 allows"):
+    with pytest.raises(UsageError, match=r"more than `limits\.max_rows`=2 allows"):
         main([SQL, "--tables", lake, "--limits.max-rows", "2"])
 
 
@@ -153,7 +154,7 @@ def test_rows_go_to_a_file_and_the_summary_to_stdout(
 def test_mistakes_are_one_line(lake: str, argv: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         main([argument.format(lake=lake) for argument in argv])
-    assert message.format(lake=lake) in str(caught.value)
+    assert message.format(lake=lake) in cli.with_flags(str(caught.value))
     assert "\n" not in str(caught.value)
 
 
@@ -165,6 +166,6 @@ def test_only_tables_that_a_statement_names_are_opened() -> None:
 
 
 def test_rows_are_not_written_into_a_table(lake: str) -> None:
-    with pytest.raises(UsageError, match=r"--out .*nowcasts/x\.csv lies in the table"):
+    with pytest.raises(UsageError, match=r"`out` .*nowcasts/x\.csv lies in the table"):
         main([SQL, "--tables", lake, "--format", "csv", "--out", f"{lake}/nowcasts/x.csv"])
     assert main([SQL, "--tables", lake, "--format", "csv", "--out", f"{lake}/x.csv"]) is not None

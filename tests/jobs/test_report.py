@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from hybrid_models.errors import UsageError
+from jobs import cli
 from jobs.report import main
 from tests import tiny
 
@@ -40,7 +41,7 @@ def test_mistakes_are_one_line(lake: Path) -> None:
         with pytest.raises(UsageError) as caught:
             main(argv(lake, *more))
         assert "\n" not in str(caught.value)
-        return str(caught.value)
+        return cli.with_flags(str(caught.value))
 
     assert refusal("--ds", "today").startswith("--ds 'today' is not a date")
     assert refusal("--ds", "2026-02-01").startswith(f"no table at {lake}/tables has rows of 2026-02-01: ")

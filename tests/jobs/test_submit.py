@@ -3,6 +3,7 @@
 import pytest
 
 from hybrid_models.errors import UsageError
+from jobs import cli
 from jobs.submit import explain, main
 from pipelines.cluster.submission import Ending
 
@@ -11,7 +12,7 @@ def refusal(*argv: str) -> str:
     with pytest.raises(UsageError) as caught:
         main(list(argv))
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return cli.with_flags(str(caught.value))
 
 
 def test_mistakes_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

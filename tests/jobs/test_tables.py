@@ -7,7 +7,7 @@ import pytest
 from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
-from jobs import query
+from jobs import cli, query
 from jobs.tables import main
 from pipelines import storage
 from tests.pipelines.nights.test_query import write_night
@@ -105,7 +105,7 @@ def test_mistakes_are_one_line(lake: str) -> None:
         with pytest.raises(UsageError) as caught:
             main(list(argv))
         assert "\n" not in str(caught.value)
-        return str(caught.value)
+        return cli.with_flags(str(caught.value))
 
     assert refusal("--tables", f"{lake}/none").startswith(f"no tables at {lake}/none: ")
     assert refusal("--tables", lake, "--as-of", "99") == f"{lake}/captions has no version 99: its newest is 2"

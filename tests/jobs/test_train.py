@@ -2,12 +2,13 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hybrid_models.errors import UsageError
+from jobs import cli
 from jobs.recipes import RECIPES
 from jobs.train import main
 from pipelines import storage
@@ -15,7 +16,7 @@ from pipelines.cluster import connection
 from pipelines.models import tracking
 from pipelines.reading.shards import Shard
 from pipelines.training import driver, runs
-from pipelines.training.runs import TrainJob
+from pipelines.training.runs import Trained, TrainJob
 from tests import tiny
 
 
@@ -28,15 +29,22 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def trained_as(run: str) -> Trained:
+    return Trained(
+        run, "translator", f"{run}/artifact", "models:/translator/3", "3", "val_bleu", 12.5, {"val_bleu": 12.5}, 1, 1,
+        9, 99, "sqlite:///m.db", "run", {},
+    )  # fmt: skip
+
+
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TrainJob]]:
     """Jobs that would have been trained; no cluster starts."""
     jobs: list[TrainJob] = []
 
-    def note(job: TrainJob, shards: tuple[list[Shard], list[Shard]]) -> dict[str, Any]:
+    def note(job: TrainJob, shards: tuple[list[Shard], list[Shard]]) -> Trained:
         assert [len(part) for part in shards] == [1, 1]
         jobs.append(job)
-        return {"run": job.run}
+        return trained_as(job.run)
 
     monkeypatch.setattr(driver, "train", note)
     monkeypatch.setattr(connection, "connect", contextlib.nullcontext)
@@ -53,15 +61,15 @@ def refusal(arguments: list[str]) -> str:
     with pytest.raises(UsageError) as caught:
         main(arguments)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return cli.with_flags(str(caught.value))
 
 
 def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list[TrainJob]) -> None:
-    assert main(["translator-demo", *argv(lake)]) == {"run": f"{lake}/lake/runs/translator-demo"}
+    assert main(["translator-demo", *argv(lake)])["run"] == f"{lake}/lake/runs/translator-demo"
     more = ["--name", "mine.1", "--num-workers", "2", "--model.hidden-size", "48", "--model.no-tie-embeddings",
             "--train.schedule", "constant", "--train.learning-rate", "0.5", "--decoding.beam-size", "2",
             "--limits.max-bytes", "99", "--resources.batch-size", "7"]  # fmt: skip
-    assert main(["translator-demo", *argv(lake, *more)]) == {"run": f"{lake}/lake/runs/mine.1"}
+    assert main(["translator-demo", *argv(lake, *more)])["run"] == f"{lake}/lake/runs/mine.1"
     plain, changed = trained
     assert plain.recipe == RECIPES["translator-demo"]()
     assert (plain.recipe_name, plain.name, plain.num_workers) == ("translator-demo", "translator-demo", 1)
@@ -87,7 +95,7 @@ def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list
 
 def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]) -> None:
     run = f"{lake}/lake/runs/translator-demo"
-    summary = {"value": 12.5, "model_version": "3", "mlflow": "sqlite:///m.db"}
+    summary = asdict(trained_as(run))
     storage.write_bytes(f"{run}/summary.json", json.dumps(summary).encode())
     assert main(["translator-demo", *argv(lake)]) == summary
     assert trained == []
@@ -112,7 +120,7 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
         (["--train.schedule", "linear"], "linear"),
         (["--name", "../up"], "--name '../up' must be letters, digits, '.', '_' and '-'"),
         (["--num-workers", "0"], "--num-workers is 0: it must be at least 1"),
-        (["--num-workers", "17"], "train.batch_size 16 is too small for --num-workers 17: it must be at least 17"),
+        (["--num-workers", "17"], "--train.batch-size 16 is too small for --num-workers 17: it must be at least 17"),
         (["--data", "/none"], "no shards found at /none/train"),
         (["--storage", "/proc/nowhere"], "cannot write /proc/nowhere/"),
         (

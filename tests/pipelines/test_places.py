@@ -8,14 +8,14 @@ from pipelines.places import check_apart, check_outside
 
 def clash(read: str, *written: str) -> str:
     with pytest.raises(UsageError) as caught:
-        check_apart({"--input": read}, "--tables", written)
+        check_apart({"input": read}, "tables", written)
     return str(caught.value)
 
 
 def test_an_input_in_a_folder_of_outputs_is_refused() -> None:
     assert clash("/lake/captions/ds=2026-01-01/*", "/lake/nowcasts", "/lake/captions") == (
-        "--input /lake/captions/ds=2026-01-01/* lies in /lake/captions, which this command writes: give another "
-        "--tables, such as a new folder beside the input, or name the input more closely"
+        "`input` /lake/captions/ds=2026-01-01/* lies in /lake/captions, which this command writes: give another "
+        "`tables`, such as a new folder beside the input, or name the input more closely"
     )
     assert " is /lake/captions, which" in clash("/lake/captions", "/lake/captions")
     assert " may reach into /lake/captions, which" in clash("/lake", "/lake/captions")
@@ -50,7 +50,7 @@ def test_however_it_is_written(read: str) -> None:
 )
 def test_in_a_bucket(read: str) -> None:
     clash(read, "s3://lake/captions")
-    check_apart({"--input": read}, "--tables", ["s3://other/captions", "/lake/captions"])
+    check_apart({"input": read}, "tables", ["s3://other/captions", "/lake/captions"])
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_in_a_bucket(read: str) -> None:
     ["/lake/captions-in", "/lake/photos/*.tar", "/lake/captio", "/lake/p*", "/lake/captions-*/x", "/lake/captions.tar"],
 )
 def test_a_root_may_be_shared(read: str) -> None:
-    check_apart({"--input": read}, "--tables", ["/lake/captions", "/lake/nowcasts"])
-    check_apart({"--input": "s3:/" + read}, "--tables", ["s3://lake/captions"])
+    check_apart({"input": read}, "tables", ["/lake/captions", "/lake/nowcasts"])
+    check_apart({"input": "s3:/" + read}, "tables", ["s3://lake/captions"])
 
 
 def test_links_and_the_working_directory_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,12 +69,12 @@ def test_links_and_the_working_directory_are_followed(tmp_path: Path, monkeypatc
     for read in ("link/captions", "lake/captions/*", "link", "*", "./link/*/x", f"{tmp_path}/link/capt*"):
         clash(read, "lake/captions")
         clash(read, "link/captions")
-    check_apart({"--input": "in/*"}, "--tables", ["link/captions"])
+    check_apart({"input": "in/*"}, "tables", ["link/captions"])
 
 
 def test_an_output_outside_of_folders() -> None:
-    check_outside("--out", "/lake/reports/x.html", ["/lake/captions"], "the table")
-    check_outside("--out", "/lake", ["/lake/captions"], "the table")
+    check_outside("out", "/lake/reports/x.html", ["/lake/captions"], "the table")
+    check_outside("out", "/lake", ["/lake/captions"], "the table")
     for place in ("/lake/captions/x.html", "/lake/captions", "/lake/a/../captions/_delta_log/x.json"):
-        with pytest.raises(UsageError, match=f"^--out {place} lies in the table /lake/captions: give a place outside"):
-            check_outside("--out", place, ["/lake/captions"], "the table")
+        with pytest.raises(UsageError, match=f"^`out` {place} lies in the table /lake/captions: give a place outside"):
+            check_outside("out", place, ["/lake/captions"], "the table")

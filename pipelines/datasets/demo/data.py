@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,7 @@ from pipelines import storage
 from pipelines.datasets.demo.scenes import scene_rows
 from pipelines.datasets.demo.sentences import distinct_pairs
 from pipelines.datasets.moving_digits import sequence_rows
-from pipelines.datasets.writer import DatasetWriter, TarRow
+from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow
 
 NIGHTS = ("night/ds=2026-01-01", "night/ds=2026-01-02")
 NIGHT_SHARDS = 3
@@ -25,7 +24,7 @@ DIGIT_FRAMES, DIGIT_CANVAS, DIGIT_SIZE = 10, 32, 14
 
 def prepare_demo(
     out: str, scenes: int, digits: int, sentences: int, night_rows: int, rows_per_shard: int, seed: int
-) -> dict[str, Any]:
+) -> Prepared:
     """Makes three small data sets, each with the splits train, val, test and two nights: `scenes` (tar of JPEG and
     captions), `digits` (tar of uint8 `[10, 32, 32]`) and `sentences` (JSON lines `{"id", "en", "de"}`).
 
@@ -46,21 +45,22 @@ def prepare_demo(
     """
     for name, value in {"scenes": scenes, "digits": digits, "sentences": sentences}.items():
         if value < 8:
-            raise UsageError(f"{name} is {value}: at least 8 are needed, so that each split has some")
+            raise UsageError(f"`{name}` is {value}: at least 8 are needed, so that each split has some")
     if night_rows < NIGHT_SHARDS:
-        raise UsageError(f"night-rows is {night_rows}: at least {NIGHT_SHARDS} are needed, one for each shard")
-    summaries = [
+        raise UsageError(f"`night_rows` is {night_rows}: at least {NIGHT_SHARDS} are needed, one for each shard")
+    parts = [
         _prepare_scenes(storage.join(out, "scenes"), _split_sizes(scenes, night_rows), rows_per_shard, seed),
         _prepare_digits(storage.join(out, "digits"), _split_sizes(digits, night_rows), rows_per_shard, seed),
         _prepare_sentences(storage.join(out, "sentences"), _split_sizes(sentences, night_rows), rows_per_shard, seed),
     ]
-    return {
-        "dataset": "demo",
-        "out": out,
-        "splits": {f"{s['dataset']}/{split}": rows for s in summaries for split, rows in s["splits"].items()},
-        "shards": sum(s["shards"] for s in summaries),
-        "bytes": sum(s["bytes"] for s in summaries),
-    }
+    return Prepared(
+        dataset="demo",
+        out=out,
+        splits={f"{part.dataset}/{split}": rows for part in parts for split, rows in part.splits.items()},
+        in_train={f"{part.dataset}/{split}": count for part in parts for split, count in part.in_train.items()},
+        shards=sum(part.shards for part in parts),
+        bytes=sum(part.bytes for part in parts),
+    )
 
 
 def _split_sizes(train: int, night_rows: int) -> dict[str, int]:
@@ -77,7 +77,7 @@ def _key(split: str) -> str:
     return split.rpartition("=")[2]
 
 
-def _prepare_scenes(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> dict[str, Any]:
+def _prepare_scenes(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> Prepared:
     writer = DatasetWriter(out, "scenes", rows_per_shard, {"train": sizes["train"], "seed": seed})
     for number, (split, count) in enumerate(sizes.items()):
         rows = scene_rows(_key(split), count, np.random.default_rng([seed, 0, number]))
@@ -94,7 +94,7 @@ def _cut_one(rows: Iterator[TarRow], position: int) -> Iterator[TarRow]:
         yield key, {**members, "jpg": jpeg[: len(jpeg) // 2] if number == position else jpeg}
 
 
-def _prepare_digits(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> dict[str, Any]:
+def _prepare_digits(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> Prepared:
     images = _handwritten_digits(seed)
     val, test = len(images) * 7 // 10, len(images) * 85 // 100
     digits = {"train": images[:val], "val": images[val:test], "test": images[test:]}
@@ -115,7 +115,7 @@ def _handwritten_digits(seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 1]).permutation(large)
 
 
-def _prepare_sentences(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> dict[str, Any]:
+def _prepare_sentences(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> Prepared:
     """All splits are parts of one stream in which no sentence comes twice."""
     pairs = distinct_pairs(np.random.default_rng([seed, 2]))
     writer = DatasetWriter(out, "sentences", rows_per_shard, {"train": sizes["train"], "seed": seed})

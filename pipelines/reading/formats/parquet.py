@@ -52,7 +52,7 @@ def _batch_rows(group: pq.RowGroupMetaData) -> int:
     for chunk in (group.column(i) for i in range(group.num_columns)):
         if "." in chunk.path_in_schema and chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY":
             size = max(size, chunk.total_uncompressed_size)
-    return max(1, min(PARQUET_ROWS, PARQUET_BYTES // size))
+    return int(max(1, min(PARQUET_ROWS, PARQUET_BYTES // size)))
 
 
 def _parquet_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

@@ -99,6 +99,18 @@ def test_payload_rows_hold_the_frames_and_their_summary():
     np.testing.assert_allclose(first["mean_mm_h"], seen.mean((1, 2)), rtol=1e-4)
     np.testing.assert_allclose(first["max_mm_h"], seen.max((1, 2)))
     np.testing.assert_allclose(first["wet_fraction"], (seen >= 0.1).mean((1, 2)), rtol=1e-5)
+    assert (first["mean"], first["max"], first["unit"]) == (first["mean_mm_h"], first["max_mm_h"], "mm/h")
+
+
+def test_frames_of_video_have_no_rain():
+    model, sample = Nowcaster(VIDEO, {}), sample_of(shower(8, size=16) / 12, VIDEO)
+    (row,) = model.predict(model.collate([sample]), NowcasterDecoding())
+    table = pa.Table.from_pylist([row], schema=Nowcaster.payload_schema).to_pylist()[0]
+    frames = np.frombuffer(table["frames"], "<f2").reshape(table["frames_shape"]).astype(np.float32)
+    np.testing.assert_allclose(table["mean"], frames.mean((1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(table["max"], frames.max((1, 2)))
+    assert table["unit"] == "intensity"
+    assert [table[name] for name in ("mean_mm_h", "max_mm_h", "wet_fraction", "probability")] == [None] * 4
 
 
 def test_nowcast_takes_the_newest_frames_of_any_grid():

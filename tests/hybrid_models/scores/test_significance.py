@@ -6,7 +6,7 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 
 from hybrid_models.errors import UsageError
-from hybrid_models.scores.significance import consecutive, paired_bootstrap
+from hybrid_models.scores.significance import Difference, consecutive, paired_bootstrap
 from hybrid_models.scores.texts import Tally, bleu
 from tests import tiny
 
@@ -32,7 +32,7 @@ def test_the_interval_is_that_of_a_mean():
 
 def test_equal_models_do_not_differ():
     values = means(np.arange(20.0))
-    assert paired_bootstrap(values, values, range(20)) == (9.5, 9.5, 0.0, 0.0, 0.0, 1.0)
+    assert paired_bootstrap(values, values, range(20)) == Difference(9.5, 9.5, 0.0, 0.0, 0.0, 1.0)
 
 
 def test_what_depends_on_each_other_is_drawn_together():
@@ -77,4 +77,4 @@ def test_other_samples_and_none_are_refused(first, second, blocks):
 
 def test_one_block_has_no_interval():
     found = paired_bootstrap(means(np.ones(3)), means(np.full(3, 1.5)), [7] * 3)
-    assert found == (1.0, 1.5, 0.5, None, None, None)
+    assert found == Difference(1.0, 1.5, 0.5, None, None, None)

@@ -105,7 +105,7 @@ def make_coco(folder: Path, zipped: bool) -> None:
 def test_coco_draws_val_from_train_and_tests_on_its_val(tmp_path: Path, zipped: bool) -> None:
     make_coco(tmp_path / "coco", zipped)
     summary = prepare_coco(str(tmp_path / "coco"), str(tmp_path / "out"), 4, val_images=2, seed=0)
-    assert summary["splits"] == {"train": 7, "val": 2, "test": 3}
+    assert summary.splits == {"train": 7, "val": 2, "test": 3}
     assert_disjoint(tmp_path / "out")
     (shard,) = list_shards(str(tmp_path / "out/test"))
     first = raw_rows(shard)[0]
@@ -124,7 +124,7 @@ def test_coco_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"captions_train2017.json is not there: expected captions_train2017.json of"):
         prepare_coco(source, out, 4, 2, 0)
     make_coco(tmp_path / "coco", zipped=False)
-    with pytest.raises(UsageError, match="val-images is 9: it must be between 1 and 8"):
+    with pytest.raises(UsageError, match="`val_images` is 9: it must be between 1 and 8"):
         prepare_coco(source, out, 4, 9, 0)
     (tmp_path / "coco/train2017/000000000003.jpg").unlink()
     with pytest.raises(UsageError, match=r"1 of \d photographs are not in .*/train2017: fetch it again"):
@@ -155,7 +155,7 @@ def make_iwslt14(folder: Path) -> None:
 def test_iwslt14_pairs_sentences_and_leaves_tags_out(tmp_path: Path) -> None:
     make_iwslt14(tmp_path / "de-en")
     summary = prepare_iwslt14(str(tmp_path / "de-en"), str(tmp_path / "out"), 100, ("de", "en"))
-    assert summary["splits"] == {"train": 41, "val": 12, "test": 12}
+    assert summary.splits == {"train": 41, "val": 12, "test": 12}
     assert json.loads((tmp_path / "out/_manifest.json").read_text())["options"] == {
         "rows_per_shard": 100,
         "val": ["TED.dev2010", "TEDX.dev2012"],
@@ -231,7 +231,7 @@ def make_kth(folder: Path) -> None:
 def test_kth_is_cut_into_clips_of_whole_sequences(tmp_path: Path) -> None:
     make_kth(tmp_path / "kth")
     summary = prepare_kth(str(tmp_path / "kth"), str(tmp_path / "out"), 100, size=128, frames=30)
-    assert summary["splits"] == {"train": 12, "val": 4, "test": 4}
+    assert summary.splits == {"train": 12, "val": 4, "test": 4}
     assert_disjoint(tmp_path / "out")
     (shard,) = list_shards(str(tmp_path / "out/val"))
     rows = raw_rows(shard)

@@ -44,8 +44,8 @@ COUNTS = {"train": 7, "val": 2, "test_2016_flickr": 3}
 def test_multi30k_pairs_lines_of_both_languages(tmp_path: Path, packed: bool) -> None:
     make_multi30k(tmp_path / "source", COUNTS, packed)
     summary = prepare_multi30k(str(tmp_path / "source"), str(tmp_path / "out"), rows_per_shard=4)
-    assert summary["splits"] == {"train": 7, "val": 2, "test": 3}
-    assert summary["shards"] == 4
+    assert summary.splits == {"train": 7, "val": 2, "test": 3}
+    assert summary.shards == 4
     lines = gzip.decompress((tmp_path / "out/train/multi30k-train-00001.jsonl.gz").read_bytes()).decode().split("\n")
     assert json.loads(lines[0]) == {"id": "train-00004", "en": "a line\u2028of 4", "de": "eine Zeile über 4"}
     assert len(lines) == 4  # three rows and the last newline
@@ -90,9 +90,9 @@ def test_repacked_flickr8k_gets_three_disjoint_splits(tmp_path: Path) -> None:
     make_repacked(source, 24, 6, same={"t003.jpg": "t017.jpg", "t020.jpg": "d002.jpg"})
     summary = prepare_flickr8k(str(source), str(out), rows_per_shard=5, val_images=4, seed=3)
     splits = {split: members(out, split) for split in ("train", "val", "test")}
-    assert sum(summary["splits"].values()) == 30
-    assert summary["splits"]["test"] == 7  # six dev photographs and the training one that equals one of them
-    assert summary["splits"]["val"] in (4, 5)
+    assert sum(summary.splits.values()) == 30
+    assert summary.splits["test"] == 7  # six dev photographs and the training one that equals one of them
+    assert summary.splits["val"] in (4, 5)
     hashes = [
         {hashlib.sha256(data).hexdigest() for name, data in split.items() if name.endswith(".jpg")}
         for split in splits.values()
@@ -126,7 +126,7 @@ def make_original(folder: Path) -> None:
 def test_the_original_flickr8k_keeps_its_own_splits(tmp_path: Path) -> None:
     make_original(tmp_path / "source")
     summary = prepare_flickr8k(str(tmp_path / "source"), str(tmp_path / "out"), 3, 300, 0)
-    assert summary["splits"] == {"train": 4, "val": 3, "test": 1}  # p8 is p0 again, which is in dev
+    assert summary.splits == {"train": 4, "val": 3, "test": 1}  # p8 is p0 again, which is in dev
     val = members(tmp_path / "out", "val")
     assert [name for name in val if name.endswith("jpg")] == ["p0.jpg", "p5.jpg", "p8.jpg"]
     assert json.loads(val["p5.json"])["captions"] == [f"photo 5 caption {k} ." for k in range(5)]
@@ -142,7 +142,7 @@ def test_flickr8k_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"p3\.jpg and 0 more listed photographs are not in"):
         prepare_flickr8k(str(tmp_path / "original"), out, 3, 2, 0)
     make_repacked(tmp_path / "repacked", 4, 2, same={})
-    with pytest.raises(UsageError, match="val-images is 4: it must be between 1 and 3"):
+    with pytest.raises(UsageError, match="`val_images` is 4: it must be between 1 and 3"):
         prepare_flickr8k(str(tmp_path / "repacked"), out, 3, 4, 0)
     (tmp_path / "repacked/captions.json").write_text('{"images": [{"file": 1}]}')
     with pytest.raises(UsageError, match=r"captions\.json is not of the form"):
@@ -164,7 +164,7 @@ def test_moving_mnist_takes_its_splits_digits_from_different_images(tmp_path: Pa
     counts = {"train": 30, "val": 8, "test": 8}
     for name in ("out", "again"):
         summary = prepare_moving_mnist(str(tmp_path / "source"), str(tmp_path / name), 10, counts, seed=1)
-        assert summary["splits"] == counts
+        assert summary.splits == counts
     assert files(tmp_path / "out") == files(tmp_path / "again")
     greys = {}
     for split in counts:

@@ -27,7 +27,7 @@ def make_events(folder: Path) -> None:
 
 
 def splits(summary: dict, out: Path) -> dict[str, list[str]]:
-    return {split: sorted(p.stem for p in (out / split).iterdir()) for split in summary["splits"]}
+    return {split: sorted(p.stem for p in (out / split).iterdir()) for split in summary.splits}
 
 
 def test_the_newest_events_are_kept_back(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_the_newest_events_are_kept_back(tmp_path: Path) -> None:
     out = tmp_path / "out"
     summary = prepare_radar(str(tmp_path / "source"), str(out), crop=0, val=(), test=())
     assert splits(summary, out) == {"train": ["a", "c"], "val": ["d"], "test": ["b"]}
-    assert summary["splits"] == {"train": 8, "val": 4, "test": 4}
+    assert summary.splits == {"train": 8, "val": 4, "test": 4}
     assert (out / "val/d.nc").read_bytes() == (tmp_path / "source/d.nc").read_bytes()
 
 
@@ -93,12 +93,12 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
             prepare_radar(str(source), out, crop, val, test)
 
     fails("there is no event 'x'; there are a, b, c, d", val=("x",))
-    fails("event 'a' is in both --val and --test", val=("a", "b"), test=("a",))
+    fails("event 'a' is in both `val` and `test`", val=("a", "b"), test=("a",))
     fails("no event is left to train on", val=("a", "b"), test=("c", "d"))
-    fails("crop is -1", crop=-1)
+    fails("`crop` is -1", crop=-1)
     for name in "cd":
         (source / f"{name}.nc").unlink()
-    fails("2 events make no three splits: say which are --val and --test")
+    fails("2 events make no three splits: say which are `val` and `test`")
     (source / "b.nc").write_bytes(b"broken")
     fails(r"b\.nc cannot be used: RadarDecodeError: ")
     for path in source.iterdir():

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_rows_are_cut_into_shards_in_order(tmp_path: Path) -> None:
     assert [member for shard in keys for member in shard] == [(f"k{i}.txt", b"%d" % i) for i in range(7)]
     ids = [json.loads(line)["id"] for name in nights for line in gzip.decompress(written[name]).splitlines()]
     assert ids == list(range(7))
-    assert summary == {
+    assert asdict(summary) == {
         "dataset": "set",
         "out": str(tmp_path),
         "splits": {"train": 7, "night/ds=2026-01-01": 7},
@@ -91,8 +92,8 @@ def test_what_is_in_train_too_is_counted_by_content(tmp_path: Path, caplog: pyte
         writer.write_jsonl(split, [{"id": key, "en": pair} for key, _, pair in taken])
         writer.write_file(split, f"{split}.nc", event, 4)
     summary = writer.finish()
-    assert summary["in_train"] == {"val": 1, "test": 4}  # c; b, x, z and the event
-    assert json.loads((tmp_path / "_manifest.json").read_text())["in_train"] == summary["in_train"]
+    assert summary.in_train == {"val": 1, "test": 4}  # c; b, x, z and the event
+    assert json.loads((tmp_path / "_manifest.json").read_text())["in_train"] == summary.in_train
     assert "4 contents of test are in train, too" in caplog.text
 
 
@@ -125,7 +126,7 @@ def test_writing_again_removes_only_what_an_earlier_call_wrote(tmp_path: Path) -
 
 
 def test_what_cannot_be_written_is_the_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="rows_per_shard is 0"):
+    with pytest.raises(UsageError, match="`rows_per_shard` is 0"):
         DatasetWriter(str(tmp_path), "set", 0, {})
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UsageError, match="cannot write"):

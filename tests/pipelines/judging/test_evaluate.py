@@ -39,16 +39,16 @@ def job(tmp_path: Path) -> Evaluation:
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_judgement_is_that_of_all_good_samples(job: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     result = evaluate.evaluate(job, RESOURCES)
-    assert result["samples"] == 20
-    assert list(result["errors"].values()) == [1]
+    assert result.samples == 20
+    assert list(result.errors.values()) == [1]
     sources = tiny.sentences(20, seed=3)
     references = [" ".join(reversed(text.split())) for text in sources]
     hypotheses = tiny.translator().translate(sources, beam_size=1, max_length=12)
-    assert result["metrics"]["bleu"] == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score)
-    assert result["metrics"]["chrf"] == pytest.approx(sacrebleu.corpus_chrf(hypotheses, [references]).score)
-    assert result["parts"] == {"1-10 words": {"samples": 20, **result["metrics"]}}
-    assert result["baseline"]["name"] == "copy the source"
-    assert result["baseline"]["bleu"] == pytest.approx(sacrebleu.corpus_bleu(sources, [references]).score)
+    assert result.metrics["bleu"] == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score)
+    assert result.metrics["chrf"] == pytest.approx(sacrebleu.corpus_chrf(hypotheses, [references]).score)
+    assert result.parts == {"1-10 words": {"samples": 20, **result.metrics}}
+    assert result.baseline["name"] == "copy the source"
+    assert result.baseline["bleu"] == pytest.approx(sacrebleu.corpus_bleu(sources, [references]).score)
 
     monkeypatch.setattr(engine, "stage", None)  # an interrupted evaluation goes on: nothing is left to compute
     assert evaluate.evaluate(job, RESOURCES) == result
@@ -75,19 +75,19 @@ def test_the_fingerprint_decides_where_records_are_staged(job: Evaluation, tmp_p
 def test_two_models_are_compared_on_the_same_samples(job: Evaluation, tmp_path: Path) -> None:
     other = artifacts.read(tiny.write_translator(str(tmp_path / "other"), seed=1))
     found = evaluate.compare(job, replace(job, inference=Inference.of(other)), RESOURCES)
-    assert (found["samples"], found["only_first"], found["only_second"]) == (20, 0, 0)
+    assert (found.samples, found.only_first, found.only_second) == (20, 0, 0)
     sources = tiny.sentences(20, seed=3)
     references = [" ".join(reversed(text.split())) for text in sources]
     scores = [
         sacrebleu.corpus_chrf(tiny.translator(seed).translate(sources, beam_size=1, max_length=12), [references]).score
         for seed in (0, 1)
     ]
-    chrf = found["metrics"]["chrf"]
-    assert (chrf["first"], chrf["second"]) == pytest.approx(tuple(scores))
-    assert chrf["difference"] == pytest.approx(scores[1] - scores[0])
-    assert chrf["low"] < chrf["difference"] < chrf["high"]
-    same = evaluate.compare(job, job, RESOURCES)["metrics"]["chrf"]
-    assert (same["low"], same["high"], same["p"]) == (0, 0, 1)
+    chrf = found.metrics["chrf"]
+    assert (chrf.first, chrf.second) == pytest.approx(tuple(scores))
+    assert chrf.difference == pytest.approx(scores[1] - scores[0])
+    assert chrf.low < chrf.difference < chrf.high
+    same = evaluate.compare(job, job, RESOURCES).metrics["chrf"]
+    assert (same.low, same.high, same.p) == (0, 0, 1)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -114,17 +114,17 @@ def test_captioners_are_compared_by_photograph(tmp_path: Path) -> None:
     models = [artifacts.read(tiny.write_captioner(str(tmp_path / f"model-{seed}"), seed)) for seed in (0, 1)]
     shards = list_shards(str(tmp_path / "test"))
     first, second = (Evaluation(shards, str(tmp_path), Inference.of(artifact)) for artifact in models)
-    judged = [evaluate.evaluate(job, RESOURCES)["metrics"] for job in (first, second)]
+    judged = [evaluate.evaluate(job, RESOURCES).metrics for job in (first, second)]
 
     found = evaluate.compare(first, second, RESOURCES)
-    assert (found["samples"], found["only_first"], found["only_second"]) == (8, 0, 0)
-    assert set(found["metrics"]) == {"cider_d", "bleu4"}
-    for name, both in found["metrics"].items():
-        assert (both["first"], both["second"]) == pytest.approx((judged[0][name], judged[1][name]))
-        assert both["low"] <= both["difference"] <= both["high"]
-    cider_d = found["metrics"]["cider_d"]
-    assert cider_d["first"] > 0.1, "it meets its own words"
-    assert cider_d["low"] < cider_d["difference"] < cider_d["high"] <= 0
+    assert (found.samples, found.only_first, found.only_second) == (8, 0, 0)
+    assert set(found.metrics) == {"cider_d", "bleu4"}
+    for name, both in found.metrics.items():
+        assert (both.first, both.second) == pytest.approx((judged[0][name], judged[1][name]))
+        assert both.low <= both.difference <= both.high
+    cider_d = found.metrics["cider_d"]
+    assert cider_d.first > 0.1, "it meets its own words"
+    assert cider_d.low < cider_d.difference < cider_d.high <= 0
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -142,25 +142,25 @@ def test_nowcasts_are_judged_and_compared_by_event(tmp_path: Path) -> None:
     job = Evaluation(list_shards(str(tmp_path / "test")), str(tmp_path), Inference.of(first))
 
     judged = evaluate.evaluate(job, RESOURCES)
-    assert {name: part["samples"] for name, part in judged["parts"].items()} == {"fast.nc": 5, "slow.nc": 5}
-    assert judged["parts"]["slow.nc"]["mse"] < judged["parts"]["fast.nc"]["mse"]
-    pooled = (judged["parts"]["slow.nc"]["mse"] + judged["parts"]["fast.nc"]["mse"]) / 2
-    assert judged["metrics"]["mse"] == pytest.approx(pooled)
+    assert {name: part["samples"] for name, part in judged.parts.items()} == {"fast.nc": 5, "slow.nc": 5}
+    assert judged.parts["slow.nc"]["mse"] < judged.parts["fast.nc"]["mse"]
+    pooled = (judged.parts["slow.nc"]["mse"] + judged.parts["fast.nc"]["mse"]) / 2
+    assert judged.metrics["mse"] == pytest.approx(pooled)
 
     found = evaluate.compare(job, replace(job, inference=Inference.of(second)), RESOURCES)
-    assert (found["samples"], found["only_first"], found["only_second"]) == (10, 0, 0)
-    mse = found["metrics"]["mse"]
-    assert mse["first"] == pytest.approx(judged["metrics"]["mse"])
-    assert mse["low"] <= mse["difference"] <= mse["high"]
-    assert found["metrics"]["crps"]["difference"] > 0.1 * found["metrics"]["crps"]["first"]
+    assert (found.samples, found.only_first, found.only_second) == (10, 0, 0)
+    mse = found.metrics["mse"]
+    assert mse.first == pytest.approx(judged.metrics["mse"])
+    assert mse.low <= mse.difference <= mse.high
+    assert found.metrics["crps"].difference > 0.1 * found.metrics["crps"].first
     one = [shard for shard in job.shards if shard.uri.endswith("slow.nc")]
     alone = evaluate.compare(
         replace(job, shards=one), replace(job, shards=one, inference=Inference.of(second)), RESOURCES
     )
-    crps = alone["metrics"]["crps"]
-    assert crps["difference"] == pytest.approx(crps["second"] - crps["first"])
-    assert crps["difference"] > 0
-    assert (crps["low"], crps["high"], crps["p"]) == (None, None, None)
+    crps = alone.metrics["crps"]
+    assert crps.difference == pytest.approx(crps.second - crps.first)
+    assert crps.difference > 0
+    assert (crps.low, crps.high, crps.p) == (None, None, None)
     thinned = replace(job, shards=one, stride=4)
     assert evaluate._blocks(thinned, [("slow.nc", index) for index in range(7)]) == [0, 0, 0, 1, 1, 1, 2]
     assert evaluate._blocks(thinned, [("SLOW.NC", index) for index in range(4)]) == [0, 0, 0, 1]

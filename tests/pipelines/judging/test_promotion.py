@@ -121,4 +121,4 @@ def test_no_common_sample_is_refused(jobs: tuple[Evaluation, Evaluation], monkey
 def test_an_unknown_metric_is_refused(champion: bool, jobs: tuple[Evaluation, Evaluation]) -> None:
     with pytest.raises(UsageError) as caught:
         promotion.weigh(jobs[0], jobs[1] if champion else None, "csi_1", 0.0, Resources())
-    assert str(caught.value) == "--metric 'csi_1' is unknown here: use bleu, chrf"
+    assert str(caught.value) == "`metric` 'csi_1' is unknown here: use bleu, chrf"

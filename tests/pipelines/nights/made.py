@@ -13,7 +13,7 @@ from deltalake.transaction import AddAction
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import ownership
-from pipelines.staging.pieces import GROWN, Piece, list_pieces, tiling
+from pipelines.staging.pieces import Piece, later_columns, list_pieces, tiling
 from tests.pipelines.staging.test_pieces import SCHEMA
 from tests.pipelines.staging.test_sink import stage
 
@@ -42,15 +42,12 @@ def refusal(uri: str, schema: pa.Schema = SCHEMA) -> str:
     return str(caught.value)
 
 
-BEFORE = pa.schema([field for field in SCHEMA if field.name not in GROWN])
-"""Columns of the version that did not count lost rows."""
-
-
-def commit_as_before(uri: str, pieces: list[Piece], name: str | None = None) -> None:
-    """A night as the version wrote it that marked no table and did not count lost rows."""
-    delta_schema = BEFORE.append(pa.field("ds", pa.string()))
+def commit_as_before(uri: str, pieces: list[Piece], name: str | None = None, schema: pa.Schema = SCHEMA) -> None:
+    """A night as the version wrote it that marked no table and had none of the later columns."""
+    before = pa.schema([field for field in schema if field.name not in later_columns(schema)])
+    delta_schema = before.append(pa.field("ds", pa.string()))
     for piece in pieces:
-        old = pq.read_table(io.BytesIO(storage.read_bytes(piece.file.uri))).select(BEFORE.names)
+        old = pq.read_table(io.BytesIO(storage.read_bytes(piece.file.uri))).select(before.names)
         buffer = io.BytesIO()
         pq.write_table(old, buffer, compression="zstd")
         storage.write_bytes(piece.file.uri, buffer.getvalue())

@@ -1,5 +1,5 @@
 import io
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, infer
-from pipelines.nights.infer import Night
+from pipelines.nights.infer import Night, Rules
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import list_shards
 from pipelines.staging.checks import RefusedError, incomplete, verify
@@ -38,7 +38,7 @@ def night_of(artifact: Artifact, folder: Path, **options: object) -> Night:
 
 
 def run(night: Night) -> dict:
-    return infer.infer(night, Resources(batch_size=8), Tracker(NO_MLFLOW))
+    return asdict(infer.infer(night, Resources(batch_size=8), Tracker(NO_MLFLOW)))
 
 
 # ---- the loop ----------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def test_a_night_is_what_the_model_says_of_every_row(artifact: Artifact, tmp_pat
     lines = {"a.txt": tiny.sentences(13, seed=1), "b.txt": ["", *tiny.sentences(4, seed=2), "x" * 300]}
     for name, texts in lines.items():
         storage.write_bytes(str(tmp_path / "in" / name), ("\n".join(texts) + "\n").encode())
-    night = night_of(artifact, tmp_path, max_error_fraction=0.5)
+    night = night_of(artifact, tmp_path, rules=Rules(max_error_fraction=0.5))
     summary = run(night)
 
     assert (summary["rows"], summary["ok"], summary["shards"], summary["shards_computed"]) == (19, 17, 2, 2)
@@ -80,9 +80,11 @@ def test_a_night_is_what_the_model_says_of_every_row(artifact: Artifact, tmp_pat
 def test_too_many_bad_samples_are_refused_before_the_commit(artifact: Artifact, tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "in/a.txt"), ("ok\n" * 3 + "x" * 300 + "\n").encode())
     with pytest.raises(RefusedError, match=r"1 of 4 samples are bad \(most: 1 x \w+\)"):
-        run(night_of(artifact, tmp_path, max_error_fraction=0.24))
+        run(night_of(artifact, tmp_path, rules=Rules(max_error_fraction=0.24)))
     assert not (tmp_path / "tables/translations/_delta_log").exists()
-    assert run(night_of(artifact, tmp_path, max_error_fraction=0.25))["shards_computed"] == 0, "staged rows are kept"
+    assert run(night_of(artifact, tmp_path, rules=Rules(max_error_fraction=0.25)))["shards_computed"] == 0, (
+        "staged rows are kept"
+    )
 
 
 # ---- what it decides by ------------------------------------------------------------------------------------------
@@ -130,9 +132,9 @@ def test_shards_that_are_gone_are_refused(stored: Night) -> None:
         infer.check_shards(listed_again(stored))
     assert str(caught.value) == (
         f"{stored.table} ds=2026-01-31: 3 of its shards are gone, such as {', '.join(others)}: "
-        "nothing was changed; bring them back, or let their rows go by --allow-missing"
+        "nothing was changed; bring them back, or let their rows go by `allow_missing`"
     )
-    infer.check_shards(listed_again(stored, allow_missing=True))
+    infer.check_shards(listed_again(stored, rules=Rules(allow_missing=True)))
     infer.check_shards(listed_again(stored, ds="2026-02-01"))
     storage.write_bytes(others[0].replace("part-00001", "renamed"), storage.read_bytes(first))
     with pytest.raises(RefusedError, match="3 of its shards are gone"):
@@ -169,11 +171,11 @@ def test_rows_that_are_lost_count(stored: Night) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=stored.schema), buffer)
     storage.write_bytes(piece, buffer.getvalue())
-    summary = run(replace(stored, max_error_fraction=0.75))
+    summary = run(replace(stored, rules=Rules(max_error_fraction=0.75)))
     assert (summary["rows"], summary["rows_lost"], summary["ok"]) == (12, 30, 11)
     assert summary["errors"] == {"ShardReadError": 31}
     with pytest.raises(RefusedError, match=r"31 of 42 samples are bad \(most: 31 x ShardReadError\)"):
-        run(replace(stored, max_error_fraction=0.7))
+        run(replace(stored, rules=Rules(max_error_fraction=0.7)))
 
 
 def test_what_was_tidied_is_told(stored: Night) -> None:

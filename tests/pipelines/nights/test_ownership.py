@@ -11,11 +11,14 @@ import s3fs
 from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
+from hybrid_models.nowcaster.nowcaster import Nowcaster
 from pipelines import storage
-from pipelines.nights import ownership, tables
+from pipelines.nights import ownership, query, tables
 from pipelines.nights.commit import commit_night
 from pipelines.staging.checks import Errors, count_errors
-from pipelines.staging.pieces import list_pieces, shard_key
+from pipelines.staging.pieces import list_pieces, shard_key, table_schema
+from pipelines.staging.sink import StageSink
+from tests import tiny
 from tests.pipelines.nights.made import ONE, RUN, TWO, commit_as_before, night, refusal
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 
@@ -36,7 +39,7 @@ def test_a_table_is_not_made_where_something_else_is(table: str, path: str) -> N
     storage.write_bytes(f"{table}/{path}", b"x")
     assert refusal(table) == (
         f"{table} holds {path}, which this program did not write: a table is made in an empty folder only; "
-        "use another --tables"
+        "use another `tables`"
     )
     pieces = night(table, ONE, rows(A, 0, 1, 0))
     with pytest.raises(UsageError, match=f"holds {path}, which"):
@@ -88,6 +91,27 @@ def test_a_table_of_the_version_before_is_taken_over_at_the_next_commit(table: s
     assert tables.nights(DeltaTable(table, version=1))[0].rows == 2
 
 
+def test_nowcasts_of_the_version_before_get_their_new_columns_in_place(place: str) -> None:
+    """`mean`, `max` and `unit`, null in the nights that are there."""
+    uri = storage.absolute(storage.join(place, "nowcasts"))
+    schema, folder = table_schema(Nowcaster.payload_schema), f"{uri}/ds=2026-01-01/{ONE}"
+    made = {"sample_id": "a", "status": "ok", "shard": A.uri, "index": 0, "last": True, "max_mm_h": [2.0]}
+    StageSink(folder, [A], schema).write([pa.Table.from_pylist([made], schema=schema)], None)
+    pieces = [piece for found in list_pieces(folder).values() for piece in found]
+    commit_as_before(uri, pieces, "hybrid:nowcasts", schema)
+    assert not {"mean", "max", "unit", "lost_rows"} & {field.name for field in DeltaTable(uri).schema().fields}
+
+    ownership.check(uri, schema)
+    video = {"sample_id": "b", "mean": [0.25], "max": [0.5], "unit": "intensity"}
+    tiny.write_rows(place, "nowcasts", "2026-01-02", [video])
+    asked = query.query("SELECT sample_id, max_mm_h, mean, max, unit FROM nowcasts ORDER BY ds", place, ["nowcasts"])
+    assert asked.to_pylist() == [
+        {"sample_id": "a", "max_mm_h": [2.0], "mean": None, "max": None, "unit": None},
+        {"max_mm_h": None, **video},
+    ]
+    assert {field.name for field in DeltaTable(uri).schema().fields} == {*schema.names, "ds"}
+
+
 def columns(**changes: pa.DataType | None) -> pa.Schema:
     """The table's columns with some of another type, or (None) left out."""
     own = {field.name: field.type for field in SCHEMA} | {"ds": pa.string()} | changes
@@ -97,7 +121,7 @@ def columns(**changes: pa.DataType | None) -> pa.Schema:
 @pytest.mark.parametrize(
     ("schema", "partitions", "name", "why"),
     [
-        (columns(), ["ds"], "sales", "is the table 'sales', not one of this program's: use another --tables"),
+        (columns(), ["ds"], "sales", "is the table 'sales', not one of this program's: use another `tables`"),
         (columns(), ["ds"], "hybrid:nowcasts", "is the table 'hybrid:nowcasts', not one"),
         (columns(), [], None, "is partitioned by nothing, not by ds: another program has written it; bring an earlier"),
         (columns(), [], "hybrid:captions", "is partitioned by nothing, not by ds"),

@@ -240,19 +240,19 @@ def too_much(sql: str, uri: str, **limits: Any) -> str:
 
 def test_time_is_bounded(local: str) -> None:
     started = time.monotonic()
-    expected = "the statement takes longer than --limits.max-seconds=1 allows"
+    expected = "the statement takes longer than `limits.max_seconds`=1 allows"
     assert too_much("SELECT count(*) FROM range(1000000000000)", local, max_seconds=1) == expected
     assert time.monotonic() - started < 20
 
 
 def test_memory_and_disk_are_bounded_and_files_removed(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", local)
-    expected = f"the statement needs more than --limits.max-memory={100 << 20} allows: ask for less"
+    expected = f"the statement needs more than `limits.max_memory`={100 << 20} allows: ask for less"
     assert too_much("SELECT list(range) FROM range(100000000)", local, max_memory=100 << 20) == expected
     spilling = "SELECT count(*) AS n FROM (SELECT md5(range::VARCHAR) AS m FROM range(3000000) GROUP BY ALL)"
     limits = query.QueryLimits(max_memory=100 << 20, max_threads=2)
     assert query.query(spilling, local, NAMES, limits=limits).to_pylist() == [{"n": 3_000_000}]
-    expected = f"the statement needs more than --limits.max-disk={1 << 20} allows: ask for less"
+    expected = f"the statement needs more than `limits.max_disk`={1 << 20} allows: ask for less"
     assert too_much(spilling, local, max_memory=100 << 20, max_threads=2, max_disk=1 << 20) == expected
     assert [path.name for path in Path(local).iterdir()] == ["captions"]
 
@@ -261,15 +261,15 @@ def test_the_result_is_bounded(local: str) -> None:
     limits = query.QueryLimits(max_rows=3, max_bytes=1000)
     assert len(query.query("FROM range(3)", local, NAMES, limits=limits)) == 3
     assert too_much("FROM range(1000000000)", local, max_rows=3) == (
-        "the result has more than --limits.max-rows=3 allows: add a LIMIT, or raise it"
+        "the result has more than `limits.max_rows`=3 allows: add a LIMIT, or raise it"
     )
     assert too_much("SELECT repeat('x', 2000)", local, max_bytes=1000) == (
-        "the result has more than --limits.max-bytes=1000 allows: add a LIMIT, or raise it"
+        "the result has more than `limits.max_bytes`=1000 allows: add a LIMIT, or raise it"
     )
 
 
 def test_impossible_limits() -> None:
-    with pytest.raises(UsageError, match=r"^--limits\.max-threads is 0: it must be more than 0$"):
+    with pytest.raises(UsageError, match=r"^`limits\.max_threads` is 0: it must be more than 0$"):
         query.QueryLimits(max_threads=0)
 
 

@@ -114,7 +114,7 @@ def test_what_is_shown_is_what_the_table_has(lake: Path) -> None:
     shown = nowcasts.figures[0]
     assert shown.kind == "nowcast"
     assert shown.content["animation"].startswith("data:image/gif;base64,")
-    assert shown.content["leads"][-1]["mean_mm_h"] == shown.row["mean_mm_h"][-1]
+    assert shown.content["leads"][-1]["mean"] == shown.row["mean"][-1]
 
 
 def test_texts_cannot_become_markup(lake: Path) -> None:
@@ -220,13 +220,16 @@ def test_explanations_are_drawn_by_their_kind() -> None:
     assert (kind, content) == ("alignment", {"source": ["a", "b"], "lines": [("c", [0.25, 0.75])]})
     kind, content = figures.element(Gaze(np.zeros((4, 4, 3), np.uint8), ["a"], None), {})
     assert (kind, content["image"][:23]) == ("photograph", "data:image/jpeg;base64,")
-    leads = {"mean_mm_h": [1.0, 2.0], "max_mm_h": [3.0, 4.0], "wet_fraction": [0.5, 0.25]}
+    leads = {"mean_mm_h": [1.0, 2.0], "max_mm_h": [3.0, 4.0], "wet_fraction": [0.5, 0.25], "mean": None}
     frames = np.zeros((2, 8, 8), np.float32)
     kind, content = figures.element(Forecast(frames, frames, None, [5.0, 10.0], "mm/h"), leads)
     assert (kind, content["unit"]) == ("nowcast", "mm/h")
     assert content["leads"] == [
-        {"minutes": 5.0, "mean_mm_h": 1.0, "max_mm_h": 3.0, "wet_fraction": 0.5},
-        {"minutes": 10.0, "mean_mm_h": 2.0, "max_mm_h": 4.0, "wet_fraction": 0.25},
+        {"minutes": 5.0, "mean": 1.0, "max": 3.0, "wet": 0.5},
+        {"minutes": 10.0, "mean": 2.0, "max": 4.0, "wet": 0.25},
     ]
+    video = {"mean": [0.5, 0.25], "max": [1.0, 0.75], "mean_mm_h": None, "max_mm_h": None, "wet_fraction": None}
+    _, content = figures.element(Forecast(frames, frames, None, [1.0, 2.0], "intensity"), video)
+    assert content["leads"][1] == {"minutes": 2.0, "mean": 0.25, "max": 0.75, "wet": None}
     with pytest.raises(TypeError, match="cannot draw str"):
         figures.element("a word", {})

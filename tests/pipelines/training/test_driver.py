@@ -4,7 +4,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def job_of(lake: Path, name: str, recipe: Recipe = RECIPE, num_workers: int = 1)
 
 
 def train_to_the_end(job: TrainJob) -> dict[str, Any]:
-    return driver.train(job, runs.check(job))
+    return asdict(driver.train(job, runs.check(job)))
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.Monkey
             "GPU" in per_worker, count, per_worker, threads,
         )  # fmt: skip
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 4})
-    with pytest.raises(UsageError, match="--num-workers is 5, but the cluster has 4 GPUs: use at most one for each"):
+    with pytest.raises(UsageError, match="`num_workers` is 5, but the cluster has 4 GPUs: use at most one for each"):
         driver._scaling(5, "auto")
     assert driver._scaling(5, "yes")[0].use_gpu, "the cluster may grow"
 
@@ -133,7 +133,9 @@ def test_training_lowers_the_loss_and_keeps_the_best_model(whole: Trained) -> No
     assert summary["bad_samples"]["train"] == summary["bad_samples"]["val"]
     assert sum(summary["bad_samples"]["train"].values()) == 1
     assert (summary["model"], summary["hybrid"]) == (f"models:/translator/{summary['model_version']}", "translator")
-    assert runs.finished(whole.job) == summary
+    finished = runs.finished(whole.job)
+    assert finished is not None
+    assert asdict(finished) == summary
 
     artifact = artifacts.read(summary["artifact"], "translator")
     assert artifact.config == RECIPE.model
@@ -309,7 +311,7 @@ def test_what_would_fail_again_ends_the_run_at_its_first_try(
     job = job_of(lake, "diverges", recipe)
     monkeypatch.setattr(driver, "train_worker", counted_worker(str(tmp_path / "starts")))
     with pytest.raises(
-        FloatingPointError, match=r"^the gradients are not finite: lower train\.learning_rate"
+        FloatingPointError, match=r"^the gradients are not finite: lower `train\.learning_rate`"
     ) as caught:
         train_to_the_end(job)
     assert "in train_epoch" in caught.value.__notes__[0], "where it was"

@@ -25,10 +25,11 @@ CONFIG = TrainConfig(learning_rate=2.0, warmup_steps=10, schedule="cosine")
     ("done", "rate"),
     [
         (0, 2.0 * 0.1),
-        (4, 2.0 * 0.5 * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * 0.04)))),
-        (9, 2.0 * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * 0.09)))),
-        (50, 2.0 * (0.02 + 0.98 * 0.5)),
-        (100, 2.0 * 0.02),
+        (4, 2.0 * 0.5),
+        (9, 2.0),
+        (10, 2.0 * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi / 90)))),
+        (54, 2.0 * (0.02 + 0.98 * 0.5)),
+        (99, 2.0 * 0.02),
         (150, 2.0 * 0.02),
     ],
 )
@@ -36,10 +37,12 @@ def test_cosine_schedule_after_linear_warm_up(done: int, rate: float) -> None:
     assert learning_rate(done, 100, CONFIG) == pytest.approx(rate)
 
 
-def test_the_rate_falls_after_the_warm_up() -> None:
-    rates = [learning_rate(done, 100, CONFIG) for done in range(100)]
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
+@pytest.mark.parametrize("warm_up", [1, 10, 99, 100])
+def test_the_rate_peaks_at_the_end_of_the_warm_up(warm_up: int) -> None:
+    rates = [learning_rate(done, 100, replace(CONFIG, warmup_steps=warm_up)) for done in range(100)]
+    assert rates[:warm_up] == sorted(rates[:warm_up])
+    assert rates[warm_up - 1] == max(rates) == 2.0
+    assert rates[warm_up - 1 :] == sorted(rates[warm_up - 1 :], reverse=True)
 
 
 def test_constant_schedule_and_no_warm_up() -> None:
@@ -74,7 +77,7 @@ def test_a_step_clips_the_global_norm_and_uses_the_rate(clip: float, scale: floa
 def test_gradients_that_are_not_finite_stop_training(value: float) -> None:
     layer = small([0.5, -0.5])
     layer.weight.grad = torch.tensor([[3.0, value]])
-    with pytest.raises(FloatingPointError, match=r"lower train\.learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"lower `train\.learning_rate`"):
         step(layer, torch.optim.SGD(layer.parameters()), 0.1, 1.0)
     assert layer.weight.tolist() == [[0.5, -0.5]]
 

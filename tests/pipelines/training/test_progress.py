@@ -1,5 +1,6 @@
 import logging
 import time
+from typing import Any
 
 import pytest
 import ray
@@ -36,6 +37,22 @@ def test_events_are_handed_out_once() -> None:
     assert ray.get(actor.take.remote()) == [("step", 0, 1, {"loss": 1.0}, "")]
     assert ray.get(actor.take.remote()) == []
     ray.kill(actor)
+
+
+def test_an_answer_that_is_late_ends_nothing(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    get, late = ray.get, iter([True, True])
+
+    def slow(*args: Any, **options: Any) -> Any:
+        if options and next(late, False):
+            raise ray.exceptions.GetTimeoutError("busy")
+        return get(*args, **options)
+
+    caplog.set_level(logging.INFO, "pipelines.training.progress")
+    monkeypatch.setattr(progress.ray, "get", slow)
+    with progress.followed("run", epochs=1) as reporter:
+        get(reporter.update.remote("epoch", 1, 3, {"val_loss": 1.0}))
+        time.sleep(4 * progress.POLL_SECONDS)
+    assert lines(caplog) == ["run: epoch 1/1, step 3: val_loss 1"]
 
 
 def test_a_lost_reporter_or_a_failed_training_stops_nothing_else(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,16 +22,16 @@ def test_defaults_are_possible() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metric": "cider_d"}, "train.metric 'cider_d' is unknown for a translator: use loss, bleu, chrf"),
-        ({"metric": "bleu", "validate_samples": 0}, "train.metric bleu needs train.validate_samples of at least 1"),
+        ({"metric": "cider_d"}, "`train.metric` 'cider_d' is unknown for a translator: use loss, bleu, chrf"),
+        ({"metric": "bleu", "validate_samples": 0}, "`train.metric` bleu needs `train.validate_samples` of at least 1"),
         *[
-            ({name: value}, f"train.{name} is {value}: it must be at least 1")
+            ({name: value}, f"`train.{name}` is {value}: it must be at least 1")
             for name in ("epochs", "batch_size", "accumulate", "patience", "keep_checkpoints")
             for value in (0, -3)
         ],
-        ({"seed": -1}, "train.seed is -1: it must be 0 or more"),
-        ({"learning_rate": 0.0}, "train.learning_rate is 0.0: it must be positive"),
-        ({"clip_norm": -1.0}, "train.clip_norm is -1.0: it must be positive"),
+        ({"seed": -1}, "`train.seed` is -1: it must be 0 or more"),
+        ({"learning_rate": 0.0}, "`train.learning_rate` is 0.0: it must be positive"),
+        ({"clip_norm": -1.0}, "`train.clip_norm` is -1.0: it must be positive"),
     ],
 )
 def test_impossible_combinations_are_refused(options: dict[str, Any], message: str) -> None:
@@ -44,7 +44,7 @@ def test_impossible_combinations_are_refused(options: dict[str, Any], message: s
 def test_a_metric_that_the_configuration_does_not_have_is_refused(unit: Unit, metric: str, known: str) -> None:
     model = NowcasterConfig(unit=unit)
     options = [TrainConfig(metric=name) for name in (metric, known)]
-    with pytest.raises(UsageError, match=f"train.metric '{metric}' is unknown for a nowcaster: use loss, .*{known}"):
+    with pytest.raises(UsageError, match=f"`train.metric` '{metric}' is unknown for a nowcaster: use loss, .*{known}"):
         Recipe("nowcaster", model, NowcasterDecoding(), options[0]).check()
     Recipe("nowcaster", model, NowcasterDecoding(), options[1]).check()
 

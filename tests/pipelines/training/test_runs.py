@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.training import runs
 from pipelines.training.recipe import Recipe, TrainConfig
-from pipelines.training.runs import TrainJob
+from pipelines.training.runs import Trained, TrainJob
 from tests import tiny
 
 RECIPE = Recipe("translator", TranslatorConfig(), TranslatorDecoding(), TrainConfig(batch_size=16))
@@ -33,18 +33,26 @@ def refusal(job: TrainJob) -> str:
     return str(caught.value)
 
 
+def trained_by(job: TrainJob) -> Trained:
+    values = {"val_loss": 1.0}
+    return Trained(
+        job.run, "translator", f"{job.run}/artifact", "models:/translator/3", "3", "val_loss", 1.0, values, 1, 1, 9, 99,
+        job.tracking_uri, "run", {},
+    )  # fmt: skip
+
+
 def test_impossible_jobs_are_refused(job: TrainJob, tmp_path: Path) -> None:
     assert [len(shards) for shards in runs.check(job)] == [1, 1]
-    assert refusal(replace(job, num_workers=0)) == "--num-workers is 0: it must be at least 1"
+    assert refusal(replace(job, num_workers=0)) == "`num_workers` is 0: it must be at least 1"
     assert refusal(replace(job, num_workers=17)) == (
-        "train.batch_size 16 is too small for --num-workers 17: it must be at least 17"
+        "`train.batch_size` 16 is too small for `num_workers` 17: it must be at least 17"
     )
     rewards = Recipe("captioner", CaptionerConfig(reward_share=0.4), CaptionerDecoding(), TrainConfig(batch_size=15))
     assert refusal(replace(job, recipe=rewards, num_workers=8)).endswith("it must be at least 16"), "two images each"
     assert refusal(replace(job, data=str(tmp_path))).startswith(f"no shards found at {tmp_path}/train: ")
     assert refusal(replace(job, storage="/proc/nowhere")).startswith("cannot write /proc/nowhere/")
     wrong = replace(RECIPE, train=replace(RECIPE.train, metric="cider_d"))
-    assert refusal(replace(job, recipe=wrong)).startswith("train.metric 'cider_d' is unknown for a translator")
+    assert refusal(replace(job, recipe=wrong)).startswith("`train.metric` 'cider_d' is unknown for a translator")
 
 
 def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
@@ -61,23 +69,22 @@ def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
     runs.check(job)
     other = replace(RECIPE, train=replace(RECIPE.train, batch_size=32))
     assert refusal(replace(job, recipe=other)) == (
-        "run 'mine' was started with train.batch_size=16, not 32: use another --name"
+        "run 'mine' was started with train.batch_size=16, not 32: use another `name`"
     )
     storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "shards": "others"}).encode())
-    assert refusal(job) == f"run 'mine' was started before the shards of {job.data} changed: use another --name"
+    assert refusal(job) == f"run 'mine' was started before the shards of {job.data} changed: use another `name`"
 
 
 def test_a_finished_run_whose_checkpoints_were_freed_is_not_begun_again(job: TrainJob) -> None:
     digest = runs.shards_digest(runs.check(job))
     state = {"recipe": "test", "config": runs.plain(RECIPE), "data": job.data, "shards": digest, "mlflow_run_id": None}
     storage.write_bytes(f"{job.run}/run.json", json.dumps(state).encode())
-    summary = {"model_version": "3", "mlflow": job.tracking_uri}
-    storage.write_bytes(f"{job.run}/summary.json", json.dumps(summary).encode())
+    storage.write_bytes(f"{job.run}/summary.json", json.dumps(asdict(trained_by(job))).encode())
     runs.check(job)
     elsewhere = replace(job, tracking_uri="sqlite:////elsewhere/mlflow.db")
     assert refusal(elsewhere) == (
         "run 'mine' is finished and its checkpoints were freed, so it cannot be registered again: "
-        f"use its artifact {job.run}/artifact, or another --name"
+        f"use its artifact {job.run}/artifact, or another `name`"
     )
     storage.write_bytes(f"{job.run}/checkpoint_epoch_0001/progress.json", b"{}")
     runs.check(elsewhere)
@@ -85,9 +92,10 @@ def test_a_finished_run_whose_checkpoints_were_freed_is_not_begun_again(job: Tra
 
 def test_a_run_is_finished_when_its_model_is_registered_where_it_is_asked_for(job: TrainJob) -> None:
     assert runs.finished(job) is None
-    summary = {"model_version": "3", "mlflow": job.tracking_uri}
-    storage.write_bytes(f"{job.run}/summary.json", json.dumps(summary).encode())
-    assert runs.finished(job) == summary
+    trained = trained_by(job)
+    storage.write_bytes(f"{job.run}/summary.json", json.dumps(asdict(trained)).encode())
+    assert runs.finished(job) == trained
     assert runs.finished(replace(job, tracking_uri="http://elsewhere")) is None
-    storage.write_bytes(f"{job.run}/summary.json", json.dumps({**summary, "model_version": None}).encode())
-    assert runs.finished(job) is None
+    for damaged in (b"", b"{", b"{}", json.dumps(asdict(replace(trained, model_version=None))).encode()):
+        storage.write_bytes(f"{job.run}/summary.json", damaged)
+        assert runs.finished(job) is None

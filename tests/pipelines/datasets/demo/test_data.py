@@ -35,11 +35,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_summary_counts_every_split(tmp_path: Path) -> None:
     summary = make(tmp_path)
     sizes = {"scenes": (40, 5, 5, 9, 9), "digits": (32, 4, 4, 9, 9), "sentences": (48, 6, 6, 9, 9)}
-    assert summary["splits"] == {
+    assert summary.splits == {
         f"{name}/{split}": count for name, counts in sizes.items() for split, count in zip(SPLITS, counts, strict=True)
     }
     shards = [name for name in files(tmp_path) if not name.endswith("_manifest.json")]
-    assert summary["shards"] == len(shards) == 3 + 2 + 3 + 3 * (2 + 6)
+    assert summary.shards == len(shards) == 3 + 2 + 3 + 3 * (2 + 6)
 
 
 def test_the_same_seed_gives_the_same_bytes(demo: Path, tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_nights_are_three_shards(demo: Path) -> None:
 
 
 def test_too_few_rows_are_the_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="digits is 7: at least 8"):
+    with pytest.raises(UsageError, match="`digits` is 7: at least 8"):
         prepare_demo(str(tmp_path), 8, 7, 8, 9, 16, 0)
-    with pytest.raises(UsageError, match="night-rows is 2"):
+    with pytest.raises(UsageError, match="`night_rows` is 2"):
         prepare_demo(str(tmp_path), 8, 8, 8, 2, 16, 0)
     assert list(tmp_path.iterdir()) == []

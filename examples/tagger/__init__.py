@@ -1,0 +1,1 @@
+"""Tagger: sentences → tags, a hybrid of one small network."""

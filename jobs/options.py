@@ -1,0 +1,80 @@
+"""Groups of options that verbs share: each is said once, here or beside what it decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from hybrid_models.errors import UsageError
+from pipelines import places, storage
+from pipelines.cluster.resources import Resources
+from pipelines.models.tracking import default_uri
+from pipelines.nights.infer import Rules
+from pipelines.nights.upkeep import Retention
+from pipelines.reading.limits import Limits
+
+FLAT = tyro.conf.arg(name="")
+"""The options of a group so annotated have no prefix."""
+
+
+@dataclass(frozen=True)
+class MlflowOptions:
+    """Where models and metrics are."""
+
+    mlflow: str = ""
+    """MLflow tracking URI; MLFLOW_TRACKING_URI by default, else ./mlflow.db"""
+
+    @property
+    def uri(self) -> str:
+        """The tracking URI."""
+        return self.mlflow or default_uri()
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """What a job takes of the cluster, and bears of its input."""
+
+    resources: Resources = field(default_factory=Resources)
+    """How much of the cluster to take."""
+    limits: Limits = field(default_factory=Limits)
+    """Bounds on one input row; what exceeds them is a bad sample."""
+
+
+@dataclass(frozen=True)
+class JudgingOptions:
+    """How models are judged."""
+
+    storage: str = "./lake"
+    """URI below which records are staged, so that an interrupted evaluation goes on."""
+    stride: int = 1
+    """Every n-th issue time of a radar event is a sample."""
+
+    def check(self, shards: str) -> None:
+        """Refuses shards in the folder of the records, and a stride that is none.
+
+        Args:
+            shards: the held-out ones, as the user gave them; none if empty.
+
+        Raises:
+            UsageError: says which.
+        """
+        if self.stride < 1:
+            raise UsageError(f"--stride is {self.stride}: it must be at least 1")
+        if shards:
+            places.check_apart({"input": shards}, "storage", [storage.join(self.storage, "evaluations")])
+
+
+@dataclass(frozen=True)
+class NightOptions:
+    """What decides whether a night is committed, and what is kept of those before."""
+
+    rules: Annotated[Rules, FLAT] = field(default_factory=Rules)
+    retention: Annotated[Retention, FLAT] = field(default_factory=Retention)
+
+
+Mlflow = Annotated[MlflowOptions, FLAT]
+Work = Annotated[WorkOptions, FLAT]
+Judging = Annotated[JudgingOptions, FLAT]
+Nightly = Annotated[NightOptions, FLAT]
