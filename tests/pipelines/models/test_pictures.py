@@ -164,3 +164,7 @@ def test_curves_of_an_evaluation_are_those_that_its_details_allow() -> None:
     rain = {**lead, "baselines": {"persistence": lead, "extrapolation": lead}, "reliability": {"1": bins}}
     assert sorted(pictures.evaluation_curves(rain)) == ["lead-times.png", "reliability.png"]
     assert pictures.evaluation_curves({"samples": 3}) == {}
+
+
+def test_what_no_font_has_is_replaced() -> None:
+    assert pictures.printable("a\x00b\x1fc\ud800 ü\n日本") == "a\ufffdb\ufffdc\ufffd ü\n日本"
