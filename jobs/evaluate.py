@@ -129,10 +129,12 @@ def _pictures(job: evaluate.Evaluation, count: int, details: Mapping[str, Any]) 
     """Examples, and the curves that there are."""
     if not count:
         return {}
-    from pipelines.models import pictures  # drawing takes half a second to import
+    from pipelines.models import curves, pictures  # drawing takes half a second to import
 
-    curves = pictures.evaluation_curves(details)
-    return {**curves, **pictures.examples(job.inference.load(), job.shards, count, job.stride)}
+    return {
+        **curves.evaluation_curves(details),
+        **pictures.examples(job.inference.load(), job.shards, count, job.stride),
+    }
 
 
 @contextmanager

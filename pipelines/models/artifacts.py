@@ -10,32 +10,35 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import pydantic
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hybrid_models import HYBRIDS, TABLES, Hybrid
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
 from pipelines import storage
+from pipelines.models.weights import (
+    CONFIG,
+    DAMAGE,
+    MAX_WEIGHTS,
+    WEIGHTS,
+    check_size,
+    load_state,
+    pack_state,
+    read_bounded,
+    shapes,
+)
 
 FORMAT = 2
-CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
-MAX_CONFIG, MAX_WEIGHTS, MAX_HEADER = 64 * 2**20, 16 * 2**30, 100 * 2**20
-"""Bytes of config.json or an asset, of the weights, and of their header (the format's own limit)."""
+CARD = "README.md"
+MAX_CONFIG = 64 * 2**20
+"""Bytes of config.json or an asset."""
 MAX_NESTING = 50
 FILE_NAME = re.compile(r"\w[\w.-]*")
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading JSON of another form than expected raises."""
 META_KEYS = ("hybrid", "schema_version", "config", "decoding", "assets", "weights_sha256")
 
 
@@ -90,34 +93,12 @@ class Artifact:
         Raises:
             UsageError: the weights do not belong to the configuration; names what is missing or differs.
         """
-        self._check_size()
+        found = shapes(self.files[WEIGHTS], self.model)
+        check_size(lambda: self.hybrid_class(self.config, self.assets), found, self.model)
         hybrid = self.hybrid_class(self.config, self.assets)
         load_state(hybrid, self.files[WEIGHTS], self.model)
         hybrid.decoding = self.decoding
         return hybrid.eval()
-
-    def _check_size(self) -> None:
-        """Builds the net without memory first: a config.json that lies about its sizes allocates nothing."""
-        found = shapes(self.files[WEIGHTS], self.model)
-        built, most = 0, 4 * len(found) + 1000
-
-        def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-            nonlocal built
-            built += 1
-            if built > most:
-                raise UsageError(f"it has more than {most} parameters")
-
-        counting = register_module_parameter_registration_hook(count)
-        try:
-            with torch.device("meta"):
-                sketch = self.hybrid_class(self.config, self.assets)
-        except UsageError as error:
-            raise UsageError(f"{self.model}/{CONFIG}: {error}") from None
-        except (RuntimeError, TypeError, OverflowError) as error:
-            raise UsageError(f"{self.model}/{CONFIG}: no net is that large: {str(error).splitlines()[0]}") from None
-        finally:
-            counting.remove()
-        check_shapes(sketch, found, self.model)
 
     def fingerprint(self, decoding: DecodingConfig, limits: Any) -> str:
         """Hash of all that decides an output: weights, preprocessing, decoding options, limits, and the versions of
@@ -156,61 +137,6 @@ def parse(kind: type, value: Any, where: str) -> Any:
         first = error.errors()[0]
         key = "".join(f"'{part}': " for part in first["loc"])
         raise UsageError(f"{where}: {key}{first['msg'].removeprefix('Value error, ')}") from None
-
-
-def shapes(weights: bytes, where: str) -> dict[str, list[int]]:
-    """Names and shapes of the tensors of a safetensors file, from its header alone.
-
-    Raises:
-        UsageError: the file is damaged.
-    """
-    length = int.from_bytes(weights[:8], "little")
-    try:
-        if not 0 < length <= min(len(weights) - 8, MAX_HEADER):
-            raise ValueError("its header is cut off or too large")
-        header = json.loads(weights[8 : 8 + length])
-        return {
-            name: [int(size) for size in entry["shape"]] for name, entry in header.items() if name != "__metadata__"
-        }
-    except DAMAGE as error:
-        raise UsageError(f"{where}/{WEIGHTS} is damaged ({error}): copy the artifact again") from None
-
-
-def check_shapes(hybrid: Hybrid, found: Mapping[str, Sequence[int]], where: str) -> None:
-    """Compares names and shapes with those that a net needs.
-
-    Raises:
-        UsageError: they differ; says which.
-    """
-    expected = hybrid.state_dict()
-    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unknown:
-        what = f"lacks '{missing[0]}'" if missing else f"has unknown '{unknown[0]}'"
-        raise UsageError(f"{where}/{WEIGHTS} {what}: it does not belong to its {CONFIG}")
-    for name, shape in found.items():
-        if list(shape) != list(expected[name].shape):
-            raise UsageError(
-                f"{where}/{WEIGHTS}: '{name}' is {list(shape)}, {CONFIG} needs {list(expected[name].shape)}"
-            )
-
-
-def load_state(hybrid: Hybrid, weights: bytes, where: str) -> None:
-    """Loads weights strictly: the same names and shapes.
-
-    Raises:
-        UsageError: the file is damaged, or names or shapes differ; says which.
-    """
-    check_shapes(hybrid, shapes(weights, where), where)
-    try:
-        state = load_tensors(weights)
-    except (SafetensorError, ValueError) as error:
-        raise UsageError(f"{where}/{WEIGHTS} is damaged ({error}): copy the artifact again") from None
-    hybrid.load_state_dict(state)
-
-
-def pack_state(hybrid: Hybrid) -> bytes:
-    """All weights and buffers as safetensors."""
-    return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in hybrid.state_dict().items()})
 
 
 def make(hybrid: Hybrid, decoding: DecodingConfig, training: Mapping[str, Any], card: str) -> dict[str, bytes]:
@@ -273,7 +199,7 @@ def read(uri: str, expected: str | None = None, tracking_uri: str | None = None)
 def _read_files(place: str, shown: str) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     try:
-        files[CONFIG] = _read_bounded(storage.join(place, CONFIG), MAX_CONFIG)
+        files[CONFIG] = read_bounded(storage.join(place, CONFIG), MAX_CONFIG)
     except FileNotFoundError:
         raise UsageError(f"no model at {shown}: there is no {CONFIG}; name an artifact folder or models:/…") from None
     try:
@@ -286,18 +212,10 @@ def _read_files(place: str, shown: str) -> dict[str, bytes]:
         raise UsageError(f"{shown}/{CONFIG} is damaged ({error}): copy the artifact again") from None
     for name in names:
         try:
-            files[name] = _read_bounded(storage.join(place, name), MAX_WEIGHTS if name == WEIGHTS else MAX_CONFIG)
+            files[name] = read_bounded(storage.join(place, name), MAX_WEIGHTS if name == WEIGHTS else MAX_CONFIG)
         except FileNotFoundError:
             raise UsageError(f"{shown} lacks {name}: the artifact is incomplete, copy it again") from None
     return files
-
-
-def _read_bounded(uri: str, limit: int) -> bytes:
-    """The whole object, unless it is larger than any that an artifact has."""
-    size = storage.info(uri).size
-    if size > limit:
-        raise UsageError(f"{uri} has {size:,} bytes, more than {limit:,}: it is no part of a trained model")
-    return storage.read_bytes(uri)
 
 
 def _check_nesting(value: Any) -> None:
@@ -336,20 +254,6 @@ def _check(artifact: Artifact, expected: str | None) -> None:
             artifact.files[name].decode("utf-8")
         except UnicodeDecodeError as error:
             raise UsageError(f"{artifact.model}/{name} is damaged ({error}): copy the artifact again") from None
-
-
-def read_tensors(uri: str) -> dict[str, Tensor]:
-    """A safetensors file by URI, such as pretrained weights.
-
-    Raises:
-        UsageError: it is not there or damaged.
-    """
-    try:
-        return load_tensors(_read_bounded(storage.absolute(uri), MAX_WEIGHTS))
-    except FileNotFoundError:
-        raise UsageError(f"no weights at {uri}: check the address") from None
-    except SafetensorError as error:
-        raise UsageError(f"{uri} is not a whole safetensors file: {error}") from None
 
 
 def override(decoding: DecodingConfig, changes: Mapping[str, Any]) -> DecodingConfig:

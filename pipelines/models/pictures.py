@@ -1,11 +1,11 @@
-"""Pictures for MLflow and model cards: what models look at, nowcasts beside what came, curves."""
+"""Pictures for MLflow and model cards: what models look at, nowcasts beside what came."""
 
 from __future__ import annotations
 
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from hybrid_models.explanations import Alignment, Forecast, Gaze
 from hybrid_models.inputs import Sample
+from pipelines.models.curves import Files, png
 from pipelines.models.session import Session
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
@@ -33,7 +34,6 @@ RAIN_MM_H = (0.1, 0.5, 1, 2, 5, 10, 20, 50)
 RAIN_COLOURS = ("#c6dbef", "#6baed6", "#2171b5", "#41ab5d", "#fee34d", "#fd8d3c", "#e31a1c", "#7a0177")
 DRY, NO_COVERAGE = "#ffffff", "#bdbdbd"
 CHANCE = "at least 1 mm/h"
-Files = dict[str, bytes]
 
 
 def examples(session: Session, shards: Sequence[Shard], count: int, stride: int = 1) -> Files:
@@ -98,7 +98,7 @@ def _alignment(shown: Alignment) -> Files:
     axes.set_yticks(range(len(target)), target, parse_math=False)
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=9)
-    return {"png": _png(figure)}
+    return {"png": png(figure)}
 
 
 @draw.register
@@ -123,7 +123,7 @@ def _gaze(shown: Gaze) -> Files:
             left + width / 2, top - gap / 2, printable(text), fontsize=9, ha="center", va="bottom", parse_math=False
         )
     axes.imshow(wall)
-    return {"png": _png(figure)}
+    return {"png": png(figure)}
 
 
 def _lit(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -175,7 +175,7 @@ def _panels(shown: Forecast) -> bytes:
         )
     for panel, lead in zip(panels[0, 1:], leads, strict=True):
         panel.set_title(f"+{shown.lead_minutes[lead]:g} min", fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def _animation(shown: Forecast) -> bytes:
@@ -199,7 +199,7 @@ def _animation(shown: Forecast) -> bytes:
             image.set_data(np.ma.masked_invalid(frames[step]))
         minutes = (step + 1 - len(shown.past)) * step_minutes
         figure.suptitle("now" if minutes == 0 else f"{minutes:+g} min", fontsize=10)
-        pages.append(Image.open(io.BytesIO(_png(figure))).convert("RGB"))
+        pages.append(Image.open(io.BytesIO(png(figure))).convert("RGB"))
         figure.set_layout_engine("none")  # the first page's layout is that of all
     return _gif(pages)
 
@@ -267,102 +267,3 @@ def _with_gaps(name: str) -> Colormap:
 
 def _extend(norm: Normalize) -> str:
     return "min" if isinstance(norm, BoundaryNorm) else "neither"
-
-
-# ---- curves ------------------------------------------------------------------------------------------------------
-def evaluation_curves(details: Mapping[str, Any]) -> Files:
-    """What there is to draw of an evaluation's details, by file name."""
-    files: Files = {}
-    if "lead_minutes" in details:
-        files["lead-times.png"] = lead_time_curves(details)
-    if "reliability" in details:
-        files["reliability.png"] = reliability_diagrams(details)
-    return files
-
-
-def learning_curves(history: Sequence[Mapping[str, float]]) -> bytes:
-    """PNG of everything that training noted, by optimizer step: losses together, each validation metric beside them.
-
-    Args:
-        history: entries with `step` and any of `loss`, `val_loss`, `val_…`.
-    """
-    metrics = sorted({name for entry in history for name in entry if name.startswith("val_")} - {"val_loss"})
-    figure = Figure((3.6 * (len(metrics) + 1), 2.8), layout="constrained")
-    panels = figure.subplots(1, len(metrics) + 1, squeeze=False)[0]
-    for name, label in (("loss", "training"), ("val_loss", "validation")):
-        _curve(panels[0], history, name, label)
-    panels[0].set_title("loss", fontsize=10)
-    panels[0].legend(frameon=False, fontsize=8)
-    for panel, name in zip(panels[1:], metrics, strict=True):
-        _curve(panel, history, name, "validation")
-        panel.set_title(name.removeprefix("val_"), fontsize=10)
-    for panel in panels:
-        _plain(panel, "step")
-    return _png(figure)
-
-
-def _curve(panel: Axes, history: Sequence[Mapping[str, float]], name: str, label: str) -> None:
-    points = [(entry["step"], entry[name]) for entry in history if name in entry]
-    panel.plot(*np.array(points).reshape(-1, 2).T, marker="." if len(points) < 40 else "", label=label)
-
-
-def lead_time_curves(details: Mapping[str, Any]) -> bytes:
-    """PNG of CSI for each threshold, or of the MSE where there are no thresholds, by lead time beside the baselines.
-
-    Args:
-        details: of a nowcaster's `summarise`.
-    """
-    scores = {f"CSI, {name} mm/h": ("csi", name) for name in details.get("csi", {})} or {"MSE": ("mse", None)}
-    figure = Figure((2.9 * len(scores), 2.8), layout="constrained")
-    panels = figure.subplots(1, len(scores), squeeze=False)[0]
-    for panel, (title, (score, threshold)) in zip(panels, scores.items(), strict=True):
-        for label, found in {"model": details, **details["baselines"]}.items():
-            values = found[score] if threshold is None else found[score][threshold]
-            known = [math.nan if value is None else value for value in values]
-            panel.plot(found["lead_minutes"], known, "-" if found is details else "--", marker=".", label=label)
-        panel.set_title(title, fontsize=10)
-        panel.set_ylim(bottom=0)
-        _plain(panel, "minutes ahead")
-    panels[0].legend(frameon=False, fontsize=8)
-    return _png(figure)
-
-
-def reliability_diagrams(details: Mapping[str, Any]) -> bytes:
-    """PNG with a panel for each threshold: how often it rained that much where so much probability was forecast.
-
-    On the diagonal forecasts mean what they say; grey bars show how often each was made, on a logarithmic scale.
-
-    Args:
-        details: of a nowcaster's `summarise`, for rain.
-    """
-    found = details["reliability"]
-    figure = Figure((2.6 * len(found), 2.9), layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False)[0]
-    for panel, (threshold, bins) in zip(panels, found.items(), strict=True):
-        pixels = np.array(bins["pixels"])
-        known = np.array(bins["forecast"], float), np.array(bins["observed"], float)
-        panel.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-        panel.plot(*known, marker=".")
-        panel.set_title(f"at least {threshold} mm/h", fontsize=10)
-        panel.set(xlim=(0, 1), ylim=(0, 1))
-        _plain(panel, "forecast probability")
-        counts = panel.twinx()
-        counts.bar((np.arange(len(pixels)) + 0.5) / len(pixels), pixels, 0.8 / len(pixels), color="0.5", alpha=0.25)
-        counts.set(yscale="log", ylim=(1, max(10.0, pixels.max()) ** 3), yticks=[])  # in the lowest third
-        counts.minorticks_off()
-        counts.spines[:].set_visible(False)
-    panels[0].set_ylabel("observed frequency", fontsize=9)
-    return _png(figure)
-
-
-def _plain(panel: Axes, label: str) -> None:
-    panel.set_xlabel(label, fontsize=9)
-    panel.tick_params(labelsize=8)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(alpha=0.3)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -20,7 +20,7 @@ from ray.train.torch import get_device
 
 from hybrid_models.contract import Hybrid
 from pipelines import storage
-from pipelines.models import artifacts
+from pipelines.models import weights
 from pipelines.reading.limits import is_memory_error
 from pipelines.training import workers
 from pipelines.training.recipe import Recipe
@@ -108,7 +108,7 @@ def score_of(value: float, recipe: Recipe) -> float:
 
 def write_checkpoint(folder: Path, hybrid: Hybrid, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """All that training needs to go on from here, on a local disk."""
-    (folder / artifacts.WEIGHTS).write_bytes(artifacts.pack_state(hybrid))
+    (folder / weights.WEIGHTS).write_bytes(weights.pack_state(hybrid))
     torch.save(optimizer.state_dict(), folder / CHECKPOINT_OPTIMIZER)
     (folder / CHECKPOINT_PROGRESS).write_text(json.dumps(asdict(progress)))
 
@@ -162,16 +162,16 @@ def load_checkpoint(hybrid: Hybrid, optimizer: torch.optim.Optimizer, uri: str) 
         DamagedError: a file is missing, cut off, or not what it should be.
     """
     try:
-        weights, state, progress = (
+        content, state, progress = (
             storage.read_bytes(storage.join(uri, name))
-            for name in (artifacts.WEIGHTS, CHECKPOINT_OPTIMIZER, CHECKPOINT_PROGRESS)
+            for name in (weights.WEIGHTS, CHECKPOINT_OPTIMIZER, CHECKPOINT_PROGRESS)
         )
     except FileNotFoundError as error:
         raise DamagedError(f"{uri} is damaged: there is no {error}") from None
     try:
         restored = Progress(**json.loads(progress))
         moments = torch.load(io.BytesIO(state), map_location=get_device(), weights_only=True)
-        artifacts.load_state(hybrid, weights, uri)
+        weights.load_state(hybrid, content, uri)
         optimizer.load_state_dict(moments)
     except Exception as error:  # torch, safetensors and JSON each have their own
         if is_memory_error(error):  # of the host or a GPU: the files are not to blame

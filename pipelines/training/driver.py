@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.models import artifacts
+from pipelines.models import artifacts, weights
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Session
 from pipelines.models.tracking import Tracker
@@ -218,12 +218,12 @@ def _pictures(
     """Learning curves, curves of the best epoch's validation, and examples from the validation shards."""
     if not job.pictures:
         return {}
-    from pipelines.models import pictures  # drawing takes half a second to import
+    from pipelines.models import curves, pictures  # drawing takes half a second to import
 
     session = Session(hybrid, job.recipe.decoding, job.recipe.limits)
     examples = pictures.examples(session, shards[1], job.pictures)
-    curves = pictures.evaluation_curves(judged.get("details", {}))
-    return {"learning-curves.png": pictures.learning_curves(history), **curves, **examples}
+    found = curves.evaluation_curves(judged.get("details", {}))
+    return {"learning-curves.png": curves.learning_curves(history), **found, **examples}
 
 
 def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any], dict[str, Any]]:
@@ -239,9 +239,9 @@ def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any], di
             continue
         try:
             with checkpoint.as_directory() as folder:
-                weights = storage.read_bytes(f"{folder}/{artifacts.WEIGHTS}")
+                content = storage.read_bytes(f"{folder}/{weights.WEIGHTS}")
                 judged = _judged(f"{folder}/{CHECKPOINT_VALIDATION}")
-            artifacts.load_state(hybrid, weights, str(checkpoint.path))
+            weights.load_state(hybrid, content, str(checkpoint.path))
         except (UsageError, FileNotFoundError) as error:
             log.warning("the best checkpoint is passed over: %s", error)
             damage = UsageError(str(error))

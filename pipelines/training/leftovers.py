@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pipelines import storage
-from pipelines.models import artifacts
+from pipelines.models import artifacts, weights
 from pipelines.staging import uses
 from pipelines.staging.pieces import PIECE, UNFINISHED
 from pipelines.storage import StoredFile
@@ -135,21 +135,21 @@ def _is_finished(run: str) -> bool:
     """Whether a run has been trained to the end, and its model is registered: else it goes on with its checkpoints."""
     try:
         summary = json.loads(storage.read_text(storage.join(run, "summary.json")))
-        return bool(summary["model_version"]) and storage.exists(storage.join(run, "artifact", artifacts.CONFIG))
+        return bool(summary["model_version"]) and storage.exists(storage.join(run, "artifact", weights.CONFIG))
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # damaged: nothing is taken from it
         return False
 
 
 def _initial(folder: str, files: dict[str, StoredFile]) -> Iterator[str]:
     """Paths of the untrained model's files."""
-    place = "initial/" + artifacts.CONFIG
+    place = "initial/" + weights.CONFIG
     if place not in files:
         return
     try:
         assets = json.loads(storage.read_text(storage.join(folder, place)))["assets"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return
-    names = [artifacts.CONFIG, artifacts.WEIGHTS, artifacts.CARD, *assets]
+    names = [weights.CONFIG, weights.WEIGHTS, artifacts.CARD, *assets]
     yield from (f"initial/{name}" for name in names)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from hybrid_models import HYBRIDS, Hybrid
 from pipelines import storage
-from pipelines.models import artifacts
+from pipelines.models import artifacts, weights
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.reading.datasource import ShardDatasource
@@ -35,14 +35,14 @@ PREPARED_SCHEMA = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_sec
 def initial_artifact(job: TrainJob, shards: list[Shard]) -> Artifact:
     """The untrained model with its assets and pretrained parts, made once and kept in the run's folder."""
     place = storage.join(job.run, "initial")
-    if not storage.exists(storage.join(place, artifacts.CONFIG)):
+    if not storage.exists(storage.join(place, weights.CONFIG)):
         recipe = job.recipe
         kind = HYBRIDS[recipe.hybrid]
         assets = kind.learn_assets(recipe.model, _texts(recipe, shards))
         torch.manual_seed(recipe.train.seed)
         hybrid = kind(recipe.model, assets)
         for part, uri in hybrid.pretrained().items():
-            hybrid.load_pretrained(part, None if uri == "hub" else artifacts.read_tensors(uri))
+            hybrid.load_pretrained(part, None if uri == "hub" else weights.read_tensors(uri))
         files = artifacts.make(hybrid, recipe.decoding, {}, "Initial weights of a training run.\n")
         artifacts.write(files, place)
     return artifacts.read(place)

@@ -368,7 +368,7 @@ def test_fingerprints_of_json_values_do_not_depend_on_key_order() -> None:
     assert artifacts.fingerprint({"a": 1}) != artifacts.fingerprint({"a": "1"})
 
 
-# ---- options and single files ------------------------------------------------------------------------------------
+# ---- options ------------------------------------------------------------------------------------------------------
 def test_override_changes_what_is_named_and_checks_it() -> None:
     base = CaptionerDecoding(beam_size=3, max_length=9)
     assert artifacts.override(base, {"beam_size": 1}) == CaptionerDecoding(beam_size=1, max_length=9)
@@ -379,14 +379,3 @@ def test_override_changes_what_is_named_and_checks_it() -> None:
         artifacts.override(base, {"beam_size": "wide"})
     with pytest.raises(UsageError, match=r"max_length is 0: it must be from 1 to 10000"):
         artifacts.override(base, {"max_length": 0})
-
-
-def test_pretrained_weights_are_read_or_named_as_wrong(tmp_path: Path) -> None:
-    uri = str(tmp_path / "w.safetensors")
-    Path(uri).write_bytes(save_tensors({"a": torch.tensor([1.0, 2.0])}))
-    assert artifacts.read_tensors(uri)["a"].tolist() == [1.0, 2.0]
-    Path(uri).write_bytes(Path(uri).read_bytes()[:-3])
-    with pytest.raises(UsageError, match="is not a whole safetensors file"):
-        artifacts.read_tensors(uri)
-    with pytest.raises(UsageError, match=r"no weights at .*none: check the address"):
-        artifacts.read_tensors(str(tmp_path / "none"))
