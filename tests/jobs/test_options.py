@@ -1,0 +1,45 @@
+import importlib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from hybrid_models.errors import UsageError
+from jobs import cli
+from jobs.options import JudgingOptions, MlflowOptions, NightOptions, WorkOptions
+from pipelines.models.tracking import default_uri
+from tests.jobs.test_cli import flags_of
+
+SHARED = (MlflowOptions, WorkOptions, JudgingOptions, NightOptions)
+
+
+def test_a_shared_option_is_declared_in_one_class() -> None:
+    shared = {name.split(".")[0] for group in SHARED for name in flags_of(group)}
+    assert {"mlflow", "resources", "limits", "stride", "retain_hours", "max_error_fraction"} <= shared
+    twice = []
+    for verb in cli.VERBS:
+        module = importlib.import_module(f"jobs.{verb}")
+        for name, kind in vars(module).items():
+            if name.endswith("Options") and is_dataclass(kind) and kind.__module__ == module.__name__:
+                twice += [f"{name}.{field.name}" for field in fields(kind) if field.name in shared]
+    # The recipe's own limits and what is not one of the group: a training's storage, what `doctor` looks at, of which
+    # nothing is needed, decoding for features, and a query's limits.
+    assert sorted(twice) == [
+        "DemoOptions.storage", "DoctorOptions.mlflow", "DoctorOptions.storage", "QueryOptions.limits",
+        "TidyOptions.storage", "TrainOptions.limits", "TrainOptions.resources", "TrainOptions.storage",
+    ]  # fmt: skip
+
+
+def test_mlflow_is_where_it_is_said_or_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MlflowOptions("http://there").uri == "http://there"
+    assert MlflowOptions().uri == default_uri()
+
+
+def test_records_are_not_staged_among_shards(tmp_path: Path) -> None:
+    options = JudgingOptions(str(tmp_path))
+    options.check("")
+    options.check(f"{tmp_path}/test")
+    with pytest.raises(UsageError, match=r"^`input` .*/evaluations/x is|lies in .*: give another `storage`"):
+        options.check(f"{tmp_path}/evaluations/x")
+    with pytest.raises(UsageError, match="--stride is 0: it must be at least 1"):
+        JudgingOptions(str(tmp_path), stride=0).check("")

@@ -1,0 +1,58 @@
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from pipelines import storage
+from pipelines.cluster.resources import Resources
+from pipelines.models import artifacts
+from pipelines.models.session import Inference
+from pipelines.reading.samples import SAMPLE_SCHEMA
+from pipelines.reading.shards import list_shards
+from pipelines.staging import checks, engine
+from pipelines.staging.actors import Lineage, Predictor
+from pipelines.staging.pieces import table_schema
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+RESOURCES = Resources(actors=1, batch_size=4)
+
+
+@pytest.fixture
+def inference(tmp_path: Path) -> Inference:
+    tiny.write_sentences(str(tmp_path / "in"), shards=2, rows=7)
+    return Inference.of(artifacts.read(tiny.write_translator(str(tmp_path / "model"))))
+
+
+def rows(folder: str, shards: list) -> list[dict]:
+    pieces = checks.verify(shards, folder)
+    tables = [pq.read_table(io.BytesIO(storage.read_bytes(piece.file.uri))) for piece in pieces]
+    return list(pa.concat_tables(tables).to_pylist())
+
+
+def test_samples_are_staged_as_they_are_without_a_model(inference: Inference, place: str, tmp_path: Path) -> None:
+    shards, folder = list_shards(str(tmp_path / "in")), storage.join(place, "staged")
+    schema = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
+    written = engine.stage(shards, folder, schema, inference.decode(), None, RESOURCES, "test")
+    assert (written["rows"], written["actors"]) == (14, 1)
+    assert written["bytes"] == sum(file.size for file in storage.list_files(folder))
+    assert written["decode_seconds"] > 0
+    found = rows(folder, shards)
+    assert [(row["shard"], row["index"]) for row in found] == [(shard.uri, i) for shard in shards for i in range(7)]
+    assert all(row["sample"] and row["error"] is None for row in found)
+
+
+def test_samples_stream_through_the_model(inference: Inference, tmp_path: Path) -> None:
+    shards, folder = list_shards(str(tmp_path / "in")), str(tmp_path / "staged")
+    schema = table_schema(inference.artifact.hybrid_class.payload_schema)
+    lineage = Lineage("m", "1", "f", "r")
+    actor = engine.Actor(Predictor, (ray.put(inference),), (lineage,))
+    written = engine.stage(shards, folder, schema, inference.decode(), actor, RESOURCES, "test")
+    assert written["rows"] == 14
+    assert written["predict_seconds"] > 0
+    texts = [text for shard in shards for text in storage.read_text(shard.uri).splitlines()]
+    expected = tiny.translator().translate(texts, beam_size=1, max_length=12)
+    assert [row["translation"] for row in rows(folder, shards)] == expected
