@@ -6,6 +6,7 @@ A row of a shard becomes a prediction in four steps, each a method below:
                                                      --forward--> Loss (training)
 
 Shape legend used all over this package:
+
     B batch   S source positions or grid cells   T target positions or time steps
     C channels   H height   W width   D hidden size   V vocabulary   K beam
 """

@@ -104,7 +104,8 @@ def _look(folder: str, files: dict[str, StoredFile], models_in_use: Collection[s
 def _staged(folder: str, files: dict[str, StoredFile], models_in_use: Collection[str]) -> Folder:
     own = [file for path, file in files.items() if _is_piece(path) or uses.MARK.fullmatch(path)]
     marks = [file.uri for path, file in files.items() if uses.MARK.fullmatch(path)]
-    needed = _young(files) or next(filter(None, (_user(mark, models_in_use) for mark in marks)), "")
+    runs = storage.join(folder.rsplit("/", 2)[0], "runs")
+    needed = _young(files) or next(filter(None, (_user(mark, runs, models_in_use) for mark in marks)), "")
     return Folder(folder, needed, own)
 
 
@@ -113,13 +114,15 @@ def _is_piece(path: str) -> bool:
     return PIECE.fullmatch(unfinished["name"] if unfinished else path) is not None
 
 
-def _user(mark: str, models_in_use: Collection[str]) -> str:
-    """Who needs what this mark is in; empty if nobody does."""
+def _user(mark: str, runs: str, models_in_use: Collection[str]) -> str:
+    """Who needs what this mark is in; empty if nobody does. A mark is believed as it is, and leads nowhere else."""
     use = uses.read(mark)
     if use is None:
         return f"{mark}, which cannot be read"
     if use.kind == uses.MODEL:
         return use.user if use.user in models_in_use else ""
+    if use.user.rsplit("/", 1)[0] != runs:
+        return f"{use.user}, as {mark} says"
     started = storage.exists(storage.join(use.user, "run.json"))
     return use.user if started and not _is_finished(use.user) else ""
 

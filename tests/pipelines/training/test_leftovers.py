@@ -111,6 +111,18 @@ def test_a_damaged_mark_keeps_its_folder(lake: str) -> None:
     assert needed(lake) == {f"features/{KEY}": f"{mark}, which cannot be read"}
 
 
+@pytest.mark.parametrize("user", ["http://127.0.0.1:9/runs/x", "/etc", "s3://other/runs/x", "{lake}/runs/../../x/y"])
+def test_a_mark_leads_nowhere_else(lake: str, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger who can write to the bucket gains no look at other places by it."""
+    folder = write_features(lake, KEY, (uses.RUN, user.format(lake=lake)))
+    looked = []
+    monkeypatch.setattr(storage, "exists", looked.append)
+    (needed_by,) = needed(lake).values()
+    assert needed_by.startswith(user.format(lake=lake))
+    assert f"{folder}/_used/" in needed_by
+    assert looked == []
+
+
 def test_what_was_used_within_a_day_stays(lake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_features(lake, KEY)
     write_run(lake, "done", FINISHED)
