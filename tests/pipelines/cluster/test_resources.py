@@ -58,7 +58,7 @@ def test_no_more_model_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> N
     """They would wait for each other for ever."""
     nodes(monkeypatch, {"CPU": 16.0, "GPU": 2.0, "memory": 64.0 * GIB})
     assert Resources(actors=2).plan(100)[0] == 2
-    with pytest.raises(UsageError, match=r"--resources\.actors is 3, but the cluster has 2 GPUs"):
+    with pytest.raises(UsageError, match=r"`resources\.actors` is 3, but the cluster has 2 GPUs"):
         Resources(actors=3).plan(100)
 
 

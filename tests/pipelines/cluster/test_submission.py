@@ -140,7 +140,7 @@ def test_only_source_is_sent_along(tmp_path: Path) -> None:
         str(path.relative_to(tiny.ROOT))
         for name in submission.PACKAGES
         for path in (tiny.ROOT / name).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".md", ".typed")
     }
     assert {"jobs/train.py", "pipelines/nights/report.html"} <= sent
     assert (tmp_path / "jobs/train.py").read_bytes() == (tiny.ROOT / "jobs/train.py").read_bytes()
