@@ -92,9 +92,9 @@ def write_event(path: Path, number: int) -> None:
 def run(command: str, cwd: Path, env: dict[str, str]) -> str:
     """What a command prints on stdout. The demo starts as a process, as a newcomer's would; the others run here."""
     if command.startswith("make "):
-        done = subprocess.run(
-            [*command.split(), "--dry-run"], cwd=tiny.ROOT, capture_output=True, text=True, check=True
-        )
+        told = [*command.split(), "--dry-run", "--no-print-directory"]
+        outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        done = subprocess.run(told, cwd=tiny.ROOT, env=outside, capture_output=True, text=True, check=True)
         if command == "make test":  # which runs this
             assert "pytest --numprocesses 2" in done.stdout
             return ""
