@@ -75,15 +75,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     lake = storage.absolute(options.storage) if options.storage else out
     mlflow = default_uri() if os.environ.get("MLFLOW_TRACKING_URI") else f"sqlite:///{out}/mlflow.db"
     storage.check_writable(lake)
-    # Ray's core says of each actor that its arguments lie in the object store: Ray Data puts them there itself, on the
-    # node of the driver, without which there is no job. A newcomer has no use for it, and no option hides it alone.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     log.info("making small data sets in %s/data", lake)
     prepare_demo(
         storage.join(lake, "data"), options.scenes, options.digits, options.sentences,
         night_rows=90, rows_per_shard=500, seed=0,
     )  # fmt: skip
-    with connection.connect():
+    with connection.connect(quiet=True):
         tasks = {}
         for task in TASKS:
             name, result = _take_through(task, lake, mlflow, options.epochs)

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -40,16 +40,23 @@ LOCAL_CLUSTER = {
 TRACES = dict.fromkeys(
     ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"), logging.CRITICAL
 )
-# Notes for whoever sets a cluster up, once a start: that it has a token, which is as it should be.
-NOTES = {"ray._private.authentication.authentication_token_setup": logging.ERROR}
+# Notes for whoever sets a cluster up or writes a pipeline, once a start: of its token, of bars that are off.
+NOTES = dict.fromkeys(
+    ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress"), logging.ERROR
+)
 PASSED_ON = (logs.FORMAT, "HYBRID_JAIL")
 """Settings of this program that workers have from whoever started the job, see `reading.jail` for the second."""
 WAITING_BYTES = 256 << 20  # samples between two stages, for each node
 
 
 @contextmanager
-def connect() -> Iterator[None]:
-    """Connects to the cluster that RAY_ADDRESS names, or starts one on this machine; leaves a running one alone."""
+def connect(quiet: bool = False) -> Iterator[None]:
+    """Connects to the cluster that RAY_ADDRESS names, or starts one on this machine; leaves a running one alone.
+
+    Args:
+        quiet: what Ray's core writes to stderr is not for these eyes: lines of its start, and what it says of each
+            actor, that its arguments lie in the object store (Ray Data puts them there itself, on the driver's node).
+    """
     if ray.is_initialized():
         yield
         return
@@ -57,19 +64,36 @@ def connect() -> Iterator[None]:
         os.environ.setdefault(name, value)
     for name, level in NOTES.items():
         logging.getLogger(name).setLevel(level)
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS") or "local",
-        configure_logging=True,
-        logging_level=logging.WARNING,
-        log_to_driver=os.environ.get("HYBRID_WORKER_LOGS") == "1",
-        include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
-        runtime_env={"env_vars": _without_the_jobs(worker_env())},
-    )
+    with _core_is_silent() if quiet else nullcontext():
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS") or "local",
+            configure_logging=True,
+            logging_level=logging.WARNING,
+            log_to_driver=os.environ.get("HYBRID_WORKER_LOGS") == "1",
+            include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
+            runtime_env={"env_vars": _without_the_jobs(worker_env())},
+        )
     configure_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _core_is_silent() -> Iterator[None]:
+    """No option hides one line of Ray's core; that it shall be silent it says, too. Errors are raised anyway."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nothing)
 
 
 def worker_env() -> dict[str, str]:

@@ -1,4 +1,5 @@
 import logging
+import os
 
 import pytest
 import ray
@@ -59,3 +60,13 @@ def test_variables_that_a_job_has_from_its_submitter_are_left_to_it(monkeypatch:
     assert connection._without_the_jobs(ours) == {"OURS": "1"}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": null}')
     assert connection._without_the_jobs(ours) == ours
+
+
+def test_what_is_silent_is_heard_again(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "info")
+    with pytest.raises(ValueError, match="no cluster"), connection._core_is_silent():  # noqa: PT012
+        os.write(2, b"Ray's core\n")
+        raise ValueError("no cluster")
+    os.write(2, b"ours\n")
+    assert capfd.readouterr().err == "ours\n"
+    assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "info", "whoever asks for more gets it"
