@@ -235,7 +235,7 @@ class BidirectionalRNN(nn.Module):
         self.backwards = kind(input_size, hidden_size, batch_first=True)
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """inputs [B,S,I] padded at the end, lengths [B] of at least 1 → hidden states [B,S,2D], and the last ones [B,2D]."""
+        """inputs [B,S,I] padded at the end, lengths [B] of at least 1 → states [B,S,2D], the last ones [B,2D]."""
         place_S = torch.arange(inputs.shape[1], device=inputs.device)
         mirrored_BS = lengths.unsqueeze(1) - 1 - place_S
         mirrored_BS = torch.where(mirrored_BS >= 0, mirrored_BS, place_S)  # padding stays where it is
