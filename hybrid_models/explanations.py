@@ -15,12 +15,12 @@ class Alignment:
     Args:
         source: its tokens.
         target: its tokens.
-        weights: float32 [target, source], each row a distribution.
+        weights: float32 [target, source], each row a distribution; none without attention.
     """
 
     source: Sequence[str]
     target: Sequence[str]
-    weights: np.ndarray
+    weights: np.ndarray | None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from jobs import cli
 from pipelines import places
 from pipelines.datasets.demo.data import prepare_demo
 from pipelines.datasets.large_data import prepare_coco, prepare_iwslt14, prepare_kth
+from pipelines.datasets.moving_scenes import prepare_moving_scenes
 from pipelines.datasets.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
 from pipelines.datasets.radar_data import prepare_radar
 from pipelines.datasets.writer import Prepared
@@ -131,6 +132,31 @@ class MovingMnist:
 
 
 @dataclass(frozen=True)
+class MovingScenes:
+    """Captioned clips (mp4, made here) for the captioner, in which a shape moves, grows, shrinks, appears, vanishes or
+    passes behind another: what happens is in the order of the frames. Val and test have combinations of colour, shape
+    and action that no other split has."""
+
+    out: str
+    """Folder or URI for the splits train, val and test."""
+    train: int = 2000
+    """Training clips."""
+    val: int = 300
+    """Validation clips."""
+    test: int = 500
+    """Test clips."""
+    rows_per_shard: int = 250
+    """Clips of one shard."""
+    seed: int = 0
+    """Of everything."""
+
+    def prepare(self) -> Prepared:
+        """Writes the data set; returns the summary."""
+        counts = {"train": self.train, "val": self.val, "test": self.test}
+        return prepare_moving_scenes(self.out, self.rows_per_shard, counts, self.seed)
+
+
+@dataclass(frozen=True)
 class Coco:
     """Photographs with five captions each for the captioner: COCO captions 2017 (Chen et al. 2015)."""
 
@@ -195,6 +221,7 @@ Source = (
     | Annotated[Flickr8k, tyro.conf.subcommand("flickr8k")]
     | Annotated[Radar, tyro.conf.subcommand("radar")]
     | Annotated[MovingMnist, tyro.conf.subcommand("moving-mnist")]
+    | Annotated[MovingScenes, tyro.conf.subcommand("moving-scenes")]
     | Annotated[Coco, tyro.conf.subcommand("coco")]
     | Annotated[Iwslt14, tyro.conf.subcommand("iwslt14")]
     | Annotated[Kth, tyro.conf.subcommand("kth")]
@@ -211,7 +238,7 @@ def main(argv: list[str]) -> dict[str, Any]:
         UsageError: the source is not what it should be, or the options do not fit it.
     """
     source: Source = cli.parse(Source, argv, "hybrid prepare", __doc__ or "")  # type: ignore[arg-type]
-    if not isinstance(source, Demo):
+    if not isinstance(source, Demo | MovingScenes):
         places.check_outside("source", source.source, [source.out], "what is written,")
     return asdict(source.prepare())
 

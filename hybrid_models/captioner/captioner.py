@@ -29,7 +29,7 @@ from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
 from hybrid_models.layers.image_encoder import Encoder, pool_time
-from hybrid_models.layers.recurrent import AttentionDecoder, PlainDecoder, WordDecoder, initial_state
+from hybrid_models.layers.recurrent import STATES, initial_state, word_decoder
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
 from hybrid_models.search.beam import MOST_TOKENS, Hypothesis, SearchOptions, State, inference, sample_words, search
 from hybrid_models.text import (
@@ -99,9 +99,17 @@ class Captioner(Hybrid):
         self.encoder = Encoder(config.encoder, config.image_size)
         if config.freeze_encoder:
             self.encoder.requires_grad_(False).eval()
-        states = 2 if config.cell == "lstm" else 1
-        self.bridge = nn.Linear(self.encoder.channels, states * config.hidden_size)
-        self.decoder = _decoder(config, len(self._tokenizer), self.encoder.channels)
+        self.bridge = nn.Linear(self.encoder.channels, STATES[config.cell] * config.hidden_size)
+        self.decoder = word_decoder(
+            len(self._tokenizer),
+            config.embedding_size,
+            config.hidden_size,
+            self.encoder.channels,
+            config.attention_size if config.attention else None,
+            config.cell,
+            config.dropout,
+            config.tie_embeddings,
+        )
         self._rewarded = False
 
     def train(self, mode: bool = True) -> Captioner:
@@ -310,14 +318,6 @@ class Captioner(Hybrid):
         state = initial_state(keys_BSC.mean(dim=1), self.config.cell, self.bridge)
         mask_BS = torch.ones(keys_BSC.shape[:2], dtype=torch.bool, device=keys_BSC.device)
         return state, self.decoder.prepare({"keys": keys_BSC, "mask": mask_BS})
-
-
-def _decoder(config: CaptionerConfig, vocabulary: int, channels: int) -> WordDecoder:
-    sizes = (vocabulary, config.embedding_size, config.hidden_size)
-    if not config.attention:
-        return PlainDecoder(*sizes, config.cell, config.dropout, config.tie_embeddings)
-    attending = (channels, config.attention_size, config.cell)
-    return AttentionDecoder(*sizes, *attending, config.dropout, config.tie_embeddings)
 
 
 def _mirrored(sample: Sample) -> Sample:

@@ -24,6 +24,9 @@ from hybrid_models.text import BOS, PAD, pad_rows
 
 Cell = Literal["gru", "lstm"]
 GATES: dict[Cell, int] = {"gru": 3, "lstm": 4}
+RNNS: dict[Cell, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+STATES: dict[Cell, int] = {"gru": 1, "lstm": 2}
+"""How many vectors a cell's state is."""
 ROWS = 64
 """The softmax works on a multiple of so many tokens: on CPUs a matrix product compiles anew for each size not seen yet,
 which takes longer than the product."""
@@ -116,7 +119,7 @@ class PlainDecoder(WordDecoder):
         tie_embeddings: bool = True,
     ) -> None:
         super().__init__(vocabulary, embedding_size, hidden_size, dropout, tie_embeddings)
-        self.rnn = {"gru": nn.GRU, "lstm": nn.LSTM}[cell](embedding_size, hidden_size, batch_first=True)
+        self.rnn = RNNS[cell](embedding_size, hidden_size, batch_first=True)
 
     def unroll(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
         hidden_1ND = state["hidden"].unsqueeze(0)
@@ -196,8 +199,25 @@ class AttentionDecoder(WordDecoder):
         return hidden, contexts, weights, state
 
 
-class BidirectionalGRU(nn.Module):
-    """A GRU over a text and another one over it from its end (Schuster & Paliwal 1997).
+def word_decoder(
+    vocabulary: int,
+    embedding_size: int,
+    hidden_size: int,
+    key_size: int,
+    attention_size: int | None,
+    cell: Cell,
+    dropout: float,
+    tie_embeddings: bool,
+) -> WordDecoder:
+    """A decoder with attention, or without (`attention_size` None): then the source is in the initial state alone."""
+    sizes = (vocabulary, embedding_size, hidden_size)
+    if attention_size is None:
+        return PlainDecoder(*sizes, cell, dropout, tie_embeddings)
+    return AttentionDecoder(*sizes, key_size, attention_size, cell, dropout, tie_embeddings)
+
+
+class BidirectionalRNN(nn.Module):
+    """A GRU or LSTM over a text and another one over it from its end (Schuster & Paliwal 1997).
 
     The same as `nn.GRU(bidirectional=True)` over a packed sequence, which is slower on CPUs: each step's gradient
     touches all steps' tensors. At padding the states mean nothing.
@@ -205,15 +225,17 @@ class BidirectionalGRU(nn.Module):
     Args:
         input_size: size I of an input vector.
         hidden_size: size D of each state.
+        cell: which of them.
     """
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, cell: Cell = "gru") -> None:
         super().__init__()
-        self.forwards = nn.GRU(input_size, hidden_size, batch_first=True)
-        self.backwards = nn.GRU(input_size, hidden_size, batch_first=True)
+        kind = RNNS[cell]
+        self.forwards = kind(input_size, hidden_size, batch_first=True)
+        self.backwards = kind(input_size, hidden_size, batch_first=True)
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """inputs [B,S,I] padded at the end, lengths [B] of at least 1 → states [B,S,2D], and both GRUs' last [B,2D]."""
+        """inputs [B,S,I] padded at the end, lengths [B] of at least 1 → states [B,S,2D], the last ones [B,2D]."""
         place_S = torch.arange(inputs.shape[1], device=inputs.device)
         mirrored_BS = lengths.unsqueeze(1) - 1 - place_S
         mirrored_BS = torch.where(mirrored_BS >= 0, mirrored_BS, place_S)  # padding stays where it is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -33,8 +33,8 @@ class TranslatorConfig(HybridConfig):
     learns_from_texts: ClassVar[bool] = True
     not_in_samples: ClassVar[frozenset[str]] = frozenset(
         {
-            "vocab_size", "embedding_size", "hidden_size", "attention_size", "encoder_layers", "tie_embeddings",
-            "dropout", "label_smoothing",
+            "vocab_size", "embedding_size", "hidden_size", "cell", "attention", "attention_size", "encoder_layers",
+            "tie_embeddings", "dropout", "label_smoothing",
         }
     )  # fmt: skip
 
@@ -50,10 +50,14 @@ class TranslatorConfig(HybridConfig):
     """Size of a token's vector."""
     hidden_size: int = 512
     """Size of the decoder's state, and of the encoder's: half of it for each direction. Even."""
+    cell: Literal["gru", "lstm"] = "gru"
+    """Recurrent cell of encoder and decoder."""
+    attention: bool = True
+    """Look at the source's words while writing; otherwise all of it is in the first state."""
     attention_size: int = 256
     """Size of the space in which attention compares."""
     encoder_layers: int = 1
-    """Stacked bidirectional GRUs."""
+    """Stacked bidirectional layers."""
     tie_embeddings: bool = True
     """The output layer is the target embedding."""
     dropout: float = 0.3

@@ -1,4 +1,4 @@
-"""The translator: a bidirectional GRU reads a sentence, a GRU with additive attention writes it in another language.
+"""The translator: a bidirectional RNN reads a sentence, an RNN with additive attention writes it in another language.
 
 Bahdanau, Cho, Bengio 2015, with input feeding (Luong et al. 2015), subword tokens (Sennrich et al. 2016), label
 smoothing (Szegedy et al. 2016) and tied target embeddings (Press & Wolf 2017).
@@ -22,7 +22,7 @@ from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device,
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Alignment, Explanation
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample
-from hybrid_models.layers.recurrent import AttentionDecoder, BidirectionalGRU, initial_state
+from hybrid_models.layers.recurrent import STATES, BidirectionalRNN, initial_state, word_decoder
 from hybrid_models.scores.texts import Tally, bleu, chrf
 from hybrid_models.search.beam import MOST_TOKENS, Hypothesis, SearchOptions, State, inference, search
 from hybrid_models.text import (
@@ -112,15 +112,15 @@ class Translator(Hybrid):
         nn.init.normal_(self.embedding.weight, std=config.embedding_size**-0.5)
         self.dropout = nn.Dropout(config.dropout)
         inputs = chain([config.embedding_size], repeat(config.hidden_size, config.encoder_layers - 1))
-        self.encoder = nn.ModuleList(BidirectionalGRU(size, config.hidden_size // 2) for size in inputs)
-        self.bridge = nn.Linear(config.hidden_size, config.hidden_size)
-        self.decoder = AttentionDecoder(
+        self.encoder = nn.ModuleList(BidirectionalRNN(size, config.hidden_size // 2, config.cell) for size in inputs)
+        self.bridge = nn.Linear(config.hidden_size, STATES[config.cell] * config.hidden_size)
+        self.decoder = word_decoder(
             len(self._target),
             config.embedding_size,
             config.hidden_size,
             config.hidden_size,
-            config.attention_size,
-            "gru",
+            config.attention_size if config.attention else None,
+            config.cell,
             config.dropout,
             config.tie_embeddings,
         )
@@ -159,7 +159,7 @@ class Translator(Hybrid):
             states_BSK, last_BK = layer(states_BSK, batch["source_length"])
             states_BSK = self.dropout(states_BSK)
         memory = {"keys": states_BSK, "mask": batch["source"] != PAD}
-        return initial_state(last_BK, "gru", self.bridge), self.decoder.prepare(memory)
+        return initial_state(last_BK, self.config.cell, self.bridge), self.decoder.prepare(memory)
 
     def forward(self, batch: Batch) -> Loss:
         """Negative log likelihood of the target tokens, end symbols included (smoothed in training mode)."""
@@ -195,8 +195,12 @@ class Translator(Hybrid):
             looks = self.decoder.attend([best.tokens for best in found], state, memory)
         sources = [row[:length] for row, length in zip(batch["source"].tolist(), batch["source_length"], strict=True)]
         return [
-            Alignment(self._source.pieces(source), self._target.pieces([*best.tokens, EOS]), weights[:, : len(source)])
-            for source, best, weights in zip(sources, found, looks, strict=True)
+            Alignment(
+                self._source.pieces(source),
+                self._target.pieces([*best.tokens, EOS]),
+                None if looks is None else looks[i][:, : len(source)],
+            )
+            for i, (source, best) in enumerate(zip(sources, found, strict=True))
         ]
 
     def translate(self, sentences: Sequence[str], batch_size: int = 64, **decoding: Any) -> list[str]:

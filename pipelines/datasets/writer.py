@@ -228,9 +228,9 @@ def pack_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return gzip.compress("".join(lines).encode(), mtime=0)
 
 
-def caption_row(key: str, image: bytes, captions: list[str], suffix: str = "jpg") -> TarRow:
-    """A photograph with its captions. The key loses its dots: a WebDataset suffix begins at the first one."""
+def caption_row(key: str, media: bytes, captions: list[str], suffix: str = "jpg", **more: str) -> TarRow:
+    """A photograph or clip with captions and `more` fields. Its key loses its dots: suffixes begin at the first one."""
     return key.replace(".", "_"), {
-        suffix: image,
-        "json": json.dumps({"captions": captions}, ensure_ascii=False).encode(),
+        suffix: media,
+        "json": json.dumps({"captions": captions, **more}, ensure_ascii=False).encode(),
     }

@@ -92,7 +92,8 @@ def printable(text: str) -> str:
 def _alignment(shown: Alignment) -> Files:
     figure = Figure((1.5 + 0.32 * len(shown.source), 1.2 + 0.26 * len(shown.target)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shown.weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    weights = np.zeros((len(shown.target), len(shown.source))) if shown.weights is None else shown.weights
+    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     source, target = (list(map(printable, pieces)) for pieces in (shown.source, shown.target))
     axes.set_xticks(range(len(source)), source, rotation=60, ha="left", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(range(len(target)), target, parse_math=False)

@@ -134,6 +134,8 @@ def _gaze(shown: Gaze, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 @element.register
 def _alignment(shown: Alignment, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if shown.weights is None:
+        return "alignment", {"source": shown.source, "lines": []}
     weights = [[round(float(weight), 3) for weight in line] for line in shown.weights]
     return "alignment", {"source": shown.source, "lines": list(zip(shown.target, weights, strict=True))}
 

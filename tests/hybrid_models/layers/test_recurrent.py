@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hybrid_models.layers.recurrent import (
     AttentionDecoder,
-    BidirectionalGRU,
+    BidirectionalRNN,
     PlainDecoder,
     RepeatedProduct,
     initial_state,
@@ -196,15 +196,17 @@ def test_attend_gives_the_weights_of_every_step(cell):
     assert plain.attend(texts, state, memory) is None
 
 
-def test_a_bidirectional_gru_is_that_of_torch_over_packed_sequences():
+@pytest.mark.parametrize(("cell", "kind"), [("gru", nn.GRU), ("lstm", nn.LSTM)])
+def test_a_bidirectional_rnn_is_that_of_torch_over_packed_sequences(cell, kind):
     torch.manual_seed(2)
-    layer, packed = BidirectionalGRU(E, D), nn.GRU(E, D, batch_first=True, bidirectional=True)
+    layer, packed = BidirectionalRNN(E, D, cell), kind(E, D, batch_first=True, bidirectional=True)
     weights = dict(layer.forwards.named_parameters())
     weights |= {f"{name}_reverse": value for name, value in layer.backwards.named_parameters()}
     packed.load_state_dict({name: value.detach() for name, value in weights.items()})
     inputs, lengths = torch.randn(4, 5, E), torch.tensor([3, 5, 1, 4])
     states, last = layer(inputs, lengths)
     outputs, ends = packed(pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False))
+    ends = ends if cell == "gru" else ends[0]  # the hidden states alone
     expected, _ = pad_packed_sequence(outputs, batch_first=True)
     real = torch.arange(5) < lengths.unsqueeze(1)
     torch.testing.assert_close(states[real], expected[real])

@@ -1,5 +1,7 @@
 """The translator: preprocessing, padding, learning, decoding and judgement."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -55,16 +57,20 @@ def model():
     return build().eval()
 
 
-@pytest.fixture(scope="module")
-def fitted():
+def learned(**changes):
     """Learned by heart, in more steps on one processor than on another: a search may end before a rare word."""
-    model = build()
+    model = build(replace(TINY, **changes))
     for _ in range(15):
         loss = fit(model, 100)
         if all(model.translate(list(PAIRS), beam_size=size) == list(PAIRS.values()) for size in (1, 5)):
             assert loss < 0.05
             return model
     raise AssertionError("15 times 100 steps do not do")
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return learned()
 
 
 # ---- preprocessing ----
@@ -133,6 +139,29 @@ def test_state_dict_shares_no_tensors_and_restores():
 @pytest.mark.parametrize("beam_size", [1, 5])
 def test_learns_its_batch_by_heart(fitted, beam_size):
     assert fitted.translate(list(PAIRS), beam_size=beam_size) == list(PAIRS.values())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"cell": "lstm"}, {"attention": False}, {"cell": "lstm", "attention": False, "encoder_layers": 2}]
+)
+def test_every_cell_learns_with_and_without_attention(changes):
+    model = learned(**changes)
+    assert model.translate(list(PAIRS), beam_size=1) == list(PAIRS.values())
+    (shown, *_) = model.explain(samples_of(model, with_target=False), TranslatorDecoding())
+    assert shown.target[:-1]
+    assert (shown.weights is None) == ("attention" in changes)
+
+
+def test_without_attention_the_source_is_in_the_first_state_alone():
+    model = build(replace(TINY, attention=False)).eval()
+    batch = model.collate(samples_of(model)[:2])
+    state, memory = model.encode(batch)
+    targets = batch["target"][:1]
+    first, second = ({name: value[i : i + 1] for name, value in state.items()} for i in (0, 1))
+    own, other = ({name: value[i : i + 1] for name, value in memory.items()} for i in (0, 1))
+    loss = model.decoder.loss(targets, first, own, 0.0).total.item()
+    assert model.decoder.loss(targets, first, other, 0.0).total.item() == loss
+    assert model.decoder.loss(targets, second, own, 0.0).total.item() != loss
 
 
 def test_rows_fit_the_schema_in_order(fitted):

@@ -75,6 +75,12 @@ def test_an_alignment_is_dark_where_the_translator_looked() -> None:
     assert len(dark) > 0.05 * drawn["diagonal"].size
 
 
+def test_without_attention_the_words_stand_alone() -> None:
+    drawn = pictures.draw(Alignment(["ein", "Hund"], ["a", "dog"], None))["png"]
+    looked = pictures.draw(Alignment(["ein", "Hund"], ["a", "dog"], np.eye(2, dtype=np.float32)))["png"]
+    assert share(drawn, "#08306b") < 0.001 < share(looked, "#08306b")
+
+
 def test_a_gaze_is_bright_where_the_captioner_looked() -> None:
     image = np.full((32, 32, 3), 250, np.uint8)
     weights = np.zeros((1, 2, 2), np.float32)
