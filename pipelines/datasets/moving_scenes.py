@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from hybrid_models.errors import UsageError
-from pipelines.datasets.demo.scenes import BACKGROUNDS, COLOURS, SHAPES
+from pipelines.datasets.demo.scenes import BACKGROUNDS, COLOURS, SHAPES, article, jittered
 from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow, caption_row
 
 SIDE, FRAMES, RATE = 64, 24, 12
@@ -40,7 +40,7 @@ DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1),
 SECOND_SHARE = 0.5
 """Share of clips with a second thing, which stands still, besides those in which something passes behind one."""
 PARTS = {"test": 5, "val": 5}
-"""Every fifth combination of colour, shape and action is of the test split, every fifth of the others of val."""
+"""One in so many combinations of colour, shape and action is of the split."""
 Combination = tuple[str, str, str]
 """Colour, shape, action."""
 
@@ -116,27 +116,23 @@ def random_scene(combination: Combination, rng: np.random.Generator) -> MovingSc
 
 def captions(scene: MovingScene, rng: np.random.Generator) -> list[str]:
     """Three to five different true sentences, the plainest one first."""
-    thing = f"{_article(scene.colour)} {scene.colour} {scene.shape}"
+    thing = f"{article(scene.colour)} {scene.colour} {scene.shape}"
     does, doing = scene.action, _ing(scene.action)
     if scene.other is None:
         aside, object_ = "", ""
     else:
-        other = f"{_article(scene.other[0])} {scene.other[0]} {scene.other[1]}"
+        other = f"{article(scene.other[0])} {scene.other[0]} {scene.other[1]}"
         aside, object_ = (f" {other}", f" {other}") if does == "passes behind" else (f" near {other}", "")
     plain = f"{thing} {does}{aside}"
     others = [
         f"{thing} {does}{object_}",
         f"there is {thing} that {does}{object_}",
-        f"{thing} {doing}{aside} on {_article(scene.background)} {scene.background} background",
+        f"{thing} {doing}{aside} on {article(scene.background)} {scene.background} background",
         f"we see {thing} {doing}{object_}",
     ]
     different = [text for text in dict.fromkeys(others) if text != plain]
     chosen = sorted(rng.choice(len(different), int(rng.integers(2, len(different) + 1)), replace=False))
     return [plain, *(different[i] for i in chosen)]
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
 
 
 def _ing(action: str) -> str:
@@ -150,9 +146,9 @@ def render(scene: MovingScene, rng: np.random.Generator) -> np.ndarray:
     """The clip, uint8 `[FRAMES, SIDE, SIDE, 3]`, with jitter in place, size and colour."""
     centres, radii = _course(scene.action, rng)
     still = _still(centres, radii, scene.action, rng)
-    backdrop, colour = (_jittered(table[name], rng) for table, name in
+    backdrop, colour = (jittered(table[name], rng) for table, name in
                         ((BACKGROUNDS, scene.background), (COLOURS, scene.colour)))  # fmt: skip
-    other = None if scene.other is None else (_jittered(COLOURS[scene.other[0]], rng), scene.other[1])
+    other = None if scene.other is None else (jittered(COLOURS[scene.other[0]], rng), scene.other[1])
     frames = []
     for centre, radius in zip(centres, radii, strict=True):
         image = Image.new("RGB", (SIDE * ZOOM, SIDE * ZOOM), backdrop)
@@ -208,10 +204,6 @@ def _draw(canvas: ImageDraw.ImageDraw, shape: str, centre: np.ndarray | tuple[fl
           colour: tuple[int, ...]) -> None:  # fmt: skip
     points = [(ZOOM * (centre[0] + x * radius), ZOOM * (centre[1] + y * radius)) for x, y in SHAPES[shape]()]
     canvas.polygon(points, fill=colour)
-
-
-def _jittered(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, ...]:
-    return tuple(int(c) for c in (np.array(colour) + rng.integers(-12, 13, 3)).clip(0, 255))
 
 
 def encode(frames: np.ndarray) -> bytes:

@@ -35,7 +35,7 @@ class Retention:
     """What is kept of a table's past."""
 
     retain_hours: int = 168
-    """How long files that a table does not need any more are kept for readers of earlier versions."""
+    """How long files that a table does not need any more are kept for earlier versions' readers; a day at the least."""
 
     def check(self) -> None:
         """Refuses to remove files that may be in use.

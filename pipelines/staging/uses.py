@@ -13,6 +13,8 @@ RUN, MODEL = "run", "model"
 """Kinds of users: a training run by the URI of its folder, a model by its own."""
 MARK = re.compile(r"_used/[0-9a-f]{16}\.json")
 """Path of a mark below the folder. Listings of data leave it out."""
+MAX_MARK = 64 << 10
+"""Bytes of a mark: a larger one is none of ours, and not worth its memory."""
 
 
 @dataclass(frozen=True)

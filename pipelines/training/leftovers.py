@@ -103,7 +103,7 @@ def _look(folder: str, files: dict[str, StoredFile], models_in_use: Collection[s
 
 def _staged(folder: str, files: dict[str, StoredFile], models_in_use: Collection[str]) -> Folder:
     own = [file for path, file in files.items() if _is_piece(path) or uses.MARK.fullmatch(path)]
-    marks = [file.uri for path, file in files.items() if uses.MARK.fullmatch(path)]
+    marks = [file for path, file in files.items() if uses.MARK.fullmatch(path)]
     runs = storage.join(folder.rsplit("/", 2)[0], "runs")
     needed = _young(files) or next(filter(None, (_user(mark, runs, models_in_use) for mark in marks)), "")
     return Folder(folder, needed, own)
@@ -114,15 +114,15 @@ def _is_piece(path: str) -> bool:
     return PIECE.fullmatch(unfinished["name"] if unfinished else path) is not None
 
 
-def _user(mark: str, runs: str, models_in_use: Collection[str]) -> str:
+def _user(mark: StoredFile, runs: str, models_in_use: Collection[str]) -> str:
     """Who needs what this mark is in; empty if nobody does. A mark is believed as it is, and leads nowhere else."""
-    use = uses.read(mark)
+    use = uses.read(mark.uri) if mark.size <= uses.MAX_MARK else None
     if use is None:
-        return f"{mark}, which cannot be read"
+        return f"{mark.uri}, which cannot be read"
     if use.kind == uses.MODEL:
         return use.user if use.user in models_in_use else ""
     if use.user.rsplit("/", 1)[0] != runs:
-        return f"{use.user}, as {mark} says"
+        return f"{use.user}, as {mark.uri} says"
     started = storage.exists(storage.join(use.user, "run.json"))
     return use.user if started and not _is_finished(use.user) else ""
 
@@ -150,9 +150,9 @@ def _initial(folder: str, files: dict[str, StoredFile]) -> Iterator[str]:
         return
     try:
         assets = json.loads(storage.read_text(storage.join(folder, place)))["assets"]
+        names = [weights.CONFIG, weights.WEIGHTS, artifacts.CARD, *assets]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return
-    names = [weights.CONFIG, weights.WEIGHTS, artifacts.CARD, *assets]
     yield from (f"initial/{name}" for name in names)
 
 

@@ -85,12 +85,12 @@ class Thing:
     @property
     def phrase(self) -> str:
         """`a large red circle`"""
-        return f"{_article(self.size)} {self.size} {self.colour} {self.shape}"
+        return f"{article(self.size)} {self.size} {self.colour} {self.shape}"
 
     @property
     def short_phrase(self) -> str:
         """`a red circle`"""
-        return f"{_article(self.colour)} {self.colour} {self.shape}"
+        return f"{article(self.colour)} {self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class Scene:
     background: str
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
+    """`a` or `an`."""
     return "an" if word[0] in "aeiou" else "a"
 
 
@@ -119,7 +120,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
 
 def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     """Two to five different true sentences, the plainest one first."""
-    ground = f"on {_article(scene.background)} {scene.background} background"
+    ground = f"on {article(scene.background)} {scene.background} background"
     if len(scene.things) == 1:
         (thing,) = scene.things
         plain = f"{thing.phrase} {ground}"
@@ -145,7 +146,7 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """The scene as an RGB image of 64 x 64 pixels, with jitter in place, size, tilt and colour, and some noise."""
-    image = Image.new("RGB", (SIDE * ZOOM, SIDE * ZOOM), _jittered(BACKGROUNDS[scene.background], rng))
+    image = Image.new("RGB", (SIDE * ZOOM, SIDE * ZOOM), jittered(BACKGROUNDS[scene.background], rng))
     canvas = ImageDraw.Draw(image)
     for thing, (x, y), radius in _placed(scene, rng):
         tilt = rng.uniform(-0.15, 0.15)
@@ -153,13 +154,14 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
         points = [
             (ZOOM * (x + px * cos - py * sin), ZOOM * (y + px * sin + py * cos)) for px, py in SHAPES[thing.shape]()
         ]
-        canvas.polygon(points, fill=_jittered(COLOURS[thing.colour], rng))
+        canvas.polygon(points, fill=jittered(COLOURS[thing.colour], rng))
     small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
     noisy = small + rng.normal(0, 4, small.shape)
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
-def _jittered(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, ...]:
+def jittered(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, ...]:
+    """A colour near this one."""
     return tuple(int(c) for c in (np.array(colour) + rng.integers(-12, 13, 3)).clip(0, 255))
 
 

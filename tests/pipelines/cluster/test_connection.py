@@ -64,9 +64,14 @@ def test_variables_that_a_job_has_from_its_submitter_are_left_to_it(monkeypatch:
 
 def test_what_is_silent_is_heard_again(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "info")
-    with pytest.raises(ValueError, match="no cluster"), connection._core_is_silent():  # noqa: PT012
+
+    @connection._core_is_silent()
+    def start() -> None:
         os.write(2, b"Ray's core\n")
         raise ValueError("no cluster")
+
+    with pytest.raises(ValueError, match="no cluster"):
+        start()
     os.write(2, b"ours\n")
     assert capfd.readouterr().err == "ours\n"
     assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "info", "whoever asks for more gets it"

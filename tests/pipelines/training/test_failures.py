@@ -58,7 +58,8 @@ def test_what_would_come_again_is_kept_and_raised_as_it_was(error: Exception, pl
     assert (type(again), str(again)) == (type(error), str(error))
     (note,) = again.__notes__
     assert note.startswith("In a training worker:\nTraceback (most recent call last):")
-    assert f"line {error.__traceback__.tb_lineno}" in note  # type: ignore[union-attr]
+    assert note == f"In a training worker:\n{failure.trace}"
+    assert "in raised" in note, "where it was"
     assert failures.kept(run, "second") is None, "another start tries again"
 
 

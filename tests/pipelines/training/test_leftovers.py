@@ -72,6 +72,16 @@ def test_of_a_finished_run_checkpoints_and_initial_weights_go(lake: str) -> None
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("assets", ["5", "null", '{"a": 1}', '[["x"], 7]', '["../artifact/config.json"]'])
+def test_assets_of_another_form_cost_nothing_else(lake: str, assets: str) -> None:
+    run = write_run(lake, "done", FINISHED)
+    storage.write_bytes(f"{run}/initial/config.json", f'{{"assets": {assets}}}'.encode())
+    (found,) = leftovers.find(lake, set())
+    leftovers.remove(found, set())
+    assert storage.exists(f"{run}/artifact/config.json")
+    assert storage.exists(f"{run}/initial/notes.txt")
+
+
 @pytest.mark.parametrize("summary", [None, "", "{", "[]", "{}", '{"model_version": null}'])
 def test_a_run_that_is_unfinished_unregistered_or_damaged_keeps_all(lake: str, summary: str | None) -> None:
     run = write_run(lake, "mine", summary)
@@ -107,8 +117,10 @@ def test_a_damaged_mark_keeps_its_folder(lake: str) -> None:
     folder = write_features(lake, KEY)
     assert needed(lake) == {f"features/{KEY}": ""}
     mark = storage.join(folder, "_used", "0123456789abcdef.json")
-    storage.write_bytes(mark, b"{")
-    assert needed(lake) == {f"features/{KEY}": f"{mark}, which cannot be read"}
+    huge = b'{"kind": "run", "user": "' + b"x" * (1 << 16) + b'"}'
+    for damaged in (b"{", huge):
+        storage.write_bytes(mark, damaged)
+        assert needed(lake) == {f"features/{KEY}": f"{mark}, which cannot be read"}
 
 
 @pytest.mark.parametrize("user", ["http://127.0.0.1:9/runs/x", "/etc", "s3://other/runs/x", "{lake}/runs/../../x/y"])
