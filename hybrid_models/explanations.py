@@ -28,14 +28,17 @@ class Gaze:
     """Where a captioner looked while it wrote.
 
     Args:
-        image: uint8 [H,W,3], as the encoder sees it; the first frame of a clip.
+        frames: uint8 [T,H,W,3], as the encoder sees them; a photograph is one.
         words: the caption's tokens.
-        weights: float32 [words, rows, columns], each a distribution over the grid; none without attention.
+        weights: float32 [words, rows, columns], over the grid averaged over the frames; none without attention.
+        frame_weights: float32 [words, T], over the frames; none where nothing reads them in order. Of each word, both
+            together sum to 1.
     """
 
-    image: np.ndarray
+    frames: np.ndarray
     words: Sequence[str]
     weights: np.ndarray | None
+    frame_weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

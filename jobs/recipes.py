@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
 
 from hybrid_models.captioner.captioner import CaptionerDecoding
 from hybrid_models.captioner.preprocess import CaptionerConfig
@@ -81,6 +83,16 @@ def captioner_demo() -> Recipe:
         train=TrainConfig(
             epochs=6, batch_size=16, learning_rate=3e-3, warmup_steps=50, metric="cider_d", validate_samples=100
         ),
+    )
+
+
+def captioner_moving_scenes() -> Recipe:
+    """Captions of moving scenes: as the demo's, with an RNN over the frames that tells what happens in which order."""
+    demo = captioner_demo()
+    return replace(
+        demo,
+        model=replace(cast(CaptionerConfig, demo.model), frames=8, temporal="lstm", dropout=0.2, vocab_size=320),
+        train=replace(demo.train, epochs=12, patience=4, validate_samples=300),
     )
 
 
@@ -193,6 +205,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "captioner-coco": captioner_coco,
     "captioner-demo": captioner_demo,
     "captioner-flickr8k": captioner_flickr8k,
+    "captioner-moving-scenes": captioner_moving_scenes,
     "nowcaster-demo": nowcaster_demo,
     "nowcaster-kth": nowcaster_kth,
     "nowcaster-moving-mnist": nowcaster_moving_mnist,

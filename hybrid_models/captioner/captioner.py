@@ -1,9 +1,10 @@
 """The captioner: a CNN looks at a photograph or clip, an RNN says what it sees.
 
 "Show and tell" (Vinyals et al. 2015) without attention, "Show, attend and tell" (Xu et al. 2015, soft attention) with
-it, where the state that has read the last word looks (see `AttentionDecoder`). A frozen CNN is run once per sample
-(`featurize`); then only the RNN is trained: to write the references, and then for captions that score
-(`self_critical`).
+it, where the state that has read the last word looks (see `AttentionDecoder`). With an RNN over a clip's frames
+(`TemporalEncoder`) it looks at its T states, too, beside the S cells of the grid averaged over time: T + S places
+instead of T · S. A photograph is a clip of one frame. A frozen CNN is run once per sample (`featurize`); then only the
+RNNs are trained: to write the references, and then for captions that score (`self_critical`).
 """
 
 # ruff: noqa: N806 - shape suffixes, see contract.py
@@ -30,6 +31,7 @@ from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
 from hybrid_models.layers.image_encoder import Encoder, pool_time
 from hybrid_models.layers.recurrent import STATES, initial_state, word_decoder
+from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pool_places
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
 from hybrid_models.search.beam import MOST_TOKENS, Hypothesis, SearchOptions, State, inference, sample_words, search
 from hybrid_models.text import (
@@ -99,7 +101,13 @@ class Captioner(Hybrid):
         self.encoder = Encoder(config.encoder, config.image_size)
         if config.freeze_encoder:
             self.encoder.requires_grad_(False).eval()
-        self.bridge = nn.Linear(self.encoder.channels, STATES[config.cell] * config.hidden_size)
+        size = config.hidden_size
+        self.temporal = (
+            None if config.temporal == "mean" else TemporalEncoder(self.encoder.channels, size, config.temporal)
+        )
+        ordered = self.temporal is not None
+        self.frame_keys = nn.Linear(size, self.encoder.channels) if ordered and config.attention else None
+        self.bridge = nn.Linear(self.encoder.channels + ordered * size, STATES[config.cell] * size)
         self.decoder = word_decoder(
             len(self._tokenizer),
             config.embedding_size,
@@ -150,40 +158,40 @@ class Captioner(Hybrid):
         return self.config.freeze_encoder
 
     def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
-        """With a frozen encoder, `frames` become `features`: float16 [S,C], mean over time; S = 1 without attention.
+        """With a frozen encoder, `frames` become what `_look` sees, float16: `features` [S,C], and `course` [T,4C].
 
-        With `mirror`, samples with captions also get `mirrored`, the features of their mirror images.
+        With `mirror`, samples with captions also get that of their mirror images, as `mirrored_features` ….
         """
         if not self.config.freeze_encoder:
             return list(samples)
         bare = [{name: sample[name] for name in ("frames", "frame_count")} for sample in samples]
         batch = to_device(self.collate(bare), module_device(self))
-        views = {"features": batch}
+        views = {"": batch}
         if self.config.mirror and all("captions" in sample for sample in samples):
-            views["mirrored"] = {**batch, "frames": batch["frames"].flip(3)}
-        with inference(self):
-            found = {name: self._look(view).half().cpu().numpy() for name, view in views.items()}
-        return [
-            {name: array[i] for name, array in found.items()}
-            | {name: value for name, value in sample.items() if name != "frames"}
-            for i, sample in enumerate(samples)
-        ]
+            views[MIRRORED] = {**batch, "frames": batch["frames"].flip(3)}
+        featurized: list[Sample] = [dict(sample) for sample in samples]
+        for prefix, view in views.items():
+            with inference(self):
+                seen = {name: tensor.half().cpu().numpy() for name, tensor in self._look(view).items()}
+            for i, sample in enumerate(featurized):
+                sample[f"{prefix}features"] = seen["features"][i]
+                if "course" in seen:
+                    sample[f"{prefix}course"] = seen["course"][i, : int(sample["frame_count"])]
+        return [{name: array for name, array in sample.items() if name != "frames"} for sample in featurized]
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """`features` float16 [B,S,C], or `frames` uint8 [B,T,H,W,3] padded at the end; `frame_count` [B]; `captions`
-        int64 [B,R,L], start and end symbols included, where captions that a sample lacks are all padding. With
-        `mirror`, `rng` chooses the samples that are shown as their mirror images."""
+        """`features` float16 [B,S,C] (and `course` [B,T,4C]), or `frames` uint8 [B,T,H,W,3], padded at the end;
+        `frame_count` [B]; `captions` int64 [B,R,L], start and end symbols included, where captions that a sample lacks
+        are all padding. With `mirror`, `rng` chooses the samples that are shown as their mirror images."""
         counts = [int(sample["frame_count"]) for sample in samples]
         batch = {"frame_count": torch.tensor(counts)}
         if rng is not None and self.config.mirror:
             samples = [_mirrored(sample) if rng.integers(2) else sample for sample in samples]
         if all("features" in sample for sample in samples):
             batch["features"] = torch.from_numpy(np.stack([sample["features"] for sample in samples]))
-        else:
-            frames = np.zeros((len(samples), max(counts), *samples[0]["frames"].shape[1:]), dtype=np.uint8)
-            for row, sample in zip(frames, samples, strict=True):
-                row[: len(sample["frames"])] = sample["frames"]
-            batch["frames"] = torch.from_numpy(frames)
+        for name in ("course", "frames"):
+            if all(name in sample for sample in samples):
+                batch[name] = torch.from_numpy(_padded([sample[name] for sample in samples]))
         if all("captions" in sample for sample in samples):
             most, width = np.max([sample["captions"].shape for sample in samples], axis=0)
             captions = np.zeros((len(samples), most, width), dtype=np.int64)
@@ -251,15 +259,20 @@ class Captioner(Hybrid):
             state, memory = self._start(batch)
             found = self._search(batch, state, memory, cast(CaptionerDecoding, decoding))
             looks = self.decoder.attend([best.tokens for best in found], state, memory)
-        side = math.isqrt(memory["keys"].shape[1])
         return [
             Gaze(
-                sample["frames"][0],
+                sample["frames"],
                 self._tokenizer.pieces([*best.tokens, EOS]),
-                None if looks is None else looks[i].reshape(-1, side, side),
+                *(self._places(looks[i], len(sample["frames"])) if looks is not None else (None, None)),
             )
             for i, (sample, best) in enumerate(zip(samples, found, strict=True))
         ]
+
+    def _places(self, looks: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Weights [words,places] of memory's places as those of the grid [words,h,w] and of the frames [words,T]."""
+        side = math.isqrt(self.encoder.cells)
+        grid = looks[:, -(side**2) :].reshape(-1, side, side)
+        return grid, None if self.frame_keys is None else looks[:, :count]
 
     def caption(self, images: Sequence[Any], batch_size: int = 32, **decoding: Any) -> list[str]:
         """Captions images and clips of any size, in order.
@@ -301,30 +314,57 @@ class Captioner(Hybrid):
         return _tallies([record["hypothesis"] for record in records], [record["references"] for record in records])
 
     # ---- the net's two halves ----
-    def _look(self, batch: Batch) -> Tensor:
-        """What the encoder sees, float32 [B,S,C] averaged over each sample's frames; S = 1 without attention."""
+    def _look(self, batch: Batch) -> dict[str, Tensor]:
+        """What the encoder sees, float32: `features` [B,S,C], averaged over each sample's frames (S = 1 without
+        attention); for an RNN over frames `course` [B,T,4C], what is where in each of them."""
         if "features" in batch:
-            return batch["features"].float()
+            return {name: batch[name].float() for name in ("features", "course") if name in batch}
         frames, counts = batch["frames"], batch["frame_count"]
-        real_BT = torch.arange(frames.shape[1], device=frames.device) < counts.unsqueeze(1)
-        features_FSC = self.encoder(frames[real_BT])
+        features_FSC = self.encoder(frames[_real(counts, frames.shape[1])])
+        course = {} if self.temporal is None else {"course": clips_of(pool_places(features_FSC), counts)}
         if not self.config.attention:
             features_FSC = features_FSC.mean(dim=1, keepdim=True)
-        return pool_time(features_FSC, counts)
+        return {"features": pool_time(features_FSC, counts), **course}
 
     def _start(self, batch: Batch) -> tuple[State, State]:
-        """The decoder's initial state [B,D], from the mean feature vector, and its memory."""
-        keys_BSC = self._look(batch)
-        state = initial_state(keys_BSC.mean(dim=1), self.config.cell, self.bridge)
+        """The decoder's initial state [B,D], from the mean feature vector and an RNN's last state, and its memory: the
+        RNN's states, if there is one, and the grid's cells."""
+        seen = self._look(batch)
+        summary, keys_BSC = seen["features"].mean(dim=1), seen["features"]
         mask_BS = torch.ones(keys_BSC.shape[:2], dtype=torch.bool, device=keys_BSC.device)
+        if self.temporal is not None:
+            states_BTD, last_BD = self.temporal(seen["course"], batch["frame_count"])
+            summary = torch.cat([summary, last_BD.float()], dim=1)
+            if self.frame_keys is not None:
+                keys_BSC = torch.cat([self.frame_keys(states_BTD).float(), keys_BSC], dim=1)
+                mask_BS = torch.cat([_real(batch["frame_count"], states_BTD.shape[1]), mask_BS], dim=1)
+        state = initial_state(summary, self.config.cell, self.bridge)
         return state, self.decoder.prepare({"keys": keys_BSC, "mask": mask_BS})
+
+
+MIRRORED = "mirrored_"
 
 
 def _mirrored(sample: Sample) -> Sample:
     """The sample of the mirror image, left and right exchanged."""
     if "features" in sample:
-        return {**sample, "features": sample["mirrored"]}
+        return sample | {
+            name.removeprefix(MIRRORED): array for name, array in sample.items() if name.startswith(MIRRORED)
+        }
     return {**sample, "frames": sample["frames"][:, :, ::-1]}
+
+
+def _real(counts: Tensor, most: int) -> Tensor:
+    """bool [B,T]: true at a clip's frames, false at padding."""
+    return torch.arange(most, device=counts.device) < counts.unsqueeze(1)
+
+
+def _padded(clips: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays [T,…] of different lengths T as one, with zeros at the end."""
+    padded = np.zeros((len(clips), max(map(len, clips)), *clips[0].shape[1:]), dtype=clips[0].dtype)
+    for row, clip in zip(padded, clips, strict=True):
+        row[: len(clip)] = clip
+    return padded
 
 
 def _frames(image: Any, visual: Visual) -> np.ndarray:

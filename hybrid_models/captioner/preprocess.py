@@ -50,7 +50,10 @@ class CaptionerConfig(HybridConfig):
     image_size: int = 224
     """Height and width (pixels) to which frames are resized."""
     frames: int = 8
-    """Most frames looked at in a clip, uniformly sampled; their features are averaged."""
+    """Most frames looked at in a clip, uniformly sampled."""
+    temporal: Literal["mean", "lstm", "gru"] = "mean"
+    """How a clip's frames become one: `mean` averages what is seen in them, which knows no order; an RNN over them
+    tells moving left from moving right."""
     mirror: bool = False
     """Show half of the samples as their mirror images in training; not where captions tell left from right."""
     attention: bool = True
@@ -90,8 +93,9 @@ class CaptionerConfig(HybridConfig):
         self.check_ranges((*sizes, *limits), shares=("dropout", "label_smoothing", "reward_share"))
         if self.vocab_size < MIN_VOCABULARY:
             raise UsageError(f"vocab_size is {self.vocab_size}: it must be at least {MIN_VOCABULARY}")
-        if self.cell not in ("gru", "lstm"):
-            raise UsageError(f"cell is '{self.cell}': it must be one of gru, lstm")
+        for name, known in (("cell", ("gru", "lstm")), ("temporal", ("mean", "lstm", "gru"))):
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f"{name} is '{value}': it must be one of {', '.join(known)}")
         if self.freeze_encoder and self.encoder_weights == "none":
             raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
 

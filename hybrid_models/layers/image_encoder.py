@@ -45,6 +45,7 @@ class Encoder(nn.Module):
             raise UsageError(f"encoder '{model}' gives no spatial grid: choose a convolutional net of timm")
         self.cnn.train().to(memory_format=torch.channels_last)
         self.channels: int = grid.shape[1]
+        self.cells: int = grid.shape[2] * grid.shape[3]
         for name in ("mean", "std"):
             value = torch.tensor(self.cnn.pretrained_cfg[name]).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)

@@ -104,16 +104,40 @@ def _alignment(shown: Alignment) -> Files:
 
 @draw.register
 def _gaze(shown: Gaze) -> Files:
-    """The photograph, then once for each word, lit where the model looked; one picture, as many axes draw slowly."""
-    maps = [] if shown.weights is None else list(shown.weights)
-    tiles = [shown.image, *(_lit(shown.image, weights) for weights in maps)]
-    titles = ["", *shown.words[: len(maps)]] if maps else [textwrap.fill(" ".join(shown.words), 40)]
-    columns = min(6, len(tiles))
+    """A photograph, or a strip of a clip's frames; then once for each word, lit where the model looked."""
+    count = len(shown.frames)
+    if shown.frame_weights is not None and count > 1:
+        words = list(zip(shown.words, shown.frame_weights, strict=True))
+        tiles = [*shown.frames, *(tile for _, weights in words for tile in _dimmed(shown.frames, weights))]
+        titles = [*map(str, range(1, count + 1)), *(text for word, _ in words for text in (word, *[""] * (count - 1)))]
+        return _wall(tiles, titles, count, 1.1)
+    if shown.weights is None:
+        return _wall([strip(shown.frames)], [textwrap.fill(" ".join(shown.words), 40 * count)], 1, 3.2 * count)
+    middle = shown.frames[count // 2]
+    lit = [_lit(middle, weights) for weights in shown.weights]
+    return _wall([middle, *lit], ["", *shown.words[: len(lit)]], 6, 1.6)
+
+
+def strip(frames: np.ndarray) -> np.ndarray:
+    """Frames [T,H,W,3] side by side, with white gaps, [H,·,3]."""
+    gap = np.full((frames.shape[1], max(1, frames.shape[2] // 20), 3), 255, np.uint8)
+    return np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)
+
+
+def _dimmed(frames: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
+    """Frames [T,H,W,3], darker the less each weighs."""
+    shares = weights / max(weights.max(), 1e-9)
+    return [(frame * (0.15 + 0.85 * share)).astype(np.uint8) for frame, share in zip(frames, shares, strict=True)]
+
+
+def _wall(tiles: Sequence[np.ndarray], titles: Sequence[str], most: int, inches: float) -> Files:
+    """Tiles in rows of at most so many, each so many inches wide and with its title; one picture, as many axes draw
+    slowly."""
+    columns = min(most, len(tiles))
     rows = math.ceil(len(tiles) / columns)
-    height, width = shown.image.shape[:2]
+    height, width = tiles[0].shape[:2]
     title, gap = max(1, height // 6), max(1, width // 20)
     wall = np.full((rows * (title + height), columns * (width + gap), 3), 255, np.uint8)
-    inches = 1.6 if maps else 3.2
     figure = Figure((inches * columns, inches * columns * wall.shape[0] / wall.shape[1]))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")

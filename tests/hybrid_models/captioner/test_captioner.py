@@ -115,9 +115,10 @@ def test_a_frozen_encoder_stays_as_it_is():
 
 
 # ---- features ----
+@pytest.mark.parametrize("temporal", ["mean", "lstm"])
 @pytest.mark.parametrize("attention", [True, False])
-def test_features_stand_for_frames(attention):
-    model = build(attention=attention).eval()
+def test_features_stand_for_frames(attention, temporal):
+    model = build(attention=attention, temporal=temporal).eval()
     samples = [*samples_of(model), *samples_of(model, frames=3)]
     featurized = model.featurize(samples)
     assert model.has_frozen_features
@@ -134,7 +135,7 @@ def test_features_stand_for_frames(attention):
 
 def test_half_of_the_samples_are_mirrored_in_training():
     """Raw and featurized samples alike, and neither in validation nor where there are no captions to learn from."""
-    model = build(mirror=True).eval()
+    model = build(mirror=True, temporal="lstm").eval()
     raw = [sample for sample in samples_of(model) for _ in range(20)]
     for sample in raw:
         sample["frames"] = sample["frames"].copy()
@@ -144,26 +145,97 @@ def test_half_of_the_samples_are_mirrored_in_training():
     assert 0.3 * len(raw) < sum(turned) < 0.7 * len(raw)
     for row, sample, mirror in zip(frames, raw, turned, strict=True):
         np.testing.assert_array_equal(row, sample["frames"][:, :, ::-1] if mirror else sample["frames"])
-    features = model.collate(model.featurize(raw), np.random.default_rng(3))["features"].float()
-    torch.testing.assert_close(
-        features,
-        model._look(model.collate([{**s, "frames": f} for s, f in zip(raw, frames, strict=True)])),
-        atol=5e-2,
-        rtol=5e-2,
-    )
-    assert not torch.equal(features, model.collate(model.featurize(raw))["features"].float())
+    batch, straight = (model.collate(model.featurize(raw), rng) for rng in (np.random.default_rng(3), None))
+    seen = model._look(model.collate([{**s, "frames": f} for s, f in zip(raw, frames, strict=True)]))
+    assert set(seen) == {"features", "course"}
+    for name, expected in seen.items():
+        torch.testing.assert_close(batch[name].float(), expected, atol=5e-2, rtol=5e-2)
+        assert not torch.equal(batch[name], straight[name])
     bare = [{name: sample[name] for name in ("frames", "frame_count")} for sample in raw]
-    assert "mirrored" not in model.featurize(bare)[0]
-    assert "mirrored" not in build(mirror=False).eval().featurize(raw)[0]
+    for featurized in (model.featurize(bare)[0], build(mirror=False).eval().featurize(raw)[0]):
+        assert not any(name.startswith("mirrored") for name in featurized)
 
 
 def test_padding_of_a_batch_changes_no_features():
     model = build().eval()
     red, green = samples_of(model, frames=2)[0], samples_of(model, frames=4)[1]
     with torch.inference_mode():
-        together = model._look(model.collate([red, green]))
-        alone = [model._look(model.collate([sample])) for sample in (red, green)]
+        together = model._look(model.collate([red, green]))["features"]
+        alone = [model._look(model.collate([sample]))["features"] for sample in (red, green)]
     torch.testing.assert_close(together, torch.cat(alone), atol=2e-2, rtol=2e-2)
+
+
+# ---- the order of frames ----
+def moving(first, frames=4, size=SIZE):
+    """A red bar that is on one side in the first half of the clip, and on the other one in the second."""
+    sides = {"left": slice(0, size // 2), "right": slice(size // 2, size)}
+    clip = np.full((frames, size, size, 3), 255, dtype=np.uint8)
+    order = [first, *(side for side in sides if side != first)]
+    for t in range(frames):
+        clip[t, :, sides[order[2 * t // frames]]] = COLOURS["red"]
+    return clip
+
+
+def told(model, *clips):
+    """What it makes of raw clips: initial state and memory of each, as one vector."""
+    preprocess = Captioner.preprocess(model.config, model.assets)
+    found = []
+    for clip in clips:
+        with torch.inference_mode():
+            state, memory = model._start(model.collate([preprocess(Inputs(clip, {}), with_target=False)]))
+        found.append(torch.cat([state["hidden"].flatten(), memory["keys"].float().flatten()]))
+    return found
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_a_clip_from_its_end_is_another_one_for_an_rnn_over_frames_alone(attention):
+    clip = moving("left")
+    for temporal, alike in (("mean", True), ("lstm", False), ("gru", False)):
+        forth, back = told(build(temporal=temporal, attention=attention, **TRAINED).eval(), clip, clip[::-1].copy())
+        assert torch.allclose(forth, back, atol=1e-3) == alike, temporal
+
+
+def test_a_clip_is_the_same_beside_a_longer_one():
+    model = build(temporal="lstm").eval()
+    preprocess = Captioner.preprocess(model.config, model.assets)
+    short, long = (preprocess(Inputs(moving("left", count), {}), with_target=False) for count in (1, 4))
+    for form in (lambda samples: samples, model.featurize):
+        with torch.inference_mode():
+            state, memory = model._start(model.collate(form([short, long])))
+            alone, own = model._start(model.collate(form([short])))
+        torch.testing.assert_close(state["hidden"][:1], alone["hidden"], atol=2e-2, rtol=2e-2)
+        cells = model.encoder.cells
+        assert memory["mask"].tolist() == [[True, False, False, False] + [True] * cells, [True] * (4 + cells)]
+        kept = memory["keys"][0][memory["mask"][0]]
+        torch.testing.assert_close(kept, own["keys"][0], atol=2e-2, rtol=2e-2)
+    assert model.caption([moving("left", 4)[0], moving("left", 4)]), "a photograph beside a clip"
+
+
+def test_an_rnn_over_frames_learns_which_way_something_moves():
+    captions = {"left": "a red bar moves right", "right": "a red bar moves left"}
+    for temporal, knows in (("mean", False), ("lstm", True)):
+        config = CaptionerConfig(**{**TINY, "temporal": temporal, "image_size": 64})
+        torch.manual_seed(0)
+        model = Captioner(config, Captioner.learn_assets(config, list(captions.values()) * 20))
+        preprocess = Captioner.preprocess(model.config, model.assets)
+        shown = {text: moving(side, size=64) for side, text in captions.items()}
+        clips = [preprocess(Inputs(clip, {"captions": [text]}), True) for text, clip in shown.items()]
+        fit(model, model.collate(model.featurize(clips)), 200)
+        said = model.caption(list(shown.values()))
+        assert (said == list(shown)) == knows, (temporal, said)
+
+
+def test_which_frame_each_word_looked_at_is_shown():
+    model = build(temporal="gru", image_size=64).eval()
+    preprocess = Captioner.preprocess(model.config, model.assets)
+    frames = [np.zeros((count, 64, 64, 3), np.uint8) for count in (3, 1)]
+    shown = model.explain([preprocess(Inputs(clip, {}), False) for clip in frames], CaptionerDecoding(max_length=5))
+    for gaze, count in zip(shown, (3, 1), strict=True):
+        assert gaze.frames.shape == (count, 64, 64, 3)
+        assert gaze.frame_weights.shape == (len(gaze.words), count)
+        assert gaze.weights.shape == (len(gaze.words), 2, 2)
+        total = gaze.frame_weights.sum(axis=1) + gaze.weights.sum(axis=(1, 2))
+        np.testing.assert_allclose(total, 1, atol=1e-3)
 
 
 def test_a_trained_encoder_has_no_frozen_features():
@@ -192,6 +264,8 @@ def test_captions_that_a_sample_lacks_cost_nothing():
         {"attention": False, "cell": "lstm"},
         {"attention": False, "cell": "gru"},
         {"attention": True, "cell": "lstm", **TRAINED},
+        {"attention": True, "cell": "lstm", "temporal": "gru"},
+        {"attention": False, "cell": "gru", "temporal": "lstm"},
     ],
 )
 def test_learns_its_batch_by_heart(changes):
@@ -199,7 +273,7 @@ def test_learns_its_batch_by_heart(changes):
     samples = [
         {**sample, "captions": sample["captions"][:1]} for sample in samples_of(model)
     ]  # one caption each, or there is no single right answer
-    assert fit(model, model.collate(model.featurize(samples)), 100) < 0.1
+    assert fit(model, model.collate(model.featurize(samples)), 150) < 0.1
     if model.config.freeze_encoder:  # with so few images, batch norm's running means are not those of the batch
         assert model.caption([image(colour)[0] for colour in COLOURS]) == [f"a {colour} square" for colour in COLOURS]
 
@@ -338,7 +412,7 @@ def test_a_gaze_belongs_to_the_caption(attention):
     frames = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3)).astype(np.uint8)
     sample = hybrid.preprocess(hybrid.config, hybrid.assets)(Inputs(frames, {}), with_target=False)
     (shown,) = hybrid.explain([sample], CaptionerDecoding(beam_size=2, max_length=6))
-    np.testing.assert_array_equal(shown.image, frames[0])
+    np.testing.assert_array_equal(shown.frames, frames)
     (caption,) = hybrid.caption([frames], beam_size=2, max_length=6)
     assert "".join(f" {piece}" for piece in shown.words[:-1]).replace(" ·", "").replace("␣", "").strip() == caption
     if attention:

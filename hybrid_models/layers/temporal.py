@@ -1,0 +1,54 @@
+"""The order of a clip's frames: an RNN reads what a CNN saw in each (S2VT's encoder, Venugopalan et al. 2015)."""
+
+# ruff: noqa: N806 - shape suffixes, see contract.py
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
+from torch import Tensor, nn
+
+from hybrid_models.layers.recurrent import RNNS, Cell
+
+PLACES = 2
+"""A frame's grid is read as so many rows and columns: averaged over the whole frame, nothing would move."""
+
+
+class TemporalEncoder(nn.Module):
+    """Reads a clip frame by frame.
+
+    x_t = tanh(W norm(g_t) + b) of the frame's cells g_t, pooled to `PLACES` x `PLACES`;  h_t = cell(x_t, h_{t-1})
+
+    Args:
+        channels: size C of a cell's vector.
+        hidden_size: size D of a state.
+        cell: which RNN reads.
+    """
+
+    def __init__(self, channels: int, hidden_size: int, cell: Cell) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(PLACES**2 * channels)  # encoders differ in scale by orders of magnitude
+        self.look = nn.Linear(PLACES**2 * channels, hidden_size)
+        self.rnn = RNNS[cell](hidden_size, hidden_size, batch_first=True)
+
+    def forward(self, course: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """course [B,T,4C] as `pool_places` gives it, padded at the end, and how many frames each clip has, counts [B] →
+        states [B,T,D], which mean nothing at padding, and each clip's last one [B,D]."""
+        states_BTD, _ = self.rnn(torch.tanh(self.look(self.norm(course))))
+        return states_BTD, states_BTD[torch.arange(len(counts), device=counts.device), counts - 1]
+
+
+def pool_places(features: Tensor) -> Tensor:
+    """What is where in each frame: grids [F,S,C], S cells of a square row by row → [F, `PLACES`² · C]."""
+    side = math.isqrt(features.shape[1])
+    grid_FCHW = features.transpose(1, 2).unflatten(2, (side, side))
+    return F.adaptive_avg_pool2d(grid_FCHW, PLACES).flatten(1)
+
+
+def clips_of(frames: Tensor, counts: Tensor) -> Tensor:
+    """One row for each clip: [F,K] of all clips' frames one after another, counts [B] → [B,T,K], padded with zeros."""
+    real_BT = torch.arange(int(counts.max()), device=counts.device) < counts.unsqueeze(1)
+    padded_BTK = frames.new_zeros(*real_BT.shape, frames.shape[1])
+    return padded_BTK.masked_scatter(real_BT.unsqueeze(2), frames)
