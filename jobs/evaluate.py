@@ -15,7 +15,7 @@ from tyro import MISSING
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
-from jobs.options import Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
+from jobs.options import Input, Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.judging import evaluate
@@ -23,7 +23,7 @@ from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
-from pipelines.reading.shards import list_shards
+from pipelines.reading.manifests import InputOptions, list_input
 from pipelines.secrets import shown
 
 
@@ -39,6 +39,7 @@ class EvaluateOptions:
     """How to decode; the model's own options by default."""
     compare: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="MODEL_A MODEL_B")] = None
     """Instead of --model: how B differs from A in each metric, and how sure that is (paired bootstrap)."""
+    named: Input = field(default_factory=InputOptions)
     judging: Judging = field(default_factory=JudgingOptions)
     pictures: int = 4
     """Samples drawn for MLflow: attention, alignments, nowcasts; 0 draws nothing."""
@@ -119,7 +120,7 @@ def run_comparison(options: EvaluateOptions, tracking_uri: str) -> dict[str, Any
 
 def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig) -> evaluate.Evaluation:
     options.judging.check(options.input)
-    shards = list_shards(options.input)
+    shards = list_input(options.input, options.named, options.work.limits)
     storage.check_writable(options.judging.storage)
     inference = Inference(artifact, decoding, options.work.limits)
     return evaluate.Evaluation(shards, options.judging.storage, inference, options.judging.stride)

@@ -15,7 +15,7 @@ from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
-from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, Work, WorkOptions
+from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, Source, SourceOptions, Work, WorkOptions
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.models import artifacts
@@ -24,7 +24,7 @@ from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import infer
 from pipelines.nights.infer import Night, NightSummary
-from pipelines.reading.shards import list_shards
+from pipelines.reading.manifests import list_input
 from pipelines.secrets import shown
 
 NUMBERS = (
@@ -40,7 +40,7 @@ class InferOptions:
     """What `hybrid infer` needs to know."""
 
     input: str
-    """Shards: a folder, a glob pattern or one object, such as s3://lake/photos/ds=2026-01-31/*.tar"""
+    """Shards, photographs, clips or arrays: a folder, a pattern or one object, as s3://lake/photos/ds=2026-01-31/*.tar"""
     tables: str
     """URI of the folder of tables."""
     ds: str
@@ -49,6 +49,7 @@ class InferOptions:
     """The model: an artifact folder, or models:/NAME/VERSION or models:/NAME@ALIAS."""
     decoding: DecodingConfig
     """How to decode; the model's own options by default."""
+    source: Source = field(default_factory=SourceOptions)
     night: Nightly = field(default_factory=NightOptions)
     tracking: Mlflow = field(default_factory=MlflowOptions)
     work: Work = field(default_factory=WorkOptions)
@@ -78,10 +79,10 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
     options.night.retention.check()
     places.check_apart({"input": options.input}, "tables", [storage.join(options.tables, artifact.table)])
     night = Night(
-        shards=list_shards(options.input),
+        shards=list_input(options.input, options.source.named, options.work.limits),
         tables=options.tables,
         ds=options.ds,
-        inference=Inference(artifact, options.decoding, options.work.limits),
+        inference=Inference(artifact, options.decoding, options.work.limits, options.source.keep),
         rules=options.night.rules,
         retention=options.night.retention,
     )

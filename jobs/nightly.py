@@ -18,7 +18,7 @@ from hybrid_models.errors import UsageError
 from jobs import cli, infer, report
 from jobs.errors import EndedError
 from jobs.infer import TASKS, InferOptions
-from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, Work, WorkOptions
+from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, Source, SourceOptions, Work, WorkOptions
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.judging import evaluate
@@ -44,7 +44,7 @@ class NightlyOptions:
     """What `hybrid nightly` needs to know. In patterns `{ds}` stands for the night and `{task}` for the task."""
 
     input: str
-    """Pattern of a night's shards, such as s3://lake/photos/ds={ds}/*.tar; with --all-tasks it needs {task}."""
+    """Pattern of a night's shards or photographs: s3://lake/photos/ds={ds}/*.tar; with --all-tasks it needs {task}."""
     tables: str
     """URI of the folder of tables."""
     ds: str = ""
@@ -61,6 +61,7 @@ class NightlyOptions:
     """Write the page about each night, TABLES/reports/DS.html, and keep it with the night's MLflow runs."""
     require_input: bool = False
     """A night without shards is an error instead of a note."""
+    source: Source = field(default_factory=SourceOptions)
     night: Nightly = field(default_factory=NightOptions)
     tracking: Mlflow = field(default_factory=MlflowOptions)
     work: Work = field(default_factory=WorkOptions)
@@ -163,6 +164,7 @@ def check(options: NightlyOptions, chosen: Sequence[str]) -> None:
                 raise UsageError(f"{name} {pattern} has no {{task}}: {ALL_TASKS} would give all the same shards")
         if options.model:
             raise UsageError(f"--model is of one task: leave it out with {ALL_TASKS}")
+    options.source.named.check()
     options.night.rules.check()
     options.night.retention.check()
 
@@ -281,7 +283,7 @@ def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: s
     try:
         wanted = InferOptions(
             unit.fill(options.input), options.tables, unit.ds, champion.model, champion.decoding,
-            options.night, work=options.work,
+            options.source, options.night, work=options.work,
         )  # fmt: skip
         night = infer.run(wanted, champion, tracking_uri)
     except NoShardsError as error:

@@ -14,6 +14,7 @@ from pipelines.models.tracking import default_uri
 from pipelines.nights.infer import Rules
 from pipelines.nights.upkeep import Retention
 from pipelines.reading.limits import Limits
+from pipelines.reading.manifests import InputOptions
 
 FLAT = tyro.conf.arg(name="")
 """The options of a group so annotated have no prefix."""
@@ -67,6 +68,15 @@ class JudgingOptions:
 
 
 @dataclass(frozen=True)
+class SourceOptions:
+    """How the input is named, and what of it stays with a row."""
+
+    named: Annotated[InputOptions, FLAT] = field(default_factory=InputOptions)
+    keep: tuple[str, ...] = ()
+    """Fields of the input that the table keeps, as a JSON object in its column `fields`: the number of a product …"""
+
+
+@dataclass(frozen=True)
 class NightOptions:
     """What decides whether a night is committed, and what is kept of those before."""
 
@@ -78,3 +88,5 @@ Mlflow = Annotated[MlflowOptions, FLAT]
 Work = Annotated[WorkOptions, FLAT]
 Judging = Annotated[JudgingOptions, FLAT]
 Nightly = Annotated[NightOptions, FLAT]
+Input = Annotated[InputOptions, FLAT]
+Source = Annotated[SourceOptions, FLAT]

@@ -13,7 +13,7 @@ from typing import Any
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from jobs import cli
-from jobs.options import Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
+from jobs.options import Input, Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.judging import promotion
@@ -23,7 +23,8 @@ from pipelines.models import artifacts, registry
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.models.tracking import CHALLENGER, Tracker
-from pipelines.reading.shards import Shard, list_shards
+from pipelines.reading.manifests import InputOptions, list_input
+from pipelines.reading.shards import Shard
 from pipelines.secrets import shown
 from pipelines.staging.checks import RefusedError
 
@@ -44,6 +45,7 @@ class PromoteOptions:
     """By how much the candidate may be worse, in the metric's unit."""
     force: str = ""
     """Promote whatever comes out, for this reason, which is recorded."""
+    named: Input = field(default_factory=InputOptions)
     judging: Judging = field(default_factory=JudgingOptions)
     tracking: Mlflow = field(default_factory=MlflowOptions)
     work: Work = field(default_factory=WorkOptions)
@@ -77,7 +79,7 @@ def run(hybrid: str, options: PromoteOptions, model: str, tracking_uri: str) -> 
     candidate = artifacts.read(model, hybrid, tracking_uri)
     if candidate.model != f"models:/{hybrid}/{candidate.version}":
         raise UsageError(f"--model {model} is no version of the registered model '{hybrid}', whose champion is chosen")
-    shards = list_shards(options.input) if options.input else []
+    shards = list_input(options.input, options.named, options.work.limits) if options.input else []
     holder = registry.champion(tracking_uri, hybrid)
     summary = {"hybrid": hybrid, "model": candidate.model, "mlflow": shown(tracking_uri)}
     if holder == candidate.version:

@@ -25,7 +25,7 @@ def check_apart(reads: Mapping[str, str], option: str, writes: Iterable[str]) ->
         UsageError: names both, and the way out.
     """
     for folder in writes:
-        written = _place(folder) + "/"
+        written = place(folder) + "/"
         for name, address in reads.items():
             read = _reach(address)
             if read.startswith(written) or written.startswith(read):
@@ -43,18 +43,18 @@ def check_outside(option: str, address: str, folders: Iterable[str], what: str) 
         UsageError: names both.
     """
     for folder in folders:
-        if (_place(address) + "/").startswith(_place(folder) + "/"):
+        if (place(address) + "/").startswith(place(folder) + "/"):
             raise UsageError(f"`{option}` {address} lies in {what} {folder}: give a place outside of it")
 
 
 def _reach(address: str) -> str:
     """What all names at an address begin with: a folder with its `/`, or a pattern up to its first `*`, `?` or `[`."""
-    place = _place(address)
-    start = storage.GLOB.split(place, maxsplit=1)[0]
-    return start if start != place else place + "/"
+    named = place(address)
+    start = storage.GLOB.split(named, maxsplit=1)[0]
+    return start if start != named else named + "/"
 
 
-def _place(uri: str) -> str:
+def place(uri: str) -> str:
     """One name for one place: links, `.`, `..`, `//` and a `/` at the end are resolved; the root is an empty name."""
     if storage.is_local(uri):
         return storage.absolute(uri).rstrip("/")

@@ -11,6 +11,9 @@ import io
 import logging
 import re
 import uuid
+from collections import defaultdict
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +31,10 @@ READ_BUFFER = 1 << 20
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 GLOB = re.compile(r"[*?\[]")
 LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
+LOOK_UPS = 32
+"""Objects that are looked up at the same time."""
+LIST_FROM = 100
+"""With so many to look up in a folder, a listing of it takes fewer requests."""
 
 
 class StorageError(RuntimeError):
@@ -212,6 +219,49 @@ def info(uri: str) -> FileInfo:
         raise failed("look up", uri, error) from error
 
 
+def look_up(uris: Collection[str]) -> dict[str, FileInfo]:
+    """Size and etag of many objects, of those that are there. Where many lie in one folder, it is listed instead.
+
+    Raises:
+        StorageError: the store cannot be reached or refuses.
+    """
+    folders: dict[str, set[str]] = defaultdict(set)
+    for uri in uris:
+        folders[uri.rpartition("/")[0]].add(uri)
+    found: dict[str, FileInfo] = {}
+    single: list[str] = []
+    for folder, wanted in folders.items():
+        if len(wanted) < LIST_FROM:
+            single += wanted
+        else:
+            found |= {file.uri: file for file in _list_folder(folder) if file.uri in wanted}
+    with ThreadPoolExecutor(LOOK_UPS) as threads:
+        found |= {uri: file for uri, file in zip(single, threads.map(_info_if_there, single), strict=True) if file}
+    return found
+
+
+def _list_folder(uri: str) -> list[FileInfo]:
+    """Objects right in a folder."""
+    fs, path = _filesystem(uri)
+    try:
+        return [_info(_scheme(uri), entry) for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except Exception as error:
+        raise failed("list", uri, error) from error
+
+
+def _info_if_there(uri: str) -> FileInfo | None:
+    fs, path = _filesystem(uri)
+    try:
+        entry = fs.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:
+        raise failed("look up", uri, error) from error
+    return _info(_scheme(uri), entry) if entry["type"] == "file" else None
+
+
 def exists(uri: str) -> bool:
     """Whether there is an object or folder."""
     fs, path = _filesystem(uri)
@@ -283,6 +333,22 @@ class _Input(io.RawIOBase):
     def close(self) -> None:
         self._stream.close()
         super().close()
+
+
+def read_beginning(uri: str, count: int) -> bytes:
+    """As many bytes of an object, in one request; fewer where it has no more.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageError: the store cannot be reached or refuses.
+    """
+    fs, path = _filesystem(uri)
+    try:
+        return cast(bytes, fs.cat_file(path, start=0, end=count)) if count else b""
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(uri) from None
+    except Exception as error:
+        raise failed("read", uri, error) from error
 
 
 def read_bytes(uri: str) -> bytes:

@@ -44,11 +44,13 @@ class Inference:
         artifact: the model.
         decoding: how it decodes.
         limits: bounds on one row.
+        keep: fields of the input that stay with a row.
     """
 
     artifact: Artifact
     decoding: DecodingConfig
     limits: Limits = field(default_factory=Limits)
+    keep: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, artifact: Artifact, limits: Limits | None = None) -> Inference:
@@ -74,12 +76,13 @@ class Inference:
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides an output."""
-        return self.artifact.fingerprint(self.decoding, self.limits)
+        predicted = self.artifact.fingerprint(self.decoding, self.limits)
+        return artifacts.fingerprint({"predicted": predicted, "keep": self.keep}) if self.keep else predicted
 
     def decode(self, with_target: bool = False) -> Decode:
         """Raw rows → samples, without the model: it travels to whoever reads."""
         preprocess = self.artifact.hybrid_class.preprocess(self.artifact.config, self.artifact.assets)
-        return Decode(preprocess, self.limits, with_target)
+        return Decode(preprocess, self.limits, with_target, self.keep)
 
     def load(self, device: str = "cpu") -> Session:
         """The model with its weights.
@@ -167,8 +170,8 @@ def outcomes(
             for part, outputs in halve(batch, work, note):
                 if isinstance(outputs, str):
                     failed()
-                    row = samples.select(["shard", "index"]).slice(part[0], 1).to_pylist()[0]
-                    log.warning("%s row %d: %s", row["shard"], row["index"], outputs, extra=row)
+                    row = samples.select(["shard", "index", "object"]).slice(part[0], 1).to_pylist()[0]
+                    log.warning("%s row %d: %s", row["object"] or row["shard"], row["index"], outputs, extra=row)
                     yield part[0], outputs
                 else:
                     yield from zip(part, outputs, strict=True)

@@ -24,7 +24,7 @@ from pipelines.nights import query, tables
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
 from pipelines.reading.samples import unpack
-from pipelines.reading.shards import Shard
+from pipelines.reading.shards import Shard, lone
 
 log = logging.getLogger(__name__)
 LEADS_TOLD = 4
@@ -61,8 +61,8 @@ def figures(
         artifact = artifacts.read(model, None, tracking_uri)
         inference = Inference.noted(artifact, _metadata(tables_uri, table, ds))
         samples = _samples(rows, inference)
-        known = [row for row in rows if (row["shard"], row["index"]) in samples]
-        explained = inference.load().explain([samples[row["shard"], row["index"]] for row in known])
+        known = [row for row in rows if _place(row) in samples]
+        explained = inference.load().explain([samples[_place(row)] for row in known])
         return [Figure(row, *element(shown, row)) for row, shown in zip(known, explained, strict=True)], ""
     except Exception as error:  # pictures are the least of a page: whatever keeps them away is said instead
         log.warning("%s ds=%s: nothing to look at: %s", table, ds, error)
@@ -98,7 +98,7 @@ def _choose(tables_uri: str, name: str, ds: str, count: int) -> list[dict[str, A
 
 
 def _samples(rows: Sequence[Mapping[str, Any]], inference: Inference) -> dict[tuple[str, int], Sample]:
-    """The decoded samples of these rows, by shard and index, as far as their shards still have them where they were.
+    """The decoded samples of these rows by `_place`, as far as they still are where they were.
 
     A `sample_id` is unique in its shard at most.
     """
@@ -106,17 +106,28 @@ def _samples(rows: Sequence[Mapping[str, Any]], inference: Inference) -> dict[tu
     options = ReadOptions(decode.preprocess.window, limits=inference.limits)
     wanted: dict[str, dict[int, str]] = defaultdict(dict)
     for row in rows:
-        wanted[row["shard"]][row["index"]] = row["sample_id"]
+        uri, index = _place(row)
+        wanted[uri][index] = uri.rsplit("/", 1)[-1] if row.get("object") else row["sample_id"]
+    alone = {row["object"] for row in rows if row.get("object")}
     found: dict[tuple[str, int], Sample] = {}
     for uri, names in wanted.items():
-        file = storage.info(uri)
-        for block in guarded(Shard(file.uri, file.size, file.etag), options, decode):
+        for block in guarded(lone(uri) if uri in alone else _shard(uri), options, decode):
             for row in block.select(["index", "sample_id", "sample"]).to_pylist():
                 if names.get(row["index"]) == row["sample_id"] and row["sample"] is not None:
                     found[uri, row["index"]] = unpack(row["sample"])
             if block["index"][-1].as_py() >= max(names):
                 break
     return found
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, int]:
+    """Where a row comes from: a shard and the position there, or a lone object."""
+    return (row["object"], 0) if row.get("object") else (row["shard"], row["index"])
+
+
+def _shard(uri: str) -> Shard:
+    file = storage.info(uri)
+    return Shard(file.uri, file.size, file.etag)
 
 
 @singledispatch

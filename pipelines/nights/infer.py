@@ -215,7 +215,7 @@ def check_table(night: Night) -> None:
 def check_shards(night: Night) -> None:
     """Refuses a night that would lose the rows of shards that are gone: a listing may have gone wrong.
 
-    Shards are compared by address: one that was replaced is not gone.
+    Shards, and lone objects, are compared by address: one that was replaced is not gone.
 
     Raises:
         RefusedError: names some of them, and the way out.
@@ -224,7 +224,7 @@ def check_shards(night: Night) -> None:
         return
     table = tables.open_table(night.table)
     files = tables.night_files(table, night.ds) if table is not None else set()
-    gone = sorted(_addresses(night, files) - {shard.uri for shard in night.shards})
+    gone = sorted(_addresses(night, files) - {address for shard in night.shards for address in shard.addresses})
     if gone:
         raise RefusedError(
             f"{night.table} ds={night.ds}: {len(gone)} of its shards are gone, such as {', '.join(gone[:GONE_SHOWN])}: "
@@ -233,7 +233,7 @@ def check_shards(night: Night) -> None:
 
 
 def _addresses(night: Night, files: set[str]) -> set[str]:
-    """Shards that files of the table were made of; only of those that are not listed as they were."""
+    """Shards and lone objects that files of the table were made of; only of those that are not listed as they were."""
     keys = {shard_key(shard) for shard in night.shards}
     found: set[str] = set()
     for path in sorted(files):
@@ -242,7 +242,8 @@ def _addresses(night: Night, files: set[str]) -> set[str]:
             continue
         try:
             with storage.open_input(storage.join(night.table, path)) as stream:
-                found.update(pq.ParquetFile(stream).read(columns=["shard"])["shard"].unique().to_pylist())
+                rows = pq.ParquetFile(stream).read(columns=["shard", "object"])  # earlier versions have but the first
+            found.update(row.get("object") or row["shard"] for row in rows.to_pylist())
         except FileNotFoundError:  # nothing reads this night any more; it is mended by doing it again
             log.warning("%s lacks its file %s", night.table, path)
     return found

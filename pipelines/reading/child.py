@@ -10,12 +10,14 @@ import os
 import resource
 import signal
 from collections.abc import Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.cluster import logs
 from pipelines.reading.guard import END, NOTE, PHASES, Task
@@ -83,6 +85,20 @@ class _Range(io.RawIOBase):
         return len(data)
 
 
+def _member(connection: Connection, number: int) -> bytes:
+    """A group's object, as the worker fetches it.
+
+    Raises:
+        BadSample: as `objects.fetch` raises it.
+    """
+    connection.send_bytes(json.dumps({"member": number}).encode())
+    problem, data = connection.recv_bytes().decode(), connection.recv_bytes()
+    if problem:
+        kind, _, message = problem.partition(": ")
+        raise BadSample(kind, message)
+    return data
+
+
 def _serve(task: Task, connection: Connection, note: mmap.mmap) -> None:
     def noting(phase: str) -> Begin:
         def begin(index: int) -> None:
@@ -90,9 +106,11 @@ def _serve(task: Task, connection: Connection, note: mmap.mmap) -> None:
 
         return begin
 
-    stream = io.BufferedReader(_Range(connection, task.shard.size), storage.READ_BUFFER)
+    source: Any = partial(_member, connection)
+    if not task.shard.members:
+        source = io.BufferedReader(_Range(connection, task.shard.size), storage.READ_BUFFER)
     trouble = Trouble(task.poison.read, count=not task.poison.uncounted)
-    for rows in read_blocks(task.shard, task.options, stream, noting("read"), trouble):
+    for rows in read_blocks(task.shard, task.options, source, noting("read"), trouble, task.skip):
         first = rows["index"][0].as_py()
         done = first + len(rows)
         if done <= task.skip:

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection
@@ -32,9 +32,11 @@ from typing import Any, NoReturn
 import psutil
 import pyarrow as pa
 
+from hybrid_models.errors import BadSample
 from pipelines.reading import jail
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import NO_MEMORY, Limits
+from pipelines.reading.objects import Fetched
 from pipelines.reading.shards import Begin, Shard, last_row, open_shard, unwatched
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class Poison:
     """Rows of a shard at which its process died too often, and why."""
 
     read: dict[int, str] = field(default_factory=dict)
-    """The row cannot even be read, so it is the shard's last."""
+    """The row cannot even be read, so it is the shard's last, if that is no group."""
     decode: dict[int, str] = field(default_factory=dict)
     uncounted: set[int] = field(default_factory=set)
     """Of `read`, where counting the rows that follow was fatal, too."""
@@ -109,7 +111,7 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
                 if row in poison.uncounted:  # whatever it dies of, it is not to be read again
                     yield step(last_row(shard, done, poison.read[row], row - done), unwatched)
                     return
-                _give_up(poison, death, row, wasted, options.limits)
+                _give_up(poison, death, row, wasted, options.limits, len(shard.members))
             continue
         except BaseException:
             child.kill()
@@ -118,9 +120,14 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
         return
 
 
-def _give_up(poison: Poison, death: ChildDiedError, row: int, wasted: float, limits: Limits) -> None:
-    """A row becomes an error; where rows like it have cost too much, nothing after it is read."""
+def _give_up(poison: Poison, death: ChildDiedError, row: int, wasted: float, limits: Limits, members: int) -> None:
+    """A row becomes an error; where rows like it have cost too much, nothing after it is read: of a group's `members`
+    each is an error, then."""
     reason = f"{death.kind}: {death} (tried {TRIES} times)"
+    if members and wasted > limits.max_wasted_seconds:
+        given_up = f"GroupGivenUp: {_given_up(wasted, limits)}; {reason}"
+        poison.read.update({index: given_up for index in range(row, members) if index not in poison.read})
+        return
     if row in poison.read:
         poison.uncounted.add(row)
     elif death.phase == "read" or wasted > limits.max_wasted_seconds:
@@ -134,11 +141,16 @@ def _given_up(wasted: float, limits: Limits) -> str:
 
 
 def _own(block: pa.Table, shard: Shard) -> pa.Table:
-    """Rows as this shard's, whatever the child calls it."""
-    column = block.schema.get_field_index("shard")
-    if column < 0:
+    """Rows as this shard's and its objects', whatever the child calls them."""
+    if "shard" not in block.column_names:
         return block
-    return block.set_column(column, block.schema.field(column), pa.repeat(shard.uri, len(block)))
+    sources: list[str | None] = [None] * len(block)
+    if shard.members:
+        sources = [shard.members[index].uri for index in block["index"].to_pylist()]
+    for name, values in (("shard", pa.repeat(shard.uri, len(block))), ("object", pa.array(sources, pa.string()))):
+        if (column := block.schema.get_field_index(name)) >= 0:
+            block = block.set_column(column, block.schema.field(column), values)
+    return block
 
 
 _idle: list[Child] = []  # a worker process keeps its child from shard to shard: starting one takes half a second
@@ -182,22 +194,50 @@ class _Served:
         self._stream = open_shard(shard)
         self._left = READ_AGAIN * shard.size + READ_FREELY
 
-    def read(self, offset: int, count: int) -> bytes | None:
-        """The bytes there, fewer at the end; None if too many were asked for.
+    def answer(self, asked: Mapping[str, Any]) -> list[bytes] | None:
+        """The bytes from an offset, fewer at the end; None if too many were asked for.
 
         Raises:
             StorageError: the store failed.
         """
+        offset, count = (int(number) for number in asked["read"])
         count = min(count, RANGE_BYTES)
         self._left -= max(count, READ_LEAST)
         if self._left < 0:
             return None
         self._stream.seek(offset)
-        return self._stream.read(count)
+        return [self._stream.read(count)]
 
     def close(self) -> None:
         """The object is not needed any more."""
         self._stream.close()
+
+
+class _Handed:
+    """A group's objects for the child: each one once, in order."""
+
+    def __init__(self, shard: Shard, limits: Limits) -> None:
+        self._fetched = Fetched(shard.members, limits)
+        self._before = -1
+
+    def answer(self, asked: Mapping[str, Any]) -> list[bytes] | None:
+        """An error's text, and the bytes of the member asked for; None if it is not the one whose turn it is.
+
+        Raises:
+            StorageError: the store failed.
+        """
+        number = int(asked["member"])
+        if number <= self._before:
+            return None
+        self._before = number
+        try:
+            return [b"", self._fetched.read(number)]
+        except BadSample as bad:
+            return [str(bad).encode(), b""]
+
+    def close(self) -> None:
+        """The objects are not needed any more."""
+        self._fetched.close()
 
 
 @dataclass
@@ -253,7 +293,10 @@ class Child:
         """
         self._note[: NOTE.size] = NOTE.pack(0, STARTING)
         self._clock, self._waited = _Clock(), 0.0
-        served, done = _Served(task.shard), task.skip
+        served: _Served | _Handed = (
+            _Handed(task.shard, task.options.limits) if task.shard.members else _Served(task.shard)
+        )
+        done = task.skip
         try:
             self._connection.send(task)
             while (answer := self._answer(task, served)) != END:
@@ -273,20 +316,20 @@ class Child:
         finally:
             served.close()
 
-    def _answer(self, task: Task, served: _Served) -> dict[str, Any]:
+    def _answer(self, task: Task, served: _Served | _Handed) -> dict[str, Any]:
         """The child's next one, unless it is an error; requests for the shard's bytes are answered on the way."""
         while True:
             self._wait(task.options.limits)
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes(HEADER_BYTES))
             if "error" in answer:
                 self._fail(task.shard, answer)
-            if "read" not in answer:
+            if not {"read", "member"} & set(answer):
                 return answer
-            offset, count = answer["read"]
-            data = served.read(int(offset), int(count))
-            if data is None:
+            parts = served.answer(answer)
+            if parts is None:
                 self._died("ReadsTooMuch", "the shard is read over and over again")
-            self._connection.send_bytes(data)
+            for part in parts:
+                self._connection.send_bytes(part)
 
     def _wait(self, limits: Limits) -> None:
         """Until there is a message, or a row has used up its time."""

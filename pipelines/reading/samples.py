@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,9 @@ from pipelines.reading.media import decode_media
 from pipelines.reading.shards import Begin, unwatched
 
 log = logging.getLogger(__name__)
-KEYS = ("shard", "index", "last", "sample_id", "lost_rows")
+KEYS = ("shard", "index", "last", "sample_id", "lost_rows", "object")
+MAX_KEPT = 64 << 10
+"""Characters of the fields that are kept of a row."""
 SAMPLE_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),
@@ -32,6 +35,8 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("output_bytes", pa.int64()),  # what its prediction will have
         pa.field("error", pa.string()),
         pa.field("lost_rows", pa.int64()),  # as in RAW_SCHEMA
+        pa.field("object", pa.string()),  # as in RAW_SCHEMA
+        pa.field("fields", pa.string()),  # those that are kept, a JSON object
         pa.field("decode_seconds", pa.float32()),
     ]
 )
@@ -55,6 +60,8 @@ class Decode:
     preprocess: Preprocess
     limits: Limits
     with_target: bool = False
+    keep: tuple[str, ...] = ()
+    """Fields of a row that stay with it."""
 
     def __call__(self, rows: pa.Table, begin: Begin = unwatched) -> pa.Table:
         """One output row for each input row, in the same order; `begin` is told the index of each before its turn."""
@@ -69,6 +76,7 @@ class Decode:
         started = time.perf_counter()
         decoded: dict[str, Any] = {key: row[key] for key in KEYS}
         try:
+            decoded["fields"] = self._kept(row)
             sample = self._sample(row)
             output_bytes = self._output_bytes(sample)
             decoded.update(sample=pack(sample), length=int(sample["length"]), output_bytes=output_bytes, error=None)
@@ -86,6 +94,17 @@ class Decode:
         decoded["decode_seconds"] = time.perf_counter() - started
         return decoded
 
+    def _kept(self, row: dict[str, Any]) -> str | None:
+        """Of a bad row's fields, too: whose it is, is asked of those first."""
+        if not self.keep:
+            return None
+        fields = json.loads(row["fields"] or "{}")
+        text = json.dumps({name: _finite(fields[name]) for name in self.keep if name in fields}, ensure_ascii=False)
+        if len(text) > MAX_KEPT:
+            reason = f"those to be kept have {len(text):,} characters, at most {MAX_KEPT:,} are allowed: `keep` fewer"
+            raise BadSample("FieldsTooLarge", reason)
+        return text
+
     def _sample(self, row: dict[str, Any]) -> Sample:
         if row["error"] is not None:
             kind, _, message = row["error"].partition(": ")
@@ -101,6 +120,15 @@ class Decode:
             reason = f"its prediction would have {size:,} bytes, more than max_output_bytes={most:,}"
             raise BadSample("OutputTooLarge", reason)
         return size
+
+
+def _finite(value: Any) -> Any:
+    """A value without NaN and infinities, which JSON does not have: null in their place."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return {key: _finite(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)

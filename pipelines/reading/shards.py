@@ -1,22 +1,25 @@
 """Shards → rows: list input objects, and read each one, streaming, into numbered rows of one fixed schema.
 
 Nothing is lost silently: a shard that cannot be read to its end has a last row that says so, and the night can account
-for it. How each kind of shard is read is in `reading.readers`.
+for it. How each kind of shard is read is in `reading.readers`; a group of lone objects is a shard of a row each.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
 from hybrid_models.errors import BadSample, UsageError
 from pipelines import storage
-from pipelines.reading.formats.entry import MAX_ERROR, MAX_ID, Entry, ReadOptions
+from pipelines.reading import objects
+from pipelines.reading.formats.entry import MAX_ERROR, MAX_ID, Entry, ReadOptions, json_object
 from pipelines.reading.limits import is_memory_error
+from pipelines.reading.media import MEDIA_TYPES, sniff_media_type
+from pipelines.reading.objects import Member
 from pipelines.reading.readers import COUNTERS, READERS, suffix_of
 
 RAW_SCHEMA = pa.schema(
@@ -30,8 +33,11 @@ RAW_SCHEMA = pa.schema(
         pa.field("fields", pa.string()),  # the other members, a JSON object
         pa.field("error", pa.string()),  # why the row cannot be used
         pa.field("lost_rows", pa.int64()),  # rows after this one that could not be read, where that is known
+        pa.field("object", pa.string()),  # address of the lone object that the row is of
     ]
 )
+Fetch = Callable[[int], bytes]
+"""Number of a group's member → its bytes; raises as `objects.fetch` does."""
 Begin = Callable[[int], None]
 """Is told the index of the row whose turn it is."""
 BLOCK_BYTES = 16 << 20
@@ -40,11 +46,19 @@ BLOCK_ROWS = 2048
 
 @dataclass(frozen=True)
 class Shard:
-    """One input object, in the state in which it was listed."""
+    """One input object, or a group of lone ones, in the state in which it was listed."""
 
     uri: str
+    """Of a group, a name that no object has: FOLDER/@DIGITS."""
     size: int
     etag: str
+    members: tuple[Member, ...] = ()
+    """The objects of a group."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """What it was made of."""
+        return [member.uri for member in self.members] or [self.uri]
 
 
 class NoShardsError(UsageError):
@@ -52,7 +66,7 @@ class NoShardsError(UsageError):
 
 
 def list_shards(uri: str) -> list[Shard]:
-    """The shards at a folder, a glob pattern or a single object.
+    """The shards at a folder, a glob pattern or a single object; photographs, clips and arrays there in groups.
 
     Raises:
         NoShardsError: there are none.
@@ -62,11 +76,43 @@ def list_shards(uri: str) -> list[Shard]:
     if not files:
         why = "it is empty" if storage.exists(uri) else "there is nothing"
         raise NoShardsError(f"no shards found at {uri}: {why}; check the address, or write some with `hybrid prepare`")
-    unknown = [file.uri for file in files if suffix_of(file.name) is None]
-    if unknown:
-        known = ", ".join(READERS)
-        raise UsageError(f"{unknown[0]} is not a shard: known kinds are {known}; name the shards, such as {uri}/*.tar")
-    return [Shard(file.uri, file.size, file.etag) for file in files]
+    shards: list[Shard] = []
+    lone: list[Member] = []
+    root = _folder(uri, files)
+    for file in files:
+        if suffix_of(file.name) is not None:
+            shards.append(Shard(file.uri, file.size, file.etag))
+        elif objects.media_type_of(file.name) is not None:
+            lone.append(Member(file.uri, file.size, file.etag, file.uri.removeprefix(root)))
+        else:
+            raise UsageError(
+                f"{file.uri} is not a shard ({', '.join(READERS)}), nor a photograph, clip or array "
+                f"({', '.join(MEDIA_TYPES)}): name what is to be read, such as {uri}/*.tar"
+            )
+    return [*shards, *grouped(root, lone)]
+
+
+def _folder(uri: str, files: Sequence[storage.FileInfo]) -> str:
+    """The folder, with its `/`, that an address names; that of a pattern is what no `*` stands for."""
+    named = storage.absolute(uri)
+    if all(file.uri.startswith(f"{named}/") for file in files):
+        return f"{named}/"
+    return storage.GLOB.split(named, maxsplit=1)[0].rpartition("/")[0] + "/"
+
+
+def grouped(root: str, members: Sequence[Member]) -> list[Shard]:
+    """Lone objects as shards, named below a root that ends with `/` or otherwise cannot be part of a longer name."""
+    return [Shard(f"{root}@{each.digits}", each.size, each.etag, each.members) for each in objects.group(members)]
+
+
+def lone(uri: str) -> Shard:
+    """One object as a group, whatever group it was read in.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    file = storage.info(uri)
+    return Shard(f"{uri}@", file.size, file.etag, (Member(file.uri, file.size, file.etag, file.name),))
 
 
 # ---- numbering and blocks ----------------------------------------------------------------------------------------
@@ -135,7 +181,7 @@ class Trouble:
     """What is known of a shard that its reader did not survive.
 
     Args:
-        unreadable: index → reason; such a row is not read but the shard's last, an error.
+        unreadable: index → reason; such a row is not read but an error, and the shard's last if it is no group.
         count: whether the rows that are lost with it are counted; that may have been fatal, too.
     """
 
@@ -146,33 +192,62 @@ class Trouble:
 def read_blocks(
     shard: Shard,
     options: ReadOptions,
-    stream: BinaryIO | None = None,
+    source: BinaryIO | Fetch | None = None,
     begin: Begin = unwatched,
     trouble: Trouble = Trouble(),
+    first: int = 0,
 ) -> Iterator[pa.Table]:
     """The shard's numbered rows in tables of `RAW_SCHEMA`, each of bounded size.
 
     Args:
         shard: what to read.
         options: how.
-        stream: the shard, opened; by default it is opened here.
+        source: the shard, opened, or who fetches a group's members; by default it is opened here.
         begin: is told the index of each row before it is read.
         trouble: rows that cannot be read.
+        first: rows before this one need not come.
 
     Raises:
         StorageError: the store failed, or the shard is not what was listed.
     """
-    rows: list[dict[str, Any]] = []
+    if shard.members:
+        fetch = cast("Fetch | None", source) or (lambda number: objects.fetch(shard.members[number], options.limits))
+        yield from _blocks(_members(shard, options, fetch, begin, trouble, first))
+        return
+    with open_shard(shard) if source is None else cast(BinaryIO, source) as opened:
+        yield from _blocks(_numbered(shard, options, opened, begin, trouble))
+
+
+def _blocks(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
+    held: list[dict[str, Any]] = []
     size = 0
-    with open_shard(shard) if stream is None else stream as opened:
-        for row in _numbered(shard, options, opened, begin, trouble):
-            rows.append(row)
-            size += sum(len(row[name] or b"") for name in ("media", "fields", "sample_id", "error"))
-            if size >= BLOCK_BYTES or len(rows) >= BLOCK_ROWS:
-                yield pa.Table.from_pylist(rows, schema=RAW_SCHEMA)
-                rows, size = [], 0
-    if rows:
-        yield pa.Table.from_pylist(rows, schema=RAW_SCHEMA)
+    for row in rows:
+        held.append(row)
+        size += sum(len(row[name] or b"") for name in ("media", "fields", "sample_id", "error"))
+        if size >= BLOCK_BYTES or len(held) >= BLOCK_ROWS:
+            yield pa.Table.from_pylist(held, schema=RAW_SCHEMA)
+            held, size = [], 0
+    if held:
+        yield pa.Table.from_pylist(held, schema=RAW_SCHEMA)
+
+
+def _members(
+    shard: Shard, options: ReadOptions, fetch: Fetch, begin: Begin, trouble: Trouble, first: int
+) -> Iterator[dict[str, Any]]:
+    """A row for each of a group's objects; one that cannot be read costs itself only."""
+    for index in range(first, len(shard.members)):
+        member = shard.members[index]
+        begin(index)
+        try:
+            if index in trouble.unreadable:
+                entry = Entry(member.sample_id, error=trouble.unreadable[index])
+            else:
+                media, kind = fetch(index), objects.media_type_of(member.uri)
+                entry = Entry(member.sample_id, media, kind or sniff_media_type(media), json_object(member.fields))
+        except BadSample as bad:
+            entry = Entry(member.sample_id, error=str(bad), lost_rows=member.lost_rows)
+        row = raw_row(shard, index, index == len(shard.members) - 1, entry, options)
+        yield {**row, "object": member.uri}
 
 
 def last_row(shard: Shard, index: int, reason: str, lost: int) -> pa.Table:
@@ -220,6 +295,7 @@ def raw_row(shard: Shard, index: int, last: bool, entry: Entry, options: ReadOpt
         "fields": fields,
         "error": None if entry.error is None else _utf8(entry.error[:MAX_ERROR]),
         "lost_rows": entry.lost_rows,
+        "object": None,
     }
 
 

@@ -32,6 +32,8 @@ LINEAGE = [
     pa.field("created_at", pa.timestamp("us", tz="UTC")),
     # rows after this one that are lost with it, where a shard cannot be read on
     pa.field("lost_rows", pa.int64(), metadata=LATER),
+    pa.field("object", pa.string(), metadata=LATER),  # of a row of a group: the address of its object
+    pa.field("fields", pa.string(), metadata=LATER),  # fields of the input that were to be kept, a JSON object
 ]
 TIMINGS = ("decode_seconds", "predict_seconds")
 PIECE = re.compile(

@@ -98,3 +98,12 @@ class Hostile:
             kept = {name: row[name] for name in ("index", "error", "lost_rows")}
             out.append({**kept, "shard": "another's", "text": text, "pid": os.getpid()})
         return pa.Table.from_pylist(out, schema=SCHEMA)
+
+
+@dataclass(frozen=True)
+class Forger:
+    """Says that its rows are of other objects."""
+
+    def __call__(self, rows: pa.Table, begin: Callable[[int], None]) -> pa.Table:
+        column = rows.schema.get_field_index("object")
+        return rows.set_column(column, rows.schema.field(column), pa.array(["s3://another/one.jpg"] * len(rows)))

@@ -215,3 +215,27 @@ def test_the_marks_of_folders_are_no_objects(s3: str) -> None:
     assert storage.list_all(f"{s3}/photos") == []
     storage.write_bytes(f"{s3}/photos/ds=2026-01-31/a.tar", b"1")
     assert [file.size for file in storage.list_all(f"{s3}/photos")] == [1]
+
+
+def test_many_objects_are_looked_up_as_one_by_one(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In folders with few of them, and in those that are listed instead; what is not there is left out."""
+    monkeypatch.setattr(storage, "LIST_FROM", 3)
+    names = ["few/a.jpg", "few/b.jpg", "many/a.jpg", "many/b.jpg", "many/c.jpg", "many/deep/d.jpg"]
+    for name in names:
+        storage.write_bytes(f"{place}/{name}", name.encode())
+    absent = [f"{place}/{name}" for name in ("few/c.jpg", "many/d.jpg", "none/a.jpg", "many/deep")]
+    uris = [f"{place}/{name}" for name in names]
+    assert storage.look_up({*uris, *absent}) == {uri: storage.info(uri) for uri in uris}
+    assert storage.look_up({f"{place}/{folder}/{n}" for folder in ("gone", "few/a.jpg") for n in range(3)}) == {}
+
+
+def test_the_beginning_of_an_object(place: str) -> None:
+    storage.write_bytes(f"{place}/a", b"abcdef")
+    assert [storage.read_beginning(f"{place}/a", count) for count in (0, 3, 6, 100)] == [
+        b"",
+        b"abc",
+        b"abcdef",
+        b"abcdef",
+    ]
+    with pytest.raises(FileNotFoundError):
+        storage.read_beginning(f"{place}/b", 3)

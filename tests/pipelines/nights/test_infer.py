@@ -14,12 +14,14 @@ from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
-from pipelines.models.session import Inference
+from pipelines.models.session import Inference, Session
 from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, infer
 from pipelines.nights.infer import Night, Rules
+from pipelines.reading import objects
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
-from pipelines.reading.shards import list_shards
+from pipelines.reading.shards import list_shards, lone, read_blocks
 from pipelines.staging.checks import RefusedError, incomplete, verify
 from pipelines.staging.pieces import table_schema
 from tests import tiny
@@ -119,8 +121,8 @@ def stored(place: str, tmp_path: Path) -> Night:
     return Night(list_shards(f"{place}/in"), f"{place}/tables", "2026-01-31", Inference.of(artifact))
 
 
-def listed_again(night: Night, **changes: object) -> Night:
-    folder = night.shards[0].uri.rsplit("/", 1)[0]
+def listed_again(night: Night, folder: str = "", **changes: object) -> Night:
+    folder = folder or night.shards[0].uri.rsplit("/", 1)[0]
     return replace(night, shards=list_shards(folder), **changes)  # type: ignore[arg-type]
 
 
@@ -159,6 +161,38 @@ def test_a_night_whose_files_are_gone_is_mended(stored: Night, caplog: pytest.Lo
     infer.check_shards(listed_again(stored))
     (said,) = [record.getMessage() for record in caplog.records if record.name == infer.__name__]
     assert said.startswith(f"{stored.table} lacks its file ds=2026-01-31/")
+
+
+# ---- lone objects ------------------------------------------------------------------------------------------------
+def test_a_photograph_that_comes_costs_its_group_and_one_that_goes_is_missed(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "GROUP_OBJECTS", 4)
+    model = tiny.write_captioner(str(tmp_path / "model"))
+    for number in range(12):
+        storage.write_bytes(f"{place}/in/{number:02d}.jpg", tiny.jpeg(number))
+    storage.write_bytes(f"{place}/in/torn.jpg", tiny.jpeg(0)[:200])
+    tiny.write_night(f"{place}/tables", "2026-01-31", f"{place}/in", model)
+    night = Night(list_shards(f"{place}/in"), f"{place}/tables", "2026-01-31", Inference.of(artifacts.read(model)))
+    assert len(night.shards) > 3
+    assert incomplete(night.shards, night.folder) == []
+    rows = DeltaTable(night.table).to_pyarrow_table().to_pylist()
+    assert sorted(row["object"] for row in rows) == sorted(uri for shard in night.shards for uri in shard.addresses)
+    assert {row["sample_id"] for row in rows if row["status"] == "error"} == {"torn.jpg"}
+    alone = Session(night.inference.artifact.load(), night.inference.decoding, Limits())
+    for row in rows[:3]:
+        (raw,) = read_blocks(lone(row["object"]), ReadOptions())
+        assert alone.answer(raw)["caption"].to_pylist() == [row["caption"]], "as if it had come alone"
+
+    storage.write_bytes(f"{place}/in/late.jpg", tiny.jpeg(99))
+    later = listed_again(night, f"{place}/in")
+    assert 1 <= len(incomplete(later.shards, later.folder)) <= 2, "two if it was full"
+    infer.check_shards(later)
+    storage.delete(f"{place}/in/03.jpg")
+    with pytest.raises(
+        RefusedError, match=rf"1 of its shards are gone, such as {place}/in/03.jpg: nothing was changed"
+    ):
+        infer.check_shards(listed_again(night, f"{place}/in"))
 
 
 # ---- what is counted and verified --------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -15,9 +16,10 @@ from pipelines.reading import guard, jail, shards
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import TRIES, guarded
 from pipelines.reading.limits import Limits
+from pipelines.reading.objects import Member
 from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
-from tests.pipelines.hostile import CrashingLimits, Hostile
+from tests.pipelines.hostile import CrashingLimits, Forger, Hostile
 
 LIMITS = Limits(max_seconds=1.5, max_memory=1 << 28)
 ALWAYS = Hostile()
@@ -125,12 +127,62 @@ def test_the_child_gets_no_more_of_a_shard_than_reading_can_need(
 ) -> None:
     monkeypatch.setattr(guard, "READ_FREELY", 20_000)
     served = guard._Served(shard(tmp_path, "x" * 999))
-    assert served.read(990, 100) == b"x" * 9 + b"\n", "no more than there is"
-    assert served.read(2000, 10) == b""
-    answers = [served.read(0, 1) for _ in range(20)]
-    assert answers.count(b"x") == (20_000 + 16 * 1000) // guard.READ_LEAST - 2, "a byte counts as a page"
+    assert served.answer({"read": [990, 100]}) == [b"x" * 9 + b"\n"], "no more than there is"
+    assert served.answer({"read": [2000, 10]}) == [b""]
+    answers = [served.answer({"read": [0, 1]}) for _ in range(20)]
+    assert answers.count([b"x"]) == (20_000 + 16 * 1000) // guard.READ_LEAST - 2, "a byte counts as a page"
     assert answers[-1] is None
     served.close()
+
+
+# ---- groups of lone objects --------------------------------------------------------------------------------------
+def grouped(folder: Path, *texts: str) -> Shard:
+    """A group whose rows have these texts as a field."""
+    members = []
+    for number, text in enumerate(texts):
+        uri = str(folder / f"{number}.jpg")
+        storage.write_bytes(uri, f"photo {number}".encode())
+        file = storage.info(uri)
+        members.append(Member(uri, file.size, file.etag, f"{number}.jpg", json.dumps({"text": text})))
+    (one,) = shards.grouped(f"{folder}/", members)
+    return one
+
+
+def test_an_object_costs_its_own_row_only(tmp_path: Path) -> None:
+    one = grouped(tmp_path, "x", "crash", "y", "z", "w")
+    Path(one.members[2].uri).unlink()
+    Path(one.members[3].uri).write_bytes(b"another one")
+    found = rows(one)
+    assert [row["text"] for row in found if row["error"] is None] == ["x", "w"]
+    assert [row["error"] and row["error"].split(":")[0] for row in found] == [
+        None, "InputCrashed", "ObjectGone", "ObjectChanged", None,
+    ]  # fmt: skip
+    assert {row["shard"] for row in found} == {f"{tmp_path}/@"}
+
+
+def test_what_a_row_was_made_of_is_not_the_childs_to_say(tmp_path: Path) -> None:
+    one = grouped(tmp_path, "x", "y")
+    found = [row for block in guarded(one, ReadOptions(), Forger()) for row in block.to_pylist()]
+    assert [row["object"] for row in found] == [member.uri for member in one.members]
+    assert [row["media"] for row in found] == [b"photo 0", b"photo 1"]
+    (row,) = [row for block in guarded(shard(tmp_path, "x"), ReadOptions(), Forger()) for row in block.to_pylist()]
+    assert row["object"] is None
+
+
+def test_failing_objects_do_not_cost_a_group_more_than_it_may(tmp_path: Path) -> None:
+    found = rows(grouped(tmp_path, "x", "leave", "leave", *["y"] * 4), limits=Limits(max_wasted_seconds=1.0))
+    assert len(found) == 7
+    assert found[0]["error"] is None
+    assert all(row["error"].startswith("GroupGivenUp: its failing rows took ") for row in found[1:])
+
+
+def test_a_child_gets_each_object_once_and_in_order(tmp_path: Path) -> None:
+    handed = guard._Handed(grouped(tmp_path, "x", "y", "z"), Limits())
+    assert handed.answer({"member": 1}) == [b"", b"photo 1"]
+    assert handed.answer({"member": 0}) is None
+    assert handed.answer({"member": 1}) is None
+    assert handed.answer({"member": 2}) == [b"", b"photo 2"]
+    handed.close()
 
 
 def test_the_child_knows_nothing_of_its_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,3 +140,19 @@ def test_a_prediction_that_would_be_too_large_is_a_bad_sample() -> None:
 def test_what_is_lost_with_a_row_is_kept() -> None:
     rows = decode([raw(0, "abc"), raw(1, error="ShardReadError: x", lost_rows=7)])
     assert [row["lost_rows"] for row in rows] == [None, 7]
+
+
+def test_fields_stay_with_a_row_if_they_are_kept() -> None:
+    fields = json.dumps({"text": "abc", "sku": "A-7", "size": {"m": float("nan"), "l": [1.5, float("inf")]}, "x": 1})
+    rows = [raw(0, fields=fields), raw(1, "bad", error="ImageDecodeError: torn"), raw(2, "abc")]
+    kept = decode(rows, keep=("sku", "size", "none"))
+    assert [row["fields"] and json.loads(row["fields"]) for row in kept] == [
+        {"sku": "A-7", "size": {"m": None, "l": [1.5, None]}}, {}, {},
+    ]  # fmt: skip
+    assert decode([raw(1, "xyz", error="ImageDecodeError: torn")], keep=("text",))[0]["fields"] == '{"text": "xyz"}'
+    assert [row["fields"] for row in decode(rows)] == [None] * 3
+    (large,) = decode([raw(0, "x" * 70_000)], keep=("text",))
+    assert large["error"] == (
+        "FieldsTooLarge: those to be kept have 70,012 characters, at most 65,536 are allowed: `keep` fewer"
+    )
+    assert large["sample"] is None

@@ -14,7 +14,16 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
-from pipelines.reading.shards import NoShardsError, Shard, Trouble, list_shards, lost_rows, read_blocks
+from pipelines.reading.shards import (
+    RAW_SCHEMA,
+    NoShardsError,
+    Shard,
+    Trouble,
+    list_shards,
+    lone,
+    lost_rows,
+    read_blocks,
+)
 from tests.pipelines.reading.made import parquet, rows_of
 from tests.tiny import tar
 
@@ -54,8 +63,46 @@ def test_listing_names_what_is_wrong(tmp_path: Path) -> None:
         with pytest.raises(NoShardsError, match=r"^no shards found at .*: there is nothing; check the address"):
             list_shards(str(tmp_path / nothing))
     storage.write_bytes(str(tmp_path / "x.doc"), b"")
-    with pytest.raises(UsageError, match=r"x\.doc is not a shard: known kinds are \.tar, "):
+    with pytest.raises(UsageError, match=r"x\.doc is not a shard \(\.tar, .*\), nor a photograph, clip or array \("):
         list_shards(str(tmp_path))
+
+
+def test_lone_objects_are_rows_beside_those_of_shards(place: str) -> None:
+    for name in ("a.jpg", "deep/b.MP4", "deep/c.npy", "_hidden.jpg", "x.txt"):
+        storage.write_bytes(f"{place}/in/{name}", f"{name}\n".encode())
+    text, group = list_shards(f"{place}/in")
+    assert (text.uri, text.members, text.addresses) == (f"{place}/in/x.txt", (), [f"{place}/in/x.txt"])
+    assert group.uri == f"{place}/in/@"
+    names = ["a.jpg", "deep/b.MP4", "deep/c.npy"]
+    assert group.addresses == [f"{place}/in/{name}" for name in names]
+    (table,) = read_blocks(group, ReadOptions())
+    assert table.schema == RAW_SCHEMA
+    rows = table.to_pylist()
+    assert [row["sample_id"] for row in rows] == names
+    assert [row["object"] for row in rows] == group.addresses
+    assert [(row["index"], row["last"], row["media_type"]) for row in rows] == [
+        (0, False, "jpg"), (1, False, "mp4"), (2, True, "npy"),
+    ]  # fmt: skip
+    assert [row["media"] for row in rows] == [f"{name}\n".encode() for name in names]
+    for pattern, expected in ((f"{place}/in/*.jpg", ["a.jpg"]), (f"{place}/in/a.jpg", ["a.jpg"]),
+                              (f"{place}/in/deep/b*", ["b.MP4"]), (f"{place}/in/*/*.npy", ["deep/c.npy"])):  # fmt: skip
+        (one,) = list_shards(pattern)
+        assert [member.sample_id for member in one.members] == expected, pattern
+    (again,) = read_blocks(lone(f"{place}/in/deep/b.MP4"), ReadOptions())
+    assert again["media"].to_pylist() == [b"deep/b.MP4\n"]
+
+
+def test_a_group_is_read_from_where_it_stopped(tmp_path: Path) -> None:
+    for number in range(5):
+        storage.write_bytes(str(tmp_path / f"{number}.jpg"), b"x")
+    (group,) = list_shards(str(tmp_path))
+    trouble = Trouble({3: "InputCrashed: died"})
+    (table,) = read_blocks(group, ReadOptions(), trouble=trouble, first=2)
+    assert table["index"].to_pylist() == [2, 3, 4]
+    assert table["error"].to_pylist() == [None, "InputCrashed: died", None]
+    storage.delete(str(tmp_path / "4.jpg"))
+    (table,) = read_blocks(group, ReadOptions())
+    assert table["error"].to_pylist()[4] == f"ObjectGone: {tmp_path}/4.jpg was removed after it had been listed"
 
 
 def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:

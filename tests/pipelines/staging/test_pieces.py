@@ -1,6 +1,7 @@
 import pyarrow as pa
 import pytest
 
+from hybrid_models import HYBRIDS
 from pipelines.reading.shards import Shard
 from pipelines.staging.pieces import TIMINGS, Piece, is_own, shard_key, table_schema, tiling
 from pipelines.storage import FileInfo
@@ -58,6 +59,12 @@ def rows(shard: Shard, first: int, stop: int, last: int, error: str | None = Non
 
 
 PLACE = "ds=2026-01-31/0123456789ab"
+
+
+def test_no_hybrid_has_a_column_of_every_table() -> None:
+    for hybrid in HYBRIDS.values():
+        names = table_schema(hybrid.payload_schema).names
+        assert len(set(names)) == len(names), hybrid.name
 
 
 def test_what_is_our_own_is_told_by_place_and_name() -> None:

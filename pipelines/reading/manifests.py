@@ -1,0 +1,197 @@
+"""Manifests: tables of addresses, each row of which names a photograph, clip or array; its other columns are fields.
+
+A manifest may come from a stranger, so it cannot name what it likes: only what lies below addresses that are allowed.
+It is read in the jail, as any shard is; nothing that it says is opened before it is judged.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from hybrid_models.errors import UsageError
+from pipelines import places, storage
+from pipelines.reading import objects
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.guard import guarded
+from pipelines.reading.limits import DEFAULT_LIMITS, Limits
+from pipelines.reading.media import MEDIA_TYPES
+from pipelines.reading.objects import Member
+from pipelines.reading.readers import READERS, suffix_of
+from pipelines.reading.shards import Begin, NoShardsError, Shard, grouped, list_shards, unwatched
+from pipelines.secrets import shown
+
+KINDS = tuple(suffix for suffix in READERS if suffix.startswith((".parquet", ".jsonl", ".tsv")))
+ROW_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("address", pa.string()),  # what stands in the column; null where there is none
+        pa.field("fields", pa.string(), nullable=False),  # the others, a JSON object
+        pa.field("error", pa.string()),  # why the row cannot be read
+        pa.field("lost_rows", pa.int64()),
+    ]
+)
+ADDRESS_SHOWN = 200
+"""Characters of an address that is refused."""
+NOT_FILES = ("http", "https", "ftp", "data")
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """How `input` names what is read."""
+
+    uri_column: str = ""
+    """The input is manifests (.parquet, .jsonl, .tsv): this column names a photograph, clip or array, the others are
+    fields of its row. Relative addresses begin at the manifest's folder."""
+    allow_prefix: tuple[str, ...] = ()
+    """What a manifest may name lies below one of these; the manifest's own bucket, or folder on a disk, by default."""
+
+    def check(self) -> None:
+        """Refuses options that do not go together.
+
+        Raises:
+            UsageError: says which.
+        """
+        if self.allow_prefix and not self.uri_column:
+            raise UsageError("`allow_prefix` goes with `uri_column`: it bounds what a manifest may name")
+        for prefix in self.allow_prefix:
+            if _scheme(prefix) in NOT_FILES or "::" in prefix:
+                raise UsageError(
+                    f"`allow_prefix` {prefix} is no object store: bring what lies on the web into one first"
+                )
+
+
+def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS) -> list[Shard]:
+    """What is to be read at an address: shards and lone objects, or those that manifests there name.
+
+    Raises:
+        NoShardsError: there is nothing.
+        UsageError: something there cannot be read; or a manifest has no such column.
+        StorageError: the store failed.
+    """
+    options.check()
+    if not options.uri_column:
+        return list_shards(uri)
+    manifests = list_shards(uri)
+    for manifest in manifests:
+        if manifest.members or suffix_of(manifest.uri) not in KINDS:
+            name = manifest.addresses[-1]
+            raise UsageError(f"{name} is no manifest ({', '.join(KINDS)}), which `uri_column` needs")
+    return [shard for manifest in manifests for shard in read_manifest(manifest, options, limits)]
+
+
+def read_manifest(manifest: Shard, options: InputOptions, limits: Limits) -> list[Shard]:
+    """The objects that a manifest names, in groups: every row is a member, with why it is not read where it is not.
+
+    Raises:
+        NoShardsError: it has no row.
+        UsageError: no row has the column.
+        StorageError: the store failed.
+    """
+    step = _Addresses(options.uri_column)
+    rows = [row for block in guarded(manifest, ReadOptions(limits=limits), step) for row in block.to_pylist()]
+    if rows and all(row["address"] is None and row["error"] is None for row in rows):
+        raise UsageError(
+            f"{manifest.uri} has no column '{options.uri_column}', which `uri_column` names; "
+            f"its first row: {rows[0]['fields'][:ADDRESS_SHOWN]}"
+        )
+    if len(rows) == 1 and str(rows[0]["error"]).startswith("EmptyShard"):
+        raise NoShardsError(f"{manifest.uri} has no rows")
+    allowed = [places.place(prefix) for prefix in options.allow_prefix or [_own_place(manifest.uri)]]
+    members = [_member(row, number, manifest.uri, allowed) for number, row in enumerate(rows)]
+    there = storage.look_up({member.uri for member in members if not member.problem})
+    return grouped(manifest.uri, [_as_it_is(member, there.get(member.uri)) for member in members])
+
+
+def _own_place(manifest: str) -> str:
+    """The bucket that a manifest lies in; on a disk its folder."""
+    if storage.is_local(manifest):
+        return manifest.rpartition("/")[0]
+    scheme, _, path = manifest.partition("://")
+    return f"{scheme}://{path.partition('/')[0]}"
+
+
+def _member(row: dict[str, Any], number: int, manifest: str, allowed: Sequence[str]) -> Member:
+    """A row's object, not looked up yet."""
+    here = f"{manifest}#{number}"
+    problem, uri = row["error"], here
+    if problem is None:
+        try:
+            uri = address_of(row["address"], manifest, allowed)
+        except ValueError as error:
+            problem = str(error)
+    if problem is None and objects.media_type_of(uri) is None:
+        problem = f"UnsupportedMedia: {shown(uri)[-ADDRESS_SHOWN:]} is none of {', '.join(MEDIA_TYPES)}"
+    return Member(uri, 0, "", row["sample_id"], row["fields"], problem or "", row["lost_rows"])
+
+
+def _as_it_is(member: Member, file: storage.FileInfo | None) -> Member:
+    if member.problem:
+        return member
+    if file is None:
+        return replace(member, problem=f"ObjectMissing: there is no {member.uri}")
+    return replace(member, size=file.size, etag=file.etag)
+
+
+def address_of(address: str | None, manifest: str, allowed: Iterable[str]) -> str:
+    """The one name of what a manifest's row names.
+
+    Args:
+        address: as it stands there.
+        manifest: where.
+        allowed: places (`places.place`), below one of which it must lie, wherever links and `..` lead.
+
+    Raises:
+        ValueError: an error row's reason, `AddressMissing` or `AddressNotAllowed`.
+    """
+    if not address:
+        raise ValueError("AddressMissing: the row names no object")
+    told = shown(address)[:ADDRESS_SHOWN]
+    refused = ValueError(f"AddressNotAllowed: {told} lies below none of the addresses that `allow_prefix` allows")
+    if "::" in address or "\0" in address:
+        raise refused
+    given = address
+    if "://" not in address and not (address.startswith("/") and storage.is_local(manifest)):
+        given = storage.join(manifest.rpartition("/")[0], address)
+    try:
+        place = places.place(given)
+    except (
+        UsageError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # it holds a password; or is no path, or a link that leads to itself
+        raise refused from None
+    if not any(f"{place}/".startswith(f"{prefix}/") and place != prefix for prefix in allowed):
+        raise refused
+    if storage.is_local(place):
+        return place
+    path = given.partition("://")[2]
+    if posixpath.normpath(path) != path:  # in a store, `..` is a name like any other: it is read by nobody
+        raise refused
+    return given
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0].lower() if "://" in uri else ""
+
+
+@dataclass(frozen=True)
+class _Addresses:
+    """Raw rows → `ROW_SCHEMA`, a `Step` of `reading.guard`."""
+
+    column: str
+
+    def __call__(self, rows: pa.Table, begin: Begin = unwatched) -> pa.Table:
+        return pa.Table.from_pylist([self._row(row) for row in rows.to_pylist()], schema=ROW_SCHEMA)
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        fields = json.loads(row["fields"])
+        address = fields.pop(self.column, None)
+        told = {name: row[name] for name in ("sample_id", "error", "lost_rows")}
+        return {**told, "address": address if isinstance(address, str) else None, "fields": json.dumps(fields)}

@@ -1,0 +1,166 @@
+"""Lone objects — photographs, clips and arrays that lie in no shard — in groups, which are read as one shard each.
+
+A group is found by the digits of a hash of its objects' addresses, so many that it is small enough: an object that
+comes, goes or changes is a matter of its own group, and of nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+
+from hybrid_models.errors import BadSample
+from pipelines import storage
+from pipelines.reading.limits import Limits
+from pipelines.reading.media import MEDIA_TYPES
+
+GROUP_OBJECTS = 256
+GROUP_BYTES = 64 << 20
+"""Objects and bytes of a group at most; a larger object is a group of its own."""
+DIGITS = 64
+"""Of a hash; objects that share them all are at one address."""
+AHEAD = 16
+"""Objects that are fetched at once, before they are asked for."""
+AHEAD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One object of a group, in the state in which it was listed.
+
+    Args:
+        uri: its address; of a manifest's row that names none, that of the row.
+        size: bytes.
+        etag: changes whenever the content does.
+        sample_id: of its row.
+        fields: of its row, a JSON object.
+        problem: why it is not read; else empty.
+        lost_rows: how many rows after it are lost with it, where that is known.
+    """
+
+    uri: str
+    size: int
+    etag: str
+    sample_id: str
+    fields: str = "{}"
+    problem: str = ""
+    lost_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Objects that are read together.
+
+    Args:
+        digits: what their hashes begin with; all of them for an object that is alone since it is large.
+        members: in the order of their addresses.
+    """
+
+    digits: str
+    members: tuple[Member, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(member.size for member in self.members)
+
+    @property
+    def etag(self) -> str:
+        """Changes whenever one of them does, or which they are."""
+        digest = hashlib.sha256()
+        for member in self.members:
+            digest.update(repr(astuple(member)).encode())
+        return digest.hexdigest()
+
+
+def media_type_of(name: str) -> str | None:
+    """The media type of an object by its name, if it is a photograph, a clip or an array."""
+    suffix = name.rpartition(".")[2].lower()
+    return suffix if suffix in MEDIA_TYPES else None
+
+
+def group(members: Sequence[Member]) -> list[Group]:
+    """Members in groups of bounded size, each of them in one; of two at one address each, too."""
+    seen: Counter[str] = Counter()
+    hashed: list[tuple[str, Member]] = []
+    alone: list[Group] = []
+    for member in sorted(members, key=lambda member: member.uri):
+        digits = _hash(f"{member.uri}\0{seen[member.uri]}")
+        seen[member.uri] += 1
+        if member.size > GROUP_BYTES:
+            alone.append(Group(digits, (member,)))
+        else:
+            hashed.append((digits, member))
+    hashed.sort(key=lambda pair: pair[0])
+    return [*_split(hashed, ""), *alone]
+
+
+def _hash(text: str) -> str:
+    """`DIGITS` binary digits."""
+    return f"{int.from_bytes(hashlib.sha256(text.encode()).digest()[: DIGITS // 8], 'big'):0{DIGITS}b}"
+
+
+def _split(hashed: Sequence[tuple[str, Member]], digits: str) -> Iterator[Group]:
+    """Members sorted by hash, whose hashes begin with these digits."""
+    small = len(hashed) <= GROUP_OBJECTS and sum(member.size for _, member in hashed) <= GROUP_BYTES
+    if small or len(digits) == DIGITS:
+        if hashed:
+            yield Group(digits, tuple(sorted((member for _, member in hashed), key=lambda member: member.uri)))
+        return
+    cut = sum(hash_[len(digits)] == "0" for hash_, _ in hashed)
+    yield from _split(hashed[:cut], digits + "0")
+    yield from _split(hashed[cut:], digits + "1")
+
+
+def fetch(member: Member, limits: Limits) -> bytes:
+    """An object's bytes, as it was listed.
+
+    Raises:
+        BadSample: it is not to be read, is too large, vanished, or was replaced.
+        StorageError: the store failed; worth a new start.
+    """
+    if member.problem:
+        kind, _, message = member.problem.partition(": ")
+        raise BadSample(kind, message)
+    if member.size > limits.max_bytes:
+        raise BadSample("MediaTooLarge", f"{member.size:,} bytes are more than max_bytes={limits.max_bytes:,}")
+    try:
+        data = storage.read_beginning(member.uri, member.size)
+        now = storage.info(member.uri)  # afterwards: what was read before is what was listed
+    except FileNotFoundError:
+        raise BadSample("ObjectGone", f"{member.uri} was removed after it had been listed") from None
+    if now.etag != member.etag or len(data) != member.size:
+        raise BadSample("ObjectChanged", f"{member.uri} was replaced after it had been listed: start again")
+    return data
+
+
+class Fetched:
+    """A group's objects, fetched by threads ahead of who asks for them in order.
+
+    Args:
+        members: of the group.
+        limits: what one may cost.
+    """
+
+    def __init__(self, members: Sequence[Member], limits: Limits) -> None:
+        self._members, self._limits = members, limits
+        self._threads = ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch")
+        self._coming: dict[int, Future[bytes]] = {}
+
+    def read(self, number: int) -> bytes:
+        """The bytes of one of them; raises as `fetch` does."""
+        held = 0
+        for ahead in range(number, min(number + AHEAD, len(self._members))):
+            held += self._members[ahead].size
+            if ahead > number and held > AHEAD_BYTES:
+                break
+            if ahead not in self._coming:
+                self._coming[ahead] = self._threads.submit(fetch, self._members[ahead], self._limits)
+        return self._coming.pop(number).result()
+
+    def close(self) -> None:
+        """None is needed any more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

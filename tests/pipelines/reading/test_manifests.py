@@ -1,0 +1,163 @@
+"""Manifests: what their rows name is read if it is allowed, and every row is a row."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hybrid_models.errors import UsageError
+from pipelines import places, storage
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.manifests import InputOptions, address_of, list_input
+from pipelines.reading.shards import NoShardsError, Shard, read_blocks
+
+NAMED = InputOptions(uri_column="photo")
+
+
+def rows_of(shards: Sequence[Shard]) -> list[dict]:
+    found = [row for shard in shards for block in read_blocks(shard, ReadOptions()) for row in block.to_pylist()]
+    return sorted(found, key=lambda row: row["sample_id"])
+
+
+def written(rows: Sequence[dict], suffix: str) -> bytes:
+    if suffix == ".jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if suffix == ".tsv":
+        return "\n".join(
+            "\t".join(map(str, line)) for line in [list(rows[0]), *(row.values() for row in rows)]
+        ).encode()
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows)), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".tsv", ".parquet"])
+def test_every_row_of_a_manifest_is_a_row(place: str, suffix: str) -> None:
+    for name in ("a.jpg", "deep/b.png"):
+        storage.write_bytes(f"{place}/photos/{name}", name.encode())
+    addresses = [
+        "photos/a.jpg",
+        f"{place}/photos/deep/b.png",
+        "photos/a.jpg",
+        "photos/gone.jpg",
+        "photos/notes.txt",
+        "",
+    ]
+    rows = [{"id": str(n), "photo": address, "product": f"p{n}"} for n, address in enumerate(addresses)]
+    storage.write_bytes(f"{place}/night{suffix}", written(rows, suffix))
+    found = rows_of(list_input(f"{place}/night{suffix}", NAMED))
+    assert [row["sample_id"] for row in found] == list("012345")
+    assert [json.loads(row["fields"])["product"] for row in found[:3]] == ["p0", "p1", "p2"]
+    assert [(row["media"], row["media_type"], row["error"]) for row in found[:3]] == [
+        (b"a.jpg", "jpg", None), (b"deep/b.png", "png", None), (b"a.jpg", "jpg", None),
+    ]  # fmt: skip
+    assert [row["object"] for row in found[:4]] == [
+        f"{place}/photos/{name}" for name in ("a.jpg", "deep/b.png", "a.jpg", "gone.jpg")
+    ]
+    assert found[3]["error"] == f"ObjectMissing: there is no {place}/photos/gone.jpg"
+    assert found[4]["error"].startswith("UnsupportedMedia: ")
+    assert found[5]["error"] == "AddressMissing: the row names no object"
+    assert found[5]["object"] == f"{place}/night{suffix}#5"
+
+
+def test_a_stranger_names_nothing_outside_of_what_is_allowed(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in/a.jpg", tmp_path / "secret/b.jpg"
+    for path in (inside, outside):
+        path.parent.mkdir()
+        path.write_bytes(b"x")
+    (tmp_path / "in/link.jpg").symlink_to(outside)
+    (tmp_path / "in/away").symlink_to(outside.parent)
+    (tmp_path / "in/loop.jpg").symlink_to(tmp_path / "in/loop.jpg")
+    (tmp_path / "in/good.jpg").symlink_to(inside)
+    manifest = str(tmp_path / "in/m.jsonl")
+    allowed = [places.place(str(tmp_path / "in"))]
+    for good in ("a.jpg", "./a.jpg", str(inside), f"file://{inside}", "good.jpg"):
+        assert address_of(good, manifest, allowed) == str(inside), good
+    for name in ("~/x.jpg", "data:image/png;base64,AAAA"):  # names like any other
+        assert address_of(name, manifest, allowed) == str(tmp_path / "in" / name)
+    for bad in (
+        "../secret/b.jpg", str(outside), f"file://{outside}", "link.jpg", "away/b.jpg", "file:///etc/passwd",
+        "/etc/passwd", "/proc/self/environ", "s3://other/x.jpg", "http://169.254.169.254/latest/meta-data",
+        "https://internal/x.jpg", "simplecache::file:///etc/passwd", "zip://x.jpg::file:///etc/x.zip",
+        "memory://x.jpg", ".", "", "a.jpg\0.png", "FILE:///etc/passwd", "file://../x.jpg",
+        "github://o:r@main/x.jpg", "away/../../secret/b.jpg", str(tmp_path / "in2/a.jpg"), "loop.jpg/x", "..",
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"Address(NotAllowed|Missing)"):
+            print(bad, address_of(bad, manifest, allowed))
+
+
+def test_in_a_store_the_bucket_of_the_manifest_is_allowed() -> None:
+    manifest, allowed = "s3://lake/lists/m.jsonl", [places.place("s3://lake")]
+    assert address_of("s3://lake/photos/a b+ü.jpg", manifest, allowed) == "s3://lake/photos/a b+ü.jpg"
+    assert address_of("x/a.jpg", manifest, allowed) == "s3://lake/lists/x/a.jpg"
+    for bad in (
+        "s3://lake2/a.jpg", "s3://lake", "s3://lake/", "s3://lake/../other/a.jpg", "s3://lake/x/../a.jpg", "../a.jpg",
+        "/etc/passwd/../a.jpg", "file:///etc/passwd", "s3a://lake/a.jpg", "s3://user:secret@lake/a.jpg",
+        "s3://lake//a.jpg", "gs://lake/a.jpg", "http://lake/a.jpg",
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="AddressNotAllowed") as caught:
+            print(bad, address_of(bad, manifest, allowed))
+        assert "secret" not in str(caught.value)
+
+
+def test_prefixes_widen_and_narrow_what_is_allowed(place: str) -> None:
+    for name in ("one/a.jpg", "two/b.jpg", "lists/c.jpg"):
+        storage.write_bytes(f"{place}/{name}", b"x")
+    rows = [{"id": name[0], "photo": f"{place}/{name}"} for name in ("one/a.jpg", "two/b.jpg", "lists/c.jpg")]
+    storage.write_bytes(f"{place}/lists/m.jsonl", written(rows, ".jsonl"))
+    named = replace(NAMED, allow_prefix=(f"{place}/one", f"{place}/two/"))
+    errors = {row["sample_id"]: row["error"] for row in rows_of(list_input(f"{place}/lists/m.jsonl", named))}
+    assert (errors["o"], errors["t"]) == (None, None)
+    assert errors["l"].startswith(f"AddressNotAllowed: {place}/lists/c.jpg lies below none")
+
+
+def test_one_row_that_changes_is_a_matter_of_its_group(tmp_path: Path) -> None:
+    for number in range(700):
+        storage.write_bytes(str(tmp_path / f"{number:03d}.jpg"), b"x")
+    rows = [{"id": str(number), "photo": f"{number:03d}.jpg"} for number in range(700)]
+
+    def groups() -> set[Shard]:
+        storage.write_bytes(str(tmp_path / "m.jsonl"), written(rows, ".jsonl"))
+        return set(list_input(str(tmp_path / "m.jsonl"), NAMED))
+
+    before = groups()
+    assert len(before) > 2
+    rows[17]["product"] = "another"
+    assert len(before - groups()) == 1
+    rows.append({"id": "700", "photo": "nowhere.jpg"})
+    assert len(before - groups()) <= 2
+
+
+def test_what_is_wrong_with_a_manifest_is_said_before_any_work(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "m.jsonl"), b'{"id": 1, "image": "a.jpg"}\n{"id": 2, "image": "b.jpg"}\n')
+    with pytest.raises(
+        UsageError, match=r"m.jsonl has no column 'photo', which `uri_column` names; its first row: .*image"
+    ):
+        list_input(str(tmp_path / "m.jsonl"), NAMED)
+    storage.write_bytes(str(tmp_path / "x.tar"), b"")
+    with pytest.raises(UsageError, match=r"x.tar is no manifest \(\.parquet, \.jsonl, \.jsonl\.gz, \.tsv, \.tsv\.gz\)"):
+        list_input(str(tmp_path / "x.tar"), NAMED)
+    storage.write_bytes(str(tmp_path / "e.jsonl"), b"\n")
+    with pytest.raises(NoShardsError, match=r"e.jsonl has no rows"):
+        list_input(str(tmp_path / "e.jsonl"), NAMED)
+    with pytest.raises(UsageError, match="`allow_prefix` goes with `uri_column`"):
+        list_input(str(tmp_path), InputOptions(allow_prefix=("s3://x",)))
+    with pytest.raises(UsageError, match="`allow_prefix` https://x is no object store"):
+        list_input(str(tmp_path), InputOptions("photo", ("https://x",)))
+
+
+def test_a_torn_manifest_tells_what_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    storage.write_bytes(str(tmp_path / "m.jsonl"), b'{"id": "1", "photo": "a.jpg"}\n{"id": "2", "photo"\n')
+    found = rows_of(list_input(str(tmp_path / "m.jsonl"), NAMED))
+    assert [row["error"] and row["error"].split(":")[0] for row in found] == [None, "JsonDecodeError"]
+    whole = written([{"photo": "a.jpg", "n": n} for n in range(5000)], ".parquet")
+    middle = len(whole) // 3
+    storage.write_bytes(str(tmp_path / "m.parquet"), whole[:middle] + b"\xff" * 64 + whole[middle + 64 :])
+    found = rows_of(list_input(str(tmp_path / "m.parquet"), NAMED))
+    assert len(found) + sum(row["lost_rows"] or 0 for row in found) == 5000

@@ -1,0 +1,152 @@
+"""Lone objects in groups: each in one, of bounded size, and a change is a matter of one group."""
+
+import threading
+import time
+import tracemalloc
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybrid_models.errors import BadSample
+from pipelines import storage
+from pipelines.reading import objects
+from pipelines.reading.limits import Limits
+from pipelines.reading.objects import GROUP_BYTES, GROUP_OBJECTS, Fetched, Member, fetch, group
+
+
+def member(number: int, size: int = 1000, etag: str = "1") -> Member:
+    return Member(f"s3://lake/photos/{number:07d}.jpg", size, etag, f"{number:07d}.jpg")
+
+
+def states(members: list[Member]) -> dict[str, str]:
+    return {each.digits: each.etag for each in group(members)}
+
+
+@pytest.mark.parametrize("count", [0, 1, GROUP_OBJECTS, GROUP_OBJECTS + 1, 5000])
+def test_every_object_is_in_one_group_of_bounded_size(count: int) -> None:
+    members = [member(number) for number in range(count)]
+    groups = group(list(reversed(members)))
+    assert sorted((m for each in groups for m in each.members), key=lambda m: m.uri) == members
+    assert all(0 < len(each.members) <= GROUP_OBJECTS for each in groups)
+    assert all([m.uri for m in each.members] == sorted(m.uri for m in each.members) for each in groups)
+    assert len({each.digits for each in groups}) == len(groups)
+    assert len(groups) <= max(1, 6 * count // GROUP_OBJECTS), "not many small ones"
+
+
+def test_large_objects_are_alone_and_groups_have_bounded_bytes() -> None:
+    rng = np.random.default_rng(0)
+    members = [member(number, int(size)) for number, size in enumerate(rng.integers(1, 5 << 20, 400))]
+    large = [member(1000 + number, GROUP_BYTES + 1) for number in range(3)]
+    groups = group([*members, *large])
+    assert all(each.size <= GROUP_BYTES for each in groups if len(each.members) > 1)
+    assert sorted(each.members[0].uri for each in groups if each.size > GROUP_BYTES) == [m.uri for m in large]
+    assert Counter(m.uri for each in groups for m in each.members) == Counter(m.uri for m in [*members, *large])
+
+
+@pytest.mark.parametrize("change", ["new", "gone", "replaced", "field"])
+def test_a_change_is_a_matter_of_one_group(change: str) -> None:
+    """Unless it makes one too large, which is then two."""
+    members = [member(number) for number in range(3000)]
+    before, touched = states(members), []
+    for number in range(0, 3000, 500):
+        changed = {
+            "new": [*members, member(10_000 + number)],
+            "gone": [m for m in members if m != members[number]],
+            "replaced": [replace(m, etag="2") if m == members[number] else m for m in members],
+            "field": [replace(m, fields='{"a": 1}') if m == members[number] else m for m in members],
+        }[change]
+        after = states(changed)
+        touched.append((len(before.items() - after.items()), len(after.items() - before.items())))
+    assert touched == [(1, 1)] * 6
+
+
+def test_a_group_that_grows_too_large_is_split_and_no_other_one() -> None:
+    count = next(n for n in range(200, 2000) if len(group([member(i) for i in range(n)])) > 1)
+    small, large = (states([member(i) for i in range(n)]) for n in (count - 1, count))
+    assert (list(small), list(large)) == ([""], ["0", "1"])
+
+
+def test_objects_at_one_address_are_each_a_row() -> None:
+    twice = [replace(member(7), sample_id=name) for name in "abc"]
+    found = [m for each in group([*twice, *(member(i) for i in range(600))]) for m in each.members]
+    assert Counter(m.sample_id for m in found if m.uri == member(7).uri) == Counter("abc") + Counter(["0000007.jpg"])
+
+
+def test_a_million_objects_group_in_bounded_memory() -> None:
+    members = [member(number) for number in range(100_000)]
+    tracemalloc.start()
+    began = time.perf_counter()
+    groups = group(members)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(len(each.members) for each in groups) == 100_000
+    assert peak / 100_000 < 600, "bytes an object, beside the listing"
+    assert time.perf_counter() - began < 60
+
+
+# ---- fetching ----------------------------------------------------------------------------------------------------
+def listed(uri: str, content: bytes) -> Member:
+    storage.write_bytes(uri, content)
+    file = storage.info(uri)
+    return Member(uri, file.size, file.etag, file.name)
+
+
+def test_an_object_comes_as_it_was_listed(place: str) -> None:
+    first, second, empty = (listed(f"{place}/{n}.jpg", text) for n, text in enumerate([b"abc", b"defgh", b""]))
+    assert [fetch(each, Limits()) for each in (first, second, empty)] == [b"abc", b"defgh", b""]
+    with pytest.raises(BadSample, match="MediaTooLarge: 5 bytes are more than max_bytes=4"):
+        fetch(second, Limits(max_bytes=4))
+    with pytest.raises(BadSample, match="AddressNotAllowed: no"):
+        fetch(replace(first, problem="AddressNotAllowed: no"), Limits())
+    storage.write_bytes(first.uri, b"xyz and more")
+    with pytest.raises(BadSample, match=f"ObjectChanged: {first.uri} was replaced after it had been listed"):
+        fetch(first, Limits())
+    storage.delete(second.uri)
+    with pytest.raises(BadSample, match=f"ObjectGone: {second.uri} was removed after it had been listed"):
+        fetch(second, Limits())
+
+
+def test_a_store_that_is_away_is_nobodys_bad_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one = listed(f"{tmp_path}/a.jpg", b"abc")
+
+    def away(uri: str, count: int) -> bytes:
+        raise storage.StorageError("cannot read")
+
+    monkeypatch.setattr(storage, "read_beginning", away)
+    with pytest.raises(storage.StorageError):
+        fetch(one, Limits())
+
+
+def test_objects_are_fetched_ahead_but_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[str] = []
+    arrived = threading.Semaphore(0)
+
+    def slow(one: Member, limits: Limits) -> bytes:
+        began.append(one.uri)
+        arrived.release()
+        return one.sample_id.encode()
+
+    monkeypatch.setattr(objects, "fetch", slow)
+    members = [member(number) for number in range(100)]
+    fetched = Fetched(members, Limits())
+    assert fetched.read(0) == b"0000000.jpg"
+    for _ in range(objects.AHEAD):
+        assert arrived.acquire(timeout=10)
+    assert sorted(began) == [m.uri for m in members[: objects.AHEAD]]
+    assert [fetched.read(number) for number in range(1, 100)] == [m.sample_id.encode() for m in members[1:]]
+    assert Counter(began).most_common(1)[0][1] == 1
+    fetched.close()
+    began.clear()
+    heavy = Fetched([replace(m, size=objects.AHEAD_BYTES) for m in members], Limits())
+    heavy.read(3)
+    assert began == [members[3].uri], "one at a time"
+    heavy.close()
+
+
+def test_names_tell_what_may_be_media() -> None:
+    assert [objects.media_type_of(name) for name in ("a.JPG", "b.x.mp4", "c.npz", "d.tar", "jpg", "e.")] == [
+        "jpg", "mp4", "npz", None, "jpg", None,
+    ]  # fmt: skip
