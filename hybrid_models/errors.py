@@ -20,5 +20,11 @@ class BadSample(ValueError):  # noqa: N818 - it describes the sample, which beco
         self.kind = kind
         self.message = message
 
+    @classmethod
+    def of(cls, reason: str) -> BadSample:
+        """The error of a row that says `'<kind>: <message>'`."""
+        kind, _, message = reason.partition(": ")
+        return cls(kind, message)
+
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"

@@ -94,8 +94,7 @@ def _member(connection: Connection, number: int) -> bytes:
     connection.send_bytes(json.dumps({"member": number}).encode())
     problem, data = connection.recv_bytes().decode(), connection.recv_bytes()
     if problem:
-        kind, _, message = problem.partition(": ")
-        raise BadSample(kind, message)
+        raise BadSample.of(problem)
     return data
 
 

@@ -123,8 +123,7 @@ def fetch(member: Member, limits: Limits) -> bytes:
         StorageError: the store failed; worth a new start.
     """
     if member.problem:
-        kind, _, message = member.problem.partition(": ")
-        raise BadSample(kind, message)
+        raise BadSample.of(member.problem)
     if member.size > limits.max_bytes:
         raise BadSample("MediaTooLarge", f"{member.size:,} bytes are more than max_bytes={limits.max_bytes:,}")
     try:

@@ -107,8 +107,7 @@ class Decode:
 
     def _sample(self, row: dict[str, Any]) -> Sample:
         if row["error"] is not None:
-            kind, _, message = row["error"].partition(": ")
-            raise BadSample(kind, message)
+            raise BadSample.of(row["error"])
         media = None
         if row["media"] is not None:
             media = decode_media(row["media"], row["media_type"], self.preprocess.visual, self.limits)

@@ -238,14 +238,15 @@ def _members(
     for index in range(first, len(shard.members)):
         member = shard.members[index]
         begin(index)
+        fields: dict[str, Any] = {}
         try:
+            fields = json_object(member.fields)
             if index in trouble.unreadable:
-                entry = Entry(member.sample_id, error=trouble.unreadable[index])
-            else:
-                media, kind = fetch(index), objects.media_type_of(member.uri)
-                entry = Entry(member.sample_id, media, kind or sniff_media_type(media), json_object(member.fields))
+                raise BadSample.of(trouble.unreadable[index])
+            media, kind = fetch(index), objects.media_type_of(member.uri)
+            entry = Entry(member.sample_id, media, kind or sniff_media_type(media), fields)
         except BadSample as bad:
-            entry = Entry(member.sample_id, error=str(bad), lost_rows=member.lost_rows)
+            entry = Entry(member.sample_id, fields=fields, error=str(bad), lost_rows=member.lost_rows)
         row = raw_row(shard, index, index == len(shard.members) - 1, entry, options)
         yield {**row, "object": member.uri}
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import mlflow
@@ -9,6 +10,7 @@ from jobs import cli
 from jobs.infer import TASKS, check_ds, main
 from pipelines import storage
 from pipelines.cluster import connection
+from pipelines.reading import objects
 from pipelines.staging.checks import RefusedError
 from tests import tiny
 
@@ -69,6 +71,8 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path, tmp_path: Path) -> 
     assert "--ds" in night(ds=None)
     assert "--colour" in night(colour="red")
     assert "--decoding.beam-size" in night(**{"decoding.beam_size": "wide"})
+    assert night(allow_prefix="s3://x") == "--allow-prefix goes with --uri-column: it bounds what a manifest may name"
+    assert night(uri_column="photo").startswith(f"{lake}/in/part-00000.txt is no manifest (")
     assert night(max_error_fraction="1.5") == "--max-error-fraction is 1.5: it must be from 0 to 1"
     assert not (tmp_path / "tables").exists() or not any((tmp_path / "tables").iterdir())
     wrong = refusal(["captions", *argv(lake)])
@@ -122,3 +126,45 @@ def test_every_hybrid_has_its_task() -> None:
     assert TASKS == {
         "captions": "captioner", "nowcasts": "nowcaster", "translations": "translator",
     }  # fmt: skip
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_photographs_as_they_lie_and_as_a_manifest_names_them(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "GROUP_OBJECTS", 4)
+    tiny.write_captioner(str(tmp_path / "model"))
+    for number in range(10):
+        storage.write_bytes(f"{s3}/in/{number}.jpg", tiny.jpeg(number))
+    tiny.write_photos(f"{s3}/in/packed", 1, 3)
+
+    def night(name: str, *more: str, source: str = "in") -> dict:
+        options = {"input": f"{s3}/{source}", "tables": f"{s3}/{name}", "ds": "2026-01-31",
+                   "model": str(tmp_path / "model"), "mlflow": f"sqlite:///{tmp_path}/mlflow.db"}  # fmt: skip
+        summary = main(["captions", *[part for key, value in options.items() for part in (f"--{key}", value)], *more])
+        assert summary is not None
+        return summary
+
+    first = night("tables")
+    assert (first["rows"], first["ok"]) == (13, 13)
+    storage.write_bytes(f"{s3}/in/late.jpg", tiny.jpeg(99))
+    late = night("tables")
+    assert late["rows"] == 14
+    assert 1 <= late["shards_computed"] <= 2 < late["shards"]
+    rows = {row["sample_id"]: row for row in DeltaTable(f"{s3}/tables/captions").to_pyarrow_table().to_pylist()}
+    assert rows["7.jpg"]["object"] == f"{s3}/in/7.jpg"
+    assert [row["object"] for row in rows.values()].count(None) == 3
+
+    lines = [{"id": f"order-{n}", "photo": f"{s3}/in/{n}.jpg", "sku": f"A{n}"} for n in (3, 1, 77)]
+    lines.append({"id": "spy", "photo": "file:///etc/passwd", "sku": "?"})
+    storage.write_bytes(f"{s3}/orders/m.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    named = ("--uri-column", "photo", "--keep", "sku", "--max-error-fraction", "0.5")
+    summary = night("orders", *named, source="orders/m.jsonl")
+    assert summary["errors"] == {"ObjectMissing": 1, "AddressNotAllowed": 1}
+    orders = {row["sample_id"]: row for row in DeltaTable(f"{s3}/orders/captions").to_pyarrow_table().to_pylist()}
+    assert {name: json.loads(row["fields"])["sku"] for name, row in orders.items()} == {
+        "order-3": "A3", "order-1": "A1", "order-77": "A77", "spy": "?",
+    }  # fmt: skip
+    assert orders["order-3"]["caption"] == rows["3.jpg"]["caption"], "the same photograph"
+    again = night("orders", *named, source="orders/m.jsonl")
+    assert (again["changed"], again["rows_computed"]) == (False, 0)
