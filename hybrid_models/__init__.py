@@ -1,4 +1,4 @@
-"""Three hybrid networks — captioner, nowcaster, translator — in torch and numpy, behind one contract.
+"""Hybrid networks — captioner, nowcaster, recogniser, translator — in torch and numpy, behind one contract.
 
 Modules are loaded when they are first used: a process that only writes Parquet or answers SQL imports no torch.
 """
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from hybrid_models.layers.attention import AdditiveAttention
     from hybrid_models.layers.conv_lstm import ConvLSTM, ConvLSTMCell
     from hybrid_models.nowcaster.nowcaster import Nowcaster
+    from hybrid_models.recogniser.recogniser import Recogniser
     from hybrid_models.translator.translator import Translator
 
-TABLES = {"captioner": "captions", "nowcaster": "nowcasts", "translator": "translations"}
+TABLES = {"captioner": "captions", "nowcaster": "nowcasts", "recogniser": "actions", "translator": "translations"}
 """Hybrid → the table that its batch job writes."""
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "ConvLSTMCell": "layers.conv_lstm",
     "Hybrid": "contract",
     "Nowcaster": "nowcaster.nowcaster",
+    "Recogniser": "recogniser.recogniser",
     "Translator": "translator.translator",
     "UsageError": "errors",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "ConvLSTMCell",
     "Hybrid",
     "Nowcaster",
+    "Recogniser",
     "Translator",
     "UsageError",
 ]

@@ -25,10 +25,11 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Gaze:
-    """Where a captioner looked while it wrote.
+    """What was said of a photograph or clip, and where a captioner looked while it wrote.
 
     Args:
         frames: uint8 [T,H,W,3], as the encoder sees them; a photograph is one.
+        said: the caption, or the label and how sure that is.
         words: the caption's tokens.
         weights: float32 [words, rows, columns], over the grid averaged over the frames; none without attention.
         frame_weights: float32 [words, T], over the frames; none where nothing reads them in order. Of each word, both
@@ -36,6 +37,7 @@ class Gaze:
     """
 
     frames: np.ndarray
+    said: str
     words: Sequence[str]
     weights: np.ndarray | None
     frame_weights: np.ndarray | None = None

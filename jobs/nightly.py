@@ -23,7 +23,7 @@ from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.judging import evaluate
 from pipelines.judging.evaluate import Evaluation
-from pipelines.models import artifacts
+from pipelines.models import artifacts, registry
 from pipelines.models.artifacts import Artifact
 from pipelines.models.registry import CHAMPION
 from pipelines.models.session import Inference
@@ -116,13 +116,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 def ready(
     options: NightlyOptions, chosen: Sequence[str], tracking_uri: str
 ) -> tuple[dict[str, Artifact], list[Problem]]:
-    """The champions of the tasks that can be done, and what keeps others from being done.
+    """The champions of the tasks that can be done, and what keeps others from being done. Of all tasks, those are meant
+    that there are models for.
 
     Raises:
         UsageError, ConnectionError, StorageError: none can be done.
     """
     champions: dict[str, Artifact] = {}
     problems: list[Problem] = []
+    if len(chosen) > 1:
+        chosen = [task for task in chosen if registry.versions(tracking_uri, [TASKS[task]])] or chosen
     for task in chosen:
         try:
             model = options.model or f"models:/{TASKS[task]}@{CHAMPION}"

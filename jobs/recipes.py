@@ -10,6 +10,8 @@ from hybrid_models.captioner.captioner import CaptionerDecoding
 from hybrid_models.captioner.preprocess import CaptionerConfig
 from hybrid_models.nowcaster.nowcaster import NowcasterDecoding
 from hybrid_models.nowcaster.preprocess import NowcasterConfig
+from hybrid_models.recogniser.preprocess import RecogniserConfig
+from hybrid_models.recogniser.recogniser import RecogniserDecoding
 from hybrid_models.translator.preprocess import TranslatorConfig
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines.training.recipe import Recipe, TrainConfig
@@ -201,6 +203,34 @@ def nowcaster_demo() -> Recipe:
     )  # fmt: skip
 
 
+def recogniser_moving_scenes() -> Recipe:
+    """Which action is in a moving scene: a small convolutional net trained together with the RNN."""
+    return Recipe(
+        hybrid="recogniser",
+        model=RecogniserConfig(
+            encoder="test_resnet", encoder_weights="none", freeze_encoder=False, image_size=64, frames=8,
+            hidden_size=128, dropout=0.2, label_smoothing=0.05,
+        ),
+        decoding=RecogniserDecoding(),
+        train=TrainConfig(
+            epochs=10, batch_size=16, learning_rate=3e-3, warmup_steps=50, metric="accuracy", validate_samples=400,
+            patience=4,
+        ),
+    )  # fmt: skip
+
+
+def recogniser_kth() -> Recipe:
+    """Which of KTH's six actions is in a clip, untested at full size: frozen EfficientNet-Lite0."""
+    return Recipe(
+        hybrid="recogniser",
+        model=RecogniserConfig(frames=20),
+        decoding=RecogniserDecoding(),
+        train=TrainConfig(
+            epochs=20, batch_size=32, learning_rate=1e-3, warmup_steps=100, metric="accuracy", validate_samples=500
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "captioner-coco": captioner_coco,
     "captioner-demo": captioner_demo,
@@ -211,6 +241,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "nowcaster-moving-mnist": nowcaster_moving_mnist,
     "nowcaster-moving-mnist-openstl": nowcaster_moving_mnist_openstl,
     "nowcaster-radar": nowcaster_radar,
+    "recogniser-kth": recogniser_kth,
+    "recogniser-moving-scenes": recogniser_moving_scenes,
     "translator-demo": translator_demo,
     "translator-iwslt14": translator_iwslt14,
     "translator-multi30k": translator_multi30k,

@@ -20,18 +20,17 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, CaptionerPreprocess, caption_tokenizer
 from hybrid_models.captioner.rewards import DRAWN, advantages, whole
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
-from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
 from hybrid_models.layers.image_encoder import Encoder, pool_time
 from hybrid_models.layers.recurrent import STATES, initial_state, word_decoder
-from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pool_places
+from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
 from hybrid_models.search.beam import MOST_TOKENS, Hypothesis, SearchOptions, State, inference, sample_words, search
 from hybrid_models.text import (
@@ -43,6 +42,7 @@ from hybrid_models.text import (
     pad_rows,
     unpack_json,
 )
+from hybrid_models.visual import frames_of
 
 
 @dataclass(frozen=True)
@@ -141,16 +141,6 @@ class Captioner(Hybrid):
     def load_pretrained(self, part: str, weights: Mapping[str, Tensor] | None) -> None:
         if part != "encoder":
             super().load_pretrained(part, weights)
-        if weights is None:
-            try:
-                import timm
-
-                weights = timm.create_model(self.config.encoder, pretrained=True, num_classes=0).state_dict()
-            except Exception as error:  # network, hub and timm errors alike
-                raise UsageError(
-                    f"weights of '{self.config.encoder}' could not be fetched ({error}): "
-                    "set encoder_weights to the URI of a safetensors file"
-                ) from error
         self.encoder.load(weights)
 
     @property
@@ -191,7 +181,7 @@ class Captioner(Hybrid):
             batch["features"] = torch.from_numpy(np.stack([sample["features"] for sample in samples]))
         for name in ("course", "frames"):
             if all(name in sample for sample in samples):
-                batch[name] = torch.from_numpy(_padded([sample[name] for sample in samples]))
+                batch[name] = torch.from_numpy(pad_clips([sample[name] for sample in samples]))
         if all("captions" in sample for sample in samples):
             most, width = np.max([sample["captions"].shape for sample in samples], axis=0)
             captions = np.zeros((len(samples), most, width), dtype=np.int64)
@@ -262,6 +252,7 @@ class Captioner(Hybrid):
         return [
             Gaze(
                 sample["frames"],
+                self._tokenizer.decode(best.tokens),
                 self._tokenizer.pieces([*best.tokens, EOS]),
                 *(self._places(looks[i], len(sample["frames"])) if looks is not None else (None, None)),
             )
@@ -289,7 +280,7 @@ class Captioner(Hybrid):
         preprocess = self.preprocess(self.config, self.assets)
         captions: list[str] = []
         for start in range(0, len(images), batch_size):
-            media = [_frames(image, cast(Visual, preprocess.visual)) for image in images[start : start + batch_size]]
+            media = [frames_of(image, cast(Visual, preprocess.visual)) for image in images[start : start + batch_size]]
             batch = self.collate([preprocess(Inputs(frames, {}), with_target=False) for frames in media])
             captions += [row["caption"] for row in self.predict(to_device(batch, module_device(self)), options)]
         return captions
@@ -320,7 +311,7 @@ class Captioner(Hybrid):
         if "features" in batch:
             return {name: batch[name].float() for name in ("features", "course") if name in batch}
         frames, counts = batch["frames"], batch["frame_count"]
-        features_FSC = self.encoder(frames[_real(counts, frames.shape[1])])
+        features_FSC = self.encoder(frames[real_frames(counts, frames.shape[1])])
         course = {} if self.temporal is None else {"course": clips_of(pool_places(features_FSC), counts)}
         if not self.config.attention:
             features_FSC = features_FSC.mean(dim=1, keepdim=True)
@@ -337,7 +328,7 @@ class Captioner(Hybrid):
             summary = torch.cat([summary, last_BD.float()], dim=1)
             if self.frame_keys is not None:
                 keys_BSC = torch.cat([self.frame_keys(states_BTD).float(), keys_BSC], dim=1)
-                mask_BS = torch.cat([_real(batch["frame_count"], states_BTD.shape[1]), mask_BS], dim=1)
+                mask_BS = torch.cat([real_frames(batch["frame_count"], states_BTD.shape[1]), mask_BS], dim=1)
         state = initial_state(summary, self.config.cell, self.bridge)
         return state, self.decoder.prepare({"keys": keys_BSC, "mask": mask_BS})
 
@@ -352,31 +343,6 @@ def _mirrored(sample: Sample) -> Sample:
             name.removeprefix(MIRRORED): array for name, array in sample.items() if name.startswith(MIRRORED)
         }
     return {**sample, "frames": sample["frames"][:, :, ::-1]}
-
-
-def _real(counts: Tensor, most: int) -> Tensor:
-    """bool [B,T]: true at a clip's frames, false at padding."""
-    return torch.arange(most, device=counts.device) < counts.unsqueeze(1)
-
-
-def _padded(clips: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrays [T,…] of different lengths T as one, with zeros at the end."""
-    padded = np.zeros((len(clips), max(map(len, clips)), *clips[0].shape[1:]), dtype=clips[0].dtype)
-    for row, clip in zip(padded, clips, strict=True):
-        row[: len(clip)] = clip
-    return padded
-
-
-def _frames(image: Any, visual: Visual) -> np.ndarray:
-    """A PIL image, image array or clip array as uint8 [T,H,W,3] of the wanted size; of a clip the wanted frames."""
-    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    is_clip = array.ndim == 4
-    array = array if is_clip else array[None]
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or array.size == 0:
-        raise BadSample("MediaShape", f"{array.dtype} {list(array.shape)} is no uint8 image [H,W,3] or clip [T,H,W,3]")
-    chosen = visual.positions(len(array)) if is_clip else [0]
-    size = (visual.width, visual.height)
-    return np.stack([np.asarray(Image.fromarray(array[i]).resize(size, Image.Resampling.BICUBIC)) for i in chosen])
 
 
 def _tallies(hypotheses: list[str], references: list[list[str]]) -> dict[str, Tally]:

@@ -32,6 +32,7 @@ class Encoder(nn.Module):
         import timm  # takes a second and more: decoding and the command line do without
 
         super().__init__()
+        self.name = model
         if not timm.is_model(model):  # `hf-hub:…` would be fetched, `local-dir:…` be read
             raise UsageError(f"encoder '{model}' cannot be built: it is none of timm's own models")
         try:
@@ -50,6 +51,18 @@ class Encoder(nn.Module):
             value = torch.tensor(self.cnn.pretrained_cfg[name]).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)
 
+    def _fetch(self) -> Mapping[str, Tensor]:
+        try:
+            import timm
+
+            state: Mapping[str, Tensor] = timm.create_model(self.name, pretrained=True, num_classes=0).state_dict()
+            return state
+        except Exception as error:  # network, hub and timm errors alike
+            raise UsageError(
+                f"weights of '{self.name}' could not be fetched ({error}): "
+                "set encoder_weights to the URI of a safetensors file"
+            ) from error
+
     def forward(self, frames: Tensor) -> Tensor:
         """frames uint8 [F,H,W,3] → float32 [F,S,C], S = grid cells row by row."""
         if not self.training and len(frames) > FRAMES_AT_A_TIME:
@@ -60,12 +73,14 @@ class Encoder(nn.Module):
         cells_FSC: Tensor = grid_FCHW.flatten(2).transpose(1, 2).float()
         return cells_FSC
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Loads the whole backbone; a classifier's weights are dropped.
+    def load(self, weights: Mapping[str, Tensor] | None) -> None:
+        """Loads the whole backbone; a classifier's weights are dropped. None are fetched from timm's hub.
 
         Raises:
-            UsageError: keys are missing or unknown, or shapes differ.
+            UsageError: keys are missing or unknown, or shapes differ; or the hub cannot be reached.
         """
+        if weights is None:
+            weights = self._fetch()
         classifier = self.cnn.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
         wanted = self.cnn.state_dict()

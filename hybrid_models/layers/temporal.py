@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
@@ -49,6 +51,19 @@ def pool_places(features: Tensor) -> Tensor:
 
 def clips_of(frames: Tensor, counts: Tensor) -> Tensor:
     """One row for each clip: [F,K] of all clips' frames one after another, counts [B] → [B,T,K], padded with zeros."""
-    real_BT = torch.arange(int(counts.max()), device=counts.device) < counts.unsqueeze(1)
+    real_BT = real_frames(counts, int(counts.max()))
     padded_BTK = frames.new_zeros(*real_BT.shape, frames.shape[1])
     return padded_BTK.masked_scatter(real_BT.unsqueeze(2), frames)
+
+
+def real_frames(counts: Tensor, most: int) -> Tensor:
+    """bool [B,T]: true at a clip's frames, false at padding."""
+    return torch.arange(most, device=counts.device) < counts.unsqueeze(1)
+
+
+def pad_clips(clips: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays [T,…] of different lengths T as one [B,T,…], with zeros at the end."""
+    padded = np.zeros((len(clips), max(map(len, clips)), *clips[0].shape[1:]), dtype=clips[0].dtype)
+    for row, clip in zip(padded, clips, strict=True):
+        row[: len(clip)] = clip
+    return padded

@@ -181,7 +181,8 @@ _KTH_NAME = re.compile(r"person(\d\d)_[a-z]+_d\d_")
 
 
 def prepare_kth(source: str, out: str, rows_per_shard: int, size: int, frames: int) -> Prepared:
-    """KTH actions (Schüldt et al. 2004, https://www.csc.kth.se/cvap/actions): grey clips uint8 `[frames, size, size]`.
+    """KTH actions (Schüldt et al. 2004, https://www.csc.kth.se/cvap/actions): grey clips uint8 `[frames, size, size]`
+    with their `label`.
 
     Args:
         source: folder with `boxing`, `handclapping`, `handwaving`, `jogging`, `running` and `walking`, folders of AVI
@@ -226,10 +227,15 @@ def _kth_rows(
     for file_name, data in itertools.chain.from_iterable(members.read(wanted) for members in actions):
         video = _grey_video(file_name, data, size)
         key = file_name.rsplit("_", 1)[0]
+        action = key.split("_")[1]
         for first, last in seen.get(key, [(1, len(video))]):
             clip = video[first - 1 : last]
             for start in range(0, len(clip) - frames + 1, frames):
-                yield f"{key}-{first + start:05d}", {"npy": npy_bytes(clip[start : start + frames])}
+                members = {
+                    "npy": npy_bytes(clip[start : start + frames]),
+                    "json": json.dumps({"label": action}).encode(),
+                }
+                yield f"{key}-{first + start:05d}", members
 
 
 def _grey_video(name: str, data: bytes, size: int) -> np.ndarray:

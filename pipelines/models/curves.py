@@ -1,4 +1,4 @@
-"""Curves for MLflow and model cards: learning, scores by lead time, reliability."""
+"""Curves for MLflow and model cards: learning, scores by lead time, reliability, confusion."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 Files = dict[str, bytes]
 """Contents by file name."""
+NUMBERED = 20
+"""With more labels, a confusion matrix shows no numbers."""
 
 
 def evaluation_curves(details: Mapping[str, Any]) -> Files:
@@ -22,6 +24,8 @@ def evaluation_curves(details: Mapping[str, Any]) -> Files:
         files["lead-times.png"] = lead_time_curves(details)
     if "reliability" in details:
         files["reliability.png"] = reliability_diagrams(details)
+    if "confusion" in details:
+        files["confusion.png"] = confusion_matrix(details["confusion"])
     return files
 
 
@@ -97,6 +101,31 @@ def reliability_diagrams(details: Mapping[str, Any]) -> bytes:
         counts.minorticks_off()
         counts.spines[:].set_visible(False)
     panels[0].set_ylabel("observed frequency", fontsize=9)
+    return png(figure)
+
+
+def confusion_matrix(found: Mapping[str, Any]) -> bytes:
+    """PNG: of the samples of each label (a row), which share was said to be which (a column).
+
+    Args:
+        found: `labels` and `counts`, as `hybrid_models.scores.labels.confusion` gives them.
+    """
+    labels, counts = found["labels"], np.array(found["counts"], float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 1.6 + 0.42 * len(labels)
+    figure = Figure((side, side), layout="constrained")
+    panel = figure.subplots()
+    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    panel.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
+    panel.set_yticks(range(len(labels)), labels, parse_math=False)
+    panel.tick_params(length=0, labelsize=8)
+    panel.set_xlabel("said", fontsize=9)
+    panel.set_ylabel("true", fontsize=9)
+    if len(labels) <= NUMBERED:
+        for row, column in np.argwhere(counts):
+            text = f"{counts[row, column]:.0f}"
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            panel.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     return png(figure)
 
 

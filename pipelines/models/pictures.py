@@ -112,7 +112,7 @@ def _gaze(shown: Gaze) -> Files:
         titles = [*map(str, range(1, count + 1)), *(text for word, _ in words for text in (word, *[""] * (count - 1)))]
         return _wall(tiles, titles, count, 1.1)
     if shown.weights is None:
-        return _wall([strip(shown.frames)], [textwrap.fill(" ".join(shown.words), 40 * count)], 1, 3.2 * count)
+        return _wall([strip(shown.frames)], [textwrap.fill(shown.said, 40 * count)], 1, 3.2 * count)
     middle = shown.frames[count // 2]
     lit = [_lit(middle, weights) for weights in shown.weights]
     return _wall([middle, *lit], ["", *shown.words[: len(lit)]], 6, 1.6)

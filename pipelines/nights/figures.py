@@ -140,7 +140,7 @@ def element(explanation: Explanation, row: Mapping[str, Any]) -> tuple[str, dict
 def _gaze(shown: Gaze, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     buffer = io.BytesIO()
     Image.fromarray(strip(shown.frames)).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return "photograph", {"image": _data_uri("image/jpeg", buffer.getvalue())}
+    return "photograph", {"image": _data_uri("image/jpeg", buffer.getvalue()), "said": shown.said}
 
 
 @element.register

@@ -124,7 +124,7 @@ def test_what_is_no_date(ds: str) -> None:
 
 def test_every_hybrid_has_its_task() -> None:
     assert TASKS == {
-        "captions": "captioner", "nowcasts": "nowcaster", "translations": "translator",
+        "captions": "captioner", "nowcasts": "nowcaster", "actions": "recogniser", "translations": "translator",
     }  # fmt: skip
 
 

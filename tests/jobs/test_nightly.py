@@ -147,6 +147,13 @@ def test_all_tasks_do_those_that_have_a_champion(lake: Path) -> None:
     assert "has no {task}" in refusal(everything)
     everything[2] = f"{lake}/{{task}}/ds={{ds}}"
     assert refusal([*everything, "--model", "m"]) == "--model is of one task: leave it out with --all-tasks"
+    first = main([*everything, "--no-report"])
+    assert [(night["task"], night["rows"]) for night in first["nights"]] == [("translations", 8)], (
+        "the one with a model"
+    )
+    assert first["problems"] == []
+    for hybrid in (tiny.captioner(), tiny.nowcaster()):
+        register(lake, hybrid, hybrid.Decoding())
     with pytest.raises(EndedError, match=r"1 of 1 nights are done; captions: .*captioner@champion") as ended:
         main([*everything, "--no-report"])
     assert ended.value.code == cli.USAGE
@@ -154,9 +161,8 @@ def test_all_tasks_do_those_that_have_a_champion(lake: Path) -> None:
     assert summary is not None
     assert [(night["task"], night["rows"]) for night in summary["nights"]] == [("translations", 8)]
     assert [problem["what"] for problem in summary["problems"]] == ["captions", "nowcasts"]
-    for hybrid in (tiny.captioner(), tiny.nowcaster()):
-        register(lake, hybrid, hybrid.Decoding())
-        registry.promote(mlflow_of(lake), hybrid.name, "1")
+    for name in ("captioner", "nowcaster"):
+        registry.promote(mlflow_of(lake), name, "1")
     tiny.write_photos(f"{lake}/captions/ds=2026-01-04", shards=1, rows=3)
     done = main(everything)["nights"]
     assert [(night["task"], night["rows"]) for night in done] == [
@@ -183,7 +189,9 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path) -> None:
     assert night("--ds", "today", "--retain-hours", "0").startswith("--retain-hours is 0")
     assert "cannot get models:/translator/9: " in night("--ds", "today", "--model", "models:/translator/9")
     assert "has no {ds}" in refusal([*argv(lake)[:1], "--input", f"{lake}/in", *argv(lake, "--ds", "today")[3:]])
-    assert refusal(["poems"]).startswith("unknown task (or --all-tasks) 'poems': use captions, nowcasts, translations")
+    assert refusal(["poems"]).startswith(
+        "unknown task (or --all-tasks) 'poems': use captions, nowcasts, actions, translations"
+    )
     assert refusal([]).startswith("hybrid nightly needs a task (or --all-tasks) first: ")
     assert not Path(lake, "none", "translations").exists()
 

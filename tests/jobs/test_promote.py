@@ -141,7 +141,7 @@ def test_a_champion_never_lacks_its_reason(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "hybrid promote needs a hybrid first: captioner, nowcaster, translator"),
+        ([], "hybrid promote needs a hybrid first: captioner, nowcaster, recogniser, translator"),
         (["painter"], "unknown hybrid 'painter'"),
         (["translator"], "--input is needed"),
         (["translator", "--input", "x", "--margin", "-1"], "--margin is -1.0: it must be 0 or more"),

@@ -85,25 +85,25 @@ def test_a_gaze_is_bright_where_the_captioner_looked() -> None:
     image = np.full((32, 32, 3), 250, np.uint8)
     weights = np.zeros((1, 2, 2), np.float32)
     weights[0, 0, 0] = 1
-    content = pictures.draw(Gaze(image[None], ["dog"], weights))["png"]
+    content = pictures.draw(Gaze(image[None], "dog", ["dog"], weights))["png"]
     pixels = np.asarray(Image.open(io.BytesIO(content)).convert("L")).astype(int)
     second = pixels[-140:-10, pixels.shape[1] // 2 + 10 : -10]
     assert second[:20, :20].mean() > second[-20:, -20:].mean() + 100
-    plain = pictures.draw(Gaze(image[None], ["a", "dog"], None))["png"]
+    plain = pictures.draw(Gaze(image[None], "a dog", ["a", "dog"], None))["png"]
     assert share(plain, "#fafafa") > 0.7, "the photograph alone"
 
 
 def test_a_gaze_on_a_clip_is_bright_at_the_frame_of_each_word() -> None:
     frames = np.full((3, 32, 32, 3), 250, np.uint8)
     shares = np.eye(2, 3, dtype=np.float32)
-    gaze = Gaze(frames, ["red", "moves"], np.zeros((2, 1, 1), np.float32), shares)
+    gaze = Gaze(frames, "red moves", ["red", "moves"], np.zeros((2, 1, 1), np.float32), shares)
     pixels = np.asarray(Image.open(io.BytesIO(pictures.draw(gaze)["png"])).convert("L")).astype(int)
     height, width = pixels.shape[0] / 3, pixels.shape[1] / 3
     for word, row in enumerate(shares):
         for frame, share_ in enumerate(row):
             middle = pixels[int((word + 1.6) * height) - 5 :, int((frame + 0.5) * width) - 5 :][:10, :10].mean()
             assert (middle > 200) == (share_ == 1), (word, frame, middle)
-    for without in (Gaze(frames, ["red"], None), Gaze(frames, ["red"], np.ones((1, 2, 2), np.float32))):
+    for without in (Gaze(frames, "red", ["red"], None), Gaze(frames, "red", ["red"], np.ones((1, 2, 2), np.float32))):
         assert set(pictures.draw(without)) == {"png"}
     assert pictures.strip(frames).shape == (32, 3 * 32 + 2, 3)
 

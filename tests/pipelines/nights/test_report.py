@@ -220,8 +220,8 @@ def test_explanations_are_drawn_by_their_kind() -> None:
     assert (kind, content) == ("alignment", {"source": ["a", "b"], "lines": [("c", [0.25, 0.75])]})
     kind, content = figures.element(Alignment(["a", "b"], ["c"], None), {})
     assert (kind, content) == ("alignment", {"source": ["a", "b"], "lines": []})
-    kind, content = figures.element(Gaze(np.zeros((1, 4, 4, 3), np.uint8), ["a"], None), {})
-    assert (kind, content["image"][:23]) == ("photograph", "data:image/jpeg;base64,")
+    kind, content = figures.element(Gaze(np.zeros((1, 4, 4, 3), np.uint8), "a", ["a"], None), {})
+    assert (kind, content["image"][:23], content["said"]) == ("photograph", "data:image/jpeg;base64,", "a")
     leads = {"mean_mm_h": [1.0, 2.0], "max_mm_h": [3.0, 4.0], "wet_fraction": [0.5, 0.25], "mean": None}
     frames = np.zeros((2, 8, 8), np.float32)
     kind, content = figures.element(Forecast(frames, frames, None, [5.0, 10.0], "mm/h"), leads)

@@ -1,0 +1,152 @@
+"""What a recogniser reads: its configuration, and how clips and their labels become samples. Free of torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+
+from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Visual
+
+LABELS = "labels.json"
+MAX_LABELS = 1000
+"""With more, a field was named that is no label."""
+MAX_CHARACTERS = 200
+"""Of a label."""
+
+
+@dataclass(frozen=True)
+class RecogniserConfig(HybridConfig):
+    """Architecture and preprocessing of a recogniser.
+
+    Raises:
+        UsageError: a size, rate or name is out of its range.
+    """
+
+    learns_from_texts: ClassVar[bool] = True
+    not_in_samples: ClassVar[frozenset[str]] = frozenset(
+        {"encoder_weights", "cell", "hidden_size", "dropout", "label_smoothing"}
+    )
+
+    encoder: str = "tf_efficientnet_lite0"
+    """A convolutional net of the timm library."""
+    encoder_weights: str = "hub"
+    """Weights the encoder starts from: `hub` (timm's own), `none` (random) or the URI of a safetensors file."""
+    freeze_encoder: bool = True
+    """Keep the encoder as it is: its features are then computed once per sample."""
+    image_size: int = 224
+    """Height and width (pixels) to which frames are resized."""
+    frames: int = 16
+    """Frames looked at in a clip, uniformly sampled."""
+    cell: Literal["gru", "lstm"] = "lstm"
+    """The cell that reads them in order."""
+    hidden_size: int = 256
+    """Size of its state."""
+    dropout: float = 0.3
+    """Share of the last state's values dropped in training."""
+    label_smoothing: float = 0.1
+    """Share of the target mass spread over all labels in training (the validation loss has none)."""
+    label: str = "label"
+    """Field with the label, a text or a whole number."""
+
+    def __post_init__(self) -> None:
+        self.check_ranges(("image_size", "frames", "hidden_size"), shares=("dropout", "label_smoothing"))
+        if self.cell not in ("gru", "lstm"):
+            raise UsageError(f"cell is '{self.cell}': it must be one of gru, lstm")
+        if self.freeze_encoder and self.encoder_weights == "none":
+            raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
+
+    def training_texts(self, fields: Mapping[str, Any]) -> list[str]:
+        """A row's label."""
+        try:
+            return [label_of(self, fields)]
+        except BadSample:
+            return []
+
+
+def label_of(config: RecogniserConfig, fields: Mapping[str, Any]) -> str:
+    """A row's label.
+
+    Raises:
+        BadSample: `LabelMissing`, `LabelTooLong`.
+    """
+    value = fields.get(config.label)
+    label = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not label:
+        raise BadSample("LabelMissing", f"field '{config.label}' holds no text or whole number")
+    if len(label) > MAX_CHARACTERS:
+        raise BadSample("LabelTooLong", f"{len(label):,} characters, at most {MAX_CHARACTERS} are allowed")
+    return label
+
+
+def learn_labels(texts: Iterable[str]) -> str:
+    """The different labels in order, a JSON list.
+
+    Raises:
+        UsageError: there is none, or but one, or far too many.
+    """
+    labels: set[str] = set()
+    for text in texts:
+        labels.add(text)
+        if len(labels) > MAX_LABELS:
+            raise UsageError(f"there are more than {MAX_LABELS} different labels: name another field by `model.label`")
+    if len(labels) < 2:
+        raise UsageError(f"{len(labels)} different labels in the training data: `model.label` names their field")
+    return json.dumps(sorted(labels), ensure_ascii=False)
+
+
+def read_labels(assets: Mapping[str, str]) -> list[str]:
+    """The labels among the assets.
+
+    Raises:
+        UsageError: there are none.
+    """
+    try:
+        labels = json.loads(assets[LABELS])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise UsageError(f"the recogniser has no whole {LABELS} ({error}): restore the artifact's file") from None
+    whole = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not whole or not 2 <= len(set(labels)) == len(labels) <= MAX_LABELS:
+        raise UsageError(f"{LABELS} is no list of 2 to {MAX_LABELS} different labels: restore the artifact's file")
+    return [str(label) for label in labels]
+
+
+class RecogniserPreprocess(Preprocess):
+    """Checks frames: `frames` uint8 [T,H,W,3], `frame_count`, `length`; for training `label`, its number."""
+
+    def __init__(self, config: RecogniserConfig, assets: Mapping[str, str]) -> None:
+        self.config = config
+        self.visual = Visual(config.image_size, config.image_size, config.frames)
+        self._numbers = {label: number for number, label in enumerate(read_labels(assets))}
+
+    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
+        size, frames = self.config.image_size, inputs.media
+        if frames is None:
+            raise BadSample("MediaMissing", "the row has no clip")
+        if frames.dtype == np.uint8 and frames.ndim == 3:
+            frames = self._coloured(frames)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (size, size, 3) or len(frames) == 0:
+            raise BadSample(
+                "MediaShape",
+                f"media is {frames.dtype} {list(frames.shape)}, not uint8 [t, {size}, {size}, 3] or [t, y, x]",
+            )
+        count = np.asarray(len(frames), dtype=np.int64)
+        sample = {"frames": frames, "frame_count": count, "length": count}
+        if with_target:
+            label = label_of(self.config, inputs.fields)
+            if label not in self._numbers:
+                raise BadSample("UnknownLabel", f"'{label}' is none of {', '.join(self._numbers)}"[:MAX_CHARACTERS])
+            sample["label"] = np.asarray(self._numbers[label], dtype=np.int64)
+        return sample
+
+    def _coloured(self, grey: np.ndarray) -> np.ndarray:
+        """The wanted ones of grey frames uint8 [T,y,x], resized, with three equal channels."""
+        assert self.visual is not None
+        side = (self.config.image_size, self.config.image_size)
+        chosen = [Image.fromarray(grey[i]) for i in self.visual.positions(len(grey))]
+        return np.stack([np.asarray(each.resize(side, Image.Resampling.BICUBIC).convert("RGB")) for each in chosen])
