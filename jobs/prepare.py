@@ -1,4 +1,4 @@
-"""`hybrid prepare`: public data sets, or the demo's own data, → shards that the other verbs read."""
+"""`hybrid prepare`: one's own folder, public data sets, or the demo's data → shards that the other verbs read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tyro
 from jobs import cli
 from pipelines import places
 from pipelines.datasets.demo.data import prepare_demo
+from pipelines.datasets.folder import Columns, prepare_folder
 from pipelines.datasets.large_data import prepare_coco, prepare_iwslt14, prepare_kth
 from pipelines.datasets.moving_scenes import prepare_moving_scenes
 from pipelines.datasets.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
@@ -43,6 +44,39 @@ class Demo:
         return prepare_demo(
             self.out, self.scenes, self.digits, self.sentences, self.night_rows, self.rows_per_shard, self.seed
         )
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Your own photographs or clips in a folder, and a table of captions, labels or whatever else is known of them: csv
+    or tsv with a header, jsonl, json (a list of objects, file → captions, or COCO's layout)."""
+
+    source: str
+    """Folder or URI of photographs or clips, also in folders below it."""
+    table: str
+    """File or URI of the table. Its columns beside the file and its caption become fields of the row."""
+    out: str
+    """Folder or URI for the splits train, val and test."""
+    file_column: str = ""
+    """Column with the path below the folder; by default file, file_name, filename, image, video or path."""
+    caption_column: str = "caption"
+    """Column with a caption, in as many rows of a file as it has captions, or with a list of them."""
+    group_column: str = ""
+    """What belongs together and so into one split: a scene, a person, a product. By default equal files are."""
+    val: float = 0.1
+    """Share of files for validation."""
+    test: float = 0.1
+    """Share of files to judge by."""
+    rows_per_shard: int = 500
+    """Files of one shard."""
+    seed: int = 0
+    """Of the split."""
+
+    def prepare(self) -> Prepared:
+        """Writes the data set; returns the summary."""
+        columns = Columns(self.file_column, self.caption_column, self.group_column)
+        shares = {"val": self.val, "test": self.test}
+        return prepare_folder(self.source, self.table, self.out, columns, self.rows_per_shard, shares, self.seed)
 
 
 @dataclass(frozen=True)
@@ -217,6 +251,7 @@ class Kth:
 
 Source = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Folder, tyro.conf.subcommand("folder")]
     | Annotated[Multi30k, tyro.conf.subcommand("multi30k")]
     | Annotated[Flickr8k, tyro.conf.subcommand("flickr8k")]
     | Annotated[Radar, tyro.conf.subcommand("radar")]

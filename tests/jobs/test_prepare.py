@@ -9,6 +9,7 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from jobs.prepare import main
+from tests import tiny
 from tests.pipelines.datasets.test_public_data import COUNTS, make_mnist, make_multi30k, make_original, make_repacked
 from tests.pipelines.datasets.test_radar_data import make_events
 
@@ -40,6 +41,21 @@ def test_every_source_gives_a_summary_that_json_can_hold(tmp_path: Path) -> None
             p.stat().st_size for p in Path(out, verb).rglob("*") if p.name[0] not in "_." and p.is_file()
         )
     assert main(["flickr8k", "--source", str(tmp_path / "original"), "--out", f"{out}/o"])["splits"]["val"] == 3
+
+
+def test_ones_own_folder_is_prepared_by_one_command(tmp_path: Path) -> None:
+    lines = ["photo,text,sku"]
+    for number in range(40):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / f"photos/{number}.jpg").write_bytes(tiny.jpeg(number))
+        lines.append(f'{number}.jpg,"a photo, number {number}",A{number}')
+    (tmp_path / "said.csv").write_text("\n".join(lines))
+    columns = ["--file-column", "photo", "--caption-column", "text", "--val", "0.2", "--test", "0.2"]
+    summary = main(["folder", "--source", str(tmp_path / "photos"), "--table", str(tmp_path / "said.csv"),
+                    "--out", str(tmp_path / "out"), *columns])  # fmt: skip
+    assert sum(summary["splits"].values()) == 40
+    assert min(summary["splits"].values()) > 2
+    assert summary["in_train"] == {"val": 0, "test": 0}
 
 
 def test_the_demo_takes_its_sizes_from_options(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""One's own folder → shards: what a table says of each file, and splits that share nothing."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from hybrid_models.errors import UsageError
+from pipelines import storage
+from pipelines.datasets.folder import Columns, prepare_folder, read_table, split_of
+from pipelines.datasets.writer import Prepared
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.shards import list_shards, read_blocks
+from tests import tiny
+
+SHARES = {"val": 0.25, "test": 0.25}
+DEFAULT = Columns()
+
+
+def write(folder: str, count: int, same: int = 1) -> None:
+    """Photographs, `same` of which are equal in each case."""
+    for number in range(count):
+        storage.write_bytes(f"{folder}/{number % 3}/{number:03d}.jpg", tiny.jpeg(number // same))
+
+
+def names(count: int) -> list[str]:
+    return [f"{number % 3}/{number:03d}.jpg" for number in range(count)]
+
+
+def prepared(place: str, table: str, columns: Columns = DEFAULT, **options: float) -> Prepared:
+    return prepare_folder(f"{place}/photos", table, f"{place}/out", columns, 7, {**SHARES, **options}, seed=0)
+
+
+def rows(place: str, split: str) -> list[dict]:
+    shards = list_shards(f"{place}/out/{split}")
+    return [row for shard in shards for block in read_blocks(shard, ReadOptions()) for row in block.to_pylist()]
+
+
+def test_every_file_is_a_row_with_what_is_said_of_it(place: str) -> None:
+    write(f"{place}/photos", 30)
+    storage.write_bytes(f"{place}/photos/extra.jpg", tiny.jpeg(99))
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["file", "caption", "sku"])
+    for number, name in enumerate(names(30)):
+        table.writerow([name, f"first, of {number}", f"A{number}"])
+        table.writerow([f"./{name}", f"second of {number}", "ignored"])
+    storage.write_bytes(f"{place}/said.csv", b"\xef\xbb\xbf" + text.getvalue().encode())
+    summary = prepared(place, f"{place}/said.csv")
+    assert sum(summary.splits.values()) == 30
+    found = [row for split in ("train", "val", "test") for row in rows(place, split)]
+    for row in found:
+        fields = json.loads(row["fields"])
+        number = int(fields["file"][2:5])
+        assert fields == {
+            "file": names(30)[number], "captions": [f"first, of {number}", f"second of {number}"], "sku": f"A{number}",
+        }  # fmt: skip
+        assert row["media"] == tiny.jpeg(number)
+        assert row["sample_id"] == names(30)[number].replace(".", "_")
+    assert len(found) == 30
+
+
+@pytest.mark.parametrize("group", ["", "scene"])
+def test_what_belongs_together_is_in_one_split(tmp_path: Path, group: str) -> None:
+    write(str(tmp_path / "photos"), 60, same=3)
+    lines = [{"file": name, "caption": "x", "scene": number // 3} for number, name in enumerate(names(60))]
+    (tmp_path / "said.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    summary = prepared(str(tmp_path), str(tmp_path / "said.jsonl"), Columns(group=group))
+    assert summary.in_train == {"val": 0, "test": 0}
+    homes: dict[int, set[str]] = {}
+    for split in ("train", "val", "test"):
+        for row in rows(str(tmp_path), split):
+            homes.setdefault(json.loads(row["fields"])["scene"], set()).add(split)
+    assert len(homes) == 20
+    assert all(len(splits) == 1 for splits in homes.values())
+
+
+def test_new_files_move_no_others_from_split_to_split() -> None:
+    counts = [split_of(str(number), SHARES, 0) for number in range(4000)]
+    for split, share in (("test", 0.25), ("val", 0.25), ("train", 0.5)):
+        assert abs(counts.count(split) / 4000 - share) < 0.03
+    assert [split_of(str(number), SHARES, 1) for number in range(4000)] != counts
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a.jpg": "one", "b.jpg": ["two", "three"], "c.jpg": {"captions": ["four"], "label": "x"}},
+        [{"image": "a.jpg", "caption": "one"}, {"image": "b.jpg", "captions": ["two", "three"]},
+         {"image": "c.jpg", "caption": "four", "label": "x"}],
+        {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}, {"id": 3, "file_name": "c.jpg"}],
+         "annotations": [{"image_id": 1, "caption": "one"}, {"image_id": 2, "caption": "two"},
+                         {"image_id": 3, "caption": "four"}, {"image_id": 2, "caption": "three"}]},
+    ],
+)  # fmt: skip
+def test_json_in_three_layouts(tmp_path: Path, content: object) -> None:
+    (tmp_path / "said.json").write_text(json.dumps(content))
+    found = read_table(str(tmp_path / "said.json"), Columns())
+    assert {name: said.captions for name, said in found.items()} == {
+        "a.jpg": ["one"], "b.jpg": ["two", "three"], "c.jpg": ["four"],
+    }  # fmt: skip
+    assert found["c.jpg"].fields in ({}, {"label": "x"})
+
+
+def test_mistakes_are_said(tmp_path: Path) -> None:
+    place = str(tmp_path)
+    write(f"{place}/photos", 12)
+
+    def refusal(name: str, content: str, columns: Columns = DEFAULT, **options: float) -> str:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UsageError) as caught:
+            prepared(place, f"{place}/{name}", columns, **options)
+        assert not (tmp_path / "out/train").exists()
+        return str(caught.value)
+
+    good = "file,caption\n" + "".join(f"{name},x\n" for name in names(12))
+    assert refusal("a.csv", good + "nowhere.jpg,x\n").startswith(
+        f"1 of 13 files that {place}/a.csv names are not there in {place}/photos, such as nowhere.jpg; there are, among"
+    )
+    assert "has no column one of file, file_name" in refusal("a.csv", "foto,caption\n1.jpg,x\n")
+    assert "has no column 'foto'" in refusal("a.csv", good, Columns(file="foto"))
+    assert "has no column 'scene' to group by; it has file, caption" in refusal("a.csv", good, Columns(group="scene"))
+    assert "row 2 has not as many columns" in refusal("a.csv", "file,caption\na,b\nc\n")
+    assert "row 1 names no file in 'file'" in refusal("a.csv", "file,caption\n,x\n")
+    assert "row 1 has neither a text nor a list of texts" in refusal("a.json", '[{"file": "a.jpg", "caption": 7}]')
+    assert "cannot be read: JSONDecodeError" in refusal("a.json", "{")
+    assert "describes no file" in refusal("a.json", "[]")
+    assert "is no table of captions" in refusal("a.txt", good)
+    assert "must be shares that leave some for train" in refusal("a.csv", good, val=0.6, test=0.4)
+    assert "no file falls into" in refusal("a.csv", "file,caption\n0/000.jpg,x\n")
+    with pytest.raises(UsageError, match=r"there is no .*none\.csv"):
+        prepared(place, f"{place}/none.csv")
+    (tmp_path / "photos/notes.txt").write_text("x")
+    assert "are no photographs, clips or arrays" in refusal("a.csv", "file,caption\nnotes.txt,x\n")
+    for name in ("a.b.jpg", "a_b.jpg"):
+        (tmp_path / "photos" / name).write_bytes(tiny.jpeg(1))
+    assert "a.b.jpg and a_b.jpg would have one name" in refusal("a.csv", "file,caption\na.b.jpg,x\na_b.jpg,y\n")
