@@ -93,7 +93,7 @@ def captioner_moving_scenes() -> Recipe:
     demo = captioner_demo()
     return replace(
         demo,
-        model=replace(cast(CaptionerConfig, demo.model), frames=8, temporal="lstm", dropout=0.2, vocab_size=320),
+        model=replace(cast(CaptionerConfig, demo.model), frames=8, temporal="lstm", dropout=0.2, vocab_size=600),
         train=replace(demo.train, epochs=12, patience=4, validate_samples=300),
     )
 
