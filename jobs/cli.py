@@ -25,15 +25,15 @@ from pipelines.secrets import shown
 
 T = TypeVar("T")
 VERBS = {
-    "demo": "make small data, train the three hybrids, infer two nights, query them",
-    "prepare": "turn a public data set into shards",
+    "demo": "make small data, train three hybrids, infer two nights, query them",
+    "prepare": "turn a folder of your own, or a public data set, into shards",
     "train": "train a recipe on a Ray cluster and register the model",
     "evaluate": "judge a model on held-out shards, beside a baseline or another model",
     "models": "list the registered models",
     "promote": "make a model the champion, if it is not worse than the one in use",
     "infer": "run a model over shards into one night of a table",
     "nightly": "find a night's shards, infer with the champion, evaluate, report; missed nights, too",
-    "query": "ask SQL about captions, nowcasts and translations",
+    "query": "ask SQL about captions, nowcasts, actions and translations",
     "report": "write a page about a night, for the morning",
     "tables": "list the nights of the tables: rows, files, sizes; free space; bring a night back",
     "tidy": "free features, records and checkpoints that no run or model needs any more",
@@ -64,8 +64,8 @@ def overview() -> str:
         [
             "usage: hybrid VERB [options]      (hybrid VERB --help shows a verb's options)",
             "",
-            "Train captioners, nowcasters and translators on a Ray cluster, and run them every night over shards in",
-            "object storage into Parquet tables.",
+            "Train captioners, nowcasters, recognisers and translators on a Ray cluster, and run them every night over",
+            "shards, photographs and clips in object storage into Parquet tables.",
             "",
             *lines,
             "",

@@ -49,8 +49,8 @@ class InferOptions:
     """The model: an artifact folder, or models:/NAME/VERSION or models:/NAME@ALIAS."""
     decoding: DecodingConfig
     """How to decode; the model's own options by default."""
-    source: Source = field(default_factory=SourceOptions)
     night: Nightly = field(default_factory=NightOptions)
+    source: Source = field(default_factory=SourceOptions)
     tracking: Mlflow = field(default_factory=MlflowOptions)
     work: Work = field(default_factory=WorkOptions)
 

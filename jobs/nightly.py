@@ -61,8 +61,8 @@ class NightlyOptions:
     """Write the page about each night, TABLES/reports/DS.html, and keep it with the night's MLflow runs."""
     require_input: bool = False
     """A night without shards is an error instead of a note."""
-    source: Source = field(default_factory=SourceOptions)
     night: Nightly = field(default_factory=NightOptions)
+    source: Source = field(default_factory=SourceOptions)
     tracking: Mlflow = field(default_factory=MlflowOptions)
     work: Work = field(default_factory=WorkOptions)
 
@@ -286,7 +286,7 @@ def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: s
     try:
         wanted = InferOptions(
             unit.fill(options.input), options.tables, unit.ds, champion.model, champion.decoding,
-            options.source, options.night, work=options.work,
+            options.night, options.source, work=options.work,
         )  # fmt: skip
         night = infer.run(wanted, champion, tracking_uri)
     except NoShardsError as error:

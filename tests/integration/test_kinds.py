@@ -9,13 +9,17 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
+from hybrid_models.recogniser.preprocess import RecogniserConfig
+from hybrid_models.recogniser.recogniser import Recogniser, RecogniserDecoding
 from jobs.infer import InferOptions, run
 from jobs.options import NightOptions
 from pipelines import storage
 from pipelines.models import artifacts
+from pipelines.models.artifacts import load_hybrid
 from pipelines.nights import query
 from pipelines.nights.infer import Rules
 from tests import tiny
@@ -84,6 +88,34 @@ def test_photographs_and_clips_are_captioned(tmp_path: Path, tracking_uri: str) 
     assert summary["errors"]["ImageDecodeError"] == 1
     assert table["note"]["status"] == "error"
     assert table["note"]["caption"] is None
+
+
+def test_actions_of_lone_clips_and_of_arrays(s3: str, tmp_path: Path, tracking_uri: str) -> None:
+    config = RecogniserConfig(
+        encoder="test_resnet", encoder_weights="none", freeze_encoder=False, image_size=32, frames=4, hidden_size=8
+    )
+    torch.manual_seed(0)
+    net = Recogniser(config, Recogniser.learn_assets(config, ["runs", "walks", "waves"]))
+    artifacts.write(artifacts.make(net, RecogniserDecoding(top=2), {}, "A test's model.\n"), str(tmp_path / "model"))
+    movie, grey = clip("mp4", "libx264"), io.BytesIO()
+    np.save(grey, np.random.default_rng(0).integers(0, 255, (9, 20, 24)).astype(np.uint8))
+    for name, content in {"a.mp4": movie, "b.npy": grey.getvalue(), "cut.mp4": movie[: len(movie) // 2]}.items():
+        storage.write_bytes(f"{s3}/in/{name}", content)
+    summary = night(str(tmp_path / "model"), f"{s3}/in", f"{s3}/tables", tracking_uri)
+    assert (summary["rows"], summary["errors"]) == (3, {"VideoDecodeError": 1})
+    found = rows(f"{s3}/tables", "actions")
+    alone = load_hybrid(str(tmp_path / "model"))
+    with av.open(io.BytesIO(movie)) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert found["a.mp4"]["label"] == alone.recognise([frames])[0]
+    for name in ("a.mp4", "b.npy"):
+        row = found[name]
+        assert (row["frames"], row["object"]) == (4, f"{s3}/in/{name}")
+        assert [told["score"] for told in row["scores"]] == sorted((t["score"] for t in row["scores"]), reverse=True)
+        assert row["scores"][0] == {"label": row["label"], "score": row["score"]}
+        assert len(row["scores"]) == 2
+    likely = query.query("SELECT unnest(scores, recursive := true) FROM actions", f"{s3}/tables", ["actions"])
+    assert likely.num_rows == 4
 
 
 def test_sentences_empty_long_and_garbled(tmp_path: Path, tracking_uri: str) -> None:
