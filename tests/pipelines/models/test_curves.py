@@ -44,3 +44,17 @@ def test_curves_of_an_evaluation_are_those_that_its_details_allow() -> None:
     rain = {**lead, "baselines": {"persistence": lead, "extrapolation": lead}, "reliability": {"1": bins}}
     assert sorted(curves.evaluation_curves(rain)) == ["lead-times.png", "reliability.png"]
     assert curves.evaluation_curves({"samples": 3}) == {}
+
+
+def test_a_confusion_is_dark_where_most_of_a_label_went() -> None:
+    names = ["runs", "walks", "$x^2"]
+    right = {"labels": names, "counts": [[9, 1, 0], [0, 8, 0], [0, 0, 7]]}
+    wrong = {"labels": names, "counts": [[0, 10, 0], [8, 0, 0], [7, 0, 0]]}
+    drawn = {}
+    for name, found in (("right", right), ("wrong", wrong)):
+        (content,) = curves.evaluation_curves({"confusion": found}).values()
+        drawn[name] = np.asarray(Image.open(io.BytesIO(content)).convert("L")).astype(int)
+    assert curves.confusion_matrix({"labels": list(map(str, range(30))), "counts": np.eye(30).tolist()})
+    height, width = drawn["right"].shape
+    middle = (slice(height // 3, height // 2), slice(width // 2, 2 * width // 3))
+    assert drawn["right"][middle].mean() < drawn["wrong"][middle].mean() - 50
