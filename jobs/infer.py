@@ -24,6 +24,7 @@ from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import infer
 from pipelines.nights.infer import Night, NightSummary
+from pipelines.nights.tables import check_name
 from pipelines.reading.manifests import list_input
 from pipelines.secrets import shown
 
@@ -51,6 +52,8 @@ class InferOptions:
     """How to decode; the model's own options by default."""
     night: Nightly = field(default_factory=NightOptions)
     source: Source = field(default_factory=SourceOptions)
+    table: str = ""
+    """Name of the table, by default the task's: nights of two models of one kind need two."""
     tracking: Mlflow = field(default_factory=MlflowOptions)
     work: Work = field(default_factory=WorkOptions)
 
@@ -75,9 +78,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[str, Any]:
     """One night, with its MLflow run."""
     check_ds(options.ds)
+    name = options.table or artifact.table
+    check_name(name, artifact.table)
     options.night.rules.check()
     options.night.retention.check()
-    places.check_apart({"input": options.input}, "tables", [storage.join(options.tables, artifact.table)])
+    places.check_apart({"input": options.input}, "tables", [storage.join(options.tables, name)])
     night = Night(
         shards=list_input(options.input, options.source.named, options.work.limits),
         tables=options.tables,
@@ -85,6 +90,7 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
         inference=Inference(artifact, options.decoding, options.work.limits, options.source.keep),
         rules=options.night.rules,
         retention=options.night.retention,
+        name=name,
     )
     storage.check_writable(options.tables)
     infer.check_table(night)
@@ -99,8 +105,8 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
         "fingerprint": night.fingerprint,
         "decoding": vars(options.decoding),
     }
-    with connection.connect(), logs.about(task=artifact.table, ds=options.ds):
-        tracker.start(f"{artifact.table} {options.ds}", params, {"hybrid.job": "infer"})
+    with connection.connect(), logs.about(task=name, ds=options.ds):
+        tracker.start(f"{name} {options.ds}", params, {"hybrid.job": "infer"})
         try:
             with logs.about(run=tracker.run_id):
                 summary = infer.infer(night, options.work.resources, tracker)
@@ -108,7 +114,7 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
             tracker.finish(succeeded=False)
             raise
         log_night(tracker, summary)
-    return {"task": artifact.table, **asdict(summary), "mlflow": shown(tracking_uri), "mlflow_run_id": tracker.run_id}
+    return {"task": name, **asdict(summary), "mlflow": shown(tracking_uri), "mlflow_run_id": tracker.run_id}
 
 
 def log_night(tracker: Tracker, summary: NightSummary) -> None:

@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from hybrid_models import HYBRIDS
 from jobs import cli
 from jobs.options import Mlflow, MlflowOptions
 from jobs.query import WRITERS
 from pipelines.models import registry
 from pipelines.models.registry import Version
 
-COLUMNS = ("model", "aliases", "created", "recipe", "data", "metrics", "promotion")
+COLUMNS = ("model", "kind", "aliases", "created", "recipe", "data", "metrics", "promotion")
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,9 @@ class ModelsOptions:
 def main(argv: Sequence[str]) -> None:
     """The versions on stdout, and nothing else."""
     options = cli.parse(ModelsOptions, argv, "hybrid models", "List the registered models.")
-    rows = [row(version) for version in registry.versions(options.tracking.uri, list(HYBRIDS))]
+    uri = options.tracking.uri
+    kinds = registry.kinds(uri)
+    rows = [row(version, kinds[version.name]) for version in registry.versions(uri, list(kinds))]
     if options.format == "text":
         print("\n".join(text(each) for each in rows) or "no models: `hybrid train` registers them")
         return
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
 def text(row: Mapping[str, Any]) -> str:
     """A version for a terminal: some short lines, since a table of them would be cut off."""
     lines = [
-        " ".join(filter(None, (row["model"], row["created"], row["aliases"]))),
+        " ".join(filter(None, (row["model"], row["kind"], row["created"], row["aliases"]))),
         f"{row['recipe']} on {row['data']}",
         row["metrics"],
         row["promotion"],
@@ -51,12 +52,13 @@ def text(row: Mapping[str, Any]) -> str:
     return "\n    ".join(filter(None, lines))
 
 
-def row(version: Version) -> dict[str, Any]:
+def row(version: Version, kind: str) -> dict[str, Any]:
     """A version as texts; metrics are those of its best epoch on validation data."""
     training = version.training
     metrics = {name.removeprefix("val_"): value for name, value in training.get("metrics", {}).items()}
     return {
-        "model": f"models:/{version.hybrid}/{version.version}",
+        "model": f"models:/{version.name}/{version.version}",
+        "kind": kind,
         "aliases": " ".join(version.aliases),
         "created": version.created,
         "recipe": training.get("recipe"),

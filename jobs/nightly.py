@@ -54,7 +54,9 @@ class NightlyOptions:
     catch_up: int = 0
     """Before --ds, the nights among so many days before it that have no rows yet, oldest first."""
     model: str = ""
-    """The model; models:/NAME@champion by default."""
+    """The model; models:/NAME@champion by default, whose NAME is the hybrid's."""
+    table: str = ""
+    """Name of the table, by default the task's: nights of two models of one kind need two."""
     references: str = ""
     """Pattern of shards with references, on which the model is judged, too; none are needed every night."""
     report: bool = True
@@ -69,10 +71,11 @@ class NightlyOptions:
 
 @dataclass(frozen=True)
 class Unit:
-    """One night of one task."""
+    """One night of one task, in its table."""
 
     task: str
     ds: str
+    table: str
 
     def fill(self, pattern: str) -> str:
         """The pattern for this night."""
@@ -108,7 +111,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     tracking_uri = options.tracking.uri
     storage.check_writable(options.tables)
     champions, problems = ready(options, chosen, tracking_uri)
-    wanted = [Unit(task, ds) for ds in dates for task in champions]
+    wanted = [Unit(task, ds, options.table or task) for ds in dates for task in champions]
     units = [unit for unit in wanted if is_due(unit, dates[-1], options)]
     return run(units, options, champions, tracking_uri, problems)
 
@@ -130,7 +133,9 @@ def ready(
         try:
             model = options.model or f"models:/{TASKS[task]}@{CHAMPION}"
             champion = artifacts.read(model, TASKS[task], tracking_uri)
-            ownership.check(storage.join(options.tables, task), table_schema(champion.hybrid_class.payload_schema))
+            ownership.check(
+                storage.join(options.tables, options.table or task), table_schema(champion.hybrid_class.payload_schema)
+            )
         except (UsageError, ConnectionError, storage.StorageError) as error:
             if task == chosen[-1] and not champions:
                 raise
@@ -165,8 +170,11 @@ def check(options: NightlyOptions, chosen: Sequence[str]) -> None:
         for name, pattern in (("--input", options.input), ("--references", options.references)):
             if pattern and "{task}" not in pattern:
                 raise UsageError(f"{name} {pattern} has no {{task}}: {ALL_TASKS} would give all the same shards")
-        if options.model:
-            raise UsageError(f"--model is of one task: leave it out with {ALL_TASKS}")
+        for name, given in (("--model", options.model), ("--table", options.table)):
+            if given:
+                raise UsageError(f"{name} is of one task: leave it out with {ALL_TASKS}")
+    elif options.table:
+        tables.check_name(options.table, chosen[0])
     options.source.named.check()
     options.night.rules.check()
     options.night.retention.check()
@@ -181,8 +189,9 @@ def check_places(options: NightlyOptions, chosen: Sequence[str], dates: Sequence
     given = {"input": options.input, "references": options.references}
     patterns = {name: pattern for name, pattern in given.items() if pattern}
     more = [name for name, used in (("evaluations", options.references), ("reports", options.report)) if used]
-    written = [storage.join(options.tables, folder) for folder in (*chosen, *more)]
-    for unit in (Unit(task, ds) for ds in dates for task in chosen):
+    own = [options.table] if options.table else chosen
+    written = [storage.join(options.tables, folder) for folder in (*own, *more)]
+    for unit in (Unit(task, ds, options.table or task) for ds in dates for task in chosen):
         places.check_apart({name: unit.fill(pattern) for name, pattern in patterns.items()}, "tables", written)
 
 
@@ -218,7 +227,7 @@ def is_due(unit: Unit, tonight: str, options: NightlyOptions) -> bool:
     """Whether a night is to be done: one to catch up with is not, if it has rows already."""
     if options.backfill or unit.ds == tonight:
         return True
-    table = tables.open_table(storage.join(options.tables, unit.task))
+    table = tables.open_table(storage.join(options.tables, unit.table))
     return table is None or not tables.night_files(table, unit.ds)
 
 
@@ -286,7 +295,7 @@ def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: s
     try:
         wanted = InferOptions(
             unit.fill(options.input), options.tables, unit.ds, champion.model, champion.decoding,
-            options.night, options.source, work=options.work,
+            options.night, options.source, unit.table, work=options.work,
         )  # fmt: skip
         night = infer.run(wanted, champion, tracking_uri)
     except NoShardsError as error:

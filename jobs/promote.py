@@ -1,4 +1,4 @@
-"""`hybrid promote HYBRID`: make a registered model the champion, if it is not worse than the one in use."""
+"""`hybrid promote NAME`: make a registered model the champion, if it is not worse than the one in use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.options import Input, Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
@@ -53,40 +52,45 @@ class PromoteOptions:
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, checks everything that can be checked, judges, moves the alias."""
-    hybrid, rest = cli.positional(argv, "hybrid", list(HYBRIDS), "hybrid promote")
+    if not argv or argv[0].startswith("-"):
+        if {"-h", "--help"} & set(argv):
+            cli.parse(PromoteOptions, argv, "hybrid promote NAME", "Make a model the champion, if it is not worse.")
+        raise UsageError("hybrid promote needs the name of a registered model first: `hybrid models` lists them")
+    name, rest = argv[0], argv[1:]
     options = cli.parse(
-        PromoteOptions, rest, f"hybrid promote {hybrid}", "Make a model the champion, if it is not worse."
+        PromoteOptions, rest, f"hybrid promote {name}", "Make a model the champion, if it is not worse."
     )
     if not options.input and not options.force:
         raise UsageError("--input is needed: held-out shards with references (or --force REASON)")
     if options.margin < 0:
         raise UsageError(f"--margin is {options.margin}: it must be 0 or more")
-    if options.metric and options.metric not in HYBRIDS[hybrid].metrics:
-        raise UsageError(f"--metric '{options.metric}' is unknown: use {', '.join(HYBRIDS[hybrid].metrics)}")
     options.judging.check(options.input)
-    model = options.model or f"models:/{hybrid}@{CHALLENGER}"
+    model = options.model or f"models:/{name}@{CHALLENGER}"
     if not model.startswith("models:/"):
         raise UsageError(f"--model {model} is not registered: write models:/NAME/VERSION or models:/NAME@ALIAS")
-    return run(hybrid, options, model, options.tracking.uri)
+    return run(name, options, model, options.tracking.uri)
 
 
-def run(hybrid: str, options: PromoteOptions, model: str, tracking_uri: str) -> dict[str, Any]:
+def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> dict[str, Any]:
     """One promotion, with its MLflow run.
 
     Raises:
         RefusedError: the candidate is worse than its rival.
     """
-    candidate = artifacts.read(model, hybrid, tracking_uri)
-    if candidate.model != f"models:/{hybrid}/{candidate.version}":
-        raise UsageError(f"--model {model} is no version of the registered model '{hybrid}', whose champion is chosen")
+    candidate = artifacts.read(model, None, tracking_uri)
+    hybrid = candidate.hybrid_class
+    if candidate.model != f"models:/{name}/{candidate.version}":
+        raise UsageError(f"--model {model} is no version of the registered model '{name}', whose champion is chosen")
+    if options.metric and options.metric not in hybrid.metrics:
+        raise UsageError(f"--metric '{options.metric}' is unknown: use {', '.join(hybrid.metrics)}")
     shards = list_input(options.input, options.named, options.work.limits) if options.input else []
-    holder = registry.champion(tracking_uri, hybrid)
-    summary = {"hybrid": hybrid, "model": candidate.model, "mlflow": shown(tracking_uri)}
+    holder = registry.champion(tracking_uri, name)
+    summary = {"name": name, "hybrid": hybrid.name, "model": candidate.model, "mlflow": shown(tracking_uri)}
     if holder == candidate.version:
         log.info("%s is the champion already", candidate.model)
         return {**summary, "promoted": False, "champion": candidate.model}
-    before = None if holder is None else f"models:/{hybrid}/{holder}"
-    rival = _rival(before, hybrid, tracking_uri) if before and shards else None
+    before = None if holder is None else f"models:/{name}/{holder}"
+    rival = _rival(before, hybrid.name, tracking_uri) if before and shards else None
     verdict = _weigh(options, shards, candidate, rival) if shards else None
     promoted = bool(options.force) or (verdict is not None and verdict.passed)
     decision = {
@@ -97,10 +101,10 @@ def run(hybrid: str, options: PromoteOptions, model: str, tracking_uri: str) -> 
         "champion_before": before,
         **({} if verdict is None else {**asdict(verdict), "passed": verdict.passed}),
     }
-    registry.note(tracking_uri, hybrid, candidate.version, {**decision, "promoted": False})
+    registry.note(tracking_uri, name, candidate.version, {**decision, "promoted": False})
     if promoted:  # only now: a champion always has its reason
-        registry.promote(tracking_uri, hybrid, candidate.version)
-        registry.note(tracking_uri, hybrid, candidate.version, decision)
+        registry.promote(tracking_uri, name, candidate.version)
+        registry.note(tracking_uri, name, candidate.version, decision)
     run_id = _record(tracking_uri, candidate, decision)
     if not promoted:
         raise RefusedError(f"{verdict}: not promoted; --force REASON promotes it all the same")

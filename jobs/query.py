@@ -15,11 +15,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import tyro
 
-from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
 from pipelines import places, storage
-from pipelines.nights import query
+from pipelines.nights import query, tables
 from pipelines.nights.tables import parse_as_of
 
 Format = Literal["table", "csv", "json", "parquet"]
@@ -32,7 +31,8 @@ class QueryOptions:
     """What `hybrid query` needs to know."""
 
     sql: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SQL")]
-    """One SELECT over the views captions, nowcasts, translations (good rows) and captions_all … (error rows, too)."""
+    """One SELECT over the views captions, nowcasts, actions, translations and tables of other names (good rows), and
+    captions_all … (error rows, too)."""
     tables: str
     """URI of the folder of tables."""
     as_of: str = ""
@@ -55,9 +55,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         raise UsageError(f"--raw is about --format csv: {options.format} has texts as they are")
     as_of = parse_as_of(options.as_of) if options.as_of else None
     if options.out:
-        written = [storage.join(options.tables, name) for name in TABLES.values()]
+        written = [storage.join(options.tables, name) for name in tables.names(options.tables)]
         places.check_outside("out", options.out, written, "the table")
-    names = asked(options.sql, list(TABLES.values()))
+    names = asked(options.sql, tables.names(options.tables))
     rows = query.query(options.sql, options.tables, names, as_of, limits=options.limits)
     content = _raw_csv(rows) if options.raw else WRITERS[options.format](rows)
     if options.out:

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli, infer
 from jobs.options import Mlflow, MlflowOptions
 from pipelines import places, storage
-from pipelines.nights import report
+from pipelines.nights import report, tables
 
 log = logging.getLogger(__name__)
 EXAMPLES = 6
@@ -38,18 +37,18 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, writes the page."""
     options = cli.parse(ReportOptions, argv, "hybrid report", "Write a page about a night: one HTML file.")
     infer.check_ds(options.ds)
-    tables = [storage.join(options.tables, name) for name in TABLES.values()]
     if options.out:
-        places.check_outside("out", options.out, tables, "the table")
+        written = [storage.join(options.tables, name) for name in tables.names(options.tables)]
+        places.check_outside("out", options.out, written, "the table")
     if options.examples < 0:
         raise UsageError(f"--examples is {options.examples}: it must be 0 or more")
     return write(options.tables, options.ds, options.out, options.tracking.uri, options.examples)
 
 
-def write(tables: str, ds: str, out: str, tracking_uri: str, examples: int = EXAMPLES) -> dict[str, Any]:
+def write(tables_uri: str, ds: str, out: str, tracking_uri: str, examples: int = EXAMPLES) -> dict[str, Any]:
     """Writes the page of a night; returns where it is and what it says."""
-    page, sections = report.report(tables, list(TABLES.values()), ds, tracking_uri, examples)
-    place = out or storage.join(tables, "reports", f"{ds}.html")
+    page, sections = report.report(tables_uri, tables.names(tables_uri), ds, tracking_uri, examples)
+    place = out or storage.join(tables_uri, "reports", f"{ds}.html")
     storage.write_bytes(place, page.encode())
     log.info("the page about %s: %s", ds, place)
     told = {section.table: {"rows": section.rows, "errors": section.errors} for section in sections}

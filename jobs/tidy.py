@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybrid_models import HYBRIDS
 from jobs import cli
 from jobs.options import Mlflow, MlflowOptions
 from pipelines import storage
@@ -38,8 +37,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )
     tracking_uri = options.tracking.uri
     in_use = {
-        f"models:/{version.hybrid}/{version.version}"
-        for version in registry.versions(tracking_uri, list(HYBRIDS))
+        f"models:/{version.name}/{version.version}"
+        for version in registry.versions(tracking_uri, list(registry.kinds(tracking_uri)))
         if version.aliases
     }
     found = leftovers.find(options.storage, in_use)

@@ -19,6 +19,7 @@ from jobs.recipes import RECIPES
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.cluster.resources import Resources
+from pipelines.models import registry
 from pipelines.reading.limits import Limits
 from pipelines.training import driver, runs
 from pipelines.training.recipe import Recipe, TrainConfig
@@ -46,6 +47,8 @@ class TrainOptions:
     """URI below which runs (checkpoints, artifacts) and features are kept."""
     name: str = ""
     """Name of the run, by default the recipe's; the same name goes on where it stopped."""
+    register_as: str = ""
+    """Name of the registered model, by default the hybrid's: two captioners of different things need two."""
     num_workers: int = 1
     """Training processes, one for each GPU or share of the CPUs."""
     gpu: Literal["auto", "yes", "no"] = "auto"
@@ -71,8 +74,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
     """One training run."""
     name = options.name or recipe_name
-    if not NAME.fullmatch(name):
-        raise UsageError(f"--name '{name}' must be letters, digits, '.', '_' and '-'")
+    for option, value in (("--name", name), ("--register-as", options.register_as or hybrid)):
+        if not NAME.fullmatch(value):
+            raise UsageError(f"{option} '{value}' must be letters, digits, '.', '_' and '-'")
     written = [storage.join(options.storage, folder) for folder in ("runs", "features")]
     for split in ("train", "val"):
         places.check_apart({"data": storage.join(options.data, split)}, "storage", written)
@@ -87,7 +91,9 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         resources=options.resources,
         pictures=options.pictures,
         gpu=options.gpu,
+        register_as=options.register_as,
     )
+    registry.check_kind(job.tracking_uri, job.model_name, hybrid)
     shards = runs.check(job)
     if (trained := runs.finished(job)) is not None:
         log.info("run '%s' is finished: another --name trains again", name)

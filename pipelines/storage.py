@@ -203,6 +203,22 @@ def _check_bucket(fs: fsspec.AbstractFileSystem, uri: str) -> None:
         raise failed("look up", uri, error) from error
 
 
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders right in a folder, sorted; none if it is not there.
+
+    Raises:
+        StorageError: the store cannot be reached or refuses.
+    """
+    fs, path = _filesystem(uri)
+    try:
+        entries = fs.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except Exception as error:
+        raise failed("list", uri, error) from error
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+
 def info(uri: str) -> FileInfo:
     """The object's size and etag now.
 

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
 CHALLENGER = "challenger"
 TRAINING_TAG = "hybrid.training"
+KIND_TAG = "hybrid.kind"
+"""Of a registered model: which hybrid its versions are."""
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
 MAX_MODEL = 20 * 2**30
@@ -160,41 +162,43 @@ class Tracker:
                 raise
         return True
 
-    def register(self, hybrid: str, files: Mapping[str, bytes]) -> str | None:
-        """Registers an artifact as the next version of the model `hybrid`, alias `challenger`; returns the version.
+    def register(self, name: str, files: Mapping[str, bytes]) -> str | None:
+        """Registers an artifact as the next version of the model of this name, alias `challenger`; returns the version.
 
         Done again, it goes on with the version that this run has already: a registration is whole, or None comes back.
         """
         if self.run_id is None:
             return None
-        training = json.loads(files["config.json"])["training"]
+        meta = json.loads(files["config.json"])
         with self._guarded("register the model"):
-            found = self._registered(hybrid, self.run_id) or self._log_model(hybrid, files)
-            self._client.set_model_version_tag(hybrid, found, TRAINING_TAG, json.dumps(training))
-            self._client.set_registered_model_alias(hybrid, CHALLENGER, found)
+            found = self._registered(name, self.run_id) or self._log_model(name, files)
+            self._client.set_registered_model_tag(name, KIND_TAG, meta["hybrid"])
+            self._client.set_model_version_tag(name, found, TRAINING_TAG, json.dumps(meta["training"]))
+            self._client.set_registered_model_alias(name, CHALLENGER, found)
             return found
         return None
 
-    def _registered(self, hybrid: str, run_id: str) -> str | None:
+    def _registered(self, name: str, run_id: str) -> str | None:
         """The version that this run has registered before, if any."""
-        found = [one for one in self._client.search_model_versions(f"run_id = '{run_id}'") if one.name == hybrid]
+        found = [one for one in self._client.search_model_versions(f"run_id = '{run_id}'") if one.name == name]
         return str(max(found, key=lambda one: int(one.version)).version) if found else None
 
-    def _log_model(self, hybrid: str, files: Mapping[str, bytes]) -> str:
+    def _log_model(self, name: str, files: Mapping[str, bytes]) -> str:
         # Without a signature MLflow drops a prediction's params: the decoding options.
-        decoding = json.loads(files["config.json"])["decoding"]
+        meta = json.loads(files["config.json"])
+        decoding = meta["decoding"]
         signature = mlflow.models.infer_signature(params=decoding) if decoding else None
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "artifact"
             folder.mkdir()
-            for name, content in files.items():
-                (folder / name).write_bytes(content)
+            for file, content in files.items():
+                (folder / file).write_bytes(content)
             with _tracking(self.uri), _quietly(), mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
                 logged = mlflow.pyfunc.log_model(
-                    name=hybrid,
+                    name=meta["hybrid"],  # of the logged one, which may have no dots
                     python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                     artifacts={"artifact": str(folder)},
-                    registered_model_name=hybrid,
+                    registered_model_name=name,
                     signature=signature,
                     pip_requirements=["hybrid-pipelines"],
                 )

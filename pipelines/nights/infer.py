@@ -61,6 +61,7 @@ class Night:
         inference: the model, how it decodes, what a row may cost.
         rules: when it is not committed.
         retention: what is kept of the nights before.
+        name: of the table; the hybrid's own by default.
     """
 
     shards: Sequence[Shard]
@@ -69,11 +70,12 @@ class Night:
     inference: Inference
     rules: Rules = field(default_factory=Rules)
     retention: Retention = field(default_factory=Retention)
+    name: str = ""
 
     @property
     def table(self) -> str:
         """URI of the table."""
-        return storage.join(storage.absolute(self.tables), self.inference.artifact.table)
+        return storage.join(storage.absolute(self.tables), self.name or self.inference.artifact.table)
 
     @property
     def fingerprint(self) -> str:
@@ -148,7 +150,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     if todo:
         actor = Actor(Predictor, (ray.put(night.inference),), (lineage,))
         decode = night.inference.decode()
-        written = stage(todo, night.folder, night.schema, decode, actor, resources, artifact.table)
+        written = stage(todo, night.folder, night.schema, decode, actor, resources, night.name or artifact.table)
     staged = time.perf_counter()
     pieces = upkeep.renew(night.table, night.ds, verify(night.shards, night.folder))
     bad = count_errors(pieces)

@@ -87,7 +87,7 @@ def open_views(
             if table is None:
                 continue
             connection.register(f"{name}_all", table.to_pyarrow_dataset())
-            connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {name}_all WHERE status = 'ok'")
+            connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM "{name}_all" WHERE status = \'ok\'')
             found.append(name)
         if not found:
             raise UsageError(f"no tables at {tables_uri}: `hybrid infer` writes {', '.join(names)}")

@@ -15,6 +15,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from pipelines import storage
 
@@ -22,6 +23,9 @@ READ_ATTEMPTS = 5
 HISTORY = 50  # commits in which a disturbed writer looks for its own
 LOG = "_delta_log"
 COMMIT = re.compile(r"\d{20}\.json")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+RESERVED = {"reports", "evaluations", "runs", "features"}
+"""Folders that lie beside tables."""
 T = TypeVar("T")
 AsOf = int | datetime
 """A version of a table, or a moment."""
@@ -56,6 +60,35 @@ def patiently(operation: str, uri: str, work: Callable[[], T]) -> T:
 def _is_the_stores(error: BaseException) -> bool:
     """delta-rs tells what the store did by OSError, or by its most general error."""
     return isinstance(error, OSError) or type(error) is DeltaError
+
+
+def names(tables_uri: str) -> list[str]:
+    """The tables in a folder: those that hybrids write by default, there or not, then those with names of their own.
+
+    Raises:
+        StorageError: the store cannot be reached or refuses.
+    """
+    usual = list(TABLES.values())
+    found = [name for name in storage.list_folders(tables_uri) if NAME.fullmatch(name) and name not in usual]
+    return [*usual, *(name for name in found if storage.exists(storage.join(tables_uri, name, LOG)))]
+
+
+def check_name(name: str, own: str) -> None:
+    """Refuses a name that a table cannot have in SQL and in its folder.
+
+    Args:
+        name: the table's.
+        own: what the hybrid's table is called by default.
+
+    Raises:
+        UsageError: says why.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"`table` '{name}' must be lower-case letters, digits and '_', a letter first, 63 at most")
+    if name in RESERVED or name.endswith("_all"):
+        raise UsageError(f"`table` {name} means something else beside the tables: use another name")
+    if name in TABLES.values() and name != own:
+        raise UsageError(f"`table` {name} is the table of another kind of model: use another name")
 
 
 def open_table(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:

@@ -191,13 +191,13 @@ def _finish(
     tracker.catch_up(history)
     for name, content in drawn.items():
         tracker.log_file(content, f"pictures/{name}")
-    version = tracker.register(hybrid.name, files)
+    version = tracker.register(job.model_name, files)
     tracker.finish()
     return Trained(
         run=job.run,
         hybrid=hybrid.name,
         artifact=place,
-        model=f"models:/{hybrid.name}/{version}" if version else place,
+        model=f"models:/{job.model_name}/{version}" if version else place,
         model_version=version,
         metric=f"val_{job.recipe.train.metric}",
         value=values[f"val_{job.recipe.train.metric}"],

@@ -39,6 +39,7 @@ class TrainJob:
         resources: for decoding and features.
         pictures: how many validation samples the model card shows; without any it has no curves either.
         gpu: whether each training process takes a GPU: "yes", "no", or "auto", if the cluster has any now.
+        register_as: name of the registered model, the hybrid's by default.
     """
 
     recipe: Recipe
@@ -51,6 +52,12 @@ class TrainJob:
     resources: Resources
     pictures: int = 0
     gpu: Literal["auto", "yes", "no"] = "auto"
+    register_as: str = ""
+
+    @property
+    def model_name(self) -> str:
+        """Name of the registered model."""
+        return self.register_as or self.recipe.hybrid
 
     @property
     def runs(self) -> str:
@@ -170,7 +177,7 @@ class Trained:
 
 
 def finished(job: TrainJob) -> Trained | None:
-    """The summary of this run if it has been trained to the end and its model is registered at this MLflow."""
+    """The summary of this run if it has been trained to the end and its model is registered so at this MLflow."""
     place = storage.join(job.run, "summary.json")
     try:
         trained = Trained(**json.loads(storage.read_text(place)))
@@ -179,7 +186,8 @@ def finished(job: TrainJob) -> Trained | None:
     except (ValueError, TypeError) as error:  # written anew at the end
         log.warning("%s is damaged, so the run goes on: %s", place, error)
         return None
-    return trained if trained.model_version and trained.mlflow == shown(job.tracking_uri) else None
+    registered = trained.model == f"models:/{job.model_name}/{trained.model_version}"
+    return trained if registered and trained.mlflow == shown(job.tracking_uri) else None
 
 
 @dataclass(frozen=True)

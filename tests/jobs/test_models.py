@@ -13,12 +13,13 @@ DECISION = {
 
 
 def version(training: dict, promotion: dict) -> Version:
-    return Version("captioner", "2", ["challenger", "champion"], "2026-01-31 03:00", training, promotion)
+    return Version("products", "2", ["challenger", "champion"], "2026-01-31 03:00", training, promotion)
 
 
 def test_a_row_tells_where_a_model_comes_from_and_what_was_decided() -> None:
-    assert models.row(version(TRAINING, DECISION)) == {
-        "model": "models:/captioner/2",
+    assert models.row(version(TRAINING, DECISION), "captioner") == {
+        "model": "models:/products/2",
+        "kind": "captioner",
         "aliases": "challenger champion",
         "created": "2026-01-31 03:00",
         "recipe": "captioner-demo",
@@ -26,21 +27,21 @@ def test_a_row_tells_where_a_model_comes_from_and_what_was_decided() -> None:
         "metrics": "cider_d=2.5 bleu4=70.13",
         "promotion": "refused; cider_d 2.5, 2.75 of models:/captioner/1",
     }
-    assert models.row(version({}, {}))["promotion"] is None
+    assert models.row(version({}, {}), "captioner")["promotion"] is None
     forced = {"promoted": True, "forced": "the old one is broken"}
-    assert models.row(version({}, forced))["promotion"] == "forced: the old one is broken"
+    assert models.row(version({}, forced), "captioner")["promotion"] == "forced: the old one is broken"
 
 
 def test_an_empty_registry_is_an_empty_table(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     models.main(["--mlflow", f"sqlite:///{tmp_path}/mlflow.db", "--format", "csv"])
     assert capsysbinary.readouterr().out.decode().strip() == (
-        '"model","aliases","created","recipe","data","metrics","promotion"'
+        '"model","kind","aliases","created","recipe","data","metrics","promotion"'
     )
 
 
 def test_a_terminal_sees_all_of_a_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert models.text(models.row(version(TRAINING, DECISION))).splitlines() == [
-        "models:/captioner/2 2026-01-31 03:00 challenger champion",
+    assert models.text(models.row(version(TRAINING, DECISION), "captioner")).splitlines() == [
+        "models:/products/2 captioner 2026-01-31 03:00 challenger champion",
         "    captioner-demo on lake/scenes",
         "    cider_d=2.5 bleu4=70.13",
         "    refused; cider_d 2.5, 2.75 of models:/captioner/1",

@@ -13,11 +13,13 @@ from hybrid_models.inputs import DecodingConfig
 from hybrid_models.translator.translator import TranslatorDecoding
 from jobs import cli, report
 from jobs.errors import EndedError
+from jobs.infer import TASKS
 from jobs.nightly import NightlyOptions, Unit, main, nights
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.models import artifacts, registry
 from pipelines.models.tracking import Tracker
+from pipelines.nights import query, tables
 from tests import tiny
 
 DAY = datetime.timedelta(days=1)
@@ -170,6 +172,36 @@ def test_all_tasks_do_those_that_have_a_champion(lake: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_models_of_one_kind_have_a_champion_and_a_table_each(lake: Path) -> None:
+    tracker = Tracker(mlflow_of(lake))
+    tracker.start("train", {}, {})
+    decoding = TranslatorDecoding(beam_size=1, max_length=8)
+    tracker.register("translator-de-en", artifacts.make(tiny.translator(7), decoding, {}, "Card.\n"))
+    tracker.finish()
+    registry.promote(mlflow_of(lake), "translator-de-en", "1")
+    both = {}
+    for more in ([], ["--model", "models:/translator-de-en@champion", "--table", "english"]):
+        (night,) = main(argv(lake, "--ds", "2026-01-04", *more, tables="both"))["nights"]
+        both[night["task"]] = night
+    champion = registry.champion(mlflow_of(lake), "translator")
+    assert {name: (night["rows"], night["model"]) for name, night in both.items()} == {
+        "translations": (8, f"models:/translator/{champion}"), "english": (8, "models:/translator-de-en/1"),
+    }  # fmt: skip
+    assert both["english"]["table"] == f"{lake}/both/english"
+    assert tables.names(f"{lake}/both") == [*TASKS, "english"]
+    joined = "SELECT count(*) AS n FROM translations JOIN english USING (ds, shard, index)"
+    assert query.query(joined, f"{lake}/both", tables.names(f"{lake}/both")).to_pylist() == [{"n": 8}]
+    page = Path(f"{lake}/both/reports/2026-01-04.html").read_text()
+    assert 'id="english"' in page
+    assert 'id="translations"' in page
+    caught_up = [*more, "--catch-up", "2", "--max-error-fraction", "0.5"]
+    again = main(argv(lake, "--ds", "2026-01-04", *caught_up, tables="both"))["nights"]
+    assert [(night["ds"], night["rows"], night["changed"]) for night in again] == [
+        ("2026-01-02", 13, True), ("2026-01-03", 0, False), ("2026-01-04", 8, False),
+    ], "what its own table lacks"  # fmt: skip
+
+
 def test_mistakes_are_one_line_and_start_nothing(lake: Path) -> None:
     def night(*more: str) -> str:
         return refusal(argv(lake, *more, tables="none"))
@@ -177,6 +209,11 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path) -> None:
     assert night() == "--ds is needed, a date or today or yesterday; or --backfill FIRST..LAST"
     assert night("--ds", "today", "--backfill", "2026-01-01..2026-01-02") == night()
     assert night("--ds", "31.01.2026") == "--ds '31.01.2026' is not a date: write YYYY-MM-DD, such as 2026-01-31"
+    assert night("--ds", "today", "--table", "Eng") == (
+        "--table 'Eng' must be lower-case letters, digits and '_', a letter first, 63 at most"
+    )
+    assert night("--ds", "today", "--table", "captions").startswith("--table captions is the table of another kind of")
+    assert night("--ds", "today", "--table", "reports").startswith("--table reports means something else beside")
     assert night("--backfill", "2026-01-01") == ("--backfill '2026-01-01' is not a range: write FIRST..LAST, two dates")
     assert night("--backfill", "2026-01-02..2026-01-01") == (
         "--backfill 2026-01-02..2026-01-01 is turned round: write 2026-01-01..2026-01-02"
@@ -246,6 +283,6 @@ def test_dates_of_nights() -> None:
     assert nights(options(ds="yesterday"))[0] in {(today - DAY).isoformat(), today.isoformat()}  # midnight may pass
     assert nights(options(ds="2024-03-01", catch_up=2)) == ["2024-02-28", "2024-02-29", "2024-03-01"]
     assert nights(options(backfill="2025-12-31..2026-01-01")) == ["2025-12-31", "2026-01-01"]
-    assert Unit("captions", "2026-01-31").fill("s3://lake/{task}/ds={ds}/*.tar") == (
+    assert Unit("captions", "2026-01-31", "products").fill("s3://lake/{task}/ds={ds}/*.tar") == (
         "s3://lake/captions/ds=2026-01-31/*.tar"
     )

@@ -141,13 +141,16 @@ def test_a_champion_never_lacks_its_reason(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "hybrid promote needs a hybrid first: captioner, nowcaster, recogniser, translator"),
-        (["painter"], "unknown hybrid 'painter'"),
+        ([], "hybrid promote needs the name of a registered model first: `hybrid models` lists them"),
+        (["painter", "--force", "x"], "cannot get models:/painter@challenger: "),
         (["translator"], "--input is needed"),
         (["translator", "--input", "x", "--margin", "-1"], "--margin is -1.0: it must be 0 or more"),
         (["translator", "--input", "x", "--metric", "csi_1"], "--metric 'csi_1' is unknown: use bleu, chrf"),
         (["translator", "--input", "x", "--model", "./folder"], "--model ./folder is not registered"),
-        (["captioner", "--force", "x", "--model", "models:/translator/1"], "but a captioner is needed"),
+        (
+            ["captioner", "--force", "x", "--model", "models:/translator/1"],
+            "is no version of the registered model 'cap",
+        ),
         (["translator", "--input", "{lake}/*", "--storage", "{lake}"], "may reach into {lake}/evaluations, which this"),
         (["translator", "--input", "{lake}/none", "--storage", "{lake}/lake"], "no shards found at {lake}/none"),
     ],

@@ -27,7 +27,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_versions_have_what_their_training_noted(uri: str) -> None:
     found = registry.versions(uri, ["captioner", "translator"])
-    assert [(one.hybrid, one.version) for one in found] == [("translator", number) for number in "321"]
+    assert [(one.name, one.version) for one in found] == [("translator", number) for number in "321"]
     assert [list(one.aliases)[:1] for one in found] == [["challenger"], [], []]
     assert found[2].training == TRAINING
     assert found[0].created.startswith("20")
@@ -44,6 +44,33 @@ def test_a_champion_gives_way_to_the_next_and_stays_known(uri: str) -> None:
     assert str(client.get_model_version_by_alias("translator", "previous").version) == "1"
     aliases = {one.version: list(one.aliases) for one in registry.versions(uri, ["translator"])}
     assert aliases == {"3": ["challenger", "champion"], "2": [], "1": ["previous"]}
+
+
+def test_models_have_names_of_their_own_and_a_kind(uri: str, tmp_path: Path) -> None:
+    other = f"sqlite:///{tmp_path}/mlflow.db"
+    files = artifacts.make(tiny.translator(), TranslatorDecoding(beam_size=1), TRAINING, "Card.\n")
+    for name in ("translator-de-en", "main.models.translator", "translator"):
+        tracker = Tracker(other)
+        tracker.start("train", {}, {})
+        assert tracker.register(name, files) == "1"
+    client = mlflow.MlflowClient(other)
+    client.create_registered_model("captioner")  # of an earlier version
+    client.create_registered_model("somebody-elses")
+    client.create_registered_model("strange", tags={"hybrid.kind": "painter"})
+    assert registry.kinds(other) == {
+        "captioner": "captioner", "main.models.translator": "translator", "translator": "translator",
+        "translator-de-en": "translator",
+    }  # fmt: skip
+    registry.promote(other, "main.models.translator", "1")
+    assert registry.champion(other, "main.models.translator") == "1"
+    assert registry.champion(other, "translator") is None
+    assert artifacts.read("models:/main.models.translator@champion", "translator", other).version == "1"
+    registry.check_kind(other, "translator-de-en", "translator")
+    registry.check_kind(other, "new", "nowcaster")
+    for name, kind in (("translator-de-en", "captioner"), ("nowcaster", "captioner")):
+        with pytest.raises(UsageError, match=rf"`register_as` {name} is a \w+, not a captioner: give another name"):
+            registry.check_kind(other, name, kind)
+    registry.check_kind("sqlite:////proc/nowhere/mlflow.db", "translator", "translator")
 
 
 def test_a_decision_is_kept_with_its_version(uri: str) -> None:
