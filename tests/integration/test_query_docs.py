@@ -22,13 +22,28 @@ MAPS = {
 ROWS: dict[str, list[dict[str, Any]]] = {
     "captions": [
         {"sample_id": "b", "caption": "a dog runs", "score": -1.0},
-        {"sample_id": "a", "caption": "two dogs", "score": -2.0},
+        {
+            "sample_id": "a",
+            "caption": "two dogs",
+            "score": -2.0,
+            "fields": '{"product": "A7"}',
+            "object": "s3://x/a.jpg",
+        },
         {"sample_id": "c", "caption": "a cat", "score": -3.0},
     ],
     "nowcasts": [
         {"sample_id": "soon", "lead_minutes": LEADS, "max_mm_h": [1.0, 2.0, 3.0, 4.0, 5.0, 21.5, 30.0]},
         {"sample_id": "late", "lead_minutes": LEADS, "max_mm_h": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 99.0]},
         {"sample_id": "now", "lead_minutes": LEADS, "max_mm_h": [40.25, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], **MAPS},
+    ],
+    "actions": [
+        {
+            "sample_id": "clip",
+            "label": "runs",
+            "score": 0.5,
+            "scores": [{"label": "runs", "score": 0.5}, {"label": "walks", "score": 0.25}],
+        },
+        {"sample_id": "sure", "label": "runs", "score": 0.75, "scores": [{"label": "runs", "score": 0.75}]},
     ],
     "translations": [
         {"sample_id": "x", "source": "a dog", "translation": "ein Hund", "score": -1.5},
@@ -44,7 +59,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def lake(s3_server: object) -> str:
-    """Three tables of two nights on S3, with a row that could not be predicted in each."""
+    """Four tables of two nights on S3, with a row that could not be predicted in each."""
     uri = f"s3://{BUCKET}/querying/tables"
     for name, rows in ROWS.items():
         for ds in ("2026-01-30", "2026-01-31"):
@@ -80,8 +95,17 @@ def test_the_maps_of_a_nowcast_are_arrays(lake: str) -> None:
     np.testing.assert_array_equal(scope["heavy"], PERCENT[5, 3])
 
 
-def test_the_command_agrees(lake: str, tmp_path: Any) -> None:
-    (command,) = re.findall(r'^    hybrid query "(SELECT sample_id.*?)" --tables', DOCUMENT, re.MULTILINE)
+@pytest.mark.parametrize(
+    ("beginning", "rows"),
+    [
+        ("SELECT sample_id, caption", ['"a","two dogs"', '"b","a dog runs"']),
+        ("SELECT sample_id, unnest", ['"clip","runs",0.5', '"clip","walks",0.25'] * 2),
+        ("SELECT fields->>'product'", [',"a cat",', ',"a dog runs",', '"A7","two dogs","s3://x/a.jpg"']),
+    ],
+)
+def test_the_command_agrees(beginning: str, rows: list[str], lake: str, tmp_path: Any) -> None:
+    commands = re.findall(r'^    hybrid query "(SELECT .*?)" --tables', DOCUMENT, re.MULTILINE)
+    (command,) = [command for command in commands if command.startswith(beginning)]
     ran = tiny.hybrid_here("query", command, "--tables", lake, "--format", "csv", cwd=tmp_path)
     assert ran.code == 0, ran.stderr
-    assert sorted(ran.stdout.splitlines()[1:]) == ['"a","two dogs"', '"b","a dog runs"']
+    assert sorted(ran.stdout.splitlines()[1:]) == sorted(rows)

@@ -1,7 +1,6 @@
 """Lone objects in groups: each in one, of bounded size, and a change is a matter of one group."""
 
 import threading
-import time
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -75,16 +74,14 @@ def test_objects_at_one_address_are_each_a_row() -> None:
     assert Counter(m.sample_id for m in found if m.uri == member(7).uri) == Counter("abc") + Counter(["0000007.jpg"])
 
 
-def test_a_million_objects_group_in_bounded_memory() -> None:
+def test_grouping_takes_some_hundred_bytes_an_object() -> None:
     members = [member(number) for number in range(100_000)]
     tracemalloc.start()
-    began = time.perf_counter()
     groups = group(members)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sum(len(each.members) for each in groups) == 100_000
-    assert peak / 100_000 < 600, "bytes an object, beside the listing"
-    assert time.perf_counter() - began < 60
+    assert peak / 100_000 < 600, "beside the listing"
 
 
 # ---- fetching ----------------------------------------------------------------------------------------------------
