@@ -48,7 +48,7 @@ class QueryOptions:
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """Rows on stdout and nothing else; with --out the rows go there and the summary to stdout."""
-    options = cli.parse(QueryOptions, argv, "hybrid query", "Ask SQL (DuckDB) about captions, nowcasts, translations.")
+    options = cli.parse(QueryOptions, argv, "hybrid query", "Ask SQL (DuckDB) about the tables: captions, nowcasts …")
     if options.format == "parquet" and not options.out:
         raise UsageError("--format parquet needs --out: Parquet is not for a terminal")
     if options.raw and options.format != "csv":

@@ -147,7 +147,7 @@ def test_weights_of_another_net_are_refused(files: dict[str, bytes], tmp_path: P
         (lambda m: m.update(format=99), "{uri} has artifact format 99, this version reads 2"),
         (lambda m: m.pop("format"), "{uri} has artifact format None, this version reads 2"),
         (lambda m: m.update(hybrid=["painter"]), "{uri} is a '['painter']'; known hybrids: captioner, nowcaster, "),
-        (lambda m: m.update(hybrid="painter"), "{uri} is a 'painter'; known hybrids: captioner, nowcaster, translator"),
+        (lambda m: m.update(hybrid="painter"), "{uri} is a 'painter'; known hybrids: captioner, nowcaster, recogn"),
         (
             lambda m: m.update(schema_version=2),
             "{uri} writes schema 2 of translations, this version 1: use a newer version",
