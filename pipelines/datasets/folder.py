@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 SPLITS = ("test", "val", "train")
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "video", "path")
 """Columns that may name the file where none is named."""
+LIST_COLUMN = "captions"
+"""Column with a list of captions, where none with one of them is named."""
 SHOWN = 3
 
 
@@ -208,11 +210,11 @@ def _by_file(rows: Sequence[Mapping[str, Any]], uri: str, columns: Columns) -> d
         if not isinstance(name, str) or not name:
             raise UsageError(f"{uri}: row {number + 1} names no file in '{known[0]}'")
         said = described.setdefault(name.removeprefix("./"), Described())
-        texts = row.get(columns.caption, row.get("captions")) or []
+        texts = row.get(columns.caption, row.get(LIST_COLUMN)) or []
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UsageError(f"{uri}: row {number + 1} has neither a text nor a list of texts for a caption")
         said.captions += texts
-        rest = {key: value for key, value in row.items() if key not in (known[0], columns.caption, "captions")}
+        rest = {key: value for key, value in row.items() if key not in (known[0], columns.caption, LIST_COLUMN)}
         said.fields = {**rest, **said.fields}
     return described

@@ -3,13 +3,13 @@ import importlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from hybrid_models import TABLES
+from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.options import FLAT
@@ -236,6 +236,8 @@ def every_flag() -> set[str]:
             is_own = is_dataclass(kind) and kind.__module__ == module.__name__
             if is_own and (name.endswith("Options") or verb == "prepare"):
                 found |= flags_of(kind)
+    for hybrid in HYBRIDS.values():  # what `hybrid train` has for each of them
+        found |= {f"model.{field.name}" for field in fields(hybrid.Config)}
     return found
 
 

@@ -8,9 +8,9 @@ from jobs import demo
 from jobs.recipes import RECIPES
 
 
-def test_the_demo_shows_every_hybrid_by_a_metric_and_columns_that_it_has() -> None:
+def test_the_demo_shows_three_hybrids_by_a_metric_and_columns_that_they_have() -> None:
     hybrids = [RECIPES[task.recipe]().hybrid for task in demo.TASKS]
-    assert sorted(hybrids) == sorted(HYBRIDS)
+    assert len({*hybrids} & {*HYBRIDS}) == len(hybrids) == 3
     for task, name in zip(demo.TASKS, hybrids, strict=True):
         hybrid = HYBRIDS[name]
         assert task.metric in hybrid.metrics
