@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hybrid_models.captioner.captioner import _frames
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Visual
 from hybrid_models.translator.translator import TranslatorDecoding
+from hybrid_models.visual import frames_of
 from pipelines import storage
 from pipelines.models import artifacts, session
 from pipelines.models.artifacts import Artifact
@@ -54,10 +54,10 @@ def test_frames_of_a_clip_are_chosen_alike_from_python_and_from_a_shard() -> Non
     for count in (3, 4, 9, 30):
         greys = [round(grey) for grey in np.linspace(20, 230, count)]
         there = decode_media(clip_bytes("matroska", "libx264", greys), "mkv", visual, Limits())
-        here = _frames(np.stack([np.full((48, 64, 3), grey, np.uint8) for grey in greys]), visual)
+        here = frames_of(np.stack([np.full((48, 64, 3), grey, np.uint8) for grey in greys]), visual)
         assert here.shape == there.shape == (4, 24, 32, 3)
         assert np.abs(here.astype(int) - there).max() < 6, "but for the codec's rounding"
-    assert len(_frames(np.zeros((48, 64, 3), np.uint8), visual)) == 1, "a photograph is one frame"
+    assert len(frames_of(np.zeros((48, 64, 3), np.uint8), visual)) == 1, "a photograph is one frame"
 
 
 def test_how_it_predicts_is_kept_with_what_it_predicts(artifact: Artifact) -> None:
