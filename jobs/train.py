@@ -93,11 +93,11 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         gpu=options.gpu,
         register_as=options.register_as,
     )
-    registry.check_kind(job.tracking_uri, job.model_name, hybrid)
     shards = runs.check(job)
     if (trained := runs.finished(job)) is not None:
         log.info("run '%s' is finished: another --name trains again", name)
         return asdict(trained)
+    registry.check_kind(job.tracking_uri, job.model_name, hybrid)
     with connection.connect(), logs.about(run=job.name, recipe=job.recipe_name):
         return asdict(driver.train(job, shards))
 

@@ -29,22 +29,22 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained_as(run: str) -> Trained:
+def trained_as(run: str, lake: Path) -> Trained:
     return Trained(
         run, "translator", f"{run}/artifact", "models:/translator/3", "3", "val_bleu", 12.5, {"val_bleu": 12.5}, 1, 1,
-        9, 99, "sqlite:///m.db", "run", {},
+        9, 99, f"sqlite:///{lake}/m.db", "run", {},
     )  # fmt: skip
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TrainJob]]:
+def trained(lake: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TrainJob]]:
     """Jobs that would have been trained; no cluster starts."""
     jobs: list[TrainJob] = []
 
     def note(job: TrainJob, shards: tuple[list[Shard], list[Shard]]) -> Trained:
         assert [len(part) for part in shards] == [1, 1]
         jobs.append(job)
-        return trained_as(job.run)
+        return trained_as(job.run, lake)
 
     monkeypatch.setattr(driver, "train", note)
     monkeypatch.setattr(connection, "connect", contextlib.nullcontext)
@@ -54,7 +54,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TrainJob]]:
 
 
 def argv(lake: Path, *more: str) -> list[str]:
-    return ["--data", f"{lake}/data", "--storage", f"{lake}/lake", "--mlflow", "sqlite:///m.db", *more]
+    return ["--data", f"{lake}/data", "--storage", f"{lake}/lake", "--mlflow", f"sqlite:///{lake}/m.db", *more]
 
 
 def refusal(arguments: list[str]) -> str:
@@ -73,7 +73,7 @@ def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list
     plain, changed = trained
     assert plain.recipe == RECIPES["translator-demo"]()
     assert (plain.recipe_name, plain.name, plain.num_workers) == ("translator-demo", "translator-demo", 1)
-    assert (plain.data, plain.tracking_uri) == (f"{lake}/data", "sqlite:///m.db")
+    assert (plain.data, plain.tracking_uri) == (f"{lake}/data", f"sqlite:///{lake}/m.db")
     differences = {
         key: (old, new)
         for (key, old), (_, new) in zip(
@@ -95,7 +95,7 @@ def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list
 
 def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]) -> None:
     run = f"{lake}/lake/runs/translator-demo"
-    summary = asdict(trained_as(run))
+    summary = asdict(trained_as(run, lake))
     storage.write_bytes(f"{run}/summary.json", json.dumps(summary).encode())
     assert main(["translator-demo", *argv(lake)]) == summary
     assert trained == []
@@ -139,3 +139,10 @@ def test_what_has_no_default_is_asked_for(trained: list[TrainJob]) -> None:
     assert "--data" in refusal(["captioner-demo"])
     assert refusal(["captioner-imagenet"]).startswith("unknown recipe 'captioner-imagenet': use captioner-coco, ")
     assert trained == []
+
+
+def test_a_refused_training_leaves_nothing_behind(lake: Path, tmp_path: Path) -> None:
+    places = ["--data", f"{lake}/none", "--storage", str(tmp_path / "lake"), "--mlflow", f"sqlite:///{tmp_path}/m.db"]
+    assert "no shards found" in refusal(["translator-demo", *places])
+    assert not (tmp_path / "m.db").exists()
+    assert refusal(["translator-demo", *argv(lake, "--register-as", "a b")]).startswith("--register-as 'a b' must be ")
