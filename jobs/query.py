@@ -18,7 +18,7 @@ import tyro
 from hybrid_models.errors import UsageError
 from jobs import cli
 from pipelines import places, storage
-from pipelines.nights import query, tables
+from pipelines.nights import ownership, query
 from pipelines.nights.tables import parse_as_of
 
 Format = Literal["table", "csv", "json", "parquet"]
@@ -55,9 +55,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         raise UsageError(f"--raw is about --format csv: {options.format} has texts as they are")
     as_of = parse_as_of(options.as_of) if options.as_of else None
     if options.out:
-        written = [storage.join(options.tables, name) for name in tables.names(options.tables)]
+        written = [storage.join(options.tables, name) for name in ownership.names(options.tables)]
         places.check_outside("out", options.out, written, "the table")
-    names = asked(options.sql, tables.names(options.tables))
+    names = asked(options.sql, ownership.names(options.tables))
     rows = query.query(options.sql, options.tables, names, as_of, limits=options.limits)
     content = _raw_csv(rows) if options.raw else WRITERS[options.format](rows)
     if options.out:

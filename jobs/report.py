@@ -12,7 +12,7 @@ from hybrid_models.errors import UsageError
 from jobs import cli, infer
 from jobs.options import Mlflow, MlflowOptions
 from pipelines import places, storage
-from pipelines.nights import report, tables
+from pipelines.nights import ownership, report
 
 log = logging.getLogger(__name__)
 EXAMPLES = 6
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     options = cli.parse(ReportOptions, argv, "hybrid report", "Write a page about a night: one HTML file.")
     infer.check_ds(options.ds)
     if options.out:
-        written = [storage.join(options.tables, name) for name in tables.names(options.tables)]
+        written = [storage.join(options.tables, name) for name in ownership.names(options.tables)]
         places.check_outside("out", options.out, written, "the table")
     if options.examples < 0:
         raise UsageError(f"--examples is {options.examples}: it must be 0 or more")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 def write(tables_uri: str, ds: str, out: str, tracking_uri: str, examples: int = EXAMPLES) -> dict[str, Any]:
     """Writes the page of a night; returns where it is and what it says."""
-    page, sections = report.report(tables_uri, tables.names(tables_uri), ds, tracking_uri, examples)
+    page, sections = report.report(tables_uri, ownership.names(tables_uri), ds, tracking_uri, examples)
     place = out or storage.join(tables_uri, "reports", f"{ds}.html")
     storage.write_bytes(place, page.encode())
     log.info("the page about %s: %s", ds, place)

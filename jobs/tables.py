@@ -98,7 +98,7 @@ def existing(uri: str, as_of: AsOf | None = None) -> tuple[dict[str, DeltaTable]
     """
     found: dict[str, DeltaTable] = {}
     problems: dict[str, Exception] = {}
-    for name in tables.names(uri):
+    for name in ownership.names(uri):
         place = storage.join(uri, name)
         try:
             table = tables.open_table(place, as_of)
@@ -146,7 +146,7 @@ def _counts(tidied: Tidied) -> dict[str, int]:
 
 def restore(argv: Sequence[str]) -> dict[str, Any]:
     """Brings a table or a night of it back as it was; returns the new version."""
-    known = tables.names(cli.peek(argv, "--tables") or ".")
+    known = ownership.names(cli.peek(argv, "--tables") or ".")
     name, rest = cli.positional(argv, "table", known, "hybrid tables restore")
     options = cli.parse(
         RestoreOptions,

@@ -11,9 +11,10 @@ import pyarrow as pa
 from deltalake import DeltaTable, Field
 from deltalake import Schema as DeltaSchema
 
+from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.nights.tables import LOG, check_commits, commit_uri, open_table
+from pipelines.nights.tables import LOG, NAME, check_commits, commit_uri, open_table
 from pipelines.staging.pieces import is_own, later_columns, table_schema
 
 COMMON = table_schema(pa.schema([]))
@@ -37,6 +38,30 @@ def check(uri: str, schema: pa.Schema) -> None:
     else:
         check_ours(table, uri, schema)
         check_commits(uri, [commit_uri(uri, table.version())])
+
+
+def names(tables_uri: str) -> list[str]:
+    """The tables in a folder: those that hybrids write by default, there or not, then ours with names of their own.
+
+    What another program has beside them is left out: it has other columns.
+
+    Raises:
+        UsageError: the log of one is damaged.
+        StorageError: the store cannot be reached or refuses.
+    """
+    usual = list(TABLES.values())
+    others = [name for name in storage.list_folders(tables_uri) if NAME.fullmatch(name) and name not in usual]
+    return [*usual, *(name for name in others if _is_ours(storage.join(tables_uri, name)))]
+
+
+def _is_ours(uri: str) -> bool:
+    table = open_table(uri)
+    try:
+        if table is not None:
+            check_ours(table, uri)
+    except UsageError:
+        return False
+    return table is not None
 
 
 def check_ours(table: DeltaTable, uri: str, schema: pa.Schema | None = None) -> None:

@@ -62,17 +62,6 @@ def _is_the_stores(error: BaseException) -> bool:
     return isinstance(error, OSError) or type(error) is DeltaError
 
 
-def names(tables_uri: str) -> list[str]:
-    """The tables in a folder: those that hybrids write by default, there or not, then those with names of their own.
-
-    Raises:
-        StorageError: the store cannot be reached or refuses.
-    """
-    usual = list(TABLES.values())
-    found = [name for name in storage.list_folders(tables_uri) if NAME.fullmatch(name) and name not in usual]
-    return [*usual, *(name for name in found if storage.exists(storage.join(tables_uri, name, LOG)))]
-
-
 def check_name(name: str, own: str) -> None:
     """Refuses a name that a table cannot have in SQL and in its folder.
 

@@ -10,7 +10,7 @@ from hybrid_models.errors import UsageError
 from jobs import nightly, promote, train
 from pipelines.datasets.demo.data import prepare_demo
 from pipelines.models import registry
-from pipelines.nights import query, tables
+from pipelines.nights import ownership, query
 
 SMALL = [
     *("--train.epochs", "1", "--train.validate-samples", "8", "--model.vocab-size", "300", "--pictures", "0"),
@@ -45,5 +45,5 @@ def test_each_has_its_name_champion_and_table(tmp_path: Path, tracking_uri: str)
     nightly.main(night)
     nightly.main([*night, "--model", "models:/translator-de-en@champion", "--table", "english"])
     sql = "SELECT model FROM translations_all UNION SELECT model FROM english_all ORDER BY model"
-    found = query.query(sql, f"{tmp_path}/tables", tables.names(f"{tmp_path}/tables"))
+    found = query.query(sql, f"{tmp_path}/tables", ownership.names(f"{tmp_path}/tables"))
     assert found["model"].to_pylist() == ["models:/translator-de-en/1", "models:/translator/1"]

@@ -19,7 +19,7 @@ from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.models import artifacts, registry
 from pipelines.models.tracking import Tracker
-from pipelines.nights import query, tables
+from pipelines.nights import ownership, query
 from tests import tiny
 
 DAY = datetime.timedelta(days=1)
@@ -189,9 +189,9 @@ def test_two_models_of_one_kind_have_a_champion_and_a_table_each(lake: Path) -> 
         "translations": (8, f"models:/translator/{champion}"), "english": (8, "models:/translator-de-en/1"),
     }  # fmt: skip
     assert both["english"]["table"] == f"{lake}/both/english"
-    assert tables.names(f"{lake}/both") == [*TASKS, "english"]
+    assert ownership.names(f"{lake}/both") == [*TASKS, "english"]
     joined = "SELECT count(*) AS n FROM translations JOIN english USING (ds, shard, index)"
-    assert query.query(joined, f"{lake}/both", tables.names(f"{lake}/both")).to_pylist() == [{"n": 8}]
+    assert query.query(joined, f"{lake}/both", ownership.names(f"{lake}/both")).to_pylist() == [{"n": 8}]
     page = Path(f"{lake}/both/reports/2026-01-04.html").read_text()
     assert 'id="english"' in page
     assert 'id="translations"' in page

@@ -149,3 +149,17 @@ def test_a_column_that_must_not_be_null_is_refused(tmp_path: Path) -> None:
     strict = pa.schema([field.with_nullable(field.name != "error") for field in columns()])
     DeltaTable.create(str(tmp_path / "captions"), strict, partition_by=["ds"])
     assert "(error is string without nulls, not string)" in refusal(str(tmp_path / "captions"))
+
+
+def test_tables_are_found_by_our_mark_and_no_others(place: str) -> None:
+    """A foreign table beside ours is in nobody's way."""
+    usual = ["captions", "nowcasts", "actions", "translations"]
+    assert ownership.names(f"{place}/nowhere") == usual
+    english = f"{place}/tables/english"
+    commit_night(english, "2026-01-01", night(english, ONE, rows(A, 0, 2, True)), SCHEMA, RUN)
+    for name in ("theirs", "Odd.Name"):
+        DeltaTable.create(f"{place}/tables/{name}", pa.schema([pa.field("n", pa.int64())]))
+    storage.write_bytes(f"{place}/tables/reports/2026-01-01.html", b"x")
+    names = ownership.names(f"{place}/tables")
+    assert names == [*usual, "english"]
+    assert query.query("SELECT count(*) AS n FROM english_all", f"{place}/tables", names).to_pylist() == [{"n": 2}]
