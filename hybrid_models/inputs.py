@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -19,25 +20,54 @@ LATER = {b"hybrid.later": b"yes"}
 """Metadata of a table's column that an earlier schema version lacks: it is null there, and is added in place."""
 
 
+Sampling = Literal["uniform", "fps", "keyframes"]
+
+
 @dataclass(frozen=True)
 class Visual:
-    """How media are decoded for a hybrid: images and clips become uint8 `[frames, height, width, 3]` RGB."""
+    """How media are decoded for a hybrid: images and clips become uint8 `[frames, height, width, 3]` RGB.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        frames: how many frames of a clip are looked at, at most; an image is one frame.
+        sampling: which ones. `uniform`: those that are shown in the middle of `frames` equal parts of its time, where
+            a clip with fewer repeats some; `fps`: so many a second, if those are not more than `frames`, else as
+            `uniform`; `keyframes`: those that were stored whole, of which a camera or an encoder makes one where the
+            picture changes, evenly chosen; `first`: its first ones.
+        fps: frames a second.
+    """
 
     height: int
     width: int
     frames: int
-    """Number of frames of a clip; an image is one frame."""
-    spread: bool = True
-    """The frames are spread over the whole clip, repeated where it is shorter; otherwise they are its first ones, fewer
-    where it is shorter."""
+    sampling: Sampling | Literal["first"] = "uniform"
+    fps: float = 2.0
 
     def positions(self, count: int) -> Sequence[int]:
-        """Which of the `count` frames of a clip are looked at, in order: the middle ones of `frames` equal parts, where
-        a clip that is shorter than that repeats some; or, without `spread`, its first ones.
-        """
-        if not self.spread:
+        """Which of `count` frames that have no times are looked at: those of `uniform`, or the first ones."""
+        if self.sampling == "first":
             return range(min(count, self.frames))
         return [min(count - 1, (2 * i + 1) * count // (2 * self.frames)) for i in range(self.frames)]
+
+    def times(self, start: float, end: float, frames: Sequence[float], keyframes: Sequence[float]) -> Sequence[float]:
+        """The times, in order, at which a clip is looked at from `start` to `end` (seconds).
+
+        Args:
+            start: of the clip, or of a window of it.
+            end: after its last frame.
+            frames: when each of its frames is shown, in order.
+            keyframes: of them, those that were stored whole.
+        """
+        if self.sampling == "first":
+            return frames[: self.frames]
+        if self.sampling == "keyframes" and keyframes:
+            few = min(len(keyframes), self.frames)
+            return [keyframes[(2 * i + 1) * len(keyframes) // (2 * few)] for i in range(few)]
+        count = self.frames
+        if self.sampling == "fps":
+            count = min(count, max(1, math.ceil((end - start) * self.fps - 0.5)))
+        return [start + (end - start) * (2 * i + 1) / (2 * count) for i in range(count)]
 
 
 @dataclass(frozen=True)

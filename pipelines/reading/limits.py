@@ -63,6 +63,12 @@ def check_size(media: bytes, limits: Limits) -> None:
         raise BadSample("MediaTooLarge", f"{len(media):,} bytes are more than max_bytes={limits.max_bytes:,}")
 
 
+def check_pixels(width: int, height: int, kind: str, limits: Limits) -> None:
+    """Raises `BadSample` of this kind for a larger image or frame than allowed."""
+    if width * height > limits.max_pixels:
+        raise BadSample(kind, f"{width} x {height} pixels are more than max_pixels={limits.max_pixels:,}")
+
+
 @contextmanager
 def bad_sample(kind: str) -> Iterator[None]:
     """Turns every exception inside into a `BadSample` of this kind.

@@ -1,7 +1,7 @@
 """Bytes → arrays: photographs, clips, arrays and radar events, with limits, so that no input can exhaust a worker.
 
 Whatever a decoder says about broken bytes becomes a `BadSample`: the row turns into an error row and the night goes on.
-The one door to `reading.limits` and `reading.radar`, too.
+The one door to `reading.limits`, `reading.radar` and `reading.video`, too.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Iterator
 
-import av
 import numpy as np
 from PIL import Image, ImageOps
 
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Visual
-from pipelines.reading.limits import DEFAULT_LIMITS, Limits, bad_sample, check_size
+from pipelines.reading.limits import DEFAULT_LIMITS, Limits, bad_sample, check_pixels, check_size
 from pipelines.reading.radar import RadarWindow, radar_windows
+from pipelines.reading.video import CLIP_FORMATS, Cut, decode_clip
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "FRAMES",
     "MEDIA_TYPES",
+    "Cut",
     "Limits",
     "RadarWindow",
     "check_size",
@@ -37,10 +38,11 @@ __all__ = [
 IMAGE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF"}
 """Media type → Pillow's name. A photograph may be any of these whatever its name says, and nothing else: other
 formats of Pillow start programs or are rarely fuzzed."""
-CLIP_FORMATS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm", "avi": "avi", "gif": "gif"}
-"""Media type → the demuxer that is forced: guessing would let a playlist in disguise read other files."""
 ARRAY_TYPES = ("npy", "npz")
 MEDIA_TYPES = tuple(dict.fromkeys([*IMAGE_FORMATS, *CLIP_FORMATS, *ARRAY_TYPES]))
+FRAMES = "frames"
+"""Media type of what a reader has decoded itself, the windows of a clip: an array `[frames, height, width, 3]`. No file
+is called so."""
 MAGIC = (
     (0, b"\xff\xd8\xff", "jpg"),
     (0, b"\x89PNG", "png"),
@@ -72,6 +74,8 @@ def decode_media(media: bytes, media_type: str, visual: Visual | None, limits: L
         BadSample: `UnsupportedMedia`, `MediaTooLarge`, `ImageDecodeError`, `ImageTooLarge`, `VideoDecodeError`,
             `VideoTooLarge`, `ArrayDecodeError` or `ArrayTooLarge`.
     """
+    if media_type == FRAMES:
+        return np.asarray(np.load(io.BytesIO(media), allow_pickle=False))
     kind = media_type.lower().lstrip(".")
     if kind not in MEDIA_TYPES:
         raise BadSample("UnsupportedMedia", f"'{kind}' is none of {', '.join(MEDIA_TYPES)}")
@@ -98,7 +102,7 @@ def decode_image(media: bytes, visual: Visual, limits: Limits = DEFAULT_LIMITS) 
         BadSample: `ImageDecodeError` or, before anything is decoded, `ImageTooLarge`.
     """
     with bad_sample("ImageDecodeError"), _open_image(media) as image:
-        _check_pixels(image.width, image.height, "ImageTooLarge", limits)
+        check_pixels(image.width, image.height, "ImageTooLarge", limits)
         side = max(visual.height, visual.width)
         image.draft(None, (side, side))  # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is still large enough
         image.load()
@@ -115,11 +119,6 @@ def _open_image(media: bytes) -> Image.Image:
         raise BadSample("ImageTooLarge", str(error)) from error
     except Image.UnidentifiedImageError as error:
         raise BadSample("ImageDecodeError", "not a JPEG, PNG, WebP or GIF image") from error
-
-
-def _check_pixels(width: int, height: int, kind: str, limits: Limits) -> None:
-    if width * height > limits.max_pixels:
-        raise BadSample(kind, f"{width} x {height} pixels are more than max_pixels={limits.max_pixels:,}")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -143,107 +142,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _is_animated(media: bytes) -> bool:
     with bad_sample("ImageDecodeError"), _open_image(media) as image:
         return bool(getattr(image, "is_animated", False))
-
-
-# ---- clips ----------------------------------------------------------------------------------------------------------
-def decode_clip(media: bytes, media_type: str, visual: Visual, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
-    """A clip → uint8 `[visual.frames, height, width, 3]` RGB: the middle frames of that many equal parts, where a clip
-    shorter than that repeats frames; or, without `visual.spread`, its first frames, as many as there are.
-
-    Two passes: the first counts packets without decoding (containers need not say how many frames they hold, and may
-    lie), the second decodes and keeps only the wanted frames, already resized.
-
-    Raises:
-        BadSample: `VideoDecodeError` or `VideoTooLarge`.
-    """
-    with bad_sample("VideoDecodeError"):
-        if CLIP_FORMATS[media_type] in ("matroska", "webm"):
-            _check_matroska_length(media)
-        count = _count_frames(media, media_type, limits)
-        wanted = visual.positions(count)
-        frames: list[np.ndarray] = []
-        for index, frame in enumerate(_decoded_frames(media, media_type, limits)):
-            while len(frames) < len(wanted) and wanted[len(frames)] <= index:
-                frames.append(_frame_pixels(frame, visual))
-            if len(frames) == len(wanted):
-                break
-        if not frames:
-            raise BadSample("VideoDecodeError", "no frame could be decoded")
-        if visual.spread:  # packets that only set up the decoder give no frame
-            frames += [frames[-1]] * (len(wanted) - len(frames))
-        return np.stack(frames)
-
-
-def _open_clip(media: bytes, media_type: str) -> av.container.InputContainer:
-    # No protocol at all: a clip may name other files and addresses as parts of itself.
-    options = {"protocol_whitelist": "none"}
-    return av.open(io.BytesIO(media), "r", CLIP_FORMATS[media_type], options, metadata_errors="ignore")
-
-
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    if not container.streams.video:
-        raise BadSample("VideoDecodeError", "there is no video stream in it")
-    return container.streams.video[0]
-
-
-def _count_frames(media: bytes, media_type: str, limits: Limits) -> int:
-    with _open_clip(media, media_type) as container:
-        stream = _video_stream(container)
-        count = 0
-        for packet in container.demux(stream):
-            if packet.is_corrupt:
-                raise BadSample("VideoDecodeError", f"the file is cut off or damaged at frame {count}")
-            count += packet.size > 0
-            if count > limits.max_frames:
-                raise BadSample("VideoTooLarge", f"more than max_frames={limits.max_frames:,} frames")
-        if count == 0:
-            raise BadSample("VideoDecodeError", "there are no frames in it")
-        return count
-
-
-def _decoded_frames(media: bytes, media_type: str, limits: Limits) -> Iterator[av.VideoFrame]:
-    with _open_clip(media, media_type) as container:
-        stream = _video_stream(container)
-        stream.codec_context.thread_count = 1  # one CPU is what the scheduler gave this task
-        _check_pixels(stream.codec_context.width, stream.codec_context.height, "VideoTooLarge", limits)
-        for index, frame in enumerate(container.decode(stream)):
-            _check_pixels(frame.width, frame.height, "VideoTooLarge", limits)
-            if frame.is_corrupt:
-                raise BadSample("VideoDecodeError", f"frame {index} is damaged")
-            yield frame
-
-
-def _check_matroska_length(media: bytes) -> None:
-    """The demuxer takes a Matroska file that was cut off for a shorter one; its header says how long it should be.
-
-    The file is an EBML header and one Segment, each an id, a size and content (RFC 8794, section 5; RFC 9559). A
-    segment of unknown size (all bits set) is a live recording.
-    """
-    if not media.startswith(b"\x1aE\xdf\xa3"):
-        raise BadSample("VideoDecodeError", "not a Matroska or WebM file")
-    header_size, start = _ebml_size(media, 4)
-    segment_size, content = _ebml_size(media, start + header_size + 4)
-    unknown = segment_size == (1 << 7 * (content - start - header_size - 4)) - 1
-    if not unknown and content + segment_size > len(media):
-        message = f"the file is cut off: {len(media):,} of {content + segment_size:,} bytes are there"
-        raise BadSample("VideoDecodeError", message)
-
-
-def _ebml_size(media: bytes, at: int) -> tuple[int, int]:
-    """The variable-length number at a position, and the position after it: leading zero bits tell its bytes."""
-    length = 9 - media[at].bit_length()
-    number = int.from_bytes(media[at : at + length], "big")
-    return number - (1 << 7 * length), at + length
-
-
-def _frame_pixels(frame: av.VideoFrame, visual: Visual) -> np.ndarray:
-    """uint8 `[height, width, 3]`, turned as the camera says."""
-    quarter_turns = round(frame.rotation / 90)
-    height, width = visual.height, visual.width
-    if quarter_turns % 2:
-        height, width = width, height
-    small = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
-    return np.rot90(small.to_ndarray(), quarter_turns)
 
 
 # ---- arrays ---------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_video_is_scaled_and_steps_by_frames():
 def test_a_clip_is_read_in_grey():
     config = NowcasterConfig(past_frames=2, horizon_minutes=3, height=8, width=8, unit="intensity", augment=False)
     preprocess = NowcasterPreprocess(config)
-    assert preprocess.visual == Visual(8, 8, 5, spread=False)
+    assert preprocess.visual == Visual(8, 8, 5, sampling="first")
     assert NowcasterPreprocess(NowcasterConfig()).visual is None, "rain is no picture"
     clip = np.zeros((5, 8, 8, 3), np.uint8)
     clip[0], clip[1, ..., 0], clip[2, ..., 1], clip[3, ..., 2] = 255, 255, 255, 255

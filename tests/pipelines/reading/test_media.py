@@ -204,7 +204,7 @@ def test_a_clip_with_fewer_frames_repeats_them() -> None:
 @pytest.mark.parametrize(("wanted", "found"), [(3, 3), (9, 5)])
 def test_the_first_frames_of_a_clip_are_as_many_as_there_are(wanted: int, found: int) -> None:
     greys = [20, 60, 100, 140, 180]
-    visual = Visual(24, 32, wanted, spread=False)
+    visual = Visual(24, 32, wanted, sampling="first")
     pixels = decode_media(clip_bytes("mp4", "libx264", greys), "mp4", visual)
     np.testing.assert_allclose(pixels.mean(axis=(1, 2, 3)), greys[:found], atol=5)
 
