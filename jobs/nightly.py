@@ -175,7 +175,7 @@ def check(options: NightlyOptions, chosen: Sequence[str]) -> None:
                 raise UsageError(f"{name} is of one task: leave it out with {ALL_TASKS}")
     elif options.table:
         tables.check_name(options.table, chosen[0])
-    options.source.named.check()
+    options.source.check()
     options.night.rules.check()
     options.night.retention.check()
 

@@ -13,8 +13,8 @@ from pipelines.cluster.resources import Resources
 from pipelines.models.tracking import default_uri
 from pipelines.nights.infer import Rules
 from pipelines.nights.upkeep import Retention
-from pipelines.reading.limits import Limits
 from pipelines.reading.manifests import InputOptions
+from pipelines.reading.media import Cut, Limits
 
 FLAT = tyro.conf.arg(name="")
 """The options of a group so annotated have no prefix."""
@@ -74,6 +74,28 @@ class SourceOptions:
     named: Annotated[InputOptions, FLAT] = field(default_factory=InputOptions)
     keep: tuple[str, ...] = ()
     """Fields of the input that the table keeps, as a JSON object in its column `fields`: the number of a product …"""
+    window_seconds: float = 0.0
+    """Cut clips into windows of so many seconds, a row each, so that a long video is more than one; 0 cuts none."""
+    stride_seconds: float = 0.0
+    """Seconds from the start of one window to that of the next; by default they follow one another."""
+
+    @property
+    def cut(self) -> Cut | None:
+        """How clips are cut."""
+        if not self.window_seconds:
+            return None
+        return Cut(self.window_seconds, self.stride_seconds or self.window_seconds)
+
+    def check(self) -> None:
+        """Refuses options that do not go together.
+
+        Raises:
+            UsageError: says which.
+        """
+        self.named.check()
+        if self.stride_seconds and not self.window_seconds:
+            raise UsageError("--stride-seconds goes with --window-seconds: it tells where the next window begins")
+        _ = self.cut
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from pipelines.models.session import Inference
 from pipelines.nights import commit
 from pipelines.nights.infer import Night
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.shards import Shard, list_shards, read_blocks
+from pipelines.reading.rows import read_blocks
+from pipelines.reading.shards import Shard, list_shards
 from pipelines.staging import checks
 from pipelines.staging.actors import Lineage, Predictor
 from pipelines.staging.pieces import table_schema

@@ -85,7 +85,9 @@ class NowcasterPreprocess(Preprocess):
         self.config = config
         self.window = Window(config.past_frames, config.horizon_minutes)
         if config.unit == "intensity":
-            self.visual = Visual(config.height, config.width, config.past_frames + config.horizon_minutes, sampling="first")
+            self.visual = Visual(
+                config.height, config.width, config.past_frames + config.horizon_minutes, sampling="first"
+            )
 
     def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
         config = self.config

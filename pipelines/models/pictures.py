@@ -46,12 +46,11 @@ def examples(session: Session, shards: Sequence[Shard], count: int, stride: int 
         stride: every n-th issue time of a radar event is a sample.
     """
     decode = session.decode(with_target=True)
-    options = ReadOptions(decode.preprocess.window, True, stride, session.limits)
     chosen = [shards[i] for i in evenly(len(shards), count)]
     samples: list[Sample] = []
     for number, shard in enumerate(chosen):
         share = count * (number + 1) // len(chosen) - len(samples)
-        good = _good_samples(shard, options, decode)
+        good = _good_samples(shard, decode.options(stride), decode)
         samples += [good[i] for i in evenly(len(good), share)]
     files: Files = {}
     for number, explanation in enumerate(session.explain(samples)):

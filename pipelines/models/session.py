@@ -23,11 +23,11 @@ from hybrid_models.inputs import DecodingConfig, Sample
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.suspects import Note, Rows, halve
-from pipelines.reading.limits import Limits
+from pipelines.reading.media import Cut, Limits
 from pipelines.reading.samples import Decode, unpack
 
 log = logging.getLogger(__name__)
-NOTES = {"decoding": b"hybrid.decoding", "limits": b"hybrid.limits"}
+NOTES = {"decoding": b"hybrid.decoding", "limits": b"hybrid.limits", "cut": b"hybrid.cut"}
 """Keys under which predictions keep how they were made."""
 # Large grids fill memory before a batch is full, and gain nothing from company: a window of 10 frames of 512 x 512 is
 # 5 MB, and a nowcast takes 0.4 GiB and 1.5 s on one CPU; eight of them at once 3.1 GiB and 2.3 s each.
@@ -45,12 +45,14 @@ class Inference:
         decoding: how it decodes.
         limits: bounds on one row.
         keep: fields of the input that stay with a row.
+        cut: how clips are cut into windows, a row each.
     """
 
     artifact: Artifact
     decoding: DecodingConfig
     limits: Limits = field(default_factory=Limits)
     keep: tuple[str, ...] = ()
+    cut: Cut | None = None
 
     @classmethod
     def of(cls, artifact: Artifact, limits: Limits | None = None) -> Inference:
@@ -66,23 +68,27 @@ class Inference:
         """
         given = {kind: json.loads(metadata.get(key, b"{}")) for kind, key in NOTES.items()}
         decoding = artifacts.override(artifact.decoding, given["decoding"])
-        return cls(artifact, decoding, artifacts.parse(Limits, given["limits"], "limits"))
+        cut = Cut(**given["cut"]) if given["cut"] else None
+        return cls(artifact, decoding, artifacts.parse(Limits, given["limits"], "limits"), cut=cut)
 
     @property
     def note(self) -> dict[bytes, bytes]:
         """How it predicts, for the metadata of what is predicted."""
-        return {key: json.dumps(asdict(getattr(self, kind))).encode() for kind, key in NOTES.items()}
+        told = {key: getattr(self, kind) for kind, key in NOTES.items()}
+        return {key: json.dumps(asdict(value)).encode() for key, value in told.items() if value is not None}
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides an output."""
         predicted = self.artifact.fingerprint(self.decoding, self.limits)
-        return artifacts.fingerprint({"predicted": predicted, "keep": self.keep}) if self.keep else predicted
+        rows = {"keep": self.keep, "cut": None if self.cut is None else asdict(self.cut)}
+        given = {name: value for name, value in rows.items() if value}
+        return artifacts.fingerprint({"predicted": predicted, **given}) if given else predicted
 
     def decode(self, with_target: bool = False) -> Decode:
         """Raw rows → samples, without the model: it travels to whoever reads."""
         preprocess = self.artifact.hybrid_class.preprocess(self.artifact.config, self.artifact.assets)
-        return Decode(preprocess, self.limits, with_target, self.keep)
+        return Decode(preprocess, self.limits, with_target, self.keep, self.cut)
 
     def load(self, device: str = "cpu") -> Session:
         """The model with its weights.

@@ -21,7 +21,6 @@ from pipelines.models import artifacts, tracking
 from pipelines.models.pictures import LOOKED_AT, evenly, side_by_side, strip
 from pipelines.models.session import Inference
 from pipelines.nights import query, tables
-from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
 from pipelines.reading.samples import unpack
 from pipelines.reading.shards import Shard, lone
@@ -103,26 +102,30 @@ def _samples(rows: Sequence[Mapping[str, Any]], inference: Inference) -> dict[tu
     A `sample_id` is unique in its shard at most.
     """
     decode = inference.decode()
-    options = ReadOptions(decode.preprocess.window, limits=inference.limits)
     wanted: dict[str, dict[int, str]] = defaultdict(dict)
     for row in rows:
         uri, index = _place(row)
-        wanted[uri][index] = uri.rsplit("/", 1)[-1] if row.get("object") else row["sample_id"]
+        wanted[uri][index] = row["sample_id"]
     alone = {row["object"] for row in rows if row.get("object")}
     found: dict[tuple[str, int], Sample] = {}
     for uri, names in wanted.items():
-        for block in guarded(lone(uri) if uri in alone else _shard(uri), options, decode):
+        shard = lone(uri, decode.cut is not None, min(names)) if uri in alone else _shard(uri)
+        for block in guarded(shard, decode.options(), decode):
             for row in block.select(["index", "sample_id", "sample"]).to_pylist():
-                if names.get(row["index"]) == row["sample_id"] and row["sample"] is not None:
-                    found[uri, row["index"]] = unpack(row["sample"])
+                index = row["index"]
+                same = index in names and (uri in alone or names[index] == row["sample_id"])
+                if same and row["sample"] is not None:
+                    found[uri, index] = unpack(row["sample"])
             if block["index"][-1].as_py() >= max(names):
                 break
     return found
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, int]:
-    """Where a row comes from: a shard and the position there, or a lone object."""
-    return (row["object"], 0) if row.get("object") else (row["shard"], row["index"])
+    """Where a row comes from: a shard and the position there, or a lone object and the number of a window of it."""
+    if not row.get("object"):
+        return row["shard"], row["index"]
+    return row["object"], 0 if row.get("start_seconds") is None else row["index"]
 
 
 def _shard(uri: str) -> Shard:

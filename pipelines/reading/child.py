@@ -20,9 +20,9 @@ import pyarrow as pa
 from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.cluster import logs
-from pipelines.reading.guard import END, NOTE, PHASES, Task
+from pipelines.reading.guard import END, NOTE, Task
 from pipelines.reading.limits import is_memory_error
-from pipelines.reading.shards import Begin, Trouble, read_blocks
+from pipelines.reading.rows import DECODE, PHASES, Trouble, read_blocks
 
 
 def main(connection_fd: int, note_fd: int, lifeline: int, max_memory: int) -> None:
@@ -78,20 +78,19 @@ class _Range(io.RawIOBase):
         count = max(0, min(len(buffer), self._size - self._position))
         if count == 0:
             return 0
-        self._connection.send_bytes(json.dumps({"read": [self._position, count]}).encode())
-        data = self._connection.recv_bytes()
+        data = _asked(self._connection, {"read": [self._position, count]})
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
 
-def _member(connection: Connection, number: int) -> bytes:
-    """A group's object, as the worker fetches it.
+def _asked(connection: Connection, request: dict[str, Any]) -> bytes:
+    """What the worker fetches: a group's object by its number, a range of a shard or clip.
 
     Raises:
-        BadSample: as `objects.fetch` raises it.
+        BadSample: what happened to the object.
     """
-    connection.send_bytes(json.dumps({"member": number}).encode())
+    connection.send_bytes(json.dumps(request).encode())
     problem, data = connection.recv_bytes().decode(), connection.recv_bytes()
     if problem:
         raise BadSample.of(problem)
@@ -99,23 +98,21 @@ def _member(connection: Connection, number: int) -> bytes:
 
 
 def _serve(task: Task, connection: Connection, note: mmap.mmap) -> None:
-    def noting(phase: str) -> Begin:
-        def begin(index: int) -> None:
-            note[: NOTE.size] = NOTE.pack(PHASES.index(phase), index)
+    def tell(phase: str, index: int) -> None:
+        note[: NOTE.size] = NOTE.pack(PHASES.index(phase), index)
 
-        return begin
-
-    source: Any = partial(_member, connection)
-    if not task.shard.members:
+    source: Any = lambda number: _asked(connection, {"member": number})  # noqa: E731
+    if task.shard.cut or not task.shard.members:
         source = io.BufferedReader(_Range(connection, task.shard.size), storage.READ_BUFFER)
-    trouble = Trouble(task.poison.read, count=not task.poison.uncounted)
-    for rows in read_blocks(task.shard, task.options, source, noting("read"), trouble, task.skip):
+    poison = task.poison
+    trouble = Trouble(poison.read, poison.demux, tuple(poison.decode), count=not poison.uncounted)
+    for rows in read_blocks(task.shard, task.options, source, tell, trouble, task.skip):
         first = rows["index"][0].as_py()
         done = first + len(rows)
         if done <= task.skip:
             continue
         rows = _mark(rows.slice(max(0, task.skip - first)), task.poison.decode)
-        block = _to_ipc(task.step(rows, noting("decode")))
+        block = _to_ipc(task.step(rows, partial(tell, DECODE)))
         connection.send_bytes(json.dumps({"done": done}).encode())
         connection.send_bytes(block)
 

@@ -24,6 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection
@@ -33,11 +34,13 @@ import psutil
 import pyarrow as pa
 
 from hybrid_models.errors import BadSample
+from pipelines import storage
 from pipelines.reading import jail
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import NO_MEMORY, Limits
-from pipelines.reading.objects import Fetched
-from pipelines.reading.shards import Begin, Shard, last_row, open_shard, unwatched
+from pipelines.reading.objects import Fetched, as_listed
+from pipelines.reading.rows import DEMUX, PHASES, READ, Begin, last_row, open_shard, unwatched
+from pipelines.reading.shards import Shard
 
 log = logging.getLogger(__name__)
 TRIES = 2
@@ -47,7 +50,6 @@ STALLED = 10
 START_SECONDS = 60.0
 """What importing libraries may take."""
 NOTE = struct.Struct("<qq")
-PHASES = ("read", "decode")
 STARTING = -1
 """Noted as the row before there is one."""
 END: dict[str, Any] = {"end": True}
@@ -71,6 +73,8 @@ class Poison:
     read: dict[int, str] = field(default_factory=dict)
     """The row cannot even be read, so it is the shard's last, if that is no group."""
     decode: dict[int, str] = field(default_factory=dict)
+    demux: dict[int, str] = field(default_factory=dict)
+    """The packets of a window cannot be read: its clip ends with it."""
     uncounted: set[int] = field(default_factory=set)
     """Of `read`, where counting the rows that follow was fatal, too."""
 
@@ -94,7 +98,7 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
         StorageError: the store failed; worth a new start.
         RuntimeError: the machine failed: a library is missing, or no child can be started.
     """
-    poison, failures, done, wasted = Poison(), Counter[tuple[str, int]](), 0, 0.0
+    poison, failures, done, wasted = Poison(), Counter[tuple[str, int]](), shard.first, 0.0
     while True:
         child = _child(options.limits.max_memory)
         try:
@@ -111,7 +115,7 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
                 if row in poison.uncounted:  # whatever it dies of, it is not to be read again
                     yield step(last_row(shard, done, poison.read[row], row - done), unwatched)
                     return
-                _give_up(poison, death, row, wasted, options.limits, len(shard.members))
+                _give_up(poison, death, row, wasted, options.limits, 0 if shard.cut else len(shard.members))
             continue
         except BaseException:
             child.kill()
@@ -130,10 +134,12 @@ def _give_up(poison: Poison, death: ChildDiedError, row: int, wasted: float, lim
         return
     if row in poison.read:
         poison.uncounted.add(row)
-    elif death.phase == "read" or wasted > limits.max_wasted_seconds:
-        poison.read[row] = reason if death.phase == "read" else f"ShardGivenUp: {_given_up(wasted, limits)}; {reason}"
+    elif death.phase == READ:
+        poison.read[row] = reason
+    elif wasted > limits.max_wasted_seconds:
+        poison.read[row] = f"ShardGivenUp: {_given_up(wasted, limits)}; {reason}"
     else:
-        poison.decode[row] = reason
+        (poison.demux if death.phase == DEMUX else poison.decode)[row] = reason
 
 
 def _given_up(wasted: float, limits: Limits) -> str:
@@ -144,9 +150,7 @@ def _own(block: pa.Table, shard: Shard) -> pa.Table:
     """Rows as this shard's and its objects', whatever the child calls them."""
     if "shard" not in block.column_names:
         return block
-    sources: list[str | None] = [None] * len(block)
-    if shard.members:
-        sources = [shard.members[index].uri for index in block["index"].to_pylist()]
+    sources = [shard.source(index) for index in block["index"].to_pylist()]
     for name, values in (("shard", pa.repeat(shard.uri, len(block))), ("object", pa.array(sources, pa.string()))):
         if (column := block.schema.get_field_index(name)) >= 0:
             block = block.set_column(column, block.schema.field(column), values)
@@ -188,14 +192,18 @@ class ChildDiedError(RuntimeError):
 
 
 class _Served:
-    """A shard's bytes for the child: what it asks for, as long as that is not more than reading can need."""
+    """A shard's bytes for the child: what it asks for, as long as that is not more than reading can need.
+
+    What happens to a lone clip meanwhile is its own row's trouble, not the job's.
+    """
 
     def __init__(self, shard: Shard) -> None:
-        self._stream = open_shard(shard)
+        self._lone = shard.members[0] if shard.cut else None
+        self._stream = None if shard.cut else open_shard(shard)
         self._left = READ_AGAIN * shard.size + READ_FREELY
 
     def answer(self, asked: Mapping[str, Any]) -> list[bytes] | None:
-        """The bytes from an offset, fewer at the end; None if too many were asked for.
+        """An error's text, and the bytes from an offset, fewer at the end; None if too many were asked for.
 
         Raises:
             StorageError: the store failed.
@@ -205,12 +213,23 @@ class _Served:
         self._left -= max(count, READ_LEAST)
         if self._left < 0:
             return None
+        try:
+            with as_listed(self._lone) if self._lone is not None else nullcontext():
+                return [b"", self._read(offset, count)]
+        except BadSample as bad:
+            return [str(bad).encode(), b""]
+
+    def _read(self, offset: int, count: int) -> bytes:
+        if self._stream is None:
+            assert self._lone is not None
+            self._stream = storage.open_input(self._lone.uri)
         self._stream.seek(offset)
-        return [self._stream.read(count)]
+        return self._stream.read(count)
 
     def close(self) -> None:
         """The object is not needed any more."""
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
 
 class _Handed:
@@ -294,7 +313,9 @@ class Child:
         self._note[: NOTE.size] = NOTE.pack(0, STARTING)
         self._clock, self._waited = _Clock(), 0.0
         served: _Served | _Handed = (
-            _Handed(task.shard, task.options.limits) if task.shard.members else _Served(task.shard)
+            _Handed(task.shard, task.options.limits)
+            if task.shard.members and not task.shard.cut
+            else _Served(task.shard)
         )
         done = task.skip
         try:
@@ -377,7 +398,7 @@ class Child:
 
     def _where(self) -> tuple[str, int]:
         phase, index = NOTE.unpack(self._note[: NOTE.size])
-        return PHASES[phase == 1], index
+        return PHASES[phase] if 0 <= phase < len(PHASES) else READ, index
 
     def kill(self) -> int:
         """Ends the child; returns its exit code, negative for a signal."""

@@ -23,7 +23,8 @@ from pipelines.reading.limits import DEFAULT_LIMITS, Limits
 from pipelines.reading.media import MEDIA_TYPES
 from pipelines.reading.objects import Member
 from pipelines.reading.readers import READERS, suffix_of
-from pipelines.reading.shards import Begin, NoShardsError, Shard, grouped, list_shards, unwatched
+from pipelines.reading.rows import Begin, unwatched
+from pipelines.reading.shards import NoShardsError, Shard, grouped, list_shards
 from pipelines.secrets import shown
 
 KINDS = tuple(suffix for suffix in READERS if suffix.startswith((".parquet", ".jsonl", ".tsv")))
@@ -65,8 +66,14 @@ class InputOptions:
                 )
 
 
-def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS) -> list[Shard]:
+def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS, cut: bool = False) -> list[Shard]:
     """What is to be read at an address: shards and lone objects, or those that manifests there name.
+
+    Args:
+        uri: the address.
+        options: what it names.
+        limits: what a manifest may cost.
+        cut: clips become windows.
 
     Raises:
         NoShardsError: there is nothing.
@@ -75,16 +82,16 @@ def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS)
     """
     options.check()
     if not options.uri_column:
-        return list_shards(uri)
+        return list_shards(uri, cut)
     manifests = list_shards(uri)
     for manifest in manifests:
         if manifest.members or suffix_of(manifest.uri) not in KINDS:
             name = manifest.addresses[-1]
             raise UsageError(f"{name} is no manifest ({', '.join(KINDS)}), which `uri_column` needs")
-    return [shard for manifest in manifests for shard in read_manifest(manifest, options, limits)]
+    return [shard for manifest in manifests for shard in read_manifest(manifest, options, limits, cut)]
 
 
-def read_manifest(manifest: Shard, options: InputOptions, limits: Limits) -> list[Shard]:
+def read_manifest(manifest: Shard, options: InputOptions, limits: Limits, cut: bool = False) -> list[Shard]:
     """The objects that a manifest names, in groups: every row is a member, with why it is not read where it is not.
 
     Raises:
@@ -104,7 +111,7 @@ def read_manifest(manifest: Shard, options: InputOptions, limits: Limits) -> lis
     allowed = [places.place(prefix) for prefix in options.allow_prefix or [_own_place(manifest.uri)]]
     members = [_member(row, number, manifest.uri, allowed) for number, row in enumerate(rows)]
     there = storage.look_up({member.uri for member in members if not member.problem})
-    return grouped(manifest.uri, [_as_it_is(member, there.get(member.uri)) for member in members])
+    return grouped(manifest.uri, [_as_it_is(member, there.get(member.uri)) for member in members], cut)
 
 
 def _own_place(manifest: str) -> str:

@@ -10,12 +10,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
 from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.reading.limits import Limits
 from pipelines.reading.media import MEDIA_TYPES
+from pipelines.reading.video import is_cut
 
 GROUP_OBJECTS = 256
 GROUP_BYTES = 64 << 20
@@ -82,20 +84,30 @@ def media_type_of(name: str) -> str | None:
     return suffix if suffix in MEDIA_TYPES else None
 
 
-def group(members: Sequence[Member]) -> list[Group]:
-    """Members in groups of bounded size, each of them in one; of two at one address each, too."""
+def group(members: Sequence[Member], cut: bool = False) -> list[Group]:
+    """Members in groups of bounded size, each of them in one; of two at one address each, too.
+
+    Args:
+        members: the objects.
+        cut: clips become windows: each is a group of its own.
+    """
     seen: Counter[str] = Counter()
     hashed: list[tuple[str, Member]] = []
     alone: list[Group] = []
     for member in sorted(members, key=lambda member: member.uri):
         digits = _hash(f"{member.uri}\0{seen[member.uri]}")
         seen[member.uri] += 1
-        if member.size > GROUP_BYTES:
+        if member.size > GROUP_BYTES or (cut and to_be_cut(member)):
             alone.append(Group(digits, (member,)))
         else:
             hashed.append((digits, member))
     hashed.sort(key=lambda pair: pair[0])
     return [*_split(hashed, ""), *alone]
+
+
+def to_be_cut(member: Member) -> bool:
+    """Whether an object becomes windows, where clips do."""
+    return not member.problem and is_cut(media_type_of(member.uri))
 
 
 def _hash(text: str) -> str:
@@ -126,14 +138,35 @@ def fetch(member: Member, limits: Limits) -> bytes:
         raise BadSample.of(member.problem)
     if member.size > limits.max_bytes:
         raise BadSample("MediaTooLarge", f"{member.size:,} bytes are more than max_bytes={limits.max_bytes:,}")
-    try:
+    with as_listed(member):
         data = storage.read_beginning(member.uri, member.size)
-        now = storage.info(member.uri)  # afterwards: what was read before is what was listed
+        if len(data) != member.size:
+            raise _changed(member)
+    return data
+
+
+@contextmanager
+def as_listed(member: Member) -> Iterator[None]:
+    """Whatever is read of an object inside is of its state when it was listed.
+
+    Raises:
+        BadSample: it vanished, or was replaced.
+        StorageError: the store failed; worth a new start.
+    """
+    try:
+        try:
+            yield
+        except storage.StorageError:  # a store may refuse to read on in an object that was replaced
+            if storage.info(member.uri).etag == member.etag:
+                raise
+        if storage.info(member.uri).etag != member.etag:  # afterwards: what was read before is what was listed
+            raise _changed(member)
     except FileNotFoundError:
         raise BadSample("ObjectGone", f"{member.uri} was removed after it had been listed") from None
-    if now.etag != member.etag or len(data) != member.size:
-        raise BadSample("ObjectChanged", f"{member.uri} was replaced after it had been listed: start again")
-    return data
+
+
+def _changed(member: Member) -> BadSample:
+    return BadSample("ObjectChanged", f"{member.uri} was replaced after it had been listed: start again")
 
 
 class Fetched:

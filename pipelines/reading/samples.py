@@ -16,12 +16,13 @@ from safetensors.numpy import save as pack_arrays
 
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits, is_memory_error
-from pipelines.reading.media import decode_media
-from pipelines.reading.shards import Begin, unwatched
+from pipelines.reading.media import Cut, decode_media
+from pipelines.reading.rows import Begin, unwatched
 
 log = logging.getLogger(__name__)
-KEYS = ("shard", "index", "last", "sample_id", "lost_rows", "object")
+KEYS = ("shard", "index", "last", "sample_id", "lost_rows", "object", "start_seconds", "end_seconds")
 MAX_KEPT = 64 << 10
 """Characters of the fields that are kept of a row."""
 SAMPLE_SCHEMA = pa.schema(
@@ -36,6 +37,8 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("error", pa.string()),
         pa.field("lost_rows", pa.int64()),  # as in RAW_SCHEMA
         pa.field("object", pa.string()),  # as in RAW_SCHEMA
+        pa.field("start_seconds", pa.float64()),  # as in RAW_SCHEMA
+        pa.field("end_seconds", pa.float64()),
         pa.field("fields", pa.string()),  # those that are kept, a JSON object
         pa.field("decode_seconds", pa.float32()),
     ]
@@ -62,6 +65,13 @@ class Decode:
     with_target: bool = False
     keep: tuple[str, ...] = ()
     """Fields of a row that stay with it."""
+    cut: Cut | None = None
+    """How clips are cut into windows, a row each."""
+
+    def options(self, stride: int = 1) -> ReadOptions:
+        """How the raw rows are read; of a radar event every `stride`-th issue time."""
+        inputs = self.preprocess
+        return ReadOptions(inputs.window, self.with_target, stride, self.limits, inputs.visual, self.cut)
 
     def __call__(self, rows: pa.Table, begin: Begin = unwatched) -> pa.Table:
         """One output row for each input row, in the same order; `begin` is told the index of each before its turn."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.reading.shards import Shard
-from pipelines.staging.pieces import Piece, list_pieces, shard_key, tiling
+from pipelines.staging.pieces import Piece, beginning, list_pieces, shard_key, tiling
 
 
 class RefusedError(RuntimeError):
@@ -19,9 +19,11 @@ class RefusedError(RuntimeError):
 
 
 def incomplete(shards: Sequence[Shard], folder: str) -> list[Shard]:
-    """The shards whose staged pieces do not tile them. Nothing is skipped because a job said that it finished."""
-    pieces = list_pieces(folder)
-    return [shard for shard in shards if tiling(pieces.get(shard_key(shard), [])) is None]
+    """The shards whose staged pieces do not tile them, from the first row that is missing on. Nothing is skipped
+    because a job said that it finished."""
+    staged = list_pieces(folder)
+    pieces = [(shard, staged.get(shard_key(shard), [])) for shard in shards]
+    return [replace(shard, first=beginning(own)) for shard, own in pieces if tiling(own) is None]
 
 
 def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:

@@ -11,7 +11,6 @@ import ray
 
 from pipelines.cluster.resources import Resources
 from pipelines.reading.datasource import ShardDatasource
-from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.samples import SAMPLE_SCHEMA, Decode
 from pipelines.reading.shards import Shard
 from pipelines.staging.sink import StageSink
@@ -52,10 +51,9 @@ def stage(
         stride: every n-th issue time of a radar event is a sample.
     """
     count, compute, asks = resources.plan(len(shards))
-    options = ReadOptions(decode.preprocess.window, decode.with_target, stride, decode.limits)
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
     dataset = ray.data.read_datasource(
-        ShardDatasource(list(shards), options, decode, SAMPLE_SCHEMA),
+        ShardDatasource(list(shards), decode.options(stride), decode, SAMPLE_SCHEMA),
         override_num_blocks=len(shards),
         num_cpus=DECODE_CPUS,
     )

@@ -34,6 +34,8 @@ LINEAGE = [
     pa.field("lost_rows", pa.int64(), metadata=LATER),
     pa.field("object", pa.string(), metadata=LATER),  # of a row of a group: the address of its object
     pa.field("fields", pa.string(), metadata=LATER),  # fields of the input that were to be kept, a JSON object
+    pa.field("start_seconds", pa.float64(), metadata=LATER),  # of a window of a clip, from the clip's first frame
+    pa.field("end_seconds", pa.float64(), metadata=LATER),
 ]
 TIMINGS = ("decode_seconds", "predict_seconds")
 PIECE = re.compile(
@@ -107,14 +109,25 @@ def tiling(pieces: Sequence[Piece]) -> list[Piece] | None:
     A retried task may have left overlapping pieces, so this looks for a path from 0 to an end piece. Of a piece and its
     copies the newest is taken: the others may be tidied.
     """
+    arriving, last = _arriving(pieces)
+    return None if last is None else [*_path(arriving, last.first), last]
+
+
+def beginning(pieces: Sequence[Piece]) -> int:
+    """How many rows pieces tile from 0 on without gap or overlap, as far as any choice of them does."""
+    return max(_arriving(pieces)[0])
+
+
+def _arriving(pieces: Sequence[Piece]) -> tuple[dict[int, Piece | None], Piece | None]:
+    """Rows up to which pieces tile from 0 on → the last of these pieces; and an end piece that goes on from there."""
     arriving: dict[int, Piece | None] = {0: None}
     for piece in sorted(pieces, key=lambda piece: (piece.first, -piece.stop, -piece.renewed)):
         if piece.first not in arriving:
             continue
         if piece.end:
-            return [*_path(arriving, piece.first), piece]
+            return arriving, piece
         arriving.setdefault(piece.stop, piece)
-    return None
+    return arriving, None
 
 
 def _path(arriving: dict[int, Piece | None], position: int) -> list[Piece]:

@@ -40,7 +40,8 @@ from pipelines.models.tracking import Tracker
 from pipelines.nights import infer
 from pipelines.nights.infer import Night
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.shards import Shard, list_shards, read_blocks
+from pipelines.reading.rows import read_blocks
+from pipelines.reading.shards import Shard, list_shards
 from pipelines.staging.actors import Lineage, Predictor
 from tests import tiny
 

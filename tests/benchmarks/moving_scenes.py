@@ -22,7 +22,8 @@ from pipelines.datasets.moving_scenes import ACTIONS, encode
 from pipelines.models import artifacts
 from pipelines.models.session import Inference, Session
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.shards import RAW_SCHEMA, list_shards, read_blocks
+from pipelines.reading.rows import RAW_SCHEMA, read_blocks
+from pipelines.reading.shards import list_shards
 
 STEMS = {"moves": "mov(?:es|ing)", "grows": "grow(?:s|ing)", "shrinks": "shrink(?:s|ing)", "appears": "appear(?:s|ing)",
          "vanishes": "vanish(?:es|ing)", "passes": "pass(?:es|ing)"}  # fmt: skip

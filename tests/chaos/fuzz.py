@@ -27,10 +27,11 @@ import psutil
 import pyarrow as pa
 import tyro
 
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
 from pipelines.reading.samples import Decode
-from pipelines.reading.shards import ReadOptions, list_shards
+from pipelines.reading.shards import list_shards
 from tests.chaos.mutants import FORMATS, Mutant, mutant
 
 README = Path(__file__).with_name("README.md")

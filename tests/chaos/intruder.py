@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual, Window
-from pipelines.reading.shards import Begin
+from pipelines.reading.rows import Begin
 
 REPORT = pa.schema([("index", pa.int64()), ("report", pa.string())])
 

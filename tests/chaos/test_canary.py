@@ -27,10 +27,11 @@ import pytest
 
 from pipelines import storage
 from pipelines.reading import guard, jail
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
 from pipelines.reading.samples import Decode, unpack
-from pipelines.reading.shards import ReadOptions, list_shards
+from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.chaos.fuzz import alarm
 from tests.chaos.intruder import GOT, Echo, Intruder, Place

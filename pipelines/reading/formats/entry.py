@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hybrid_models.errors import BadSample
-from hybrid_models.inputs import Window
+from hybrid_models.inputs import Visual, Window
 from pipelines.reading.limits import Limits
+from pipelines.reading.video import Cut
 
 MAX_ID = 1000
 """Characters of a sample's id."""
@@ -29,12 +30,16 @@ class ReadOptions:
         with_target: radar windows include the observed future, and only issue times that have one are samples.
         stride: every n-th issue time of a radar event is a sample.
         limits: bounds on one row.
+        visual: size and number of a clip's frames; None for hybrids that read no clips.
+        cut: how clips are cut into windows, a row each; None keeps each clip one row.
     """
 
     window: Window | None = None
     with_target: bool = False
     stride: int = 1
     limits: Limits = field(default_factory=Limits)
+    visual: Visual | None = None
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class Entry:
     error: str | None = None
     lost_rows: int | None = None
     """How many rows after this one cannot be read, where that is known."""
+    start_seconds: float | None = None
+    """Of a window of a clip, from its first frame."""
+    end_seconds: float | None = None
 
 
 def json_object(text: bytes | str) -> dict[str, Any]:

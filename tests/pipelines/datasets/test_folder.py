@@ -12,7 +12,8 @@ from pipelines import storage
 from pipelines.datasets.folder import Columns, prepare_folder, read_table, split_of
 from pipelines.datasets.writer import Prepared
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.shards import list_shards, read_blocks
+from pipelines.reading.rows import read_blocks
+from pipelines.reading.shards import list_shards
 from tests import tiny
 
 SHARES = {"val": 0.25, "test": 0.25}

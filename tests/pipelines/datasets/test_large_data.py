@@ -21,8 +21,9 @@ from pipelines import storage
 from pipelines.datasets.large_data import prepare_coco, prepare_iwslt14, prepare_kth
 from pipelines.datasets.public_data import prepare_moving_mnist
 from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.rows import read_blocks
 from pipelines.reading.samples import Decode, unpack
-from pipelines.reading.shards import Shard, list_shards, read_blocks
+from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
 
 

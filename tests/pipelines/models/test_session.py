@@ -20,7 +20,8 @@ from pipelines.nights import tables
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.media import decode_media
-from pipelines.reading.shards import list_shards, read_blocks
+from pipelines.reading.rows import read_blocks
+from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.pipelines.reading.test_media import clip_bytes
 

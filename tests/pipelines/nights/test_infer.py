@@ -21,7 +21,8 @@ from pipelines.nights.infer import Night, Rules
 from pipelines.reading import objects
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
-from pipelines.reading.shards import list_shards, lone, read_blocks
+from pipelines.reading.rows import read_blocks
+from pipelines.reading.shards import list_shards, lone
 from pipelines.staging.checks import RefusedError, incomplete, verify
 from pipelines.staging.pieces import table_schema
 from tests import tiny

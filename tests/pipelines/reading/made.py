@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.shards import RAW_SCHEMA, list_shards, read_blocks
+from pipelines.reading.rows import RAW_SCHEMA, read_blocks
+from pipelines.reading.shards import list_shards
 
 
 def rows_of(folder: Path, name: str, content: bytes, **options: object) -> list[dict]:

@@ -14,7 +14,8 @@ from hybrid_models.errors import UsageError
 from pipelines import places, storage
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.manifests import InputOptions, address_of, list_input
-from pipelines.reading.shards import NoShardsError, Shard, read_blocks
+from pipelines.reading.rows import read_blocks
+from pipelines.reading.shards import NoShardsError, Shard
 
 NAMED = InputOptions(uri_column="photo")
 

@@ -11,8 +11,8 @@ from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual
 from hybrid_models.translator.preprocess import TranslatorConfig
 from pipelines.reading.limits import Limits
+from pipelines.reading.rows import RAW_SCHEMA
 from pipelines.reading.samples import SAMPLE_SCHEMA, Decode, TrainingTexts, pack, unpack
-from pipelines.reading.shards import RAW_SCHEMA
 
 
 def test_packing_keeps_every_array_bit_for_bit() -> None:

@@ -14,16 +14,8 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
-from pipelines.reading.shards import (
-    RAW_SCHEMA,
-    NoShardsError,
-    Shard,
-    Trouble,
-    list_shards,
-    lone,
-    lost_rows,
-    read_blocks,
-)
+from pipelines.reading.rows import RAW_SCHEMA, Trouble, lost_rows, read_blocks
+from pipelines.reading.shards import NoShardsError, Shard, list_shards, lone
 from tests.pipelines.reading.made import parquet, rows_of
 from tests.tiny import tar
 
