@@ -60,14 +60,13 @@ def open_shard(shard: Shard) -> BinaryIO:
     Raises:
         StorageError: the object changed or vanished since it was listed, or cannot be read; worth a new start.
     """
+    uri, etag = (shard.members[0].uri, shard.members[0].etag) if shard.cut else (shard.uri, shard.etag)
     try:
-        now = storage.info(shard.uri)
-        if now.etag != shard.etag:
-            message = f"cannot read {shard.uri}: it was replaced after it had been listed; start again"
-            raise storage.StorageError(message)
-        return storage.open_input(shard.uri)
+        if storage.info(uri).etag != etag:
+            raise storage.StorageError(f"cannot read {uri}: it was replaced after it had been listed; start again")
+        return storage.open_input(uri)
     except FileNotFoundError:
-        raise storage.StorageError(f"cannot read {shard.uri}: it was removed after it had been listed") from None
+        raise storage.StorageError(f"cannot read {uri}: it was removed after it had been listed") from None
 
 
 def read_entries(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
@@ -248,23 +247,17 @@ def _numbered(reading: _Reading, entries: Iterator[Entry], index: int) -> Iterat
 # ---- windows of clips ----------------------------------------------------------------------------------------------
 def _entries(reading: _Reading) -> Iterator[Entry]:
     """A shard's rows; where clips are cut, a row for each window."""
-    entries = read_entries(reading.stream, reading.name, reading.options)
-    limits, index = reading.options.limits, 0
-    for entry in entries:
-        if not _has_windows(entry, reading.options) or len(cast(bytes, entry.media)) > limits.max_bytes:
+    cuts = reading.options.cut is not None and reading.options.visual is not None
+    index = 0
+    for entry in read_entries(reading.stream, reading.name, reading.options):
+        if not cuts or entry.media is None or not is_cut(entry.media_type):
             yield entry
             index += 1
             continue
-        for window in _windows(reading, entry, io.BytesIO(cast(bytes, entry.media)), index, 0):
+        for window in _windows(reading, entry, io.BytesIO(entry.media), index, 0):
             yield window
             index += 1
         reading.tell(READ, index)
-
-
-def _has_windows(entry: Entry, options: ReadOptions) -> bool:
-    return (
-        entry.media is not None and options.cut is not None and options.visual is not None and is_cut(entry.media_type)
-    )
 
 
 def _windows_of_one(reading: _Reading) -> Iterator[Entry]:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from hybrid_models.inputs import Visual
 from pipelines.reading.limits import Limits
+from pipelines.reading.video import Cut
 
 SCHEMA = pa.schema(
     [
@@ -77,6 +79,30 @@ class CrashingLimits(Limits):
 
 
 @dataclass(frozen=True)
+class CrashingVisual(Visual):
+    """Whoever decodes the window that begins at a second dies of it."""
+
+    second: float = -1.0
+
+    def times(self, start: float, end: float, frames: Sequence[float], keyframes: Sequence[float]) -> Sequence[float]:
+        if start == self.second:
+            crash()
+        return super().times(start, end, frames, keyframes)
+
+
+@dataclass(frozen=True)
+class CrashingCut(Cut):
+    """Whoever looks for the start of a window in a clip dies of it."""
+
+    number: int = -1
+
+    def start(self, number: int) -> float:
+        if number == self.number and sys._getframe(1).f_code.co_name == "cut_clip":
+            crash()
+        return super().start(number)
+
+
+@dataclass(frozen=True)
 class Hostile:
     """Gives back each text but "left out"; one that names a trick plays it, with `once` only until that file exists."""
 
@@ -98,6 +124,14 @@ class Hostile:
             kept = {name: row[name] for name in ("index", "error", "lost_rows")}
             out.append({**kept, "shard": "another's", "text": text, "pid": os.getpid()})
         return pa.Table.from_pylist(out, schema=SCHEMA)
+
+
+@dataclass(frozen=True)
+class AsItIs:
+    """Gives back raw rows."""
+
+    def __call__(self, rows: pa.Table, begin: Callable[[int], None]) -> pa.Table:
+        return rows
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def shard() -> Iterator[tuple[child._Range, list[list[int]]]]:
             except EOFError:
                 return
             asked.append([first, count])
+            connection.send_bytes(b"")
             connection.send_bytes(CONTENT[first : first + count])
 
     worker = threading.Thread(target=serve, args=(theirs,), daemon=True)

@@ -6,20 +6,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from hybrid_models.inputs import Visual
 from pipelines import storage
 from pipelines.reading import guard, jail, shards
+from pipelines.reading import rows as reading_rows
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import TRIES, guarded
 from pipelines.reading.limits import Limits
 from pipelines.reading.objects import Member
 from pipelines.reading.shards import Shard, list_shards
+from pipelines.reading.video import Cut
 from tests import tiny
-from tests.pipelines.hostile import CrashingLimits, Forger, Hostile
+from tests.pipelines.hostile import AsItIs, CrashingCut, CrashingLimits, CrashingVisual, Forger, Hostile
+from tests.pipelines.reading.test_video import film, steady
 
 LIMITS = Limits(max_seconds=1.5, max_memory=1 << 28)
 ALWAYS = Hostile()
@@ -93,15 +98,15 @@ def test_what_happens_once_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.M
 
 def test_blocks_that_are_done_are_not_done_again(tmp_path: Path) -> None:
     """Row 2048 is in the second block: the first one was handed over before the crash."""
-    lines = ["x"] * shards.BLOCK_ROWS + ["crash"] + ["y"] * 10
+    lines = ["x"] * reading_rows.BLOCK_ROWS + ["crash"] + ["y"] * 10
     found = rows(shard(tmp_path, *lines))
     assert [row["index"] for row in found] == list(range(len(lines)))
-    assert [row["index"] for row in found if row["error"]] == [shards.BLOCK_ROWS]
+    assert [row["index"] for row in found if row["error"]] == [reading_rows.BLOCK_ROWS]
     assert found[0]["pid"] != found[-1]["pid"]
 
 
 def test_a_step_may_give_fewer_rows_than_it_gets(tmp_path: Path) -> None:
-    count = shards.BLOCK_ROWS
+    count = reading_rows.BLOCK_ROWS
     found = rows(shard(tmp_path, *["x", "left out"] * (count // 2), "crash", "y"))
     assert [row["index"] for row in found] == [*range(0, count, 2), count, count + 1]
 
@@ -127,10 +132,10 @@ def test_the_child_gets_no_more_of_a_shard_than_reading_can_need(
 ) -> None:
     monkeypatch.setattr(guard, "READ_FREELY", 20_000)
     served = guard._Served(shard(tmp_path, "x" * 999))
-    assert served.answer({"read": [990, 100]}) == [b"x" * 9 + b"\n"], "no more than there is"
-    assert served.answer({"read": [2000, 10]}) == [b""]
+    assert served.answer({"read": [990, 100]}) == [b"", b"x" * 9 + b"\n"], "no more than there is"
+    assert served.answer({"read": [2000, 10]}) == [b"", b""]
     answers = [served.answer({"read": [0, 1]}) for _ in range(20)]
-    assert answers.count([b"x"]) == (20_000 + 16 * 1000) // guard.READ_LEAST - 2, "a byte counts as a page"
+    assert answers.count([b"", b"x"]) == (20_000 + 16 * 1000) // guard.READ_LEAST - 2, "a byte counts as a page"
     assert answers[-1] is None
     served.close()
 
@@ -167,6 +172,69 @@ def test_what_a_row_was_made_of_is_not_the_childs_to_say(tmp_path: Path) -> None
     assert [row["media"] for row in found] == [b"photo 0", b"photo 1"]
     (row,) = [row for block in guarded(shard(tmp_path, "x"), ReadOptions(), Forger()) for row in block.to_pylist()]
     assert row["object"] is None
+
+
+# ---- windows of clips -----------------------------------------------------------------------------------------------
+WINDOWS = ReadOptions(visual=Visual(24, 32, 4), cut=Cut(1.0, 1.0))
+SCHEMA_KEPT = ("index", "sample_id", "error", "last", "start_seconds", "end_seconds", "media")
+
+
+def places(folder: Path) -> list[Shard]:
+    """A clip that lies there alone, and a tar with a clip between two texts."""
+    clip = film("mp4", steady(110))
+    storage.write_bytes(str(folder / "in/a.mp4"), clip)
+    members = [("0.txt", b"text"), ("1.mp4", clip), ("2.txt", b"text")]
+    storage.write_bytes(str(folder / "in/b.tar"), tiny.tar(members))
+    archive, alone = list_shards(str(folder / "in"), cut=True)
+    return [alone, archive]
+
+
+def windows(one: Shard, options: ReadOptions = WINDOWS) -> list[dict]:
+    found = [row for block in guarded(one, options, AsItIs()) for row in block.to_pylist()]
+    assert [row["index"] for row in found] == list(range(one.first, one.first + len(found)))
+    assert [row["last"] for row in found] == [False] * (len(found) - 1) + [True]
+    return [{name: row[name] for name in SCHEMA_KEPT} for row in found]
+
+
+def test_a_window_that_kills_its_decoder_costs_itself(tmp_path: Path) -> None:
+    deadly = replace(WINDOWS, visual=CrashingVisual(24, 32, 4, second=2.0))
+    for one, bad in zip(places(tmp_path), (2, 3), strict=True):
+        good, found = windows(one), windows(one, deadly)
+        assert len(good) == len(found) == (5 if one.cut else 7)
+        assert "InputCrashed" in found[bad]["error"]
+        assert [row for row in found if row["index"] != bad] == [row for row in good if row["index"] != bad]
+        assert (found[bad]["start_seconds"], found[bad]["end_seconds"]) == (2.0, 3.0)
+
+
+def test_a_window_that_cannot_be_read_ends_its_clip_and_nothing_else(tmp_path: Path) -> None:
+    deadly = replace(WINDOWS, cut=CrashingCut(1.0, 1.0, number=3))
+    alone, archive = places(tmp_path)
+    good, found = windows(alone), windows(alone, deadly)
+    assert [row["index"] for row in found] == [0, 1, 2, 3]
+    assert [{**row, "last": False} for row in found[:3]] == good[:3]
+    assert "InputCrashed" in found[3]["error"]
+    assert (found[3]["sample_id"], found[3]["start_seconds"], found[3]["end_seconds"]) == ("a.mp4#t=3", 3.0, None)
+    good, found = windows(archive), windows(archive, deadly)
+    assert found[:4] == good[:4]
+    assert "InputCrashed" in found[4]["error"]
+    assert {**found[5], "index": 6} == good[6], "what comes after it in the archive is there"
+
+
+def test_a_clip_goes_on_at_a_window(tmp_path: Path) -> None:
+    for one in places(tmp_path):
+        good = windows(one)
+        assert windows(replace(one, first=3)) == good[3:]
+
+
+def test_what_happens_to_a_lone_clip_is_its_own_rows_trouble(tmp_path: Path) -> None:
+    alone, _ = places(tmp_path)
+    place = Path(alone.members[0].uri)
+    place.write_bytes(film("mp4", steady(90)))
+    (row,) = windows(alone)
+    assert row["error"].startswith(f"ObjectChanged: {place} was replaced after it had been listed")
+    place.unlink()
+    (row,) = windows(alone)
+    assert row["error"] == f"ObjectGone: {place} was removed after it had been listed"
 
 
 def test_failing_objects_do_not_cost_a_group_more_than_it_may(tmp_path: Path) -> None:
