@@ -6,7 +6,7 @@ import abc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -43,6 +43,13 @@ class Visual:
     frames: int
     sampling: Sampling | Literal["first"] = "uniform"
     fps: float = 2.0
+
+    def __post_init__(self) -> None:
+        known = (*get_args(Sampling), "first")
+        if self.sampling not in known:
+            raise UsageError(f"sampling is '{self.sampling}': it must be one of {', '.join(known[:-1])}")
+        if not 0 < self.fps < math.inf:
+            raise UsageError(f"fps is {self.fps:g}: it must be more than 0 frames a second")
 
     def positions(self, count: int) -> Sequence[int]:
         """Which of `count` frames that have no times are looked at: those of `uniform`, or the first ones."""

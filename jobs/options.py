@@ -14,7 +14,7 @@ from pipelines.models.tracking import default_uri
 from pipelines.nights.infer import Rules
 from pipelines.nights.upkeep import Retention
 from pipelines.reading.manifests import InputOptions
-from pipelines.reading.media import Cut, Limits
+from pipelines.reading.media.decode import Cut, Limits
 
 FLAT = tyro.conf.arg(name="")
 """The options of a group so annotated have no prefix."""

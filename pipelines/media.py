@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pipelines.reading.media import sniff_media_type
+from pipelines.reading.media.decode import sniff_media_type
 
 __all__ = ["sniff_media_type"]

@@ -91,6 +91,7 @@ class Captioner(Hybrid):
         [("caption", pa.string()), ("score", pa.float32()), ("caption_tokens", pa.int32()), ("frames", pa.int32())]
     )
     schema_version: ClassVar[int] = 1
+    samples_version: ClassVar[int] = 2  # frames of clips are chosen by time, not by number
     metrics: ClassVar[Mapping[str, bool]] = {"cider_d": True, "bleu4": True}
     truth: ClassVar[tuple[str, ...]] = ("references",)
 

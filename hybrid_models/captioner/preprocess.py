@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Visual
+from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Sampling, Visual
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -50,7 +50,12 @@ class CaptionerConfig(HybridConfig):
     image_size: int = 224
     """Height and width (pixels) to which frames are resized."""
     frames: int = 8
-    """Most frames looked at in a clip, uniformly sampled."""
+    """Most frames looked at in a clip."""
+    sampling: Sampling = "uniform"
+    """Which ones: `uniform`, those in the middle of equal parts of its time; `fps`, so many a second; `keyframes`,
+    those that were stored whole."""
+    fps: float = 2.0
+    """Frames a second of sampling `fps`, as long as `frames` are enough."""
     temporal: Literal["mean", "lstm", "gru"] = "mean"
     """How a clip's frames become one: `mean` averages what is seen in them, which knows no order; an RNN over them
     tells moving left from moving right."""
@@ -98,6 +103,12 @@ class CaptionerConfig(HybridConfig):
                 raise UsageError(f"{name} is '{value}': it must be one of {', '.join(known)}")
         if self.freeze_encoder and self.encoder_weights == "none":
             raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
+        _ = self.visual
+
+    @property
+    def visual(self) -> Visual:
+        """What is seen of a clip."""
+        return Visual(self.image_size, self.image_size, self.frames, self.sampling, self.fps)
 
     @property
     def least_share(self) -> int:
@@ -168,7 +179,7 @@ class CaptionerPreprocess(Preprocess):
 
     def __init__(self, config: CaptionerConfig, assets: Mapping[str, str]) -> None:
         self.config = config
-        self.visual = Visual(config.image_size, config.image_size, config.frames)
+        self.visual = config.visual
         self._tokenizer = caption_tokenizer(assets)
 
     def __call__(self, inputs: Inputs, with_target: bool) -> Sample:

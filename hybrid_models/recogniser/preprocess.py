@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Visual
+from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Sampling, Visual
 
 LABELS = "labels.json"
 MAX_LABELS = 1000
@@ -42,7 +42,12 @@ class RecogniserConfig(HybridConfig):
     image_size: int = 224
     """Height and width (pixels) to which frames are resized."""
     frames: int = 16
-    """Frames looked at in a clip, uniformly sampled."""
+    """Most frames looked at in a clip."""
+    sampling: Sampling = "uniform"
+    """Which ones: `uniform`, those in the middle of equal parts of its time; `fps`, so many a second; `keyframes`,
+    those that were stored whole."""
+    fps: float = 2.0
+    """Frames a second of sampling `fps`, as long as `frames` are enough."""
     cell: Literal["gru", "lstm"] = "lstm"
     """The cell that reads them in order."""
     hidden_size: int = 256
@@ -60,6 +65,12 @@ class RecogniserConfig(HybridConfig):
             raise UsageError(f"cell is '{self.cell}': it must be one of gru, lstm")
         if self.freeze_encoder and self.encoder_weights == "none":
             raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
+        _ = self.visual
+
+    @property
+    def visual(self) -> Visual:
+        """What is seen of a clip."""
+        return Visual(self.image_size, self.image_size, self.frames, self.sampling, self.fps)
 
     def training_texts(self, fields: Mapping[str, Any]) -> list[str]:
         """A row's label."""
@@ -121,7 +132,7 @@ class RecogniserPreprocess(Preprocess):
 
     def __init__(self, config: RecogniserConfig, assets: Mapping[str, str]) -> None:
         self.config = config
-        self.visual = Visual(config.image_size, config.image_size, config.frames)
+        self.visual = config.visual
         self._numbers = {label: number for number, label in enumerate(read_labels(assets))}
 
     def __call__(self, inputs: Inputs, with_target: bool) -> Sample:

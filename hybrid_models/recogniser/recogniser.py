@@ -71,6 +71,7 @@ class Recogniser(Hybrid):
         ]
     )
     schema_version: ClassVar[int] = 1
+    samples_version: ClassVar[int] = 2  # frames of clips are chosen by time, not by number
     metrics: ClassVar[Mapping[str, bool]] = {"accuracy": True, "macro_f1": True}
     truth: ClassVar[tuple[str, ...]] = ("label",)
 

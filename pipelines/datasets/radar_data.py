@@ -11,7 +11,7 @@ import h5netcdf
 from hybrid_models.errors import BadSample, UsageError
 from pipelines import storage
 from pipelines.datasets.writer import DatasetWriter, Prepared
-from pipelines.reading.radar import open_event
+from pipelines.reading.media.radar import open_event
 
 PLACE_ATTRIBUTES = ("geospatial_", "corner_")
 """Beginnings of the names of global attributes that say where the grid's edges are: no longer true of a crop."""

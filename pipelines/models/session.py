@@ -23,7 +23,7 @@ from hybrid_models.inputs import DecodingConfig, Sample
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.suspects import Note, Rows, halve
-from pipelines.reading.media import Cut, Limits
+from pipelines.reading.media.decode import Cut, Limits
 from pipelines.reading.samples import Decode, unpack
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from dataclasses import astuple, dataclass
 from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.reading.limits import Limits
-from pipelines.reading.media import MEDIA_TYPES
-from pipelines.reading.video import is_cut
+from pipelines.reading.media.decode import MEDIA_TYPES
+from pipelines.reading.media.video import is_cut
 
 GROUP_OBJECTS = 256
 GROUP_BYTES = 64 << 20

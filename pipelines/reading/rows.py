@@ -21,10 +21,10 @@ from pipelines import storage
 from pipelines.reading import objects
 from pipelines.reading.formats.entry import MAX_ERROR, MAX_ID, Entry, ReadOptions, json_object, npy_bytes
 from pipelines.reading.limits import is_memory_error
-from pipelines.reading.media import FRAMES, sniff_media_type
+from pipelines.reading.media.decode import FRAMES, sniff_media_type
+from pipelines.reading.media.video import ClipWindow, cut_clip, is_cut
 from pipelines.reading.readers import COUNTERS, READERS, suffix_of
 from pipelines.reading.shards import Shard
-from pipelines.reading.video import ClipWindow, cut_clip, is_cut
 
 RAW_SCHEMA = pa.schema(
     [

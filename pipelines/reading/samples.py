@@ -18,7 +18,7 @@ from hybrid_models.errors import BadSample
 from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits, is_memory_error
-from pipelines.reading.media import Cut, decode_media
+from pipelines.reading.media.decode import Cut, decode_media
 from pipelines.reading.rows import Begin, unwatched
 
 log = logging.getLogger(__name__)

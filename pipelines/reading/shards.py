@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.reading import objects
-from pipelines.reading.media import MEDIA_TYPES
+from pipelines.reading.media.decode import MEDIA_TYPES
 from pipelines.reading.objects import Member
 from pipelines.reading.readers import READERS, suffix_of
 

@@ -16,6 +16,9 @@ from pipelines.reading.shards import Shard
 from pipelines.staging.sink import StageSink
 
 DECODE_CPUS = 0.5
+APART_CPUS = 0.4
+"""Where shards are long: in a process apart from the model's, whose rows are staged while it reads on. Fused into the
+model's process, a task hands over all its predictions at its end, since they are small."""
 WRITE_CPUS = 0.1
 
 
@@ -55,7 +58,7 @@ def stage(
     dataset = ray.data.read_datasource(
         ShardDatasource(list(shards), decode.options(stride), decode, SAMPLE_SCHEMA),
         override_num_blocks=len(shards),
-        num_cpus=DECODE_CPUS,
+        num_cpus=DECODE_CPUS if decode.cut is None else APART_CPUS,
     )
     if actor is not None:
         dataset = dataset.map_batches(

@@ -12,7 +12,7 @@ import numpy as np
 from pipelines import storage
 from pipelines.nights import query, tables
 from tests import tiny
-from tests.pipelines.reading.test_radar import event_bytes
+from tests.pipelines.reading.media.test_radar import event_bytes
 from tests.servers import BUCKET
 
 DS = "2026-01-31"

@@ -37,7 +37,7 @@ from tests.chaos.fuzz import alarm
 from tests.chaos.intruder import GOT, Echo, Intruder, Place
 from tests.chaos.mutants import archives, columns, events, media
 from tests.chaos.mutants.parts import ATOMS, ELEMENTS, RIFF, Part
-from tests.pipelines.reading.test_media import clip_bytes
+from tests.pipelines.reading.media.test_decode import clip_bytes
 
 WORD = "canary7c1e9b"
 LIMITS = Limits(max_seconds=5)

@@ -30,8 +30,8 @@ from tests import tiny
 from tests.chaos import fuzz
 from tests.chaos.intruder import Echo
 from tests.chaos.mutants import FORMATS, mutant
-from tests.pipelines.reading.test_media import clip_bytes, image_bytes
-from tests.pipelines.reading.test_radar import event_bytes
+from tests.pipelines.reading.media.test_decode import clip_bytes, image_bytes
+from tests.pipelines.reading.media.test_radar import event_bytes
 
 FILES = 200
 MUTANTS = 20

@@ -33,8 +33,8 @@ from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.chaos.fuzz import alarm
 from tests.chaos.mutants import archives, columns, events
-from tests.pipelines.reading.test_media import clip_bytes
-from tests.pipelines.reading.test_radar import event_bytes
+from tests.pipelines.reading.media.test_decode import clip_bytes
+from tests.pipelines.reading.media.test_radar import event_bytes
 
 MANY = 50_000
 PATIENCE = 100

@@ -23,7 +23,7 @@ from pipelines.models.artifacts import load_hybrid
 from pipelines.nights import query
 from pipelines.nights.infer import Rules
 from tests import tiny
-from tests.pipelines.reading.test_radar import event_bytes
+from tests.pipelines.reading.media.test_radar import event_bytes
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from jobs.demo import NIGHTS
 from tests import tiny
 from tests.pipelines.datasets.test_public_data import make_mnist
-from tests.pipelines.reading.test_radar import event_bytes
+from tests.pipelines.reading.media.test_radar import event_bytes
 
 README = (tiny.ROOT / "README.md").read_text()
 SMALLER = {

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from hybrid_models.inputs import Visual
 from pipelines.reading.limits import Limits
-from pipelines.reading.video import Cut
+from pipelines.reading.media.video import Cut
 
 SCHEMA = pa.schema(
     [

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from pipelines.reading.formats.entry import Entry, ReadOptions, npy_bytes
-from pipelines.reading.radar import radar_windows
+from pipelines.reading.media.radar import radar_windows
 
 
 def read_netcdf(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.reading.formats.entry import MAX_ERROR, Entry, ReadOptions
-from pipelines.reading.media import sniff_media_type
+from pipelines.reading.media.decode import sniff_media_type
 
 PARQUET_ROWS = 64
 """Rows of a Parquet shard that are decoded at once, fewer where they are large."""

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from hybrid_models.errors import BadSample
 from pipelines.reading.formats.entry import MAX_ID, Entry, ReadOptions, json_object
-from pipelines.reading.media import MEDIA_TYPES
+from pipelines.reading.media.decode import MEDIA_TYPES
 
 
 def read_tar(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:

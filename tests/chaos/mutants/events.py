@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from tests.chaos.mutants.parts import Rng, extreme
-from tests.pipelines.reading.test_radar import START, event_bytes
+from tests.pipelines.reading.media.test_radar import START, event_bytes
 
 Mutator = Callable[[Rng], bytes]
 SIDE, FRAMES = 32, 6

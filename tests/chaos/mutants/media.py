@@ -29,7 +29,7 @@ from tests.chaos.mutants.parts import (
     vint,
     with_number,
 )
-from tests.pipelines.reading.test_media import clip_bytes, image_bytes, png_chunk
+from tests.pipelines.reading.media.test_decode import clip_bytes, image_bytes, png_chunk
 
 Mutator = Callable[[Rng], bytes]
 GREYS = [40, 90, 140, 200]

@@ -12,7 +12,7 @@ from hybrid_models.inputs import Visual
 from pipelines.datasets import moving_scenes
 from pipelines.datasets.demo.scenes import COLOURS, SHAPES
 from pipelines.datasets.moving_scenes import ACTIONS, FRAMES, SIDE, MovingScene, prepare_moving_scenes
-from pipelines.reading.media import decode_media
+from pipelines.reading.media.decode import decode_media
 from tests.pipelines.datasets.test_public_data import members
 from tests.pipelines.datasets.test_writer import files
 

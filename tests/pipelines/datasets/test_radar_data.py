@@ -13,9 +13,9 @@ import pytest
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Window
 from pipelines.datasets.radar_data import crop_event, prepare_radar
-from pipelines.reading.radar import radar_windows
+from pipelines.reading.media.radar import radar_windows
 from tests.pipelines.datasets.test_writer import files
-from tests.pipelines.reading.test_radar import event_bytes
+from tests.pipelines.reading.media.test_radar import event_bytes
 
 
 def make_events(folder: Path) -> None:

@@ -22,7 +22,7 @@ from pipelines.reading.limits import Limits
 from pipelines.reading.shards import list_shards
 from pipelines.staging import engine
 from tests import tiny
-from tests.pipelines.reading.test_radar import event_bytes
+from tests.pipelines.reading.media.test_radar import event_bytes
 
 RESOURCES = Resources(batch_size=8)
 

@@ -15,7 +15,7 @@ from pipelines.models.session import Session
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import list_shards
 from tests import tiny
-from tests.pipelines.reading.test_radar import event_bytes
+from tests.pipelines.reading.media.test_radar import event_bytes
 
 SUFFIXES = ("png", "gif")
 

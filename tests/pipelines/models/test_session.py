@@ -19,11 +19,11 @@ from pipelines.models.session import Inference, batches
 from pipelines.nights import tables
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
-from pipelines.reading.media import decode_media
+from pipelines.reading.media.decode import decode_media
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import list_shards
 from tests import tiny
-from tests.pipelines.reading.test_media import clip_bytes
+from tests.pipelines.reading.media.test_decode import clip_bytes
 
 
 @pytest.fixture(scope="module")

@@ -213,8 +213,8 @@ def test_no_secret_of_the_environment_can_be_read(local: str, monkeypatch: pytes
     ("sql", "rows"),
     [
         ("FROM captions", 2),
-        ("DESCRIBE captions", 17),
-        ("SUMMARIZE captions", 17),
+        ("DESCRIBE captions", 19),
+        ("SUMMARIZE captions", 19),
         ("SHOW TABLES", 2),
         ("EXPLAIN SELECT * FROM captions", 1),
         ("explain analyze SELECT 1", 1),

@@ -21,7 +21,7 @@ from pipelines.models import tracking
 from pipelines.models.tracking import Tracker
 from pipelines.nights import figures, report
 from tests import tiny
-from tests.pipelines.reading.test_radar import event_bytes
+from tests.pipelines.reading.media.test_radar import event_bytes
 
 HOSTILE = ("<script>alert(1)</script>", '<img src=x onerror="a()">', "& \"q\" 'too' {{ 7 * 7 }}")
 

@@ -19,12 +19,12 @@ from pipelines.reading import rows as reading_rows
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import TRIES, guarded
 from pipelines.reading.limits import Limits
+from pipelines.reading.media.video import Cut
 from pipelines.reading.objects import Member
 from pipelines.reading.shards import Shard, list_shards
-from pipelines.reading.video import Cut
 from tests import tiny
 from tests.pipelines.hostile import AsItIs, CrashingCut, CrashingLimits, CrashingVisual, Forger, Hostile
-from tests.pipelines.reading.test_video import film, steady
+from tests.pipelines.reading.media.test_video import film, steady
 
 LIMITS = Limits(max_seconds=1.5, max_memory=1 << 28)
 ALWAYS = Hostile()

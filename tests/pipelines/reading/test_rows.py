@@ -14,13 +14,13 @@ from hybrid_models.inputs import Visual
 from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
-from pipelines.reading.media import decode_media
+from pipelines.reading.media.decode import decode_media
+from pipelines.reading.media.video import Cut, cut_clip
 from pipelines.reading.rows import Trouble, lost_rows, read_blocks
 from pipelines.reading.shards import Shard, list_shards
-from pipelines.reading.video import Cut, cut_clip
 from tests.pipelines.reading.made import parquet, rows_of
-from tests.pipelines.reading.test_media import image_bytes
-from tests.pipelines.reading.test_video import film, steady
+from tests.pipelines.reading.media.test_decode import image_bytes
+from tests.pipelines.reading.media.test_video import film, steady
 from tests.tiny import tar
 
 

@@ -1,6 +1,7 @@
 """Whether what is staged is complete, and good enough."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ def test_rows_that_are_lost_with_an_error_are_counted(tmp_path: Path) -> None:
     torn = pa.table({"error": [None, "ReadError: torn", "ReadError: torn", "X: y"], "lost_rows": [None, 63, 0, None]})
     before = pa.table({"error": ["X: z", None]})  # of a version that did not know
     assert count_errors([put("a", torn), put("b", before)]) == Errors(Counter(ReadError=65, X=2), 63)
-    assert later_columns(SCHEMA) == {"lost_rows", "object", "fields"}
+    assert later_columns(SCHEMA) == {"lost_rows", "object", "fields", "start_seconds", "end_seconds"}
     assert all(SCHEMA.field(name).nullable for name in later_columns(SCHEMA))
 
 
@@ -41,7 +42,9 @@ def test_complete_is_what_lies_there_from_the_first_row_to_the_last(tmp_path: Pa
     put(tmp_path, a, "00000005-00000007-end")
     put(tmp_path, b, "00000000-00000005")
     put(tmp_path, Shard(c.uri, 1, "another state"), "00000000-00000005-end")
-    assert incomplete(SHARDS, str(tmp_path)) == [b, c]
+    put(tmp_path, b, "00000005-00000008")
+    put(tmp_path, b, "00000009-00000012-end")
+    assert incomplete(SHARDS, str(tmp_path)) == [replace(b, first=8), c], "from the first row that is missing on"
     with pytest.raises(RuntimeError, match=r"^s3://lake/b\.tar is incomplete in .*: start the job again"):
         verify([a, b], str(tmp_path))
     put(tmp_path, a, "00000000-00000004")  # of a retried task: no part of the night

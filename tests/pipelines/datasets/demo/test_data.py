@@ -14,7 +14,7 @@ from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Visual
 from pipelines.datasets.demo.data import NIGHTS, prepare_demo
 from pipelines.datasets.writer import read_manifest_shards
-from pipelines.reading.media import decode_media
+from pipelines.reading.media.decode import decode_media
 from tests.pipelines.datasets.test_public_data import members
 from tests.pipelines.datasets.test_writer import files
 

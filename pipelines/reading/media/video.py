@@ -123,7 +123,7 @@ def cut_clip(
                 clip.read(stop)
                 if clip.empty:
                     raise BadSample("VideoDecodeError", f"there are no frames from {start:g} s on")
-                end = min(stop, clip.end) if clip.ended else stop
+                end = clip.end if clip.ended and clip.end < stop - clip.rounding else stop
                 if number >= first:
                     window = ClipWindow(number, start, end)
                     yield _decoded(clip, visual, window) if wanted(number) else window
@@ -225,8 +225,13 @@ class _Clip:
 
     @property
     def tolerance(self) -> float:
-        """Half of what a frame is shown, seconds: containers round times, and a shorter window would be none."""
+        """Half of what a frame is shown, seconds: a shorter window would be none."""
         return min(0.5 * (self._step or 0.0), MOST_TOLERANCE)
+
+    @property
+    def rounding(self) -> float:
+        """By how many seconds times may be wrong, since containers round them."""
+        return self.tolerance / 10
 
     # ---- packets ----------------------------------------------------------------------------------------------------
     def read(self, until: float = math.inf) -> None:
@@ -319,7 +324,7 @@ class _Clip:
         known = sorted({packet.time for packet in self._held} | ({self._last[0]} if self._last else set()))
         pixels: list[np.ndarray] = []
         for time in times:
-            place = bisect_right(known, time + self.tolerance / 10) - 1
+            place = bisect_right(known, time + self.rounding) - 1
             taken = self._pixels_at(known[max(place, 0)], visual)
             if taken is not None:
                 pixels.append(taken)

@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Visual
 from pipelines.reading.limits import DEFAULT_LIMITS, Limits, bad_sample, check_pixels, check_size
-from pipelines.reading.radar import RadarWindow, radar_windows
-from pipelines.reading.video import CLIP_FORMATS, Cut, decode_clip
+from pipelines.reading.media.radar import RadarWindow, radar_windows
+from pipelines.reading.media.video import CLIP_FORMATS, Cut, decode_clip
 
 __all__ = [
     "DEFAULT_LIMITS",

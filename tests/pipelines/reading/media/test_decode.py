@@ -16,7 +16,7 @@ from PIL import Image
 
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Visual
-from pipelines.reading.media import MEDIA_TYPES, Limits, decode_media, sniff_media_type
+from pipelines.reading.media.decode import MEDIA_TYPES, Limits, decode_media, sniff_media_type
 
 VISUAL = Visual(height=24, width=32, frames=4)
 

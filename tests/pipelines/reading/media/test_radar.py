@@ -13,7 +13,7 @@ import pytest
 
 from hybrid_models.inputs import Window
 from pipelines.reading.limits import Limits
-from pipelines.reading.radar import RadarWindow, radar_windows
+from pipelines.reading.media.radar import RadarWindow, radar_windows
 
 START = 1_475_074_800  # 2016-09-28T15:00:00Z
 WINDOW = Window(past_frames=3, horizon_minutes=10)

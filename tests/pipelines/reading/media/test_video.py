@@ -16,10 +16,10 @@ import pytest
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Visual
-from pipelines.reading import video
 from pipelines.reading.limits import Limits
-from pipelines.reading.video import ClipWindow, Cut, cut_clip, decode_clip, is_cut
-from tests.pipelines.reading.test_media import CLIPS
+from pipelines.reading.media import video
+from pipelines.reading.media.video import ClipWindow, Cut, cut_clip, decode_clip, is_cut
+from tests.pipelines.reading.media.test_decode import CLIPS
 
 VISUAL = Visual(24, 32, 4)
 RATE = 25

@@ -1,0 +1,144 @@
+"""Photographs, clips and one long video in one bucket, in one table; killed and started again; named by a manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from jobs import infer, nightly
+from pipelines import storage
+from pipelines.models import artifacts
+from pipelines.nights import query
+from pipelines.nights.figures import figures
+from tests import tiny
+from tests.integration.test_kinds import clip
+from tests.pipelines.reading.media.test_decode import image_bytes
+from tests.pipelines.reading.media.test_video import film, steady
+
+DS = "2026-01-31"
+SECONDS = 80
+DRIVER = """
+import ray.data
+from jobs import cli
+ray.data.DataContext.get_current().target_max_block_size = 16 << 20  # a piece is 13 windows
+cli.main()
+"""
+PER_RUN = ("run_id", "created_at", "shard")
+
+
+def write_model(uri: str) -> str:
+    """A captioner whose samples are as large as usual."""
+    config = CaptionerConfig(
+        encoder="test_efficientnet", encoder_weights="none", freeze_encoder=False, image_size=224, frames=8,
+        embedding_size=16, hidden_size=32, attention_size=16, vocab_size=300,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Captioner(config, Captioner.learn_assets(config, tiny.sentences(200))).eval()
+    artifacts.write(artifacts.make(model, CaptionerDecoding(beam_size=1, max_length=8), {}, "A test's model.\n"), uri)
+    return uri
+
+
+def write_bucket(place: str) -> None:
+    photo = image_bytes(Image.new("RGB", (64, 48), "green"), "PNG")
+    storage.write_bytes(f"{place}/in/photo.png", photo)
+    storage.write_bytes(f"{place}/in/short.mkv", clip("matroska", "libx264"))
+    storage.write_bytes(f"{place}/in/long.mp4", film("mp4", steady(SECONDS * 25), gop=50))
+    storage.write_bytes(f"{place}/in/no.mp4", b"not a clip")
+    members = [("a.jpg", tiny.jpeg(1)), ("b.mp4", film("mp4", steady(30))), ("c.jpg", tiny.jpeg(2))]
+    storage.write_bytes(f"{place}/in/some.tar", tiny.tar(members))
+
+
+def argv(place: str, tables: str, tracking_uri: str) -> list[str]:
+    return [
+        "captions", "--input", f"{place}/in", "--tables", f"{place}/{tables}", "--ds", DS,
+        "--model", f"{place}/model", "--window-seconds", "1", "--max-error-fraction", "0.1",
+        "--mlflow", tracking_uri,
+    ]  # fmt: skip
+
+
+def rows(place: str, tables: str) -> list[dict[str, Any]]:
+    sql = f"SELECT * FROM captions_all WHERE ds = '{DS}' ORDER BY sample_id"
+    found = query.query(sql, f"{place}/{tables}", ["captions"]).to_pylist()
+    return [{name: value for name, value in row.items() if name not in PER_RUN} for row in found]
+
+
+def kill_in_the_middle(command: list[str], place: str, tables: str, address: str) -> None:
+    """Runs a night until some of the long video's windows are there, and kills its driver."""
+    env = {**os.environ, "RAY_ADDRESS": address}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, "infer", *command], env=env)
+    until = time.monotonic() + 240
+    while not any("-00000000-" in name for name in long_pieces(place, tables)):
+        assert driver.poll() is None, "the night was over before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+
+
+def long_pieces(place: str, tables: str) -> list[str]:
+    """The staged pieces whose first row begins a shard that goes on."""
+    folder = f"{place}/{tables}/captions"
+    return [
+        file.name for file in storage.list_files(folder)
+        if file.name.endswith(".parquet") and "-end" not in file.name
+    ]  # fmt: skip
+
+
+def test_one_table_of_whatever_lies_there_which_goes_on_in_the_middle_of_a_video(
+    s3: str, ray_cluster: str, tmp_path: Path, tracking_uri: str
+) -> None:
+    write_model(f"{s3}/model")
+    write_bucket(s3)
+    summary = infer.main(argv(s3, "tables", tracking_uri))
+    found = rows(s3, "tables")
+    assert summary["rows"] == summary["rows_computed"] == len(found)
+    assert summary["errors"] == {"VideoDecodeError": 1}
+    assert [row["sample_id"] for row in found if row["error"]] == ["no.mp4"]
+    assert {row["sample_id"] for row in found if row["start_seconds"] is None} == {"a", "c", "no.mp4", "photo.png"}
+    spans = {row["sample_id"]: (row["start_seconds"], row["end_seconds"]) for row in found if row["end_seconds"]}
+    assert spans == {
+        **{f"long.mp4#t={t},{t + 1}": (t, t + 1) for t in range(SECONDS)},
+        **{f"short.mkv#t={t},{t + 1}": (t, t + 1) for t in range(2)},
+        "b#t=0,1": (0, 1),
+        "b#t=1,1.2": (1, 1.2),
+    }
+    assert {row["object"] for row in found if row["sample_id"].startswith("long")} == {f"{s3}/in/long.mp4"}
+    assert all(row["caption"] and row["frames"] == 8 for row in found if row["end_seconds"])
+    shown, why = figures(f"{s3}/tables", "captions", f"{s3}/model", DS, tracking_uri, 6)
+    assert why == ""
+    assert len(shown) == 6, "the page finds the windows again"
+
+    killed = argv(s3, "killed", tracking_uri)
+    kill_in_the_middle(killed, s3, "killed", ray_cluster)
+    again = infer.main(killed)
+    assert again["rows"] == len(found)
+    assert 0 < again["rows_computed"] <= len(found) - 13, "what was staged is not computed again"
+    assert rows(s3, "killed") == found
+
+    manifest = "".join(
+        json.dumps({"where": f"in/{name}", "camera": number, "weather": "dry"}) + "\n"
+        for number, name in enumerate(("photo.png", "short.mkv", "long.mp4"))
+    )
+    storage.write_bytes(f"{s3}/{DS}.jsonl", manifest.encode())
+    nightly.main([
+        "captions", "--input", f"{s3}/{{ds}}.jsonl", "--uri-column", "where", "--keep", "camera",
+        "--tables", f"{s3}/named", "--ds", DS, "--model", f"{s3}/model", "--window-seconds", "30",
+        "--stride-seconds", "20", "--mlflow", tracking_uri,
+    ])  # fmt: skip
+    named = rows(s3, "named")
+    windows = [row for row in named if row["end_seconds"]]
+    told = sorted((row["object"].rsplit("/", 1)[-1], row["start_seconds"], row["fields"]) for row in windows)
+    assert told == [
+        *(("long.mp4", float(start), '{"camera": 2}') for start in (0, 20, 40, 60)),
+        ("short.mkv", 0.0, '{"camera": 1}'),
+    ]
