@@ -11,17 +11,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import torch
 from PIL import Image
 
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from hybrid_models.inputs import Visual
 from jobs import infer, nightly
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.nights import query
 from pipelines.nights.figures import figures
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.guard import guarded
+from pipelines.reading.limits import Limits
+from pipelines.reading.media.video import Cut
+from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.integration.test_kinds import clip
+from tests.pipelines.hostile import AsItIs
 from tests.pipelines.reading.media.test_decode import image_bytes
 from tests.pipelines.reading.media.test_video import film, steady
 
@@ -142,3 +151,24 @@ def test_one_table_of_whatever_lies_there_which_goes_on_in_the_middle_of_a_video
         *(("long.mp4", float(start), '{"camera": 2}') for start in (0, 20, 40, 60)),
         ("short.mkv", 0.0, '{"camera": 1}'),
     ]
+
+
+def test_two_hours_of_video_fit_into_the_memory_of_a_window(tmp_path: Path) -> None:
+    video = tmp_path / "in/long.mkv"
+    video.parent.mkdir()
+    rng = np.random.default_rng(1)
+    with av.open(str(video), "w") as output:
+        stream = output.add_stream("mjpeg", rate=1, options={"qmin": "1", "qmax": "1"})
+        stream.width, stream.height, stream.pix_fmt = 192, 192, "yuvj420p"
+        for _ in range(7200):
+            noise = av.VideoFrame.from_ndarray(rng.integers(0, 256, (288, 192), np.uint8), format="yuvj420p")
+            output.mux(stream.encode(noise))
+        output.mux(stream.encode())
+    most = 96 << 20
+    assert video.stat().st_size > 2 * most
+    (shard,) = list_shards(str(video), cut=True)
+    limits = Limits(max_memory=most, max_bytes=16 << 20)
+    options = ReadOptions(visual=Visual(64, 64, 8), cut=Cut(10.0, 10.0), limits=limits)
+    rows = [row for block in guarded(shard, options, AsItIs()) for row in block.to_pylist()]
+    assert [row["start_seconds"] for row in rows] == [10.0 * number for number in range(720)]
+    assert {row["error"] for row in rows} == {None}
