@@ -15,8 +15,10 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from jobs.errors import EndedError
@@ -173,11 +175,25 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, defau
         with contextlib.redirect_stderr(errors), _unwrapped(argv):
             options: dict[str, Any] = {} if default is None else {"default": default}
             parsed: T = tyro.cli(kind, args=list(argv), prog=prog, description=description, **options)
-            return parsed
     except SystemExit as exit_:
         if not exit_.code:
             raise
         raise UsageError(one_line(errors.getvalue())) from None
+    flags = Counter(word.partition("=")[0] for word in argv if word.startswith("--"))
+    for flag, count in flags.items():
+        name = flag.rsplit(".", 1)[-1].lstrip("-").replace("-", "_")
+        if count > 1 and name in _lists(parsed):
+            raise UsageError(f"{flag} stands there {count} times, of which the last would count: say {flag} A B")
+    return parsed
+
+
+def _lists(options: Any) -> set[str]:
+    """Names of the options that take several values."""
+    names: set[str] = set()
+    for field in fields(options):
+        value = getattr(options, field.name)
+        names |= {field.name} if isinstance(value, tuple) else _lists(value) if is_dataclass(value) else set()
+    return names
 
 
 @contextmanager

@@ -49,6 +49,8 @@ class TrainOptions:
     """Name of the run, by default the recipe's; the same name goes on where it stopped."""
     register_as: str = ""
     """Name of the registered model, by default the hybrid's: two captioners of different things need two."""
+    experiment: str = ""
+    """MLflow experiment that the run belongs to; MLFLOW_EXPERIMENT_NAME by default, else `hybrid`."""
     num_workers: int = 1
     """Training processes, one for each GPU or share of the CPUs."""
     gpu: Literal["auto", "yes", "no"] = "auto"
@@ -92,6 +94,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         pictures=options.pictures,
         gpu=options.gpu,
         register_as=options.register_as,
+        experiment=options.experiment,
     )
     shards = runs.check(job)
     if (trained := runs.finished(job)) is not None:

@@ -76,15 +76,23 @@ class Tracker:
         """Opens the store at the first use, which is guarded: a database may be away, too."""
         return client(self.uri)
 
-    def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> str | None:
-        """Creates the run; returns its id, or None if MLflow is away."""
+    def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], experiment: str = "") -> str | None:
+        """Creates the run; returns its id, or None if MLflow is away.
+
+        Args:
+            name: of the run.
+            params: what it was started with.
+            tags: of the run.
+            experiment: which it belongs to; MLFLOW_EXPERIMENT_NAME by default, as everywhere in MLflow, else `hybrid`.
+        """
         with self._guarded("create the run"):
             _make_parent(self.uri)
-            experiment = self._client.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
-                experiment_id = self._client.create_experiment(EXPERIMENT, _artifact_location(self.uri))
+            wanted = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+            found = self._client.get_experiment_by_name(wanted)
+            if found is None:
+                experiment_id = self._client.create_experiment(wanted, _artifact_location(self.uri))
             else:
-                experiment_id = experiment.experiment_id
+                experiment_id = found.experiment_id
             tags = {key: shown(value) for key, value in tags.items()}
             run = self._client.create_run(experiment_id, run_name=shown(name), tags=tags)
             self.run_id = run.info.run_id

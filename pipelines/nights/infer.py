@@ -23,7 +23,7 @@ from pipelines.nights.upkeep import Retention, Tidied
 from pipelines.reading.limits import MAX_BAD_SHARE
 from pipelines.reading.shards import Shard
 from pipelines.staging.actors import Lineage, Predictor
-from pipelines.staging.checks import RefusedError, check_errors, count_errors, incomplete, verify
+from pipelines.staging.checks import RefusedError, absent, check_errors, count_errors, incomplete, verify
 from pipelines.staging.engine import Actor, stage
 from pipelines.staging.pieces import PIECE, shard_key, table_schema
 
@@ -153,6 +153,8 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         written = stage(todo, night.folder, night.schema, decode, actor, resources, night.name or artifact.table)
     staged = time.perf_counter()
     pieces = upkeep.renew(night.table, night.ds, verify(night.shards, night.folder))
+    for name in absent(pieces, night.inference.keep):
+        log.warning("%s ds=%s: no row has the field '%s', which `keep` names", night.table, night.ds, name)
     bad = count_errors(pieces)
     rows = sum(piece.rows for piece in pieces)
     check_errors(bad.kinds, rows + bad.lost, night.rules.max_error_fraction)

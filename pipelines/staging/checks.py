@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import storage
@@ -86,6 +88,22 @@ def count_errors(pieces: Iterable[Piece]) -> Errors:
             kinds[_kind(row["error"])] += 1 + beyond
             lost += beyond
     return Errors(kinds, lost)
+
+
+def absent(pieces: Iterable[Piece], keep: Sequence[str]) -> list[str]:
+    """Which fields that were to be kept no row of these files has."""
+    missing = list(keep)
+    for piece in pieces:
+        if not missing:
+            break
+        with storage.open_input(piece.file.uri) as stream:
+            kept = pq.ParquetFile(stream).read(columns=["fields"])["fields"]
+        missing = [
+            name
+            for name in missing
+            if not pc.any(pc.match_substring(kept, f"{json.dumps(name, ensure_ascii=False)}:")).as_py()
+        ]
+    return missing
 
 
 def kinds_of(errors: pa.ChunkedArray) -> Counter[str]:

@@ -71,7 +71,7 @@ def _open_run(job: TrainJob, shards: Shards) -> Tracker:
         return tracker
     tags = {"hybrid.recipe": job.recipe_name, "hybrid.run": job.run, "hybrid.data": job.data}
     params = {"recipe": job.recipe_name, "data": job.data, "num_workers": job.num_workers, **plain(job.recipe)}
-    tracker.start(job.name, params, tags)
+    tracker.start(job.name, params, tags, job.experiment)
     state = RunState(job.recipe_name, plain(job.recipe), job.data, shards_digest(shards), tracker.run_id)
     storage.write_bytes(storage.join(job.run, "run.json"), json.dumps(asdict(state), indent=2).encode())
     return tracker

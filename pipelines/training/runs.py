@@ -40,6 +40,7 @@ class TrainJob:
         pictures: how many validation samples the model card shows; without any it has no curves either.
         gpu: whether each training process takes a GPU: "yes", "no", or "auto", if the cluster has any now.
         register_as: name of the registered model, the hybrid's by default.
+        experiment: of MLflow, which the run belongs to.
     """
 
     recipe: Recipe
@@ -53,6 +54,7 @@ class TrainJob:
     pictures: int = 0
     gpu: Literal["auto", "yes", "no"] = "auto"
     register_as: str = ""
+    experiment: str = ""
 
     @property
     def model_name(self) -> str:

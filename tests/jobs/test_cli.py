@@ -3,7 +3,7 @@ import importlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -209,6 +209,25 @@ def test_options_are_parsed_or_refused_in_one_line() -> None:
         assert not re.search(r"[│╭─]|\x1b", str(caught.value))
 
 
+@dataclass(frozen=True)
+class Several:
+    """Options."""
+
+    words: tuple[str, ...] = ()
+    """Some words."""
+    one: Options = field(default_factory=lambda: Options(1))
+    """More."""
+
+
+def test_an_option_of_several_values_that_stands_there_twice_is_refused() -> None:
+    assert cli.parse(Several, ["--words", "a", "b"], "hybrid x", "Text.") == Several(("a", "b"))
+    with pytest.raises(UsageError) as caught:
+        cli.parse(Several, ["--words", "a", "--words", "b"], "hybrid x", "Text.")
+    assert str(caught.value) == "--words stands there 2 times, of which the last would count: say --words A B"
+    twice = cli.parse(Several, ["--one.number", "2", "--one.number", "3"], "hybrid x", "Text.")
+    assert twice.one.number == 3, "the last one counts, as a script's defaults are overridden"
+
+
 def test_peek_finds_an_option_before_the_others_are_known() -> None:
     assert cli.peek(["captions", "--model", "a", "--ds", "x"], "--model") == "a"
     assert cli.peek(["--model=b"], "--model") == "b"
@@ -267,9 +286,9 @@ def test_pipelines_name_fields_that_are_flags() -> None:
         assert not re.search(r"(?<![-`\w])--[a-z]", re.sub(r"`hybrid [^`]*`", "", text)), (
             f"{place} names a flag: {text}"
         )
-        for field in cli.FIELD.findall(text):
-            named.add(field)
-            assert field in known, f"{place} names {field}, which no verb has"
+        for name in cli.FIELD.findall(text):
+            named.add(name)
+            assert name in known, f"{place} names {name}, which no verb has"
     assert {"max_error_fraction", "retain_hours", "train.learning_rate", "num_workers", "as_of", "tables"} <= named
 
 

@@ -130,7 +130,7 @@ def test_every_hybrid_has_its_task() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_photographs_as_they_lie_and_as_a_manifest_names_them(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(objects, "GROUP_OBJECTS", 4)
     tiny.write_captioner(str(tmp_path / "model"))
@@ -166,5 +166,8 @@ def test_photographs_as_they_lie_and_as_a_manifest_names_them(
         "order-3": "A3", "order-1": "A1", "order-77": "A77", "spy": "?",
     }  # fmt: skip
     assert orders["order-3"]["caption"] == rows["3.jpg"]["caption"], "the same photograph"
+    assert "no row has the field" not in caplog.text
     again = night("orders", *named, source="orders/m.jsonl")
     assert (again["changed"], again["rows_computed"]) == (False, 0)
+    night("slip", *named[:2], "--keep", "sku", "skuu", *named[4:], source="orders/m.jsonl")
+    assert "slip/captions ds=2026-01-31: no row has the field 'skuu', which `keep` names" in caplog.text

@@ -55,6 +55,22 @@ def test_what_is_logged_has_no_passwords(uri: str) -> None:
     assert json.loads(text) == {"mlflow": "https://***@host/x?sig=***"}
 
 
+def test_a_run_belongs_to_its_experiment(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def experiment_of(**given: str) -> str:
+        tracker = Tracker(uri)
+        run_id = tracker.start("run", {}, {}, **given)
+        assert run_id is not None
+        api = mlflow.MlflowClient(uri)
+        return str(api.get_experiment(api.get_run(run_id).info.experiment_id).name)
+
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    assert experiment_of() == "hybrid"
+    assert experiment_of(experiment="products") == experiment_of(experiment="products") == "products"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "the-teams")
+    assert experiment_of() == "the-teams"
+    assert experiment_of(experiment="products") == "products"
+
+
 # ---- runs --------------------------------------------------------------------------------------------------------
 def test_a_run_has_its_name_parameters_tags_and_end(uri: str) -> None:
     tracker, run_id = started(uri, "night")
