@@ -34,6 +34,7 @@ class Gaze:
         weights: float32 [words, rows, columns], over the grid averaged over the frames; none without attention.
         frame_weights: float32 [words, T], over the frames; none where nothing reads them in order. Of each word, both
             together sum to 1.
+        times: float32 [T], seconds from the clip's first frame, where they are known.
     """
 
     frames: np.ndarray
@@ -41,6 +42,7 @@ class Gaze:
     words: Sequence[str]
     weights: np.ndarray | None
     frame_weights: np.ndarray | None = None
+    times: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ class Inputs:
     """Image or clip: uint8 `[frames, height, width, 3]`; array or radar window: `[time, height, width]`; text: None."""
     fields: Mapping[str, Any]
     """The row's other members: text, captions, step_minutes, issue_time …"""
+    times: np.ndarray | None = None
+    """Of a clip's frames, where they are known: float32 `[frames]`, seconds from its first one."""
 
 
 class Preprocess(abc.ABC):

@@ -250,21 +250,24 @@ class Captioner(Hybrid):
             state, memory = self._start(batch)
             found = self._search(batch, state, memory, cast(CaptionerDecoding, decoding))
             looks = self.decoder.attend([best.tokens for best in found], state, memory)
+        places = [(None, None)] * len(samples) if looks is None else list(map(self._places, looks, samples))
         return [
             Gaze(
                 sample["frames"],
                 self._tokenizer.decode(best.tokens),
                 self._tokenizer.pieces([*best.tokens, EOS]),
-                *(self._places(looks[i], len(sample["frames"])) if looks is not None else (None, None)),
+                grid,
+                along,
+                sample.get("times"),
             )
-            for i, (sample, best) in enumerate(zip(samples, found, strict=True))
+            for sample, best, (grid, along) in zip(samples, found, places, strict=True)
         ]
 
-    def _places(self, looks: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _places(self, looks: np.ndarray, sample: Sample) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Weights [words,places] of memory's places as those of the grid [words,h,w] and of the frames [words,T]."""
         side = math.isqrt(self.encoder.cells)
         grid = looks[:, -(side**2) :].reshape(-1, side, side)
-        return grid, None if self.frame_keys is None else looks[:, :count]
+        return grid, None if self.frame_keys is None else looks[:, : len(sample["frames"])]
 
     def caption(self, images: Sequence[Any], batch_size: int = 32, **decoding: Any) -> list[str]:
         """Captions images and clips of any size, in order.

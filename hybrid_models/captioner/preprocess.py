@@ -174,8 +174,9 @@ def usable_captions(config: CaptionerConfig, fields: Mapping[str, Any], form: Ca
 
 
 class CaptionerPreprocess(Preprocess):
-    """Checks frames and tokenizes captions: `frames` uint8 [T,H,W,3], `frame_count`, `length`; for training `captions`
-    int32 [R,L] with start and end symbols, padded, and `references`, the raw captions as packed JSON."""
+    """Checks frames and tokenizes captions: `frames` uint8 [T,H,W,3], of a clip `times` float32 [T] (seconds),
+    `frame_count`, `length`; for training `captions` int32 [R,L] with start and end symbols, padded, and `references`,
+    the raw captions as packed JSON."""
 
     def __init__(self, config: CaptionerConfig, assets: Mapping[str, str]) -> None:
         self.config = config
@@ -192,6 +193,8 @@ class CaptionerPreprocess(Preprocess):
             )
         count = np.asarray(len(frames), dtype=np.int64)
         sample = {"frames": frames, "frame_count": count, "length": count}
+        if inputs.times is not None:
+            sample["times"] = inputs.times
         return sample | self._target(inputs.fields) if with_target else sample
 
     def _target(self, fields: Mapping[str, Any]) -> Sample:

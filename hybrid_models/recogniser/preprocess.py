@@ -128,7 +128,8 @@ def read_labels(assets: Mapping[str, str]) -> list[str]:
 
 
 class RecogniserPreprocess(Preprocess):
-    """Checks frames: `frames` uint8 [T,H,W,3], `frame_count`, `length`; for training `label`, its number."""
+    """Checks frames: `frames` uint8 [T,H,W,3], where known `times` float32 [T] (seconds), `frame_count`, `length`; for
+    training `label`, its number."""
 
     def __init__(self, config: RecogniserConfig, assets: Mapping[str, str]) -> None:
         self.config = config
@@ -148,6 +149,8 @@ class RecogniserPreprocess(Preprocess):
             )
         count = np.asarray(len(frames), dtype=np.int64)
         sample = {"frames": frames, "frame_count": count, "length": count}
+        if inputs.times is not None:
+            sample["times"] = inputs.times
         if with_target:
             label = label_of(self.config, inputs.fields)
             if label not in self._numbers:

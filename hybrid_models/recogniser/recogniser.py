@@ -155,9 +155,15 @@ class Recogniser(Hybrid):
     def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
         found = self.predict(to_device(self.collate(samples), module_device(self)), decoding)
         return [
-            Gaze(sample["frames"], f"{row['label']} ({row['score']:.2f})", [row["label"]], None)
+            Gaze(
+                sample["frames"],
+                f"{row['label']} ({row['score']:.2f})",
+                [row["label"]],
+                None,
+                times=sample.get("times"),
+            )
             for sample, row in zip(samples, found, strict=True)
-        ]
+        ]  # fmt: skip
 
     def recognise(self, clips: Sequence[Any], batch_size: int = 32) -> list[str]:
         """The label of each clip of any size, in order.

@@ -108,13 +108,28 @@ def _gaze(shown: Gaze) -> Files:
     if shown.frame_weights is not None and count > 1:
         words = list(zip(shown.words, shown.frame_weights, strict=True))
         tiles = [*shown.frames, *(tile for _, weights in words for tile in _dimmed(shown.frames, weights))]
-        titles = [*map(str, range(1, count + 1)), *(text for word, _ in words for text in (word, *[""] * (count - 1)))]
+        titles = [*_times(shown), *(text for word, _ in words for text in (word, *[""] * (count - 1)))]
         return _wall(tiles, titles, count, 1.1)
     if shown.weights is None:
-        return _wall([strip(shown.frames)], [textwrap.fill(shown.said, 40 * count)], 1, 3.2 * count)
+        span = f" ({_times(shown)[0]} … {_times(shown)[-1]})" if shown.times is not None and count > 1 else ""
+        return _wall([strip(shown.frames)], [textwrap.fill(shown.said + span, 40 * count)], 1, 3.2 * count)
     middle = shown.frames[count // 2]
     lit = [_lit(middle, weights) for weights in shown.weights]
-    return _wall([middle, *lit], ["", *shown.words[: len(lit)]], 6, 1.6)
+    title = _times(shown)[count // 2] if count > 1 else ""
+    return _wall([middle, *lit], [title, *shown.words[: len(lit)]], 6, 1.6)
+
+
+def _times(shown: Gaze) -> list[str]:
+    """When each frame is shown; their numbers, where that is not known."""
+    if shown.times is None:
+        return [str(number) for number in range(1, len(shown.frames) + 1)]
+    return [clock(time) for time in shown.times.tolist()]
+
+
+def clock(seconds: float) -> str:
+    """A time of a clip as people write it: `7.5 s`, `2:07.5`."""
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{minutes:.0f}:{rest:04.1f}" if minutes else f"{rest:.1f} s"
 
 
 def strip(frames: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from hybrid_models.explanations import Alignment, Explanation, Forecast, Gaze
 from hybrid_models.inputs import Sample
 from pipelines import storage
 from pipelines.models import artifacts, tracking
-from pipelines.models.pictures import LOOKED_AT, evenly, side_by_side, strip
+from pipelines.models.pictures import LOOKED_AT, clock, evenly, side_by_side, strip
 from pipelines.models.session import Inference
 from pipelines.nights import query, tables
 from pipelines.reading.guard import guarded
@@ -143,7 +143,8 @@ def element(explanation: Explanation, row: Mapping[str, Any]) -> tuple[str, dict
 def _gaze(shown: Gaze, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     buffer = io.BytesIO()
     Image.fromarray(strip(shown.frames)).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return "photograph", {"image": _data_uri("image/jpeg", buffer.getvalue()), "said": shown.said}
+    times = [] if shown.times is None else [clock(time) for time in shown.times.tolist()]
+    return "photograph", {"image": _data_uri("image/jpeg", buffer.getvalue()), "said": shown.said, "times": times}
 
 
 @element.register

@@ -19,9 +19,9 @@ import pyarrow as pa
 from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.reading import objects
-from pipelines.reading.formats.entry import MAX_ERROR, MAX_ID, Entry, ReadOptions, json_object, npy_bytes
+from pipelines.reading.formats.entry import MAX_ERROR, MAX_ID, Entry, ReadOptions, json_object
 from pipelines.reading.limits import is_memory_error
-from pipelines.reading.media.decode import FRAMES, sniff_media_type
+from pipelines.reading.media.decode import FRAMES, pack_frames, sniff_media_type
 from pipelines.reading.media.video import ClipWindow, cut_clip, is_cut
 from pipelines.reading.readers import COUNTERS, READERS, suffix_of
 from pipelines.reading.shards import Shard
@@ -304,7 +304,7 @@ def _window_entry(clip: Entry, window: ClipWindow) -> Entry:
     return replace(
         clip,
         sample_id=clip.sample_id if whole else f"{clip.sample_id}#t={span}",
-        media=None if window.frames is None else npy_bytes(window.frames),
+        media=None if window.frames is None else pack_frames(window.frames),
         media_type=None if window.frames is None else FRAMES,
         error=None if window.error is None else str(window.error),
         start_seconds=None if whole else window.start,

@@ -118,10 +118,10 @@ class Decode:
     def _sample(self, row: dict[str, Any]) -> Sample:
         if row["error"] is not None:
             raise BadSample.of(row["error"])
-        media = None
+        media, times = None, None
         if row["media"] is not None:
-            media = decode_media(row["media"], row["media_type"], self.preprocess.visual, self.limits)
-        return self.preprocess(Inputs(media, json.loads(row["fields"])), self.with_target)
+            media, times = decode_media(row["media"], row["media_type"], self.preprocess.visual, self.limits)
+        return self.preprocess(Inputs(media, json.loads(row["fields"]), times), self.with_target)
 
     def _output_bytes(self, sample: Sample) -> int:
         size, most = self.preprocess.output_bytes(sample), self.limits.max_output_bytes

@@ -9,15 +9,18 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
+from safetensors.numpy import load as unpack_arrays
+from safetensors.numpy import save as pack_arrays
 
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Visual
 from pipelines.reading.limits import DEFAULT_LIMITS, Limits, bad_sample, check_pixels, check_size
 from pipelines.reading.media.radar import RadarWindow, radar_windows
-from pipelines.reading.media.video import CLIP_FORMATS, Cut, decode_clip
+from pipelines.reading.media.video import CLIP_FORMATS, Cut, Frames, decode_clip
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -41,8 +44,7 @@ formats of Pillow start programs or are rarely fuzzed."""
 ARRAY_TYPES = ("npy", "npz")
 MEDIA_TYPES = tuple(dict.fromkeys([*IMAGE_FORMATS, *CLIP_FORMATS, *ARRAY_TYPES]))
 FRAMES = "frames"
-"""Media type of what a reader has decoded itself, the windows of a clip: an array `[frames, height, width, 3]`. No file
-is called so."""
+"""Media type of what a reader has decoded itself, the windows of a clip (`pack_frames`). No file is called so."""
 MAGIC = (
     (0, b"\xff\xd8\xff", "jpg"),
     (0, b"\x89PNG", "png"),
@@ -57,7 +59,17 @@ MAGIC = (
 """(offset, bytes there, media type): how files that have no name are told apart."""
 
 
-def decode_media(media: bytes, media_type: str, visual: Visual | None, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+class Decoded(NamedTuple):
+    """One media member of a sample."""
+
+    array: np.ndarray
+    """uint8 `[frames, height, width, 3]` RGB for a photograph (one frame) or a clip; `[time, height, width]` in its own
+    number type for an array."""
+    times: np.ndarray | None = None
+    """Of a clip's frames, float32 `[frames]`: seconds from its first one."""
+
+
+def decode_media(media: bytes, media_type: str, visual: Visual | None, limits: Limits = DEFAULT_LIMITS) -> Decoded:
     """Decodes one media member of a sample.
 
     Args:
@@ -66,27 +78,28 @@ def decode_media(media: bytes, media_type: str, visual: Visual | None, limits: L
         visual: the size wanted; None for a model that takes no photographs or clips.
         limits: what it may cost.
 
-    Returns:
-        uint8 `[frames, height, width, 3]` RGB for a photograph (one frame) or a clip (`decode_clip`); `[time, height,
-        width]` in its own number type for an array.
-
     Raises:
         BadSample: `UnsupportedMedia`, `MediaTooLarge`, `ImageDecodeError`, `ImageTooLarge`, `VideoDecodeError`,
             `VideoTooLarge`, `ArrayDecodeError` or `ArrayTooLarge`.
     """
     if media_type == FRAMES:
-        return np.asarray(np.load(io.BytesIO(media), allow_pickle=False))
+        return Decoded(**unpack_arrays(media))
     kind = media_type.lower().lstrip(".")
     if kind not in MEDIA_TYPES:
         raise BadSample("UnsupportedMedia", f"'{kind}' is none of {', '.join(MEDIA_TYPES)}")
     check_size(media, limits)
     if kind in ARRAY_TYPES:
-        return decode_array(media, kind, limits)
+        return Decoded(decode_array(media, kind, limits))
     if visual is None:
         raise BadSample("UnsupportedMedia", f"this model reads arrays ({', '.join(ARRAY_TYPES)}), not '{kind}'")
     if kind not in IMAGE_FORMATS or (kind == "gif" and _is_animated(media)):
-        return decode_clip(media, kind, visual, limits)
-    return decode_image(media, visual, limits)
+        return Decoded(*decode_clip(media, kind, visual, limits))
+    return Decoded(decode_image(media, visual, limits))
+
+
+def pack_frames(frames: Frames) -> bytes:
+    """A window's frames as media of type `FRAMES`."""
+    return pack_arrays({"array": np.ascontiguousarray(frames.pixels), "times": frames.times})
 
 
 def sniff_media_type(media: bytes) -> str:

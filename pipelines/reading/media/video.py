@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -55,6 +55,15 @@ class Cut:
         return number * self.stride_seconds
 
 
+class Frames(NamedTuple):
+    """What is looked at of a clip, or of a window of it."""
+
+    pixels: np.ndarray
+    """uint8 `[frames, height, width, 3]` RGB."""
+    times: np.ndarray
+    """float32 `[frames]`, seconds from the clip's first frame."""
+
+
 @dataclass(frozen=True)
 class ClipWindow:
     """A window of a clip.
@@ -63,19 +72,19 @@ class ClipWindow:
         number: from 0.
         start: seconds from the clip's first frame.
         end: seconds; the clip's own in its last window. None where it cannot be read.
-        frames: uint8 `[frames, height, width, 3]` RGB; None where it was not to be decoded, or could not be.
+        frames: None where it was not to be decoded, or could not be.
         error: why it could not; the clip's last, if its packets cannot be read.
     """
 
     number: int
     start: float
     end: float | None
-    frames: np.ndarray | None = None
+    frames: Frames | None = None
     error: BadSample | None = None
 
 
-def decode_clip(media: bytes, media_type: str, visual: Visual, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
-    """A whole clip → uint8 `[frames, height, width, 3]` RGB, the frames that `visual` wants.
+def decode_clip(media: bytes, media_type: str, visual: Visual, limits: Limits = DEFAULT_LIMITS) -> Frames:
+    """A whole clip → the frames that `visual` wants.
 
     Raises:
         BadSample: `VideoDecodeError` or `VideoTooLarge`.
@@ -142,9 +151,10 @@ def cut_clip(
 
 def _decoded(clip: _Clip, visual: Visual, window: ClipWindow) -> ClipWindow:
     """With its frames; where they are damaged, the windows after it may not be."""
+    end = clip.end if window.end is None else window.end
     try:
         with bad_sample("VideoDecodeError"):
-            return replace(window, frames=clip.sample(visual, window.start, window.end))
+            return replace(window, frames=clip.sample(visual, window.start, end))
     except BadSample as bad:
         clip.start_anew()
         return replace(window, error=bad)
@@ -314,10 +324,8 @@ class _Clip:
         return self._gone
 
     # ---- frames -----------------------------------------------------------------------------------------------------
-    def sample(self, visual: Visual, start: float, end: float | None) -> np.ndarray:
-        """The frames wanted of a part of the clip, uint8 `[frames, height, width, 3]`; at each time that which is seen
-        then, though it came before the part."""
-        end = self.end if end is None else end
+    def sample(self, visual: Visual, start: float, end: float) -> Frames:
+        """The frames wanted of a part of the clip; at each time that which is seen then, though it came before."""
         held = [packet for packet in self._held if start <= packet.time < end]
         shown, keys = sorted(packet.time for packet in held), sorted(packet.time for packet in held if packet.key)
         times = visual.times(start, end, shown, keys)
@@ -332,7 +340,7 @@ class _Clip:
             raise BadSample("VideoDecodeError", "no frame could be decoded")
         if visual.sampling != "first":  # packets that only set up the decoder give no frame
             pixels += [pixels[-1]] * (len(times) - len(pixels))
-        return np.stack(pixels)
+        return Frames(np.stack(pixels), np.asarray(times[: len(pixels)], np.float32))
 
     def start_anew(self) -> None:
         """Forgets what was decoded."""

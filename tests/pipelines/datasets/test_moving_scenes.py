@@ -134,7 +134,7 @@ def test_clips_are_files_that_nights_read(tmp_path: Path) -> None:
     for name in clips:
         fields = json.loads(found[name.replace(".mp4", ".json")])
         assert f" {fields['label']}" in fields["captions"][0]
-        frames = decode_media(found[name], "mp4", Visual(SIDE, SIDE, FRAMES))
+        frames = decode_media(found[name], "mp4", Visual(SIDE, SIDE, FRAMES)).array
         assert frames.shape == (FRAMES, SIDE, SIDE, 3)
         assert len(found[name]) < 40_000
     again = prepare_moving_scenes(str(tmp_path / "again"), 5, COUNTS, seed=0)

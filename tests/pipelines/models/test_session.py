@@ -54,7 +54,7 @@ def test_frames_of_a_clip_are_chosen_alike_from_python_and_from_a_shard() -> Non
     visual = Visual(24, 32, 4)
     for count in (3, 4, 9, 30):
         greys = [round(grey) for grey in np.linspace(20, 230, count)]
-        there = decode_media(clip_bytes("matroska", "libx264", greys), "mkv", visual, Limits())
+        there = decode_media(clip_bytes("matroska", "libx264", greys), "mkv", visual, Limits()).array
         here = frames_of(np.stack([np.full((48, 64, 3), grey, np.uint8) for grey in greys]), visual)
         assert here.shape == there.shape == (4, 24, 32, 3)
         assert np.abs(here.astype(int) - there).max() < 6, "but for the codec's rounding"

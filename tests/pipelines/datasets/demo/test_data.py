@@ -77,9 +77,9 @@ def sentence_rows(demo: Path, split: str) -> list[dict[str, str]]:
 def test_rows_are_what_the_hybrids_read(demo: Path) -> None:
     visual = Visual(64, 64, 1)
     scenes = members(demo / "scenes", "val")
-    assert decode_media(scenes["val-000000.jpg"], "jpg", visual).std() > 5
+    assert decode_media(scenes["val-000000.jpg"], "jpg", visual).array.std() > 5
     assert len(json.loads(scenes["val-000000.json"])["captions"]) >= 2
-    sequence = decode_media(members(demo / "digits", NIGHTS[0])["2026-01-01-000000.npy"], "npy", None)
+    sequence = decode_media(members(demo / "digits", NIGHTS[0])["2026-01-01-000000.npy"], "npy", None).array
     assert (sequence.shape, sequence.dtype) == ((10, 32, 32), np.uint8)
     assert sequence.max() > 200
     row = sentence_rows(demo, "test")[0]

@@ -35,7 +35,7 @@ def halves(mode: str, left: object, right: object, size: tuple[int, int] = (64, 
 
 
 def decode(media: bytes, kind: str, limits: Limits = Limits()) -> np.ndarray:  # noqa: B008 - immutable
-    return decode_media(media, kind, VISUAL, limits)
+    return decode_media(media, kind, VISUAL, limits).array
 
 
 def kind_of(media: bytes, kind: str, limits: Limits = Limits()) -> str:  # noqa: B008 - immutable
@@ -205,7 +205,7 @@ def test_a_clip_with_fewer_frames_repeats_them() -> None:
 def test_the_first_frames_of_a_clip_are_as_many_as_there_are(wanted: int, found: int) -> None:
     greys = [20, 60, 100, 140, 180]
     visual = Visual(24, 32, wanted, sampling="first")
-    pixels = decode_media(clip_bytes("mp4", "libx264", greys), "mp4", visual)
+    pixels = decode_media(clip_bytes("mp4", "libx264", greys), "mp4", visual).array
     np.testing.assert_allclose(pixels.mean(axis=(1, 2, 3)), greys[:found], atol=5)
 
 
@@ -313,7 +313,7 @@ def test_arrays_come_back_as_they_were(dtype: str, order: str) -> None:
     packed = io.BytesIO()
     np.savez_compressed(packed, frames=array)
     for kind, media in (("npy", npy(array)), ("npz", packed.getvalue())):
-        decoded = decode_media(media, kind, None)
+        decoded = decode_media(media, kind, None).array
         np.testing.assert_array_equal(decoded, array)
         assert decoded.dtype == array.dtype.newbyteorder("=")
         assert decoded.flags.c_contiguous
@@ -322,7 +322,7 @@ def test_arrays_come_back_as_they_were(dtype: str, order: str) -> None:
 
 def test_truth_values_become_numbers() -> None:
     mask = np.array([[[True, False]]])
-    decoded = decode_media(npy(mask), "npy", None)
+    decoded = decode_media(npy(mask), "npy", None).array
     assert decoded.dtype == np.uint8
     assert decoded.tolist() == [[[1, 0]]]
 
