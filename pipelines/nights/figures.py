@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -143,16 +144,22 @@ def element(explanation: Explanation, row: Mapping[str, Any]) -> tuple[str, dict
 def _gaze(shown: Gaze, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     buffer = io.BytesIO()
     Image.fromarray(strip(shown.frames)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    image = _data_uri("image/jpeg", buffer.getvalue())
     times = [] if shown.times is None else [clock(time) for time in shown.times.tolist()]
-    return "photograph", {"image": _data_uri("image/jpeg", buffer.getvalue()), "said": shown.said, "times": times}
+    words = [] if shown.frame_weights is None else _lines(shown.words, shown.frame_weights)
+    return "photograph", {"image": image, "said": shown.said, "times": times, "lines": words}
 
 
 @element.register
 def _alignment(shown: Alignment, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if shown.weights is None:
         return "alignment", {"source": shown.source, "lines": []}
-    weights = [[round(float(weight), 3) for weight in line] for line in shown.weights]
-    return "alignment", {"source": shown.source, "lines": list(zip(shown.target, weights, strict=True))}
+    return "alignment", {"source": shown.source, "lines": _lines(shown.target, shown.weights)}
+
+
+def _lines(words: Sequence[str], weights: np.ndarray) -> list[tuple[str, list[float]]]:
+    """Each word with where it looked, `weights` [words,places]."""
+    return [(word, [round(float(weight), 3) for weight in line]) for word, line in zip(words, weights, strict=True)]
 
 
 @element.register

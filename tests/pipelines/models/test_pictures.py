@@ -108,6 +108,12 @@ def test_a_gaze_on_a_clip_is_bright_at_the_frame_of_each_word() -> None:
     assert pictures.strip(frames).shape == (32, 3 * 32 + 2, 3)
 
 
+def test_times_are_written_as_people_do() -> None:
+    assert [pictures.clock(seconds) for seconds in (0.0, 7.54, 59.96, 60.0, 127.5, 7384.25)] == [
+        "0.0 s", "7.5 s", "1:00.0", "1:00.0", "2:07.5", "123:04.2",
+    ]  # fmt: skip
+
+
 def test_what_nobody_can_draw_is_an_error() -> None:
     with pytest.raises(TypeError, match="cannot draw int"):
         pictures.draw(3)

@@ -222,6 +222,10 @@ def test_explanations_are_drawn_by_their_kind() -> None:
     assert (kind, content) == ("alignment", {"source": ["a", "b"], "lines": []})
     kind, content = figures.element(Gaze(np.zeros((1, 4, 4, 3), np.uint8), "a", ["a"], None), {})
     assert (kind, content["image"][:23], content["said"]) == ("photograph", "data:image/jpeg;base64,", "a")
+    assert (content["times"], content["lines"]) == ([], [])
+    clip, looks = np.zeros((2, 4, 4, 3), np.uint8), np.array([[0.25, 0.5]], np.float32)
+    _, content = figures.element(Gaze(clip, "a", ["a"], None, looks, np.array([7.5, 127.5])), {})
+    assert (content["times"], content["lines"]) == (["7.5 s", "2:07.5"], [("a", [0.25, 0.5])])
     leads = {"mean_mm_h": [1.0, 2.0], "max_mm_h": [3.0, 4.0], "wet_fraction": [0.5, 0.25], "mean": None}
     frames = np.zeros((2, 8, 8), np.float32)
     kind, content = figures.element(Forecast(frames, frames, None, [5.0, 10.0], "mm/h"), leads)
