@@ -138,10 +138,12 @@ def fetch(member: Member, limits: Limits) -> bytes:
         raise BadSample.of(member.problem)
     if member.size > limits.max_bytes:
         raise BadSample("MediaTooLarge", f"{member.size:,} bytes are more than max_bytes={limits.max_bytes:,}")
-    with as_listed(member):
-        data = storage.read_beginning(member.uri, member.size)
-        if len(data) != member.size:
-            raise _changed(member)
+    try:
+        data = storage.read_listed(storage.FileInfo(member.uri, member.size, member.etag))
+    except FileNotFoundError:
+        raise _gone(member) from None
+    if data is None:
+        raise _changed(member)
     return data
 
 
@@ -162,7 +164,11 @@ def as_listed(member: Member) -> Iterator[None]:
         if storage.info(member.uri).etag != member.etag:  # afterwards: what was read before is what was listed
             raise _changed(member)
     except FileNotFoundError:
-        raise BadSample("ObjectGone", f"{member.uri} was removed after it had been listed") from None
+        raise _gone(member) from None
+
+
+def _gone(member: Member) -> BadSample:
+    return BadSample("ObjectGone", f"{member.uri} was removed after it had been listed")
 
 
 def _changed(member: Member) -> BadSample:

@@ -229,13 +229,23 @@ def test_many_objects_are_looked_up_as_one_by_one(place: str, monkeypatch: pytes
     assert storage.look_up({f"{place}/{folder}/{n}" for folder in ("gone", "few/a.jpg") for n in range(3)}) == {}
 
 
-def test_the_beginning_of_an_object(place: str) -> None:
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_object_is_read_as_it_was_listed_or_not_at_all(
+    place: str, broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaks_off(*_: object) -> bytes:
+        raise OSError("the connection was lost")
+
+    if broken:
+        monkeypatch.setattr(storage, "_get", breaks_off)
     storage.write_bytes(f"{place}/a", b"abcdef")
-    assert [storage.read_beginning(f"{place}/a", count) for count in (0, 3, 6, 100)] == [
-        b"",
-        b"abc",
-        b"abcdef",
-        b"abcdef",
-    ]
+    storage.write_bytes(f"{place}/empty", b"")
+    one, empty = storage.info(f"{place}/a"), storage.info(f"{place}/empty")
+    assert storage.read_listed(one) == b"abcdef"
+    assert storage.read_listed(empty) == b""
+    for other in (b"uvwxyz", b"abc", b"abcdefgh", b""):
+        storage.write_bytes(f"{place}/a", other)
+        assert storage.read_listed(one) is None
+    storage.delete(f"{place}/a")
     with pytest.raises(FileNotFoundError):
-        storage.read_beginning(f"{place}/b", 3)
+        storage.read_listed(one)

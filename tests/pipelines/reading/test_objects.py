@@ -109,10 +109,10 @@ def test_an_object_comes_as_it_was_listed(place: str) -> None:
 def test_a_store_that_is_away_is_nobodys_bad_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     one = listed(f"{tmp_path}/a.jpg", b"abc")
 
-    def away(uri: str, count: int) -> bytes:
+    def away(file: storage.FileInfo) -> bytes:
         raise storage.StorageError("cannot read")
 
-    monkeypatch.setattr(storage, "read_beginning", away)
+    monkeypatch.setattr(storage, "read_listed", away)
     with pytest.raises(storage.StorageError):
         fetch(one, Limits())
 
