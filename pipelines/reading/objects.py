@@ -21,9 +21,11 @@ from pipelines.reading.media.video import is_cut
 
 GROUP_OBJECTS = 256
 GROUP_BYTES = 64 << 20
-"""Objects and bytes of a group at most; a larger object is a group of its own."""
+"""Objects and bytes of a group at most; a larger object is a group of its own. A clip counts as `CLIP` objects."""
 DIGITS = 64
 """Of a hash; objects that share them all are at one address."""
+CLIP = 16
+"""As many objects as a clip counts for: decoding it takes as long as so many photographs, and more."""
 AHEAD = 16
 """Objects that are fetched at once, before they are asked for."""
 AHEAD_BYTES = 64 << 20
@@ -117,7 +119,8 @@ def _hash(text: str) -> str:
 
 def _split(hashed: Sequence[tuple[str, Member]], digits: str) -> Iterator[Group]:
     """Members sorted by hash, whose hashes begin with these digits."""
-    small = len(hashed) <= GROUP_OBJECTS and sum(member.size for _, member in hashed) <= GROUP_BYTES
+    count = sum(CLIP if is_cut(media_type_of(member.uri)) else 1 for _, member in hashed)
+    small = count <= GROUP_OBJECTS and sum(member.size for _, member in hashed) <= GROUP_BYTES
     if small or len(digits) == DIGITS:
         if hashed:
             yield Group(digits, tuple(sorted((member for _, member in hashed), key=lambda member: member.uri)))

@@ -12,7 +12,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import BinaryIO, NamedTuple
 
 import av
@@ -199,7 +198,7 @@ class _Clip:
         check_pixels(codec.width, codec.height, "VideoTooLarge", self._limits)
         rate = self._stream.average_rate or self._stream.guessed_rate
         self._step = 1 / float(rate) if rate else None
-        self._base = self._stream.time_base or Fraction(1)
+        self._base = float(self._stream.time_base or 1)
         self._packets = iter(self._container.demux(self._stream))
         self._origin: int | None = None
         """Ticks of the first frame."""
@@ -261,7 +260,7 @@ class _Clip:
         time = self._time_of(packet)
         self._held.append(_Packet(time, packet.is_keyframe, packet))
         self._held_bytes += packet.size
-        shown = float(packet.duration * self._base) if packet.duration else self._step or 0.0
+        shown = packet.duration * self._base if packet.duration else self._step or 0.0
         self.end = max(self.end, time + shown)
         # What is stored later is shown no earlier than it is to be decoded.
         self._latest = time - REORDERED if packet.dts is None else self._seconds(packet.dts)
@@ -284,7 +283,7 @@ class _Clip:
     def _seconds(self, ticks: int) -> float:
         if self._origin is None:
             self._origin = ticks
-        return float((ticks - self._origin) * self._base)
+        return (ticks - self._origin) * self._base
 
     def seek(self, time: float) -> bool:
         """Goes on from a frame that was stored whole, at or before a time; False if that cannot be found: from the
@@ -350,6 +349,7 @@ class _Clip:
         self._drained = False
         self._from = -math.inf
         self._passed = -math.inf
+        self._skipped: set[float] = set()
         self._frame: tuple[float, av.VideoFrame] | None = None
 
     def _pixels_at(self, time: float, visual: Visual) -> np.ndarray | None:
@@ -357,12 +357,13 @@ class _Clip:
         if self._last is not None and self._last[0] == time:
             return self._last[1]
         key = self._key_for(time)
-        if time < self._from or time <= self._passed or key > self._fed or self._frame is None:
+        behind = time < self._from or time <= self._passed or time in self._skipped
+        if behind or key > self._fed or self._frame is None:
             self._begin_at(key)
         while self._frame is None or self._frame[0] < time:
             if self._frame is not None:
                 self._passed = self._frame[0]
-            frame = self._next_frame()
+            frame = self._next_frame(time)
             if frame is None:
                 return None
             self._frame = (self._frame_time(frame), frame)
@@ -374,13 +375,17 @@ class _Clip:
         self._fed = key
         self._from = self._held[key - self._gone].time
 
-    def _next_frame(self) -> av.VideoFrame | None:
+    def _next_frame(self, wanted: float) -> av.VideoFrame | None:
+        """The next one, where those before the wanted one that no other is made from are left out."""
         codec = self._stream.codec_context
         while not self._ready:
             if self._fed < self._gone + len(self._held):
-                packet = self._held[self._fed - self._gone].packet
+                stored = self._held[self._fed - self._gone]
                 self._fed += 1
-                self._ready.extend(codec.decode(packet))
+                if stored.time < wanted:
+                    self._skipped.add(stored.time)
+                codec.skip_frame = "NONREF" if stored.time < wanted else "DEFAULT"
+                self._ready.extend(codec.decode(stored.packet))
             elif not self.ended:
                 self._read_packet()  # a decoder may need some packets more
             elif not self._drained:
@@ -398,7 +403,7 @@ class _Clip:
         if frame.pts is None or self._origin is None:
             before = self._from if self._frame is None else self._frame[0] + (self._step or 1.0)
             return before if math.isfinite(before) else 0.0
-        return float((frame.pts - self._origin) * self._base)
+        return self._seconds(frame.pts)
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
