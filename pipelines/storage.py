@@ -6,6 +6,7 @@ configured by the standard variables alone: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import io
 import logging
@@ -13,14 +14,14 @@ import re
 import uuid
 from collections import defaultdict
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
-from fsspec.asyn import sync
 from fsspec.utils import glob_translate
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
@@ -29,6 +30,8 @@ from pipelines.secrets import shown
 
 log = logging.getLogger(__name__)
 READ_BUFFER = 1 << 20
+CLIENT = {"user_agent": "hybrid-pipelines", "response_checksum_validation": "when_required"}
+"""Of the S3 client: what it says of itself is not made up anew for each request, which takes longer than sending it."""
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 GLOB = re.compile(r"[*?\[]")
 LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
@@ -86,7 +89,9 @@ def join(uri: str, *parts: str) -> str:
 def _filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system and its own path of a URI. Listings are never cached: other jobs write at the same time."""
     try:
-        options = {} if is_local(uri) else {"use_listings_cache": False}
+        options: dict[str, Any] = {} if is_local(uri) else {"use_listings_cache": False}
+        if uri.startswith("s3://"):
+            options["config_kwargs"] = CLIENT
         return cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.core.url_to_fs(absolute(uri), **options))
     except (ValueError, ImportError) as error:
         hint = " (pip install 'hybrid-pipelines[s3]')" if uri.startswith("s3://") else ""
@@ -352,6 +357,47 @@ class _Input(io.RawIOBase):
         super().close()
 
 
+def start_reading(file: FileInfo) -> Future[bytes | None]:
+    """What `read_listed` gives, while the caller does something else: `finish_reading` waits for it.
+
+    Objects of S3 are one request each, side by side in s3fs's own thread: with two, and a thread for each object that
+    waits for that one, they cost twice the CPU.
+    """
+    fs, path = _filesystem(file.uri)
+    if hasattr(fs, "call_s3"):
+        return asyncio.run_coroutine_threadsafe(_get(fs, path, file), fs.loop)
+    return _readers().submit(read_listed, file)
+
+
+def finish_reading(file: FileInfo, reading: Future[bytes | None]) -> bytes | None:
+    """Waits for what was started; an answer that broke off is asked for again. Raises as `read_listed` does."""
+    try:
+        return reading.result()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(file.uri) from None
+    except StorageError:
+        raise
+    except Exception as error:
+        log.debug("read %s once more: %s", shown(file.uri), shown(str(error)))
+        return read_listed(file)
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(LOOK_UPS, thread_name_prefix="read")
+
+
+async def _get(fs: Any, path: str, file: FileInfo) -> bytes | None:
+    """One request: its answer has the state and the bytes."""
+    bucket, key, _ = fs.split_path(path)
+    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
+    try:
+        same = answer["ContentLength"] == file.size and answer["ETag"].strip('"') == file.etag
+        return cast(bytes, await answer["Body"].read()) if same else None
+    finally:
+        answer["Body"].close()
+
+
 def read_listed(file: FileInfo) -> bytes | None:
     """The bytes of an object in the state in which it was listed; None if it is another one now.
 
@@ -360,35 +406,15 @@ def read_listed(file: FileInfo) -> bytes | None:
         StorageError: the store cannot be reached or refuses.
     """
     fs, path = _filesystem(file.uri)
-    if hasattr(fs, "call_s3"):
-        try:
-            return cast("bytes | None", sync(fs.loop, _get, fs, path, file))
-        except (FileNotFoundError, NotADirectoryError):
-            raise FileNotFoundError(file.uri) from None
-        except Exception as error:  # an answer that broke off is not asked for again there, but below
-            log.debug("read %s once more: %s", shown(file.uri), shown(str(error)))
+    if info(file.uri).etag != file.etag:
+        return None
     try:
-        if info(file.uri).etag != file.etag:
-            return None
         data = cast(bytes, fs.cat_file(path, start=0, end=file.size)) if file.size else b""
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(file.uri) from None
-    except StorageError:
-        raise
     except Exception as error:
         raise failed("read", file.uri, error) from error
     return data if len(data) == file.size and info(file.uri).etag == file.etag else None
-
-
-async def _get(fs: Any, path: str, file: FileInfo) -> bytes | None:
-    """One request, which costs milliseconds of CPU: its answer has the state and the bytes."""
-    bucket, key, _ = fs.split_path(path)
-    answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
-    try:
-        same = answer["ContentLength"] == file.size and answer["ETag"].strip('"') == file.etag
-        return cast(bytes, await answer["Body"].read()) if same else None
-    finally:
-        answer["Body"].close()
 
 
 def read_bytes(uri: str) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
@@ -137,17 +137,7 @@ def fetch(member: Member, limits: Limits) -> bytes:
         BadSample: it is not to be read, is too large, vanished, or was replaced.
         StorageError: the store failed; worth a new start.
     """
-    if member.problem:
-        raise BadSample.of(member.problem)
-    if member.size > limits.max_bytes:
-        raise BadSample("MediaTooLarge", f"{member.size:,} bytes are more than max_bytes={limits.max_bytes:,}")
-    try:
-        data = storage.read_listed(storage.FileInfo(member.uri, member.size, member.etag))
-    except FileNotFoundError:
-        raise _gone(member) from None
-    if data is None:
-        raise _changed(member)
-    return data
+    return Fetched([member], limits).read(0)
 
 
 @contextmanager
@@ -179,7 +169,7 @@ def _changed(member: Member) -> BadSample:
 
 
 class Fetched:
-    """A group's objects, fetched by threads ahead of who asks for them in order.
+    """A group's objects, fetched ahead of who asks for them in order.
 
     Args:
         members: of the group.
@@ -188,20 +178,49 @@ class Fetched:
 
     def __init__(self, members: Sequence[Member], limits: Limits) -> None:
         self._members, self._limits = members, limits
-        self._threads = ThreadPoolExecutor(AHEAD, thread_name_prefix="fetch")
-        self._coming: dict[int, Future[bytes]] = {}
+        self._coming: dict[int, Future[bytes | None]] = {}
 
     def read(self, number: int) -> bytes:
-        """The bytes of one of them; raises as `fetch` does."""
+        """The bytes of one of them, as it was listed.
+
+        Raises:
+            BadSample: it is not to be read, is too large, vanished, or was replaced.
+            StorageError: the store failed; worth a new start.
+        """
         held = 0
         for ahead in range(number, min(number + AHEAD, len(self._members))):
-            held += self._members[ahead].size
+            member = self._members[ahead]
+            held += member.size
             if ahead > number and held > AHEAD_BYTES:
                 break
-            if ahead not in self._coming:
-                self._coming[ahead] = self._threads.submit(fetch, self._members[ahead], self._limits)
-        return self._coming.pop(number).result()
+            if ahead not in self._coming and self._refusal(member) is None:
+                self._coming[ahead] = storage.start_reading(_file(member))
+        return self._arrived(self._members[number], number)
+
+    def _arrived(self, member: Member, number: int) -> bytes:
+        if (refusal := self._refusal(member)) is not None:
+            raise refusal
+        try:
+            data = storage.finish_reading(_file(member), self._coming.pop(number))
+        except FileNotFoundError:
+            raise _gone(member) from None
+        if data is None:
+            raise _changed(member)
+        return data
+
+    def _refusal(self, member: Member) -> BadSample | None:
+        """Why an object is not read."""
+        if member.problem:
+            return BadSample.of(member.problem)
+        if member.size > (most := self._limits.max_bytes):
+            return BadSample("MediaTooLarge", f"{member.size:,} bytes are more than max_bytes={most:,}")
+        return None
 
     def close(self) -> None:
         """None is needed any more."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for reading in self._coming.values():
+            reading.cancel()
+
+
+def _file(member: Member) -> storage.FileInfo:
+    return storage.FileInfo(member.uri, member.size, member.etag)

@@ -27,6 +27,7 @@ from typing import Any
 import av
 import numpy as np
 import tyro
+from PIL import Image
 
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig
 from hybrid_models.inputs import Visual
@@ -55,6 +56,8 @@ class Options:
     """Folder of mp4 clips; a made up one of six seconds by default."""
     count: int = 3000
     """How many photographs."""
+    side: int = 0
+    """Enlarges photographs to so many pixels; 0 takes them as they are."""
     copies: int = 20
     """How many of each clip."""
     rounds: int = 3
@@ -117,6 +120,13 @@ def photographs(options: Options) -> list[tuple[str, bytes]]:
     return members
 
 
+def enlarged(jpeg: bytes, side: int) -> bytes:
+    """A photograph as a camera or a web shop has it."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
 def clips(options: Options) -> list[tuple[str, bytes]]:
     """Names and bytes."""
     made = [film("mp4", steady(150), gop=250)]
@@ -143,9 +153,11 @@ def main() -> None:
         server = S3Server(Path(scratch) / "s3").start()
         os.environ.update(server.env())
         try:
-            moving = clips(options)
+            moving, pictures = clips(options), photographs(options)
+            if options.side:
+                pictures = [(name, enlarged(data, options.side)) for name, data in pictures]
             photos, films = (
-                put(photographs(options), f"s3://{BUCKET}/photos", SHARD_PHOTOS),
+                put(pictures, f"s3://{BUCKET}/photos", SHARD_PHOTOS),
                 put(moving, f"s3://{BUCKET}/clips", SHARD_CLIPS),
             )
             bare = [[data for _, data in moving[start :: 4 * cores]] for start in range(4 * cores)]
@@ -163,6 +175,7 @@ def main() -> None:
     middle = {name: statistics.median(values) for name, values in rates.items()}
     print(json.dumps({
         "samples_per_second": {name: [round(value, 1) for value in values] for name, values in rates.items()},
+        "mean_bytes_of_a_photograph": round(statistics.fmean(len(data) for _, data in pictures)),
         "frames_per_second_of_clips": round(VISUAL.frames * middle["clips_alone"], 1),
         "photographs_alone_to_tars": round(middle["photographs_alone"] / middle["photographs_tars"], 3),
         "clips_alone_to_bare": round(middle["clips_alone"] / middle["clips_bare"], 3),

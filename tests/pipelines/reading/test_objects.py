@@ -1,8 +1,8 @@
 """Lone objects in groups: each in one, of bounded size, and a change is a matter of one group."""
 
-import threading
 import tracemalloc
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,28 +112,27 @@ def test_a_store_that_is_away_is_nobodys_bad_row(monkeypatch: pytest.MonkeyPatch
     def away(file: storage.FileInfo) -> bytes:
         raise storage.StorageError("cannot read")
 
-    monkeypatch.setattr(storage, "read_listed", away)
+    monkeypatch.setattr(storage, "start_reading", lambda file: Future())
+    monkeypatch.setattr(storage, "finish_reading", lambda file, reading: away(file))
     with pytest.raises(storage.StorageError):
         fetch(one, Limits())
 
 
 def test_objects_are_fetched_ahead_but_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     began: list[str] = []
-    arrived = threading.Semaphore(0)
 
-    def slow(one: Member, limits: Limits) -> bytes:
-        began.append(one.uri)
-        arrived.release()
-        return one.sample_id.encode()
+    def start(file: storage.FileInfo) -> Future[bytes | None]:
+        began.append(file.uri)
+        arrived: Future[bytes | None] = Future()
+        arrived.set_result(file.uri.encode())
+        return arrived
 
-    monkeypatch.setattr(objects, "fetch", slow)
+    monkeypatch.setattr(storage, "start_reading", start)
     members = [member(number) for number in range(100)]
     fetched = Fetched(members, Limits())
-    assert fetched.read(0) == b"0000000.jpg"
-    for _ in range(objects.AHEAD):
-        assert arrived.acquire(timeout=10)
-    assert sorted(began) == [m.uri for m in members[: objects.AHEAD]]
-    assert [fetched.read(number) for number in range(1, 100)] == [m.sample_id.encode() for m in members[1:]]
+    assert fetched.read(0) == members[0].uri.encode()
+    assert began == [m.uri for m in members[: objects.AHEAD]]
+    assert [fetched.read(number) for number in range(1, 100)] == [m.uri.encode() for m in members[1:]]
     assert Counter(began).most_common(1)[0][1] == 1
     fetched.close()
     began.clear()
@@ -141,6 +140,13 @@ def test_objects_are_fetched_ahead_but_not_without_bound(monkeypatch: pytest.Mon
     heavy.read(3)
     assert began == [members[3].uri], "one at a time"
     heavy.close()
+
+
+def test_a_clip_counts_as_many_photographs() -> None:
+    clips = [replace(member(number), uri=f"s3://lake/{number}.mp4") for number in range(100)]
+    groups = group(clips)
+    assert sum(len(each.members) for each in groups) == 100
+    assert max(len(each.members) for each in groups) <= objects.GROUP_OBJECTS // objects.CLIP
 
 
 def test_names_tell_what_may_be_media() -> None:
