@@ -10,6 +10,7 @@ import tyro
 
 from jobs import cli
 from pipelines import places
+from pipelines.datasets.clip_captions import prepare_msrvtt, prepare_msvd
 from pipelines.datasets.demo.data import prepare_demo
 from pipelines.datasets.folder import Columns, prepare_folder
 from pipelines.datasets.large_data import prepare_coco, prepare_iwslt14, prepare_kth
@@ -249,6 +250,41 @@ class Kth:
         return prepare_kth(self.source, self.out, self.rows_per_shard, self.size, self.frames)
 
 
+@dataclass(frozen=True)
+class Msvd:
+    """Short clips with many captions each for the captioner: MSVD (Chen and Dolan 2011)."""
+
+    source: str
+    """Folder or URI with AllVideoDescriptions.txt, YouTubeClips as a folder or .zip, and, for the usual splits,
+    youtube_mapping.txt."""
+    out: str
+    """Folder or URI for the splits train, val and test; clips of one video are in one of them."""
+    rows_per_shard: int = 100
+    """Clips of one shard."""
+    seed: int = 0
+    """What splits are drawn with."""
+
+    def prepare(self) -> Prepared:
+        """Writes the data set; returns the summary."""
+        return prepare_msvd(self.source, self.out, self.rows_per_shard, self.seed)
+
+
+@dataclass(frozen=True)
+class Msrvtt:
+    """Clips of the web with twenty captions each for the captioner: MSR-VTT (Xu et al. 2016)."""
+
+    source: str
+    """Folder or URI with {train_val,test}_videodatainfo.json, and TrainValVideo and TestVideo as folders or .zip."""
+    out: str
+    """Folder or URI for the splits train, val and test, which are its owners'."""
+    rows_per_shard: int = 100
+    """Clips of one shard."""
+
+    def prepare(self) -> Prepared:
+        """Writes the data set; returns the summary."""
+        return prepare_msrvtt(self.source, self.out, self.rows_per_shard)
+
+
 Source = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Folder, tyro.conf.subcommand("folder")]
@@ -260,6 +296,8 @@ Source = (
     | Annotated[Coco, tyro.conf.subcommand("coco")]
     | Annotated[Iwslt14, tyro.conf.subcommand("iwslt14")]
     | Annotated[Kth, tyro.conf.subcommand("kth")]
+    | Annotated[Msvd, tyro.conf.subcommand("msvd")]
+    | Annotated[Msrvtt, tyro.conf.subcommand("msrvtt")]
 )
 
 

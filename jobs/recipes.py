@@ -158,6 +158,23 @@ def captioner_coco() -> Recipe:
     )  # fmt: skip
 
 
+def captioner_msvd() -> Recipe:
+    """Captions of MSVD's clips for GPUs, untested at full size: frozen ResNet-50, an LSTM over the frames."""
+    coco = captioner_coco()
+    return replace(
+        coco,
+        model=replace(
+            cast(CaptionerConfig, coco.model),
+            frames=16,
+            temporal="lstm",
+            mirror=False,
+            vocab_size=5000,
+            max_captions=40,
+        ),
+        train=replace(coco.train, epochs=20, batch_size=32, warmup_steps=200, validate_samples=100),
+    )
+
+
 def translator_iwslt14() -> Recipe:
     """German → English on IWSLT14 for GPUs, untested at full size."""
     return Recipe(
@@ -236,6 +253,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "captioner-demo": captioner_demo,
     "captioner-flickr8k": captioner_flickr8k,
     "captioner-moving-scenes": captioner_moving_scenes,
+    "captioner-msvd": captioner_msvd,
     "nowcaster-demo": nowcaster_demo,
     "nowcaster-kth": nowcaster_kth,
     "nowcaster-moving-mnist": nowcaster_moving_mnist,

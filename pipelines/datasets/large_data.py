@@ -20,7 +20,7 @@ from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow, caption_r
 from pipelines.reading.formats.entry import npy_bytes
 
 
-class _Members:
+class Members:
     """Files of a folder, or of the zip archive that its owners distribute instead, by name; one in memory at a time."""
 
     def __init__(self, source: str, name: str, purpose: str) -> None:
@@ -76,7 +76,7 @@ def prepare_coco(source: str, out: str, rows_per_shard: int, val_images: int, se
     train = {name: texts for name, texts in captions["train"].items() if name not in val}
     drawn = {name: captions["train"][name] for name in val}
     for split, folder, wanted in (("train", "train", train), ("val", "train", drawn), ("test", "val", captions["val"])):
-        writer.write_tar(split, _coco_rows(_Members(source, f"{folder}2017", "photographs of COCO 2017"), wanted))
+        writer.write_tar(split, _coco_rows(Members(source, f"{folder}2017", "photographs of COCO 2017"), wanted))
     return writer.finish()
 
 
@@ -96,7 +96,7 @@ def _coco_captions(source: str, split: str) -> dict[str, list[str]]:
     return {name: texts for name, texts in captions.items() if texts}
 
 
-def _coco_rows(members: _Members, wanted: Mapping[str, list[str]]) -> Iterator[TarRow]:
+def _coco_rows(members: Members, wanted: Mapping[str, list[str]]) -> Iterator[TarRow]:
     found = 0
     for name, data in members.read(wanted.__contains__):
         found += 1
@@ -196,7 +196,7 @@ def prepare_kth(source: str, out: str, rows_per_shard: int, size: int, frames: i
     Raises:
         UsageError: a file is missing or not what it should be.
     """
-    actions = [_Members(source, action, "AVI files of the KTH data set") for action in KTH_ACTIONS]
+    actions = [Members(source, action, "AVI files of the KTH data set") for action in KTH_ACTIONS]
     seen = _kth_sequences(source)
     writer = DatasetWriter(out, "kth", rows_per_shard, {"size": size, "frames": frames})
     for split, persons in KTH_PERSONS.items():
@@ -218,7 +218,7 @@ def _kth_sequences(source: str) -> dict[str, list[tuple[int, int]]]:
 
 
 def _kth_rows(
-    actions: Sequence[_Members], persons: range, seen: Mapping[str, list[tuple[int, int]]], size: int, frames: int
+    actions: Sequence[Members], persons: range, seen: Mapping[str, list[tuple[int, int]]], size: int, frames: int
 ) -> Iterator[TarRow]:
     def wanted(name: str) -> bool:
         match = _KTH_NAME.match(name)
