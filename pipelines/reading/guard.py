@@ -200,6 +200,8 @@ class _Served:
     def __init__(self, shard: Shard) -> None:
         self._lone = shard.members[0] if shard.cut else None
         self._stream = None if shard.cut else open_shard(shard)
+        self._opened = False
+        """As it was listed."""
         self._left = READ_AGAIN * shard.size + READ_FREELY
 
     def answer(self, asked: Mapping[str, Any]) -> list[bytes] | None:
@@ -214,8 +216,10 @@ class _Served:
         if self._left < 0:
             return None
         try:
-            with as_listed(self._lone) if self._lone is not None else nullcontext():
-                return [b"", self._read(offset, count)]
+            with nullcontext() if self._lone is None else as_listed(self._lone, self._opened):
+                data = self._read(offset, count)
+            self._opened = True
+            return [b"", data]
         except BadSample as bad:
             return [str(bad).encode(), b""]
 

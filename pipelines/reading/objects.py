@@ -141,8 +141,12 @@ def fetch(member: Member, limits: Limits) -> bytes:
 
 
 @contextmanager
-def as_listed(member: Member) -> Iterator[None]:
+def as_listed(member: Member, opened: bool = False) -> Iterator[None]:
     """Whatever is read of an object inside is of its state when it was listed.
+
+    Args:
+        member: the object.
+        opened: it was in this state when it was opened; a store refuses to read on in another one, a disk does not.
 
     Raises:
         BadSample: it vanished, or was replaced.
@@ -154,7 +158,11 @@ def as_listed(member: Member) -> Iterator[None]:
         except storage.StorageError:  # a store may refuse to read on in an object that was replaced
             if storage.info(member.uri).etag == member.etag:
                 raise
-        if storage.info(member.uri).etag != member.etag:  # afterwards: what was read before is what was listed
+            raise _changed(member) from None
+        needed = not opened or storage.is_local(member.uri)
+        if (
+            needed and storage.info(member.uri).etag != member.etag
+        ):  # afterwards: what was read before is what was listed
             raise _changed(member)
     except FileNotFoundError:
         raise _gone(member) from None

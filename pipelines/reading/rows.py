@@ -199,7 +199,7 @@ def _members(
 
 def last_row(shard: Shard, index: int, reason: str, lost: int) -> pa.Table:
     """A row of `RAW_SCHEMA` that ends a shard of which no more can be read, nor counted."""
-    entry = Entry(f"{shard.uri.rsplit('/', 1)[-1]}:{index}", error=reason, lost_rows=lost or None)
+    entry = Entry(f"{shard.name}:{index}", error=reason, lost_rows=lost or None)
     return pa.Table.from_pylist([raw_row(shard, index, True, entry, ReadOptions())], schema=RAW_SCHEMA)
 
 
@@ -214,15 +214,11 @@ class _Reading:
     trouble: Trouble
     first: int
 
-    @property
-    def name(self) -> str:
-        return self.shard.uri.rsplit("/", 1)[-1]
-
     def lost_after(self, index: int) -> int | None:
         """How many rows are lost with one that cannot be read, where that is known: of windows it is not."""
         if self.options.cut is not None or not self.trouble.count:
             return None
-        return lost_rows(self.stream, self.name, self.options, index + 1)
+        return lost_rows(self.stream, self.shard.name, self.options, index + 1)
 
 
 def _numbered(reading: _Reading, entries: Iterator[Entry], index: int) -> Iterator[dict[str, Any]]:
@@ -234,7 +230,7 @@ def _numbered(reading: _Reading, entries: Iterator[Entry], index: int) -> Iterat
             return None
         if index in unreadable:
             lost = reading.lost_after(index)
-            return Entry(f"{reading.name}:{index}", error=unreadable[index], lost_rows=lost)
+            return Entry(f"{reading.shard.name}:{index}", error=unreadable[index], lost_rows=lost)
         return next(entries, None)
 
     entry = read(index)
@@ -249,7 +245,7 @@ def _entries(reading: _Reading) -> Iterator[Entry]:
     """A shard's rows; where clips are cut, a row for each window."""
     cuts = reading.options.cut is not None and reading.options.visual is not None
     index = 0
-    for entry in read_entries(reading.stream, reading.name, reading.options):
+    for entry in read_entries(reading.stream, reading.shard.name, reading.options):
         if not cuts or entry.media is None or not is_cut(entry.media_type):
             yield entry
             index += 1
@@ -317,7 +313,7 @@ def raw_row(shard: Shard, index: int, last: bool, entry: Entry, options: ReadOpt
     try:
         fields = _fields_json(entry, options)
     except BadSample as bad:
-        entry = Entry(f"{shard.uri.rsplit('/', 1)[-1]}:{index}", error=str(bad))
+        entry = Entry(f"{shard.name}:{index}", error=str(bad))
         fields = "{}"
     return {
         "shard": shard.uri,

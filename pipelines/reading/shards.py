@@ -28,6 +28,11 @@ class Shard:
     first: int = 0
     """Rows before this one are there already."""
 
+    @property
+    def name(self) -> str:
+        """What rows are called by that have no name of their own."""
+        return self.members[0].sample_id if self.cut else self.uri.rsplit("/", 1)[-1]
+
     def source(self, index: int) -> str | None:
         """The address of the lone object that a row is of."""
         return self.members[0 if self.cut else index].uri if self.members else None

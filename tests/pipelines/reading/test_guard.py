@@ -237,6 +237,19 @@ def test_what_happens_to_a_lone_clip_is_its_own_rows_trouble(tmp_path: Path) -> 
     assert row["error"] == f"ObjectGone: {place} was removed after it had been listed"
 
 
+def test_a_clip_that_is_replaced_while_it_is_read_is_not_read_on(place: str) -> None:
+    size = 120 << 20  # more than a store's client reads ahead
+    storage.write_bytes(f"{place}/a.mp4", b"a" * size)
+    (one,) = list_shards(f"{place}/a.mp4", cut=True)
+    served = guard._Served(one)
+    assert served.answer({"read": [3, 4]}) == [b"", b"aaaa"]
+    storage.write_bytes(f"{place}/a.mp4", b"b" * size)
+    problem, data = served.answer({"read": [size - 10, 4]}) or [b"", b"never"]
+    assert problem.startswith(b"ObjectChanged: ")
+    assert data == b""
+    served.close()
+
+
 def test_failing_objects_do_not_cost_a_group_more_than_it_may(tmp_path: Path) -> None:
     found = rows(grouped(tmp_path, "x", "leave", "leave", *["y"] * 4), limits=Limits(max_wasted_seconds=1.0))
     assert len(found) == 7
