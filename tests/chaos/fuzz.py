@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ import psutil
 import pyarrow as pa
 import tyro
 
-from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
+from pipelines.reading.media.decode import Cut
 from pipelines.reading.samples import Decode
 from pipelines.reading.shards import list_shards
 from tests.chaos.mutants import FORMATS, Mutant, mutant
@@ -123,11 +123,12 @@ def lost_rows(rows: Iterable[Mapping[str, Any]]) -> int:
 
 # ---- one mutant --------------------------------------------------------------------------------------------------
 def decoders() -> dict[str, Decode]:
-    """The three hybrids' own decoding, by task."""
+    """The hybrids' own decoding, by task; the captioner's of clips that are cut into windows, too."""
     from tests import tiny  # torch is not for the processes whose children are measured
 
     hybrids = {"captions": tiny.captioner(), "nowcasts": tiny.nowcaster(), "translations": tiny.translator()}
-    return {task: Decode(hybrid.preprocess(hybrid.config, hybrid.assets), LIMITS) for task, hybrid in hybrids.items()}
+    found = {task: Decode(hybrid.preprocess(hybrid.config, hybrid.assets), LIMITS) for task, hybrid in hybrids.items()}
+    return {**found, "windows": replace(found["captions"], cut=Cut(0.2, 0.1))}
 
 
 class HangError(Exception):
@@ -154,9 +155,9 @@ def read(uri: str, decode: Decode, problems: list[str]) -> list[dict[str, Any]]:
     """The rows of a shard without their samples; whatever would have ended a night is a problem."""
     rows: list[dict[str, Any]] = []
     try:
-        (shard,) = list_shards(uri)
+        (shard,) = list_shards(uri, cut=decode.cut is not None)
         with alarm(HANG_SECONDS):
-            for block in guarded(shard, ReadOptions(decode.preprocess.window, limits=decode.limits), decode):
+            for block in guarded(shard, decode.options(), decode):
                 rows += _without_samples(block)
     except Exception as error:
         problems.append(f"{type(error).__name__}: {error}")
@@ -175,7 +176,7 @@ def _without_samples(block: pa.Table) -> list[dict[str, Any]]:
 
 
 def attend(kind: str, number: int, seed: int, decoders: Mapping[str, Decode]) -> Outcome:
-    """One mutant in the three hybrids, one after the other."""
+    """One mutant in all decoders, one after the other."""
     made = mutant(kind, number, seed)
     rows, errors, lost = 0, Counter[str](), 0
     problems: list[str] = []
@@ -188,7 +189,7 @@ def attend(kind: str, number: int, seed: int, decoders: Mapping[str, Decode]) ->
             found = read(str(path), decode, wrong)
             rows, errors, lost = rows + len(found), errors + kinds(found), lost + lost_rows(found)
             problems += [f"{task}: {problem}" for problem in wrong]
-            if wrong:  # the other two would say the same
+            if wrong:  # the others would say the same
                 break
     return Outcome(made, rows, errors, lost, time.perf_counter() - started, peak_memory(), problems)
 

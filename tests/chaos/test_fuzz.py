@@ -21,9 +21,9 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.reading import guard
-from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
+from pipelines.reading.media.decode import Cut
 from pipelines.reading.samples import Decode
 from pipelines.reading.shards import list_shards
 from tests import tiny
@@ -122,13 +122,12 @@ def no_children_left() -> Iterator[None]:
         guard._idle.pop().kill()
 
 
-def read(uri: str) -> dict[str, list[dict[str, Any]]]:
+def read(uri: str, cut: Cut | None = None) -> dict[str, list[dict[str, Any]]]:
     """Rows of all shards at a URI, by shard."""
-    options = ReadOptions(Echo.window, limits=LIMITS)
+    decode = Decode(Echo(), LIMITS, cut=cut)
     found: dict[str, list[dict[str, Any]]] = {}
-    for shard in list_shards(uri):
-        rows = [row for block in guarded(shard, options, Decode(Echo(), LIMITS)) for row in block.to_pylist()]
-        found[shard.uri] = rows
+    for shard in list_shards(uri, cut is not None):
+        found[shard.uri] = [row for block in guarded(shard, decode.options(), decode) for row in block.to_pylist()]
     return found
 
 
@@ -150,6 +149,27 @@ def test_mutated_members(kind: str, tmp_path: Path) -> None:
     assert len(rows) == FILES + 1
     assert rows[0]["error"] is None
     errors = check(rows)
+    assert set(errors) <= REASONS, errors
+    assert errors.total() > FILES / 20, "the mutations must hurt"
+
+
+@pytest.mark.parametrize("kind", sorted({"mp4", "mov", "mkv", "webm", "avi"} & set(MEMBERS)))
+def test_windows_of_mutated_clips(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(sum(kind.encode()))
+    good = MEMBERS[kind]()
+    clips = {f"{number:04d}.{kind}": mutate(good, rng) for number in range(FILES)}
+    for name, clip in clips.items():
+        storage.write_bytes(str(tmp_path / "in" / name), clip)
+    storage.write_bytes(str(tmp_path / "in/all.tar"), tiny.tar([*clips.items(), ("last.txt", b"text")]))
+    errors: Counter[str] = Counter()
+    found = read(str(tmp_path / "in"), Cut(0.1, 0.1))
+    assert len(found) == FILES + 1
+    for rows in found.values():
+        errors += check(rows)
+    (archive,) = (rows for uri, rows in found.items() if uri.endswith("all.tar"))
+    assert archive[-1]["sample_id"] == "last", "no clip costs what comes after it"
+    alone = sum(len(rows) for uri, rows in found.items() if not uri.endswith("all.tar"))
+    assert len(archive) == alone + 1, "a clip has the same windows wherever it lies"
     assert set(errors) <= REASONS, errors
     assert errors.total() > FILES / 20, "the mutations must hurt"
 

@@ -24,7 +24,9 @@ from pipelines.reading.limits import DEFAULT_LIMITS, Limits, bad_sample, check_p
 CLIP_FORMATS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm", "avi": "avi", "gif": "gif"}
 """Media type → the demuxer that is forced: guessing would let a playlist in disguise read other files."""
 MAX_WINDOWS = 100_000
-"""Of one clip: more than a day of windows of a second. One frame may say that it is shown in a thousand years."""
+"""Of one clip: more than a day of windows of a second."""
+MAX_STILL = 1000
+"""Windows that one frame may fill: the next one may say that it is shown in a thousand years."""
 READ_BYTES = 1 << 18
 MOST_TOLERANCE = 0.25
 REORDERED = 1.0
@@ -142,6 +144,9 @@ def cut_clip(
                     return
                 if number == MAX_WINDOWS:
                     raise BadSample("VideoTooLarge", f"it has more than {MAX_WINDOWS:,} windows")
+                if clip.still_until(following) > following + MAX_STILL * cut.stride_seconds:
+                    until = clip.still_until(following)
+                    raise BadSample("VideoDecodeError", f"no new frame is shown from {following:g} to {until:g} s")
                 clip.forget(following)
     except BadSample as bad:
         number = max(number, first)
@@ -194,6 +199,8 @@ class _Clip:
         )  # fmt: skip
         self._stream = _video_stream(self._container)
         codec = self._stream.codec_context
+        if codec is None:
+            raise BadSample("VideoDecodeError", "nothing here decodes its video stream")
         codec.thread_count = 1  # one CPU is what the scheduler gave this task
         check_pixels(codec.width, codec.height, "VideoTooLarge", self._limits)
         rate = self._stream.average_rate or self._stream.guessed_rate
@@ -314,6 +321,10 @@ class _Clip:
         while self._held and self._gone < keep:
             self._held_bytes -= self._held.popleft().packet.size
             self._gone += 1
+
+    def still_until(self, time: float) -> float:
+        """When the first frame of those that are held is shown, from a time on; that time, if there is none."""
+        return min((packet.time for packet in self._held if packet.time >= time), default=time)
 
     def _key_for(self, time: float) -> int:
         """The number of the packet from which decoding begins for the frame shown at a time."""

@@ -298,10 +298,15 @@ def test_what_is_no_clip_is_one_window_with_an_error(media: bytes, kind: str) ->
 
 
 def test_a_frame_in_a_thousand_years_does_not_make_windows_up_to_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "MAX_WINDOWS", 50)
-    windows = cut(film("mkv", [0.0, 0.04, 3600.0]), "mkv", 1.0)
-    assert len(windows) == 51
-    assert str(windows[-1].error) == "VideoTooLarge: it has more than 50 windows"
+    monkeypatch.setattr(video, "MAX_STILL", 50)
+    windows = cut(film("mkv", [0.0, 0.04, 40.0, 3600.0]), "mkv", 1.0)
+    assert len(windows) == 42, "what stands still for forty seconds may be a slide"
+    assert str(windows[-1].error) == "VideoDecodeError: no new frame is shown from 41 to 3600 s"
+    assert [window.error for window in windows[:-1]] == [None] * 41
+    monkeypatch.setattr(video, "MAX_WINDOWS", 30)
+    windows = cut(film("mkv", [0.0, 0.04, 40.0, 41.0]), "mkv", 1.0)
+    assert len(windows) == 31
+    assert str(windows[-1].error) == "VideoTooLarge: it has more than 30 windows"
 
 
 def test_limits_are_those_of_a_window() -> None:
