@@ -131,6 +131,8 @@ def cut_clip(
             while True:
                 start, stop = cut.start(number), cut.start(number) + cut.window_seconds
                 clip.read(stop)
+                if number > first and clip.ended and clip.end <= start + clip.tolerance:
+                    return  # packets that were to be decoded late are shown early
                 if clip.empty:
                     raise BadSample("VideoDecodeError", f"there are no frames from {start:g} s on")
                 end = clip.end if clip.ended and clip.end < stop - clip.rounding else stop
