@@ -2,6 +2,7 @@ import io
 import json
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,7 +10,9 @@ from PIL import Image
 
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual
+from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
 from hybrid_models.translator.preprocess import TranslatorConfig
+from pipelines.reading.formats.entry import npy_bytes
 from pipelines.reading.limits import Limits
 from pipelines.reading.rows import RAW_SCHEMA
 from pipelines.reading.samples import SAMPLE_SCHEMA, Decode, TrainingTexts, pack, unpack
@@ -156,3 +159,26 @@ def test_fields_stay_with_a_row_if_they_are_kept() -> None:
         "FieldsTooLarge: those to be kept have 70,012 characters, at most 65,536 are allowed: `keep` fewer"
     )
     assert large["sample"] is None
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "pixels"), [("mp4", "libx264rgb", "rgb24"), ("matroska", "ffv1", "bgr0")]
+)
+def test_a_lossless_clip_is_the_array_that_it_was_made_of(container: str, codec: str, pixels: str) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=10, options={"qp": "0"} if codec == "libx264rgb" else {})
+        stream.width, stream.height, stream.pix_fmt = 16, 16, pixels
+        for grey in frames:
+            coloured = av.VideoFrame.from_ndarray(np.stack([grey] * 3, axis=2), format="rgb24")
+            output.mux(stream.encode(coloured.reformat(format=pixels)))
+        output.mux(stream.encode())
+    config = NowcasterConfig(past_frames=3, horizon_minutes=3, height=16, width=16, unit="intensity", augment=False)
+    decode = Decode(NowcasterPreprocess(config), Limits(), with_target=True)
+    clip = {"media": buffer.getvalue(), "media_type": {"matroska": "mkv"}.get(container, container)}
+    array = {"media": npy_bytes(frames), "media_type": "npy"}
+    rows = pa.Table.from_pylist([{**raw(0), **clip}, {**raw(1), **array}], schema=RAW_SCHEMA)
+    found = decode(rows).to_pylist()
+    assert [row["error"] for row in found] == [None, None]
+    assert found[0]["sample"] == found[1]["sample"]
