@@ -255,10 +255,10 @@ class Msvd:
     """Short clips with many captions each for the captioner: MSVD (Chen and Dolan 2011)."""
 
     source: str
-    """Folder or URI with AllVideoDescriptions.txt, YouTubeClips as a folder or .zip, and, for the usual splits,
-    youtube_mapping.txt."""
+    """Folder or URI with AllVideoDescriptions.txt, and YouTubeClips as a folder or .zip; with youtube_mapping.txt the
+    splits are the usual ones, without it clips of one video are in one split."""
     out: str
-    """Folder or URI for the splits train, val and test; clips of one video are in one of them."""
+    """Folder or URI for the splits train, val and test."""
     rows_per_shard: int = 100
     """Clips of one shard."""
     seed: int = 0
