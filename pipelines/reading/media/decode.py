@@ -19,8 +19,9 @@ from safetensors.numpy import save as pack_arrays
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Visual
 from pipelines.reading.limits import DEFAULT_LIMITS, Limits, bad_sample, check_pixels, check_size
+from pipelines.reading.media.clip import CLIP_FORMATS, Frames
 from pipelines.reading.media.radar import RadarWindow, radar_windows
-from pipelines.reading.media.video import CLIP_FORMATS, Cut, Frames, decode_clip
+from pipelines.reading.media.video import Cut, decode_clip
 
 __all__ = [
     "DEFAULT_LIMITS",

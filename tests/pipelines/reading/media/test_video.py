@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Visual
 from pipelines.reading.limits import Limits
 from pipelines.reading.media import video
+from pipelines.reading.media.clip import CLIP_FORMATS
 from pipelines.reading.media.video import ClipWindow, Cut, cut_clip, decode_clip, is_cut
 from tests.pipelines.reading.media.test_decode import CLIPS
 
@@ -59,7 +59,7 @@ def steady(count: int) -> list[float]:
 def everything(media: bytes, kind: str, visual: Visual = VISUAL) -> tuple[list[float], list[np.ndarray]]:
     """Times of all frames from the first one on, and their pixels, by decoding all of it."""
     times, frames = [], []
-    with av.open(io.BytesIO(media), "r", video.CLIP_FORMATS[kind]) as container:
+    with av.open(io.BytesIO(media), "r", CLIP_FORMATS[kind]) as container:
         stream = container.streams.video[0]
         for number, frame in enumerate(container.decode(stream)):
             ticks = frame.pts if frame.pts is not None else number
@@ -106,23 +106,6 @@ def test_the_frames_of_a_clip_are_those_that_a_decoder_of_everything_shows(kind:
     np.testing.assert_array_equal(decode_clip(media, kind, VISUAL).pixels, seen_at(times, frames, middles(0, 3)))
 
 
-def test_only_what_leads_to_the_wanted_frames_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    media, counted = film("mp4", steady(750), gop=10, bf="0"), []
-    monkeypatch.setattr(video._Clip, "_frame_time", _counting(counted))
-    decode_clip(media, "mp4", VISUAL)
-    assert len(counted) <= 4 * 2 * 11, "four frames, each at most ten after one that was stored whole; told twice each"
-
-
-def _counting(counted: list[Any]) -> Any:
-    whole = video._Clip._frame_time
-
-    def told(self: video._Clip, frame: av.VideoFrame) -> float:
-        counted.append(frame)
-        return whole(self, frame)
-
-    return told
-
-
 def test_a_clip_of_varying_rate_is_sampled_by_its_time() -> None:
     times = [0.0, 0.04, 0.08, 0.12, 0.16, 3.0, 3.04]  # of four parts three show the frame that stands still
     media = film("mkv", times, gop=3)
@@ -151,20 +134,6 @@ def test_keyframes() -> None:
     np.testing.assert_allclose(found.times, [0, 0.4, 0.8, 1.2, 1.6], atol=1e-3)
     found = decode_clip(media, "mp4", Visual(24, 32, 2, "keyframes"))
     np.testing.assert_array_equal(found.pixels, np.stack([frames[number] for number in (10, 30)]))
-
-
-def test_a_frame_is_seen_whole_whatever_the_shape_of_its_pixels() -> None:
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=RATE)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.codec_context.sample_aspect_ratio = Fraction(4, 1)
-        output.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format="yuv420p")))
-        output.mux(stream.encode())
-    with av.open(io.BytesIO(buffer.getvalue())) as container:
-        assert container.streams.video[0].sample_aspect_ratio == 4
-    _, frames = everything(buffer.getvalue(), "mp4")
-    np.testing.assert_array_equal(decode_clip(buffer.getvalue(), "mp4", VISUAL).pixels[0], frames[0])
 
 
 # ---- windows --------------------------------------------------------------------------------------------------------
@@ -325,31 +294,6 @@ def test_a_million_tiny_frames_are_too_many() -> None:
     one = film("avi", steady(3))
     with pytest.raises(BadSample, match="more than max_frames=2 frames"):
         decode_clip(one, "avi", VISUAL, Limits(max_frames=2))
-
-
-def test_a_song_with_a_cover_is_no_clip() -> None:
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as output:
-        cover = output.add_stream("mjpeg", rate=1)
-        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
-        sound = output.add_stream("aac", rate=16000, layout="mono")
-        output.mux(cover.encode(av.VideoFrame.from_ndarray(picture(0), format="rgb24").reformat(format="yuvj420p")))
-        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        samples.sample_rate = 16000
-        output.mux(sound.encode(samples))
-        output.mux(sound.encode())
-    with pytest.raises(BadSample, match="there is no video stream in it"):
-        decode_clip(buffer.getvalue(), "mp4", VISUAL)
-
-
-def test_a_header_that_lies_about_its_length_is_not_believed() -> None:
-    media = bytearray(film("mp4", steady(75)))
-    at = media.index(b"mvhd") + 4 + 16  # duration in units of the timescale, ISO 14496-12, 8.2.2
-    media[at : at + 4] = struct.pack(">I", 4_000_000_000)
-    at = media.index(b"mdhd") + 4 + 16
-    media[at : at + 4] = struct.pack(">I", 7)
-    assert same(cut(bytes(media), "mp4", 1.0), cut(film("mp4", steady(75)), "mp4", 1.0))
 
 
 @pytest.mark.parametrize(("seconds", "stride"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (math.nan, 1.0), (1.0, math.inf)])

@@ -1,0 +1,336 @@
+"""One clip, read forwards: packets tell when each frame is shown, and only what leads to the wanted ones is decoded.
+
+Nothing that a header says of its length is believed: the times of its frames are what counts.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+import av
+import numpy as np
+
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Visual
+from pipelines.reading.limits import Limits, check_pixels
+
+CLIP_FORMATS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm", "avi": "avi", "gif": "gif"}
+"""Media type → the demuxer that is forced: guessing would let a playlist in disguise read other files."""
+READ_BYTES = 1 << 18
+MOST_TOLERANCE = 0.25
+REORDERED = 1.0
+"""Seconds that a frame may be stored after one that is shown later, where packets do not tell."""
+
+
+class Frames(NamedTuple):
+    """What is looked at of a clip, or of a window of it."""
+
+    pixels: np.ndarray
+    """uint8 `[frames, height, width, 3]` RGB."""
+    times: np.ndarray
+    """float32 `[frames]`, seconds from the clip's first frame."""
+
+
+@dataclass(frozen=True)
+class _Packet:
+    """A stored frame: when it is shown, in seconds from the clip's first one, and whether it was stored whole."""
+
+    time: float
+    key: bool
+    packet: av.Packet[av.VideoStream]
+
+
+class Clip:
+    """A clip that is read forwards: `read` up to a time, `sample` what was read, `forget` what lies behind.
+
+    Args:
+        stream: its bytes, seekable.
+        media_type: its suffix.
+        limits: what the packets that are held may be.
+        timed: it is refused if nothing tells when its frames are shown.
+    """
+
+    def __init__(self, stream: BinaryIO, media_type: str, limits: Limits, timed: bool = False) -> None:
+        self._bytes, self._type, self._limits, self._timed = stream, media_type, limits, timed
+        if CLIP_FORMATS[media_type] in ("matroska", "webm"):
+            _check_matroska_length(stream)
+        self._open()
+
+    def _open(self) -> None:
+        self._bytes.seek(0)
+        # No protocol at all: a clip may name other files and addresses as parts of itself.
+        self._container = av.open(
+            self._bytes, "r", CLIP_FORMATS[self._type], {"protocol_whitelist": "none"},
+            metadata_errors="ignore", buffer_size=READ_BYTES,
+        )  # fmt: skip
+        self._stream = _video_stream(self._container)
+        codec = self._stream.codec_context
+        if codec is None:
+            raise BadSample("VideoDecodeError", "nothing here decodes its video stream")
+        codec.thread_count = 1  # one CPU is what the scheduler gave this task
+        check_pixels(codec.width, codec.height, "VideoTooLarge", self._limits)
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self._step = 1 / float(rate) if rate else None
+        self._base = float(self._stream.time_base or 1)
+        self._packets = iter(self._container.demux(self._stream))
+        self._origin: int | None = None
+        """Ticks of the first frame."""
+        self._reset()
+
+    def _reset(self) -> None:
+        self._held: deque[_Packet] = deque()
+        self._held_bytes = 0
+        self._gone = 0
+        """How many packets were there before those that are held."""
+        self.ended = False
+        self.end = 0.0
+        """After the last frame, seconds."""
+        self._latest = -math.inf
+        self._last: tuple[float, np.ndarray] | None = None
+        self.start_anew()
+
+    def __enter__(self) -> Clip:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no packet is held."""
+        return not self._held
+
+    @property
+    def start(self) -> float:
+        """When the first frame that is held is shown."""
+        return min(packet.time for packet in self._held)
+
+    @property
+    def tolerance(self) -> float:
+        """Half of what a frame is shown, seconds: a shorter window would be none."""
+        return min(0.5 * (self._step or 0.0), MOST_TOLERANCE)
+
+    @property
+    def rounding(self) -> float:
+        """By how many seconds times may be wrong, since containers round them."""
+        return self.tolerance / 10
+
+    # ---- packets ----------------------------------------------------------------------------------------------------
+    def read(self, until: float = math.inf) -> None:
+        """Holds the packets of all frames that are shown before a time."""
+        while not self.ended and self._latest < until:
+            self._read_packet()
+
+    def _read_packet(self) -> None:
+        packet = next(self._packets, None)
+        if packet is None:
+            self.ended = True
+            return
+        if packet.is_corrupt:
+            raise BadSample("VideoDecodeError", f"the file is cut off or damaged at {self._place()}")
+        if packet.size == 0:
+            return
+        time = self._time_of(packet)
+        self._held.append(_Packet(time, packet.is_keyframe, packet))
+        self._held_bytes += packet.size
+        shown = packet.duration * self._base if packet.duration else self._step or 0.0
+        self.end = max(self.end, time + shown)
+        # What is stored later is shown no earlier than it is to be decoded.
+        self._latest = time - REORDERED if packet.dts is None else self._seconds(packet.dts)
+        if len(self._held) > self._limits.max_frames:
+            raise BadSample("VideoTooLarge", f"more than max_frames={self._limits.max_frames:,} frames")
+        if self._held_bytes > self._limits.max_bytes:
+            raise BadSample("VideoTooLarge", f"more than max_bytes={self._limits.max_bytes:,} bytes")
+
+    def _place(self) -> str:
+        return f"frame {self._gone + len(self._held)}"
+
+    def _time_of(self, packet: av.Packet[av.VideoStream]) -> float:
+        ticks = packet.pts if packet.pts is not None else packet.dts
+        if ticks is not None:
+            return self._seconds(ticks)
+        if self._step is None and self._timed:
+            raise BadSample("VideoDecodeError", "nothing in it tells when its frames are shown")
+        return (self._gone + len(self._held)) * (self._step or 1.0)
+
+    def _seconds(self, ticks: int) -> float:
+        if self._origin is None:
+            self._origin = ticks
+        return (ticks - self._origin) * self._base
+
+    def seek(self, time: float) -> bool:
+        """Goes on from a frame that was stored whole, at or before a time; False if that cannot be found: from the
+        clip's start, then."""
+        self._read_packet()  # times count from the first frame
+        if self._origin is not None:
+            self._reset()
+            try:
+                ticks = self._origin + int(time / self._base)
+                self._container.seek(ticks, stream=self._stream, backward=True)
+                self._packets = iter(self._container.demux(self._stream))
+                self._read_packet()
+                if self._held and self._held[0].key and self._held[0].time <= time:
+                    return True
+            except (av.FFmpegError, BadSample):  # an index that leads nowhere; the way from the start is left
+                pass
+        self._container.close()
+        self._open()
+        return False
+
+    def forget(self, time: float) -> None:
+        """Lets go of packets that are not needed for frames from a time on."""
+        key = self._key_for(time)
+        goes_on = self._frame is not None and self._frame[0] <= time
+        keep = max(key, self._fed) if goes_on else key
+        later = next((place for place, packet in enumerate(self._held) if packet.time >= time), len(self._held))
+        keep = min(keep, self._gone + later)  # what is fed is not seen yet
+        while self._held and self._gone < keep:
+            self._held_bytes -= self._held.popleft().packet.size
+            self._gone += 1
+
+    def still_until(self, time: float) -> float:
+        """When the first frame of those that are held is shown, from a time on; that time, if there is none."""
+        return min((packet.time for packet in self._held if packet.time >= time), default=time)
+
+    def _key_for(self, time: float) -> int:
+        """The number of the packet from which decoding begins for the frame shown at a time."""
+        for place in range(len(self._held) - 1, -1, -1):
+            if self._held[place].key and self._held[place].time <= time:
+                return self._gone + place
+        return self._gone
+
+    # ---- frames -----------------------------------------------------------------------------------------------------
+    def sample(self, visual: Visual, start: float, end: float) -> Frames:
+        """The frames wanted of a part of the clip; at each time that which is seen then, though it came before."""
+        held = [packet for packet in self._held if start <= packet.time < end]
+        shown, keys = sorted(packet.time for packet in held), sorted(packet.time for packet in held if packet.key)
+        times = visual.times(start, end, shown, keys)
+        known = sorted({packet.time for packet in self._held} | ({self._last[0]} if self._last else set()))
+        pixels: list[np.ndarray] = []
+        for time in times:
+            place = bisect_right(known, time + self.rounding) - 1
+            taken = self._pixels_at(known[max(place, 0)], visual)
+            if taken is not None:
+                pixels.append(taken)
+        if not pixels:
+            raise BadSample("VideoDecodeError", "no frame could be decoded")
+        if visual.sampling != "first":  # packets that only set up the decoder give no frame
+            pixels += [pixels[-1]] * (len(times) - len(pixels))
+        return Frames(np.stack(pixels), np.asarray(times[: len(pixels)], np.float32))
+
+    def start_anew(self) -> None:
+        """Forgets what was decoded."""
+        self._stream.codec_context.flush_buffers()
+        self._ready: deque[av.VideoFrame] = deque()
+        self._fed = self._gone
+        self._drained = False
+        self._from = -math.inf
+        self._passed = -math.inf
+        self._skipped: set[float] = set()
+        self._frame: tuple[float, av.VideoFrame] | None = None
+
+    def _pixels_at(self, time: float, visual: Visual) -> np.ndarray | None:
+        """The frame that is shown from a time on, or the next one that there is."""
+        if self._last is not None and self._last[0] == time:
+            return self._last[1]
+        key = self._key_for(time)
+        behind = time < self._from or time <= self._passed or time in self._skipped
+        if behind or key > self._fed or self._frame is None:
+            self._begin_at(key)
+        while self._frame is None or self._frame[0] < time:
+            if self._frame is not None:
+                self._passed = self._frame[0]
+            frame = self._next_frame(time)
+            if frame is None:
+                return None
+            self._frame = (self._frame_time(frame), frame)
+        self._last = (time, _frame_pixels(self._frame[1], visual))
+        return self._last[1]
+
+    def _begin_at(self, key: int) -> None:
+        self.start_anew()
+        self._fed = key
+        self._from = self._held[key - self._gone].time
+
+    def _next_frame(self, wanted: float) -> av.VideoFrame | None:
+        """The next one, where those before the wanted one that no other is made from are left out."""
+        codec = self._stream.codec_context
+        while not self._ready:
+            if self._fed < self._gone + len(self._held):
+                stored = self._held[self._fed - self._gone]
+                self._fed += 1
+                if stored.time < wanted:
+                    self._skipped.add(stored.time)
+                codec.skip_frame = "NONREF" if stored.time < wanted else "DEFAULT"
+                self._ready.extend(codec.decode(stored.packet))
+            elif not self.ended:
+                self._read_packet()  # a decoder may need some packets more
+            elif not self._drained:
+                self._drained = True
+                self._ready.extend(codec.decode(None))
+            else:
+                return None
+        frame = self._ready.popleft()
+        check_pixels(frame.width, frame.height, "VideoTooLarge", self._limits)
+        if frame.is_corrupt and self._frame_time(frame) >= self._from:  # earlier ones lack what they were made from
+            raise BadSample("VideoDecodeError", f"the frame at {self._frame_time(frame):.3f} s is damaged")
+        return frame
+
+    def _frame_time(self, frame: av.VideoFrame) -> float:
+        if frame.pts is None or self._origin is None:
+            before = self._from if self._frame is None else self._frame[0] + (self._step or 1.0)
+            return before if math.isfinite(before) else 0.0
+        return self._seconds(frame.pts)
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The first that moves: a song's cover is a stream, too."""
+    for stream in container.streams:
+        stream.discard = av.stream.Discard.all
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            stream.discard = av.stream.Discard.default
+            return stream
+    raise BadSample("VideoDecodeError", "there is no video stream in it")
+
+
+def _check_matroska_length(stream: BinaryIO) -> None:
+    """The demuxer takes a Matroska file that was cut off for a shorter one; its header says how long it should be.
+
+    The file is an EBML header and one Segment, each an id, a size and content (RFC 8794, section 5; RFC 9559). A
+    segment of unknown size (all bits set) is a live recording.
+    """
+    present = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    if not stream.read(4).startswith(b"\x1aE\xdf\xa3"):
+        raise BadSample("VideoDecodeError", "not a Matroska or WebM file")
+    header_size, _ = _ebml_size(stream)
+    stream.seek(header_size + 4, io.SEEK_CUR)
+    segment_size, length = _ebml_size(stream)
+    unknown = segment_size == (1 << 7 * length) - 1
+    promised = stream.tell() + segment_size
+    if not unknown and promised > present:
+        raise BadSample("VideoDecodeError", f"the file is cut off: {present:,} of {promised:,} bytes are there")
+
+
+def _ebml_size(stream: BinaryIO) -> tuple[int, int]:
+    """The variable-length number that comes next, and how many bytes it has: leading zero bits tell that."""
+    start = stream.read(1)
+    length = 9 - start[0].bit_length()
+    number = int.from_bytes(start + stream.read(length - 1), "big")
+    return number - (1 << 7 * length), length
+
+
+def _frame_pixels(frame: av.VideoFrame, visual: Visual) -> np.ndarray:
+    """uint8 `[height, width, 3]`, turned as the camera says; whatever a pixel's shape is, the whole frame is seen."""
+    quarter_turns = round(frame.rotation / 90)
+    height, width = visual.height, visual.width
+    if quarter_turns % 2:
+        height, width = width, height
+    small = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
+    return np.rot90(small.to_ndarray(), quarter_turns)
