@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, CaptionerPreprocess, caption_tokenizer
 from hybrid_models.captioner.rewards import DRAWN, advantages, whole
-from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
+from hybrid_models.contract import Batch, Loss, autocast, module_device, to_device
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
-from hybrid_models.layers.image_encoder import Encoder, pool_time
+from hybrid_models.layers.image_encoder import VisualHybrid, pool_time
 from hybrid_models.layers.recurrent import STATES, initial_state, word_decoder
 from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
@@ -77,7 +77,7 @@ class CaptionerDecoding(DecodingConfig):
 
 
 # ---- the hybrid ----------------------------------------------------------------------------------------------------
-class Captioner(Hybrid):
+class Captioner(VisualHybrid):
     """Image or clip in, sentence out. See `Hybrid` for the methods' contract.
 
     Raises:
@@ -99,9 +99,6 @@ class Captioner(Hybrid):
         super().__init__(config, assets)
         self.config: CaptionerConfig = config
         self._tokenizer = caption_tokenizer(assets)
-        self.encoder = Encoder(config.encoder, config.image_size)
-        if config.freeze_encoder:
-            self.encoder.requires_grad_(False).eval()
         size = config.hidden_size
         self.temporal = (
             None if config.temporal == "mean" else TemporalEncoder(self.encoder.channels, size, config.temporal)
@@ -121,13 +118,6 @@ class Captioner(Hybrid):
         )
         self._rewarded = False
 
-    def train(self, mode: bool = True) -> Captioner:
-        """A frozen encoder stays in evaluation mode: its batch norm must not drift."""
-        super().train(mode)
-        if self.config.freeze_encoder:
-            self.encoder.eval()
-        return self
-
     @classmethod
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
         return {TOKENIZER: Tokenizer.train(texts, cast(CaptionerConfig, config).vocab_size).to_json()}
@@ -135,18 +125,6 @@ class Captioner(Hybrid):
     @classmethod
     def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
         return CaptionerPreprocess(cast(CaptionerConfig, config), assets)
-
-    def pretrained(self) -> dict[str, str]:
-        return {} if self.config.encoder_weights == "none" else {"encoder": self.config.encoder_weights}
-
-    def load_pretrained(self, part: str, weights: Mapping[str, Tensor] | None) -> None:
-        if part != "encoder":
-            super().load_pretrained(part, weights)
-        self.encoder.load(weights)
-
-    @property
-    def has_frozen_features(self) -> bool:
-        return self.config.freeze_encoder
 
     def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
         """With a frozen encoder, `frames` become what `_look` sees, float16: `features` [S,C], and `course` [T,4C].

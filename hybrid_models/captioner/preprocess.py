@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Sampling, Visual
+from hybrid_models.inputs import Inputs, Preprocess, Sample
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -20,13 +20,14 @@ from hybrid_models.text import (
     pack_json,
     pad_rows,
 )
+from hybrid_models.visual import VisualConfig
 
 T = TypeVar("T")
 TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
-class CaptionerConfig(HybridConfig):
+class CaptionerConfig(VisualConfig):
     """Architecture and preprocessing of a captioner.
 
     Raises:
@@ -41,21 +42,6 @@ class CaptionerConfig(HybridConfig):
         }
     )  # fmt: skip
 
-    encoder: str = "tf_efficientnet_lite0"
-    """A convolutional net of the timm library."""
-    encoder_weights: str = "hub"
-    """Weights the encoder starts from: `hub` (timm's own), `none` (random) or the URI of a safetensors file."""
-    freeze_encoder: bool = True
-    """Keep the encoder as it is: its features are then computed once per sample."""
-    image_size: int = 224
-    """Height and width (pixels) to which frames are resized."""
-    frames: int = 8
-    """Most frames looked at in a clip."""
-    sampling: Sampling = "uniform"
-    """Which ones: `uniform`, those in the middle of equal parts of its time; `fps`, so many a second; `keyframes`,
-    those that were stored whole."""
-    fps: float = 2.0
-    """Frames a second of sampling `fps`, as long as `frames` are enough."""
     temporal: Literal["mean", "lstm", "gru"] = "mean"
     """How a clip's frames become one: `mean` averages what is seen in them, which knows no order; an RNN over them
     tells moving left from moving right."""
@@ -93,22 +79,12 @@ class CaptionerConfig(HybridConfig):
     """A longer caption is left out of training, seen before it is tokenized."""
 
     def __post_init__(self) -> None:
-        sizes = ("image_size", "frames", "embedding_size", "hidden_size", "attention_size")
+        sizes = ("embedding_size", "hidden_size", "attention_size")
         limits = ("max_captions", "max_caption_tokens", "max_characters")
-        self.check_ranges((*sizes, *limits), shares=("dropout", "label_smoothing", "reward_share"))
+        choices = {"cell": ("gru", "lstm"), "temporal": ("mean", "lstm", "gru")}
+        self.check((*sizes, *limits), ("dropout", "label_smoothing", "reward_share"), choices)
         if self.vocab_size < MIN_VOCABULARY:
             raise UsageError(f"vocab_size is {self.vocab_size}: it must be at least {MIN_VOCABULARY}")
-        for name, known in (("cell", ("gru", "lstm")), ("temporal", ("mean", "lstm", "gru"))):
-            if (value := getattr(self, name)) not in known:
-                raise UsageError(f"{name} is '{value}': it must be one of {', '.join(known)}")
-        if self.freeze_encoder and self.encoder_weights == "none":
-            raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
-        _ = self.visual
-
-    @property
-    def visual(self) -> Visual:
-        """What is seen of a clip."""
-        return Visual(self.image_size, self.image_size, self.frames, self.sampling, self.fps)
 
     @property
     def least_share(self) -> int:

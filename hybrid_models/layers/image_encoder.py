@@ -1,17 +1,18 @@
-"""The captioner's eye: a timm CNN from pixels to a grid of feature vectors, and the mean over a clip's frames."""
+"""The eye of hybrids: a timm CNN from pixels to a grid of feature vectors, and the mean over a clip's frames."""
 
 # ruff: noqa: N806 - shape suffixes, see contract.py
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from hybrid_models.contract import autocast
+from hybrid_models.contract import Hybrid, autocast
 from hybrid_models.errors import UsageError
+from hybrid_models.visual import VisualConfig
 
 FRAMES_AT_A_TIME = 64
 """Frames that go through the CNN together when it is not trained: bounds memory for batches of clips."""
@@ -105,3 +106,38 @@ def pool_time(features: Tensor, counts: Tensor) -> Tensor:
     clip_F = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     total_BSC = features.new_zeros(len(counts), *features.shape[1:]).index_add_(0, clip_F, features)
     return total_BSC / counts.view(-1, 1, 1)
+
+
+class VisualHybrid(Hybrid):
+    """A hybrid that sees through an `Encoder`, which may stay as it is.
+
+    Args:
+        config: what it sees, and with which eye.
+        assets: what was learned from texts.
+    """
+
+    def __init__(self, config: VisualConfig, assets: Mapping[str, str]) -> None:
+        super().__init__(config, assets)
+        self.encoder = Encoder(config.encoder, config.image_size)
+        self._frozen, self._weights = config.freeze_encoder, config.encoder_weights
+        if self._frozen:
+            self.encoder.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen encoder stays in evaluation mode: its batch norm must not drift."""
+        super().train(mode)
+        if self._frozen:
+            self.encoder.eval()
+        return self
+
+    def pretrained(self) -> dict[str, str]:
+        return {} if self._weights == "none" else {"encoder": self._weights}
+
+    def load_pretrained(self, part: str, weights: Mapping[str, Tensor] | None) -> None:
+        if part != "encoder":
+            super().load_pretrained(part, weights)
+        self.encoder.load(weights)
+
+    @property
+    def has_frozen_features(self) -> bool:
+        return self._frozen

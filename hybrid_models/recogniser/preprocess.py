@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Sampling, Visual
+from hybrid_models.inputs import Inputs, Preprocess, Sample
+from hybrid_models.visual import VisualConfig
 
 LABELS = "labels.json"
 MAX_LABELS = 1000
@@ -21,7 +22,7 @@ MAX_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
-class RecogniserConfig(HybridConfig):
+class RecogniserConfig(VisualConfig):
     """Architecture and preprocessing of a recogniser.
 
     Raises:
@@ -33,21 +34,8 @@ class RecogniserConfig(HybridConfig):
         {"encoder_weights", "cell", "hidden_size", "dropout", "label_smoothing"}
     )
 
-    encoder: str = "tf_efficientnet_lite0"
-    """A convolutional net of the timm library."""
-    encoder_weights: str = "hub"
-    """Weights the encoder starts from: `hub` (timm's own), `none` (random) or the URI of a safetensors file."""
-    freeze_encoder: bool = True
-    """Keep the encoder as it is: its features are then computed once per sample."""
-    image_size: int = 224
-    """Height and width (pixels) to which frames are resized."""
     frames: int = 16
     """Most frames looked at in a clip."""
-    sampling: Sampling = "uniform"
-    """Which ones: `uniform`, those in the middle of equal parts of its time; `fps`, so many a second; `keyframes`,
-    those that were stored whole."""
-    fps: float = 2.0
-    """Frames a second of sampling `fps`, as long as `frames` are enough."""
     cell: Literal["gru", "lstm"] = "lstm"
     """The cell that reads them in order."""
     hidden_size: int = 256
@@ -60,17 +48,7 @@ class RecogniserConfig(HybridConfig):
     """Field with the label, a text or a whole number."""
 
     def __post_init__(self) -> None:
-        self.check_ranges(("image_size", "frames", "hidden_size"), shares=("dropout", "label_smoothing"))
-        if self.cell not in ("gru", "lstm"):
-            raise UsageError(f"cell is '{self.cell}': it must be one of gru, lstm")
-        if self.freeze_encoder and self.encoder_weights == "none":
-            raise UsageError("freeze_encoder with encoder_weights 'none' would keep a random net: change one of them")
-        _ = self.visual
-
-    @property
-    def visual(self) -> Visual:
-        """What is seen of a clip."""
-        return Visual(self.image_size, self.image_size, self.frames, self.sampling, self.fps)
+        self.check(("hidden_size",), ("dropout", "label_smoothing"), {"cell": ("gru", "lstm")})
 
     def training_texts(self, fields: Mapping[str, Any]) -> list[str]:
         """A row's label."""

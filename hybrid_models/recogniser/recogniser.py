@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
+from hybrid_models.contract import Batch, Loss, autocast, module_device, to_device
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
-from hybrid_models.layers.image_encoder import Encoder
+from hybrid_models.layers.image_encoder import VisualHybrid
 from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
 from hybrid_models.recogniser.preprocess import (
     LABELS,
@@ -52,7 +52,7 @@ class RecogniserDecoding(DecodingConfig):
             raise UsageError(f"top is {self.top}: it must be at least 1")
 
 
-class Recogniser(Hybrid):
+class Recogniser(VisualHybrid):
     """Clip in, label out. See `Hybrid` for the methods' contract.
 
     Raises:
@@ -79,19 +79,9 @@ class Recogniser(Hybrid):
         super().__init__(config, assets)
         self.config: RecogniserConfig = config
         self.labels = read_labels(assets)
-        self.encoder = Encoder(config.encoder, config.image_size)
-        if config.freeze_encoder:
-            self.encoder.requires_grad_(False).eval()
         self.temporal = TemporalEncoder(self.encoder.channels, config.hidden_size, config.cell)
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(config.hidden_size, len(self.labels))
-
-    def train(self, mode: bool = True) -> Recogniser:
-        """A frozen encoder stays in evaluation mode: its batch norm must not drift."""
-        super().train(mode)
-        if self.config.freeze_encoder:
-            self.encoder.eval()
-        return self
 
     @classmethod
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
@@ -100,18 +90,6 @@ class Recogniser(Hybrid):
     @classmethod
     def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
         return RecogniserPreprocess(cast(RecogniserConfig, config), assets)
-
-    def pretrained(self) -> dict[str, str]:
-        return {} if self.config.encoder_weights == "none" else {"encoder": self.config.encoder_weights}
-
-    def load_pretrained(self, part: str, weights: Mapping[str, Tensor] | None) -> None:
-        if part != "encoder":
-            super().load_pretrained(part, weights)
-        self.encoder.load(weights)
-
-    @property
-    def has_frozen_features(self) -> bool:
-        return self.config.freeze_encoder
 
     def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
         """With a frozen encoder, `frames` become `course`, float16 [T,4C]: what is where in each."""
