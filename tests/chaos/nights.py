@@ -1,4 +1,4 @@
-"""Small nights of the three tasks, and what their tables must hold."""
+"""Small nights of the tasks, and what their tables must hold."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipelines import storage
 from pipelines.nights import query, tables
 from tests import tiny
 from tests.pipelines.reading.media.test_radar import event_bytes
+from tests.pipelines.reading.media.test_video import film, steady
 from tests.servers import BUCKET
 
 DS = "2026-01-31"
@@ -26,9 +27,14 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """One of the three, with its data on the store."""
+    """One of the three, or `windows`: captions of photographs and clips as they lie; with its data on the store."""
 
     name: str
+
+    @property
+    def table(self) -> str:
+        """What it writes to."""
+        return "captions" if self.name == "windows" else self.name
 
     @property
     def shards(self) -> str:
@@ -46,9 +52,9 @@ class Task:
     def argv(self, tables_name: str, which: str = NEW, actors: int = 0) -> list[str]:
         """`hybrid` …, with so many model processes; by default one on each node."""
         return [
-            "infer", self.name, "--input", self.shards, "--tables", self.tables(tables_name), "--ds", DS,
+            "infer", self.table, "--input", self.shards, "--tables", self.tables(tables_name), "--ds", DS,
             "--model", self.model(which), "--max-error-fraction", "0.5",
-            "--resources.actors", str(actors),
+            "--resources.actors", str(actors), *(["--window-seconds", "1"] if self.name == "windows" else []),
         ]  # fmt: skip
 
 
@@ -60,10 +66,18 @@ def prepare(task: Task) -> None:
         "nowcasts": tiny.write_nowcaster,
     }
     for seed, which in enumerate((OLD, NEW)):
-        write_model[task.name](task.model(which), seed)
+        write_model[task.table](task.model(which), seed)
     if task.name == "captions":
         tiny.write_photos(task.shards, SHARDS, 12)
         storage.write_bytes(f"{task.shards}/bad.tar", tiny.tar([("torn.jpg", tiny.jpeg(0)[:200])]))
+    if task.name == "windows":
+        for number in range(20):
+            storage.write_bytes(f"{task.shards}/photos/{number}.jpg", tiny.jpeg(number))
+        for number in range(SHARDS):
+            storage.write_bytes(f"{task.shards}/clips/{number}.mp4", film("mp4", steady(60 + number)))
+        storage.write_bytes(f"{task.shards}/clips/torn.mp4", film("mp4", steady(60))[:300])
+        members = [("a.jpg", tiny.jpeg(1)), ("b.mkv", film("mkv", steady(80))), ("c.jpg", tiny.jpeg(2))]
+        storage.write_bytes(f"{task.shards}/some.tar", tiny.tar(members))
     if task.name == "translations":
         tiny.write_sentences(task.shards, SHARDS, 40)
         storage.write_bytes(f"{task.shards}/bad.jsonl", json.dumps({"id": "empty", "text": ""}).encode() + b"\n")
@@ -77,8 +91,8 @@ def prepare(task: Task) -> None:
 
 def rows(task: Task, tables_name: str) -> Rows:
     """The night as a table's reader sees it, in the order of its input."""
-    sql = f"SELECT * FROM {task.name}_all WHERE ds = '{DS}' ORDER BY shard, index"
-    found = query.query(sql, task.tables(tables_name), [task.name]).to_pylist()
+    sql = f"SELECT * FROM {task.table}_all WHERE ds = '{DS}' ORDER BY shard, index"
+    found = query.query(sql, task.tables(tables_name), [task.table]).to_pylist()
     return [{name: value for name, value in row.items() if name not in PER_RUN} for row in found]
 
 
@@ -107,10 +121,10 @@ def _same(want: Any, have: Any) -> bool:
 def state(task: Task, tables_name: str) -> tuple[int, int]:
     """What a reader finds at any moment: the night's rows, and how many fingerprints they have."""
     place = task.tables(tables_name)
-    if tables.open_table(f"{place}/{task.name}") is None:
+    if tables.open_table(f"{place}/{task.table}") is None:
         return 0, 0
-    sql = f"SELECT count(*) AS n, count(DISTINCT fingerprint) AS f FROM {task.name}_all WHERE ds = '{DS}'"
-    (found,) = query.query(sql, place, [task.name]).to_pylist()
+    sql = f"SELECT count(*) AS n, count(DISTINCT fingerprint) AS f FROM {task.table}_all WHERE ds = '{DS}'"
+    (found,) = query.query(sql, place, [task.table]).to_pylist()
     return found["n"], found["f"]
 
 

@@ -26,7 +26,7 @@ from tests.chaos.nights import NEW, OLD, Task
 from tests.chaos.proxy import Call
 from tests.chaos.world import VICTIMS, World
 
-TASKS = ("captions", "nowcasts", "translations")
+TASKS = ("captions", "nowcasts", "translations", "windows")
 ALWAYS_THERE = ("driver", "raylet", "S3", "MLflow")
 """Victims that live during the whole night; the others only while it is computed."""
 MAX_STARTS = 4
@@ -90,7 +90,7 @@ class Trap:
         self._left = rng.randint(1, self._point.choices)
         delay = seconds if point == "any time" else self._point.delay
         self._delay = rng.uniform(0, delay) if delay else 0.0
-        self._table = _key(f"{task.tables(tables)}/{task.name}")
+        self._table = _key(f"{task.tables(tables)}/{task.table}")
         self._kill = kill
         self._committed = False
         self._lock = threading.Lock()

@@ -42,6 +42,14 @@ def test_a_night_whose_driver_dies_is_right_in_the_end(here: World, whole: Refer
     assert 0 < outcome.computed[-1] < nights.SHARDS + 1, "what was staged is not computed again, the rest is"
 
 
+def test_a_night_of_clips_and_photographs_as_they_lie_is_right_in_the_end(here: World) -> None:
+    whole = runner.reference(here, Task("windows"))
+    assert sum(row["start_seconds"] is not None for row in whole.rows) == 6 * 3 + 4
+    for number, accident in enumerate([Accident("driver", "between files"), Accident("decoder", "reading")], start=10):
+        outcome = runner.run(here, Plan(number, "windows", (accident,), replaces=True), SEED, whole, actors=1)
+        assert (outcome.hit, outcome.problem) == (True, ""), accident
+
+
 def test_a_night_that_loses_a_node_and_then_the_store_is_right_in_the_end(here: World, whole: Reference) -> None:
     plan = Plan(2, "translations", (Accident("raylet", "predicting"), Accident("S3", "before commit")), replaces=True)
     outcome = runner.run(here, plan, SEED, whole)
