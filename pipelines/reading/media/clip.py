@@ -176,8 +176,8 @@ class Clip:
                 self._read_packet()
                 if self._held and self._held[0].key and self._held[0].time <= time:
                     return True
-            except (av.FFmpegError, BadSample):  # an index that leads nowhere; the way from the start is left
-                pass
+            except (av.FFmpegError, BadSample, OverflowError):
+                pass  # an index that leads nowhere; the way from the start is left
         self._container.close()
         self._open()
         return False
@@ -187,8 +187,10 @@ class Clip:
         key = self._key_for(time)
         goes_on = self._frame is not None and self._frame[0] <= time
         keep = max(key, self._fed) if goes_on else key
-        later = next((place for place, packet in enumerate(self._held) if packet.time >= time), len(self._held))
+        seen = max((packet.time for packet in self._held if packet.time <= time), default=time)
+        later = next((place for place, packet in enumerate(self._held) if packet.time >= seen), len(self._held))
         keep = min(keep, self._gone + later)  # what is fed is not seen yet
+        self._skipped.difference_update([skipped for skipped in self._skipped if skipped < seen])
         while self._held and self._gone < keep:
             self._held_bytes -= self._held.popleft().packet.size
             self._gone += 1
