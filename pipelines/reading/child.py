@@ -101,7 +101,10 @@ def _serve(task: Task, connection: Connection, note: mmap.mmap) -> None:
     def tell(phase: str, index: int) -> None:
         note[: NOTE.size] = NOTE.pack(PHASES.index(phase), index)
 
-    source: Any = lambda number: _asked(connection, {"member": number})  # noqa: E731
+    def member(number: int) -> bytes:
+        return _asked(connection, {"member": number})
+
+    source: Any = member
     if task.shard.cut or not task.shard.members:
         source = io.BufferedReader(_Range(connection, task.shard.size), storage.READ_BUFFER)
     poison = task.poison

@@ -21,6 +21,9 @@ MAX_WINDOWS = 100_000
 MAX_STILL = 1000
 """Windows that one frame may fill: the next one may say that it is shown in a thousand years."""
 
+MAX_FAILED = 20
+"""Windows one after another that cannot be decoded: each may take its seconds to say so, and there may be many."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -107,7 +110,7 @@ def cut_clip(
     number = first
     try:
         with bad_sample("VideoDecodeError"), Clip(stream, media_type, limits, timed=True) as clip:
-            number = first if first and clip.seek(cut.start(first)) else 0
+            number, failed = (first if first and clip.seek(cut.start(first)) else 0), 0
             while True:
                 start, stop = cut.start(number), cut.start(number) + cut.window_seconds
                 clip.read(stop)
@@ -118,12 +121,16 @@ def cut_clip(
                 end = clip.end if clip.ended and clip.end < stop - clip.rounding else stop
                 if number >= first:
                     window = ClipWindow(number, start, end)
-                    yield _decoded(clip, visual, window) if wanted(number) else window
+                    window = _decoded(clip, visual, window) if wanted(number) else window
+                    failed = 0 if window.error is None else failed + 1
+                    yield window
                 following = cut.start(number + 1)
                 number += 1
                 clip.read(following)
                 if clip.ended and clip.end <= max(stop, following) + clip.tolerance:
                     return
+                if failed == MAX_FAILED:
+                    raise BadSample("VideoDecodeError", f"{failed} windows one after another could not be decoded")
                 if number == MAX_WINDOWS:
                     raise BadSample("VideoTooLarge", f"it has more than {MAX_WINDOWS:,} windows")
                 if clip.still_until(following) > following + MAX_STILL * cut.stride_seconds:

@@ -17,7 +17,7 @@ from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Visual
 from pipelines.reading.limits import Limits
 from pipelines.reading.media import video
-from pipelines.reading.media.clip import CLIP_FORMATS
+from pipelines.reading.media.clip import CLIP_FORMATS, Clip, Frames
 from pipelines.reading.media.video import ClipWindow, Cut, cut_clip, decode_clip, is_cut
 from tests.pipelines.reading.media.test_decode import CLIPS
 
@@ -279,6 +279,24 @@ def test_a_frame_in_a_thousand_years_does_not_make_windows_up_to_then(monkeypatc
     windows = cut(film("mkv", [0.0, 0.04, 40.0, 41.0]), "mkv", 1.0)
     assert len(windows) == 31
     assert str(windows[-1].error) == "VideoTooLarge: it has more than 30 windows"
+
+
+def test_a_clip_that_fails_window_after_window_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may take a minute to fail, and a small file may have a hundred thousand of them."""
+    whole, calls = Clip.sample, []
+
+    def bad(self: Clip, visual: Visual, start: float, end: float) -> Frames:
+        calls.append(start)
+        if start == 3.0:
+            return whole(self, visual, start, end)
+        raise BadSample("VideoDecodeError", "damaged")
+
+    monkeypatch.setattr(Clip, "sample", bad)
+    monkeypatch.setattr(video, "MAX_FAILED", 5)
+    windows = cut(film("mp4", steady(600)), "mp4", 1.0)
+    assert [window.number for window in windows if window.error is None] == [3]
+    assert (len(windows), len(calls)) == (10, 9), "three, a good one, five; and one row that says why it ends"
+    assert str(windows[-1].error) == "VideoDecodeError: 5 windows one after another could not be decoded"
 
 
 def test_limits_are_those_of_a_window() -> None:
