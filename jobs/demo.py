@@ -12,12 +12,12 @@ from typing import Any
 
 from hybrid_models import TABLES
 from jobs import cli, evaluate, infer, promote, report, train
-from jobs.options import JudgingOptions, MlflowOptions, WorkOptions
+from jobs.options import JudgingOptions, MlflowOptions, SourceOptions, WorkOptions
 from jobs.recipes import RECIPES
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
-from pipelines.datasets.demo.data import prepare_demo
+from pipelines.datasets.demo.data import SHOT_SECONDS, prepare_demo
 from pipelines.models import artifacts, registry
 from pipelines.models.tracking import default_uri
 from pipelines.nights import query
@@ -40,10 +40,12 @@ class DemoTask:
     metric: str
     columns: str
     """What to show of its table."""
+    window_seconds: float = 0.0
+    """Into what windows its nights' clips are cut."""
 
 
 TASKS = (
-    DemoTask("captioner-demo", "scenes", "cider_d", "caption, score"),
+    DemoTask("captioner-demo", "scenes", "cider_d", "caption, score", SHOT_SECONDS),
     DemoTask("nowcaster-demo", "digits", "mse", "lead_minutes, mean, unit"),
     DemoTask("translator-demo", "sentences", "bleu", "source, translation"),
 )
@@ -131,7 +133,8 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     nights = []
     for ds in NIGHTS:
         shards = storage.join(data, "night", f"ds={ds}")
-        options = infer.InferOptions(shards, tables, ds, model, chosen.decoding, work=SMALL)
+        source = SourceOptions(window_seconds=task.window_seconds)
+        options = infer.InferOptions(shards, tables, ds, model, chosen.decoding, source=source, work=SMALL)
         night = infer.run(options, chosen, mlflow)
         log.info("%s ds=%s: %d rows, errors %s", night["task"], ds, night["rows"], night["errors"] or "none")
         nights.append({key: night[key] for key in ("ds", "rows", "ok", "errors", "version", "changed")})

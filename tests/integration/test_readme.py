@@ -19,7 +19,13 @@ import timm
 from deltalake import DeltaTable
 from safetensors.torch import save_file
 
+from hybrid_models.inputs import Visual
 from jobs.demo import NIGHTS
+from pipelines.datasets.demo import data as demo_data
+from pipelines.datasets.demo.data import FILM, SHOT_SECONDS
+from pipelines.datasets.demo.scenes import COLOURS
+from pipelines.datasets.moving_scenes import RATE
+from pipelines.reading.media.decode import decode_media
 from tests import tiny
 from tests.pipelines.datasets.test_public_data import make_mnist
 from tests.pipelines.reading.media.test_radar import event_bytes
@@ -169,12 +175,33 @@ def test_a_nowcasters_card_shows_its_errors_by_lead_time(outputs: dict[str, str]
 
 def test_the_demo_answers_questions(outputs: dict[str, str]) -> None:
     queries = [out for cmd, out in outputs.items() if "hybrid query" in cmd]
-    assert len(queries) == 3
+    assert len(queries) == 4
     assert "2026-01-0" in queries[0]
     assert "ImageDecodeError" in queries[1]
-    lines = queries[2].splitlines()
+    assert "start_seconds" in queries[2]
+    lines = queries[3].splitlines()
     assert lines[0] == '"sample_id","source","translation"'
     assert len(lines) == 6
+
+
+def test_the_demos_film_is_told_scene_by_scene(outputs: dict[str, str], folder: Path) -> None:
+    table = DeltaTable(str(folder / "demo-out/tables/captions")).to_pyarrow_table()
+    rows = [row for row in table.to_pylist() if (row["object"] or "").endswith(f"/{FILM}")]
+    assert [(row["start_seconds"], row["end_seconds"]) for row in sorted(rows, key=lambda row: row["index"])] == [
+        (SHOT_SECONDS * number, SHOT_SECONDS * (number + 1)) for number in range(30)
+    ]
+    media = (folder / "demo-out/data/scenes" / demo_data.NIGHTS[-1] / FILM).read_bytes()
+    frames = decode_media(media, "mp4", Visual(64, 64, 10_000, sampling="first")).array
+    said = [{colour for colour in COLOURS if f" {colour} " in row["caption"]} for row in rows]
+    seen = [colours_in(frames[int((row["start_seconds"] + 1) * RATE)]) for row in rows]
+    assert sum(bool(told) and told <= there for told, there in zip(said, seen, strict=True)) > 20, (said, seen)
+
+
+def colours_in(frame: np.ndarray) -> set[str]:
+    """Names of the colours that things of a scene have."""
+    return {
+        name for name, colour in COLOURS.items() if (np.abs(frame - np.array(colour, float)).max(-1) < 40).sum() >= 30
+    }
 
 
 def test_own_data_is_trained_on_judged_and_run(outputs: dict[str, str], folder: Path) -> None:

@@ -12,13 +12,17 @@ from sklearn.datasets import load_digits
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.datasets.demo.scenes import scene_rows
+from pipelines.datasets.demo.scenes import film, random_scene, scene_rows
 from pipelines.datasets.demo.sentences import distinct_pairs
 from pipelines.datasets.moving_digits import sequence_rows
+from pipelines.datasets.moving_scenes import RATE, encode
 from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow
 
 NIGHTS = ("night/ds=2026-01-01", "night/ds=2026-01-02")
 NIGHT_SHARDS = 3
+FILM = "film.mp4"
+SHOT_SECONDS = 2
+"""How long each scene of the film lasts."""
 DIGIT_FRAMES, DIGIT_CANVAS, DIGIT_SIZE = 10, 32, 14
 
 
@@ -29,7 +33,8 @@ def prepare_demo(
     captions), `digits` (tar of uint8 `[10, 32, 32]`) and `sentences` (JSON lines `{"id", "en", "de"}`).
 
     Nights hold their references, too, so that a night's output can be judged. The second night of scenes has one
-    photograph that is cut off, as real nights do.
+    photograph that is cut off, as real nights do, and instead of the last shard a film, `FILM`: cut into windows of
+    `SHOT_SECONDS` it is as many rows, of which each shows one scene.
 
     Args:
         out: folder for the three.
@@ -80,11 +85,21 @@ def _key(split: str) -> str:
 def _prepare_scenes(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> Prepared:
     writer = DatasetWriter(out, "scenes", rows_per_shard, {"train": sizes["train"], "seed": seed})
     for number, (split, count) in enumerate(sizes.items()):
-        rows = scene_rows(_key(split), count, np.random.default_rng([seed, 0, number]))
+        rng = np.random.default_rng([seed, 0, number])
+        size = _shard_rows(split, count)
         if split == NIGHTS[-1]:
-            rows = _cut_one(rows, count // 2)
-        writer.write_tar(split, rows, _shard_rows(split, count))
+            shots = max(1, count // NIGHT_SHARDS)
+            photographs = _cut_one(scene_rows(_key(split), count - shots, rng), (count - shots) // 2)
+            writer.write_tar(split, photographs, size)
+            writer.write_file(split, FILM, _film(shots, rng), shots)
+        else:
+            writer.write_tar(split, scene_rows(_key(split), count, rng), size)
     return writer.finish()
+
+
+def _film(shots: int, rng: np.random.Generator) -> bytes:
+    """A clip of so many scenes, one after another."""
+    return encode(film((random_scene(rng) for _ in range(shots)), SHOT_SECONDS * RATE, rng))
 
 
 def _cut_one(rows: Iterator[TarRow], position: int) -> Iterator[TarRow]:

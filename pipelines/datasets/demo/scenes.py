@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -144,20 +144,55 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     return [plain, *(others[i] for i in sorted(rng.choice(len(others), count, replace=False)))]
 
 
+@dataclass(frozen=True)
+class Placed:
+    """One thing as it is drawn: `pose` is its centre (x, y), radius in pixels and tilt in radians."""
+
+    shape: str
+    pose: np.ndarray
+    colour: tuple[int, ...]
+
+
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """The scene as an RGB image of 64 x 64 pixels, with jitter in place, size, tilt and colour, and some noise."""
-    image = Image.new("RGB", (SIDE * ZOOM, SIDE * ZOOM), jittered(BACKGROUNDS[scene.background], rng))
+    backdrop = jittered(BACKGROUNDS[scene.background], rng)
+    return Image.fromarray(_noisy(_drawn(backdrop, _placed(scene, rng)), rng))
+
+
+def shot(scene: Scene, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """The scene filmed, uint8 `[frames, 64, 64, 3]`: its things move a little, and its captions stay true."""
+    backdrop = jittered(BACKGROUNDS[scene.background], rng)
+    first, last = list(_placed(scene, rng)), list(_placed(scene, rng))
+    return np.stack(
+        [
+            _noisy(
+                _drawn(
+                    backdrop,
+                    (replace(a, pose=a.pose + t * (b.pose - a.pose)) for a, b in zip(first, last, strict=True)),
+                ),
+                rng,
+            )
+            for t in np.linspace(0, 1, frames)
+        ]
+    )
+
+
+def _drawn(backdrop: tuple[int, ...], things: Iterable[Placed]) -> np.ndarray:
+    """Float32 `[64, 64, 3]`, 0 … 255."""
+    image = Image.new("RGB", (SIDE * ZOOM, SIDE * ZOOM), backdrop)
     canvas = ImageDraw.Draw(image)
-    for thing, (x, y), radius in _placed(scene, rng):
-        tilt = rng.uniform(-0.15, 0.15)
+    for thing in things:
+        x, y, radius, tilt = thing.pose
         cos, sin = math.cos(tilt) * radius, math.sin(tilt) * radius
         points = [
             (ZOOM * (x + px * cos - py * sin), ZOOM * (y + px * sin + py * cos)) for px, py in SHAPES[thing.shape]()
         ]
-        canvas.polygon(points, fill=jittered(COLOURS[thing.colour], rng))
-    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
-    noisy = small + rng.normal(0, 4, small.shape)
-    return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
+        canvas.polygon(points, fill=thing.colour)
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+
+
+def _noisy(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return (pixels + rng.normal(0, 4, pixels.shape)).round().clip(0, 255).astype(np.uint8)
 
 
 def jittered(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, ...]:
@@ -165,19 +200,24 @@ def jittered(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[in
     return tuple(int(c) for c in (np.array(colour) + rng.integers(-12, 13, 3)).clip(0, 255))
 
 
-def _placed(scene: Scene, rng: np.random.Generator) -> Iterator[tuple[Thing, tuple[float, float], float]]:
-    """Thing, centre and radius in pixels; two things stand on either side of the middle and never overlap."""
+def _placed(scene: Scene, rng: np.random.Generator) -> Iterator[Placed]:
+    """The things where they might stand; two stand on either side of the middle and never overlap."""
     radii = [rng.uniform(*SIZES[thing.size]) for thing in scene.things]
-    if len(radii) == 1:
-        x, y = rng.uniform(radii[0] + 1, SIDE - radii[0] - 1, 2)
-        yield scene.things[0], (x, y), radii[0]
-        return
     direction = np.array(RELATIONS[scene.relation][1])
-    for thing, radius, side in zip(scene.things, radii, (direction, -direction), strict=True):
-        away = rng.uniform(radius + 0.5, SIDE / 2 - radius - 0.5)
-        across = rng.uniform(-6, 6)
-        x, y = SIDE / 2 + side * away + side[::-1] * across
-        yield thing, (x, y), radius
+    for thing, radius, side in zip(scene.things, radii, (direction, -direction), strict=False):
+        if len(radii) == 1:
+            x, y = rng.uniform(radius + 1, SIDE - radius - 1, 2)
+        else:
+            away = rng.uniform(radius + 0.5, SIDE / 2 - radius - 0.5)
+            across = rng.uniform(-6, 6)
+            x, y = SIDE / 2 + side * away + side[::-1] * across
+        pose = np.array([x, y, radius, rng.uniform(-0.15, 0.15)])
+        yield Placed(thing.shape, pose, jittered(COLOURS[thing.colour], rng))
+
+
+def film(scenes: Iterable[Scene], frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Shots of these scenes one after another, `frames` of each, uint8 `[time, 64, 64, 3]`."""
+    return np.concatenate([shot(scene, frames, rng) for scene in scenes])
 
 
 def scene_rows(name: str, count: int, rng: np.random.Generator) -> Iterator[TarRow]:

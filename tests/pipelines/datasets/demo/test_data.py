@@ -12,7 +12,8 @@ import pytest
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Visual
-from pipelines.datasets.demo.data import NIGHTS, prepare_demo
+from pipelines.datasets.demo.data import FILM, NIGHTS, SHOT_SECONDS, prepare_demo
+from pipelines.datasets.moving_scenes import RATE
 from pipelines.datasets.writer import read_manifest_shards
 from pipelines.reading.media.decode import decode_media
 from tests.pipelines.datasets.test_public_data import members
@@ -96,7 +97,20 @@ def test_one_photograph_of_the_second_night_is_cut_off(demo: Path) -> None:
                     decode_media(data, "jpg", Visual(64, 64, 1))
                 except BadSample as error:
                     bad[name] = error.kind
-    assert bad == {"2026-01-02-000004.jpg": "ImageDecodeError"}
+    assert bad == {"2026-01-02-000003.jpg": "ImageDecodeError"}
+
+
+def test_the_second_nights_film_has_a_scene_in_each_window(demo: Path) -> None:
+    media = (demo / "scenes" / NIGHTS[-1] / FILM).read_bytes()
+    size = 64
+    decoded = decode_media(media, "mp4", Visual(size, size, 1000, sampling="first"))
+    assert decoded.times is not None
+    assert decoded.array.shape == (3 * SHOT_SECONDS * RATE, size, size, 3)
+    frames = decoded.array.astype(float)
+    changes = np.abs(np.diff(frames, axis=0)).mean((1, 2, 3))
+    cuts = decoded.times[1:][np.sort(np.argsort(changes)[-2:])]
+    assert cuts.tolist() == pytest.approx([SHOT_SECONDS, 2 * SHOT_SECONDS])
+    assert 0 < np.median(changes) < changes.max() / 4, "things move within a scene"
 
 
 def test_nights_are_three_shards(demo: Path) -> None:

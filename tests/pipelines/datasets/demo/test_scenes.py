@@ -17,9 +17,11 @@ from pipelines.datasets.demo.scenes import (
     Scene,
     Thing,
     captions,
+    film,
     random_scene,
     render,
     scene_rows,
+    shot,
 )
 
 
@@ -45,6 +47,30 @@ def test_pictures_show_what_captions_say(relation: str) -> None:
         difference = {"above": blue[1] - red[1], "below": red[1] - blue[1]}
         difference |= {"to the left of": blue[0] - red[0], "to the right of": red[0] - blue[0]}
         assert difference[relation] == max(difference.values()) > 12
+
+
+def test_what_is_said_of_a_scene_is_true_of_each_frame_of_its_shot() -> None:
+    scene = Scene((Thing("small", "red", "circle"), Thing("large", "blue", "star")), "above", "grey")
+    frames = shot(scene, 6, np.random.default_rng(3))
+    assert (frames.shape, frames.dtype) == ((6, SIDE, SIDE, 3), np.uint8)
+    places = []
+    for frame in frames:
+        red, blue = (centre_of(Image.fromarray(frame), colour) for colour in ("red", "blue"))
+        assert red is not None
+        assert blue is not None
+        assert blue[1] - red[1] > 12
+        places.append(red)
+    steps = np.diff(places, axis=0)
+    assert np.hypot(*steps.T).min() > 0.2
+    assert np.allclose(steps, steps.mean(0), atol=0.7), "it moves evenly"
+
+
+def test_a_film_is_one_shot_after_another() -> None:
+    rng = np.random.default_rng(0)
+    scenes = [random_scene(rng) for _ in range(3)]
+    drawn = film(scenes, 4, np.random.default_rng(1))
+    assert drawn.shape == (12, SIDE, SIDE, 3)
+    assert np.array_equal(drawn[:4], shot(scenes[0], 4, np.random.default_rng(1)))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
