@@ -126,6 +126,11 @@ class HybridConfig:
     """Fields that no prepared sample depends on, given assets and frozen weights: where they change, it is kept."""
 
     @property
+    def visual(self) -> Visual | None:
+        """How photographs and clips are decoded; None if it reads none."""
+        return None
+
+    @property
     def least_share(self) -> int:
         """Least samples of a batch that each worker needs in training."""
         return 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from hybrid_models import TABLES
 from jobs import cli, evaluate, infer, promote, report, train
-from jobs.options import JudgingOptions, MlflowOptions, SourceOptions, WorkOptions
+from jobs.options import JudgingOptions, MlflowOptions, SourceOptions, WindowOptions, WorkOptions
 from jobs.recipes import RECIPES
 from pipelines import storage
 from pipelines.cluster import connection
@@ -133,7 +133,7 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     nights = []
     for ds in NIGHTS:
         shards = storage.join(data, "night", f"ds={ds}")
-        source = SourceOptions(window_seconds=task.window_seconds)
+        source = SourceOptions(windows=WindowOptions(task.window_seconds))
         options = infer.InferOptions(shards, tables, ds, model, chosen.decoding, source=source, work=SMALL)
         night = infer.run(options, chosen, mlflow)
         log.info("%s ds=%s: %d rows, errors %s", night["task"], ds, night["rows"], night["errors"] or "none")

@@ -120,9 +120,10 @@ def run_comparison(options: EvaluateOptions, tracking_uri: str) -> dict[str, Any
 
 def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig) -> evaluate.Evaluation:
     options.judging.check(options.input)
-    shards = list_input(options.input, options.named, options.work.limits)
+    cut = options.judging.windows.cut_for(artifact.config)
+    shards = list_input(options.input, options.named, options.work.limits, cut is not None)
     storage.check_writable(options.judging.storage)
-    inference = Inference(artifact, decoding, options.work.limits)
+    inference = Inference(artifact, decoding, options.work.limits, cut=cut)
     return evaluate.Evaluation(shards, options.judging.storage, inference, options.judging.stride)
 
 

@@ -6,7 +6,7 @@ import datetime
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tyro import MISSING
@@ -84,9 +84,8 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
     options.night.retention.check()
     options.source.check()
     places.check_apart({"input": options.input}, "tables", [storage.join(options.tables, name)])
-    inference = Inference(artifact, options.decoding, options.work.limits, options.source.keep, options.source.cut)
-    if inference.decode().preprocess.visual is None:  # it reads no clips that could be cut
-        inference = replace(inference, cut=None)
+    cut = options.source.windows.cut_for(artifact.config)
+    inference = Inference(artifact, options.decoding, options.work.limits, options.source.keep, cut)
     night = Night(
         shards=list_input(options.input, options.source.named, options.work.limits, inference.cut is not None),
         tables=options.tables,

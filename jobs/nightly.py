@@ -311,12 +311,13 @@ def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tra
     """`evaluation`: the model's metrics on a night's references, also in its MLflow run; nothing without references."""
     if not options.references:
         return {}
+    cut = options.source.windows.cut_for(champion.config)
     try:
-        shards = list_shards(unit.fill(options.references))
+        shards = list_shards(unit.fill(options.references), cut is not None)
     except NoShardsError as error:
         log.info("%s ds=%s: not evaluated: %s", unit.task, unit.ds, error)
         return {}
-    job = Evaluation(shards, options.tables, Inference.of(champion, options.work.limits))
+    job = Evaluation(shards, options.tables, Inference.of(champion, options.work.limits, cut))
     result = evaluate.evaluate(job, options.work.resources)
     tracker.log_metrics({f"evaluation/{name}": value for name, value in result.metrics.items()})
     tracker.log_text(json.dumps(asdict(result), indent=2), "evaluation.json")

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from hybrid_models.errors import UsageError
+from hybrid_models.inputs import HybridConfig
 from pipelines import places, storage
 from pipelines.cluster.resources import Resources
 from pipelines.models.tracking import default_uri
@@ -44,6 +45,36 @@ class WorkOptions:
 
 
 @dataclass(frozen=True)
+class WindowOptions:
+    """How long clips become rows."""
+
+    window_seconds: float = 0.0
+    """Cut clips into windows of so many seconds, a row each, so that a long video is more than one; 0 cuts none."""
+    stride_seconds: float = 0.0
+    """Seconds from the start of one window to that of the next; by default they follow one another."""
+
+    def cut_for(self, config: HybridConfig) -> Cut | None:
+        """How clips are cut for a model; not at all, if it reads none."""
+        return self._cut if config.visual is not None else None
+
+    @property
+    def _cut(self) -> Cut | None:
+        if not self.window_seconds:
+            return None
+        return Cut(self.window_seconds, self.stride_seconds or self.window_seconds)
+
+    def check(self) -> None:
+        """Refuses options that do not go together.
+
+        Raises:
+            UsageError: says which.
+        """
+        if self.stride_seconds and not self.window_seconds:
+            raise UsageError("--stride-seconds goes with --window-seconds: it tells where the next window begins")
+        _ = self._cut
+
+
+@dataclass(frozen=True)
 class JudgingOptions:
     """How models are judged."""
 
@@ -51,9 +82,10 @@ class JudgingOptions:
     """URI below which records are staged, so that an interrupted evaluation goes on."""
     stride: int = 1
     """Every n-th issue time of a radar event is a sample."""
+    windows: Annotated[WindowOptions, FLAT] = field(default_factory=WindowOptions)
 
     def check(self, shards: str) -> None:
-        """Refuses shards in the folder of the records, and a stride that is none.
+        """Refuses shards in the folder of the records, a stride that is none, and windows that are none.
 
         Args:
             shards: the held-out ones, as the user gave them; none if empty.
@@ -63,6 +95,7 @@ class JudgingOptions:
         """
         if self.stride < 1:
             raise UsageError(f"--stride is {self.stride}: it must be at least 1")
+        self.windows.check()
         if shards:
             places.check_apart({"input": shards}, "storage", [storage.join(self.storage, "evaluations")])
 
@@ -74,17 +107,7 @@ class SourceOptions:
     named: Annotated[InputOptions, FLAT] = field(default_factory=InputOptions)
     keep: tuple[str, ...] = ()
     """Fields of the input that the table keeps, as a JSON object in its column `fields`: the number of a product …"""
-    window_seconds: float = 0.0
-    """Cut clips into windows of so many seconds, a row each, so that a long video is more than one; 0 cuts none."""
-    stride_seconds: float = 0.0
-    """Seconds from the start of one window to that of the next; by default they follow one another."""
-
-    @property
-    def cut(self) -> Cut | None:
-        """How clips are cut."""
-        if not self.window_seconds:
-            return None
-        return Cut(self.window_seconds, self.stride_seconds or self.window_seconds)
+    windows: Annotated[WindowOptions, FLAT] = field(default_factory=WindowOptions)
 
     def check(self) -> None:
         """Refuses options that do not go together.
@@ -93,9 +116,7 @@ class SourceOptions:
             UsageError: says which.
         """
         self.named.check()
-        if self.stride_seconds and not self.window_seconds:
-            raise UsageError("--stride-seconds goes with --window-seconds: it tells where the next window begins")
-        _ = self.cut
+        self.windows.check()
 
 
 @dataclass(frozen=True)
@@ -112,3 +133,4 @@ Judging = Annotated[JudgingOptions, FLAT]
 Nightly = Annotated[NightOptions, FLAT]
 Input = Annotated[InputOptions, FLAT]
 Source = Annotated[SourceOptions, FLAT]
+Windows = Annotated[WindowOptions, FLAT]

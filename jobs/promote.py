@@ -83,7 +83,8 @@ def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> di
         raise UsageError(f"--model {model} is no version of the registered model '{name}', whose champion is chosen")
     if options.metric and options.metric not in hybrid.metrics:
         raise UsageError(f"--metric '{options.metric}' is unknown: use {', '.join(hybrid.metrics)}")
-    shards = list_input(options.input, options.named, options.work.limits) if options.input else []
+    cut = options.judging.windows.cut_for(candidate.config)
+    shards = list_input(options.input, options.named, options.work.limits, cut is not None) if options.input else []
     holder = registry.champion(tracking_uri, name)
     summary = {"name": name, "hybrid": hybrid.name, "model": candidate.model, "mlflow": shown(tracking_uri)}
     if holder == candidate.version:
@@ -124,9 +125,8 @@ def _weigh(options: PromoteOptions, shards: list[Shard], candidate: Artifact, be
     storage.check_writable(options.judging.storage)
 
     def job(artifact: Artifact) -> Evaluation:
-        return Evaluation(
-            shards, options.judging.storage, Inference.of(artifact, options.work.limits), options.judging.stride
-        )
+        inference = Inference.of(artifact, options.work.limits, options.judging.windows.cut_for(artifact.config))
+        return Evaluation(shards, options.judging.storage, inference, options.judging.stride)
 
     with connection.connect():
         rival = None if before is None else job(before)

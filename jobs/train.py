@@ -14,7 +14,7 @@ from tyro import MISSING
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
 from jobs import cli
-from jobs.options import Mlflow, MlflowOptions
+from jobs.options import Mlflow, MlflowOptions, WindowOptions, Windows
 from jobs.recipes import RECIPES
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
@@ -43,6 +43,7 @@ class TrainOptions:
     """Optimisation."""
     limits: Limits
     """Bounds on one input row; what exceeds them is a bad sample."""
+    windows: Windows = field(default_factory=WindowOptions)
     storage: str = "./lake"
     """URI below which runs (checkpoints, artifacts) and features are kept."""
     name: str = ""
@@ -82,8 +83,10 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
     written = [storage.join(options.storage, folder) for folder in ("runs", "features")]
     for split in ("train", "val"):
         places.check_apart({"data": storage.join(options.data, split)}, "storage", written)
+    options.windows.check()
+    cut = options.windows.cut_for(options.model)
     job = TrainJob(
-        recipe=Recipe(hybrid, options.model, options.decoding, options.train, options.limits),
+        recipe=Recipe(hybrid, options.model, options.decoding, options.train, options.limits, cut),
         recipe_name=recipe_name,
         data=storage.absolute(options.data),
         storage=options.storage,

@@ -71,6 +71,13 @@ class NowcasterConfig(HybridConfig):
                 f"grid {self.height}×{self.width} cannot be turned: make it square or set augment to False"
             )
 
+    @property
+    def visual(self) -> Visual | None:
+        """Of a clip, the first frames; rain is no picture."""
+        if self.unit == "mm/h":
+            return None
+        return Visual(self.height, self.width, self.past_frames + self.horizon_minutes, sampling="first")
+
 
 # ---- rows to samples -----------------------------------------------------------------------------------------------
 class NowcasterPreprocess(Preprocess):
@@ -84,10 +91,7 @@ class NowcasterPreprocess(Preprocess):
     def __init__(self, config: NowcasterConfig) -> None:
         self.config = config
         self.window = Window(config.past_frames, config.horizon_minutes)
-        if config.unit == "intensity":
-            self.visual = Visual(
-                config.height, config.width, config.past_frames + config.horizon_minutes, sampling="first"
-            )
+        self.visual = config.visual
 
     def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
         config = self.config

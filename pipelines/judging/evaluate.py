@@ -31,7 +31,8 @@ RECORDS_VERSION = 5
 """Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""
 
 DEPENDENT_TIMES = 12
-"""So many neighbouring issue times of a radar event depend on each other: an hour of frames every five minutes."""
+"""So many neighbouring issue times of a radar event depend on each other: an hour of frames every five minutes. Of
+windows of a clip as many are taken to."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def compare(first: Evaluation, second: Evaluation, resources: Resources) -> Comp
 
 
 def _blocks(job: Evaluation, keys: Sequence[tuple[str, int]]) -> list[int]:
-    """Which samples depend on each other: neighbouring issue times of a radar event, which share frames."""
-    neighbours = -(-DEPENDENT_TIMES // job.stride)
-    return significance.consecutive(keys, lambda shard: neighbours if is_event(shard) else 1)
+    """Which samples depend on each other: neighbouring issue times of a radar event, which share frames, and
+    neighbouring windows."""
+    times, windows = -(-DEPENDENT_TIMES // job.stride), 1 if job.inference.cut is None else DEPENDENT_TIMES
+    return significance.consecutive(keys, lambda shard: times if is_event(shard) else windows)

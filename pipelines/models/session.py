@@ -55,9 +55,9 @@ class Inference:
     cut: Cut | None = None
 
     @classmethod
-    def of(cls, artifact: Artifact, limits: Limits | None = None) -> Inference:
+    def of(cls, artifact: Artifact, limits: Limits | None = None, cut: Cut | None = None) -> Inference:
         """The model as its recipe means it to decode."""
-        return cls(artifact, artifact.decoding, limits or Limits())
+        return cls(artifact, artifact.decoding, limits or Limits(), cut=cut)
 
     @classmethod
     def noted(cls, artifact: Artifact, metadata: Mapping[bytes, bytes]) -> Inference:
@@ -96,7 +96,7 @@ class Inference:
         Raises:
             UsageError: the weights do not belong to the configuration.
         """
-        return Session(self.artifact.load().to(device), self.decoding, self.limits)
+        return Session(self.artifact.load().to(device), self.decoding, self.limits, self.cut)
 
 
 class Session:
@@ -106,10 +106,11 @@ class Session:
         hybrid: the model, on its device.
         decoding: how it decodes.
         limits: bounds on one row.
+        cut: how clips are cut into windows, a row each.
     """
 
-    def __init__(self, hybrid: Hybrid, decoding: DecodingConfig, limits: Limits) -> None:
-        self.hybrid, self.decoding, self.limits = hybrid, decoding, limits
+    def __init__(self, hybrid: Hybrid, decoding: DecodingConfig, limits: Limits, cut: Cut | None = None) -> None:
+        self.hybrid, self.decoding, self.limits, self.cut = hybrid, decoding, limits, cut
 
     def override(self, changes: Mapping[str, Any]) -> Session:
         """The same loaded model with some of its decoding options changed.
@@ -117,11 +118,12 @@ class Session:
         Raises:
             UsageError: an option is unknown or has the wrong type.
         """
-        return Session(self.hybrid, artifacts.override(self.decoding, changes), self.limits)
+        return Session(self.hybrid, artifacts.override(self.decoding, changes), self.limits, self.cut)
 
     def decode(self, with_target: bool = False) -> Decode:
         """Raw rows → samples."""
-        return Decode(self.hybrid.preprocess(self.hybrid.config, self.hybrid.assets), self.limits, with_target)
+        preprocess = self.hybrid.preprocess(self.hybrid.config, self.hybrid.assets)
+        return Decode(preprocess, self.limits, with_target, cut=self.cut)
 
     def predict(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """One dict of the payload's columns for each sample, all of them in one forward pass."""

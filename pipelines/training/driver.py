@@ -220,7 +220,7 @@ def _pictures(
         return {}
     from pipelines.models import curves, pictures  # drawing takes half a second to import
 
-    session = Session(hybrid, job.recipe.decoding, job.recipe.limits)
+    session = Session(hybrid, job.recipe.decoding, job.recipe.limits, job.recipe.cut)
     examples = pictures.examples(session, shards[1], job.pictures)
     found = curves.evaluation_curves(judged.get("details", {}))
     return {"learning-curves.png": curves.learning_curves(history), **found, **examples}

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import ray
 import torch
@@ -52,7 +52,8 @@ def _texts(recipe: Recipe, shards: list[Shard]) -> Iterator[str]:
     """All texts of the training shards, streaming; nothing is read for a hybrid that learns no assets."""
     if not recipe.model.learns_from_texts:
         return
-    source = ShardDatasource(shards, ReadOptions(limits=recipe.limits), TrainingTexts(recipe.model), TEXT_SCHEMA)
+    whole = [replace(shard, cut=False) for shard in shards]
+    source = ShardDatasource(whole, ReadOptions(limits=recipe.limits), TrainingTexts(recipe.model), TEXT_SCHEMA)
     dataset = ray.data.read_datasource(source, override_num_blocks=len(shards), num_cpus=engine.DECODE_CPUS)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch["text"].to_pylist()
@@ -71,7 +72,7 @@ def prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list
     todo = checks.incomplete(shards, folder)
     if todo:
         log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
-        inference = Inference.of(initial, recipe.limits)
+        inference = Inference.of(initial, recipe.limits, recipe.cut)
         actor = engine.Actor(Featurizer, (ray.put(inference),)) if hybrid.has_frozen_features else None
         decode = inference.decode(with_target=True)
         engine.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
@@ -100,5 +101,6 @@ def features_folder(job: TrainJob, initial: Artifact, hybrid: Hybrid) -> str:
         "assets": initial.assets,
         "limits": asdict(job.recipe.limits),
         "frozen": frozen.hexdigest(),
+        **({} if job.recipe.cut is None else {"cut": asdict(job.recipe.cut)}),
     }
     return storage.join(storage.absolute(job.storage), "features", artifacts.fingerprint(decisive)[:12])

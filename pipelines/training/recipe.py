@@ -8,7 +8,7 @@ from typing import Literal
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
-from pipelines.reading.limits import Limits
+from pipelines.reading.media.decode import Cut, Limits
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Recipe:
     """Optimisation."""
     limits: Limits = field(default_factory=Limits)
     """Bounds on one input row; what exceeds them is a bad sample."""
+    cut: Cut | None = None
+    """How clips are cut into windows, a sample each."""
 
     def check(self) -> None:
         """Refuses impossible combinations before any cluster starts.

@@ -99,7 +99,8 @@ def check(job: TrainJob) -> Shards:
             f"`train.batch_size` {job.recipe.train.batch_size} is too small for `num_workers` {job.num_workers}: "
             f"it must be at least {least}"
         )
-    train, val = (list_shards(storage.join(job.data, split)) for split in ("train", "val"))
+    cut = job.recipe.cut is not None
+    train, val = (list_shards(storage.join(job.data, split), cut) for split in ("train", "val"))
     storage.check_writable(job.storage)
     state = read_state(job)
     if state is not None:
@@ -124,8 +125,8 @@ def _check_same(job: TrainJob, state: RunState, shards: Shards) -> None:
     config = plain(job.recipe)
     ours, theirs = dict(tracking.flatten(config)), dict(tracking.flatten(state.config))
     ours["data"], theirs["data"] = job.data, state.data
-    if ours != theirs:
-        key = next(key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key))
+    if differ := [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]:
+        key = differ[0]
         raise UsageError(
             f"run '{job.name}' was started with {key}={theirs.get(key)}, not {ours.get(key)}: use another `name`"
         )

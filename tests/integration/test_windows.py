@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,12 +14,16 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
+import pytest
 import torch
 from PIL import Image
 
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
-from hybrid_models.inputs import Visual
-from jobs import infer, nightly
+from hybrid_models.errors import UsageError
+from hybrid_models.inputs import Inputs, Visual
+from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
+from jobs import evaluate, infer, nightly, promote, train
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.nights import query
@@ -27,6 +32,7 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
 from pipelines.reading.media.video import Cut
+from pipelines.reading.samples import unpack
 from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.integration.test_kinds import clip
@@ -151,6 +157,64 @@ def test_one_table_of_whatever_lies_there_which_goes_on_in_the_middle_of_a_video
         *(("long.mp4", float(start), '{"camera": 2}') for start in (0, 20, 40, 60)),
         ("short.mkv", 0.0, '{"camera": 1}'),
     ]
+
+
+def write_lossless(uri: str, frames: np.ndarray) -> None:
+    """Grey frames uint8 `[T,H,W]` as a clip of ten a second, whose frames are the same when they are decoded."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("libx264rgb", rate=10, options={"qp": "0", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "rgb24"
+        for grey in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(np.stack([grey] * 3, axis=2), format="rgb24")))
+        output.mux(stream.encode())
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def test_a_nowcaster_learns_from_windows_of_a_long_video_is_judged_and_predicts_them(
+    ray_cluster: str, tmp_path: Path, tracking_uri: str
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (404, 16, 16), np.uint8)
+    write_lossless(f"{tmp_path}/data/train/long.mp4", frames)
+    write_lossless(f"{tmp_path}/data/val/short.mp4", frames[:60])
+    windows = ["--window-seconds", "2", "--mlflow", tracking_uri]
+    training = [
+        "nowcaster-moving-mnist", "--data", f"{tmp_path}/data", "--storage", f"{tmp_path}/lake", *windows,
+        "--model.height", "16", "--model.width", "16", "--model.hidden-dims", "4", "--train.epochs", "1",
+        "--train.validate-samples", "3", "--pictures", "1",
+    ]  # fmt: skip
+    trained = train.main(training)
+    assert trained["bad_samples"] == {"train": {"LengthError": 1}}, "the last one has four frames"
+    config = NowcasterConfig(past_frames=10, horizon_minutes=10, height=16, width=16, unit="intensity", augment=False)
+    learned = {
+        (row["shard"].rsplit("/", 2)[1], row["index"]): unpack(row["sample"])
+        for file in storage.list_files(f"{tmp_path}/lake/features/*/*.parquet")
+        for row in pq.read_table(file.uri).to_pylist()
+        if row["sample"] is not None
+    }
+    assert set(learned) == {*(("train", n) for n in range(20)), *(("val", n) for n in range(3))}
+    for (_, number), sample in learned.items():
+        media = frames[20 * number : 20 * (number + 1)]
+        expected = NowcasterPreprocess(config)(Inputs(media, {}), with_target=True)
+        assert {name: array.tolist() for name, array in sample.items()} == {
+            name: array.tolist() for name, array in expected.items()
+        }
+    with pytest.raises(UsageError, match=r"was started with cut.window_seconds=2.0, not None"):
+        train.main([option for option in training if option not in windows[:2]])
+
+    held_out = ["--input", f"{tmp_path}/data/val", "--storage", f"{tmp_path}/lake"]
+    judged = evaluate.main(["--model", trained["model"], *held_out, *windows])
+    whole = evaluate.main(["--model", trained["model"], *held_out, *windows[2:]])
+    assert (judged["samples"], judged["errors"], whole["samples"]) == (3, {}, 1)
+    promoted = promote.main(["nowcaster", *held_out, *windows, "--margin", "1"])
+    assert (promoted["promoted"], promoted["samples"]) == (True, 3)
+    write_lossless(f"{tmp_path}/in/ds={DS}/short.mp4", frames[:60])
+    night = nightly.main([
+        "nowcasts", "--input", f"{tmp_path}/in/ds={{ds}}", "--references", f"{tmp_path}/in/ds={{ds}}", "--tables",
+        f"{tmp_path}/tables", "--ds", DS, *windows,
+    ])["nights"][0]  # fmt: skip
+    assert (night["rows"], night["ok"], night["evaluation"]["samples"]) == (3, 3, 3)
+    assert night["evaluation"]["mse"] == pytest.approx(judged["metrics"]["mse"])
 
 
 def test_two_hours_of_video_fit_into_the_memory_of_a_window(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 
 from hybrid_models.errors import UsageError
+from hybrid_models.nowcaster.preprocess import NowcasterConfig
 from jobs import cli
-from jobs.options import JudgingOptions, MlflowOptions, NightOptions, WorkOptions
+from jobs.options import JudgingOptions, MlflowOptions, NightOptions, WindowOptions, WorkOptions
 from pipelines.models.tracking import default_uri
+from pipelines.reading.media.decode import Cut
 from tests.jobs.test_cli import flags_of
 
-SHARED = (MlflowOptions, WorkOptions, JudgingOptions, NightOptions)
+SHARED = (MlflowOptions, WorkOptions, JudgingOptions, NightOptions, WindowOptions)
 
 
 def test_a_shared_option_is_declared_in_one_class() -> None:
@@ -43,3 +45,15 @@ def test_records_are_not_staged_among_shards(tmp_path: Path) -> None:
         options.check(f"{tmp_path}/evaluations/x")
     with pytest.raises(UsageError, match="--stride is 0: it must be at least 1"):
         JudgingOptions(str(tmp_path), stride=0).check("")
+
+
+def test_clips_are_cut_for_models_that_read_some() -> None:
+    video, rain = NowcasterConfig(unit="intensity"), NowcasterConfig()
+    assert WindowOptions(2.0).cut_for(video) == Cut(2.0, 2.0)
+    assert WindowOptions(2.0, 0.5).cut_for(video) == Cut(2.0, 0.5)
+    assert WindowOptions().cut_for(video) is None
+    assert WindowOptions(2.0).cut_for(rain) is None
+    for options, said in ((WindowOptions(stride_seconds=1), "goes with --window-seconds"), (WindowOptions(-1), "-1")):
+        for checked in (options.check, lambda windows=options: JudgingOptions(windows=windows).check("")):
+            with pytest.raises(UsageError, match=said):
+                checked()
