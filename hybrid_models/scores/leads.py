@@ -45,14 +45,16 @@ def verification_record(
 
 def _video_sums(forecast: np.ndarray, observed: np.ndarray) -> dict[str, np.ndarray]:
     """`[L]` each; every channel is judged as a frame of its own, and adds to its lead time."""
-    planes = [
-        np.moveaxis(frames.reshape(*frames.shape[:3], -1), 3, 1).reshape(-1, *frames.shape[1:3])
-        for frames in (forecast, observed)
-    ]
-    similar = ssim(*planes)
-    of_planes = error_sums(*planes) | {"ssim": np.nan_to_num(similar), "frames": np.isfinite(similar).astype(np.int64)}
+    similar, errors = ssim(_planes(forecast), _planes(observed)), error_sums(_planes(forecast), _planes(observed))
+    of_planes = {**errors, "ssim": np.nan_to_num(similar), "frames": np.isfinite(similar).astype(np.int64)}
     sums = {name: values.reshape(len(observed), -1).sum(1) for name, values in of_planes.items()}
     return sums | {"observed": sums["pixels"] / math.prod(observed.shape[1:])}
+
+
+def _planes(frames: np.ndarray) -> np.ndarray:
+    """Frames `[L, H, W]`, or in colour `[L, H, W, channels]`, each channel by itself: `[L * channels, H, W]`."""
+    leads, height, width = frames.shape[:3]
+    return np.moveaxis(frames.reshape(leads, height, width, -1), 3, 1).reshape(-1, height, width)
 
 
 def _lists(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

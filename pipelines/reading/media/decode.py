@@ -161,8 +161,9 @@ def _is_animated(media: bytes) -> bool:
 
 # ---- arrays ---------------------------------------------------------------------------------------------------------
 def decode_array(media: bytes, media_type: str, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
-    """A NumPy file → `[time, height, width]`, boolean as uint8, or in colour uint8 `[time, height, width, 3]`. Nothing is
-    unpickled.
+    """A NumPy file → `[time, height, width]`, boolean as uint8, or in colour uint8 `[time, height, width, 3]`.
+
+    Nothing is unpickled.
 
     Raises:
         BadSample: `ArrayDecodeError` or `ArrayTooLarge`.
