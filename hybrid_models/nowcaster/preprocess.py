@@ -47,7 +47,7 @@ class NowcasterConfig(HybridConfig):
     """Columns of the grid that samples must have."""
     unit: Unit = "mm/h"
     """What frames hold: rain rate in mm/h, forecast along its motion, or video of intensities 0 … 255, made 0 … 1, as
-    arrays or clips (mp4 …), whose first frames are taken, in grey and resized."""
+    arrays or clips (mp4 …), whose first frames are taken, in grey unless `colour`, and resized."""
     colour: bool = False
     """Forecast video in colour instead of grey: red, green and blue; what is grey has three equal channels."""
     patch: int = 8
