@@ -50,7 +50,7 @@ class Forecast:
     """What a nowcaster saw, foretold, and what came.
 
     Args:
-        past: [P,H,W], NaN where nothing was measured.
+        past: [P,H,W], NaN where nothing was measured; of video in colour all frames are […,H,W,3].
         nowcast: [L,H,W], in the unit of `past`.
         observed: [L,H,W], or None if it is not known.
         lead_minutes: [L].

@@ -90,7 +90,8 @@ class Inputs:
     """One row of a shard, decoded: what `Preprocess` gets."""
 
     media: np.ndarray | None
-    """Image or clip: uint8 `[frames, height, width, 3]`; array or radar window: `[time, height, width]`; text: None."""
+    """Image, clip or array in colour: uint8 `[frames, height, width, 3]`; other array or radar window: `[time, height,
+    width]`; text: None."""
     fields: Mapping[str, Any]
     """The row's other members: text, captions, step_minutes, issue_time …"""
     times: np.ndarray | None = None

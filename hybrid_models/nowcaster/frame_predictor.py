@@ -26,13 +26,14 @@ class FramePredictor(nn.Module):
         patch: side of the square of pixels that is one cell of the ConvLSTMs' grid (space to depth).
         hidden_dims: channels of each layer.
         kernel_size: of the ConvLSTMs.
+        channels: values of a pixel. Where they are more than 1, frames have a last axis `[…, H, W, channels]`.
     """
 
-    def __init__(self, patch: int, hidden_dims: Sequence[int], kernel_size: int) -> None:
+    def __init__(self, patch: int, hidden_dims: Sequence[int], kernel_size: int, channels: int = 1) -> None:
         super().__init__()
-        self.patch = patch
-        self.stack = ConvLSTM(patch**2, hidden_dims, kernel_size)
-        self.head = nn.Conv2d(hidden_dims[-1], patch**2, 1)
+        self.patch, self.channels = patch, channels
+        self.stack = ConvLSTM(channels * patch**2, hidden_dims, kernel_size)
+        self.head = nn.Conv2d(hidden_dims[-1], channels * patch**2, 1)
         nn.init.constant_(self.head.get_parameter("bias"), _DARK)
 
     def forward(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> tuple[Tensor, None]:
@@ -60,17 +61,18 @@ class FramePredictor(nn.Module):
     def _following(self, frames: Tensor) -> Tensor:
         """Logits of the frame that follows each of the frames, both `[B, T, H, W]`.
 
-        A pixel that is NaN is read as the net has just predicted it, dark in the first frame.
+        A value that is NaN is read as the net has just predicted it, dark in the first frame.
         """
-        height, width = frames.shape[-2:]
-        frames = nn.functional.pad(frames, (0, -width % self.patch, 0, -height % self.patch))
-        batch, count, rows, columns = frames.shape
-        cells = nn.functional.pixel_unshuffle(frames.unsqueeze(2), self.patch)
+        batch, count, height, width = frames.shape[:4]
+        planes = frames.reshape(batch, count, height, width, self.channels).movedim(-1, 2)
+        planes = nn.functional.pad(planes, (0, -width % self.patch, 0, -height % self.patch))
+        cells = nn.functional.pixel_unshuffle(planes, self.patch)
         predicted, logits = torch.zeros_like(cells[:, 0]), []
         with autocast(frames.device):
-            states = self.stack.initial_states(batch, rows // self.patch, columns // self.patch)
+            states = self.stack.initial_states(batch, *cells.shape[-2:])
             for t in range(count):
                 states = self.stack.step(torch.where(cells[:, t].isnan(), predicted, cells[:, t]), states)
                 logits.append(self.head(states[-1][0]).float())
                 predicted = logits[-1].sigmoid()
-        return nn.functional.pixel_shuffle(torch.stack(logits, dim=1), self.patch)[:, :, 0, :height, :width]
+        following = nn.functional.pixel_shuffle(torch.stack(logits, dim=1), self.patch)[..., :height, :width]
+        return following.movedim(2, -1).reshape(frames.shape)

@@ -6,6 +6,7 @@ output table and judgement. Rain is in mm/h everywhere outside the network, NaN 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -60,9 +61,10 @@ class Nowcaster(Hybrid):
             pa.field("unit", pa.string(), metadata=LATER),
         ]
     )
-    """`frames` is float16, little-endian, C order, of shape `frames_shape` = [leads, height, width], in `unit`:
-    `mm/h`, or `intensity` (0 … 1) of video; `mean` and `max` have one value per lead time, in `unit`, over the pixels
-    that the newest frame covers; `mean_mm_h`, `max_mm_h` and `wet_fraction` the same for rain, and are null for video.
+    """`frames` is float16, little-endian, C order, of shape `frames_shape` = [leads, height, width], in colour
+    [leads, height, width, 3] (red, green, blue), in `unit`: `mm/h`, or `intensity` (0 … 1) of video; `mean` and `max`
+    have one value per lead time, in `unit`, over the pixels that the newest frame covers, in colour over their
+    channels, too; `mean_mm_h`, `max_mm_h` and `wet_fraction` the same for rain, and are null for video.
     `probability` is uint8, C order, [leads, thresholds, height, width]: per cent that a pixel has at least so much
     rain; null for video, which has no thresholds."""
     schema_version: ClassVar[int] = 3
@@ -75,7 +77,8 @@ class Nowcaster(Hybrid):
         super().__init__(config, assets)
         self.config: NowcasterConfig = cast(NowcasterConfig, config)
         sizes = (self.config.patch, self.config.hidden_dims, self.config.kernel_size)
-        self.net = EncoderForecaster(*sizes) if self.config.unit == "mm/h" else FramePredictor(*sizes)
+        channels = math.prod(self.config.pixel_shape)
+        self.net = EncoderForecaster(*sizes) if self.config.unit == "mm/h" else FramePredictor(*sizes, channels)
 
     @classmethod
     def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
@@ -83,7 +86,7 @@ class Nowcaster(Hybrid):
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
         """`past` float16 [B,P,H,W]; `step_minutes`, `n_leads`, `issue_time` [B]; `future` float16 [B,L,H,W] with L the
-        most leads in the batch, NaN (no loss) beyond a sample's own."""
+        most leads in the batch, NaN (no loss) beyond a sample's own. Frames in colour are [B,…,H,W,3]."""
         if rng is not None and self.config.augment:
             samples = [_turned(sample, rng) for sample in samples]
         batch = {
@@ -102,13 +105,15 @@ class Nowcaster(Hybrid):
     def nowcast(self, past: np.ndarray, n_leads: int, step_minutes: float) -> np.ndarray:
         """Frames of the next `n_leads` steps `[n_leads, H, W]` from at least `past_frames` past ones `[time, H, W]`.
 
-        Both in mm/h, NaN where nothing was measured (intensity 0 … 1 for video); any grid.
+        Both in mm/h, NaN where nothing was measured (intensity 0 … 1 for video, in colour `[…, H, W, 3]`); any grid.
 
         Raises:
-            UsageError: too few past frames.
+            UsageError: too few past frames, or not the model's channels.
         """
-        if past.ndim != 3 or len(past) < self.config.past_frames:
-            raise UsageError(f"past is {past.shape}: [time, H, W] with at least {self.config.past_frames} frames")
+        pixel_shape, least = self.config.pixel_shape, self.config.past_frames
+        if past.ndim != 3 + len(pixel_shape) or past.shape[3:] != pixel_shape or len(past) < least:
+            wanted = ", ".join(map(str, ("time", "H", "W", *pixel_shape)))
+            raise UsageError(f"past is {past.shape}: [{wanted}] with at least {least} frames")
         device = module_device(self)
         frames = torch.from_numpy(np.ascontiguousarray(past[-self.config.past_frames :], np.float32)).to(device)
         with inference(self):
@@ -169,8 +174,8 @@ class Nowcaster(Hybrid):
 
     @classmethod
     def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """CSI averaged over lead times and CRPS, both for rain only; MSE and MAE over all pixels, in the forecast's
-        unit (mm/h, or intensity 0 … 1); details by lead time, those of all baselines under `baselines`. The
+        """CSI averaged over lead times and CRPS, both for rain only; MSE and MAE over all pixels and channels, in the
+        forecast's unit (mm/h, or intensity 0 … 1); details by lead time, those of all baselines under `baselines`. The
         baseline is persistence, or for rain extrapolation along its motion."""
         metrics, details = summarise_by_lead(records)
         found = {name: summarise_by_lead(records, name) for name in records[0]["baselines"]}
@@ -197,7 +202,7 @@ def _turned(sample: Sample, rng: np.random.Generator) -> Sample:
     turned = dict(sample)
     for name in ("past", "future"):
         frames = np.rot90(sample[name], turns, axes=(1, 2))
-        turned[name] = np.ascontiguousarray(frames[..., ::-1] if mirror else frames)
+        turned[name] = np.ascontiguousarray(frames[:, :, ::-1] if mirror else frames)
     return turned
 
 
@@ -229,7 +234,7 @@ def _summary_columns(seen: np.ndarray, unit: str) -> dict[str, Any]:
 
 
 def _frame_columns(frames: np.ndarray, issue_time: int, step_minutes: float) -> dict[str, Any]:
-    """One nowcast of float16 `frames` `[L, H, W]`, and what it is of."""
+    """One nowcast of float16 `frames` `[L, H, W]`, in colour `[L, H, W, 3]`, and what it is of."""
     return {
         "issue_time": None if issue_time == UNKNOWN_TIME else issue_time,
         "step_minutes": step_minutes,

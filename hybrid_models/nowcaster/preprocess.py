@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,7 +47,9 @@ class NowcasterConfig(HybridConfig):
     """Columns of the grid that samples must have."""
     unit: Unit = "mm/h"
     """What frames hold: rain rate in mm/h, forecast along its motion, or video of intensities 0 … 255, made 0 … 1, as
-    arrays or clips (mp4 …), whose first frames are taken, in grey and resized."""
+    arrays or clips (mp4 …), whose first frames are taken, in grey unless `colour`, and resized."""
+    colour: bool = False
+    """Forecast video in colour instead of grey: red, green and blue; what is grey has three equal channels."""
     patch: int = 8
     """Side of the square of pixels that becomes one cell of the network's grid."""
     hidden_dims: tuple[int, ...] = (32,)
@@ -60,6 +63,8 @@ class NowcasterConfig(HybridConfig):
         self.check_ranges(("past_frames", "horizon_minutes", "height", "width", "patch", "kernel_size"))
         if self.unit not in get_args(Unit):
             raise UsageError(f"unit is '{self.unit}': it must be 'mm/h' or 'intensity'")
+        if self.colour and self.unit == "mm/h":
+            raise UsageError("colour is True, but rain has none: set unit to 'intensity' or colour to False")
         if not self.hidden_dims or min(self.hidden_dims) < 1:
             raise UsageError(f"hidden_dims is {self.hidden_dims}: name at least one layer's channels, such as (32,)")
         if self.kernel_size % 2 == 0:
@@ -78,6 +83,11 @@ class NowcasterConfig(HybridConfig):
             return None
         return Visual(self.height, self.width, self.past_frames + self.horizon_minutes, sampling="first")
 
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Last axes of frames, after height and width: (3,), red, green and blue, or none."""
+        return (len(GREY),) if self.colour else ()
+
 
 # ---- rows to samples -----------------------------------------------------------------------------------------------
 class NowcasterPreprocess(Preprocess):
@@ -85,7 +95,8 @@ class NowcasterPreprocess(Preprocess):
 
     The sample: `past` float16 `[P, H, W]` (mm/h with NaN, or intensity 0 … 1), `step_minutes` float32, `n_leads` int32,
     `issue_time` int64 (microseconds since 1970 UTC, -1 if unknown), `length`; with target `future` float16 `[L, H, W]`.
-    float16 keeps rain apart at the hundredth below 16 mm/h, finer than radars measure.
+    In colour frames are `[…, H, W, 3]`, as they are decoded, drawn and kept in the table. float16 keeps rain apart at
+    the hundredth below 16 mm/h, finer than radars measure.
     """
 
     def __init__(self, config: NowcasterConfig) -> None:
@@ -122,19 +133,18 @@ class NowcasterPreprocess(Preprocess):
         return {name: np.asarray(value) for name, value in sample.items()}
 
     def output_bytes(self, sample: Sample) -> int:
-        return int(sample["n_leads"]) * self.config.height * self.config.width * PIXEL_BYTES[self.config.unit]
+        config = self.config
+        pixels = int(sample["n_leads"]) * config.height * config.width
+        return pixels * math.prod(config.pixel_shape) * PIXEL_BYTES[config.unit]
 
     def _frames(self, media: np.ndarray | None, needed: int) -> np.ndarray:
         """The first `needed` frames as float16, in the sample's unit."""
         config = self.config
         if media is None:
             raise BadSample("MediaError", "the row has no frames: expected an array [time, height, width]")
-        if media.ndim == 4 and media.shape[3] == len(GREY):
-            media = (media @ GREY).round().astype(np.uint8)
-        if media.ndim != 3:
-            raise BadSample("ShapeError", f"frames of shape {media.shape}: expected [time, height, width]")
-        if media.shape[1:] != (config.height, config.width):
-            has, wants = "×".join(map(str, media.shape[1:])), f"{config.height}×{config.width}"
+        media = self._seen(media)
+        if media.shape[1:3] != (config.height, config.width):
+            has, wants = "×".join(map(str, media.shape[1:3])), f"{config.height}×{config.width}"
             fix = "cut it with `hybrid prepare radar --crop` or train for this grid"
             raise BadSample("GridError", f"the grid is {has}, the model's is {wants}: {fix}")
         if len(media) < needed:
@@ -145,6 +155,18 @@ class NowcasterPreprocess(Preprocess):
         if lowest < 0 or highest > top:
             raise BadSample("RangeError", f"values from {lowest:g} to {highest:g}: {unit} lies within 0 … {top:g}")
         return (frames if config.unit == "mm/h" else frames / 255).astype(np.float16)
+
+    def _seen(self, media: np.ndarray) -> np.ndarray:
+        """Frames in the model's shape: video in colour `[time, H, W, 3]` or in grey `[time, H, W]`, rain as it is."""
+        in_colour = media.ndim == 4 and media.shape[3] == len(GREY) and self.config.unit == "intensity"
+        if media.ndim != 3 and not in_colour:
+            also = " or, in colour, [time, height, width, 3]" if self.config.unit == "intensity" else ""
+            raise BadSample("ShapeError", f"frames of shape {media.shape}: expected [time, height, width]{also}")
+        if in_colour and not self.config.colour:
+            return np.asarray((media @ GREY).round().astype(np.uint8))
+        if self.config.colour and not in_colour:
+            return np.broadcast_to(media[..., None], (*media.shape, len(GREY)))
+        return media
 
 
 def _step_minutes(fields: Mapping[str, Any]) -> float:

@@ -22,19 +22,17 @@ def verification_record(
     Error sums `[L]`. For rain, which has thresholds, contingency counts `[L][thresholds]`, sums of the FSS
     `[L][thresholds][windows]`, `brier_error` `[L][thresholds]`, `crps_error` `[L]` and, of all lead times together,
     `bin_sums` as `bins`; for video `ssim` `[L]`, 1 or without any window 0 as its `frames`, and `observed`, the share
-    of a frame that was.
+    of a frame that was. In colour `ssim` and `frames` are sums over the channels, and each of their values is a pixel.
 
     Args:
-        forecast: `[L, H, W]`.
-        observed: `[L, H, W]`, NaN where nothing was measured.
+        forecast: `[L, H, W]`, of video in colour `[L, H, W, 3]`.
+        observed: as `forecast`, NaN where nothing was measured.
         thresholds: mm/h; none for video.
         probability: of each threshold, `[L, thresholds, H, W]`; a forecast without is certain.
     """
-    sums = error_sums(forecast, observed)
     if not thresholds:
-        similar, pixels = ssim(forecast, observed), math.prod(observed.shape[1:])
-        frames = {"ssim": np.nan_to_num(similar), "frames": np.isfinite(similar).astype(np.int64)}
-        return _lists({**sums, **frames, "observed": sums["pixels"] / pixels})
+        return _lists(_video_sums(forecast, observed))
+    sums = error_sums(forecast, observed)
     sums |= contingency(forecast, observed, thresholds) | fss_sums(forecast, observed, thresholds)
     if probability is None:
         probability = certain(forecast, thresholds)
@@ -43,6 +41,20 @@ def verification_record(
         sums["crps_error"] = crps_sums(probability, observed, thresholds)
     sums["brier_error"] = brier_sums(probability, observed, thresholds)
     return {**_lists(sums), "bins": _lists(bin_sums(probability, observed, thresholds))}
+
+
+def _video_sums(forecast: np.ndarray, observed: np.ndarray) -> dict[str, np.ndarray]:
+    """`[L]` each; every channel is judged as a frame of its own, and adds to its lead time."""
+    similar, errors = ssim(_planes(forecast), _planes(observed)), error_sums(_planes(forecast), _planes(observed))
+    of_planes = {**errors, "ssim": np.nan_to_num(similar), "frames": np.isfinite(similar).astype(np.int64)}
+    sums = {name: values.reshape(len(observed), -1).sum(1) for name, values in of_planes.items()}
+    return sums | {"observed": sums["pixels"] / math.prod(observed.shape[1:])}
+
+
+def _planes(frames: np.ndarray) -> np.ndarray:
+    """Frames `[L, H, W]`, or in colour `[L, H, W, channels]`, each channel by itself: `[L * channels, H, W]`."""
+    leads, height, width = frames.shape[:3]
+    return np.moveaxis(frames.reshape(leads, height, width, -1), 3, 1).reshape(-1, height, width)
 
 
 def _lists(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -62,8 +74,9 @@ def summarise_by_lead(
         baseline: the name of one to sum up instead of the model.
 
     Returns:
-        Metrics: `mse` and `mae` over pixels; for rain `csi_<threshold>`, each the mean over lead times (0 without any
-        event), and `crps`; for video `ssim`, and `frame_mse`, the squared error of a frame, summed over its pixels.
+        Metrics: `mse` and `mae` over pixels, in colour over their channels, too; for rain `csi_<threshold>`, each the
+        mean over lead times (0 without any event), and `crps`; for video `ssim`, and `frame_mse`, the squared error of
+        a frame, summed over its pixels and channels.
         Details: `lead_minutes`, and by lead time `csi`, `far`, `pod`, `brier` by threshold, `fss` by threshold and
         window, `crps`, `mse`, `mae`, `ssim`; and over all lead times `reliability` by threshold. None where undefined.
 

@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from hybrid_models.explanations import Alignment, Forecast, Gaze
 from hybrid_models.inputs import Sample
@@ -33,7 +33,7 @@ FRAME_MS = 400
 RAIN_MM_H = (0.1, 0.5, 1, 2, 5, 10, 20, 50)
 RAIN_COLOURS = ("#c6dbef", "#6baed6", "#2171b5", "#41ab5d", "#fee34d", "#fd8d3c", "#e31a1c", "#7a0177")
 DRY, NO_COVERAGE = "#ffffff", "#bdbdbd"
-CHANCE = "at least 1 mm/h"
+DIFFERENCE, DISTANCE, CHANCE = "nowcast − observed", "|nowcast − observed|", "at least 1 mm/h"
 
 
 def examples(session: Session, shards: Sequence[Shard], count: int, stride: int = 1) -> Files:
@@ -185,11 +185,7 @@ def _panels(shown: Forecast) -> bytes:
     if shown.observed is not None:
         count = min(len(shown.observed), len(shown.nowcast))
         leads = evenly(count, LEADS_SHOWN)
-        rows = [
-            ("observed", shown.observed),
-            *rows,
-            ("nowcast − observed", shown.nowcast[:count] - shown.observed[:count]),
-        ]
+        rows = [("observed", shown.observed), *rows, _difference(shown.nowcast[:count], shown.observed[:count])]
     if shown.chance is not None:
         rows.append((CHANCE, shown.chance))
     figure = Figure((1.75 * (len(leads) + 1) + 1.1, 1.75 * len(rows) + 0.3), layout="constrained")
@@ -203,18 +199,25 @@ def _panels(shown: Forecast) -> bytes:
     for row, (name, frames) in zip(panels, rows, strict=True):
         row[1].set_ylabel(name, fontsize=9)
         scale, label = (colours, norm), shown.unit
-        if "−" in name:
+        if name == DIFFERENCE:
             scale = _error_scale(shown.unit)
+        elif name == DISTANCE:
+            scale = _with_gaps("Reds"), Normalize(0, 1)
         elif name == CHANCE:
             scale, label = (_with_gaps("Purples"), Normalize(0, 1)), "probability"
         for panel, lead in zip(row[1:], leads, strict=True):
             _show(panel, frames[lead], *scale)
-        figure.colorbar(
-            ScalarMappable(scale[1], scale[0]), ax=list(row), label=label, format="%g", extend=_extend(scale[1])
-        )
+        if frames.ndim == 3:
+            _key(figure, row, *scale, label)
     for panel, lead in zip(panels[0, 1:], leads, strict=True):
         panel.set_title(f"+{shown.lead_minutes[lead]:g} min", fontsize=9)
     return png(figure)
+
+
+def _difference(nowcast: np.ndarray, observed: np.ndarray) -> tuple[str, np.ndarray]:
+    """What is wrong, `[L, H, W]`, and its name: in colour how far, over the channels, so that they do not cancel."""
+    difference = nowcast - observed
+    return (DIFFERENCE, difference) if difference.ndim == 3 else (DISTANCE, np.abs(difference).mean(axis=-1))
 
 
 def _animation(shown: Forecast) -> bytes:
@@ -231,11 +234,12 @@ def _animation(shown: Forecast) -> bytes:
         panel.set(xticks=[], yticks=[])
         panel.set_title(name, fontsize=10)
         images.append((_show(panel, shown.past[0], colours, norm), np.concatenate([shown.past, frames[:steps]])))
-    figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), label=shown.unit, format="%g", extend=_extend(norm))
+    if shown.past.ndim == 3:
+        _key(figure, panels, colours, norm, shown.unit)
     pages = []
     for step in range(steps):
         for image, frames in images:
-            image.set_data(np.ma.masked_invalid(frames[step]))
+            image.set_data(_painted(frames[step], colours, norm))
         minutes = (step + 1 - len(shown.past)) * step_minutes
         figure.suptitle("now" if minutes == 0 else f"{minutes:+g} min", fontsize=10)
         pages.append(Image.open(io.BytesIO(png(figure))).convert("RGB"))
@@ -263,7 +267,7 @@ def side_by_side(shown: Forecast, width: int = 260) -> bytes:
             (0, shown.past[seen], f"observed, {-ago:g} min" if ago else "observed, now"),
             (width + gap, shown.nowcast[lead], f"nowcast, +{shown.lead_minutes[lead]:g} min"),
         ):
-            drawn = Image.fromarray(colours(norm(np.ma.masked_invalid(frame)), bytes=True)[..., :3])
+            drawn = Image.fromarray(_painted(frame, colours, norm))
             page.paste(drawn.resize((width, height), Image.Resampling.NEAREST), (left, title))
             text.text((left + 2, 2), label, fill="black", font_size=12)
         pages.append(page)
@@ -281,7 +285,20 @@ def _gif(pages: Sequence[Image.Image]) -> bytes:
 
 
 def _show(panel: Axes, frame: np.ndarray, colours: Colormap, norm: Normalize) -> AxesImage:
-    return panel.imshow(np.ma.masked_invalid(frame), cmap=colours, norm=norm, interpolation="nearest")
+    return panel.imshow(_painted(frame, colours, norm), interpolation="nearest")
+
+
+def _painted(frame: np.ndarray, colours: Colormap, norm: Normalize) -> np.ndarray:
+    """uint8 `[H, W, 3]` of a frame `[H, W]` on its scale, or `[H, W, 3]` in colour, grey where a channel is missing."""
+    if frame.ndim == 2:
+        return np.asarray(colours(norm(np.ma.masked_invalid(frame)), bytes=True)[..., :3])
+    known = np.isfinite(frame).all(axis=-1, keepdims=True)
+    return np.where(known, (255 * frame).round(), ImageColor.getrgb(NO_COVERAGE)).astype(np.uint8)
+
+
+def _key(figure: Figure, panels: Sequence[Axes], colours: Colormap, norm: Normalize, label: str) -> None:
+    """The scale of these panels, beside them."""
+    figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), label=label, format="%g", extend=_extend(norm))
 
 
 def _scale(unit: str) -> tuple[Colormap, Normalize]:

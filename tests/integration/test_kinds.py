@@ -130,25 +130,31 @@ def test_sentences_empty_long_and_garbled(tmp_path: Path, tracking_uri: str) -> 
     assert "\x00" not in good["source"].to_pylist()[1]
 
 
-def test_next_frames_of_arrays_and_clips(tmp_path: Path, tracking_uri: str) -> None:
+@pytest.mark.parametrize("colour", [False, True])
+def test_next_frames_of_arrays_and_clips(colour: bool, tmp_path: Path, tracking_uri: str) -> None:
     config = NowcasterConfig(
-        past_frames=3, horizon_minutes=4, height=32, width=32, unit="intensity", hidden_dims=(8,), augment=False
-    )
+        past_frames=3, horizon_minutes=4, height=32, width=32, unit="intensity", colour=colour, hidden_dims=(8,),
+        augment=False,
+    )  # fmt: skip
     files = artifacts.make(Nowcaster(config, {}), NowcasterDecoding(), {}, "A test's model.\n")
     artifacts.write(files, str(tmp_path / "model"))
-    array = io.BytesIO()
+    array, coloured = io.BytesIO(), io.BytesIO()
     np.save(array, np.zeros((3, 32, 32), np.uint8))
+    np.save(coloured, np.zeros((3, 32, 32, 3), np.uint8))
     members = [
         ("movie.mp4", clip("mp4", "libx264")),
         ("array.npy", array.getvalue()),
+        ("coloured.npy", coloured.getvalue()),
         ("photo.jpg", tiny.jpeg(1)),
         ("two.webm", clip("webm", "libvpx", frames=2)),
     ]
     storage.write_bytes(str(tmp_path / "in/x.tar"), tiny.tar(members))
     summary = night(str(tmp_path / "model"), str(tmp_path / "in"), str(tmp_path / "tables"), tracking_uri)
-    assert (summary["rows"], summary["errors"]) == (4, {"LengthError": 2})
+    assert (summary["rows"], summary["errors"]) == (5, {"LengthError": 2})
     table = rows(str(tmp_path / "tables"), "nowcasts")
-    assert [table[name]["frames_shape"] for name in ("movie", "array")] == [[4, 32, 32]] * 2
+    shape = [4, 32, 32, 3] if colour else [4, 32, 32]
+    assert [table[name]["frames_shape"] for name in ("movie", "array", "coloured")] == [shape] * 3
+    assert table["coloured"]["frames"] == table["array"]["frames"]
     assert table["photo"]["error"] == "LengthError: 1 frames where 3 are needed"
     movie, dark = (np.frombuffer(table[name]["frames"], "<f2") for name in ("movie", "array"))
     assert (movie != dark).any(), "it saw the square"

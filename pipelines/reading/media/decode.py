@@ -65,7 +65,7 @@ class Decoded(NamedTuple):
 
     array: np.ndarray
     """uint8 `[frames, height, width, 3]` RGB for a photograph (one frame) or a clip; `[time, height, width]` in its own
-    number type for an array."""
+    number type for an array, or of one in colour the wanted frames, in its own size."""
     times: np.ndarray | None = None
     """Of a clip's frames, float32 `[frames]`: seconds from its first one."""
 
@@ -90,7 +90,8 @@ def decode_media(media: bytes, media_type: str, visual: Visual | None, limits: L
         raise BadSample("UnsupportedMedia", f"'{kind}' is none of {', '.join(MEDIA_TYPES)}")
     check_size(media, limits)
     if kind in ARRAY_TYPES:
-        return Decoded(decode_array(media, kind, limits))
+        array = decode_array(media, kind, limits)
+        return Decoded(array if array.ndim == 3 or visual is None else array[list(visual.positions(len(array)))])
     if visual is None:
         raise BadSample("UnsupportedMedia", f"this model reads arrays ({', '.join(ARRAY_TYPES)}), not '{kind}'")
     if kind not in IMAGE_FORMATS or (kind == "gif" and _is_animated(media)):
@@ -160,7 +161,9 @@ def _is_animated(media: bytes) -> bool:
 
 # ---- arrays ---------------------------------------------------------------------------------------------------------
 def decode_array(media: bytes, media_type: str, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
-    """A NumPy file → `[time, height, width]`, boolean as uint8. Nothing is unpickled.
+    """A NumPy file → `[time, height, width]`, boolean as uint8, or in colour uint8 `[time, height, width, 3]`.
+
+    Nothing is unpickled.
 
     Raises:
         BadSample: `ArrayDecodeError` or `ArrayTooLarge`.
@@ -199,8 +202,10 @@ def _parse_npy(data: bytes) -> np.ndarray:
     shape, fortran_order, dtype = readers[version](stream)
     if dtype.kind not in "buif":
         raise BadSample("ArrayDecodeError", f"an array of numbers is needed, this holds {dtype}")
-    if len(shape) != 3 or min(shape) < 1:
-        raise BadSample("ArrayDecodeError", f"an array [time, height, width] is needed, this has the shape {shape}")
+    in_colour = len(shape) == 4 and shape[3] == 3 and dtype == np.uint8
+    if not (len(shape) == 3 or in_colour) or min(shape) < 1:
+        wanted = "an array [time, height, width] or, in colour, uint8 [time, height, width, 3]"
+        raise BadSample("ArrayDecodeError", f"{wanted} is needed, this is {dtype} {list(shape)}")
     promised, present = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
     if promised != present:
         raise BadSample("ArrayDecodeError", f"shape {shape} needs {promised:,} bytes, the file holds {present:,}")

@@ -8,6 +8,14 @@ from hybrid_models.contract import autocast
 from hybrid_models.nowcaster.frame_predictor import FramePredictor
 
 MINUTES = torch.tensor([1.0])
+SHAPES = {
+    "stack.cells.0.gates.weight": (24, 22, 3, 3),
+    "stack.cells.0.gates.bias": (24,),
+    "stack.cells.1.gates.weight": (20, 11, 3, 3),
+    "stack.cells.1.gates.bias": (20,),
+    "head.weight": (16, 5, 1, 1),
+    "head.bias": (16,),
+}
 
 
 def eager(net):
@@ -36,6 +44,32 @@ def test_the_last_prediction_is_that_of_a_stack_that_has_read_all_frames():
     assert probability is None
     torch.testing.assert_close(forecast, expected)
     assert (older - expected).abs().max() > 0.01, "all frames count"
+
+
+def test_a_cell_in_colour_holds_its_pixels_channel_by_channel():
+    torch.manual_seed(0)
+    net, frames = eager(FramePredictor(4, (6, 5), 3, channels=3)), torch.rand(2, 3, 13, 22, 3)
+    with torch.no_grad(), autocast(frames.device):
+        padded = torch.zeros(2, 3, 16, 24, 3)
+        padded[:, :, :13, :22] = frames
+        cells = torch.cat([pixel_unshuffle(padded[:, :, None, ..., i], 4) for i in range(3)], dim=2)
+        assert cells.shape == (2, 3, 48, 4, 6)
+        states, _ = net.stack(cells)
+        logits = net.head(states[:, -1]).float().split(16, dim=1)
+        expected = torch.stack([pixel_shuffle(channel, 4)[:, :, :13, :22] for channel in logits], dim=-1).sigmoid()
+        forecast, _ = net(frames, MINUTES, 1)
+        further, _ = net(frames, MINUTES, 3)
+        swapped, _ = net(frames.flip(-1), MINUTES, 1)
+        again, _ = net(torch.cat((frames, further[:, :2]), dim=1), MINUTES, 1)
+    torch.testing.assert_close(forecast, expected)
+    torch.testing.assert_close(further[:, :1], forecast)
+    torch.testing.assert_close(again, further[:, 2:], msg="after the last frame it reads its own")
+    assert (swapped.flip(-1) - forecast).abs().max() > 0.01, "red is not blue"
+
+
+def test_grey_weights_have_the_names_and_shapes_that_artifacts_have():
+    shapes = {name: tuple(weight.shape) for name, weight in FramePredictor(4, (6, 5), 3).state_dict().items()}
+    assert shapes == SHAPES
 
 
 def test_after_the_last_frame_it_reads_its_own():
@@ -83,6 +117,21 @@ def test_loss_is_the_cross_entropy_of_all_frames_that_can_be_foreseen():
     assert (whole.terms, shorter.terms) == (4 * 256, 3 * 256)
     assert whole.total.item() == pytest.approx(expected.sum().item(), rel=1e-5)
     assert shorter.total.item() == pytest.approx(expected[:, :3].sum().item(), rel=1e-5)
+
+
+def test_loss_in_colour_is_that_of_all_channels_that_are_known():
+    torch.manual_seed(0)
+    net, frames = eager(FramePredictor(4, (6,), 3, channels=3)), torch.rand(1, 4, 10, 12, 3)
+    past, future = frames[:, :3], frames[:, 3:].clone()
+    with torch.no_grad():
+        predicted = torch.cat([net(past[:, :t], MINUTES, 1)[0] for t in (1, 2, 3)], dim=1)
+        expected = -(frames[:, 1:] * predicted.log() + (1 - frames[:, 1:]) * (1 - predicted).log())
+        whole = net.loss(past, MINUTES, future)
+        future[..., 1] = torch.nan
+        without_green = net.loss(past, MINUTES, future)
+    assert (whole.terms, without_green.terms) == (9 * 120, 8 * 120)
+    assert whole.total.item() == pytest.approx(expected.sum().item(), rel=1e-5)
+    assert without_green.total.item() == pytest.approx((expected.sum() - expected[:, 2, ..., 1].sum()).item(), rel=1e-5)
 
 
 def test_it_learns_where_a_square_goes():

@@ -1,5 +1,6 @@
 """Rows become checked samples, samples become nowcasts, nowcasts are judged; tiny models learn."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -17,6 +18,8 @@ TINY = NowcasterConfig(past_frames=3, horizon_minutes=20, height=32, width=32, h
 VIDEO = NowcasterConfig(
     past_frames=4, horizon_minutes=4, height=16, width=16, unit="intensity", patch=4, hidden_dims=(16,), augment=False
 )
+
+COLOUR = replace(VIDEO, colour=True)
 
 
 def shower(frames, size=32, speed=1.5, start=8.0, growth=1.0):
@@ -73,6 +76,19 @@ def test_training_batches_are_turned_past_and_future_alike():
     assert len(seen) >= 4  # the shower is symmetric up and down
 
 
+def test_frames_in_colour_are_turned_as_those_in_grey():
+    media = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    config = replace(COLOUR, augment=True)
+    grey = Nowcaster(replace(VIDEO, augment=True), {})
+    coloured, samples = Nowcaster(config, {}), [sample_of(media[..., i], VIDEO) for i in range(3)]
+    batch = coloured.collate([sample_of(media, config)] * 20, np.random.default_rng(5))
+    for i, sample in enumerate(samples):
+        alone = grey.collate([sample] * 20, np.random.default_rng(5))
+        for name in ("past", "future"):
+            torch.testing.assert_close(batch[name][..., i], alone[name], rtol=0, atol=0)
+    assert len({frames.numpy().tobytes() for frames in batch["past"]}) > 4
+
+
 # ---- prediction ----------------------------------------------------------------------------------------------------
 def test_payload_rows_hold_the_frames_and_their_summary():
     model = Nowcaster(TINY, {})
@@ -111,6 +127,63 @@ def test_frames_of_video_have_no_rain():
     np.testing.assert_allclose(table["max"], frames.max((1, 2)))
     assert table["unit"] == "intensity"
     assert [table[name] for name in ("mean_mm_h", "max_mm_h", "wet_fraction", "probability")] == [None] * 4
+
+
+def test_a_nowcast_in_colour_from_prediction_to_table_to_judgement():
+    model, media = Nowcaster(COLOUR, {}), np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    with torch.no_grad():
+        model.net.head.weight *= 20
+    short = dict(sample_of(media, COLOUR), n_leads=np.int32(2))
+    batch = model.collate([sample_of(media, COLOUR), short])
+    rows = model.predict(batch, NowcasterDecoding())
+    table = pa.Table.from_pylist(rows, schema=Nowcaster.payload_schema).to_pylist()
+    assert [row["frames_shape"] for row in table] == [[4, 16, 16, 3], [2, 16, 16, 3]]
+    frames = np.frombuffer(table[0]["frames"], "<f2").reshape(4, 16, 16, 3).astype(np.float32)
+    past = media[:4] / np.float32(255)
+    np.testing.assert_allclose(frames, model.nowcast(past, 4, 1), atol=0.02)
+    assert np.ptp(frames, axis=-1).max() > 0.05, "channels differ"
+    np.testing.assert_allclose(table[0]["mean"], frames.mean((1, 2, 3)), rtol=1e-3)
+    np.testing.assert_allclose(table[0]["max"], frames.max((1, 2, 3)))
+    assert (table[0]["unit"], table[0]["probability"], table[0]["mean_mm_h"]) == ("intensity", None, None)
+
+    sample = sample_of(media, COLOUR)
+    summary = model.summarise([model.record(sample, table[0])])
+    observed = sample["future"].astype(np.float64)
+    for scores, forecast in ((summary["metrics"], frames), (summary["baseline"], sample["past"][-1:])):
+        errors = forecast.astype(np.float64) - observed
+        assert scores["mse"] == pytest.approx(np.square(errors).mean())
+        assert scores["mae"] == pytest.approx(np.abs(errors).mean())
+        assert scores["frame_mse"] == pytest.approx(np.square(errors).sum((1, 2, 3)).mean())
+        channels = np.broadcast_to(forecast, observed.shape).astype(np.float64)
+        similar = [ssim(channels[..., i], observed[..., i]).mean() for i in range(3)]
+        assert scores["ssim"] == pytest.approx(np.mean(similar))
+    (shown,) = model.explain([sample], NowcasterDecoding())
+    np.testing.assert_array_equal(shown.past, sample["past"].astype(np.float32))
+    np.testing.assert_allclose(shown.nowcast, frames, atol=0.02)
+    np.testing.assert_array_equal(shown.observed, sample["future"].astype(np.float32))
+    assert shown.chance is None
+
+
+def test_what_is_missing_in_colour_is_left_out_by_value():
+    model, media = Nowcaster(COLOUR, {}), np.random.default_rng(0).random((8, 16, 16)).astype(np.float32) * 255
+    media[3, :5] = np.nan
+    sample = sample_of(media, COLOUR)
+    sample["past"][3, 7, 7, 2] = np.nan
+    row = model.predict(model.collate([sample]), NowcasterDecoding())[0]
+    frames = np.frombuffer(row["frames"], "<f2").reshape(row["frames_shape"]).astype(np.float32)
+    assert np.isfinite(frames).all()
+    seen = frames[:, np.isfinite(sample["past"][3])]
+    assert seen.shape == (4, 11 * 16 * 3 - 1)
+    np.testing.assert_allclose(row["mean"], seen.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(row["max"], seen.max(1))
+
+
+def test_nowcasts_take_frames_that_have_the_models_channels():
+    grey, coloured = np.zeros((4, 9, 7), np.float32), np.zeros((4, 9, 7, 3), np.float32)
+    assert Nowcaster(COLOUR, {}).nowcast(coloured, 2, 1).shape == (2, 9, 7, 3)
+    for config, past, wanted in ((COLOUR, grey, r"\[time, H, W, 3\]"), (VIDEO, coloured, r"\[time, H, W\]")):
+        with pytest.raises(UsageError, match=wanted):
+            Nowcaster(config, {}).nowcast(past, 2, 1)
 
 
 def test_nowcast_takes_the_newest_frames_of_any_grid():
@@ -256,17 +329,31 @@ def test_a_trained_model_beats_its_baselines_in_weather_that_it_has_not_seen():
     assert summary["metrics"]["crps"] < 0.7 * summary["baseline"]["crps"]
 
 
+def moving_square(step):
+    """uint8 `[8, 16, 16]`: a bright square that moves right where `step` is positive, else left."""
+    media = np.zeros((8, 16, 16), np.uint8)
+    for t in range(8):
+        column = 4 + t if step > 0 else 9 - t
+        media[t, 5:9, column : column + 3] = 255
+    return media
+
+
 def test_a_tiny_model_overfits_a_moving_square():
     torch.manual_seed(0)
-    videos = []
-    for step in (1, -1):
-        media = np.zeros((8, 16, 16), np.uint8)
-        for t in range(8):
-            column = 4 + t if step > 0 else 9 - t
-            media[t, 5:9, column : column + 3] = 255
-        videos.append(sample_of(media, VIDEO))
     model = Nowcaster(VIDEO, {})
-    before, after = train(model, model.collate(videos), 150, 1e-2)
+    batch = model.collate([sample_of(moving_square(step), VIDEO) for step in (1, -1)])
+    before, after = train(model, batch, 150, 1e-2)
+    assert after < 0.1 * before
+
+
+def test_a_tiny_model_overfits_a_square_that_moves_as_its_colour_tells():
+    """Of two squares in one place the colour alone tells that the red one moves right and the blue one left."""
+    torch.manual_seed(0)
+    config = replace(COLOUR, past_frames=1, horizon_minutes=2)
+    red, blue = np.zeros((2, 3, 16, 16, 3), np.uint8)
+    red[..., 0], blue[..., 2] = moving_square(1)[:3], moving_square(-1)[5:]
+    model = Nowcaster(config, {})
+    before, after = train(model, model.collate([sample_of(media, config) for media in (red, blue)]), 150, 1e-2)
     assert after < 0.1 * before
 
 

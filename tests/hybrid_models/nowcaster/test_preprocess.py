@@ -8,7 +8,7 @@ from hybrid_models.inputs import Inputs, Visual
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterDecoding
 from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
 from hybrid_models.scores.frames import RAIN_THRESHOLDS
-from tests.hybrid_models.nowcaster.test_nowcaster import VIDEO, sample_of, shower
+from tests.hybrid_models.nowcaster.test_nowcaster import COLOUR, VIDEO, sample_of, shower
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,7 @@ from tests.hybrid_models.nowcaster.test_nowcaster import VIDEO, sample_of, showe
         ({"kernel_size": 4}, "kernel_size is 4: it must be odd"),
         ({"patch": 0}, "patch is 0"),
         ({"width": 128}, "cannot be turned"),
+        ({"colour": True}, "colour is True, but rain has none: set unit to 'intensity'"),
     ],
 )
 def test_impossible_configurations_are_refused(options, message):
@@ -87,6 +88,40 @@ def test_a_clip_is_read_in_grey():
     np.testing.assert_allclose(greys, [1, 0.299, 0.587, 0.114, 0], atol=0.005)
 
 
+def test_in_colour_a_clip_keeps_its_channels():
+    clip = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+    sample = sample_of(clip, COLOUR)
+    assert (sample["past"].dtype, sample["future"].dtype) == (np.float16, np.float16)
+    np.testing.assert_array_equal(sample["past"], (clip[:4] / np.float32(255)).astype(np.float16))
+    np.testing.assert_array_equal(sample["future"], (clip[4:8] / np.float32(255)).astype(np.float16))
+    assert "future" not in sample_of(clip[:4], COLOUR, with_target=False)
+
+
+def test_in_colour_a_grey_array_has_three_equal_channels():
+    grey = np.random.default_rng(0).integers(0, 256, (8, 16, 16), dtype=np.uint8)
+    sample = sample_of(grey, COLOUR)
+    for name, frames in sample_of(np.stack([grey] * 3, axis=3), COLOUR).items():
+        np.testing.assert_array_equal(sample[name], frames)
+    np.testing.assert_array_equal(sample["past"][..., 1], sample_of(grey, VIDEO)["past"])
+
+
+@pytest.mark.parametrize(
+    ("media", "config", "kind", "message"),
+    [
+        (np.zeros((8, 16, 16, 2), np.uint8), COLOUR, "ShapeError", r"or, in colour, \[time, height, width, 3\]"),
+        (np.zeros((8, 16, 16, 2), np.uint8), VIDEO, "ShapeError", r"or, in colour, \[time, height, width, 3\]"),
+        (np.zeros((16, 16), np.uint8), COLOUR, "ShapeError", r"\(16, 16\)"),
+        (np.zeros((7, 32, 32, 3), np.uint8), None, "ShapeError", r"32, 3\): expected \[time, height, width\]$"),
+        (np.zeros((8, 16, 17, 3), np.uint8), COLOUR, "GridError", "16×17.*16×16"),
+        (np.zeros((7, 16, 16, 3), np.uint8), COLOUR, "LengthError", "7 frames where 8 are needed"),
+    ],
+)
+def test_frames_of_another_shape_say_what_is_expected(media, config, kind, message):
+    with pytest.raises(BadSample, match=message) as caught:
+        sample_of(media, *([config] if config else []))
+    assert caught.value.kind == kind
+
+
 def spoilt(change):
     media = shower(7)
     return change(media)
@@ -136,7 +171,9 @@ def test_unusable_rows_say_why(change, fields, kind, message):
     assert caught.value.kind == kind
 
 
-@pytest.mark.parametrize("config", [NowcasterConfig(past_frames=3, horizon_minutes=4, height=32, width=32), VIDEO])
+@pytest.mark.parametrize(
+    "config", [NowcasterConfig(past_frames=3, horizon_minutes=4, height=32, width=32), VIDEO, COLOUR]
+)
 def test_how_large_a_nowcast_will_be_is_known_before(config):
     preprocess = NowcasterPreprocess(config)
     media = np.ones((config.past_frames, config.height, config.width), np.uint8)

@@ -124,3 +124,39 @@ def test_video_that_is_measured_in_parts_is_judged_there():
     assert metrics["frame_mse"] == pytest.approx((np.square(forecast - observed)[0, 4:].sum() + second) / 1.5)
     assert metrics["ssim"] == pytest.approx(ssim(forecast, observed)[1])
     assert details["ssim"] == [None, pytest.approx(metrics["ssim"])]
+
+
+def test_video_in_colour_is_judged_over_all_channels():
+    """As scikit-image does with a `channel_axis`, SSIM is the mean of that of each channel."""
+    rng = np.random.default_rng(0)
+    forecast, observed = rng.random((2, 3, 8, 10, 3))
+    metrics, details = summarise_by_lead([{**record(forecast, observed, 1, ()), "thresholds": []}])
+    errors = forecast - observed
+    similar = np.mean([ssim(forecast[..., i], observed[..., i]) for i in range(3)], axis=0)
+    assert metrics == {
+        "mse": pytest.approx(np.square(errors).mean()),
+        "mae": pytest.approx(np.abs(errors).mean()),
+        "frame_mse": pytest.approx(np.square(errors).sum((1, 2, 3)).mean()),
+        "ssim": pytest.approx(similar.mean()),
+    }
+    assert details["ssim"] == pytest.approx(similar.tolist())
+    assert details["mse"] == pytest.approx(np.square(errors).mean((1, 2, 3)).tolist())
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 9), (2, 9, 8, 3), (3, 9, 8)])
+def test_frames_of_another_shape_are_not_compared(shape):
+    with pytest.raises(UsageError, match="must have one shape"):
+        verification_record(np.zeros(shape), np.zeros((2, 9, 8)), ())
+
+
+def test_equal_channels_score_as_grey():
+    rng = np.random.default_rng(0)
+    forecast, observed = rng.random((2, 3, 8, 10))
+    observed[0, :4], observed[1, 0] = np.nan, np.nan
+    grey, coloured = (
+        summarise_by_lead([{**record(*frames, 1, ()), "thresholds": []}])
+        for frames in ((forecast, observed), (np.stack([each] * 3, axis=3) for each in (forecast, observed)))
+    )
+    assert coloured[0] == pytest.approx({**grey[0], "frame_mse": 3 * grey[0]["frame_mse"]})
+    assert coloured[1]["ssim"] == [None, *map(pytest.approx, grey[1]["ssim"][1:])]
+    assert coloured[1]["mae"] == pytest.approx(grey[1]["mae"])

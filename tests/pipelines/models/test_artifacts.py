@@ -3,11 +3,12 @@ import os
 import pickle
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import save as save_tensors
 
 from hybrid_models.captioner.captioner import CaptionerDecoding
 from hybrid_models.errors import UsageError
+from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
 from hybrid_models.translator.translator import Translator, TranslatorDecoding
 from pipelines.models import artifacts
 from pipelines.reading.limits import Limits
@@ -36,6 +38,13 @@ def store(files: dict[str, bytes], folder: Path) -> str:
     return str(folder)
 
 
+def without_colour(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a nowcaster as they were before it had an option for colour."""
+    meta = json.loads(files["config.json"])
+    del meta["config"]["colour"]
+    return {**files, "config.json": json.dumps(meta).encode()}
+
+
 def refusal(uri: str, expected: str | None = None) -> str:
     """The one line with which an artifact is refused."""
     with pytest.raises(UsageError) as caught:
@@ -43,6 +52,22 @@ def refusal(uri: str, expected: str | None = None) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def test_a_nowcaster_of_before_there_were_colours_is_grey(tmp_path: Path) -> None:
+    config = NowcasterConfig(
+        past_frames=2, horizon_minutes=3, height=8, width=8, unit="intensity", patch=4, hidden_dims=(6,)
+    )
+    grey, frames = Nowcaster(config, {}), np.random.default_rng(0).random((2, 8, 8))
+    files = without_colour(artifacts.make(grey, NowcasterDecoding(), {}, "Card.\n"))
+    again: Any = artifacts.read(store(files, tmp_path / "old")).load()
+    assert again.config == config
+    np.testing.assert_array_equal(again.nowcast(frames, 3, 1), grey.nowcast(frames, 3, 1))
+    coloured = artifacts.make(Nowcaster(replace(config, colour=True), {}), NowcasterDecoding(), {}, "Card.\n")
+    again = artifacts.read(store(coloured, tmp_path / "new")).load()
+    assert again.nowcast(frames[..., None].repeat(3, axis=3), 3, 1).shape == (3, 8, 8, 3)
+    uri = store(without_colour(coloured), tmp_path / "wrong")
+    assert refusal(uri) == f"{uri}/weights.safetensors: 'net.head.bias' is [48], config.json needs [16]"
 
 
 def test_a_stored_model_predicts_what_the_original_does(files: dict[str, bytes], tmp_path: Path) -> None:

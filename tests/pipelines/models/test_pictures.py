@@ -18,6 +18,7 @@ from tests import tiny
 from tests.pipelines.reading.media.test_radar import event_bytes
 
 SUFFIXES = ("png", "gif")
+COLOURS = ("#c02040", "#2060f0", "#20a030")
 
 
 def share(content: bytes, colour: str) -> float:
@@ -59,6 +60,55 @@ def test_an_animation_goes_from_the_past_to_the_last_lead(observed: float | None
         animation.seek(number)
         pages.append(np.asarray(animation.convert("L")).astype(int))
     assert np.abs(pages[0] - pages[1]).mean() > 5, "it moves"
+
+
+def in_colour(past: str, nowcast: str, observed: str | None, holes: bool = False) -> Forecast:
+    """Even frames of these colours; with holes half of what was observed is missing, a channel of it or all."""
+    seen, foretold, came = (
+        None if name is None else np.full((count, 8, 8, 3), np.array(ImageColor.getrgb(name)) / 255, np.float32)
+        for name, count in ((past, 3), (nowcast, 6), (observed, 6))
+    )
+    assert seen is not None
+    assert foretold is not None
+    if holes and came is not None:
+        came[:, :2, :, 1] = came[:, 2:4] = np.nan
+    return Forecast(seen, foretold, came, [float(i) for i in range(1, 7)], "intensity")
+
+
+def test_video_in_colour_is_shown_in_colour() -> None:
+    drawn = pictures._panels(in_colour(*COLOURS))
+    assert 0.02 < share(drawn, "#c02040") < 0.1, "now"
+    assert share(drawn, "#2060f0") > 0.15
+    assert share(drawn, "#20a030") > 0.15
+    assert share(pictures._panels(in_colour("#c02040", "#2060f0", None)), "#2060f0") > 0.3
+    animation = Image.open(io.BytesIO(pictures._animation(in_colour(*COLOURS))))
+    found = []
+    for page in range(animation.n_frames):
+        animation.seek(page)
+        pixels = np.asarray(animation.convert("RGB")).astype(int)
+        found.append(
+            [bool((np.abs(pixels - ImageColor.getrgb(colour)).max(-1) <= 9).mean() > 0.1) for colour in COLOURS]
+        )
+    assert found == [[True, False, False]] * 3 + [[False, True, True]] * 6
+
+
+def test_errors_in_colour_are_the_mean_of_the_channels_and_do_not_cancel() -> None:
+    same, other = (pictures._panels(in_colour("#000000", "#ff0000", colour)) for colour in ("#ff0000", "#0000ff"))
+    assert share(same, "#fff5f0") > 0.15 > share(other, "#fff5f0"), "no error is the lightest red"
+    assert share(other, "#e32f27") > 0.15 > share(same, "#e32f27"), "two of three channels are all wrong"
+
+
+def test_what_is_missing_in_colour_is_grey() -> None:
+    assert share(pictures._panels(in_colour(*COLOURS, holes=True)), pictures.NO_COVERAGE) > 0.15
+    assert share(pictures._panels(in_colour(*COLOURS)), pictures.NO_COVERAGE) < 0.01
+
+
+def test_side_by_side_shows_colours_as_they_are() -> None:
+    animation = Image.open(io.BytesIO(pictures.side_by_side(in_colour("#c02040", "#2060f0", None), width=120)))
+    assert (animation.n_frames, animation.size) == (6, (248, 138))
+    pixels = np.asarray(animation.convert("RGB")).astype(int)
+    for left, colour in ((0, "#c02040"), (128, "#2060f0")):
+        assert (np.abs(pixels[18:, left : left + 120] - ImageColor.getrgb(colour)) <= 9).all()
 
 
 def test_an_alignment_is_dark_where_the_translator_looked() -> None:

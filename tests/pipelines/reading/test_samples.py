@@ -164,17 +164,23 @@ def test_fields_stay_with_a_row_if_they_are_kept() -> None:
 @pytest.mark.parametrize(
     ("container", "codec", "pixels"), [("mp4", "libx264rgb", "rgb24"), ("matroska", "ffv1", "bgr0")]
 )
-def test_a_lossless_clip_is_the_array_that_it_was_made_of(container: str, codec: str, pixels: str) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
+@pytest.mark.parametrize("shape", [(6, 16, 16), (6, 16, 16, 3)])
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_lossless_clip_is_the_array_that_it_was_made_of(
+    container: str, codec: str, pixels: str, shape: tuple[int, ...], colour: bool
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=10, options={"qp": "0"} if codec == "libx264rgb" else {})
         stream.width, stream.height, stream.pix_fmt = 16, 16, pixels
-        for grey in frames:
-            coloured = av.VideoFrame.from_ndarray(np.stack([grey] * 3, axis=2), format="rgb24")
-            output.mux(stream.encode(coloured.reformat(format=pixels)))
+        for frame in frames:
+            coloured = frame if frame.ndim == 3 else np.stack([frame] * 3, axis=2)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(coloured, format="rgb24").reformat(format=pixels)))
         output.mux(stream.encode())
-    config = NowcasterConfig(past_frames=3, horizon_minutes=3, height=16, width=16, unit="intensity", augment=False)
+    config = NowcasterConfig(
+        past_frames=3, horizon_minutes=3, height=16, width=16, unit="intensity", colour=colour, augment=False
+    )
     decode = Decode(NowcasterPreprocess(config), Limits(), with_target=True)
     clip = {"media": buffer.getvalue(), "media_type": {"matroska": "mkv"}.get(container, container)}
     array = {"media": npy_bytes(frames), "media_type": "npy"}
@@ -182,3 +188,8 @@ def test_a_lossless_clip_is_the_array_that_it_was_made_of(container: str, codec:
     found = decode(rows).to_pylist()
     assert [row["error"] for row in found] == [None, None]
     assert found[0]["sample"] == found[1]["sample"]
+    sample = unpack(found[0]["sample"])
+    assert sample["past"].shape == (3, 16, 16, 3)[: 3 + colour]
+    if colour:
+        whole = np.broadcast_to(frames.reshape(6, 16, 16, -1), (6, 16, 16, 3))
+        np.testing.assert_allclose(np.concatenate([sample["past"], sample["future"]]), whole / 255, atol=5e-4)

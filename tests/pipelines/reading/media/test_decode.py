@@ -320,6 +320,17 @@ def test_arrays_come_back_as_they_were(dtype: str, order: str) -> None:
         assert decoded.flags.writeable
 
 
+def test_of_an_array_in_colour_the_wanted_frames_are_taken() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (9, 5, 4, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(decode_media(npy(array), "npy", None).array, array)
+    for visual, chosen in ((Visual(8, 8, 3), [1, 4, 7]), (Visual(8, 8, 3, sampling="first"), [0, 1, 2])):
+        np.testing.assert_array_equal(decode_media(npy(array), "npy", visual).array, array[chosen])
+    np.testing.assert_array_equal(decode_media(npy(array[..., 0]), "npy", Visual(8, 8, 3)).array, array[..., 0])
+    for other in (array.astype(np.float32), array.astype(bool), array[..., :2], array[None]):
+        with pytest.raises(BadSample, match=r"ArrayDecodeError: an array \[time, height, width\] or, in colour, uint8"):
+            decode_media(npy(other), "npy", None)
+
+
 def test_truth_values_become_numbers() -> None:
     mask = np.array([[[True, False]]])
     decoded = decode_media(npy(mask), "npy", None).array
@@ -329,7 +340,8 @@ def test_truth_values_become_numbers() -> None:
 
 def test_an_array_header_that_lies_allocates_nothing() -> None:
     honest = npy(np.zeros((2, 3, 4), np.uint8))
-    for shape in ("(200000, 300000, 400000,)", "(2, 3, 5)", "(1, 1, 1)", "(2, -3, 4)", "(0, 3, 4)", "(2, 3)"):
+    lies = ("(200000, 300000, 400000,)", "(2, 3, 5)", "(1, 1, 1)", "(2, -3, 4)", "(0, 3, 4)", "(2, 3)", "(9, 9, 9, 3)")
+    for shape in lies:
         header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
         lying = honest[:8] + struct.pack("<H", len(header)) + header + honest[-24:]
         assert kind_of(lying, "npy") == "ArrayDecodeError"
