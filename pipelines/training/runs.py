@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 import ray
@@ -121,9 +121,10 @@ def _check_not_tidied(job: TrainJob) -> None:
 
 
 def _check_same(job: TrainJob, state: RunState, shards: Shards) -> None:
-    """A run goes on only with the configuration and the data that it was started with."""
-    config = plain(job.recipe)
-    ours, theirs = dict(tracking.flatten(config)), dict(tracking.flatten(state.config))
+    """A run goes on only with the configuration and the data that it was started with. An option that was not there
+    then had its default's meaning."""
+    ours = dict(tracking.flatten(plain(job.recipe)))
+    theirs = {**_defaults(job.recipe), **dict(tracking.flatten(state.config))}
     ours["data"], theirs["data"] = job.data, state.data
     if differ := [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]:
         key = differ[0]
@@ -132,6 +133,16 @@ def _check_same(job: TrainJob, state: RunState, shards: Shards) -> None:
         )
     if state.shards != shards_digest(shards):
         raise UsageError(f"run '{job.name}' was started before the shards of {job.data} changed: use another `name`")
+
+
+def _defaults(recipe: Recipe) -> dict[str, Any]:
+    """What the options of each of a recipe's groups are by default, where they have one."""
+    groups = {name: getattr(recipe, name) for name in ("model", "decoding", "train", "limits")}
+    known = {
+        name: {option.name: option.default for option in fields(group) if option.default is not MISSING}
+        for name, group in groups.items()
+    }
+    return dict(tracking.flatten(json.loads(json.dumps(known))))
 
 
 def shards_digest(shards: Shards) -> str:

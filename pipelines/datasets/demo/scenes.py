@@ -163,18 +163,10 @@ def shot(scene: Scene, frames: int, rng: np.random.Generator) -> np.ndarray:
     """The scene filmed, uint8 `[frames, 64, 64, 3]`: its things move a little, and its captions stay true."""
     backdrop = jittered(BACKGROUNDS[scene.background], rng)
     first, last = list(_placed(scene, rng)), list(_placed(scene, rng))
-    return np.stack(
-        [
-            _noisy(
-                _drawn(
-                    backdrop,
-                    (replace(a, pose=a.pose + t * (b.pose - a.pose)) for a, b in zip(first, last, strict=True)),
-                ),
-                rng,
-            )
-            for t in np.linspace(0, 1, frames)
-        ]
-    )
+    moves = [(a, b.pose - a.pose) for a, b in zip(first, last, strict=True)]
+    poses = ([replace(thing, pose=thing.pose + time * move) for thing, move in moves]
+             for time in np.linspace(0, 1, frames))  # fmt: skip
+    return np.stack([_noisy(_drawn(backdrop, things), rng) for things in poses])
 
 
 def _drawn(backdrop: tuple[int, ...], things: Iterable[Placed]) -> np.ndarray:

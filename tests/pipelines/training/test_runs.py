@@ -71,6 +71,14 @@ def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
     assert refusal(replace(job, recipe=other)) == (
         "run 'mine' was started with train.batch_size=16, not 32: use another `name`"
     )
+    config = runs.plain(RECIPE)
+    assert config["model"].pop("cell") == "gru"
+    storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "config": config}).encode())
+    runs.check(job)  # of a version that had no such option
+    lstm = replace(RECIPE, model=replace(RECIPE.model, cell="lstm"))
+    assert (
+        refusal(replace(job, recipe=lstm)) == "run 'mine' was started with model.cell=gru, not lstm: use another `name`"
+    )
     storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "shards": "others"}).encode())
     assert refusal(job) == f"run 'mine' was started before the shards of {job.data} changed: use another `name`"
 
