@@ -86,6 +86,29 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """How a long clip becomes windows, one sample each: from its first frame on, the last one ends with the clip.
+
+    Args:
+        window_seconds: length of a window.
+        stride_seconds: from the start of one to that of the next.
+    """
+
+    window_seconds: float
+    stride_seconds: float
+
+    def __post_init__(self) -> None:
+        for name in ("window_seconds", "stride_seconds"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"`{name}` is {value:g}: it must be more than 0 seconds")
+
+    def start(self, number: int) -> float:
+        """Seconds from the clip's first frame."""
+        return number * self.stride_seconds
+
+
+@dataclass(frozen=True)
 class Inputs:
     """One row of a shard, decoded: what `Preprocess` gets."""
 

@@ -23,7 +23,8 @@ from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
-from pipelines.reading.manifests import InputOptions, list_input
+from pipelines.places import InputOptions
+from pipelines.reading.manifests import list_input
 from pipelines.secrets import shown
 
 

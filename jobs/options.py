@@ -8,14 +8,12 @@ from typing import Annotated
 import tyro
 
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import HybridConfig
+from hybrid_models.inputs import Cut, HybridConfig
 from pipelines import places, storage
 from pipelines.cluster.resources import Resources
-from pipelines.models.tracking import default_uri
-from pipelines.nights.infer import Rules
-from pipelines.nights.upkeep import Retention
-from pipelines.reading.manifests import InputOptions
-from pipelines.reading.media.decode import Cut, Limits
+from pipelines.nights.rules import Retention, Rules
+from pipelines.places import InputOptions
+from pipelines.reading.limits import Limits
 
 FLAT = tyro.conf.arg(name="")
 """The options of a group so annotated have no prefix."""
@@ -31,7 +29,11 @@ class MlflowOptions:
     @property
     def uri(self) -> str:
         """The tracking URI."""
-        return self.mlflow or default_uri()
+        if self.mlflow:
+            return self.mlflow
+        from pipelines.models.tracking import default_uri  # MLflow takes a second to import
+
+        return default_uri()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from pipelines.models import artifacts, registry
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.models.tracking import CHALLENGER, Tracker
-from pipelines.reading.manifests import InputOptions, list_input
+from pipelines.places import InputOptions
+from pipelines.reading.manifests import list_input
 from pipelines.reading.shards import Shard
 from pipelines.secrets import shown
 from pipelines.staging.checks import RefusedError

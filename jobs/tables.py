@@ -19,8 +19,9 @@ from jobs.options import FLAT
 from jobs.query import WRITERS
 from pipelines import storage
 from pipelines.nights import commit, ownership, tables, upkeep
+from pipelines.nights.rules import Retention
 from pipelines.nights.tables import AsOf, parse_as_of
-from pipelines.nights.upkeep import Retention, Tidied
+from pipelines.nights.upkeep import Tidied
 
 log = logging.getLogger(__name__)
 SCHEMA = pa.schema(

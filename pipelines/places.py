@@ -8,9 +8,37 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
+
+NOT_FILES = ("http", "https", "ftp", "data")
+"""Schemes of what lies in no store."""
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """How `input` names what is read."""
+
+    uri_column: str = ""
+    """The input is manifests (.parquet, .jsonl, .tsv), of which this column names a photograph, clip or array."""
+    allow_prefix: tuple[str, ...] = ()
+    """What a manifest may name lies below one of these; the manifest's own bucket, or folder on a disk, by default."""
+
+    def check(self) -> None:
+        """Refuses options that do not go together.
+
+        Raises:
+            UsageError: says which.
+        """
+        if self.allow_prefix and not self.uri_column:
+            raise UsageError("`allow_prefix` goes with `uri_column`: it bounds what a manifest may name")
+        for prefix in self.allow_prefix:
+            if prefix.partition("://")[0].lower() in NOT_FILES or "::" in prefix:
+                raise UsageError(
+                    f"`allow_prefix` {prefix} is no object store: bring what lies on the web into one first"
+                )
 
 
 def check_apart(reads: Mapping[str, str], option: str, writes: Iterable[str]) -> None:

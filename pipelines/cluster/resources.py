@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ray
-
 from hybrid_models.errors import UsageError
 
 
@@ -41,6 +39,8 @@ class Resources:
         Raises:
             UsageError: there is no node to compute on, or there are GPUs, but fewer than actors.
         """
+        import ray  # not to tell what options there are
+
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         if not nodes:
             raise UsageError("no node of the cluster has CPUs for its jobs: add one (a head's num-cpus may be 0)")

@@ -19,11 +19,11 @@ import torch
 from hybrid_models import Hybrid
 from hybrid_models.contract import to_device
 from hybrid_models.explanations import Explanation
-from hybrid_models.inputs import DecodingConfig, Sample
+from hybrid_models.inputs import Cut, DecodingConfig, Sample
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.suspects import Note, Rows, halve
-from pipelines.reading.media.decode import Cut, Limits
+from pipelines.reading.limits import Limits
 from pipelines.reading.samples import Decode, unpack
 
 log = logging.getLogger(__name__)

@@ -13,14 +13,13 @@ import pyarrow.parquet as pq
 import ray
 from deltalake.exceptions import DeltaError
 
-from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, ownership, tables, upkeep
-from pipelines.nights.upkeep import Retention, Tidied
-from pipelines.reading.limits import MAX_BAD_SHARE
+from pipelines.nights.rules import Retention, Rules
+from pipelines.nights.upkeep import Tidied
 from pipelines.reading.shards import Shard
 from pipelines.staging.actors import Lineage, Predictor
 from pipelines.staging.checks import RefusedError, absent, check_errors, count_errors, incomplete, verify
@@ -29,25 +28,6 @@ from pipelines.staging.pieces import PIECE, shard_key, table_schema
 
 log = logging.getLogger(__name__)
 GONE_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Rules:
-    """When a night is not committed."""
-
-    max_error_fraction: float = MAX_BAD_SHARE
-    """With more bad samples than this share, nothing is committed (exit code 3)."""
-    allow_missing: bool = False
-    """A night may lose the rows of shards that it had and that are gone now; else that is refused (exit code 3)."""
-
-    def check(self) -> None:
-        """Refuses what is no share.
-
-        Raises:
-            UsageError: says what it may be.
-        """
-        if not 0 <= self.max_error_fraction <= 1:
-            raise UsageError(f"`max_error_fraction` is {self.max_error_fraction}: it must be from 0 to 1")
 
 
 @dataclass(frozen=True)

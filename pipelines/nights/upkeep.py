@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote
 
-from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import ownership, tables
 from pipelines.staging.pieces import Piece, is_own, renewed_name
@@ -28,25 +27,6 @@ STAGED_HOURS = 24.0
 """Nothing younger is ever tidied."""
 RENEWED_HOURS = 12.0
 """What has waited longer is copied before it is committed."""
-
-
-@dataclass(frozen=True)
-class Retention:
-    """What is kept of a table's past."""
-
-    retain_hours: int = 168
-    """How long files that a table does not need any more are kept for earlier versions' readers; a day at the least."""
-
-    def check(self) -> None:
-        """Refuses to remove files that may be in use.
-
-        Raises:
-            UsageError: fewer than one hour.
-        """
-        if self.retain_hours < 1:
-            raise UsageError(
-                f"`retain_hours` is {self.retain_hours}: it must be at least 1, readers and jobs need files"
-            )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from hybrid_models.errors import UsageError
 from pipelines import places, storage
+from pipelines.places import InputOptions
 from pipelines.reading import objects
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
@@ -39,31 +40,6 @@ ROW_SCHEMA = pa.schema(
 )
 ADDRESS_SHOWN = 200
 """Characters of an address that is refused."""
-NOT_FILES = ("http", "https", "ftp", "data")
-
-
-@dataclass(frozen=True)
-class InputOptions:
-    """How `input` names what is read."""
-
-    uri_column: str = ""
-    """The input is manifests (.parquet, .jsonl, .tsv), of which this column names a photograph, clip or array."""
-    allow_prefix: tuple[str, ...] = ()
-    """What a manifest may name lies below one of these; the manifest's own bucket, or folder on a disk, by default."""
-
-    def check(self) -> None:
-        """Refuses options that do not go together.
-
-        Raises:
-            UsageError: says which.
-        """
-        if self.allow_prefix and not self.uri_column:
-            raise UsageError("`allow_prefix` goes with `uri_column`: it bounds what a manifest may name")
-        for prefix in self.allow_prefix:
-            if _scheme(prefix) in NOT_FILES or "::" in prefix:
-                raise UsageError(
-                    f"`allow_prefix` {prefix} is no object store: bring what lies on the web into one first"
-                )
 
 
 def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS, cut: bool = False) -> list[Shard]:
@@ -181,10 +157,6 @@ def address_of(address: str | None, manifest: str, allowed: Iterable[str]) -> st
     if posixpath.normpath(path) != path:  # in a store, `..` is a name like any other: it is read by nobody
         raise refused
     return given
-
-
-def _scheme(uri: str) -> str:
-    return uri.partition("://")[0].lower() if "://" in uri else ""
 
 
 @dataclass(frozen=True)

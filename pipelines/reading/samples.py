@@ -15,10 +15,10 @@ from safetensors.numpy import load as unpack_arrays
 from safetensors.numpy import save as pack_arrays
 
 from hybrid_models.errors import BadSample
-from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample
+from hybrid_models.inputs import Cut, HybridConfig, Inputs, Preprocess, Sample
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits, is_memory_error
-from pipelines.reading.media.decode import Cut, decode_media
+from pipelines.reading.media.decode import decode_media
 from pipelines.reading.rows import Begin, unwatched
 
 log = logging.getLogger(__name__)

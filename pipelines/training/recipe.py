@@ -7,8 +7,8 @@ from typing import Literal
 
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import DecodingConfig, HybridConfig
-from pipelines.reading.media.decode import Cut, Limits
+from hybrid_models.inputs import Cut, DecodingConfig, HybridConfig
+from pipelines.reading.limits import Limits
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ import psutil
 import pyarrow as pa
 import tyro
 
+from hybrid_models.inputs import Cut
 from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
-from pipelines.reading.media.decode import Cut
 from pipelines.reading.samples import Decode
 from pipelines.reading.shards import list_shards
 from tests.chaos.mutants import FORMATS, Mutant, mutant

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from hybrid_models.inputs import Cut
 from pipelines import storage
 from pipelines.reading import guard
 from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
-from pipelines.reading.media.decode import Cut
 from pipelines.reading.samples import Decode
 from pipelines.reading.shards import list_shards
 from tests import tiny

@@ -12,7 +12,7 @@ from jobs.options import NightOptions
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.nights import query
-from pipelines.nights.infer import Rules
+from pipelines.nights.rules import Rules
 from tests import tiny
 
 RERUNS = 20

@@ -21,7 +21,7 @@ from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.models.artifacts import load_hybrid
 from pipelines.nights import query
-from pipelines.nights.infer import Rules
+from pipelines.nights.rules import Rules
 from tests import tiny
 from tests.pipelines.reading.media.test_radar import event_bytes
 

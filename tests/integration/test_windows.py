@@ -21,7 +21,7 @@ from PIL import Image
 
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import Inputs, Visual
+from hybrid_models.inputs import Cut, Inputs, Visual
 from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
 from jobs import evaluate, infer, nightly, promote, train
 from pipelines import storage
@@ -31,7 +31,6 @@ from pipelines.nights.figures import figures
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
-from pipelines.reading.media.video import Cut
 from pipelines.reading.samples import unpack
 from pipelines.reading.shards import list_shards
 from tests import tiny

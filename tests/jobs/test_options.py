@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from hybrid_models.errors import UsageError
+from hybrid_models.inputs import Cut
 from hybrid_models.nowcaster.preprocess import NowcasterConfig
 from jobs import cli
 from jobs.options import JudgingOptions, MlflowOptions, NightOptions, WindowOptions, WorkOptions
 from pipelines.models.tracking import default_uri
-from pipelines.reading.media.decode import Cut
 from tests.jobs.test_cli import flags_of
 
 SHARED = (MlflowOptions, WorkOptions, JudgingOptions, NightOptions, WindowOptions)

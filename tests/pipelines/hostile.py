@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hybrid_models.inputs import Visual
+from hybrid_models.inputs import Cut, Visual
 from pipelines.reading.limits import Limits
-from pipelines.reading.media.video import Cut
 
 SCHEMA = pa.schema(
     [

@@ -11,9 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hybrid_models.errors import BadSample
-from hybrid_models.inputs import Visual, Window
+from hybrid_models.inputs import Cut, Visual, Window
 from pipelines.reading.limits import Limits
-from pipelines.reading.media.video import Cut
 
 MAX_ID = 1000
 """Characters of a sample's id."""

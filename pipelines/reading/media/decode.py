@@ -21,13 +21,12 @@ from hybrid_models.inputs import Visual
 from pipelines.reading.limits import DEFAULT_LIMITS, Limits, bad_sample, check_pixels, check_size
 from pipelines.reading.media.clip import CLIP_FORMATS, Frames
 from pipelines.reading.media.radar import RadarWindow, radar_windows
-from pipelines.reading.media.video import Cut, decode_clip
+from pipelines.reading.media.video import decode_clip
 
 __all__ = [
     "DEFAULT_LIMITS",
     "FRAMES",
     "MEDIA_TYPES",
-    "Cut",
     "Limits",
     "RadarWindow",
     "check_size",

@@ -6,13 +6,12 @@ A video of hours needs the memory of a few seconds of it.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import Visual
+from hybrid_models.errors import BadSample
+from hybrid_models.inputs import Cut, Visual
 from pipelines.reading.limits import DEFAULT_LIMITS, Limits, bad_sample
 from pipelines.reading.media.clip import CLIP_FORMATS, Clip, Frames
 
@@ -23,29 +22,6 @@ MAX_STILL = 1000
 
 MAX_FAILED = 20
 """Windows one after another that cannot be decoded: each may take its seconds to say so, and there may be many."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a long clip becomes windows, one sample each: from its first frame on, the last one ends with the clip.
-
-    Args:
-        window_seconds: length of a window.
-        stride_seconds: from the start of one to that of the next.
-    """
-
-    window_seconds: float
-    stride_seconds: float
-
-    def __post_init__(self) -> None:
-        for name in ("window_seconds", "stride_seconds"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"`{name}` is {value:g}: it must be more than 0 seconds")
-
-    def start(self, number: int) -> float:
-        """Seconds from the clip's first frame."""
-        return number * self.stride_seconds
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference, Session
 from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, infer
-from pipelines.nights.infer import Night, Rules
+from pipelines.nights.infer import Night
+from pipelines.nights.rules import Rules
 from pipelines.reading import objects
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits

@@ -12,14 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hybrid_models.inputs import Visual
+from hybrid_models.inputs import Cut, Visual
 from pipelines import storage
 from pipelines.reading import guard, jail, shards
 from pipelines.reading import rows as reading_rows
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.guard import TRIES, guarded
 from pipelines.reading.limits import Limits
-from pipelines.reading.media.video import Cut
 from pipelines.reading.objects import Member
 from pipelines.reading.shards import Shard, list_shards
 from tests import tiny

@@ -12,8 +12,9 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from pipelines import places, storage
+from pipelines.places import InputOptions
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.manifests import InputOptions, address_of, list_input
+from pipelines.reading.manifests import address_of, list_input
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import NoShardsError, Shard
 

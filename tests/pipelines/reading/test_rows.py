@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from hybrid_models.inputs import Visual
+from hybrid_models.inputs import Cut, Visual
 from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.media.decode import decode_media
-from pipelines.reading.media.video import Cut, cut_clip
+from pipelines.reading.media.video import cut_clip
 from pipelines.reading.rows import Trouble, lost_rows, read_blocks
 from pipelines.reading.shards import Shard, list_shards
 from tests.pipelines.reading.made import parquet, rows_of

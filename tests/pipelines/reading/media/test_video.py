@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import Visual
+from hybrid_models.inputs import Cut, Visual
 from pipelines.reading.limits import Limits
 from pipelines.reading.media import video
 from pipelines.reading.media.clip import CLIP_FORMATS, Clip, Frames
-from pipelines.reading.media.video import ClipWindow, Cut, cut_clip, decode_clip, is_cut
+from pipelines.reading.media.video import ClipWindow, cut_clip, decode_clip, is_cut
 from tests.pipelines.reading.media.test_decode import CLIPS
 
 VISUAL = Visual(24, 32, 4)
