@@ -144,7 +144,7 @@ def _pictures(job: evaluate.Evaluation, count: int, details: Mapping[str, Any]) 
 def _tracked(name: str, params: Mapping[str, Any], tracking_uri: str) -> Iterator[Tracker]:
     """A cluster, and an MLflow run that ends as what is done inside ends."""
     tracker = Tracker(tracking_uri)
-    with connection.connect():
+    with connection.on_demand():
         tracker.start(name, params, {"hybrid.job": "evaluate"})
         try:
             yield tracker

@@ -108,7 +108,7 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
         "fingerprint": night.fingerprint,
         "decoding": vars(options.decoding),
     }
-    with connection.connect(), logs.about(task=name, ds=options.ds):
+    with connection.on_demand(), logs.about(task=name, ds=options.ds):
         tracker.start(f"{name} {options.ds}", params, {"hybrid.job": "infer"})
         try:
             with logs.about(run=tracker.run_id):

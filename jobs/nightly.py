@@ -262,7 +262,7 @@ def run(
             problems.append(Problem.of(what, ds, error))
             log.error("%s ds=%s: %s", what, ds, problems[-1].problem, exc_info=cli.traced(error))
 
-    with connection.connect():
+    with connection.on_demand():
         for ds, tonight in groupby(units, lambda unit: unit.ds):
             written: list[dict[str, Any]] = []
             for unit in tonight:

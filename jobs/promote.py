@@ -129,7 +129,7 @@ def _weigh(options: PromoteOptions, shards: list[Shard], candidate: Artifact, be
         inference = Inference.of(artifact, options.work.limits, options.judging.windows.cut_for(artifact.config))
         return Evaluation(shards, options.judging.storage, inference, options.judging.stride)
 
-    with connection.connect():
+    with connection.on_demand():
         rival = None if before is None else job(before)
         return promotion.weigh(job(candidate), rival, options.metric, options.margin, options.work.resources)
 

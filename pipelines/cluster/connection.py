@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import ray
@@ -49,8 +50,32 @@ PASSED_ON = (logs.FORMAT, "HYBRID_JAIL")
 WAITING_BYTES = 256 << 20  # samples between two stages, for each node
 
 
+_LEFT_TO_OTHERS: ContextVar[bool] = ContextVar("left_to_others", default=False)
+
+
 @contextmanager
 def connect(quiet: bool = False) -> Iterator[None]:
+    """A connection until the end of the block, as `start` makes it; one that is there is left alone."""
+    with on_demand():
+        start(quiet)
+        yield
+
+
+@contextmanager
+def on_demand() -> Iterator[None]:
+    """A connection that is made inside by `start`, if there is work for a cluster, ends with the outermost block."""
+    if ray.is_initialized() or _LEFT_TO_OTHERS.get():
+        yield
+        return
+    token = _LEFT_TO_OTHERS.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_TO_OTHERS.reset(token)
+        ray.shutdown()
+
+
+def start(quiet: bool = False) -> None:
     """Connects to the cluster that RAY_ADDRESS names, or starts one on this machine; leaves a running one alone.
 
     Args:
@@ -58,7 +83,6 @@ def connect(quiet: bool = False) -> Iterator[None]:
             actor, that its arguments lie in the object store (Ray Data puts them there itself, on the driver's node).
     """
     if ray.is_initialized():
-        yield
         return
     for name, value in LOCAL_CLUSTER.items():
         os.environ.setdefault(name, value)
@@ -74,10 +98,6 @@ def connect(quiet: bool = False) -> Iterator[None]:
             runtime_env={"env_vars": _without_the_jobs(worker_env())},
         )
     configure_data()
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.scores import significance
 from hybrid_models.scores.significance import Difference
 from pipelines import storage
+from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
@@ -93,6 +94,7 @@ def judge(job: Evaluation, resources: Resources) -> Judged:
     uses.mark(job.folder, uses.MODEL, artifact.model)
     todo = checks.incomplete(job.shards, job.folder)
     if todo:
+        connection.start()
         lineage = Lineage(artifact.model, artifact.version, job.fingerprint, "")
         actor = engine.Actor(Predictor, (ray.put(job.inference),), (lineage, True))
         decode = job.inference.decode(with_target=True)

@@ -14,6 +14,7 @@ import ray
 from deltalake.exceptions import DeltaError
 
 from pipelines import storage
+from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
@@ -128,6 +129,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     log.info("%s ds=%s: %d of %d shards to compute", night.table, night.ds, len(todo), len(night.shards))
     written: dict[str, float] = {}
     if todo:
+        connection.start()
         actor = Actor(Predictor, (ray.put(night.inference),), (lineage,))
         decode = night.inference.decode()
         written = stage(todo, night.folder, night.schema, decode, actor, resources, night.name or artifact.table)

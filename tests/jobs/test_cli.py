@@ -2,6 +2,8 @@ import ast
 import importlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -302,3 +304,9 @@ def test_the_command_line_names_flags() -> None:
     wrapped = RuntimeError("x")
     wrapped.__cause__ = FloatingPointError("lower `train.learning_rate`")
     assert cli.outcome(wrapped)[1].startswith("failed: FloatingPointError: lower --train.learning-rate")
+
+
+@pytest.mark.parametrize("verb", ["tables", "query"])
+def test_who_asks_the_tables_does_not_wait_for_torch_ray_and_mlflow(verb: str) -> None:
+    told = f"import jobs.{verb}, sys; print(*sorted({{'torch', 'ray', 'mlflow', 'pandas'}} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout == "\n"

@@ -59,6 +59,17 @@ def test_a_night_and_its_mlflow_run(lake: Path) -> None:
     (lake / "in/bad.jsonl").unlink()
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_night_that_is_there_needs_no_cluster(lake: Path, tmp_path: Path) -> None:
+    wanted = ["translations", *argv(lake, tables=str(tmp_path / "tables"))]
+    first = main(wanted)
+    nowhere = {"RAY_ADDRESS": "127.0.0.1:1"}
+    again = tiny.hybrid("infer", *wanted, cwd=tmp_path, env=nowhere)
+    assert again.code == 0, again.stderr
+    assert (again.summary["rows"], again.summary["changed"], again.summary["shards_computed"]) == (20, False, 0)
+    assert DeltaTable(f"{tmp_path}/tables/translations").version() == first["version"]
+
+
 def test_mistakes_are_one_line_and_start_nothing(lake: Path, tmp_path: Path) -> None:
     def night(**changes: str | None) -> str:
         return refusal(["translations", *argv(lake, tables=str(tmp_path / "tables"), **changes)])

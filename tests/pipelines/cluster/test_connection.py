@@ -24,6 +24,25 @@ def test_connect_leaves_a_running_cluster_alone(ray_cluster: str) -> None:
     assert ray.cluster_resources()["CPU"] == 1
 
 
+def test_a_connection_on_demand_is_made_once_and_ends_with_the_outermost_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: events[-1:] == ["init"])
+    monkeypatch.setattr(ray, "init", lambda **options: events.append("init"))
+    monkeypatch.setattr(ray, "shutdown", lambda: events.append("shutdown"))
+    monkeypatch.setattr(connection, "configure_data", lambda: None)
+    with connection.on_demand():
+        for _ in range(2):
+            with connection.on_demand():
+                connection.start()
+            with connection.connect():
+                pass
+        assert events == ["init"]
+    assert events == ["init", "shutdown"]
+    with pytest.raises(KeyError), connection.on_demand(), connection.connect():
+        raise KeyError
+    assert events == ["init", "shutdown"] * 2
+
+
 def test_workers_get_the_environment_that_makes_them_fast(ray_cluster: str) -> None:
     @ray.remote(num_cpus=0)
     def environment() -> dict[str, str]:
