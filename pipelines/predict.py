@@ -7,7 +7,7 @@ from pipelines.cluster.resources import Compute
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.staging import actors
-from pipelines.staging.actors import Lineage
+from pipelines.staging.pieces import Lineage
 
 __all__ = ["Compute", "Lineage", "Predictor"]
 

@@ -35,8 +35,8 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.staging import checks
-from pipelines.staging.actors import Lineage, Predictor
-from pipelines.staging.pieces import table_schema
+from pipelines.staging.actors import Predictor
+from pipelines.staging.pieces import Lineage, table_schema
 from pipelines.staging.sink import StageSink
 
 WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905

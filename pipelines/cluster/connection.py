@@ -11,9 +11,6 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
-import ray
-from ray.data import ExecutionResources
-
 from pipelines.cluster import logs
 
 # glibc gives memory back to the system after every batch and faults it in again; kept, CPU inference is up to 3.5 times
@@ -64,7 +61,7 @@ def connect(quiet: bool = False) -> Iterator[None]:
 @contextmanager
 def on_demand() -> Iterator[None]:
     """A connection that is made inside by `start`, if there is work for a cluster, ends with the outermost block."""
-    if ray.is_initialized() or _LEFT_TO_OTHERS.get():
+    if _connected() or _LEFT_TO_OTHERS.get():
         yield
         return
     token = _LEFT_TO_OTHERS.set(True)
@@ -72,7 +69,16 @@ def on_demand() -> Iterator[None]:
         yield
     finally:
         _LEFT_TO_OTHERS.reset(token)
-        ray.shutdown()
+        if _connected():
+            import ray
+
+            ray.shutdown()
+
+
+def _connected() -> bool:
+    """Ray takes a second to load, which who has nothing for it need not wait for."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def start(quiet: bool = False) -> None:
@@ -82,8 +88,10 @@ def start(quiet: bool = False) -> None:
         quiet: what Ray's core writes to stderr is not for these eyes: lines of its start, and what it says of each
             actor, that its arguments lie in the object store (Ray Data puts them there itself, on the driver's node).
     """
-    if ray.is_initialized():
+    if _connected():
         return
+    import ray
+
     for name, value in LOCAL_CLUSTER.items():
         os.environ.setdefault(name, value)
     for name, level in NOTES.items():
@@ -132,6 +140,8 @@ def _without_the_jobs(env: dict[str, str]) -> dict[str, str]:
 
 def configure_data() -> None:
     """Ray Data's settings for shards: bounded blocks, no bars in log files, errors that say the cause."""
+    import ray.data
+
     context: Any = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.enable_rich_progress_bars = False
@@ -140,6 +150,6 @@ def configure_data() -> None:
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     # Decoding is faster than most models: without a bound it would fill the object store with waiting samples.
     memory = WAITING_BYTES * max(1, sum(node["Alive"] for node in ray.nodes()))
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=memory)
+    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=memory)
     for name, level in {"ray.data": logging.WARNING, "ray.train": logging.WARNING, **TRACES}.items():
         logging.getLogger(name).setLevel(level)

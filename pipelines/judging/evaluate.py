@@ -9,24 +9,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.parquet as pq
-import ray
 
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from hybrid_models.scores import significance
 from hybrid_models.scores.significance import Difference
 from pipelines import storage
-from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.reading.readers import is_event
 from pipelines.reading.shards import Shard
-from pipelines.staging import checks, engine, uses
-from pipelines.staging.actors import RECORD_SCHEMA, Lineage, Predictor
+from pipelines.staging import checks, uses
 from pipelines.staging.checks import count_errors
-from pipelines.staging.pieces import Piece, table_schema
+from pipelines.staging.pieces import Lineage, Piece, table_schema
 
 RECORDS_VERSION = 5
 """Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""
@@ -94,17 +91,22 @@ def judge(job: Evaluation, resources: Resources) -> Judged:
     uses.mark(job.folder, uses.MODEL, artifact.model)
     todo = checks.incomplete(job.shards, job.folder)
     if todo:
-        connection.start()
-        lineage = Lineage(artifact.model, artifact.version, job.fingerprint, "")
-        actor = engine.Actor(Predictor, (ray.put(job.inference),), (lineage, True))
-        decode = job.inference.decode(with_target=True)
-        schema = table_schema(RECORD_SCHEMA)
-        engine.stage(todo, job.folder, schema, decode, actor, resources, "evaluations", job.stride)
+        _compute(job, todo, resources)
     pieces = checks.verify(job.shards, job.folder)
     judged = Judged(dict(_records(pieces)), count_errors(pieces).kinds)
     if not judged.records:
         raise RuntimeError(f"no sample could be judged: {dict(judged.errors)}")
     return judged
+
+
+def _compute(job: Evaluation, todo: Sequence[Shard], resources: Resources) -> None:
+    from pipelines.staging import engine  # with Ray, which takes longer to load than records that are there
+    from pipelines.staging.actors import RECORD_SCHEMA, Predictor
+
+    lineage = Lineage(job.artifact.model, job.artifact.version, job.fingerprint, "")
+    actor = engine.Actor(Predictor, (job.inference,), (lineage, True))
+    decode, schema = job.inference.decode(with_target=True), table_schema(RECORD_SCHEMA)
+    engine.stage(todo, job.folder, schema, decode, actor, resources, "evaluations", job.stride)
 
 
 def _records(pieces: Sequence[Piece]) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:

@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 from deltalake.exceptions import DeltaError
 
 from pipelines import storage
-from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
@@ -22,10 +20,8 @@ from pipelines.nights import commit, ownership, tables, upkeep
 from pipelines.nights.rules import Retention, Rules
 from pipelines.nights.upkeep import Tidied
 from pipelines.reading.shards import Shard
-from pipelines.staging.actors import Lineage, Predictor
 from pipelines.staging.checks import RefusedError, absent, check_errors, count_errors, incomplete, verify
-from pipelines.staging.engine import Actor, stage
-from pipelines.staging.pieces import PIECE, shard_key, table_schema
+from pipelines.staging.pieces import PIECE, Lineage, shard_key, table_schema
 
 log = logging.getLogger(__name__)
 GONE_SHOWN = 3
@@ -129,10 +125,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     log.info("%s ds=%s: %d of %d shards to compute", night.table, night.ds, len(todo), len(night.shards))
     written: dict[str, float] = {}
     if todo:
-        connection.start()
-        actor = Actor(Predictor, (ray.put(night.inference),), (lineage,))
-        decode = night.inference.decode()
-        written = stage(todo, night.folder, night.schema, decode, actor, resources, night.name or artifact.table)
+        written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
     pieces = upkeep.renew(night.table, night.ds, verify(night.shards, night.folder))
     for name in absent(pieces, night.inference.keep):
@@ -177,6 +170,16 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         seconds={name: round(value, 3) for name, value in seconds.items()},
         **asdict(lineage),
     )
+
+
+def _compute(night: Night, todo: Sequence[Shard], lineage: Lineage, resources: Resources) -> dict[str, float]:
+    """Stages what these shards become; returns what `engine.stage` does."""
+    from pipelines.staging.actors import Predictor  # with Ray, which takes longer to load than a complete night needs
+    from pipelines.staging.engine import Actor, stage
+
+    inference, name = night.inference, night.name or night.inference.artifact.table
+    actor = Actor(Predictor, (inference,), (lineage,))
+    return stage(todo, night.folder, night.schema, inference.decode(), actor, resources, name)
 
 
 def _tidy(night: Night) -> Tidied:

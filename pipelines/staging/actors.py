@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,10 @@ from pipelines.cluster.resources import Compute
 from pipelines.models.session import Inference, outcomes
 from pipelines.models.suspects import Note, Rows
 from pipelines.reading.samples import SAMPLE_SCHEMA, pack, unpack
-from pipelines.staging.pieces import TIMINGS, table_schema
+from pipelines.staging.pieces import TIMINGS, Lineage, table_schema
 
 log = logging.getLogger(__name__)
 RECORD_SCHEMA = pa.schema([pa.field("record", pa.string())])  # what evaluation keeps of a prediction, JSON
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """Which model and run made a row."""
-
-    model: str
-    model_version: str
-    fingerprint: str
-    run_id: str
 
 
 class _Worker:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.samples import SAMPLE_SCHEMA, Decode
@@ -24,7 +25,8 @@ WRITE_CPUS = 0.1
 
 @dataclass(frozen=True)
 class Actor:
-    """A class that holds a model, and its constructor's arguments before and after `Compute`."""
+    """A class that holds a model, and its constructor's arguments before and after `Compute`; the former travel by
+    Ray's object store, once to a node."""
 
     kind: type
     before: tuple[Any, ...]
@@ -53,6 +55,7 @@ def stage(
         name: how Ray's metrics call it.
         stride: every n-th issue time of a radar event is a sample.
     """
+    connection.start()
     count, compute, asks = resources.plan(len(shards))
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
     dataset = ray.data.read_datasource(
@@ -63,7 +66,7 @@ def stage(
     if actor is not None:
         dataset = dataset.map_batches(
             actor.kind,
-            fn_constructor_args=(*actor.before, compute, *actor.after),
+            fn_constructor_args=(*map(ray.put, actor.before), compute, *actor.after),
             compute=ray.data.ActorPoolStrategy(size=count),
             batch_size=None,
             batch_format="pyarrow",

@@ -19,6 +19,17 @@ from hybrid_models.inputs import LATER
 from pipelines import storage
 from pipelines.reading.shards import Shard
 
+
+@dataclass(frozen=True)
+class Lineage:
+    """Which model and run made a row."""
+
+    model: str
+    model_version: str
+    fingerprint: str
+    run_id: str
+
+
 LINEAGE = [
     pa.field("status", pa.string()),  # ok | error
     pa.field("error", pa.string()),  # '<kind>: <message>' where status is error

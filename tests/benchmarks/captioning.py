@@ -42,7 +42,8 @@ from pipelines.nights.infer import Night
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import Shard, list_shards
-from pipelines.staging.actors import Lineage, Predictor
+from pipelines.staging.actors import Predictor
+from pipelines.staging.pieces import Lineage
 from tests import tiny
 
 GROWTH = 8

@@ -17,7 +17,8 @@ from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.reading.shards import list_shards
 from pipelines.staging import checks, engine, pieces
-from pipelines.staging.actors import Lineage, Predictor
+from pipelines.staging.actors import Predictor
+from pipelines.staging.pieces import Lineage
 from tests import tiny
 
 DEADLY = "Katze Katze Katze Hund"
@@ -46,7 +47,7 @@ def test_a_row_that_kills_the_model_costs_only_itself(tmp_path: Path) -> None:
     shards = list_shards(str(tmp_path / "in"))
     lineage = Lineage("model", "1", "f" * 64, str(tmp_path / "died"))
     inference = Inference.of(artifact)
-    actor = engine.Actor(Mortal, (ray.put(inference),), (lineage,))
+    actor = engine.Actor(Mortal, (inference,), (lineage,))
     schema = pieces.table_schema(artifact.hybrid_class.payload_schema)
     engine.stage(
         shards, str(tmp_path / "out"), schema, inference.decode(), actor, Resources(batch_size=4), "translations"

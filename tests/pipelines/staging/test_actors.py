@@ -18,7 +18,8 @@ from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.reading.samples import SAMPLE_SCHEMA, pack, unpack
-from pipelines.staging.actors import Featurizer, Lineage, Predictor
+from pipelines.staging.actors import Featurizer, Predictor
+from pipelines.staging.pieces import Lineage
 from tests import tiny
 
 DECODING = TranslatorDecoding(beam_size=1, max_length=12)

@@ -4,7 +4,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from pipelines import storage
 from pipelines.cluster.resources import Resources
@@ -13,8 +12,8 @@ from pipelines.models.session import Inference
 from pipelines.reading.samples import SAMPLE_SCHEMA
 from pipelines.reading.shards import list_shards
 from pipelines.staging import checks, engine
-from pipelines.staging.actors import Lineage, Predictor
-from pipelines.staging.pieces import table_schema
+from pipelines.staging.actors import Predictor
+from pipelines.staging.pieces import Lineage, table_schema
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -49,7 +48,7 @@ def test_samples_stream_through_the_model(inference: Inference, tmp_path: Path) 
     shards, folder = list_shards(str(tmp_path / "in")), str(tmp_path / "staged")
     schema = table_schema(inference.artifact.hybrid_class.payload_schema)
     lineage = Lineage("m", "1", "f", "r")
-    actor = engine.Actor(Predictor, (ray.put(inference),), (lineage,))
+    actor = engine.Actor(Predictor, (inference,), (lineage,))
     written = engine.stage(shards, folder, schema, inference.decode(), actor, RESOURCES, "test")
     assert written["rows"] == 14
     assert written["predict_seconds"] > 0
