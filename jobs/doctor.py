@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import psutil
 from packaging.requirements import Requirement
@@ -32,7 +30,6 @@ SMALL_MEMORY = 4 * GIB
 """A model process and Ray beside it want this much."""
 SMALL_SHARED_MEMORY = GIB
 """Ray keeps blocks there; Docker gives 64 MiB unless it is told otherwise."""
-KNOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -172,29 +169,15 @@ def ray_cluster() -> Check:
     address = os.environ.get("RAY_ADDRESS", "")
     if address in ("", "local"):
         return Check("Ray", "note", "RAY_ADDRESS is not set: jobs start Ray where they are started")
-    _knock(address)
     import ray
 
     from pipelines.cluster import connection
 
+    connection.knock(address, patience=0)
     with connection.connect():
         nodes = sum(node["Alive"] for node in ray.nodes())
         has = ray.cluster_resources()
     return Check("Ray", "ok", f"{address}: nodes {nodes}, CPUs {has.get('CPU', 0):.0f}, GPUs {has.get('GPU', 0):.0f}")
-
-
-def _knock(address: str) -> None:
-    """Ray itself tries for minutes to reach an address where nobody is.
-
-    Raises:
-        ConnectionError: nobody takes connections there.
-    """
-    place = urlsplit(address if "://" in address else f"ray://{address}")
-    if place.hostname and place.port:
-        try:
-            socket.create_connection((place.hostname, place.port), KNOCK_SECONDS).close()
-        except OSError as error:
-            raise ConnectionError(f"nobody answers at RAY_ADDRESS={address}: {error}") from None
 
 
 if __name__ == "__main__":

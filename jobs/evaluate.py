@@ -49,7 +49,7 @@ class EvaluateOptions:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Parses, checks everything that can be checked, connects, judges."""
+    """Parses, checks everything that can be checked, judges."""
     tracking_uri = MlflowOptions(cli.peek(argv, "--mlflow") or "").uri
     model = cli.peek(argv, "--model")
     artifact = None if model is None else artifacts.read(model, None, tracking_uri)
@@ -142,7 +142,7 @@ def _pictures(job: evaluate.Evaluation, count: int, details: Mapping[str, Any]) 
 
 @contextmanager
 def _tracked(name: str, params: Mapping[str, Any], tracking_uri: str) -> Iterator[Tracker]:
-    """A cluster, and an MLflow run that ends as what is done inside ends."""
+    """An MLflow run that ends as what is done inside ends, and a cluster, if there is work for one."""
     tracker = Tracker(tracking_uri)
     with connection.on_demand():
         tracker.start(name, params, {"hybrid.job": "evaluate"})

@@ -59,7 +59,7 @@ class InferOptions:
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Parses, checks everything that can be checked, connects, runs."""
+    """Parses, checks everything that can be checked, runs."""
     task, rest = cli.positional(argv, "task", list(TASKS), "hybrid infer")
     hybrid = HYBRIDS[TASKS[task]]
     tracking_uri = MlflowOptions(cli.peek(rest, "--mlflow") or "").uri

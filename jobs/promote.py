@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hybrid_models.errors import UsageError
+from hybrid_models.inputs import Cut
 from jobs import cli
 from jobs.options import Input, Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
 from pipelines import storage
@@ -125,9 +126,15 @@ def _rival(champion: str, hybrid: str, tracking_uri: str) -> Artifact:
 def _weigh(options: PromoteOptions, shards: list[Shard], candidate: Artifact, before: Artifact | None) -> Verdict:
     storage.check_writable(options.judging.storage)
 
+    def cuts(artifact: Artifact) -> Cut | None:
+        return options.judging.windows.cut_for(artifact.config)
+
     def job(artifact: Artifact) -> Evaluation:
-        inference = Inference.of(artifact, options.work.limits, options.judging.windows.cut_for(artifact.config))
-        return Evaluation(shards, options.judging.storage, inference, options.judging.stride)
+        cut, own = cuts(artifact), shards
+        if (cut is None) != (cuts(candidate) is None):
+            own = list_input(options.input, options.named, options.work.limits, cut is not None)
+        inference = Inference.of(artifact, options.work.limits, cut)
+        return Evaluation(own, options.judging.storage, inference, options.judging.stride)
 
     with connection.on_demand():
         rival = None if before is None else job(before)

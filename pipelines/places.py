@@ -35,7 +35,8 @@ class InputOptions:
         if self.allow_prefix and not self.uri_column:
             raise UsageError("`allow_prefix` goes with `uri_column`: it bounds what a manifest may name")
         for prefix in self.allow_prefix:
-            if prefix.partition("://")[0].lower() in NOT_FILES or "::" in prefix:
+            scheme, dots, _ = prefix.partition("://")
+            if (dots and scheme.lower() in NOT_FILES) or "::" in prefix:
                 raise UsageError(
                     f"`allow_prefix` {prefix} is no object store: bring what lies on the web into one first"
                 )

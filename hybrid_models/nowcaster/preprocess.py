@@ -142,14 +142,17 @@ class NowcasterPreprocess(Preprocess):
         config = self.config
         if media is None:
             raise BadSample("MediaError", "the row has no frames: expected an array [time, height, width]")
-        media = self._seen(media)
+        in_colour = media.ndim == 4 and media.shape[3] == len(GREY) and config.unit == "intensity"
+        if media.ndim != 3 and not in_colour:
+            also = " or, in colour, [time, height, width, 3]" if config.unit == "intensity" else ""
+            raise BadSample("ShapeError", f"frames of shape {media.shape}: expected [time, height, width]{also}")
         if media.shape[1:3] != (config.height, config.width):
             has, wants = "×".join(map(str, media.shape[1:3])), f"{config.height}×{config.width}"
             fix = "cut it with `hybrid prepare radar --crop` or train for this grid"
             raise BadSample("GridError", f"the grid is {has}, the model's is {wants}: {fix}")
         if len(media) < needed:
             raise BadSample("LengthError", f"{len(media)} frames where {needed} are needed")
-        frames = media[:needed].astype(np.float32)
+        frames = self._seen(media[:needed]).astype(np.float32)
         top, unit = (IMPOSSIBLE_MM_H, "mm/h") if config.unit == "mm/h" else (255.0, "intensity")
         lowest, highest = np.fmin.reduce(frames, axis=None), np.fmax.reduce(frames, axis=None)
         if lowest < 0 or highest > top:
@@ -158,10 +161,7 @@ class NowcasterPreprocess(Preprocess):
 
     def _seen(self, media: np.ndarray) -> np.ndarray:
         """Frames in the model's shape: video in colour `[time, H, W, 3]` or in grey `[time, H, W]`, rain as it is."""
-        in_colour = media.ndim == 4 and media.shape[3] == len(GREY) and self.config.unit == "intensity"
-        if media.ndim != 3 and not in_colour:
-            also = " or, in colour, [time, height, width, 3]" if self.config.unit == "intensity" else ""
-            raise BadSample("ShapeError", f"frames of shape {media.shape}: expected [time, height, width]{also}")
+        in_colour = media.ndim == 4
         if in_colour and not self.config.colour:
             return np.asarray((media @ GREY).round().astype(np.uint8))
         if self.config.colour and not in_colour:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipelines.cluster import logs
 
@@ -44,6 +47,7 @@ NOTES = dict.fromkeys(
 )
 PASSED_ON = (logs.FORMAT, "HYBRID_JAIL")
 """Settings of this program that workers have from whoever started the job, see `reading.jail` for the second."""
+KNOCK_SECONDS, PATIENCE_SECONDS = 5.0, 30.0
 WAITING_BYTES = 256 << 20  # samples between two stages, for each node
 
 
@@ -87,9 +91,14 @@ def start(quiet: bool = False) -> None:
     Args:
         quiet: what Ray's core writes to stderr is not for these eyes: lines of its start, and what it says of each
             actor, that its arguments lie in the object store (Ray Data puts them there itself, on the driver's node).
+
+    Raises:
+        ConnectionError: nobody takes connections at RAY_ADDRESS.
     """
     if _connected():
         return
+    if address := os.environ.get("RAY_ADDRESS"):
+        knock(address, PATIENCE_SECONDS)
     import ray
 
     for name, value in LOCAL_CLUSTER.items():
@@ -106,6 +115,28 @@ def start(quiet: bool = False) -> None:
             runtime_env={"env_vars": _without_the_jobs(worker_env())},
         )
     configure_data()
+
+
+def knock(address: str, patience: float) -> None:
+    """Ray itself tries for minutes to reach an address where nobody is, at each start anew.
+
+    Args:
+        address: as RAY_ADDRESS has it.
+        patience: seconds within which a head that starts again may come back.
+
+    Raises:
+        ConnectionError: nobody takes connections there.
+    """
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    until = time.monotonic() + patience
+    while place.hostname and place.port:
+        try:
+            socket.create_connection((place.hostname, place.port), KNOCK_SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= until:
+                raise ConnectionError(f"nobody answers at RAY_ADDRESS={address}: {error}") from None
+        time.sleep(1)
 
 
 @contextmanager

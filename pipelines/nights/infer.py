@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError
 
 from pipelines import storage
+from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
@@ -124,7 +125,10 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     todo = incomplete(night.shards, night.folder)
     log.info("%s ds=%s: %d of %d shards to compute", night.table, night.ds, len(todo), len(night.shards))
     written: dict[str, float] = {}
+    computing = time.perf_counter()
     if todo:
+        connection.start()
+        computing = time.perf_counter()
         written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
     pieces = upkeep.renew(night.table, night.ds, verify(night.shards, night.folder))
@@ -139,12 +143,12 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     committed = time.perf_counter()
     tidied = _tidy(night)
     computed = written.get("rows", 0)
-    busy = written.get("predict_seconds", 0.0) / (written.get("actors", 1) * (staged - started))
+    busy = written.get("predict_seconds", 0.0) / (written.get("actors", 1) * (staged - computing))
     seconds = {
         "decode": written.get("decode_seconds", 0.0),
         "predict": written.get("predict_seconds", 0.0),
         "write": written.get("write_seconds", 0.0),
-        "stage_wall": staged - started,
+        "stage_wall": staged - computing,
         "commit_wall": committed - staged,
         "total_wall": time.perf_counter() - started,
     }
@@ -160,7 +164,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         shards=len(night.shards),
         shards_computed=len(todo),
         rows_computed=int(computed),
-        rows_per_second=round(computed / (staged - started), 2),
+        rows_per_second=round(computed / (staged - computing), 2),
         model_busy=round(busy, 4),
         input_bytes=sum(shard.size for shard in night.shards),
         staged_bytes=int(written.get("bytes", 0)),

@@ -127,9 +127,9 @@ def _check_same(job: TrainJob, state: RunState, shards: Shards) -> None:
     theirs = {**_defaults(job.recipe), **dict(tracking.flatten(state.config))}
     ours["data"], theirs["data"] = job.data, state.data
     if differ := [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]:
-        key = differ[0]
+        key, name = differ[0], differ[0].removeprefix("cut.")
         raise UsageError(
-            f"run '{job.name}' was started with {key}={theirs.get(key)}, not {ours.get(key)}: use another `name`"
+            f"run '{job.name}' was started with {name}={theirs.get(key)}, not {ours.get(key)}: use another `name`"
         )
     if state.shards != shards_digest(shards):
         raise UsageError(f"run '{job.name}' was started before the shards of {job.data} changed: use another `name`")

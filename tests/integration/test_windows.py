@@ -198,7 +198,7 @@ def test_a_nowcaster_learns_from_windows_of_a_long_video_is_judged_and_predicts_
         assert {name: array.tolist() for name, array in sample.items()} == {
             name: array.tolist() for name, array in expected.items()
         }
-    with pytest.raises(UsageError, match=r"was started with cut.window_seconds=2.0, not None"):
+    with pytest.raises(UsageError, match=r"was started with window_seconds=2.0, not None"):
         train.main([option for option in training if option not in windows[:2]])
 
     held_out = ["--input", f"{tmp_path}/data/val", "--storage", f"{tmp_path}/lake"]

@@ -89,13 +89,22 @@ def decode_media(media: bytes, media_type: str, visual: Visual | None, limits: L
         raise BadSample("UnsupportedMedia", f"'{kind}' is none of {', '.join(MEDIA_TYPES)}")
     check_size(media, limits)
     if kind in ARRAY_TYPES:
-        array = decode_array(media, kind, limits)
-        return Decoded(array if array.ndim == 3 or visual is None else array[list(visual.positions(len(array)))])
+        return Decoded(_wanted(decode_array(media, kind, limits), visual))
     if visual is None:
         raise BadSample("UnsupportedMedia", f"this model reads arrays ({', '.join(ARRAY_TYPES)}), not '{kind}'")
     if kind not in IMAGE_FORMATS or (kind == "gif" and _is_animated(media)):
         return Decoded(*decode_clip(media, kind, visual, limits))
     return Decoded(decode_image(media, visual, limits))
+
+
+def _wanted(array: np.ndarray, visual: Visual | None) -> np.ndarray:
+    """Of an array in colour the frames that are looked at. One of another size is refused by who reads it, and is not
+    copied before; whoever looks at the first ones takes them itself."""
+    if array.ndim == 3 or visual is None or visual.sampling == "first":
+        return array
+    if array.shape[1:3] != (visual.height, visual.width):
+        return array
+    return array[list(visual.positions(len(array)))]
 
 
 def pack_frames(frames: Frames) -> bytes:

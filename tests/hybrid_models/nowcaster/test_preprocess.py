@@ -1,3 +1,4 @@
+import tracemalloc
 from datetime import UTC, datetime
 
 import numpy as np
@@ -181,3 +182,17 @@ def test_how_large_a_nowcast_will_be_is_known_before(config):
     net = Nowcaster(config, {}).eval()
     (row,) = net.predict(net.collate([sample]), NowcasterDecoding())
     assert len(row["frames"]) + len(row["probability"] or b"") == preprocess.output_bytes(sample) > 0
+
+
+def test_a_strangers_array_is_refused_before_any_of_it_is_copied() -> None:
+    config = NowcasterConfig(height=16, width=16, unit="intensity", horizon_minutes=5)
+    huge = np.broadcast_to(np.zeros(1, np.uint8), (500, 3000, 3000, 3))
+    tracemalloc.start()
+    with pytest.raises(BadSample, match="GridError"):
+        NowcasterPreprocess(config)(Inputs(huge, {}), with_target=True)
+    long = np.broadcast_to(np.zeros(1, np.uint8), (10**7, 16, 16, 3))
+    sample = NowcasterPreprocess(config)(Inputs(long, {}), with_target=True)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(sample["past"]) == 6
+    assert most < 1 << 20

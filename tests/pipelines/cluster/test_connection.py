@@ -1,5 +1,6 @@
 import logging
 import os
+import socket
 
 import pytest
 import ray
@@ -38,9 +39,30 @@ def test_a_connection_on_demand_is_made_once_and_ends_with_the_outermost_block(m
                 pass
         assert events == ["init"]
     assert events == ["init", "shutdown"]
+    with connection.on_demand():
+        pass
+    assert events == ["init", "shutdown"], "nobody has asked for it"
     with pytest.raises(KeyError), connection.on_demand(), connection.connect():
         raise KeyError
     assert events == ["init", "shutdown"] * 2
+
+
+def test_an_address_where_nobody_is_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(connection, "PATIENCE_SECONDS", 0)
+    with pytest.raises(ConnectionError, match=r"^nobody answers at RAY_ADDRESS=127\.0\.0\.1:1: "):
+        connection.start()
+
+
+def test_a_head_that_starts_again_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionError):
+            connection.knock(address, patience=0)
+        monkeypatch.setattr(connection.time, "sleep", lambda seconds: server.listen())
+        connection.knock(address, patience=30)
 
 
 def test_workers_get_the_environment_that_makes_them_fast(ray_cluster: str) -> None:

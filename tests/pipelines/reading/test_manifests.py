@@ -151,6 +151,7 @@ def test_what_is_wrong_with_a_manifest_is_said_before_any_work(tmp_path: Path) -
         list_input(str(tmp_path), InputOptions(allow_prefix=("s3://x",)))
     with pytest.raises(UsageError, match="`allow_prefix` https://x is no object store"):
         list_input(str(tmp_path), InputOptions("photo", ("https://x",)))
+    InputOptions("photo", ("data", "http", "s3://data")).check()
 
 
 def test_a_torn_manifest_tells_what_is_lost(tmp_path: Path) -> None:
