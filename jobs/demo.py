@@ -12,7 +12,7 @@ from typing import Any
 
 from hybrid_models import TABLES
 from jobs import cli, evaluate, infer, promote, report, train
-from jobs.options import JudgingOptions, MlflowOptions, NightOptions, SourceOptions, WindowOptions, WorkOptions
+from jobs.options import JudgingOptions, MlflowOptions, SourceOptions, WindowOptions, WorkOptions
 from jobs.recipes import RECIPES
 from pipelines import storage
 from pipelines.cluster import connection
@@ -21,7 +21,6 @@ from pipelines.datasets.demo.data import SHOT_SECONDS, prepare_demo
 from pipelines.models import artifacts, registry
 from pipelines.models.tracking import default_uri
 from pipelines.nights import query
-from pipelines.nights.rules import Rules
 from pipelines.secrets import shown
 from pipelines.staging.checks import RefusedError
 
@@ -30,9 +29,6 @@ NIGHTS = ("2026-01-01", "2026-01-02")
 EXAMPLES = 3
 SMALL = WorkOptions(Resources(actors=1))
 """Starting a second model process would take longer than such a night."""
-
-OWN_NIGHTS = NightOptions(Rules(allow_missing=True))
-"""The data are made anew: a version may make other shards of them than the one before."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +134,7 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     for ds in NIGHTS:
         shards = storage.join(data, "night", f"ds={ds}")
         source = SourceOptions(windows=WindowOptions(task.window_seconds))
-        options = infer.InferOptions(shards, tables, ds, model, chosen.decoding, OWN_NIGHTS, source, work=SMALL)
+        options = infer.InferOptions(shards, tables, ds, model, chosen.decoding, source=source, work=SMALL)
         night = infer.run(options, chosen, mlflow)
         log.info("%s ds=%s: %d rows, errors %s", night["task"], ds, night["rows"], night["errors"] or "none")
         nights.append({key: night[key] for key in ("ds", "rows", "ok", "errors", "version", "changed")})
