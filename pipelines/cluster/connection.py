@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
+from hybrid_models.errors import UsageError
 from pipelines.cluster import logs
 
 # glibc gives memory back to the system after every batch and faults it in again; kept, CPU inference is up to 3.5 times
@@ -93,7 +94,7 @@ def start(quiet: bool = False) -> None:
             actor, that its arguments lie in the object store (Ray Data puts them there itself, on the driver's node).
 
     Raises:
-        ConnectionError: nobody takes connections at RAY_ADDRESS.
+        UsageError, ConnectionError: as `knock`.
     """
     if _connected():
         return
@@ -125,13 +126,18 @@ def knock(address: str, patience: float) -> None:
         patience: seconds within which a head that starts again may come back.
 
     Raises:
+        UsageError: it is no address.
         ConnectionError: nobody takes connections there.
     """
-    place = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        place = urlsplit(address if "://" in address else f"ray://{address}")
+        host, port = place.hostname, place.port
+    except ValueError as error:
+        raise UsageError(f"RAY_ADDRESS={address} is no address, such as head:6379: {error}") from None
     until = time.monotonic() + patience
-    while place.hostname and place.port:
+    while host and port:
         try:
-            socket.create_connection((place.hostname, place.port), KNOCK_SECONDS).close()
+            socket.create_connection((host, port), KNOCK_SECONDS).close()
             return
         except OSError as error:
             if time.monotonic() >= until:

@@ -7,6 +7,7 @@ import ray
 from ray.data import exceptions
 from ray.data._internal.execution import streaming_executor_state
 
+from hybrid_models.errors import UsageError
 from pipelines.cluster import connection
 
 
@@ -51,6 +52,9 @@ def test_an_address_where_nobody_is_is_told_at_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(connection, "PATIENCE_SECONDS", 0)
+    for mistyped in ("head:6379x", "[::1:6379"):
+        with pytest.raises(UsageError, match=r"^RAY_ADDRESS=.* is no address, such as head:6379: "):
+            connection.knock(mistyped, patience=0)
     with pytest.raises(ConnectionError, match=r"^nobody answers at RAY_ADDRESS=127\.0\.0\.1:1: "):
         connection.start()
 
