@@ -24,7 +24,8 @@ RECIPE = '''
 
 def tagger_demo() -> Recipe:
     """German or English."""
-    from hybrid_models.tagger.tagger import TaggerConfig, TaggerDecoding
+    from hybrid_models.tagger.decoding import TaggerDecoding
+    from hybrid_models.tagger.preprocess import TaggerConfig
 
     return Recipe("tagger", TaggerConfig(), TaggerDecoding(), TrainConfig(epochs=4, batch_size=16, metric="accuracy"))
 

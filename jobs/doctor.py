@@ -159,7 +159,7 @@ def mlflow(uri: str) -> Check:
         return Check("MLflow", "note", "MLFLOW_TRACKING_URI is not set: jobs write to mlflow.db where they are started")
     try:
         tracking.client(uri).search_experiments(max_results=1)
-    except tracking.UNREACHABLE as error:
+    except tracking.unreachable() as error:
         raise tracking.refused("list experiments", uri, error) from None
     return Check("MLflow", "ok", f"{shown(uri)} answers")
 

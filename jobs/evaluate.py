@@ -50,9 +50,9 @@ class EvaluateOptions:
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, checks everything that can be checked, judges."""
-    tracking_uri = MlflowOptions(cli.peek(argv, "--mlflow") or "").uri
+    tracking = MlflowOptions(cli.peek(argv, "--mlflow") or "")
     model = cli.peek(argv, "--model")
-    artifact = None if model is None else artifacts.read(model, None, tracking_uri)
+    artifact = None if model is None else artifacts.read(model, None, tracking.uri)
     decoding = DecodingConfig() if artifact is None else artifact.decoding
     options = cli.parse(
         EvaluateOptions, argv, "hybrid evaluate", "Judge a model on held-out shards, beside a baseline or another one.",
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )  # fmt: skip
     if (artifact is None) == (options.compare is None):
         raise UsageError("--model is needed, an artifact folder or models:/NAME@ALIAS; or --compare MODEL_A MODEL_B")
-    return run(options, artifact, tracking_uri) if artifact else run_comparison(options, tracking_uri)
+    return run(options, artifact, tracking.uri) if artifact else run_comparison(options, tracking.uri)
 
 
 def run(options: EvaluateOptions, artifact: Artifact, tracking_uri: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tyro import MISSING
 
-from hybrid_models import HYBRIDS, TABLES
+from hybrid_models import TABLES, decoding_of
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
@@ -61,18 +61,18 @@ class InferOptions:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, checks everything that can be checked, runs."""
     task, rest = cli.positional(argv, "task", list(TASKS), "hybrid infer")
-    hybrid = HYBRIDS[TASKS[task]]
-    tracking_uri = MlflowOptions(cli.peek(rest, "--mlflow") or "").uri
+    hybrid = TASKS[task]
+    tracking = MlflowOptions(cli.peek(rest, "--mlflow") or "")
     model = cli.peek(rest, "--model")
-    artifact = None if model is None else artifacts.read(model, hybrid.name, tracking_uri)
-    decoding = hybrid.Decoding() if artifact is None else artifact.decoding
+    artifact = None if model is None else artifacts.read(model, hybrid, tracking.uri)
+    decoding = decoding_of(hybrid) if artifact is None else artifact.decoding
     options = cli.parse(
-        InferOptions, rest, f"hybrid infer {task}", f"Run a {hybrid.name} over shards into a night of `{task}`.",
+        InferOptions, rest, f"hybrid infer {task}", f"Run a {hybrid} over shards into a night of `{task}`.",
         InferOptions(MISSING, MISSING, MISSING, MISSING, decoding),
     )  # fmt: skip
     if artifact is None:
         raise UsageError("--model is needed: an artifact folder or models:/NAME@ALIAS")
-    return run(options, artifact, tracking_uri)
+    return run(options, artifact, tracking.uri)
 
 
 def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[str, Any]:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
-from hybrid_models.captioner.captioner import CaptionerDecoding
+from hybrid_models.captioner.decoding import CaptionerDecoding
 from hybrid_models.captioner.preprocess import CaptionerConfig
-from hybrid_models.nowcaster.nowcaster import NowcasterDecoding
+from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.preprocess import NowcasterConfig
+from hybrid_models.recogniser.decoding import RecogniserDecoding
 from hybrid_models.recogniser.preprocess import RecogniserConfig
-from hybrid_models.recogniser.recogniser import RecogniserDecoding
+from hybrid_models.translator.decoding import TranslatorDecoding
 from hybrid_models.translator.preprocess import TranslatorConfig
-from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines.training.recipe import Recipe, TrainConfig
 
 

@@ -12,7 +12,7 @@ from hybrid_models.errors import UsageError
 from jobs import cli, infer
 from jobs.options import Mlflow, MlflowOptions
 from pipelines import places, storage
-from pipelines.nights import ownership, report
+from pipelines.nights import ownership
 
 log = logging.getLogger(__name__)
 EXAMPLES = 6
@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 def write(tables_uri: str, ds: str, out: str, tracking_uri: str, examples: int = EXAMPLES) -> dict[str, Any]:
     """Writes the page of a night; returns where it is and what it says."""
+    from pipelines.nights import report  # drawing takes half a second to import
+
     page, sections = report.report(tables_uri, ownership.names(tables_uri), ds, tracking_uri, examples)
     place = out or storage.join(tables_uri, "reports", f"{ds}.html")
     storage.write_bytes(place, page.encode())

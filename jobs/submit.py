@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.errors import EndedError
-from pipelines.cluster import submission
+
+if TYPE_CHECKING:
+    from pipelines.cluster.submission import Ending
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
     if not address:
         raise UsageError("--address is needed: the URL of the cluster's dashboard, http://HEAD:8265")
+    from pipelines.cluster import submission  # Ray takes a second to import
+
     client = submission.connect(address)
     job = submission.submit(client, command, options.submission_id, options.env, {"hybrid.verb": command[0]})
     log.info("%s %s as %s", "submitted" if job.is_new else "found", command[0], job.submission_id)
@@ -79,7 +83,7 @@ def check(command: Sequence[str]) -> None:
         raise UsageError(f"after -- comes a verb and its options{given}: {', '.join(verbs)}")
 
 
-def explain(submission_id: str, ending: submission.Ending) -> str:
+def explain(submission_id: str, ending: Ending) -> str:
     """One line about a job that did not succeed: what it said itself, or what Ray says of it."""
     said = [line.removeprefix("hybrid: ") for line in ending.lines if line.startswith("hybrid: ")]
     reason = said[-1] if said else (ending.message.strip().splitlines() or [""])[0]

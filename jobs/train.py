@@ -21,7 +21,7 @@ from pipelines.cluster import connection, logs
 from pipelines.cluster.resources import Resources
 from pipelines.models import registry
 from pipelines.reading.limits import Limits
-from pipelines.training import driver, runs
+from pipelines.training import runs
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainJob
 
@@ -104,6 +104,8 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         log.info("run '%s' is finished: another --name trains again", name)
         return asdict(trained)
     registry.check_kind(job.tracking_uri, job.model_name, hybrid)
+    from pipelines.training import driver  # torch and Ray take seconds to import
+
     with connection.connect(), logs.about(run=job.name, recipe=job.recipe_name):
         return asdict(driver.train(job, shards))
 

@@ -1,6 +1,7 @@
 """Imports point one way: jobs → pipelines → hybrid_models."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hybrid_models import TABLES
+from jobs import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
@@ -121,3 +123,12 @@ def test_nothing_is_unpickled() -> None:
             assert "allow_pickle=True" not in text
             assert "weights_only=False" not in text
             assert not {"pickle", "cloudpickle", "dill", "joblib"} & {n.split(".")[0] for n in imports(path)}, path
+
+
+def test_a_help_text_waits_for_no_large_library() -> None:
+    """Each of these takes half a second to some seconds to import: that is done where it is used."""
+    large = ["matplotlib", "mlflow", "pandas", "ray", "sacrebleu", "scipy", "sklearn", "torch", "xarray"]
+    verbs = ", ".join(f"jobs.{verb}" for verb in cli.VERBS)
+    script = f"import sys, {verbs}; print([name for name in {large} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -16,16 +15,9 @@ from hybrid_models.contract import Batch, Hybrid, Loss
 from hybrid_models.explanations import Explanation
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
 from hybrid_models.scores.texts import Tally
+from hybrid_models.tagger.decoding import TaggerDecoding
 from hybrid_models.tagger.preprocess import TaggerConfig, TaggerPreprocess
 from hybrid_models.text import unpack_json
-
-
-@dataclass(frozen=True)
-class TaggerDecoding(DecodingConfig):
-    """How tags are chosen."""
-
-    least_probability: float = 0.0
-    """A less likely tag is left out: the row has none."""
 
 
 class Tagger(Hybrid):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -22,58 +22,25 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from hybrid_models.captioner.decoding import CaptionerDecoding
 from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, CaptionerPreprocess, caption_tokenizer
 from hybrid_models.captioner.rewards import DRAWN, advantages, whole
 from hybrid_models.contract import Batch, Loss, autocast, module_device, to_device
-from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
 from hybrid_models.layers.image_encoder import VisualHybrid, pool_time
 from hybrid_models.layers.recurrent import STATES, initial_state, word_decoder
 from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
-from hybrid_models.search.beam import MOST_TOKENS, Hypothesis, SearchOptions, State, inference, sample_words, search
+from hybrid_models.search.beam import Hypothesis, State, inference, sample_words, search
 from hybrid_models.text import (
     BOS,
     EOS,
-    PAD,
-    UNK,
     Tokenizer,
     pad_rows,
     unpack_json,
 )
 from hybrid_models.visual import frames_of
-
-
-@dataclass(frozen=True)
-class CaptionerDecoding(DecodingConfig):
-    """How captions are searched for.
-
-    Raises:
-        UsageError: an option is out of its range.
-    """
-
-    beam_size: int = 3
-    """Hypotheses kept per sample; 1 is greedy search."""
-    length_penalty: float = 1.0
-    """0 ranks by probability, which favours short captions; larger values favour longer ones."""
-    min_length: int = 1
-    """Fewest tokens of a caption."""
-    no_repeat: int = 2
-    """No sequence of so many tokens comes twice in a caption ("a man and a man"); 0 allows any."""
-    max_length: int = 40
-    """Most tokens of a caption."""
-
-    def __post_init__(self) -> None:
-        self.search_options()
-        if not 1 <= self.max_length <= MOST_TOKENS:
-            raise UsageError(f"max_length is {self.max_length}: it must be from 1 to {MOST_TOKENS}")
-
-    def search_options(self) -> SearchOptions:
-        """These options for `search`."""
-        return SearchOptions(
-            BOS, EOS, self.beam_size, self.length_penalty, self.min_length, (PAD, UNK, BOS), self.no_repeat
-        )
 
 
 # ---- the hybrid ----------------------------------------------------------------------------------------------------

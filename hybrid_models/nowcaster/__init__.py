@@ -1,5 +1,5 @@
 """The nowcaster, ConvLSTM: past frames of radar or video → the next ones.
 
-`nowcaster.py` is the hybrid: net, prediction, judgement; `preprocess.py` its configuration and preprocessing, free of
-torch. May be imported through the registry only, or by recipes.
+`nowcaster.py` is the hybrid: net, prediction, judgement; `preprocess.py` its configuration and preprocessing, and
+`decoding.py` how it predicts, are free of torch. May be imported through the registry only, or by recipes.
 """

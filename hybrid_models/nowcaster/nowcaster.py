@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -20,6 +19,7 @@ from hybrid_models.contract import Batch, Hybrid, Loss, module_device, to_device
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Forecast
 from hybrid_models.inputs import LATER, DecodingConfig, HybridConfig, Preprocess, Sample
+from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.encoder_forecaster import EncoderForecaster, extrapolate
 from hybrid_models.nowcaster.frame_predictor import FramePredictor
 from hybrid_models.nowcaster.preprocess import UNKNOWN_TIME, NowcasterConfig, NowcasterPreprocess
@@ -30,11 +30,6 @@ from hybrid_models.search.beam import inference
 
 WET_MM_H = 0.1
 """A pixel with at least this much rain is wet."""
-
-
-@dataclass(frozen=True)
-class NowcasterDecoding(DecodingConfig):
-    """A nowcast has no decoding options."""
 
 
 # ---- the hybrid ----------------------------------------------------------------------------------------------------

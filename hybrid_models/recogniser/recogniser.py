@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -19,11 +18,11 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from hybrid_models.contract import Batch, Loss, autocast, module_device, to_device
-from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
 from hybrid_models.layers.image_encoder import VisualHybrid
 from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
+from hybrid_models.recogniser.decoding import RecogniserDecoding
 from hybrid_models.recogniser.preprocess import (
     LABELS,
     RecogniserConfig,
@@ -34,22 +33,6 @@ from hybrid_models.recogniser.preprocess import (
 from hybrid_models.scores import labels as scores
 from hybrid_models.scores.texts import Tally
 from hybrid_models.visual import frames_of
-
-
-@dataclass(frozen=True)
-class RecogniserDecoding(DecodingConfig):
-    """What is told of a clip.
-
-    Raises:
-        UsageError: an option is out of its range.
-    """
-
-    top: int = 5
-    """So many labels are told with their scores, the likeliest first."""
-
-    def __post_init__(self) -> None:
-        if self.top < 1:
-            raise UsageError(f"top is {self.top}: it must be at least 1")
 
 
 class Recogniser(VisualHybrid):

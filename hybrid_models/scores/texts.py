@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sacrebleu.metrics import BLEU, CHRF
 
 from hybrid_models.errors import UsageError
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics import BLEU, CHRF
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,15 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tall
         hypotheses: one raw (detokenised) text per sample.
         references: `references[i]` are the raw references of `hypotheses[i]`; their number may differ by sample.
     """
+    from sacrebleu.metrics import BLEU
+
     return _sacrebleu(BLEU(), hypotheses, references)
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
     """Corpus chrF2 (Popović 2015), 0–100, as sacrebleu computes it; arguments as in `bleu`."""
+    from sacrebleu.metrics import CHRF
+
     return _sacrebleu(CHRF(), hypotheses, references)
 
 
@@ -108,6 +114,8 @@ def caption_tokens(text: str) -> list[str]:
 
 def caption_bleu4(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
     """Corpus BLEU-4 of captions, 0–100: `caption_tokens`, no smoothing, closest reference length, as coco-caption."""
+    from sacrebleu.metrics import BLEU
+
     _check_pairs(hypotheses, references)
     metric = BLEU(tokenize="none", smooth_method="none", force=True)
     tokenised = [[_tokenised(reference) for reference in refs] for refs in references]

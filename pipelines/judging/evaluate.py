@@ -6,11 +6,10 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from hybrid_models.scores import significance
 from hybrid_models.scores.significance import Difference
@@ -24,6 +23,9 @@ from pipelines.reading.shards import Shard
 from pipelines.staging import checks, uses
 from pipelines.staging.checks import count_errors
 from pipelines.staging.pieces import Lineage, Piece, table_schema
+
+if TYPE_CHECKING:
+    from hybrid_models.contract import Hybrid
 
 RECORDS_VERSION = 5
 """Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""

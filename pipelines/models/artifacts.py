@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pydantic
 
-from hybrid_models import HYBRIDS, TABLES, Hybrid
+from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
 from pipelines import storage
@@ -32,6 +32,9 @@ from pipelines.models.weights import (
     read_bounded,
     shapes,
 )
+
+if TYPE_CHECKING:
+    from hybrid_models.contract import Hybrid
 
 FORMAT = 2
 CARD = "README.md"

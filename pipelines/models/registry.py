@@ -12,14 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
-
-import mlflow
-from mlflow.entities.model_registry import ModelVersion
+from typing import TYPE_CHECKING, Any
 
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from pipelines.models import tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -128,14 +129,14 @@ def promote(tracking_uri: str, name: str, version: str) -> None:
 
 
 @contextmanager
-def _client(tracking_uri: str, what: str) -> Iterator[mlflow.MlflowClient]:
+def _client(tracking_uri: str, what: str) -> Iterator[MlflowClient]:
     try:
         yield tracking.client(tracking_uri)
-    except tracking.UNREACHABLE as error:
+    except tracking.unreachable() as error:
         raise tracking.refused(what, tracking_uri, error) from None
 
 
-def _aliases(client: mlflow.MlflowClient, name: str) -> dict[str, str]:
+def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
 

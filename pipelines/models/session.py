@@ -10,21 +10,21 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
-from hybrid_models import Hybrid
-from hybrid_models.contract import to_device
-from hybrid_models.explanations import Explanation
 from hybrid_models.inputs import Cut, DecodingConfig, Sample
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.suspects import Note, Rows, halve
 from pipelines.reading.limits import Limits
 from pipelines.reading.samples import Decode, unpack
+
+if TYPE_CHECKING:
+    from hybrid_models.contract import Hybrid
+    from hybrid_models.explanations import Explanation
 
 log = logging.getLogger(__name__)
 NOTES = {"decoding": b"hybrid.decoding", "limits": b"hybrid.limits", "cut": b"hybrid.cut"}
@@ -127,6 +127,10 @@ class Session:
 
     def predict(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """One dict of the payload's columns for each sample, all of them in one forward pass."""
+        import torch  # takes seconds: only where there is something to predict
+
+        from hybrid_models.contract import to_device
+
         with torch.inference_mode():
             batch = to_device(self.hybrid.collate(samples), next(self.hybrid.parameters()).device)
             return self.hybrid.predict(batch, self.decoding)

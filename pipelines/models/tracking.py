@@ -1,7 +1,8 @@
 """MLflow: one run per job, curves without repeated steps, registered models.
 
 MLflow being away never kills a job: everything logged here also lies beside the job's outputs, failures are reported
-as warnings, and training curves are caught up at the next opportunity.
+as warnings, and training curves are caught up at the next opportunity. MLflow takes seconds to import: that is done
+where it is asked.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import mlflow
-from mlflow.entities import Metric, Param, Run
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+from typing import TYPE_CHECKING, Any
 
 from hybrid_models.errors import UsageError
 from pipelines.secrets import shown
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
@@ -40,11 +40,20 @@ MAX_MODEL = 20 * 2**30
 """Bytes of a registered model that is fetched."""
 MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
 """What MLflow calls errors that another try would not mend."""
-UNREACHABLE = (MlflowException, SQLAlchemyError, OSError, ImportError)  # S3 artifacts without boto3: ImportError
+
+
+def unreachable() -> tuple[type[Exception], ...]:
+    """What comes of asking MLflow where it cannot answer."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, OSError, ImportError  # S3 artifacts without boto3: ImportError
 
 
 def default_uri() -> str:
     """MLFLOW_TRACKING_URI, else MLflow's own default, a SQLite file in the working directory (as an absolute path)."""
+    import mlflow
+
     uri = mlflow.get_tracking_uri()
     path = uri.removeprefix("sqlite:///")
     return f"sqlite:///{Path(path).resolve()}" if path != uri else str(uri)
@@ -72,7 +81,7 @@ class Tracker:
         self.run_id = run_id
 
     @cached_property
-    def _client(self) -> mlflow.MlflowClient:
+    def _client(self) -> MlflowClient:
         """Opens the store at the first use, which is guarded: a database may be away, too."""
         return client(self.uri)
 
@@ -86,6 +95,8 @@ class Tracker:
             experiment: which it belongs to; MLFLOW_EXPERIMENT_NAME by default, as everywhere in MLflow, else `hybrid`.
         """
         with self._guarded("create the run"):
+            from mlflow.entities import Param
+
             _make_parent(self.uri)
             wanted = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
             found = self._client.get_experiment_by_name(wanted)
@@ -114,6 +125,8 @@ class Tracker:
         if self.run_id is None:
             return
         with self._guarded("log metrics"):
+            from mlflow.entities import Metric
+
             logged: dict[str, int] = {}
             fresh: list[Metric] = []
             for entry in history:
@@ -128,6 +141,8 @@ class Tracker:
                 self._client.log_batch(self.run_id, metrics=part)
 
     def _last_step(self, run_id: str, key: str) -> int:
+        from mlflow.exceptions import MlflowException
+
         try:
             return max((m.step for m in self._client.get_metric_history(run_id, key)), default=-1)
         except MlflowException as error:
@@ -162,6 +177,8 @@ class Tracker:
         if self.run_id is None:
             return False
         with self._guarded("resume the run"):
+            from mlflow.exceptions import MlflowException
+
             try:
                 self._client.update_run(self.run_id, status="RUNNING")
             except MlflowException as error:
@@ -192,6 +209,8 @@ class Tracker:
         return str(max(found, key=lambda one: int(one.version)).version) if found else None
 
     def _log_model(self, name: str, files: Mapping[str, bytes]) -> str:
+        import mlflow
+
         # Without a signature MLflow drops a prediction's params: the decoding options.
         meta = json.loads(files["config.json"])
         decoding = meta["decoding"]
@@ -231,6 +250,8 @@ def _quietly() -> Iterator[None]:
 @contextmanager
 def _tracking(uri: str) -> Iterator[None]:
     """MLflow's fluent functions act on global settings, which it also exports; both are put back afterwards."""
+    import mlflow
+
     before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -245,14 +266,18 @@ def _tracking(uri: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def client(uri: str) -> mlflow.MlflowClient:
-    """MLflow's own client, which gives up early; opening it may raise `UNREACHABLE`."""
+def client(uri: str) -> MlflowClient:
+    """MLflow's own client, which gives up early; opening it may raise what is `unreachable`."""
+    from mlflow import MlflowClient
+
     _set_defaults()
-    return mlflow.MlflowClient(uri, registry_uri=uri)
+    return MlflowClient(uri, registry_uri=uri)
 
 
-def find_run(client: mlflow.MlflowClient, run_id: str) -> Run | None:
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
     """A run, or None if MLflow does not know it: it may have been away when the job ran."""
+    from mlflow.exceptions import MlflowException
+
     try:
         return client.get_run(run_id)
     except MlflowException as error:
@@ -276,6 +301,8 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
         UsageError: there is no such model, version or alias.
         ConnectionError: MLflow is not there.
     """
+    from mlflow import artifacts
+
     try:
         asked = client(tracking_uri)
         name, version = _resolve(asked, uri)
@@ -283,8 +310,8 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
         with _tracking(tracking_uri):
             if (size := _size(source)) > MAX_MODEL:
                 raise UsageError(f"{uri} has {size:,} bytes, more than {MAX_MODEL:,}: it is no trained model")
-            local = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
-    except UNREACHABLE as error:
+            local = Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
+    except unreachable() as error:
         raise refused(f"get {uri}", tracking_uri, error) from None
     found = next(local.rglob("weights.safetensors"), None)
     if found is None:
@@ -294,7 +321,9 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
 
 def _size(artifact_uri: str) -> int:
     """Bytes of all files below a place of MLflow's, without fetching any."""
-    found = mlflow.artifacts.list_artifacts(artifact_uri=artifact_uri)
+    from mlflow import artifacts
+
+    found = artifacts.list_artifacts(artifact_uri=artifact_uri)
     root = artifact_uri.rstrip("/")
     return sum(
         _size(f"{root}/{each.path.rsplit('/', 1)[-1]}") if each.is_dir else each.file_size or 0 for each in found
@@ -308,7 +337,7 @@ def refused(what: str, tracking_uri: str, error: Exception) -> Exception:
     return UsageError(message) if mistake else ConnectionError(message)
 
 
-def _resolve(client: mlflow.MlflowClient, uri: str) -> tuple[str, str]:
+def _resolve(client: MlflowClient, uri: str) -> tuple[str, str]:
     path = uri.removeprefix("models:/")
     if "@" in path:
         name, alias = path.split("@", 1)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from pipelines import storage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hybrid_models.contract import Hybrid
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 MAX_WEIGHTS, MAX_HEADER = 16 * 2**30, 100 * 2**20
@@ -65,6 +65,8 @@ def load_state(hybrid: Hybrid, weights: bytes, where: str) -> None:
     Raises:
         UsageError: the file is damaged, or names or shapes differ; says which.
     """
+    from safetensors.torch import load as load_tensors
+
     check_shapes(hybrid, shapes(weights, where), where)
     try:
         state = load_tensors(weights)
@@ -75,6 +77,8 @@ def load_state(hybrid: Hybrid, weights: bytes, where: str) -> None:
 
 def pack_state(hybrid: Hybrid) -> bytes:
     """All weights and buffers as safetensors."""
+    from safetensors.torch import save as save_tensors
+
     return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in hybrid.state_dict().items()})
 
 
@@ -89,6 +93,9 @@ def check_size(build: Callable[[], Hybrid], found: Mapping[str, Sequence[int]], 
     Raises:
         UsageError: it does not belong to its weights.
     """
+    import torch
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
     built, most = 0, 4 * len(found) + 1000
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -116,6 +123,8 @@ def read_tensors(uri: str) -> dict[str, Tensor]:
     Raises:
         UsageError: it is not there or damaged.
     """
+    from safetensors.torch import load as load_tensors
+
     try:
         return load_tensors(read_bounded(storage.absolute(uri), MAX_WEIGHTS))
     except FileNotFoundError:

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deltalake import DeltaTable
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from mlflow.entities import Run
 
 from hybrid_models.errors import UsageError
 from pipelines import secrets, storage
@@ -23,6 +23,9 @@ from pipelines.models import tracking
 from pipelines.models.pictures import NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H
 from pipelines.nights import ownership, query, tables
 from pipelines.nights.figures import Figure, figures
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
@@ -181,7 +184,7 @@ def _ask_mlflow(sections: Sequence[Section], uri: str) -> None:
             }
             if uri.startswith("http"):
                 _add_links(section, f"{secrets.without_login(uri)}/#", runs[section.run_id])
-    except tracking.UNREACHABLE as error:
+    except tracking.unreachable() as error:
         log.warning("the report has no speeds: %s", tracking.refused("tell how fast nights were", uri, error))
 
 

@@ -6,9 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal
-
-import ray
+from typing import TYPE_CHECKING, Any, Literal
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
@@ -18,6 +16,9 @@ from pipelines.reading.shards import Shard, list_shards
 from pipelines.secrets import shown
 from pipelines.staging.pieces import Piece
 from pipelines.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import ray
 
 log = logging.getLogger(__name__)
 Shards = tuple[list[Shard], list[Shard]]

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
@@ -123,6 +122,8 @@ def _prepare_digits(out: str, sizes: Mapping[str, int], rows_per_shard: int, see
 
 def _handwritten_digits(seed: int) -> np.ndarray:
     """scikit-learn's 1,797 real digits of 8 x 8 pixels, enlarged and shuffled: uint8 `[1797, 14, 14]`."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
     pixels, _ = load_digits(return_X_y=True)
     small = (pixels.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     size = (DIGIT_SIZE, DIGIT_SIZE)

@@ -1,0 +1,49 @@
+"""How to search. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hybrid_models.errors import UsageError
+
+MOST_BEAM = 256
+MOST_TOKENS = 10_000
+"""The longest output that may be asked for."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    Raises:
+        UsageError: a beam below 1 or above `MOST_BEAM`, or a negative length penalty, minimum length or `no_repeat`.
+    """
+
+    start: int
+    """The token from which every hypothesis starts."""
+    end: int
+    """The token that ends a hypothesis."""
+    beam_size: int = 1
+    """Hypotheses kept per source; 1 is greedy search."""
+    length_penalty: float = 1.0
+    """The exponent α: 0 ranks by probability (short outputs win), larger values favour longer outputs."""
+    min_length: int = 0
+    """No end symbol before so many tokens (never beyond a source's maximum)."""
+    never: tuple[int, ...] = ()
+    """Tokens that are not written at all (padding, start)."""
+    no_repeat: int = 0
+    """No sequence of so many tokens is written twice in one output; 0 allows any."""
+
+    def __post_init__(self) -> None:
+        if self.beam_size < 1:
+            raise UsageError(f"beam_size is {self.beam_size}: it must be at least 1 (1 is greedy search)")
+        if self.beam_size > MOST_BEAM:
+            raise UsageError(
+                f"beam_size is {self.beam_size}: it must be at most {MOST_BEAM}; wider beams are no better"
+            )
+        if self.length_penalty < 0:
+            raise UsageError(f"length_penalty is {self.length_penalty}: it must be 0 (off) or more")
+        if self.min_length < 0:
+            raise UsageError(f"min_length is {self.min_length}: it must be 0 or more")
+        if self.no_repeat < 0:
+            raise UsageError(f"no_repeat is {self.no_repeat}: it must be 0 (any) or a number of tokens")
