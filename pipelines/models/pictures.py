@@ -114,9 +114,9 @@ def _gaze(shown: Gaze) -> Files:
         span = f" ({_times(shown)[0]} … {_times(shown)[-1]})" if shown.times is not None and count > 1 else ""
         return _wall([strip(shown.frames)], [textwrap.fill(shown.said + span, 40 * count)], 1, 3.2 * count)
     middle = shown.frames[count // 2]
-    lit = [_lit(middle, weights) for weights in shown.weights]
+    tiles = [lit(middle, weights) for weights in shown.weights]
     title = _times(shown)[count // 2] if count > 1 else ""
-    return _wall([middle, *lit], [title, *shown.words[: len(lit)]], 6, 1.6)
+    return _wall([middle, *tiles], [title, *shown.words[: len(tiles)]], 6, 1.6)
 
 
 def _times(shown: Gaze) -> list[str]:
@@ -165,7 +165,7 @@ def _wall(tiles: Sequence[np.ndarray], titles: Sequence[str], most: int, inches:
     return {"png": png(figure)}
 
 
-def _lit(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def lit(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The image [H,W,3], darker the less a place weighs; `weights` [h,w] are of a coarser grid."""
     height, width = image.shape[:2]
     grid = Image.fromarray(weights / max(weights.max(), 1e-9)).resize((width, height), Image.Resampling.BICUBIC)

@@ -19,7 +19,7 @@ from hybrid_models.explanations import Alignment, Explanation, Forecast, Gaze
 from hybrid_models.inputs import Sample
 from pipelines import storage
 from pipelines.models import artifacts, tracking
-from pipelines.models.pictures import LOOKED_AT, clock, evenly, side_by_side, strip
+from pipelines.models.pictures import LOOKED_AT, clock, evenly, lit, side_by_side, strip
 from pipelines.models.session import Inference
 from pipelines.nights import query, tables
 from pipelines.reading.guard import guarded
@@ -31,6 +31,8 @@ LEADS_TOLD = 4
 SHARDS_READ = 4
 """Of a night's shards, as many are read again for what is shown of them."""
 JPEG_QUALITY = 80
+TILE = 64
+"""Pixels of the side of a picture for one word."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +144,26 @@ def element(explanation: Explanation, row: Mapping[str, Any]) -> tuple[str, dict
 
 @element.register
 def _gaze(shown: Gaze, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    buffer = io.BytesIO()
-    Image.fromarray(strip(shown.frames)).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    image = _data_uri("image/jpeg", buffer.getvalue())
+    image = _jpeg(Image.fromarray(strip(shown.frames)))
     times = [] if shown.times is None else [clock(time) for time in shown.times.tolist()]
     words = [] if shown.frame_weights is None else _lines(shown.words, shown.frame_weights)
-    return "photograph", {"image": image, "said": shown.said, "times": times, "lines": words}
+    tiles = [] if words else _tiles(shown)
+    return "photograph", {"image": image, "said": shown.said, "times": times, "lines": words, "tiles": tiles}
+
+
+def _tiles(shown: Gaze) -> list[tuple[str, str]]:
+    """Each word with the photograph, or the clip's middle frame, lit where it looked; none without attention."""
+    if shown.weights is None:
+        return []
+    middle = np.asarray(Image.fromarray(shown.frames[len(shown.frames) // 2]).resize((TILE, TILE)))
+    pairs = zip(shown.words, shown.weights, strict=False)
+    return [(word, _jpeg(Image.fromarray(lit(middle, weights)))) for word, weights in pairs]
+
+
+def _jpeg(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return _data_uri("image/jpeg", buffer.getvalue())
 
 
 @element.register

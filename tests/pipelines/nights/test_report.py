@@ -106,7 +106,8 @@ def test_what_is_shown_is_what_the_table_has(lake: Path) -> None:
     }  # fmt: skip
     text = Texts(page).text
     assert all(figure.row["caption"] in text for figure in captions.figures)
-    assert page.count("data:image/jpeg;base64,") == 4
+    tiles = [tile for figure in captions.figures for tile in figure.content["tiles"]]
+    assert page.count("data:image/jpeg;base64,") == 4 + len(tiles) > 8
     assert [figure.kind for figure in translations.figures] == ["alignment"] * 3
     for figure in translations.figures:
         assert all(sum(weights) == pytest.approx(1, abs=0.02) for _, weights in figure.content["lines"])
@@ -215,6 +216,22 @@ def test_a_night_that_is_not_there(lake: Path) -> None:
         page_of(lake, "2027-01-01")
 
 
+def test_a_word_lights_the_part_of_the_photograph_that_it_comes_from() -> None:
+    """Also of a clip whose frames are averaged: its middle frame is lit."""
+    weights = np.zeros((2, 2, 2), np.float32)
+    weights[0, 0, 0] = weights[1, 1, 1] = 1.0
+    for frames in (1, 3):
+        clip = np.zeros((frames, 32, 32, 3), np.uint8)
+        clip[frames // 2] = 200
+        _, content = figures.element(Gaze(clip, "a b", ["a", "b", "</s>"], weights), {})
+        assert [word for word, _ in content["tiles"]] == ["a", "b"]
+        for (_, uri), (lit, dark) in zip(content["tiles"], ((0, -1), (-1, 0)), strict=True):
+            tile = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).astype(int)
+            assert tile.shape == (figures.TILE, figures.TILE, 3)
+            assert tile[lit, lit].mean() > 180
+            assert tile[dark, dark].mean() < 70
+
+
 def test_explanations_are_drawn_by_their_kind() -> None:
     kind, content = figures.element(Alignment(["a", "b"], ["c"], np.array([[0.25, 0.75]], np.float32)), {})
     assert (kind, content) == ("alignment", {"source": ["a", "b"], "lines": [("c", [0.25, 0.75])]})
@@ -222,10 +239,11 @@ def test_explanations_are_drawn_by_their_kind() -> None:
     assert (kind, content) == ("alignment", {"source": ["a", "b"], "lines": []})
     kind, content = figures.element(Gaze(np.zeros((1, 4, 4, 3), np.uint8), "a", ["a"], None), {})
     assert (kind, content["image"][:23], content["said"]) == ("photograph", "data:image/jpeg;base64,", "a")
-    assert (content["times"], content["lines"]) == ([], [])
+    assert (content["times"], content["lines"], content["tiles"]) == ([], [], [])
     clip, looks = np.zeros((2, 4, 4, 3), np.uint8), np.array([[0.25, 0.5]], np.float32)
     _, content = figures.element(Gaze(clip, "a", ["a"], None, looks, np.array([7.5, 127.5])), {})
     assert (content["times"], content["lines"]) == (["7.5 s", "2:07.5"], [("a", [0.25, 0.5])])
+    assert content["tiles"] == []
     leads = {"mean_mm_h": [1.0, 2.0], "max_mm_h": [3.0, 4.0], "wet_fraction": [0.5, 0.25], "mean": None}
     frames = np.zeros((2, 8, 8), np.float32)
     kind, content = figures.element(Forecast(frames, frames, None, [5.0, 10.0], "mm/h"), leads)
