@@ -1,24 +1,29 @@
-"""`hybrid demo`: the whole line on small data made here, from shards to SQL, for the three hybrids."""
+"""`hybrid demo`: the whole line on small data made here, from shards to SQL, for three hybrids side by side."""
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hybrid_models import TABLES
 from jobs import cli, evaluate, infer, promote, report, train
+from jobs.errors import EndedError
 from jobs.options import JudgingOptions, MlflowOptions, SourceOptions, WindowOptions, WorkOptions
 from jobs.recipes import RECIPES
 from pipelines import storage
-from pipelines.cluster import connection
+from pipelines.cluster import connection, logs
 from pipelines.cluster.resources import Resources
-from pipelines.datasets.demo.data import SHOT_SECONDS, prepare_demo
-from pipelines.models import artifacts, registry
+from pipelines.datasets.demo import data
+from pipelines.datasets.demo.data import SHOT_SECONDS
+from pipelines.models import artifacts, registry, tracking
 from pipelines.models.tracking import default_uri
 from pipelines.nights import query
 from pipelines.secrets import shown
@@ -27,8 +32,16 @@ from pipelines.staging.checks import RefusedError
 log = logging.getLogger(__name__)
 NIGHTS = ("2026-01-01", "2026-01-02")
 EXAMPLES = 3
-SMALL = WorkOptions(Resources(actors=1))
-"""Starting a second model process would take longer than such a night."""
+NIGHT_ROWS, ROWS_PER_SHARD, SEED = 90, 2000, 0
+SMALL = WorkOptions(Resources(actors=1, threads=1))
+"""Starting a second model process would take longer than such a night; and side by side, three trainings of one thread
+keep the cores busier than one after the other with all of them."""
+CPUS = 4
+"""Of these, three trainings and what else is going on take a share each, also where there are fewer: while one waits
+for Ray to start a process, the others compute."""
+PRELOADED = ("hybrid_models.contract", "mlflow", "pipelines.nights.report")
+"""What takes seconds to import, and each process needs. Not Ray, which settles then how it asks for a cluster's token,
+before there is one."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +90,22 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     lake = storage.absolute(options.storage) if options.storage else out
     mlflow = default_uri() if os.environ.get("MLFLOW_TRACKING_URI") else f"sqlite:///{out}/mlflow.db"
     storage.check_writable(lake)
-    log.info("making small data sets in %s/data", lake)
-    prepare_demo(
-        storage.join(lake, "data"), options.scenes, options.digits, options.sentences,
-        night_rows=90, rows_per_shard=500, seed=0,
-    )  # fmt: skip
-    with connection.connect(quiet=True):
-        tasks = {}
-        for task in TASKS:
-            name, result = _take_through(task, lake, mlflow, options.epochs)
-            tasks[name] = result
+    rows = {task.dataset: getattr(options, task.dataset) for task in TASKS}
+    data.check(rows, NIGHT_ROWS)
+    with _processes() as pool:
+        log.info("making small data sets in %s/data", lake)
+        place = storage.join(lake, "data")
+        made = [pool.submit(_make_data, name, place, count) for name, count in rows.items()]
+        made.append(pool.submit(tracking.make_ready, mlflow))
+        with connection.connect(quiet=True, cpus=max(CPUS, os.cpu_count() or 1)):
+            for each in made:
+                each.result()
+            log.info("training %s, side by side", ", ".join(task.recipe for task in TASKS))
+            running = [pool.submit(_one, connection.for_others(), task, lake, mlflow, options.epochs) for task in TASKS]
+            tasks = dict(_result(each.result()) for each in running)
+        page = pool.submit(report.write, storage.join(lake, "tables"), NIGHTS[-1], "", mlflow).result()["out"]
     tables = storage.join(lake, "tables")
     _show(tables)
-    page = report.write(tables, NIGHTS[-1], "", mlflow)["out"]
     seconds = round(time.perf_counter() - started, 1)
     mlflow_command = shown(f"mlflow server --backend-store-uri {mlflow}" if "://" in mlflow else mlflow)
     log.info('done in %.0f s. Tables: %s. Ask them: hybrid query "SELECT …" --tables %s', seconds, tables, tables)
@@ -104,20 +120,61 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _processes() -> Iterator[Executor]:
+    """Processes for the tasks, which fork from one that has loaded the libraries meanwhile."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    with ProcessPoolExecutor(len(TASKS), context, logs.configure) as pool:
+        yield pool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What one of the processes came to instead of a result."""
+
+    exit_code: int
+    message: str
+
+
+def _make_data(name: str, place: str, rows: int) -> None:
+    data.prepare_one(name, place, rows, NIGHT_ROWS, ROWS_PER_SHARD, SEED)
+
+
+def _one(
+    cluster: dict[str, str], task: DemoTask, lake: str, mlflow: str, epochs: int
+) -> tuple[str, dict[str, Any]] | Failure:
+    """Takes one hybrid through, in a process of its own."""
+    os.environ.update(cluster)
+    try:
+        with connection.connect(quiet=True):
+            return _take_through(task, lake, mlflow, epochs)
+    except Exception as error:
+        code, message = cli.outcome(error)
+        log.error("%s: %s", task.recipe, message, exc_info=cli.traced(error))
+        return Failure(code, f"{task.recipe}: {message}")
+
+
+def _result(result: tuple[str, dict[str, Any]] | Failure) -> tuple[str, dict[str, Any]]:
+    if isinstance(result, Failure):
+        raise EndedError(result.exit_code, result.message)
+    return result
+
+
 def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[str, dict[str, Any]]:
     """Trains, judges and runs one hybrid; returns its table's name and what came of it."""
     recipe = RECIPES[task.recipe]()
-    data, tables = storage.join(lake, "data", task.dataset), storage.join(lake, "tables")
+    place, tables = storage.join(lake, "data", task.dataset), storage.join(lake, "tables")
     training = recipe.train if not epochs else replace(recipe.train, epochs=epochs)
-    log.info("training %s", task.recipe)
     trained = train.run(
         task.recipe, recipe.hybrid,
         train.TrainOptions(
-            data, recipe.model, recipe.decoding, training, recipe.limits, storage=lake, tracking=MlflowOptions(mlflow)
+            place, recipe.model, recipe.decoding, training, recipe.limits, storage=lake,
+            tracking=MlflowOptions(mlflow), resources=SMALL.resources,
         ),
     )  # fmt: skip
     artifact = artifacts.read(trained["model"], recipe.hybrid, mlflow)
-    test = storage.join(data, "test")
+    test = storage.join(place, "test")
     # Pictures of the same model are with its training.
     wanted = evaluate.EvaluateOptions(
         trained["model"], test, artifact.decoding, judging=JudgingOptions(lake), pictures=0, work=SMALL
@@ -132,7 +189,7 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     chosen = artifacts.read(model, recipe.hybrid, mlflow)
     nights = []
     for ds in NIGHTS:
-        shards = storage.join(data, "night", f"ds={ds}")
+        shards = storage.join(place, "night", f"ds={ds}")
         source = SourceOptions(windows=WindowOptions(task.window_seconds))
         options = infer.InferOptions(shards, tables, ds, model, chosen.decoding, source=source, work=SMALL)
         night = infer.run(options, chosen, mlflow)

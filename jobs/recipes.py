@@ -42,7 +42,7 @@ def translator_demo() -> Recipe:
         model=TranslatorConfig(vocab_size=1000, embedding_size=128, hidden_size=192, attention_size=128, dropout=0.2),
         decoding=TranslatorDecoding(beam_size=3),
         train=TrainConfig(
-            epochs=4, batch_size=16, learning_rate=5e-3, warmup_steps=50, metric="bleu", validate_samples=100
+            epochs=3, batch_size=16, learning_rate=5e-3, warmup_steps=50, metric="bleu", validate_samples=100
         ),
     )
 
@@ -83,7 +83,7 @@ def captioner_demo() -> Recipe:
         ),
         decoding=CaptionerDecoding(),
         train=TrainConfig(
-            epochs=6, batch_size=16, learning_rate=3e-3, warmup_steps=50, metric="cider_d", validate_samples=100
+            epochs=4, batch_size=16, learning_rate=3e-3, warmup_steps=50, metric="cider_d", validate_samples=100
         ),
     )
 
@@ -215,7 +215,7 @@ def nowcaster_demo() -> Recipe:
         ),
         decoding=NowcasterDecoding(),
         train=TrainConfig(
-            epochs=6, batch_size=8, learning_rate=1e-2, warmup_steps=30, metric="mse", validate_samples=100
+            epochs=3, batch_size=8, learning_rate=1e-2, warmup_steps=30, metric="mse", validate_samples=100
         ),
     )  # fmt: skip
 

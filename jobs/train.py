@@ -60,7 +60,7 @@ class TrainOptions:
     pictures: int = 4
     """Validation samples drawn for the model card and MLflow, beside learning curves; 0 draws nothing."""
     resources: Resources = field(default_factory=Resources)
-    """How much of the cluster decoding and features take."""
+    """How much of the cluster decoding and features take, and by `threads` each training process."""
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:

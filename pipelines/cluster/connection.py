@@ -56,10 +56,10 @@ _LEFT_TO_OTHERS: ContextVar[bool] = ContextVar("left_to_others", default=False)
 
 
 @contextmanager
-def connect(quiet: bool = False) -> Iterator[None]:
+def connect(quiet: bool = False, cpus: int | None = None) -> Iterator[None]:
     """A connection until the end of the block, as `start` makes it; one that is there is left alone."""
     with on_demand():
-        start(quiet)
+        start(quiet, cpus)
         yield
 
 
@@ -80,18 +80,27 @@ def on_demand() -> Iterator[None]:
             ray.shutdown()
 
 
+def for_others() -> dict[str, str]:
+    """The environment by which another process connects to the cluster of this one: its address, and a token."""
+    import ray
+
+    own = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    return {**own, "RAY_ADDRESS": str(ray.get_runtime_context().gcs_address)}
+
+
 def _connected() -> bool:
     """Ray takes a second to load, which who has nothing for it need not wait for."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
 
-def start(quiet: bool = False) -> None:
+def start(quiet: bool = False, cpus: int | None = None) -> None:
     """Connects to the cluster that RAY_ADDRESS names, or starts one on this machine; leaves a running one alone.
 
     Args:
         quiet: what Ray's core writes to stderr is not for these eyes: lines of its start, and what it says of each
             actor, that its arguments lie in the object store (Ray Data puts them there itself, on the driver's node).
+        cpus: of a cluster that is started here, to share out among its jobs; by default as many as there are.
 
     Raises:
         UsageError, ConnectionError: as `knock`.
@@ -109,6 +118,7 @@ def start(quiet: bool = False) -> None:
     with _core_is_silent() if quiet else nullcontext():
         ray.init(
             address=os.environ.get("RAY_ADDRESS") or "local",
+            num_cpus=None if os.environ.get("RAY_ADDRESS") else cpus,
             configure_logging=True,
             logging_level=logging.WARNING,
             log_to_driver=os.environ.get("HYBRID_WORKER_LOGS") == "1",

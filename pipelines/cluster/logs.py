@@ -40,6 +40,7 @@ def configure() -> None:
     as_json = os.environ.get(FORMAT) == "json"
     handler.setFormatter(_Json() if as_json else _Lines("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")  # by which its import would undo what follows
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
 

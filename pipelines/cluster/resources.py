@@ -27,11 +27,13 @@ class Resources:
     """What a batch job may take of the cluster; 0 means: decide by what the cluster has."""
 
     actors: int = 0
-    """Processes that hold the model: by default one for each GPU, or without GPUs one for each CPU and 2 GiB."""
+    """Processes that hold the model, and if given as many that read: by default one for each GPU, or without GPUs one
+    for each CPU and 2 GiB."""
     batch_size: int = 32
     """Samples in one forward pass, fewer where they are large (16 MiB in all)."""
     threads: int = 0
-    """CPU threads of each model process: by default the CPUs of its node, divided among its model processes."""
+    """CPU threads of each process that holds a model, also in training: by default the CPUs of its node, divided among
+    these processes. With 1, as many trainings as there are CPUs run side by side."""
 
     def plan(self, shards: int) -> tuple[int, Compute, dict[str, float]]:
         """Number of actors for so many shards, how each computes, and what each asks of Ray.
@@ -56,6 +58,6 @@ class Resources:
         cpus = max(1, int(min(node["CPU"] for node in nodes)))
         per_node = max(1, -(-actors // len(nodes)))
         threads = self.threads or max(1, cpus // per_node)
-        # A model process computes with all CPUs of its share but reserves half, so that decoding runs beside it.
-        reserved = max(0.5, cpus / per_node / 2) if not gpus else 1.0
+        # A model process computes with all of its threads but reserves half a CPU for each: decoding runs beside it.
+        reserved = max(0.5, threads / 2) if not gpus else 1.0
         return actors, Compute(self.batch_size, threads, gpus > 0), {"num_cpus": reserved, "num_gpus": min(1, gpus)}

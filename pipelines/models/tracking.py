@@ -99,11 +99,7 @@ class Tracker:
 
             _make_parent(self.uri)
             wanted = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-            found = self._client.get_experiment_by_name(wanted)
-            if found is None:
-                experiment_id = self._client.create_experiment(wanted, _artifact_location(self.uri))
-            else:
-                experiment_id = found.experiment_id
+            experiment_id = self._experiment(wanted)
             tags = {key: shown(value) for key, value in tags.items()}
             run = self._client.create_run(experiment_id, run_name=shown(name), tags=tags)
             self.run_id = run.info.run_id
@@ -111,6 +107,19 @@ class Tracker:
             for part in _chunks(flat, PARAMS_PER_REQUEST):
                 self._client.log_batch(self.run_id, params=part)
         return self.run_id
+
+    def _experiment(self, name: str) -> str:
+        """The experiment of this name; another job may make it at the same moment."""
+        from mlflow.exceptions import MlflowException
+
+        if (found := self._client.get_experiment_by_name(name)) is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self._client.create_experiment(name, _artifact_location(self.uri)))
+        except MlflowException:
+            if (found := self._client.get_experiment_by_name(name)) is None:
+                raise
+            return str(found.experiment_id)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Logs single values."""
@@ -272,6 +281,21 @@ def client(uri: str) -> MlflowClient:
 
     _set_defaults()
     return MlflowClient(uri, registry_uri=uri)
+
+
+def make_ready(uri: str) -> None:
+    """Makes the tables of a new database, and its folder: two processes that begin with one at once would meet.
+
+    Raises:
+        ConnectionError: MLflow is not there.
+    """
+    _make_parent(uri)
+    try:
+        asked = client(uri)
+        asked.search_experiments(max_results=1)
+        asked.search_registered_models(max_results=1)
+    except unreachable() as error:
+        raise refused("be opened", uri, error) from None
 
 
 def find_run(client: MlflowClient, run_id: str) -> Run | None:

@@ -48,7 +48,7 @@ def train(job: TrainJob, shards: Shards) -> Trained:
         FloatingPointError: the gradients are not finite; like whatever else would come again, at the first try.
         RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
     """
-    scaling, threads = _scaling(job.num_workers, job.gpu)
+    scaling, threads = _scaling(job.num_workers, job.gpu, job.resources.threads)
     tracker = _open_run(job, shards)
     try:
         initial = initial_artifact(job, shards[0])
@@ -146,8 +146,9 @@ def _outage(error: TrainingFailedError) -> str | None:
     return store[0].splitlines()[0] if store else None
 
 
-def _scaling(num_workers: int, gpu: str) -> tuple[ScalingConfig, int]:
-    """What each worker asks of Ray, and its CPU threads: its share of a node's CPUs, with some left for Ray."""
+def _scaling(num_workers: int, gpu: str, wanted: int) -> tuple[ScalingConfig, int]:
+    """What each worker asks of Ray, and its CPU threads: as many as wanted, or its share of a node's CPUs, with some
+    left for Ray."""
     cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpu == "auto" and 0 < gpus < num_workers:
@@ -155,6 +156,7 @@ def _scaling(num_workers: int, gpu: str) -> tuple[ScalingConfig, int]:
         raise UsageError(f"`num_workers` is {num_workers}, but the cluster has {gpus} GPUs: {advice}")
     use_gpu = gpu == "yes" or (gpu == "auto" and gpus > 0)
     share = min(cpus) / -(-num_workers // len(cpus))
+    share = min(share, wanted) if wanted else share
     resources = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": max(0.1, 0.9 * share)}
     threads = max(1, int(share))
     return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources), threads

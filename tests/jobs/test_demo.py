@@ -1,3 +1,4 @@
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,8 @@ import pytest
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
-from jobs import demo, infer
+from jobs import cli, demo, infer
+from jobs.errors import EndedError
 from jobs.recipes import RECIPES
 from pipelines.datasets.demo.data import SHOT_SECONDS
 
@@ -47,3 +49,20 @@ def test_a_place_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None
         demo.main(["--out", str(tmp_path), "--storage", "/proc/nowhere"])
     with pytest.raises(UsageError, match="--scenes"):
         demo.main(["--scenes", "many"])
+    with pytest.raises(UsageError, match="`digits` is 7: at least 8"):
+        demo.main(["--out", str(tmp_path), "--digits", "7"])
+
+
+def test_a_task_that_fails_says_which_and_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs in a process of its own, from which an exception might not come back whole."""
+
+    def fail(*_: object) -> None:
+        raise UsageError("no model")
+
+    monkeypatch.setattr(demo, "_take_through", fail)
+    monkeypatch.setattr(demo.connection, "connect", lambda quiet: contextlib.nullcontext())
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    made = demo._one({"RAY_ADDRESS": "head:6379"}, demo.TASKS[0], "lake", "sqlite:///m.db", 0)
+    with pytest.raises(EndedError, match=r"^captioner-demo: no model$") as error:
+        demo._result(made)
+    assert error.value.code == cli.USAGE

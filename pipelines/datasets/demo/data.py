@@ -47,16 +47,9 @@ def prepare_demo(
     Raises:
         UsageError: a number is too small.
     """
-    for name, value in {"scenes": scenes, "digits": digits, "sentences": sentences}.items():
-        if value < 8:
-            raise UsageError(f"`{name}` is {value}: at least 8 are needed, so that each split has some")
-    if night_rows < NIGHT_SHARDS:
-        raise UsageError(f"`night_rows` is {night_rows}: at least {NIGHT_SHARDS} are needed, one for each shard")
-    parts = [
-        _prepare_scenes(storage.join(out, "scenes"), _split_sizes(scenes, night_rows), rows_per_shard, seed),
-        _prepare_digits(storage.join(out, "digits"), _split_sizes(digits, night_rows), rows_per_shard, seed),
-        _prepare_sentences(storage.join(out, "sentences"), _split_sizes(sentences, night_rows), rows_per_shard, seed),
-    ]
+    rows = {"scenes": scenes, "digits": digits, "sentences": sentences}
+    check(rows, night_rows)
+    parts = [prepare_one(name, out, count, night_rows, rows_per_shard, seed) for name, count in rows.items()]
     return Prepared(
         dataset="demo",
         out=out,
@@ -65,6 +58,38 @@ def prepare_demo(
         shards=sum(part.shards for part in parts),
         bytes=sum(part.bytes for part in parts),
     )
+
+
+def check(rows: Mapping[str, int], night_rows: int) -> None:
+    """Refuses to make data sets of which a split would be empty.
+
+    Args:
+        rows: of each data set, how many to train on.
+        night_rows: of one night.
+
+    Raises:
+        UsageError: a number is too small.
+    """
+    for name, value in rows.items():
+        if value < 8:
+            raise UsageError(f"`{name}` is {value}: at least 8 are needed, so that each split has some")
+    if night_rows < NIGHT_SHARDS:
+        raise UsageError(f"`night_rows` is {night_rows}: at least {NIGHT_SHARDS} are needed, one for each shard")
+
+
+def prepare_one(name: str, out: str, rows: int, night_rows: int, rows_per_shard: int, seed: int) -> Prepared:
+    """Makes one of the three data sets of `prepare_demo`, in a folder of its name.
+
+    Args:
+        name: which.
+        out: folder for the three.
+        rows: to train on.
+        night_rows: of one night.
+        rows_per_shard: of training.
+        seed: of everything.
+    """
+    made = {"scenes": _prepare_scenes, "digits": _prepare_digits, "sentences": _prepare_sentences}[name]
+    return made(storage.join(out, name), _split_sizes(rows, night_rows), rows_per_shard, seed)
 
 
 def _split_sizes(train: int, night_rows: int) -> dict[str, int]:

@@ -1,5 +1,6 @@
 import json
 import logging
+import subprocess
 import sys
 from typing import Any
 
@@ -73,3 +74,13 @@ def test_json_lines_know_what_they_are_about(
     assert (after["ds"], "run" in after) == ("2026-01-31", False)
     assert "ds" not in outside
     assert failed["traceback"].endswith("ValueError: broken")
+
+
+def test_mlflow_keeps_the_level_that_it_has_here() -> None:
+    """It is imported late, and would set its own up: lines of its database's tables, for every newcomer."""
+    script = (
+        "import logging; from pipelines.cluster import logs; logs.configure(); import mlflow; "
+        "print(logging.getLogger('mlflow.store').getEffectiveLevel(), logging.getLogger('mlflow').handlers)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{logging.ERROR} []"

@@ -38,7 +38,7 @@ def test_memory_and_shards_bound_the_model_processes(monkeypatch: pytest.MonkeyP
 
 def test_processes_of_one_node_share_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, CPUS16, CPUS16)
-    assert Resources(actors=5).plan(1) == (5, Compute(32, 5, False), {"num_cpus": 16 / 3 / 2, "num_gpus": 0})
+    assert Resources(actors=5).plan(1) == (5, Compute(32, 5, False), {"num_cpus": 2.5, "num_gpus": 0})
     assert Resources(actors=5, threads=2).plan(1)[1].threads == 2
     nodes(monkeypatch, {"CPU": 1.0, "memory": 8.0 * GIB})
     assert Resources(actors=4).plan(1) == (4, Compute(32, 1, False), {"num_cpus": 0.5, "num_gpus": 0})

@@ -72,6 +72,17 @@ def test_a_run_belongs_to_its_experiment(uri: str, monkeypatch: pytest.MonkeyPat
 
 
 # ---- runs --------------------------------------------------------------------------------------------------------
+def test_two_jobs_that_start_together_make_one_experiment(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each asks for it, and finds none, before the other one has made it."""
+    Tracker(uri).start("first", {}, {}, "together")
+    tracker = Tracker(uri)
+    ask, answers = tracker._client.get_experiment_by_name, [None]
+    monkeypatch.setattr(tracker._client, "get_experiment_by_name", lambda name: answers.pop() if answers else ask(name))
+    assert tracker.start("second", {}, {}, "together") is not None
+    runs = mlflow.MlflowClient(uri).search_runs([ask("together").experiment_id])
+    assert {run.info.run_name for run in runs} == {"first", "second"}
+
+
 def test_a_run_has_its_name_parameters_tags_and_end(uri: str) -> None:
     tracker, run_id = started(uri, "night")
     tracker.log_metrics({"rows": 60, "errors/X": 2}, step=3)

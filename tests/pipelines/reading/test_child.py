@@ -90,3 +90,13 @@ print(resource.getrlimit(resource.RLIMIT_DATA)[1] <= before)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     first, _, last = done.stdout.split("\n")[:3]
     assert (first, last) == ("bounded", "True")
+
+
+def test_a_child_waits_for_pandas_only_where_radar_needs_it() -> None:
+    script = (
+        "import sys; from pipelines.reading import child; child._settle_pyarrow(); import pyarrow as pa; "
+        "print(pa.Table.from_pylist([{'a': 1}])['a'].to_pylist(), 'pandas' in sys.modules); import xarray; "
+        "print('pandas' in sys.modules, pa.array([None, 'x']).to_pylist())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[1] False", "True [None, 'x']"]

@@ -96,22 +96,24 @@ def whole(ray_cluster: str, lake: Path) -> Trained:
 def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": False, "Resources": {"CPU": 1.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    for gpus, wanted, count, per_worker, threads in (
-        (0, "auto", 2, {"CPU": pytest.approx(3.6)}, 4),
-        (4, "auto", 2, {"CPU": 1.0, "GPU": 1.0}, 4),
-        (4, "auto", 4, {"CPU": 1.0, "GPU": 1.0}, 2),
-        (4, "no", 2, {"CPU": pytest.approx(3.6)}, 4),
-        (0, "yes", 2, {"CPU": 1.0, "GPU": 1.0}, 4),
+    for gpus, wanted, count, asked, per_worker, threads in (
+        (0, "auto", 2, 0, {"CPU": pytest.approx(3.6)}, 4),
+        (0, "auto", 2, 1, {"CPU": pytest.approx(0.9)}, 1),
+        (0, "auto", 2, 6, {"CPU": pytest.approx(3.6)}, 4),
+        (4, "auto", 2, 0, {"CPU": 1.0, "GPU": 1.0}, 4),
+        (4, "auto", 4, 0, {"CPU": 1.0, "GPU": 1.0}, 2),
+        (4, "no", 2, 0, {"CPU": pytest.approx(3.6)}, 4),
+        (0, "yes", 2, 0, {"CPU": 1.0, "GPU": 1.0}, 4),
     ):
         monkeypatch.setattr(ray, "cluster_resources", lambda gpus=gpus: {"GPU": gpus} if gpus else {})
-        scaling, found = driver._scaling(count, wanted)
+        scaling, found = driver._scaling(count, wanted, asked)
         assert (scaling.use_gpu, scaling.num_workers, scaling.resources_per_worker, found) == (
             "GPU" in per_worker, count, per_worker, threads,
         )  # fmt: skip
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 4})
     with pytest.raises(UsageError, match="`num_workers` is 5, but the cluster has 4 GPUs: use at most one for each"):
-        driver._scaling(5, "auto")
-    assert driver._scaling(5, "yes")[0].use_gpu, "the cluster may grow"
+        driver._scaling(5, "auto", 0)
+    assert driver._scaling(5, "yes", 0)[0].use_gpu, "the cluster may grow"
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
