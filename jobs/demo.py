@@ -72,11 +72,11 @@ class DemoOptions:
     """Folder for everything that the demo writes."""
     storage: str = ""
     """URI for data, runs and tables instead of the folder, such as s3://bucket/prefix"""
-    scenes: int = 2000
+    scenes: int = 1600
     """Training images."""
-    digits: int = 1500
+    digits: int = 800
     """Training sequences of moving digits."""
-    sentences: int = 4000
+    sentences: int = 3000
     """Training sentence pairs."""
     epochs: int = 0
     """Epochs of each training instead of the recipes' own."""

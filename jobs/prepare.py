@@ -27,11 +27,11 @@ class Demo:
 
     out: str
     """Folder or URI (s3://…) for the data sets `scenes`, `digits` and `sentences`."""
-    scenes: int = 2000
+    scenes: int = 1600
     """Training images. Here as below, val and test get an eighth of that each."""
-    digits: int = 1500
+    digits: int = 800
     """Training sequences of moving digits."""
-    sentences: int = 4000
+    sentences: int = 3000
     """Training sentence pairs."""
     night_rows: int = 90
     """Rows of each night, in three shards."""

@@ -99,7 +99,8 @@ def start(quiet: bool = False, cpus: int | None = None) -> None:
 
     Args:
         quiet: what Ray's core writes to stderr is not for these eyes: lines of its start, and what it says of each
-            actor, that its arguments lie in the object store (Ray Data puts them there itself, on the driver's node).
+            actor, that its arguments lie in the object store (Ray Data puts them there itself, on the driver's node);
+            nor what Ray Data says of jobs that wait for each other.
         cpus: of a cluster that is started here, to share out among its jobs; by default as many as there are.
 
     Raises:
@@ -126,6 +127,8 @@ def start(quiet: bool = False, cpus: int | None = None) -> None:
             runtime_env={"env_vars": _without_the_jobs(worker_env())},
         )
     configure_data()
+    if quiet:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def knock(address: str, patience: float) -> None:

@@ -56,7 +56,7 @@ def stage(
         stride: every n-th issue time of a radar event is a sample.
     """
     connection.start()
-    count, compute, asks = resources.plan(len(shards))
+    count, compute, asks = resources.plan(len(shards), sum(shard.size for shard in shards))
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
     dataset = ray.data.read_datasource(
         ShardDatasource(list(shards), decode.options(stride), decode, SAMPLE_SCHEMA),

@@ -32,7 +32,7 @@ from tests.pipelines.reading.media.test_radar import event_bytes
 
 README = (tiny.ROOT / "README.md").read_text()
 SMALLER = {
-    "hybrid demo": "--scenes 800 --digits 100 --sentences 1200",
+    "hybrid demo": "--scenes 1200 --digits 200 --sentences 1600",
     "hybrid prepare demo": "--scenes 40 --digits 40",
     "hybrid prepare flickr8k": "--val-images 8",
     "hybrid prepare moving-mnist": "--train 32 --val 4 --test 4",
