@@ -7,10 +7,13 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import forkserver
 from typing import Any
 
 from hybrid_models import TABLES
@@ -34,11 +37,10 @@ NIGHTS = ("2026-01-01", "2026-01-02")
 EXAMPLES = 3
 NIGHT_ROWS, ROWS_PER_SHARD, SEED = 90, 2000, 0
 SMALL = WorkOptions(Resources(actors=1, threads=1))
-"""Starting a second model process would take longer than such a night; and side by side, three trainings of one thread
-keep the cores busier than one after the other with all of them."""
+"""A second process would take longer to start than it works, and a second thread makes no small net faster."""
 CPUS = 4
-"""Of these, three trainings and what else is going on take a share each, also where there are fewer: while one waits
-for Ray to start a process, the others compute."""
+"""Of a cluster that is started here, also where there are fewer: three trainings and what else is going on take a share
+each, and while one waits for Ray to start a process, the others compute."""
 PRELOADED = ("hybrid_models.contract", "mlflow", "pipelines.nights.report")
 """What takes seconds to import, and each process needs. Not Ray, which settles then how it asks for a cluster's token,
 before there is one."""
@@ -92,19 +94,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     storage.check_writable(lake)
     rows = {task.dataset: getattr(options, task.dataset) for task in TASKS}
     data.check(rows, NIGHT_ROWS)
-    with _processes() as pool:
-        log.info("making small data sets in %s/data", lake)
-        place = storage.join(lake, "data")
-        made = [pool.submit(_make_data, name, place, count) for name, count in rows.items()]
-        made.append(pool.submit(tracking.make_ready, mlflow))
-        with connection.connect(quiet=True, cpus=max(CPUS, os.cpu_count() or 1)):
-            for each in made:
-                each.result()
-            log.info("training %s, side by side", ", ".join(task.recipe for task in TASKS))
-            running = [pool.submit(_one, connection.for_others(), task, lake, mlflow, options.epochs) for task in TASKS]
-            tasks = dict(_result(each.result()) for each in running)
-        page = pool.submit(report.write, storage.join(lake, "tables"), NIGHTS[-1], "", mlflow).result()["out"]
-    tables = storage.join(lake, "tables")
+    tables, place = storage.join(lake, "tables"), storage.join(lake, "data")
+    _preload()
+    with connection.connect(quiet=True, cpus=CPUS), _processes() as pool:
+        log.info("making small data sets in %s", place)
+        making = {name: partial(_make_data, name, place, count) for name, count in rows.items()}
+        _all(pool, {**making, "MLflow": partial(tracking.make_ready, mlflow)})
+        log.info("training %s, side by side", ", ".join(task.recipe for task in TASKS))
+        taking = {task.recipe: partial(_one, task, lake, mlflow, options.epochs) for task in TASKS}
+        tasks = dict(_all(pool, taking))
+        (page,) = _all(pool, {"report": partial(_page, tables, mlflow)})
     _show(tables)
     seconds = round(time.perf_counter() - started, 1)
     mlflow_command = shown(f"mlflow server --backend-store-uri {mlflow}" if "://" in mlflow else mlflow)
@@ -120,45 +119,68 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _preload() -> None:
+    """Begins to load libraries, in a process of which those of the tasks fork."""
+    forkserver.set_forkserver_preload(list(PRELOADED))
+    forkserver.ensure_running()
+
+
 @contextmanager
 def _processes() -> Iterator[Executor]:
-    """Processes for the tasks, which fork from one that has loaded the libraries meanwhile."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    with ProcessPoolExecutor(len(TASKS), context, logs.configure) as pool:
+    """A process for each task that the cluster has room for beside the others."""
+    count = connection.side_by_side(len(TASKS))
+    with ProcessPoolExecutor(count, multiprocessing.get_context("forkserver"), logs.configure) as pool:
         yield pool
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What one of the processes came to instead of a result."""
+    """What some work in one of the processes came to instead of a result; exceptions may not come back whole."""
 
     exit_code: int
     message: str
+
+
+def _all(pool: Executor, works: Mapping[str, Callable[[], Any]]) -> list[Any]:
+    """What comes of several works in the processes, when all have ended.
+
+    Raises:
+        EndedError: one of them failed; names it.
+    """
+    cluster = connection.for_others()
+    running = [pool.submit(_guarded, name, cluster, work) for name, work in works.items()]
+    try:
+        results = [each.result() for each in running]
+    except BrokenProcessPool:
+        lack = "for lack of memory perhaps: with smaller `scenes`, `digits` and `sentences` it takes less"
+        raise EndedError(cli.FAILED, cli.with_flags(f"failed: a process was killed, {lack}")) from None
+    for result in results:
+        if isinstance(result, Failure):
+            raise EndedError(result.exit_code, result.message)
+    return results
+
+
+def _guarded(name: str, cluster: Mapping[str, str], work: Callable[[], Any]) -> Any | Failure:
+    os.environ.update(cluster)
+    try:
+        return work()
+    except Exception as error:
+        code, message = cli.outcome(error)
+        log.error("%s: %s", name, message, exc_info=cli.traced(error))
+        return Failure(code, f"{name}: {message}")
 
 
 def _make_data(name: str, place: str, rows: int) -> None:
     data.prepare_one(name, place, rows, NIGHT_ROWS, ROWS_PER_SHARD, SEED)
 
 
-def _one(
-    cluster: dict[str, str], task: DemoTask, lake: str, mlflow: str, epochs: int
-) -> tuple[str, dict[str, Any]] | Failure:
-    """Takes one hybrid through, in a process of its own."""
-    os.environ.update(cluster)
-    try:
-        with connection.connect(quiet=True):
-            return _take_through(task, lake, mlflow, epochs)
-    except Exception as error:
-        code, message = cli.outcome(error)
-        log.error("%s: %s", task.recipe, message, exc_info=cli.traced(error))
-        return Failure(code, f"{task.recipe}: {message}")
+def _page(tables: str, mlflow: str) -> str:
+    return str(report.write(tables, NIGHTS[-1], "", mlflow)["out"])
 
 
-def _result(result: tuple[str, dict[str, Any]] | Failure) -> tuple[str, dict[str, Any]]:
-    if isinstance(result, Failure):
-        raise EndedError(result.exit_code, result.message)
-    return result
+def _one(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[str, dict[str, Any]]:
+    with connection.connect(quiet=True):
+        return _take_through(task, lake, mlflow, epochs)
 
 
 def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[str, dict[str, Any]]:

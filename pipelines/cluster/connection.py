@@ -84,8 +84,16 @@ def for_others() -> dict[str, str]:
     """The environment by which another process connects to the cluster of this one: its address, and a token."""
     import ray
 
-    own = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    return {**own, "RAY_ADDRESS": str(ray.get_runtime_context().gcs_address)}
+    own = {name: value for name, value in os.environ.items() if name.startswith("RAY_") and value}
+    return {"RAY_ADDRESS": str(ray.get_runtime_context().gcs_address), **own}
+
+
+def side_by_side(jobs: int) -> int:
+    """Of some jobs of one CPU, or of one GPU where there are any, how many the cluster has room for; at least one."""
+    import ray
+
+    there = ray.cluster_resources()
+    return max(1, min(jobs, int(there.get("GPU", 0)) or int(there.get("CPU", 1))))
 
 
 def _connected() -> bool:

@@ -156,7 +156,7 @@ def _tiles(shown: Gaze) -> list[tuple[str, str]]:
     if shown.weights is None:
         return []
     middle = np.asarray(Image.fromarray(shown.frames[len(shown.frames) // 2]).resize((TILE, TILE)))
-    pairs = zip(shown.words, shown.weights, strict=False)
+    pairs = zip(shown.words, shown.weights, strict=True)
     return [(word, _jpeg(Image.fromarray(lit(middle, weights)))) for word, weights in pairs]
 
 

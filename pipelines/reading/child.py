@@ -54,18 +54,20 @@ def main(connection_fd: int, note_fd: int, lifeline: int, max_memory: int) -> No
 
 def _settle_pyarrow() -> None:
     """With the first list that it is given, pyarrow imports pandas if it is there: 0.4 s, which is no row's fault and
-    which no row needs. Not found then, it is not looked for again; radar's reader imports it for itself."""
+    which no row needs. Not found then, it is not looked for again; radar's reader imports it with its first row."""
     finder = _WithoutPandas()
     sys.meta_path.insert(0, finder)
-    pa.Table.from_pylist([{"index": 0}])
-    sys.meta_path.remove(finder)
+    try:
+        pa.Table.from_pylist([{"index": 0}])
+    finally:
+        sys.meta_path.remove(finder)
 
 
 class _WithoutPandas:
     """Ends the search for pandas."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> None:
-        """See above."""
+        """Says that there is none; of other modules, nothing."""
         if name == "pandas":
             raise ModuleNotFoundError("pandas is not looked for here", name=name)
 

@@ -62,7 +62,7 @@ def stage(
         ShardDatasource(list(shards), decode.options(stride), decode, SAMPLE_SCHEMA),
         override_num_blocks=len(shards),
         num_cpus=DECODE_CPUS if decode.cut is None else APART_CPUS,
-        concurrency=resources.actors or None,
+        concurrency=resources.actors or None if actor is None else None,
     )
     if actor is not None:
         dataset = dataset.map_batches(

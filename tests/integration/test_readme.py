@@ -96,7 +96,8 @@ def write_event(path: Path, number: int) -> None:
 
 
 def run(command: str, cwd: Path, env: dict[str, str]) -> str:
-    """What a command prints on stdout. The demo starts as a process, as a newcomer's would; the others run here."""
+    """What a command prints on stdout. The demo starts as a process, with a cluster of its own, as a newcomer's would;
+    the others run here."""
     if command.startswith("make "):
         told = [*command.split(), "--dry-run", "--no-print-directory"]
         outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
@@ -120,7 +121,7 @@ def outputs(folder: Path, ray_cluster: str) -> Iterator[dict[str, str]]:
     """What each command printed on stdout."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        env = {"RAY_ADDRESS": ray_cluster, "MLFLOW_TRACKING_URI": ""}
+        env = {"RAY_ADDRESS": "", "MLFLOW_TRACKING_URI": ""}
         yield {command: run(command, folder, env) for command in commands()}
 
 

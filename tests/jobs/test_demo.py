@@ -1,4 +1,5 @@
-import contextlib
+import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,16 +54,23 @@ def test_a_place_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None
         demo.main(["--out", str(tmp_path), "--digits", "7"])
 
 
-def test_a_task_that_fails_says_which_and_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs in a process of its own, from which an exception might not come back whole."""
+def test_work_that_fails_says_which_and_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the real processes, from which an exception may not come back whole; what is beside it is done."""
+    monkeypatch.setattr(demo.connection, "side_by_side", lambda jobs: 2)
+    monkeypatch.setattr(demo.connection, "for_others", dict)
+    monkeypatch.setattr(demo, "PRELOADED", ())
+    demo._preload()
+    with demo._processes() as pool:
+        assert demo._all(pool, {"a": partial(abs, -3), "b": partial(len, "ab")}) == [3, 2]
+        with pytest.raises(EndedError, match=r"^data: --digits is 7: at least 8") as error:
+            demo._all(pool, {"fine": partial(abs, 1), "data": partial(demo.data.check, {"digits": 7}, 90)})
+        assert error.value.code == cli.USAGE
+        with pytest.raises(EndedError, match=r"^odd: failed: ConnectionError: away \(HYBRID_TRACEBACK=1") as error:
+            demo._all(pool, {"odd": away})
+        assert error.value.code == cli.FAILED
+        with pytest.raises(EndedError, match=r"^failed: a process was killed, .* with smaller --scenes"):
+            demo._all(pool, {"killed": partial(os._exit, 9)})
 
-    def fail(*_: object) -> None:
-        raise UsageError("no model")
 
-    monkeypatch.setattr(demo, "_take_through", fail)
-    monkeypatch.setattr(demo.connection, "connect", lambda quiet: contextlib.nullcontext())
-    monkeypatch.setenv("RAY_ADDRESS", "")
-    made = demo._one({"RAY_ADDRESS": "head:6379"}, demo.TASKS[0], "lake", "sqlite:///m.db", 0)
-    with pytest.raises(EndedError, match=r"^captioner-demo: no model$") as error:
-        demo._result(made)
-    assert error.value.code == cli.USAGE
+def away() -> None:
+    raise ConnectionError("away")

@@ -1,6 +1,8 @@
 import logging
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -120,3 +122,34 @@ def test_what_is_silent_is_heard_again(capfd: pytest.CaptureFixture[str], monkey
     os.write(2, b"ours\n")
     assert capfd.readouterr().err == "ours\n"
     assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "info", "whoever asks for more gets it"
+
+
+def test_another_process_connects_to_the_cluster_of_this_one(ray_cluster: str) -> None:
+    script = (
+        "import ray; from pipelines.cluster import connection; connection.start(); "
+        "print(ray.get_runtime_context().gcs_address)"
+    )
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**others, **connection.for_others()}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.split()[-1] == ray.get_runtime_context().gcs_address
+
+
+@pytest.mark.parametrize(
+    ("there", "count"),
+    [
+        ({"CPU": 1.0}, 1),
+        ({"CPU": 2.0}, 2),
+        ({"CPU": 64.0}, 3),
+        ({"CPU": 64.0, "GPU": 1.0}, 1),
+        ({"GPU": 4.0}, 3),
+        ({}, 1),
+    ],
+)
+def test_as_many_jobs_at_once_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch, there: dict[str, float], count: int
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    assert connection.side_by_side(3) == count

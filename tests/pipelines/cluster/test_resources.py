@@ -44,9 +44,21 @@ def test_processes_of_one_node_share_its_cpus(monkeypatch: pytest.MonkeyPatch) -
     assert Resources(actors=4).plan(1, GIB) == (4, Compute(32, 1, False), {"num_cpus": 0.5, "num_gpus": 0})
 
 
+@pytest.mark.parametrize(
+    ("cpus", "asked"), [(2, {"threads": 2}), (2, {"threads": 8}), (8, {"actors": 4, "threads": 4})]
+)
+def test_something_is_left_for_reading_and_writing(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, asked: dict[str, int]
+) -> None:
+    """Model processes that hold all CPUs would wait for ever for what nobody reads."""
+    nodes(monkeypatch, {"CPU": float(cpus), "memory": 64.0 * GIB})
+    actors, _, asks = Resources(**asked).plan(8, GIB)
+    assert actors * asks["num_cpus"] <= cpus / 2
+
+
 def test_a_small_night_starts_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 8.0, "memory": 64.0 * GIB})
-    alone = (1, Compute(32, 1, False), {"num_cpus": 0.5, "num_gpus": 0})
+    alone = (1, Compute(32, 8, False), {"num_cpus": 0.5, "num_gpus": 0})
     assert Resources().plan(3, 16 << 10) == alone
     assert Resources().plan(3, (16 << 10) + 1)[0] == 3
     assert Resources(actors=2).plan(3, 10)[0] == 2

@@ -1,5 +1,6 @@
 import json
 import os
+import sqlite3
 import time
 from pathlib import Path
 
@@ -338,3 +339,16 @@ def test_a_registration_is_whole_or_taken_up_again(uri: str, monkeypatch: pytest
     assert tracker.register("taken-up", FILES) == "2"
     assert str(client.get_model_version_by_alias("taken-up", "challenger").version) == "2"
     assert len(client.search_model_versions("name = 'taken-up'")) == 2, "and there is no third one"
+
+
+def test_a_new_database_is_made_ready_before_two_ask_it(tmp_path: Path) -> None:
+    new = f"sqlite:///{tmp_path}/new/mlflow.db"
+    tracking.make_ready(new)
+    tables = sqlite3.connect(tmp_path / "new/mlflow.db").execute("SELECT name FROM sqlite_master").fetchall()
+    assert {("experiments",), ("registered_models",)} <= set(tables)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_cannot_be_made_ready_is_told_in_one_line() -> None:
+    with pytest.raises(ConnectionError, match=rf"^MLflow at {AWAY}: cannot be opened: "):
+        tracking.make_ready(AWAY)

@@ -223,7 +223,7 @@ def test_a_word_lights_the_part_of_the_photograph_that_it_comes_from() -> None:
     for frames in (1, 3):
         clip = np.zeros((frames, 32, 32, 3), np.uint8)
         clip[frames // 2] = 200
-        _, content = figures.element(Gaze(clip, "a b", ["a", "b", "</s>"], weights), {})
+        _, content = figures.element(Gaze(clip, "a b", ["a", "b"], weights), {})
         assert [word for word, _ in content["tiles"]] == ["a", "b"]
         for (_, uri), (lit, dark) in zip(content["tiles"], ((0, -1), (-1, 0)), strict=True):
             tile = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))).astype(int)
