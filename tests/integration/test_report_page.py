@@ -51,7 +51,9 @@ def test_it_shows_the_night_and_complains_of_nothing(page: Path) -> None:
     assert "Night of 2026-01-31" in text
     assert "EmptyText × 1" in " ".join(text.split())
     assert WORDS in text, "a sentence is no markup"
-    assert seen.stdout.count("<img ") == 4
+    told = re.findall(r'<img [^>]*alt="([^"]*)"', seen.stdout)
+    assert len(list(filter(None, told))) == 4, "photographs, each with its caption"
+    assert told.count("") > 4, "and what each word looked at"
     assert "CONSOLE" not in seen.stderr, "errors of the page, such as what its policy forbids"
 
 
