@@ -1,0 +1,74 @@
+"""What an address is, and the client of its store; a store's errors as one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec
+
+from hybrid_models.errors import UsageError
+from pipelines.secrets import shown
+
+CLIENT = {"user_agent": "hybrid-pipelines", "response_checksum_validation": "when_required"}
+"""Of the S3 client: what it says of itself is not made up anew for each request, which takes longer than sending it."""
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class StorageError(RuntimeError):
+    """Object storage could not do what was asked; the message names the object, the operation and the cause."""
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI is on a disk of this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """The same place as a URI that does not depend on the working directory: an absolute path, or the URI itself.
+
+    Raises:
+        UsageError: it holds a password or token, which would be stored with every row.
+    """
+    if is_local(uri):
+        return str(Path(uri.removeprefix("file://")).expanduser().resolve())
+    if shown(uri) != uri:
+        raise UsageError(
+            f"{shown(uri)} holds a password or token, which tables and pages would show: take it from the address "
+            "and set AWS_…, or FSSPEC_… for other stores (FSSPEC_FTP_PASSWORD)"
+        )
+    return uri.rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Appends path parts to a URI."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system and its own path of a URI. Listings are never cached: other jobs write at the same time."""
+    try:
+        options: dict[str, Any] = {} if is_local(uri) else {"use_listings_cache": False}
+        if uri.startswith("s3://"):
+            options["config_kwargs"] = CLIENT
+        return cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.core.url_to_fs(absolute(uri), **options))
+    except (ValueError, ImportError) as error:
+        hint = " (pip install 'hybrid-pipelines[s3]')" if uri.startswith("s3://") else ""
+        raise UsageError(f"cannot open {uri}: {shown(str(error))}{hint}") from error
+
+
+def scheme(uri: str) -> str:
+    return "" if is_local(uri) else uri.split("://", 1)[0] + "://"
+
+
+def failed(operation: str, uri: str, error: Exception) -> StorageError:
+    """An error of a store's client as one line: what was tried on which object, why it failed, what to check."""
+    text = ANSI.sub("", str(error))
+    cause = ": ".join(line.strip(" ↳") for line in text.splitlines() if line.strip())[:400] or type(error).__name__
+    hint = ""
+    if isinstance(error, PermissionError) or "AccessKey" in cause or "Signature" in cause:
+        hint = "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    elif re.search(r"connect\b|credentials", cause, re.IGNORECASE):
+        hint = "; check AWS_ENDPOINT_URL and the AWS_… credentials"
+    return StorageError(f"cannot {operation} {shown(uri)}: {shown(cause)}{hint}")

@@ -1,0 +1,146 @@
+"""What lies below a folder, or matches a pattern."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import fsspec
+from fsspec.utils import glob_translate
+
+from hybrid_models.errors import UsageError
+from pipelines.storage.addresses import StorageError, failed, filesystem, scheme
+from pipelines.storage.lookup import FileInfo, check_bucket, file_info
+
+log = logging.getLogger(__name__)
+GLOB = re.compile(r"[*?\[]")
+LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
+
+
+def list_files(uri: str) -> list[FileInfo]:
+    """All objects below a folder, or matching a glob pattern, or the one object itself; sorted by URI.
+
+    Returns an empty list where there is nothing. In a pattern `*` and `?` stop at `/`, `**` as a whole part of the path
+    stands for any folders (fsspec's globbing). A name that exists stands for itself, even with `*`, `?` or `[` in it.
+    What is not data is left out, unless it is named itself: names that start with `_` or `.`, folder markers, checksums
+    (`.crc`), and what file managers leave behind.
+
+    Raises:
+        UsageError: the bucket does not exist, the pattern is none, or all that it might mean lies deeper.
+        StorageError: the store cannot be reached or refuses.
+    """
+    fs, path = filesystem(uri)
+    try:
+        root, pattern = _split_pattern(fs, path)
+        there = [entry for entry in _find(fs, root) if _is_data(entry["name"].removeprefix(root), entry["size"])]
+        if not there:
+            check_bucket(fs, uri)
+        found = _matching(uri, there, root, pattern) if pattern else there
+    except (UsageError, StorageError):
+        raise
+    except Exception as error:
+        raise failed("list", uri, error) from error
+    return sorted((file_info(scheme(uri), entry) for entry in found), key=lambda info: info.uri)
+
+
+def _split_pattern(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, str]:
+    """The folder (or object) to look in, and the pattern of names below it, which is empty if all are meant."""
+    parts = path.split("/")
+    for i, part in enumerate(parts):
+        if GLOB.search(part) and not fs.exists("/".join(parts[: i + 1])):
+            return "/".join(parts[:i]) or "/", "/".join(parts[i:])
+    return path, ""
+
+
+def _matching(uri: str, there: list[dict[str, Any]], root: str, pattern: str) -> list[dict[str, Any]]:
+    """Objects whose path below the root matches. What a `*` that crosses `/` would find is told: it may be meant."""
+    try:
+        reaches = re.compile(glob_translate(pattern)).fullmatch
+    except ValueError as error:
+        raise UsageError(f"{uri} is no pattern: {str(error).removeprefix('Invalid pattern: ')}") from None
+    found, deeper = [], []
+    for entry in there:
+        name = entry["name"].removeprefix(root).lstrip("/")
+        if reaches(name):
+            found.append(entry)
+        elif fnmatch.fnmatchcase(name, pattern):
+            deeper.append(name)
+    if deeper:
+        told = f"{uri}: {len(deeper)} objects lie deeper than its * reaches, such as {deeper[0]}; ** stands for folders"
+        if not found:
+            raise UsageError(told)
+        log.warning("%s; they are left out", told)
+    return found
+
+
+def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
+    """Objects below a path, none if there is nothing; a local link to a file is one, too."""
+    try:
+        found = fs.find(path, detail=True).values()
+    except (FileNotFoundError, IsADirectoryError):  # some S3 stores keep an emptied folder, and s3fs says so
+        return []
+    return [entry for entry in found if entry["type"] == "file" or (entry.get("islink") and fs.isfile(entry["name"]))]
+
+
+def _is_data(relative: str, size: int) -> bool:
+    """Whether an object is data, by its path below the folder that was asked for."""
+    if size == 0 and relative.endswith(("/", "_$folder$")):
+        return False
+    parts = relative.split("/")
+    if any(part.startswith(("_", ".")) for part in parts):
+        return False
+    return not parts[-1].endswith(".crc") and parts[-1].lower() not in LEFT_BEHIND
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders right in a folder, sorted; none if it is not there.
+
+    Raises:
+        StorageError: the store cannot be reached or refuses.
+    """
+    fs, path = filesystem(uri)
+    try:
+        entries = fs.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except Exception as error:
+        raise failed("list", uri, error) from error
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One stored object and its age."""
+
+    uri: str
+    size: int
+    modified: datetime
+    """When the store got it, UTC."""
+
+
+def list_all(uri: str) -> list[StoredFile]:
+    """All objects below a folder, hidden ones too, without the marks by which S3 consoles make folders; sorted by URI.
+
+    Raises:
+        StorageError: the store cannot be reached or refuses.
+    """
+    fs, path = filesystem(uri)
+    try:
+        entries = [entry for entry in fs.find(path, detail=True).values() if not entry["name"].endswith("/")]
+        found = [_stored(fs, scheme(uri), entry) for entry in entries]
+    except (FileNotFoundError, IsADirectoryError):  # some S3 stores keep an emptied folder, and s3fs says so
+        return []
+    except Exception as error:
+        raise failed("list", uri, error) from error
+    return sorted(found, key=lambda file: file.uri)
+
+
+def _stored(fs: fsspec.AbstractFileSystem, scheme: str, entry: dict[str, Any]) -> StoredFile:
+    modified = entry.get("LastModified") or entry.get("mtime") or fs.modified(entry["name"])
+    if not isinstance(modified, datetime):
+        modified = datetime.fromtimestamp(modified, UTC)
+    return StoredFile(scheme + entry["name"], int(entry["size"] or 0), modified.astimezone(UTC))

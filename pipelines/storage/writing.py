@@ -1,0 +1,59 @@
+"""Objects written whole or not at all, and removed by name."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from hybrid_models.errors import UsageError
+from pipelines.storage.addresses import StorageError, absolute, failed, filesystem, is_local, join
+from pipelines.storage.lookup import check_bucket
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes an object atomically: readers see the old one, or the whole new one, never a part."""
+    fs, path = filesystem(uri)
+    try:
+        if is_local(uri):
+            _replace_local(Path(path), data)
+        else:
+            fs.pipe_file(path, data)
+    except Exception as error:
+        raise failed("write", uri, error) from error
+
+
+def _replace_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def delete(uri: str) -> None:
+    """Removes one object: no pattern, and nothing below a folder. That it is gone already is no error."""
+    fs, path = filesystem(uri)
+    try:
+        fs.rm_file(path)
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        raise failed("delete", uri, error) from error
+
+
+def check_writable(uri: str) -> None:
+    """Proves, by writing and removing one small object, that results can be stored there before any work is done.
+
+    Raises:
+        UsageError: they cannot; says why.
+    """
+    probe = join(absolute(uri), f"_write_check_{uuid.uuid4().hex[:8]}")
+    fs, _ = filesystem(uri)
+    try:
+        check_bucket(fs, uri)
+        write_bytes(probe, b"")
+        delete(probe)
+    except StorageError as error:
+        raise UsageError(str(error)) from error

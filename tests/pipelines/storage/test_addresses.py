@@ -1,0 +1,23 @@
+import pytest
+import s3fs
+
+from hybrid_models.errors import UsageError
+from pipelines import storage
+
+
+def test_wrong_credentials_are_one_readable_line(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(storage.StorageError, match=r"cannot list s3://lake.*check AWS_ACCESS_KEY_ID") as caught:
+            storage.list_files(s3)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(UsageError, match="cannot write s3://lake"):
+            storage.check_writable(s3)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_an_unknown_scheme_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="cannot open zzz://x"):
+        storage.list_files("zzz://x")

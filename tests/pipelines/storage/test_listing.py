@@ -1,0 +1,79 @@
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from hybrid_models.errors import UsageError
+from pipelines import storage
+
+PATTERNS = {
+    "*.bin": ["x.bin"],
+    "a/*.bin": ["a/x.bin"],
+    "a/*/*.bin": ["a/b/y.bin"],
+    "**/*.bin": ["a/b/c/z.bin", "a/b/y.bin", "a/x.bin", "x.bin"],
+    "a/**": ["a/b/c/z.bin", "a/b/y.bin", "a/x.bin"],
+    "a/**/y.bin": ["a/b/y.bin"],
+    "*/?.bin": ["a/x.bin"],
+    "a/[a-c]/[!x].bin": ["a/b/y.bin"],
+    "a/*": ["a/x.bin"],
+    "*": ["x.bin"],
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_star_stops_at_folders_and_two_do_not(place: str, pattern: str, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("x.bin", "a/x.bin", "a/b/y.bin", "a/b/c/z.bin"):
+        storage.write_bytes(storage.join(place, name), b"1")
+    found = storage.list_files(storage.join(place, pattern))
+    assert [file.uri.removeprefix(storage.absolute(place) + "/") for file in found] == PATTERNS[pattern]
+    told = [record.getMessage() for record in caplog.records if "lie deeper than its * reaches" in record.getMessage()]
+    assert len(told) == (pattern in {"*.bin", "a/*.bin", "a/*/*.bin", "*/?.bin", "a/*", "*"})
+
+
+def test_a_pattern_that_found_all_of_its_objects_in_folders_is_no_empty_one(place: str) -> None:
+    """A night whose pattern was written for the old meaning must not pass for one without input."""
+    storage.write_bytes(storage.join(place, "ds=1/a/x.bin"), b"1")
+    for pattern in ("ds=*", "ds=1/*.bin"):
+        with pytest.raises(UsageError, match=r"1 objects lie deeper than its \* reaches, such as .*; \*\* stands"):
+            storage.list_files(storage.join(place, pattern))
+    assert storage.list_files(storage.join(place, "no/*.bin")) == []
+
+
+def test_a_pattern_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no pattern: '\\*\\*' can only be an entire path component"):
+        storage.list_files(f"{tmp_path}/a**b/x")
+
+
+def test_links_to_files_are_objects_too(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"x")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link.txt").symlink_to(tmp_path / "real")
+    (tmp_path / "in" / "broken.txt").symlink_to(tmp_path / "nothing")
+    assert [info.name for info in storage.list_files(str(tmp_path / "in"))] == ["link.txt"]
+
+
+def test_everything_is_listed_with_its_age_and_removed_by_its_name(place: str) -> None:
+    assert storage.list_all(f"{place}/none") == []
+    for name in ("a/_delta_log/0.json", "a/.hidden", "a/b/c.txt", "a/b/d.txt", "ab/e.txt"):
+        storage.write_bytes(f"{place}/{name}", name.encode())
+    root = storage.absolute(place)
+    found = storage.list_all(f"{place}/a")
+    names = [".hidden", "_delta_log/0.json", "b/c.txt", "b/d.txt"]
+    assert [(file.uri, file.size) for file in found] == [(f"{root}/a/{name}", len(name) + 2) for name in names]
+    assert all(abs((datetime.now(UTC) - file.modified).total_seconds()) < 60 for file in found)
+    storage.delete(f"{place}/a/b/c.txt")
+    storage.delete(f"{place}/a/b/c.txt")  # that it is gone is no error
+    with contextlib.suppress(storage.StorageError):  # a folder is no object
+        storage.delete(f"{place}/a")
+    assert [file.uri for file in storage.list_all(f"{place}/a/b")] == [f"{root}/a/b/d.txt"]
+
+
+def test_the_marks_of_folders_are_no_objects(s3: str) -> None:
+    bucket, _, key = s3.removeprefix("s3://").partition("/")
+    for folder in ("photos/", "photos/ds=2026-01-31/"):
+        s3fs.S3FileSystem().call_s3("put_object", Bucket=bucket, Key=f"{key}/{folder}", Body=b"")
+    assert storage.list_all(f"{s3}/photos") == []
+    storage.write_bytes(f"{s3}/photos/ds=2026-01-31/a.tar", b"1")
+    assert [file.size for file in storage.list_all(f"{s3}/photos")] == [1]

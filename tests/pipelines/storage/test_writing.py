@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import pytest
+
+from pipelines import storage
+
+
+def test_what_is_written_is_read_listed_and_deleted(place: str) -> None:
+    storage.write_bytes(storage.join(place, "a/x.bin"), b"12345")
+    storage.write_bytes(storage.join(place, "a/b/y.bin"), b"")
+    storage.write_bytes(storage.join(place, "a/_manifest.json"), b"{}")
+    storage.write_bytes(storage.join(place, "a/.hidden/z.bin"), b"1")
+
+    files = storage.list_files(storage.join(place, "a"))
+
+    assert [(f.uri.removeprefix(storage.absolute(place)), f.size) for f in files] == [
+        ("/a/b/y.bin", 0),
+        ("/a/x.bin", 5),
+    ]
+    assert storage.read_bytes(files[1].uri) == b"12345"
+    assert [f.name for f in storage.list_files(storage.join(place, "a/**/*.bin"))] == ["y.bin", "x.bin"]
+    assert [f.name for f in storage.list_files(files[1].uri)] == ["x.bin"]
+    for file in files:
+        storage.delete(file.uri)
+    assert storage.list_files(storage.join(place, "a")) == []
+    assert not storage.exists(files[1].uri)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(storage.StorageError, match="cannot write"):
+        storage.write_bytes(str(tmp_path / "file" / "below"), b"x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_name_that_looks_like_a_pattern_removes_itself_only(place: str) -> None:
+    for name in ("[12]/x.tar", "1/x.tar", "2/x.tar", "a*.tar", "ab.tar"):
+        storage.write_bytes(f"{place}/{name}", b"x")
+    storage.delete(f"{place}/[12]/x.tar")
+    storage.delete(f"{place}/a*.tar")
+    storage.check_writable(f"{place}/[12]")
+    root = storage.absolute(place)
+    assert [file.uri for file in storage.list_all(place)] == [
+        f"{root}/{name}" for name in ("1/x.tar", "2/x.tar", "ab.tar")
+    ]
