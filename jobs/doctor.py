@@ -20,7 +20,7 @@ from jobs import cli
 from jobs.errors import EndedError
 from pipelines import storage
 from pipelines.models import tracking
-from pipelines.reading import jail as cell
+from pipelines.reading.sandbox import jail as cell
 from pipelines.secrets import shown
 
 PACKAGE = "hybrid-pipelines"

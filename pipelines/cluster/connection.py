@@ -47,7 +47,7 @@ NOTES = dict.fromkeys(
     ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress"), logging.ERROR
 )
 PASSED_ON = (logs.FORMAT, "HYBRID_JAIL")
-"""Settings of this program that workers have from whoever started the job, see `reading.jail` for the second."""
+"""Settings of this program that workers have from whoever started the job, see `sandbox.jail` for the second."""
 KNOCK_SECONDS, PATIENCE_SECONDS = 5.0, 30.0
 WAITING_BYTES = 256 << 20  # samples between two stages, for each node
 

@@ -22,8 +22,8 @@ from hybrid_models.inputs import Sample
 from pipelines.models.curves import Files, png
 from pipelines.models.session import Session
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.guard import guarded
 from pipelines.reading.samples import Decode, unpack
+from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.shards import Shard
 
 LOOKED_AT = 40

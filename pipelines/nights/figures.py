@@ -22,8 +22,8 @@ from pipelines.models import artifacts, tracking
 from pipelines.models.pictures import LOOKED_AT, clock, evenly, lit, side_by_side, strip
 from pipelines.models.session import Inference
 from pipelines.nights import query, tables
-from pipelines.reading.guard import guarded
 from pipelines.reading.samples import unpack
+from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.shards import Shard, lone
 
 log = logging.getLogger(__name__)

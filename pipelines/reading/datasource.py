@@ -10,7 +10,8 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.guard import Step, guarded
+from pipelines.reading.sandbox.guard import guarded
+from pipelines.reading.sandbox.protocol import Step
 from pipelines.reading.shards import Shard
 
 

@@ -19,12 +19,12 @@ from pipelines import places, storage
 from pipelines.places import InputOptions
 from pipelines.reading import objects
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.guard import guarded
 from pipelines.reading.limits import DEFAULT_LIMITS, Limits
 from pipelines.reading.media.decode import MEDIA_TYPES
 from pipelines.reading.objects import Member
 from pipelines.reading.readers import READERS, suffix_of
 from pipelines.reading.rows import Begin, unwatched
+from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.shards import NoShardsError, Shard, grouped, list_shards
 from pipelines.secrets import shown
 

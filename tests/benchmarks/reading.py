@@ -33,10 +33,10 @@ from hybrid_models.captioner.captioner import Captioner, CaptionerConfig
 from hybrid_models.inputs import Visual
 from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.samples import Decode
+from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
 from tests.pipelines.reading.media.test_video import film, steady

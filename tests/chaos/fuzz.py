@@ -28,9 +28,9 @@ import pyarrow as pa
 import tyro
 
 from hybrid_models.inputs import Cut
-from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
 from pipelines.reading.samples import Decode
+from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.shards import list_shards
 from tests.chaos.mutants import FORMATS, Mutant, mutant
 

@@ -26,11 +26,11 @@ import pyarrow as pa
 import pytest
 
 from pipelines import storage
-from pipelines.reading import guard, jail
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
 from pipelines.reading.samples import Decode, unpack
+from pipelines.reading.sandbox import guard, jail
+from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.chaos.fuzz import alarm

@@ -21,10 +21,10 @@ from PIL import Image
 
 from hybrid_models.inputs import Cut
 from pipelines import storage
-from pipelines.reading import guard
-from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
 from pipelines.reading.samples import Decode
+from pipelines.reading.sandbox import guard
+from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.chaos import fuzz

@@ -24,11 +24,11 @@ import pytest
 
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from pipelines import storage
-from pipelines.reading import guard
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
 from pipelines.reading.samples import Decode
+from pipelines.reading.sandbox import guard
+from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.chaos.fuzz import alarm
@@ -119,7 +119,7 @@ def test_very_many_tiny_members_need_little_memory(tmp_path: Path) -> None:
     end_children()
     count, peak, last = 0, 0, None
     for block in guarded(shard, ReadOptions(), photos()):
-        children = [p for p in psutil.Process().children() if "pipelines.reading.jail" in " ".join(p.cmdline())]
+        children = [p for p in psutil.Process().children() if "pipelines.reading.sandbox.jail" in " ".join(p.cmdline())]
         peak = max([peak, *(child.memory_info().rss for child in children)])
         assert set(block["error"].to_pylist()) == {"ImageDecodeError: not a JPEG, PNG, WebP or GIF image"}
         count, last = count + len(block), block["last"][-1].as_py()

@@ -143,7 +143,7 @@ def _mlflow(world: World, job: Job, rng: random.Random) -> bool:
 VICTIMS: Mapping[str, Victim] = {
     "driver": _driver,
     "predictor": _one_of("Predictor"),
-    "decoder": _one_of("pipelines.reading.jail"),
+    "decoder": _one_of("pipelines.reading.sandbox.jail"),
     "raylet": _raylet,
     "S3": _store,
     "MLflow": _mlflow,

@@ -33,7 +33,7 @@ def test_every_public_name_is_there() -> None:
 
 WITHOUT_TORCH = [
     "pipelines.nights.tables",
-    "pipelines.reading.guard",
+    "pipelines.reading.sandbox.guard",
     "jobs.query",
     *(f"hybrid_models.{name}.preprocess" for name in HYBRIDS),
 ]

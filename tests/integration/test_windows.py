@@ -29,9 +29,9 @@ from pipelines.models import artifacts
 from pipelines.nights import query
 from pipelines.nights.figures import figures
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.guard import guarded
 from pipelines.reading.limits import Limits
 from pipelines.reading.samples import unpack
+from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.integration.test_kinds import clip

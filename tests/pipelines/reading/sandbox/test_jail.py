@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.reading import jail
+from pipelines.reading.sandbox import jail
 from tests import tiny
 
 TRY = """
 import os, socket, sys, threading
-from pipelines.reading import jail
+from pipelines.reading.sandbox import jail
 jail.enter()
 import json
 from hybrid_models import inputs  # code is found, though its folder cannot be listed

@@ -1,59 +1,21 @@
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from hybrid_models.inputs import Cut, Visual
 from pipelines import storage
-from pipelines.reading import guard, jail, shards
 from pipelines.reading import rows as reading_rows
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.guard import TRIES, guarded
 from pipelines.reading.limits import Limits
-from pipelines.reading.objects import Member
+from pipelines.reading.sandbox import process
+from pipelines.reading.sandbox.guard import TRIES, guarded
 from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
 from tests.pipelines.hostile import AsItIs, CrashingCut, CrashingLimits, CrashingVisual, Forger, Hostile
 from tests.pipelines.reading.media.test_video import film, steady
-
-LIMITS = Limits(max_seconds=1.5, max_memory=1 << 28)
-ALWAYS = Hostile()
-
-
-@pytest.fixture(autouse=True)
-def no_children_left() -> Iterator[None]:
-    yield
-    while guard._idle:
-        guard._idle.pop().kill()
-    assert not [p for p in psutil.Process().children() if "pipelines.reading.jail" in " ".join(p.cmdline())]
-
-
-def shard(folder: Path, *lines: str, name: str = "a.txt") -> Shard:
-    storage.write_bytes(str(folder / name), "".join(f"{line}\n" for line in lines).encode())
-    return list_shards(str(folder / name))[0]
-
-
-def rows(one: Shard, step: Hostile = ALWAYS, limits: Limits = LIMITS) -> list[dict]:
-    return [row for block in guarded(one, ReadOptions(limits=limits), step) for row in block.to_pylist()]
-
-
-def test_good_rows_come_from_one_other_process(tmp_path: Path) -> None:
-    first, second = rows(shard(tmp_path, "x", "y")), rows(shard(tmp_path, "z", name="b.txt"))
-    assert [(row["index"], row["text"], row["error"]) for row in first] == [(0, "x", None), (1, "y", None)]
-    assert [row["shard"] for row in first] == [str(tmp_path / "a.txt")] * 2, "whatever the child calls it"
-    assert len({row["pid"] for row in first + second}) == 1, "the child is kept from shard to shard"
-    assert first[0]["pid"] != os.getpid()
-    assert os.getpgid(first[0]["pid"]) != os.getpgid(0), "Ctrl-C is for the parent"
-    assert os.getsid(first[0]["pid"]) == os.getsid(0), "a session of its own would starve beside others"
+from tests.pipelines.reading.sandbox.made import ALWAYS, grouped, rows, shard
 
 
 @pytest.mark.parametrize(
@@ -74,8 +36,8 @@ def test_good_rows_come_from_one_other_process(tmp_path: Path) -> None:
 def test_a_poison_row_costs_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trick: str, error: str
 ) -> None:
-    monkeypatch.setattr(guard, "STALLED", 3)
-    monkeypatch.setattr(guard, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(process, "STALLED", 3)
+    monkeypatch.setattr(process, "POLL_SECONDS", 0.2)
     found = rows(shard(tmp_path, "x", trick, "y"))
     assert [row["index"] for row in found] == [0, 1, 2]
     assert [row["error"] for row in found] == [None, error, None]
@@ -127,32 +89,7 @@ def test_failing_rows_do_not_cost_a_shard_more_than_it_may(tmp_path: Path) -> No
     assert found[1]["lost_rows"] == 8
 
 
-def test_the_child_gets_no_more_of_a_shard_than_reading_can_need(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guard, "READ_FREELY", 20_000)
-    served = guard._Served(shard(tmp_path, "x" * 999))
-    assert served.answer({"read": [990, 100]}) == [b"", b"x" * 9 + b"\n"], "no more than there is"
-    assert served.answer({"read": [2000, 10]}) == [b"", b""]
-    answers = [served.answer({"read": [0, 1]}) for _ in range(20)]
-    assert answers.count([b"", b"x"]) == (20_000 + 16 * 1000) // guard.READ_LEAST - 2, "a byte counts as a page"
-    assert answers[-1] is None
-    served.close()
-
-
 # ---- groups of lone objects --------------------------------------------------------------------------------------
-def grouped(folder: Path, *texts: str) -> Shard:
-    """A group whose rows have these texts as a field."""
-    members = []
-    for number, text in enumerate(texts):
-        uri = str(folder / f"{number}.jpg")
-        storage.write_bytes(uri, f"photo {number}".encode())
-        file = storage.info(uri)
-        members.append(Member(uri, file.size, file.etag, f"{number}.jpg", json.dumps({"text": text})))
-    (one,) = shards.grouped(f"{folder}/", members)
-    return one
-
-
 def test_an_object_costs_its_own_row_only(tmp_path: Path) -> None:
     one = grouped(tmp_path, "x", "crash", "y", "z", "w")
     Path(one.members[2].uri).unlink()
@@ -237,53 +174,11 @@ def test_what_happens_to_a_lone_clip_is_its_own_rows_trouble(tmp_path: Path) -> 
     assert row["error"] == f"ObjectGone: {place} was removed after it had been listed"
 
 
-def test_a_clip_that_is_replaced_while_it_is_read_is_not_read_on(place: str) -> None:
-    size = 120 << 20  # more than a store's client reads ahead
-    storage.write_bytes(f"{place}/a.mp4", b"a" * size)
-    (one,) = list_shards(f"{place}/a.mp4", cut=True)
-    served = guard._Served(one)
-    assert served.answer({"read": [3, 4]}) == [b"", b"aaaa"]
-    storage.write_bytes(f"{place}/a.mp4", b"b" * size)
-    problem, data = served.answer({"read": [size - 10, 4]}) or [b"", b"never"]
-    assert problem.startswith(b"ObjectChanged: ")
-    assert data == b""
-    served.close()
-
-
 def test_failing_objects_do_not_cost_a_group_more_than_it_may(tmp_path: Path) -> None:
     found = rows(grouped(tmp_path, "x", "leave", "leave", *["y"] * 4), limits=Limits(max_wasted_seconds=0.1))
     assert len(found) == 7
     assert found[0]["error"] is None
     assert all(row["error"].startswith("GroupGivenUp: its failing rows took ") for row in found[1:])
-
-
-def test_a_child_gets_each_object_once_and_in_order(tmp_path: Path) -> None:
-    handed = guard._Handed(grouped(tmp_path, "x", "y", "z"), Limits())
-    assert handed.answer({"member": 1}) == [b"", b"photo 1"]
-    assert handed.answer({"member": 0}) is None
-    assert handed.answer({"member": 1}) is None
-    assert handed.answer({"member": 2}) == [b"", b"photo 2"]
-    handed.close()
-
-
-def test_the_child_knows_nothing_of_its_workers_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
-    guard._idle.clear()
-    (row,) = rows(shard(tmp_path, "x"))
-    seen = Path(f"/proc/{row['pid']}/environ").read_text()
-    assert "canary" not in seen
-    assert {entry.split("=")[0] for entry in filter(None, seen.split("\0"))} <= {
-        *jail.PASSED_ON, *jail.OWN_ENV, "PYTHONPATH",
-    }  # fmt: skip
-
-
-def test_a_child_that_died_while_it_waited_is_replaced(tmp_path: Path) -> None:
-    one = shard(tmp_path, "x")
-    (first,) = rows(one)
-    os.kill(first["pid"], signal.SIGKILL)
-    (second,) = rows(one)
-    assert second["error"] is None
-    assert second["pid"] != first["pid"]
 
 
 def test_the_store_and_the_machine_are_not_the_inputs_fault(tmp_path: Path) -> None:
@@ -293,35 +188,3 @@ def test_the_store_and_the_machine_are_not_the_inputs_fault(tmp_path: Path) -> N
     Path(one.uri).unlink()
     with pytest.raises(storage.StorageError, match="was removed after it had been listed"):
         rows(one)
-
-
-def test_a_child_that_cannot_begin_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match=r"ended with code 1 before it began"):
-        rows(shard(tmp_path, "x"))
-
-
-def test_slow_rows_that_wait_are_no_hang(tmp_path: Path) -> None:
-    found = rows(shard(tmp_path, *["slow"] * 8), limits=Limits(max_seconds=1.0))
-    assert [row["error"] for row in found] == [None] * 8
-
-
-def test_a_child_ends_with_its_worker_even_in_the_middle_of_a_hang(tmp_path: Path) -> None:
-    one = shard(tmp_path, "spin")
-    code = f"""
-from pipelines.reading.guard import guarded
-from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.shards import list_shards
-from tests.pipelines.hostile import CrashingLimits, Hostile
-list(guarded(list_shards({one.uri!r})[0], ReadOptions(), Hostile()))
-"""
-    worker = subprocess.Popen([sys.executable, "-c", code], cwd=tiny.ROOT)
-    deadline = time.monotonic() + 60
-    while not (children := psutil.Process(worker.pid).children()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    while children[0].cpu_times().user < 5 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert children[0].cpu_times().user >= 5, "it spins"
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.wait()
-    assert psutil.wait_procs(children, timeout=10)[1] == []

@@ -3,7 +3,7 @@
 Landlock (https://docs.kernel.org/userspace-api/landlock.html) leaves a process only the files that it names; a seccomp
 filter (https://docs.kernel.org/userspace-api/seccomp_filter.html) refuses sockets, programs, processes and whatever
 reaches into others. Neither needs rights or can be taken back. Both bind the thread that asks for them and those that
-it starts later, so `python -m pipelines.reading.jail` enters before it imports anything but the standard library.
+it starts later, so `python -m pipelines.reading.sandbox.jail` enters before it imports more than the standard library.
 
 HYBRID_JAIL=off does without.
 """
@@ -356,4 +356,4 @@ def _call(what: str, result: int) -> int:
 
 if __name__ == "__main__":
     enter()
-    importlib.import_module("pipelines.reading.child").main(*map(int, sys.argv[1:]))
+    importlib.import_module("pipelines.reading.sandbox.child").main(*map(int, sys.argv[1:]))

@@ -21,13 +21,13 @@ import pyarrow as pa
 from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.cluster import logs
-from pipelines.reading.guard import END, NOTE, Task
 from pipelines.reading.limits import is_memory_error
 from pipelines.reading.rows import DECODE, PHASES, Trouble, read_blocks
+from pipelines.reading.sandbox.protocol import END, NOTE, Task
 
 
 def main(connection_fd: int, note_fd: int, lifeline: int, max_memory: int) -> None:
-    """Serves tasks until the worker is gone; `reading.jail` calls it in its cell."""
+    """Serves tasks until the worker is gone; `sandbox.jail` calls it in its cell."""
     logs.configure()
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a terminal may stop those who write to it from the background
     # The kernel sends SIGIO, which ends this process even while it hangs in a decoder, when the worker's end closes.

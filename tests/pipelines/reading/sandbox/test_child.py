@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 import pyarrow as pa
 import pytest
 
-from pipelines.reading import child
+from pipelines.reading.sandbox import child
 
 CONTENT = bytes(range(256)) * 40
 
@@ -71,7 +71,7 @@ def test_memory_is_bounded_for_good() -> None:
     """In a process of its own: the bound cannot be raised again."""
     script = """
 import resource
-from pipelines.reading.child import limit_memory
+from pipelines.reading.sandbox.child import limit_memory
 limit_memory(64 << 20)
 kept = bytearray(16 << 20)
 try:
@@ -94,7 +94,7 @@ print(resource.getrlimit(resource.RLIMIT_DATA)[1] <= before)
 
 def test_a_child_waits_for_pandas_only_where_radar_needs_it() -> None:
     script = (
-        "import sys; from pipelines.reading import child; child._settle_pyarrow(); import pyarrow as pa; "
+        "import sys; from pipelines.reading.sandbox import child; child._settle_pyarrow(); import pyarrow as pa; "
         "print(pa.Table.from_pylist([{'a': 1}])['a'].to_pylist(), 'pandas' in sys.modules); import xarray; "
         "print('pandas' in sys.modules, pa.array([None, 'x']).to_pylist())"
     )
