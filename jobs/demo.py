@@ -26,8 +26,7 @@ from pipelines.cluster import connection, logs
 from pipelines.cluster.resources import Resources
 from pipelines.datasets.demo import data
 from pipelines.datasets.demo.data import SHOT_SECONDS
-from pipelines.models import artifacts, registry, tracking
-from pipelines.models.tracking import default_uri
+from pipelines.models import artifacts, registry, server
 from pipelines.nights import query
 from pipelines.secrets import shown
 from pipelines.staging.checks import RefusedError
@@ -90,7 +89,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     started = time.perf_counter()
     out = storage.absolute(options.out)
     lake = storage.absolute(options.storage) if options.storage else out
-    mlflow = default_uri() if os.environ.get("MLFLOW_TRACKING_URI") else f"sqlite:///{out}/mlflow.db"
+    mlflow = server.default_uri() if os.environ.get("MLFLOW_TRACKING_URI") else f"sqlite:///{out}/mlflow.db"
     storage.check_writable(lake)
     rows = {task.dataset: getattr(options, task.dataset) for task in TASKS}
     data.check(rows, NIGHT_ROWS)
@@ -99,7 +98,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     with connection.connect(quiet=True, cpus=CPUS), _processes() as pool:
         log.info("making small data sets in %s", place)
         making = {name: partial(_make_data, name, place, count) for name, count in rows.items()}
-        _all(pool, {**making, "MLflow": partial(tracking.make_ready, mlflow)})
+        _all(pool, {**making, "MLflow": partial(server.make_ready, mlflow)})
         log.info("training %s, side by side", ", ".join(task.recipe for task in TASKS))
         taking = {task.recipe: partial(_one, task, lake, mlflow, options.epochs) for task in TASKS}
         tasks = dict(_all(pool, taking))

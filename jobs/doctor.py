@@ -19,7 +19,7 @@ from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.errors import EndedError
 from pipelines import storage
-from pipelines.models import tracking
+from pipelines.models import server
 from pipelines.reading.sandbox import jail as cell
 from pipelines.secrets import shown
 
@@ -158,9 +158,9 @@ def mlflow(uri: str) -> Check:
     if not uri:
         return Check("MLflow", "note", "MLFLOW_TRACKING_URI is not set: jobs write to mlflow.db where they are started")
     try:
-        tracking.client(uri).search_experiments(max_results=1)
-    except tracking.unreachable() as error:
-        raise tracking.refused("list experiments", uri, error) from None
+        server.client(uri).search_experiments(max_results=1)
+    except server.unreachable() as error:
+        raise server.refused("list experiments", uri, error) from None
     return Check("MLflow", "ok", f"{shown(uri)} answers")
 
 

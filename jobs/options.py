@@ -31,7 +31,7 @@ class MlflowOptions:
         """The tracking URI."""
         if self.mlflow:
             return self.mlflow
-        from pipelines.models.tracking import default_uri  # MLflow takes a second to import
+        from pipelines.models.server import default_uri  # MLflow takes a second to import
 
         return default_uri()
 

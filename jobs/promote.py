@@ -21,8 +21,9 @@ from pipelines.judging.evaluate import Evaluation
 from pipelines.judging.promotion import Verdict
 from pipelines.models import artifacts, registry
 from pipelines.models.artifacts import Artifact
+from pipelines.models.registry import CHALLENGER
 from pipelines.models.session import Inference
-from pipelines.models.tracking import CHALLENGER, Tracker
+from pipelines.models.tracking import Tracker
 from pipelines.places import InputOptions
 from pipelines.reading.manifests import list_input
 from pipelines.reading.shards import Shard

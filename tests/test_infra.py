@@ -28,7 +28,8 @@ from hybrid_models.errors import UsageError
 from jobs import cli, nightly, submit
 from jobs.recipes import RECIPES
 from pipelines.cluster import counters
-from pipelines.models.tracking import Tracker, fetch_model
+from pipelines.models.registry import fetch_model
+from pipelines.models.tracking import Tracker
 from tests import tiny
 from tests.servers import Server, free_ports
 

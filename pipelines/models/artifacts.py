@@ -185,10 +185,10 @@ def read(uri: str, expected: str | None = None, tracking_uri: str | None = None)
         UsageError: it is not there, incomplete, damaged, of an unknown format, or another hybrid; says what to do.
     """
     if uri.startswith("models:/"):
-        from pipelines.models import tracking  # only registered models need MLflow
+        from pipelines.models import registry, server  # only registered models need MLflow
 
         with tempfile.TemporaryDirectory() as scratch:
-            folder, model, version = tracking.fetch_model(uri, Path(scratch), tracking_uri or tracking.default_uri())
+            folder, model, version = registry.fetch_model(uri, Path(scratch), tracking_uri or server.default_uri())
             artifact = Artifact(_read_files(str(folder), model), model, version)
     else:
         place = storage.absolute(uri)

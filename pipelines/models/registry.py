@@ -1,4 +1,4 @@
-"""The registered models: their versions, and which one the nights use, alias `champion`.
+"""The registered models: their versions, which one the nights use, alias `champion`, and their files.
 
 A registered model has a name, any one, and a kind, which hybrid it is: two captioners of different things are two
 models, each with a champion of its own.
@@ -12,20 +12,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
-from pipelines.models import tracking
+from pipelines.models import server
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
-CHAMPION, PREVIOUS = "champion", "previous"
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 PAGE = 100
 PROMOTION_TAG = "hybrid.promotion"
+TRAINING_TAG = "hybrid.training"
+KIND_TAG = "hybrid.kind"
+"""Of a registered model: which hybrid its versions are."""
+MAX_MODEL = 20 * 2**30
+"""Bytes of a registered model that is fetched."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ def kinds(tracking_uri: str) -> dict[str, str]:
         while token is not None:
             page = client.search_registered_models(max_results=PAGE, page_token=token or None)
             for each in page:
-                kind = each.tags.get(tracking.KIND_TAG, each.name)
+                kind = each.tags.get(KIND_TAG, each.name)
                 if kind in HYBRIDS:
                     found[each.name] = kind
             token = page.token or None
@@ -128,12 +134,67 @@ def promote(tracking_uri: str, name: str, version: str) -> None:
         client.set_registered_model_alias(name, CHAMPION, version)
 
 
+def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, str]:
+    """Downloads a registered model's artifact folder.
+
+    Args:
+        uri: `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
+        folder: where to put it.
+        tracking_uri: the MLflow server.
+
+    Returns:
+        The local artifact folder, the model by name and version (an alias resolved), and the version.
+
+    Raises:
+        UsageError: there is no such model, version or alias.
+        ConnectionError: MLflow is not there.
+    """
+    from mlflow import artifacts
+
+    try:
+        asked = server.client(tracking_uri)
+        name, version = _resolve(asked, uri)
+        source = asked.get_model_version_download_uri(name, version)
+        with server.default_is(tracking_uri):
+            if (size := _size(source)) > MAX_MODEL:
+                raise UsageError(f"{uri} has {size:,} bytes, more than {MAX_MODEL:,}: it is no trained model")
+            local = Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
+    except server.unreachable() as error:
+        raise server.refused(f"get {uri}", tracking_uri, error) from None
+    found = next(local.rglob("weights.safetensors"), None)
+    if found is None:
+        raise UsageError(f"{uri} holds no hybrid's artifact: was it registered by `hybrid train`?")
+    return found.parent, f"models:/{name}/{version}", version
+
+
+def _size(artifact_uri: str) -> int:
+    """Bytes of all files below a place of MLflow's, without fetching any."""
+    from mlflow import artifacts
+
+    found = artifacts.list_artifacts(artifact_uri=artifact_uri)
+    root = artifact_uri.rstrip("/")
+    return sum(
+        _size(f"{root}/{each.path.rsplit('/', 1)[-1]}") if each.is_dir else each.file_size or 0 for each in found
+    )
+
+
+def _resolve(client: MlflowClient, uri: str) -> tuple[str, str]:
+    path = uri.removeprefix("models:/")
+    if "@" in path:
+        name, alias = path.split("@", 1)
+        return name, str(client.get_model_version_by_alias(name, alias).version)
+    name, _, version = path.partition("/")
+    if not name or not version:
+        raise UsageError(f"{uri} names no version: write models:/NAME/VERSION or models:/NAME@ALIAS")
+    return name, str(client.get_model_version(name, version).version)
+
+
 @contextmanager
 def _client(tracking_uri: str, what: str) -> Iterator[MlflowClient]:
     try:
-        yield tracking.client(tracking_uri)
-    except tracking.unreachable() as error:
-        raise tracking.refused(what, tracking_uri, error) from None
+        yield server.client(tracking_uri)
+    except server.unreachable() as error:
+        raise server.refused(what, tracking_uri, error) from None
 
 
 def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
@@ -143,6 +204,6 @@ def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
 def _version(found: ModelVersion, aliases: Mapping[str, str]) -> Version:
     version = str(found.version)
     created = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-    training, promotion = (json.loads(found.tags.get(tag, "{}")) for tag in (tracking.TRAINING_TAG, PROMOTION_TAG))
+    training, promotion = (json.loads(found.tags.get(tag, "{}")) for tag in (TRAINING_TAG, PROMOTION_TAG))
     own = sorted(alias for alias, of in aliases.items() if of == version)
     return Version(found.name, version, own, created, training, promotion)

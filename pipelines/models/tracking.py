@@ -1,4 +1,4 @@
-"""MLflow: one run per job, curves without repeated steps, registered models.
+"""A job's run in MLflow: parameters, curves without repeated steps, files, the model that comes of it.
 
 MLflow being away never kills a job: everything logged here also lies beside the job's outputs, failures are reported
 as warnings, and training curves are caught up at the next opportunity. MLflow takes seconds to import: that is done
@@ -21,50 +21,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid_models.errors import UsageError
+from pipelines.models import server
+from pipelines.models.registry import CHALLENGER, KIND_TAG, TRAINING_TAG
 from pipelines.secrets import shown
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Metric
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
-CHALLENGER = "challenger"
-TRAINING_TAG = "hybrid.training"
-KIND_TAG = "hybrid.kind"
-"""Of a registered model: which hybrid its versions are."""
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
-MAX_MODEL = 20 * 2**30
-"""Bytes of a registered model that is fetched."""
-MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
-"""What MLflow calls errors that another try would not mend."""
-
-
-def unreachable() -> tuple[type[Exception], ...]:
-    """What comes of asking MLflow where it cannot answer."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, SQLAlchemyError, OSError, ImportError  # S3 artifacts without boto3: ImportError
-
-
-def default_uri() -> str:
-    """MLFLOW_TRACKING_URI, else MLflow's own default, a SQLite file in the working directory (as an absolute path)."""
-    import mlflow
-
-    uri = mlflow.get_tracking_uri()
-    path = uri.removeprefix("sqlite:///")
-    return f"sqlite:///{Path(path).resolve()}" if path != uri else str(uri)
-
-
-def _set_defaults() -> None:
-    """A server that is away costs seconds, not minutes; no URLs are printed: they hold passwords."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 
 
 class Tracker:
@@ -76,14 +44,14 @@ class Tracker:
     """
 
     def __init__(self, uri: str, run_id: str | None = None) -> None:
-        _set_defaults()
+        server.set_defaults()
         self.uri = uri
         self.run_id = run_id
 
     @cached_property
     def _client(self) -> MlflowClient:
         """Opens the store at the first use, which is guarded: a database may be away, too."""
-        return client(self.uri)
+        return server.client(self.uri)
 
     def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str], experiment: str = "") -> str | None:
         """Creates the run; returns its id, or None if MLflow is away.
@@ -97,7 +65,7 @@ class Tracker:
         with self._guarded("create the run"):
             from mlflow.entities import Param
 
-            _make_parent(self.uri)
+            server.make_parent(self.uri)
             wanted = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
             experiment_id = self._experiment(wanted)
             tags = {key: shown(value) for key, value in tags.items()}
@@ -115,7 +83,7 @@ class Tracker:
         if (found := self._client.get_experiment_by_name(name)) is not None:
             return str(found.experiment_id)
         try:
-            return str(self._client.create_experiment(name, _artifact_location(self.uri)))
+            return str(self._client.create_experiment(name, server.artifact_location(self.uri)))
         except MlflowException:
             if (found := self._client.get_experiment_by_name(name)) is None:
                 raise
@@ -229,7 +197,11 @@ class Tracker:
             folder.mkdir()
             for file, content in files.items():
                 (folder / file).write_bytes(content)
-            with _tracking(self.uri), _quietly(), mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
+            with (
+                server.default_is(self.uri),
+                _quietly(),
+                mlflow.start_run(run_id=self.run_id, log_system_metrics=False),
+            ):
                 logged = mlflow.pyfunc.log_model(
                     name=meta["hybrid"],  # of the logged one, which may have no dots
                     python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -245,7 +217,9 @@ class Tracker:
         try:
             yield
         except Exception as error:  # MLflow raises its database's, HTTP's and S3's errors as they come
-            log.warning("MLflow at %s: cannot %s, going on without it: %s", shown(self.uri), what, first_line(error))
+            log.warning(
+                "MLflow at %s: cannot %s, going on without it: %s", shown(self.uri), what, server.first_line(error)
+            )
 
 
 @contextmanager
@@ -254,122 +228,6 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-@contextmanager
-def _tracking(uri: str) -> Iterator[None]:
-    """MLflow's fluent functions act on global settings, which it also exports; both are put back afterwards."""
-    import mlflow
-
-    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # forgets it
-        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def client(uri: str) -> MlflowClient:
-    """MLflow's own client, which gives up early; opening it may raise what is `unreachable`."""
-    from mlflow import MlflowClient
-
-    _set_defaults()
-    return MlflowClient(uri, registry_uri=uri)
-
-
-def make_ready(uri: str) -> None:
-    """Makes the tables of a new database, and its folder: two processes that begin with one at once would meet.
-
-    Raises:
-        ConnectionError: MLflow is not there.
-    """
-    _make_parent(uri)
-    try:
-        asked = client(uri)
-        asked.search_experiments(max_results=1)
-        asked.search_registered_models(max_results=1)
-    except unreachable() as error:
-        raise refused("be opened", uri, error) from None
-
-
-def find_run(client: MlflowClient, run_id: str) -> Run | None:
-    """A run, or None if MLflow does not know it: it may have been away when the job ran."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-
-
-def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, str]:
-    """Downloads a registered model's artifact folder.
-
-    Args:
-        uri: `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
-        folder: where to put it.
-        tracking_uri: the MLflow server.
-
-    Returns:
-        The local artifact folder, the model by name and version (an alias resolved), and the version.
-
-    Raises:
-        UsageError: there is no such model, version or alias.
-        ConnectionError: MLflow is not there.
-    """
-    from mlflow import artifacts
-
-    try:
-        asked = client(tracking_uri)
-        name, version = _resolve(asked, uri)
-        source = asked.get_model_version_download_uri(name, version)
-        with _tracking(tracking_uri):
-            if (size := _size(source)) > MAX_MODEL:
-                raise UsageError(f"{uri} has {size:,} bytes, more than {MAX_MODEL:,}: it is no trained model")
-            local = Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
-    except unreachable() as error:
-        raise refused(f"get {uri}", tracking_uri, error) from None
-    found = next(local.rglob("weights.safetensors"), None)
-    if found is None:
-        raise UsageError(f"{uri} holds no hybrid's artifact: was it registered by `hybrid train`?")
-    return found.parent, f"models:/{name}/{version}", version
-
-
-def _size(artifact_uri: str) -> int:
-    """Bytes of all files below a place of MLflow's, without fetching any."""
-    from mlflow import artifacts
-
-    found = artifacts.list_artifacts(artifact_uri=artifact_uri)
-    root = artifact_uri.rstrip("/")
-    return sum(
-        _size(f"{root}/{each.path.rsplit('/', 1)[-1]}") if each.is_dir else each.file_size or 0 for each in found
-    )
-
-
-def refused(what: str, tracking_uri: str, error: Exception) -> Exception:
-    """The one-line error for what MLflow could not do: a usage error if MLflow says that it has no such thing."""
-    message = f"MLflow at {shown(tracking_uri)}: cannot {what}: {first_line(error)}"
-    mistake = getattr(error, "error_code", "") in MISTAKES or isinstance(error, ImportError)
-    return UsageError(message) if mistake else ConnectionError(message)
-
-
-def _resolve(client: MlflowClient, uri: str) -> tuple[str, str]:
-    path = uri.removeprefix("models:/")
-    if "@" in path:
-        name, alias = path.split("@", 1)
-        return name, str(client.get_model_version_by_alias(name, alias).version)
-    name, _, version = path.partition("/")
-    if not name or not version:
-        raise UsageError(f"{uri} names no version: write models:/NAME/VERSION or models:/NAME@ALIAS")
-    return name, str(client.get_model_version(name, version).version)
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -381,26 +239,9 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _artifact_location(tracking_uri: str) -> str | None:
-    """A server decides itself where artifacts go; without one (SQLite) they lie beside the database."""
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    return f"file://{Path(tracking_uri.removeprefix('sqlite:///')).resolve().parent / 'mlflow-artifacts'}"
-
-
-def _make_parent(uri: str) -> None:
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-
-
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def first_line(error: BaseException) -> str:
-    """What MLflow says, without passwords."""
-    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def _now_ms() -> int:

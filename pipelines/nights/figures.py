@@ -18,7 +18,7 @@ from PIL import Image
 from hybrid_models.explanations import Alignment, Explanation, Forecast, Gaze
 from hybrid_models.inputs import Sample
 from pipelines import storage
-from pipelines.models import artifacts, tracking
+from pipelines.models import artifacts, server
 from pipelines.models.pictures import LOOKED_AT, clock, evenly, lit, side_by_side, strip
 from pipelines.models.session import Inference
 from pipelines.nights import query, tables
@@ -68,7 +68,7 @@ def figures(
         return [Figure(row, *element(shown, row)) for row, shown in zip(known, explained, strict=True)], ""
     except Exception as error:  # pictures are the least of a page: whatever keeps them away is said instead
         log.warning("%s ds=%s: nothing to look at: %s", table, ds, error)
-        return [], f"Nothing to look at: {tracking.first_line(error)}"
+        return [], f"Nothing to look at: {server.first_line(error)}"
 
 
 def _metadata(tables_uri: str, name: str, ds: str) -> dict[bytes, bytes]:

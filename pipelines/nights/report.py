@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hybrid_models.errors import UsageError
 from pipelines import secrets, storage
-from pipelines.models import tracking
+from pipelines.models import server
 from pipelines.models.pictures import NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H
 from pipelines.nights import ownership, query, tables
 from pipelines.nights.figures import Figure, figures
@@ -169,9 +169,9 @@ def _table(tables_uri: str, name: str) -> DeltaTable | None:
 def _ask_mlflow(sections: Sequence[Section], uri: str) -> None:
     """Adds speeds, seconds by stage and links; a page without them is better than none."""
     try:
-        client = tracking.client(uri)
+        client = server.client(uri)
         for section in sections:
-            runs = {past.run_id: tracking.find_run(client, past.run_id) for past in section.history}
+            runs = {past.run_id: server.find_run(client, past.run_id) for past in section.history}
             metrics = {name: run.data.metrics for name, run in runs.items() if run is not None}
             section.history = [
                 replace(past, rows_per_second=metrics.get(past.run_id, {}).get("rows_per_second"))
@@ -184,8 +184,8 @@ def _ask_mlflow(sections: Sequence[Section], uri: str) -> None:
             }
             if uri.startswith("http"):
                 _add_links(section, f"{secrets.without_login(uri)}/#", runs[section.run_id])
-    except tracking.unreachable() as error:
-        log.warning("the report has no speeds: %s", tracking.refused("tell how fast nights were", uri, error))
+    except server.unreachable() as error:
+        log.warning("the report has no speeds: %s", server.refused("tell how fast nights were", uri, error))
 
 
 def _add_links(section: Section, root: str, run: Run | None) -> None:

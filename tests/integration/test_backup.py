@@ -14,8 +14,9 @@ import pytest
 import s3fs
 
 from infra import backup
-from pipelines.models import tracking
-from pipelines.models.tracking import Tracker, fetch_model
+from pipelines.models.registry import fetch_model
+from pipelines.models.server import client, find_run
+from pipelines.models.tracking import Tracker
 from pipelines.nights import tables
 from tests import tiny
 from tests.servers import BUCKET, MlflowServer, S3Server
@@ -78,7 +79,7 @@ def test_what_was_saved_is_there_again_on_fresh_servers(
     tracker = Tracker(mlflow.uri)
     assert tracker.start("first", {}, {}) is not None
     assert tracker.register("translator", files) == "1"
-    tracking.client(mlflow.uri).set_registered_model_alias("translator", "champion", "1")
+    client(mlflow.uri).set_registered_model_alias("translator", "champion", "1")
     tiny.write_sentences(f"s3://{BUCKET}/shards/ä b%20[1]", shards=2, rows=3)
     for ds in ("2026-01-30", "2026-01-31"):
         tiny.write_night(f"s3://{BUCKET}/tables", ds, f"s3://{BUCKET}/shards", model, str(tracker.run_id))
@@ -106,7 +107,7 @@ def test_what_was_saved_is_there_again_on_fresh_servers(
     folder, name, version = fetch_model(CHAMPION, tmp_path / "fetched", again.uri)
     assert (name, version) == ("models:/translator/1", "1")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
-    run_of_rows = tracking.find_run(tracking.client(again.uri), before[0]["run_id"])
+    run_of_rows = find_run(client(again.uri), before[0]["run_id"])
     assert run_of_rows is not None
     assert run_of_rows.info.run_name == "first"
     tiny.write_night(f"s3://{BUCKET}/tables", "2026-02-01", f"s3://{BUCKET}/shards", model)

@@ -9,7 +9,7 @@ from hybrid_models.inputs import Cut
 from hybrid_models.nowcaster.preprocess import NowcasterConfig
 from jobs import cli
 from jobs.options import JudgingOptions, MlflowOptions, NightOptions, WindowOptions, WorkOptions
-from pipelines.models.tracking import default_uri
+from pipelines.models.server import default_uri
 from tests.jobs.test_cli import flags_of
 
 SHARED = (MlflowOptions, WorkOptions, JudgingOptions, NightOptions, WindowOptions)

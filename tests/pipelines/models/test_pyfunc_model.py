@@ -12,7 +12,8 @@ from PIL import Image
 from hybrid_models.errors import UsageError
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
-from pipelines.models.tracking import Tracker, _tracking
+from pipelines.models.server import default_is
+from pipelines.models.tracking import Tracker
 from tests import tiny
 
 TEXTS = tiny.sentences(5, seed=8)
@@ -36,7 +37,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def load(registered: str) -> Iterator[Callable[[str], Any]]:
     """MLflow's loader, as a notebook would call it."""
-    with _tracking(registered):
+    with default_is(registered):
         yield mlflow.pyfunc.load_model
 
 
@@ -111,7 +112,7 @@ def test_models_that_were_registered_by_version_0_1_still_predict(registered: st
         ("translator", {"en": TEXTS[0]}, "translation"),
         ("captioner", {"media": tiny.jpeg(0)}, "caption"),
     ):
-        with _tracking(registered):
+        with default_is(registered):
             now = mlflow.pyfunc.load_model(f"models:/{hybrid}/1")
             stored = mlflow.artifacts.download_artifacts(f"models:/{hybrid}/1", dst_path=str(tmp_path / hybrid))
             folder = next(Path(stored).rglob("weights.safetensors")).parent

@@ -7,9 +7,11 @@ import pytest
 from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines.models import artifacts, registry
+from pipelines.models.registry import fetch_model
 from pipelines.models.tracking import Tracker
 from tests import tiny
 
+AWAY = "http://127.0.0.1:9"
 TRAINING = {"recipe": "translator-demo", "data": "s3://lake/pairs", "metrics": {"val_bleu": 31.25}}
 
 
@@ -93,3 +95,96 @@ def test_what_is_not_there_is_named(uri: str, tmp_path: Path, monkeypatch: pytes
         registry.versions("http://someone:secret@127.0.0.1:9", ["translator"])
     assert str(caught.value).startswith("MLflow at http://***@127.0.0.1:9: cannot list the models: ")
     assert "secret" not in str(caught.value)
+
+
+# ---- fetched -------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, bytes]]]:
+    """An MLflow with two registered versions of `translator`, and their files."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('shelf')}/mlflow.db"
+    made = []
+    for seed in (0, 1):
+        tracker = Tracker(uri)
+        tracker.start(f"train {seed}", {}, {})
+        files = artifacts.make(tiny.translator(seed), TranslatorDecoding(beam_size=1), {"seed": seed}, "Card.\n")
+        assert tracker.register("translator", files) == str(seed + 1)
+        tracker.finish()
+        made.append(files)
+    return uri, made
+
+
+def test_registered_models_are_fetched_by_version_and_alias(
+    shelf: tuple[str, list[dict[str, bytes]]], tmp_path: Path
+) -> None:
+    uri, versions = shelf
+    settings = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    before = (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), [os.environ.get(name) for name in settings])
+    mlflow.MlflowClient(uri, registry_uri=uri).set_registered_model_alias("translator", "champion", "1")
+    expected = {
+        "models:/translator/1": ("1", versions[0]),
+        "models:/translator/2": ("2", versions[1]),
+        "models:/translator@challenger": ("2", versions[1]),
+        "models:/translator@champion": ("1", versions[0]),
+    }
+    for number, (name, (version, files)) in enumerate(expected.items()):
+        target = tmp_path / str(number)
+        target.mkdir()
+        folder, model, found = fetch_model(name, target, uri)
+        assert (model, found) == (f"models:/translator/{version}", version)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+        artifact = artifacts.read(name, "translator", uri)
+        assert (artifact.model, artifact.version) == (f"models:/translator/{version}", version)
+        assert artifact.meta["training"] == {"seed": int(version) - 1}
+    after = (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), [os.environ.get(name) for name in settings])
+    assert after == before
+    assert not any(path.suffix in (".pkl", ".pickle") for path in tmp_path.rglob("*")), "nothing is pickled"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("models:/translator/99", "MLflow at {uri}: cannot get models:/translator/99: "),
+        ("models:/translator@nobody", "MLflow at {uri}: cannot get models:/translator@nobody: "),
+        ("models:/painter/1", "MLflow at {uri}: cannot get models:/painter/1: "),
+        ("models:/translator/one", "MLflow at {uri}: cannot get models:/translator/one: "),
+        ("models:/translator", "models:/translator names no version: write models:/NAME/VERSION or models:/NAME@ALIAS"),
+        ("models:/translator/", "models:/translator/ names no version: write "),
+        ("models:/", "models:/ names no version: write "),
+    ],
+)
+def test_unknown_models_are_named(uri: str, tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        fetch_model(name, tmp_path, uri)
+    assert str(caught.value).startswith(message.format(uri=uri))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_no_hybrid_is_refused(uri: str, tmp_path: Path) -> None:
+    tracker = Tracker(uri)
+    run_id = tracker.start("other", {}, {})
+    assert run_id is not None
+    tracker.log_text("x", "other/MLmodel")
+    client = mlflow.MlflowClient(uri, registry_uri=uri)
+    client.create_registered_model("other")
+    client.create_model_version("other", f"{client.get_run(run_id).info.artifact_uri}/other")
+    with pytest.raises(UsageError, match=r"models:/other/1 holds no hybrid's artifact: was it registered by `hybrid"):
+        fetch_model("models:/other/1", tmp_path, uri)
+
+
+def test_a_model_that_is_too_large_is_not_fetched(
+    shelf: tuple[str, list[dict[str, bytes]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, versions = shelf
+    least = sum(map(len, versions[1].values()))
+    monkeypatch.setattr(registry, "MAX_MODEL", least)  # MLflow's own files come on top
+    with pytest.raises(UsageError, match=rf"^models:/translator/2 has [\d,]+ bytes, more than {least:,}: "):
+        fetch_model("models:/translator/2", tmp_path, uri)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_model_of_a_server_that_is_away_is_no_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError) as caught:
+        fetch_model("models:/translator/1", tmp_path, AWAY)
+    assert str(caught.value).startswith(f"MLflow at {AWAY}: cannot get models:/translator/1: ")
+    assert "\n" not in str(caught.value)

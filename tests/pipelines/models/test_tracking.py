@@ -1,6 +1,4 @@
 import json
-import os
-import sqlite3
 import time
 from pathlib import Path
 
@@ -8,10 +6,9 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines.models import artifacts, tracking
-from pipelines.models.tracking import Tracker, default_uri, fetch_model, flatten
+from pipelines.models.tracking import Tracker, flatten
 from tests import tiny
 
 AWAY = "http://127.0.0.1:9"
@@ -22,12 +19,6 @@ FILES = artifacts.make(tiny.translator(), TranslatorDecoding(beam_size=1), {}, "
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An MLflow whose folder does not exist yet; making its tables takes seconds, so the tests share it."""
     return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/new/mlflow.db"
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
 
 
 def started(uri: str, name: str = "run") -> tuple[Tracker, str]:
@@ -209,122 +200,6 @@ def test_a_database_that_cannot_be_opened_is_a_warning_too(caplog: pytest.LogCap
     assert len(warnings(caplog)) == 2
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_model_of_a_server_that_is_away_is_no_mistake(tmp_path: Path) -> None:
-    with pytest.raises(ConnectionError) as caught:
-        fetch_model("models:/translator/1", tmp_path, AWAY)
-    assert str(caught.value).startswith(f"MLflow at {AWAY}: cannot get models:/translator/1: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_defaults_make_mlflow_give_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    Tracker(AWAY)
-    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "20"
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "90")
-    Tracker(AWAY)
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "90", "whoever sets it knows better"
-
-
-# ---- registered models -------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def versions(uri: str) -> list[dict[str, bytes]]:
-    """Two registered versions of `translator`."""
-    made = []
-    for seed in (0, 1):
-        tracker, _ = started(uri, f"train {seed}")
-        files = artifacts.make(tiny.translator(seed), TranslatorDecoding(beam_size=1), {"seed": seed}, "Card.\n")
-        assert tracker.register("translator", files) == str(seed + 1)
-        tracker.finish()
-        made.append(files)
-    return made
-
-
-def test_registered_models_are_fetched_by_version_and_alias(
-    uri: str, versions: list[dict[str, bytes]], tmp_path: Path
-) -> None:
-    settings = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    before = (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), [os.environ.get(name) for name in settings])
-    mlflow.MlflowClient(uri, registry_uri=uri).set_registered_model_alias("translator", "champion", "1")
-    expected = {
-        "models:/translator/1": ("1", versions[0]),
-        "models:/translator/2": ("2", versions[1]),
-        "models:/translator@challenger": ("2", versions[1]),
-        "models:/translator@champion": ("1", versions[0]),
-    }
-    for number, (name, (version, files)) in enumerate(expected.items()):
-        target = tmp_path / str(number)
-        target.mkdir()
-        folder, model, found = fetch_model(name, target, uri)
-        assert (model, found) == (f"models:/translator/{version}", version)
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
-        artifact = artifacts.read(name, "translator", uri)
-        assert (artifact.model, artifact.version) == (f"models:/translator/{version}", version)
-        assert artifact.meta["training"] == {"seed": int(version) - 1}
-    after = (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), [os.environ.get(name) for name in settings])
-    assert after == before
-    assert not any(path.suffix in (".pkl", ".pickle") for path in tmp_path.rglob("*")), "nothing is pickled"
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("models:/translator/99", "MLflow at {uri}: cannot get models:/translator/99: "),
-        ("models:/translator@nobody", "MLflow at {uri}: cannot get models:/translator@nobody: "),
-        ("models:/painter/1", "MLflow at {uri}: cannot get models:/painter/1: "),
-        ("models:/translator/one", "MLflow at {uri}: cannot get models:/translator/one: "),
-        ("models:/translator", "models:/translator names no version: write models:/NAME/VERSION or models:/NAME@ALIAS"),
-        ("models:/translator/", "models:/translator/ names no version: write "),
-        ("models:/", "models:/ names no version: write "),
-    ],
-)
-@pytest.mark.usefixtures("versions")
-def test_unknown_models_are_named(uri: str, tmp_path: Path, name: str, message: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        fetch_model(name, tmp_path, uri)
-    assert str(caught.value).startswith(message.format(uri=uri))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_model_that_is_no_hybrid_is_refused(uri: str, tmp_path: Path) -> None:
-    tracker, run_id = started(uri, "other")
-    tracker.log_text("x", "other/MLmodel")
-    client = mlflow.MlflowClient(uri, registry_uri=uri)
-    client.create_registered_model("other")
-    client.create_model_version("other", f"{client.get_run(run_id).info.artifact_uri}/other")
-    with pytest.raises(UsageError, match=r"models:/other/1 holds no hybrid's artifact: was it registered by `hybrid"):
-        fetch_model("models:/other/1", tmp_path, uri)
-
-
-# ---- where MLflow is ---------------------------------------------------------------------------------------------
-def test_the_default_is_the_environment_or_an_absolute_local_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "sqlite:///mlflow.db")
-    assert default_uri() == f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"sqlite:///{tmp_path}/x/y.db")
-    assert default_uri() == f"sqlite:///{tmp_path}/x/y.db"
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://mlflow.example")
-    assert default_uri() == "https://mlflow.example"
-    monkeypatch.undo()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://other.example")
-    assert default_uri() == "https://other.example"
-
-
-def test_a_model_that_is_too_large_is_not_fetched(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker, _ = started(uri)
-    version = tracker.register("translator", FILES)
-    least = sum(map(len, FILES.values()))
-    monkeypatch.setattr(tracking, "MAX_MODEL", least)  # MLflow's own files come on top
-    with pytest.raises(UsageError, match=rf"^models:/translator/{version} has [\d,]+ bytes, more than {least:,}: "):
-        fetch_model(f"models:/translator/{version}", tmp_path, uri)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_registration_is_whole_or_taken_up_again(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The version is there, but its alias failed: the challenger is the one before. Done again, it is this one."""
     before, tracker = Tracker(uri), Tracker(uri)
@@ -339,16 +214,3 @@ def test_a_registration_is_whole_or_taken_up_again(uri: str, monkeypatch: pytest
     assert tracker.register("taken-up", FILES) == "2"
     assert str(client.get_model_version_by_alias("taken-up", "challenger").version) == "2"
     assert len(client.search_model_versions("name = 'taken-up'")) == 2, "and there is no third one"
-
-
-def test_a_new_database_is_made_ready_before_two_ask_it(tmp_path: Path) -> None:
-    new = f"sqlite:///{tmp_path}/new/mlflow.db"
-    tracking.make_ready(new)
-    tables = sqlite3.connect(tmp_path / "new/mlflow.db").execute("SELECT name FROM sqlite_master").fetchall()
-    assert {("experiments",), ("registered_models",)} <= set(tables)
-
-
-@pytest.mark.usefixtures("impatient")
-def test_what_cannot_be_made_ready_is_told_in_one_line() -> None:
-    with pytest.raises(ConnectionError, match=rf"^MLflow at {AWAY}: cannot be opened: "):
-        tracking.make_ready(AWAY)

@@ -17,7 +17,7 @@ from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Alignment, Forecast, Gaze
 from pipelines import storage
-from pipelines.models import tracking
+from pipelines.models import server
 from pipelines.models.tracking import Tracker
 from pipelines.nights import figures, report
 from tests import tiny
@@ -190,7 +190,7 @@ def test_lost_rows_are_told_and_tables_of_others_left_out(tmp_path: Path, caplog
 
 def test_models_and_runs_are_linked_to_an_mlflow_server(lake: Path) -> None:
     _, (captions, _) = page_of(lake, "2026-01-01")
-    run = tracking.find_run(tracking.client(mlflow_of(lake)), captions.run_id)
+    run = server.find_run(server.client(mlflow_of(lake)), captions.run_id)
     assert run is not None
     captions.model = "models:/captioner/12"
     report._add_links(captions, "https://mlflow.example.com/#", run)

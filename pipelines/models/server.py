@@ -1,0 +1,127 @@
+"""MLflow: where it is, its client, and what it says when it cannot do what was asked.
+
+MLflow takes seconds to import: that is done where it is asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybrid_models.errors import UsageError
+from pipelines.secrets import shown
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
+"""What MLflow calls errors that another try would not mend."""
+
+
+def unreachable() -> tuple[type[Exception], ...]:
+    """What comes of asking MLflow where it cannot answer."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, OSError, ImportError  # S3 artifacts without boto3: ImportError
+
+
+def default_uri() -> str:
+    """MLFLOW_TRACKING_URI, else MLflow's own default, a SQLite file in the working directory (as an absolute path)."""
+    import mlflow
+
+    uri = mlflow.get_tracking_uri()
+    path = uri.removeprefix("sqlite:///")
+    return f"sqlite:///{Path(path).resolve()}" if path != uri else str(uri)
+
+
+def set_defaults() -> None:
+    """A server that is away costs seconds, not minutes; no URLs are printed: they hold passwords."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+
+
+@contextmanager
+def default_is(uri: str) -> Iterator[None]:
+    """Where MLflow is, for its fluent functions. They act on global
+    settings, which it also exports; both are put back afterwards."""
+    import mlflow
+
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # forgets it
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def client(uri: str) -> MlflowClient:
+    """MLflow's own client, which gives up early; opening it may raise what is `unreachable`."""
+    from mlflow import MlflowClient
+
+    set_defaults()
+    return MlflowClient(uri, registry_uri=uri)
+
+
+def make_ready(uri: str) -> None:
+    """Makes the tables of a new database, and its folder: two processes that begin with one at once would meet.
+
+    Raises:
+        ConnectionError: MLflow is not there.
+    """
+    make_parent(uri)
+    try:
+        asked = client(uri)
+        asked.search_experiments(max_results=1)
+        asked.search_registered_models(max_results=1)
+    except unreachable() as error:
+        raise refused("be opened", uri, error) from None
+
+
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """A run, or None if MLflow does not know it: it may have been away when the job ran."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def refused(what: str, tracking_uri: str, error: Exception) -> Exception:
+    """The one-line error for what MLflow could not do: a usage error if MLflow says that it has no such thing."""
+    message = f"MLflow at {shown(tracking_uri)}: cannot {what}: {first_line(error)}"
+    mistake = getattr(error, "error_code", "") in MISTAKES or isinstance(error, ImportError)
+    return UsageError(message) if mistake else ConnectionError(message)
+
+
+def first_line(error: BaseException) -> str:
+    """What MLflow says, without passwords."""
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def artifact_location(tracking_uri: str) -> str | None:
+    """A server decides itself where artifacts go; without one (SQLite) they lie beside the database."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return None
+    return f"file://{Path(tracking_uri.removeprefix('sqlite:///')).resolve().parent / 'mlflow-artifacts'}"
+
+
+def make_parent(uri: str) -> None:
+    """The folder of a SQLite file."""
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)

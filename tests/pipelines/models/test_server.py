@@ -1,0 +1,51 @@
+import os
+import sqlite3
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipelines.models import server
+from pipelines.models.server import default_uri
+
+AWAY = "http://127.0.0.1:9"
+
+
+def test_the_default_is_the_environment_or_an_absolute_local_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "sqlite:///mlflow.db")
+    assert default_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"sqlite:///{tmp_path}/x/y.db")
+    assert default_uri() == f"sqlite:///{tmp_path}/x/y.db"
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://mlflow.example")
+    assert default_uri() == "https://mlflow.example"
+    monkeypatch.undo()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://other.example")
+    assert default_uri() == "https://other.example"
+
+
+def test_a_new_database_is_made_ready_before_two_ask_it(tmp_path: Path) -> None:
+    new = f"sqlite:///{tmp_path}/new/mlflow.db"
+    server.make_ready(new)
+    tables = sqlite3.connect(tmp_path / "new/mlflow.db").execute("SELECT name FROM sqlite_master").fetchall()
+    assert {("experiments",), ("registered_models",)} <= set(tables)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_cannot_be_made_ready_is_told_in_one_line() -> None:
+    with pytest.raises(ConnectionError, match=rf"^MLflow at {AWAY}: cannot be opened: "):
+        server.make_ready(AWAY)
+
+
+def test_defaults_make_mlflow_give_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    server.set_defaults()
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "20"
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "90")
+    server.set_defaults()
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "90", "whoever sets it knows better"
