@@ -29,8 +29,9 @@ from hybrid_models.contract import Batch, Loss, autocast, module_device, to_devi
 from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
 from hybrid_models.layers.image_encoder import VisualHybrid, pool_time
-from hybrid_models.layers.recurrent import STATES, initial_state, word_decoder
+from hybrid_models.layers.recurrent import STATES, initial_state
 from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
+from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
 from hybrid_models.search.beam import Hypothesis, State, inference, sample_words, search
 from hybrid_models.text import (

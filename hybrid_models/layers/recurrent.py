@@ -1,219 +1,21 @@
-"""Recurrent word decoders, with and without attention: the RNN half of the captioner and of the translator.
-
-Training unrolls whole target sequences at once: what does not depend on the previous state (embeddings, their gates,
-keys) is computed up front; the softmax, and the gradients of matrices, once after the loop; for real tokens only.
-"""
+"""Recurrent cells: their sizes and first states, a step of one, both directions of a text, products that repeat."""
 
 # ruff: noqa: N806 - shape suffixes, see contract.py
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from hybrid_models.contract import Loss
-from hybrid_models.layers.attention import AdditiveAttention
 from hybrid_models.search.beam import State
-from hybrid_models.text import BOS, PAD, pad_rows
 
 Cell = Literal["gru", "lstm"]
 GATES: dict[Cell, int] = {"gru": 3, "lstm": 4}
 RNNS: dict[Cell, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 STATES: dict[Cell, int] = {"gru": 1, "lstm": 2}
 """How many vectors a cell's state is."""
-ROWS = 64
-"""The softmax works on a multiple of so many tokens: on CPUs a matrix product compiles anew for each size not seen yet,
-which takes longer than the product."""
-
-
-class WordDecoder(nn.Module, abc.ABC):
-    """Embeds the previous word, advances a recurrent state, and predicts the next word.
-
-    Output layer: logits = W tanh(R [features; embedding]) + b, where W is the embedding matrix if `tie_embeddings`
-    (Press & Wolf 2017; held once, so that a state dict has no shared tensors).
-
-    Args:
-        vocabulary: number of tokens V.
-        embedding_size: size E of a token's vector.
-        feature_size: size F of what `unroll` gives.
-        dropout: on embeddings and on what the output layer sees.
-        tie_embeddings: whether the output layer is the embedding matrix.
-    """
-
-    def __init__(
-        self, vocabulary: int, embedding_size: int, feature_size: int, dropout: float, tie_embeddings: bool
-    ) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary, embedding_size, padding_idx=PAD)
-        nn.init.normal_(self.embedding.weight, std=embedding_size**-0.5)
-        self.readout = nn.Linear(feature_size + embedding_size, embedding_size)
-        self.dropout = nn.Dropout(dropout)
-        self.output_bias = nn.Parameter(torch.zeros(vocabulary))
-        self.output_weight = None if tie_embeddings else nn.Parameter(self.embedding.weight.detach().clone())
-
-    @abc.abstractmethod
-    def unroll(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """embedded [N,T,E], state of N, memory of B (N = B·R, rows of a source side by side) → [N,T,F], state."""
-
-    def prepare(self, memory: State) -> State:
-        """Adds to a memory what is computed once per source."""
-        return memory
-
-    def attend(self, texts: Sequence[Sequence[int]], state: State, memory: State) -> list[np.ndarray] | None:
-        """Where it looks while it writes a text's T tokens and the end symbol: float32 [T+1,S] of each of N texts; None
-        without attention."""
-        return None
-
-    def loss(
-        self, targets: Tensor, state: State, memory: State, label_smoothing: float, weights: Tensor | None = None
-    ) -> Loss:
-        """Negative log likelihood under teacher forcing, summed over real tokens.
-
-        Args:
-            targets: int64 [N,T]: start symbol, words, end symbol, padding (`PAD`, which costs nothing).
-            state: initial state, leading axis N.
-            memory: as `prepare` gives it, leading axis B, where N = B·R.
-            label_smoothing: share of the target mass spread over all words; 0 when not training.
-            weights: [N], by which each text's tokens are weighted.
-        """
-        embedded_NTE = self.dropout(self.embedding(targets[:, :-1]))
-        features_NTF, _ = self.unroll(embedded_NTE, state, memory)
-        words_M = targets[:, 1:].flatten()
-        real = (words_M != PAD).nonzero().squeeze(1)
-        chosen = F.pad(real, (0, -len(real) % ROWS))
-        logits = self._logits(features_NTF.flatten(0, 1)[chosen], embedded_NTE.flatten(0, 1)[chosen])[: len(real)]
-        costs = F.cross_entropy(logits.float(), words_M[real], label_smoothing=label_smoothing, reduction="none")
-        if weights is not None:
-            costs = costs * weights.repeat_interleave(targets.shape[1] - 1)[real]
-        return Loss(costs.sum(), (words_M != PAD).sum())
-
-    def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """One step of a search, see `decoding.Step`: tokens [N] → log_probs float32 [N,V]."""
-        embedded_N1E = self.embedding(tokens).unsqueeze(1)
-        features_N1F, state = self.unroll(embedded_N1E, state, memory)
-        logits_NV = self._logits(features_N1F[:, 0], embedded_N1E[:, 0])
-        return torch.log_softmax(logits_NV.float(), dim=-1), state
-
-    def _logits(self, features: Tensor, embedded: Tensor) -> Tensor:
-        readout = self.dropout(torch.tanh(self.readout(torch.cat([features, embedded.to(features.dtype)], dim=-1))))
-        weight = self.embedding.weight if self.output_weight is None else self.output_weight
-        return F.linear(readout, weight, self.output_bias)
-
-
-class PlainDecoder(WordDecoder):
-    """Without attention: the source is in the initial state alone (Vinyals et al. 2015, "Show and tell")."""
-
-    def __init__(
-        self,
-        vocabulary: int,
-        embedding_size: int,
-        hidden_size: int,
-        cell: Cell,
-        dropout: float = 0.0,
-        tie_embeddings: bool = True,
-    ) -> None:
-        super().__init__(vocabulary, embedding_size, hidden_size, dropout, tie_embeddings)
-        self.rnn = RNNS[cell](embedding_size, hidden_size, batch_first=True)
-
-    def unroll(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        hidden_1ND = state["hidden"].unsqueeze(0)
-        if "cell" not in state:
-            features_NTD, hidden_1ND = self.rnn(embedded, hidden_1ND)
-            return features_NTD, {"hidden": hidden_1ND[0]}
-        features_NTD, (hidden_1ND, cell_1ND) = self.rnn(embedded, (hidden_1ND, state["cell"].unsqueeze(0)))
-        return features_NTD, {"hidden": hidden_1ND[0], "cell": cell_1ND[0]}
-
-
-class AttentionDecoder(WordDecoder):
-    """With additive attention (Bahdanau et al. 2015): the state that has read a word asks for what the next one needs;
-    the context enters the cell with that next word (Luong et al. 2015, §3.1, and "input feeding", §3.3).
-
-    h_t = cell([embedding_t; context_{t-1}], h_{t-1}),  context_t = attention(h_t, keys),  features_t = [h_t; context_t]
-
-    State: `hidden` (and `cell`) [N,D], and `context` [N,K], which is 0 before the first word.
-
-    Memory: `keys` [B,S,K], `mask` bool [B,S] (True where valid), and `projected` [B,S,A] from `prepare`.
-    The cells are those of `nn.GRU` (Cho et al. 2014) and `nn.LSTM` (Hochreiter & Schmidhuber 1997).
-    """
-
-    def __init__(
-        self,
-        vocabulary: int,
-        embedding_size: int,
-        hidden_size: int,
-        key_size: int,
-        attention_size: int,
-        cell: Cell,
-        dropout: float = 0.0,
-        tie_embeddings: bool = True,
-    ) -> None:
-        super().__init__(vocabulary, embedding_size, hidden_size + key_size, dropout, tie_embeddings)
-        gates = GATES[cell] * hidden_size
-        self.attention = AdditiveAttention(hidden_size, key_size, attention_size)
-        self.word_gates = nn.Linear(embedding_size, gates)
-        self.context_gates = nn.Linear(key_size, gates, bias=False)
-        self.hidden_gates = nn.Linear(hidden_size, gates)
-
-    def prepare(self, memory: State) -> State:
-        projected_BSA = self.attention.project_keys(memory["keys"])
-        return {**memory, "keys": memory["keys"].to(projected_BSA.dtype), "projected": projected_BSA}
-
-    def unroll(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        hidden, contexts, _, state = self._walk(embedded, state, memory)
-        hidden_NTD, contexts_NTK = torch.stack(hidden, dim=1), torch.stack(contexts, dim=1)
-        return torch.cat([hidden_NTD.to(contexts_NTK.dtype), contexts_NTK], dim=2), state
-
-    def attend(self, texts: Sequence[Sequence[int]], state: State, memory: State) -> list[np.ndarray]:
-        written_NT = torch.from_numpy(pad_rows([np.asarray([BOS, *tokens]) for tokens in texts]))
-        *_, weights, _ = self._walk(self.embedding(written_NT.to(memory["keys"].device)), state, memory)
-        weights_NTS = torch.stack([weights_BRS.flatten(0, 1) for weights_BRS in weights], dim=1).detach().float().cpu()
-        return [weights_TS[: len(tokens) + 1].numpy() for weights_TS, tokens in zip(weights_NTS, texts, strict=True)]
-
-    def _walk(
-        self, embedded: Tensor, state: State, memory: State
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], State]:
-        """Hidden states [N,D], contexts [N,K] and attention weights [B,R,S] of all steps, and the last state."""
-        steps, sources = embedded.shape[1], len(memory["keys"])
-        word_gates_NTG = self.word_gates(embedded)
-        keys_BSK = RepeatedProduct(memory["keys"], steps)
-        weight_KG = RepeatedProduct(self.context_gates.weight.t().to(word_gates_NTG.dtype), steps)
-        weight_DG = RepeatedProduct(self.hidden_gates.weight.t().to(word_gates_NTG.dtype), steps)
-        context_NK = state.get("context", word_gates_NTG.new_zeros(len(embedded), memory["keys"].shape[2]))
-        hidden, contexts, weights = [], [], []
-        for words_NG in word_gates_NTG.unbind(1):
-            hidden_gates_NG = weight_DG(state["hidden"]) + self.hidden_gates.bias
-            state = _advance(state, words_NG + weight_KG(context_NK), hidden_gates_NG)
-            query_BRD = state["hidden"].view(sources, -1, state["hidden"].shape[1])
-            weights_BRS = self.attention.weights(query_BRD, memory["mask"], memory["projected"])
-            context_NK = keys_BSK(weights_BRS).flatten(0, 1)
-            hidden.append(state["hidden"])
-            contexts.append(context_NK)
-            weights.append(weights_BRS)
-        state = {**state, "context": context_NK}
-        return hidden, contexts, weights, state
-
-
-def word_decoder(
-    vocabulary: int,
-    embedding_size: int,
-    hidden_size: int,
-    key_size: int,
-    attention_size: int | None,
-    cell: Cell,
-    dropout: float,
-    tie_embeddings: bool,
-) -> WordDecoder:
-    """A decoder with attention, or without (`attention_size` None): then the source is in the initial state alone."""
-    sizes = (vocabulary, embedding_size, hidden_size)
-    if attention_size is None:
-        return PlainDecoder(*sizes, cell, dropout, tie_embeddings)
-    return AttentionDecoder(*sizes, key_size, attention_size, cell, dropout, tie_embeddings)
 
 
 class BidirectionalRNN(nn.Module):
@@ -293,7 +95,7 @@ class _Collect(torch.autograd.Function):
         return x_ni.transpose(-1, -2) @ grad_no, None, None, None
 
 
-def _advance(state: State, input_gates: Tensor, hidden_gates: Tensor) -> State:
+def advance(state: State, input_gates: Tensor, hidden_gates: Tensor) -> State:
     """One cell step from the gates' two halves [N,G·D], in the gate order of `nn.GRU` and `nn.LSTM`.
 
     The state stays float32 under autocast: many small changes are lost in bfloat16.

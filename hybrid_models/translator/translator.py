@@ -21,7 +21,8 @@ from torch import nn
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
 from hybrid_models.explanations import Alignment, Explanation
 from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample
-from hybrid_models.layers.recurrent import STATES, BidirectionalRNN, initial_state, word_decoder
+from hybrid_models.layers.recurrent import STATES, BidirectionalRNN, initial_state
+from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, bleu, chrf
 from hybrid_models.search.beam import Hypothesis, State, inference, search
 from hybrid_models.text import (

@@ -19,7 +19,8 @@ from hybrid_models.explanations import Alignment, Explanation, Forecast, Gaze
 from hybrid_models.inputs import Sample
 from pipelines import storage
 from pipelines.models import artifacts, server
-from pipelines.models.pictures import LOOKED_AT, clock, evenly, lit, side_by_side, strip
+from pipelines.models.forecasts import evenly, side_by_side
+from pipelines.models.pictures import LOOKED_AT, clock, lit, strip
 from pipelines.models.session import Inference
 from pipelines.nights import query, tables
 from pipelines.reading.samples import unpack

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hybrid_models.errors import UsageError
 from pipelines import secrets, storage
 from pipelines.models import server
-from pipelines.models.pictures import NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H
+from pipelines.models.forecasts import NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H
 from pipelines.nights import ownership, query, tables
 from pipelines.nights.figures import Figure, figures
 

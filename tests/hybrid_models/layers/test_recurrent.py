@@ -1,121 +1,11 @@
-"""Word decoders against torch's own cells and against step-by-step computation."""
-
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from hybrid_models.layers.recurrent import (
-    AttentionDecoder,
-    BidirectionalRNN,
-    PlainDecoder,
-    RepeatedProduct,
-    initial_state,
-)
-from hybrid_models.text import BOS, EOS, PAD
+from hybrid_models.layers.recurrent import BidirectionalRNN, RepeatedProduct, initial_state
 
-V, E, D, K, A, B, R, S = 11, 5, 6, 7, 4, 2, 3, 4
-TARGETS = torch.tensor(
-    [
-        [BOS, 5, 6, EOS],
-        [BOS, 7, EOS, PAD],
-        [PAD, PAD, PAD, PAD],
-        [BOS, 4, 4, EOS],
-        [BOS, EOS, PAD, PAD],
-        [BOS, 9, 8, EOS],
-    ]
-)
-
-
-def make(kind, cell, tie=True, dropout=0.0):
-    torch.manual_seed(1)
-    if kind == "plain":
-        decoder = PlainDecoder(V, E, D, cell, dropout, tie)
-    else:
-        decoder = AttentionDecoder(V, E, D, K, A, cell, dropout, tie)
-    nn.init.normal_(decoder.output_bias)
-    state = {name: torch.randn(B * R, D) for name in (("hidden",) if cell == "gru" else ("hidden", "cell"))}
-    mask = torch.arange(S) < torch.tensor([[4], [2]])
-    return decoder, state, {"keys": torch.randn(B, S, K, requires_grad=True), "mask": mask}
-
-
-def torch_cell(decoder, cell):
-    """The attention decoder's weights in torch's own cell, whose input is [embedding; context]."""
-    reference = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}[cell](E + K, D)
-    weights = {
-        "weight_ih": torch.cat([decoder.word_gates.weight, decoder.context_gates.weight], dim=1),
-        "weight_hh": decoder.hidden_gates.weight,
-        "bias_ih": decoder.word_gates.bias,
-        "bias_hh": decoder.hidden_gates.bias,
-    }
-    reference.load_state_dict({name: value.detach() for name, value in weights.items()})
-    return reference
-
-
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_attention_unroll_equals_torch_cells_step_by_step(cell):
-    decoder, state, memory = make("attention", cell)
-    embedded = torch.randn(B * R, 5, E)
-    features, last = decoder.unroll(embedded, state, decoder.prepare(memory))
-    reference = torch_cell(decoder, cell)
-    keys, mask = (memory[name].repeat_interleave(R, dim=0) for name in ("keys", "mask"))
-    hidden, memory_cell = state["hidden"], state.get("cell")
-    context = torch.zeros(B * R, K)
-    for t in range(5):
-        inputs = torch.cat([embedded[:, t], context], dim=1)
-        if cell == "gru":
-            hidden = reference(inputs, hidden)
-        else:
-            hidden, memory_cell = reference(inputs, (hidden, memory_cell))
-        context, _ = decoder.attention(hidden, keys, mask)
-        torch.testing.assert_close(features[:, t], torch.cat([hidden, context], dim=1), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(last["hidden"], hidden, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(last["context"], context, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-@pytest.mark.parametrize("kind", ["plain", "attention"])
-def test_loss_is_the_sum_of_the_steps_log_probabilities(kind, cell, tie):
-    decoder, state, memory = make(kind, cell, tie)
-    memory = decoder.prepare(memory)
-    loss = decoder.loss(TARGETS, state, memory, label_smoothing=0.0)
-    total, count = 0.0, 0
-    for t in range(3):
-        log_probs, state = decoder.step(TARGETS[:, t], state, memory)
-        assert log_probs.exp().sum(1).tolist() == pytest.approx([1.0] * (B * R), abs=1e-5)
-        for n in range(B * R):
-            if TARGETS[n, t + 1] != PAD:
-                # a search never writes padding, so its distribution has no mass there; training's has
-                total -= log_probs[n, TARGETS[n, t + 1]].item()
-                count += 1
-    assert int(loss.terms) == count == 12
-    assert float(loss.total.detach()) == pytest.approx(total, rel=1e-5)
-
-
-def test_a_loss_weighted_by_text_is_the_weighted_sum_of_the_texts_losses():
-    decoder, state, memory = make("attention", "gru")
-    memory = decoder.prepare(memory)
-    weights = torch.tensor([0.5, -1.0, 3.0, 0.0, 2.0, 1.0])
-    loss = decoder.loss(TARGETS, state, memory, 0.0, weights)
-    only = [decoder.loss(TARGETS, state, memory, 0.0, row).total for row in torch.eye(B * R)]
-    assert float(loss.total.detach()) == pytest.approx(float(torch.stack(only).detach() @ weights), rel=1e-5)
-    assert int(loss.terms) == 12
-
-
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_gradients_equal_those_of_plain_autograd(cell, monkeypatch):
-    def gradients():
-        decoder, state, memory = make("attention", cell)
-        state = {name: tensor.requires_grad_() for name, tensor in state.items()}
-        decoder.loss(TARGETS, state, decoder.prepare(memory), 0.1).total.backward()
-        leaves = {**dict(decoder.named_parameters()), **state, "keys": memory["keys"]}
-        return {name: leaf.grad for name, leaf in leaves.items()}
-
-    collected = gradients()
-    monkeypatch.setattr(RepeatedProduct, "__call__", lambda self, x: x @ self.matrix)
-    torch.testing.assert_close(collected, gradients(), atol=1e-5, rtol=1e-4)
+E, D, B = 5, 6, 2
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4)])
@@ -136,64 +26,12 @@ def test_repeated_product_gradients(shape):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("kind", ["plain", "attention"])
-def test_label_smoothing_mixes_in_the_uniform_distribution(kind):
-    decoder, state, memory = make(kind, "gru")
-    memory = decoder.prepare(memory)
-    sharp, smooth, uniform = (float(decoder.loss(TARGETS, state, memory, s).total.detach()) for s in (0.0, 0.2, 1.0))
-    assert smooth == pytest.approx(0.8 * sharp + 0.2 * uniform, rel=1e-5)
-
-
-def test_weights_of_texts():
-    decoder, state, memory = make("attention", "gru")
-    memory, weights = decoder.prepare(memory), torch.tensor([1.0, -2.0, 0.0, 0.5, 0.0, 3.0])
-    loss = decoder.loss(TARGETS, state, memory, 0.0, weights)
-    parts = [
-        decoder.loss(torch.where(torch.arange(6).unsqueeze(1) == row, TARGETS, PAD), state, memory, 0.0).total
-        for row in range(6)
-    ]
-    assert loss.total.item() == pytest.approx(sum(w * p.item() for w, p in zip(weights.tolist(), parts, strict=True)))
-    assert loss.terms == decoder.loss(TARGETS, state, memory, 0.0).terms
-
-
-def test_padding_rows_and_columns_cost_nothing():
-    decoder, state, memory = make("attention", "lstm")
-    memory = decoder.prepare(memory)
-    loss = decoder.loss(TARGETS, state, memory, 0.0)
-    wider = decoder.loss(F.pad(TARGETS, (0, 3), value=PAD), state, memory, 0.0)
-    torch.testing.assert_close(wider, loss)
-
-
-def test_tied_weights_are_held_once():
-    assert "output_weight" not in make("plain", "gru")[0].state_dict()
-    assert make("plain", "gru", tie=False)[0].output_weight.shape == (V, E)
-
-
 def test_initial_state():
     layer = nn.Linear(3, 2 * D)
     state = initial_state(torch.ones(B, 3), "lstm", layer)
     expected = torch.tanh(layer(torch.ones(B, 3)))
     torch.testing.assert_close(torch.cat([state["hidden"], state["cell"]], dim=1), expected)
     assert list(initial_state(torch.ones(B, 3), "gru", nn.Linear(3, D))) == ["hidden"]
-
-
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_attend_gives_the_weights_of_every_step(cell):
-    decoder, state, memory = make("attention", cell)
-    texts = [[5, 6], [7], [], [4, 9], [5], [6, 7]]
-    prepared = decoder.prepare(memory)
-    found = decoder.attend(texts, state, prepared)
-    assert [weights.shape for weights in found] == [(len(text) + 1, S) for text in texts]
-    keys, mask = (memory[name].repeat_interleave(R, dim=0) for name in ("keys", "mask"))
-    for t in range(3):
-        words = torch.tensor([[BOS, *text, PAD, PAD][t] for text in texts])
-        _, state = decoder.unroll(decoder.embedding(words.unsqueeze(1)), state, prepared)
-        _, expected = decoder.attention(state["hidden"], keys, mask)
-        for text, weights, row in zip(texts, found, expected, strict=True):
-            if t <= len(text):
-                torch.testing.assert_close(torch.from_numpy(weights[t]), row)
-    plain, state, memory = make("plain", cell)
-    assert plain.attend(texts, state, memory) is None
 
 
 @pytest.mark.parametrize(("cell", "kind"), [("gru", nn.GRU), ("lstm", nn.LSTM)])

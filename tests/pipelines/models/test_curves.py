@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from pipelines.models import curves
-from tests.pipelines.models.test_pictures import share
+from tests.pipelines.models.made import share
 
 
 def test_curves_are_drawn() -> None:
