@@ -33,7 +33,8 @@ from hybrid_models.layers.recurrent import STATES, initial_state
 from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
 from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
-from hybrid_models.search.beam import Hypothesis, State, inference, sample_words, search
+from hybrid_models.search.beam import Hypothesis, State, inference
+from hybrid_models.search.sampling import sample_words
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -188,7 +189,7 @@ class Captioner(VisualHybrid):
 
     def _search(self, batch: Batch, state: State, memory: State, decoding: CaptionerDecoding) -> list[Hypothesis]:
         limits = torch.full_like(batch["frame_count"], decoding.max_length)
-        return search(self.decoder.step, state, memory, limits, decoding.search_options())
+        return self.decoder.search(state, memory, limits, decoding.search_options())
 
     def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
         batch = to_device(self.collate(samples), module_device(self))

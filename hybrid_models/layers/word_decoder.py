@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from hybrid_models.contract import Loss
 from hybrid_models.layers.attention import AdditiveAttention
 from hybrid_models.layers.recurrent import GATES, RNNS, Cell, RepeatedProduct, advance
-from hybrid_models.search.beam import State
+from hybrid_models.search.beam import Hypothesis, State, search
+from hybrid_models.search.options import SearchOptions
 from hybrid_models.text import BOS, PAD, pad_rows
 
 ROWS = 64
@@ -60,6 +61,21 @@ class WordDecoder(nn.Module, abc.ABC):
         """Adds to a memory what is computed once per source."""
         return memory
 
+    def search(self, state: State, memory: State, max_length: Tensor, options: SearchOptions) -> list[Hypothesis]:
+        """The best text of each of B sources, see `search.beam.search`.
+
+        Args:
+            state: initial state, leading axis B.
+            memory: as `prepare` gives it, leading axis B.
+            max_length: int64 [B], most tokens of each.
+            options: how to search.
+        """
+        return search(self.step, state, self.look_up(memory, max_length, options.beam_size), max_length, options)
+
+    def look_up(self, memory: State, max_length: Tensor, beam_size: int) -> State:
+        """A memory for `step` alone, with products of it that cost less once than at each step of a search."""
+        return memory
+
     def attend(self, texts: Sequence[Sequence[int]], state: State, memory: State) -> list[np.ndarray] | None:
         """Where it looks while it writes a text's T tokens and the end symbol: float32 [T+1,S] of each of N texts; None
         without attention."""
@@ -89,7 +105,7 @@ class WordDecoder(nn.Module, abc.ABC):
         return Loss(costs.sum(), (words_M != PAD).sum())
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        """One step of a search, see `decoding.Step`: tokens [N] → log_probs float32 [N,V]."""
+        """One step of a search, see `search.beam.Step`: tokens [N] → log_probs float32 [N,V]."""
         embedded_N1E = self.embedding(tokens).unsqueeze(1)
         features_N1F, state = self.unroll(embedded_N1E, state, memory)
         logits_NV = self._logits(features_N1F[:, 0], embedded_N1E[:, 0])
@@ -170,6 +186,44 @@ class AttentionDecoder(WordDecoder):
         weights_NTS = torch.stack([weights_BRS.flatten(0, 1) for weights_BRS in weights], dim=1).detach().float().cpu()
         return [weights_TS[: len(tokens) + 1].numpy() for weights_TS, tokens in zip(weights_NTS, texts, strict=True)]
 
+    def look_up(self, memory: State, max_length: Tensor, beam_size: int) -> State:
+        """A context is a mean of keys, and so are its products with matrices of theirs: where a source has fewer places
+        than words will be written about it (half of the most, as a rule), keys are multiplied instead of contexts."""
+        keys_BSK = memory["keys"]
+        if 2 * keys_BSK.shape[1] * len(max_length) >= beam_size * int(max_length.sum()):
+            return memory
+        _, readout_EK, _ = self._readout_parts()
+        return {
+            "mask": memory["mask"],
+            "projected": memory["projected"],
+            "gates": F.linear(keys_BSK, self.context_gates.weight),
+            "readout": F.linear(keys_BSK, readout_EK),
+        }
+
+    def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+        if "keys" in memory:
+            return super().step(tokens, state, memory)
+        embedded_NE = self.embedding(tokens)
+        gates_NG = self.word_gates(embedded_NE)
+        if "weights" in state:
+            gates_NG = gates_NG + _mean(state["weights"], memory["gates"])
+        state = advance(state, gates_NG, self.hidden_gates(state["hidden"]))
+        query_BRD = state["hidden"].unflatten(0, (len(memory["mask"]), -1))
+        weights_BRS = self.attention.weights(query_BRD, memory["mask"], memory["projected"])
+        state = {**state, "weights": weights_BRS.flatten(0, 1)}
+        readout_ED, _, readout_EE = self._readout_parts()
+        readout_NE = F.linear(state["hidden"], readout_ED, self.readout.bias) + F.linear(embedded_NE, readout_EE)
+        readout_NE = torch.tanh(readout_NE + _mean(state["weights"], memory["readout"]))
+        weight = self.embedding.weight if self.output_weight is None else self.output_weight
+        logits_NV = F.linear(readout_NE, weight, self.output_bias)
+        return torch.log_softmax(logits_NV.float(), dim=-1), state
+
+    def _readout_parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The readout's matrices of hidden state, context and embedding."""
+        sizes = [self.hidden_gates.in_features, self.context_gates.in_features, self.embedding.embedding_dim]
+        hidden, context, embedded = self.readout.weight.split(sizes, dim=1)
+        return hidden, context, embedded
+
     def _walk(
         self, embedded: Tensor, state: State, memory: State
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor], State]:
@@ -192,6 +246,11 @@ class AttentionDecoder(WordDecoder):
             weights.append(weights_BRS)
         state = {**state, "context": context_NK}
         return hidden, contexts, weights, state
+
+
+def _mean(weights: Tensor, memory: Tensor) -> Tensor:
+    """weights [N,S] of places, N = B·R, and their vectors [B,S,X] → [N,X]."""
+    return torch.bmm(weights.unflatten(0, (len(memory), -1)).to(memory.dtype), memory).flatten(0, 1)
 
 
 def word_decoder(

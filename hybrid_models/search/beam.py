@@ -1,6 +1,7 @@
 """Greedy and beam search over any word decoder: one step function, batched over sources, finished sources leave.
 
-Scores follow Wu et al. 2016 ("Google's neural machine translation system", eq. 14) without the coverage term.
+Scores follow Wu et al. 2016 ("Google's neural machine translation system", eq. 14) without the coverage term. What is
+found stays on the device to the end: on a GPU, only every `LOOK_EVERY`-th step is waited for.
 """
 
 # ruff: noqa: N803, N806, N815 - shape suffixes, see contract.py
@@ -16,6 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_models.search.options import SearchOptions
+
+BLOCK = 64
+"""Words of a vocabulary of which the best is found first."""
+LOOK_EVERY = 8
+"""Steps between looks at which sources are done, on devices that have to be waited for."""
+CROWDED = 7 / 8
+"""Sources that are done leave when no more than this share of the batch is not: to leave is a copy of the others."""
 
 State = dict[str, Tensor]
 """Named tensors with a leading axis that a search may index."""
@@ -53,12 +61,17 @@ def inference(module: nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
+def look_every(device: torch.device) -> int:
+    """Steps between looks at what is done."""
+    return 1 if device.type == "cpu" else LOOK_EVERY
+
+
 @dataclass
 class _Beams:
-    """The live hypotheses of the sources that are not done; B counts live sources only."""
+    """The hypotheses of the sources in the batch; B counts those that have not left it."""
 
     source_B: Tensor
-    """Index of each live source in the batch."""
+    """Index of each source in the batch as it came."""
     tokens_BKT: Tensor
     log_prob_BK: Tensor
     """-inf where there is no hypothesis."""
@@ -66,13 +79,14 @@ class _Beams:
     """Most tokens before the end symbol."""
     ended_B: Tensor
     """How many hypotheses have ended."""
-    best_B: Tensor
-    """Score of the best ended hypothesis, -inf before the first."""
+    done_B: Tensor
+    """bool: nothing that is found from here on counts."""
+    best: _Best
     state: State
     memory: State
 
     def keep(self, rows: Tensor) -> _Beams:
-        """The beams of some live sources."""
+        """The beams of some sources."""
         beam = self.log_prob_BK.shape[1]
         lines = (rows.unsqueeze(1) * beam + torch.arange(beam, device=rows.device)).flatten()
         return _Beams(
@@ -81,21 +95,44 @@ class _Beams:
             self.log_prob_BK[rows],
             self.limit_B[rows],
             self.ended_B[rows],
-            self.best_B[rows],
+            self.done_B[rows],
+            self.best.of(rows),
             state=_index(self.state, lines),
             memory=_index(self.memory, rows),
         )
+
+
+@dataclass
+class _Best:
+    """The best ended hypothesis of each source."""
+
+    score_B: Tensor
+    """-inf before the first."""
+    length_B: Tensor
+    tokens_BL: Tensor
+
+    def of(self, rows: Tensor) -> _Best:
+        return _Best(self.score_B[rows], self.length_B[rows], self.tokens_BL[rows])
+
+    def put(self, rows: Tensor, found: _Best) -> None:
+        """Writes what was found of some sources, in place."""
+        self.score_B[rows], self.length_B[rows], self.tokens_BL[rows] = found.score_B, found.length_B, found.tokens_BL
+
+    def hypotheses(self) -> list[Hypothesis]:
+        rows = torch.cat([self.length_B.unsqueeze(1), self.tokens_BL], dim=1).tolist()
+        scores = self.score_B.tolist()
+        return [Hypothesis(tokens[:length], score) for (length, *tokens), score in zip(rows, scores, strict=True)]
 
 
 def search(step: Step, state: State, memory: State, max_length: Tensor, options: SearchOptions) -> list[Hypothesis]:
     """Finds the best output of each source by beam search; with `beam_size` 1 this is greedy search.
 
     A hypothesis ends when the end symbol is among its source's `beam_size` best continuations. A source is done when
-    `beam_size` hypotheses have ended or no live one can still beat the best that has; it then leaves the batch. A
-    source at its `max_length` may only end. The search draws no random numbers.
+    `beam_size` hypotheses have ended or no live one can still beat the best that has; it leaves the batch with others.
+    A source at its `max_length` may only end. The search draws no random numbers.
 
     Args:
-        step: the model; see `Step`. It is called with no more rows than there are unfinished sources.
+        step: the model; see `Step`.
         state: initial state of each source, leading axis B.
         memory: what does not change from step to step, leading axis B.
         max_length: int64 [B], on the state's device: most tokens of each output, without the end symbol.
@@ -104,102 +141,80 @@ def search(step: Step, state: State, memory: State, max_length: Tensor, options:
     Returns:
         One hypothesis per source, in order.
     """
-    beams = _start(state, memory, max_length, options)
-    found = [Hypothesis([], float("-inf"))] * len(max_length)
-    for length in range(int(max_length.max()) + 1 if len(max_length) else 0):
+    limits = max_length.tolist()
+    if not limits:
+        return []
+    beams = _start(state, memory, max_length, max(limits), options)
+    found = beams.best
+    every = look_every(max_length.device)
+    for length in range(max(limits) + 1):
         log_probs_NV, beams.state = step(beams.tokens_BKT[:, :, -1].flatten(), beams.state, beams.memory)
-        _constrain(log_probs_NV, beams, length, options)
-        _advance(beams, log_probs_NV, length, options, found)
-        rows = _undone(beams, options).nonzero().squeeze(1)
+        _constrain(log_probs_NV, beams, length, length >= min(limits), options)
+        _advance(beams, log_probs_NV, length, options)
+        if (length + 1) % every:
+            continue
+        rows = (~beams.done_B).nonzero().squeeze(1)
         if len(rows) == 0:
             break
-        if len(rows) < len(beams.source_B):
+        if len(rows) <= CROWDED * len(beams.source_B):
+            found.put(beams.source_B, beams.best)
             beams = beams.keep(rows)
-    return found
+    found.put(beams.source_B, beams.best)
+    return found.hypotheses()
 
 
-def sample_words(
-    step: Step, state: State, memory: State, max_length: int, options: SearchOptions, count: int
-) -> list[list[list[int]]]:
-    """Draws outputs from the model's own distribution, with torch's global random numbers.
-
-    Args:
-        step: the model; see `Step`.
-        state: initial state of each source, leading axis B.
-        memory: what does not change from step to step, leading axis B.
-        max_length: most tokens of an output, the end symbol included.
-        options: `start`, `end` and `never` count.
-        count: outputs of each source.
-
-    Returns:
-        `count` outputs of each source, with the end symbol where it was drawn, without the start symbol.
-    """
-    state = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in state.items()}
-    first = next(iter(state.values()))
-    tokens_N = torch.full((len(first),), options.start, device=first.device)
-    ended_N = torch.zeros(len(first), dtype=torch.bool, device=first.device)
-    written: list[Tensor] = []
-    while len(written) < max_length and not ended_N.all():
-        log_probs_NV, state = step(tokens_N, state, memory)
-        log_probs_NV[:, list(options.never)] = float("-inf")
-        tokens_N = torch.multinomial(log_probs_NV.exp(), 1).squeeze(1)
-        written.append(tokens_N)
-        ended_N |= tokens_N == options.end
-    rows = torch.stack(written, dim=1).tolist()
-    outputs = [row[: row.index(options.end) + 1] if options.end in row else row for row in rows]
-    return [outputs[start : start + count] for start in range(0, len(outputs), count)]
-
-
-def _start(state: State, memory: State, max_length: Tensor, options: SearchOptions) -> _Beams:
+def _start(state: State, memory: State, max_length: Tensor, most: int, options: SearchOptions) -> _Beams:
     batch, device = len(max_length), max_length.device
     log_prob_BK = torch.full((batch, options.beam_size), float("-inf"), device=device)
     log_prob_BK[:, 0] = 0.0  # one empty hypothesis, or all K would be the same
+    nothing_B = torch.zeros(batch, dtype=torch.long, device=device)
+    nowhere_B = torch.full((batch,), float("-inf"), device=device)
     return _Beams(
         source_B=torch.arange(batch, device=device),
         tokens_BKT=torch.full((batch, options.beam_size, 1), options.start, device=device),
         log_prob_BK=log_prob_BK,
         limit_B=max_length,
-        ended_B=torch.zeros(batch, dtype=torch.long, device=device),
-        best_B=torch.full((batch,), float("-inf"), device=device),
+        ended_B=nothing_B,
+        done_B=torch.zeros(batch, dtype=torch.bool, device=device),
+        best=_Best(nowhere_B, nothing_B.clone(), nothing_B.new_zeros(batch, most)),
         state={name: tensor.repeat_interleave(options.beam_size, dim=0) for name, tensor in state.items()},
         memory=memory,
     )
 
 
-def _constrain(log_probs_NV: Tensor, beams: _Beams, length: int, options: SearchOptions) -> None:
-    """Forbids, in place, some tokens, to repeat, to end below the minimum length, and to go on beyond the maximum."""
-    log_probs_NV[:, list(options.never)] = float("-inf")
+def _constrain(log_probs_NV: Tensor, beams: _Beams, length: int, limited: bool, options: SearchOptions) -> None:
+    """Forbids, in place, some tokens, to repeat, to end below the minimum length, and to go on beyond the maximum, at
+    which a source may be where `limited`."""
+    for token in options.never:
+        log_probs_NV[:, token] = float("-inf")
     if 0 < options.no_repeat <= length:
         _forbid_repetition(log_probs_NV, beams.tokens_BKT[:, :, 1:].flatten(0, 1), options.no_repeat)
     at_limit_B1 = (beams.limit_B <= length).unsqueeze(1)
+    end_BK = log_probs_NV[:, options.end].view_as(beams.log_prob_BK)
     if length < options.min_length:
-        end_BK = log_probs_NV[:, options.end].view_as(beams.log_prob_BK)
         end_BK.masked_fill_(~at_limit_B1, float("-inf"))
-    log_probs_BKV = log_probs_NV.view(*beams.log_prob_BK.shape, -1)
-    forbidden_BV = at_limit_B1.expand(-1, log_probs_NV.shape[1]).clone()
-    forbidden_BV[:, options.end] = False
-    log_probs_BKV.masked_fill_(forbidden_BV.unsqueeze(1), float("-inf"))
+    if limited:
+        ends_BK = end_BK.clone()
+        log_probs_NV.view(*ends_BK.shape, -1).masked_fill_(at_limit_B1.unsqueeze(2), float("-inf"))
+        end_BK.copy_(ends_BK)
 
 
 def _forbid_repetition(log_probs_NV: Tensor, tokens_NT: Tensor, n: int) -> None:
     """Forbids, in place, every token that has followed the last n - 1 tokens of its hypothesis before."""
     windows_NWn = tokens_NT.unfold(1, n, 1)
     again_NW = (windows_NWn[:, :, :-1] == tokens_NT[:, None, tokens_NT.shape[1] - n + 1 :]).all(dim=2)
-    forbidden_NV = torch.zeros_like(log_probs_NV, dtype=torch.bool)
-    row_N1 = torch.arange(len(tokens_NT), device=tokens_NT.device).unsqueeze(1).expand_as(again_NW)
-    forbidden_NV[row_N1[again_NW], windows_NWn[:, :, -1][again_NW]] = True
-    log_probs_NV.masked_fill_(forbidden_NV, float("-inf"))
+    penalty_NW = torch.zeros_like(again_NW, dtype=log_probs_NV.dtype).masked_fill_(again_NW, float("-inf"))
+    log_probs_NV.scatter_add_(1, windows_NWn[:, :, -1], penalty_NW)
 
 
-def _advance(beams: _Beams, log_probs_NV: Tensor, length: int, options: SearchOptions, found: list[Hypothesis]) -> None:
-    """Extends the beams by one token, in place; hypotheses that end are scored and the best goes to `found`."""
+def _advance(beams: _Beams, log_probs_NV: Tensor, length: int, options: SearchOptions) -> None:
+    """Extends the beams by one token, in place, and notes the best hypothesis that ends."""
     beam, vocabulary = options.beam_size, log_probs_NV.shape[1]
-    total_BKV = beams.log_prob_BK.unsqueeze(2) + log_probs_NV.view(-1, beam, vocabulary)
     # at most K of the best 2K can end, so K to go on with remain
-    total_BC, choice_BC = total_BKV.flatten(1).topk(min(2 * beam, beam * vocabulary), dim=1)
+    total_BC, choice_BC = _continuations(beams.log_prob_BK, log_probs_NV, min(2 * beam, beam * vocabulary))
     parent_BC, token_BC = choice_BC // vocabulary, choice_BC % vocabulary
     ends_BC = token_BC == options.end
-    _collect(beams, total_BC[:, :beam], parent_BC[:, :beam], ends_BC[:, :beam], length, options, found)
+    _collect(beams, total_BC[:, :beam], parent_BC[:, :beam], ends_BC[:, :beam], length, options)
 
     total_BC = total_BC.masked_fill(ends_BC, float("-inf"))
     beams.log_prob_BK, order_BK = total_BC.sort(dim=1, descending=True, stable=True)
@@ -209,36 +224,58 @@ def _advance(beams: _Beams, log_probs_NV: Tensor, length: int, options: SearchOp
     beams.tokens_BKT = torch.cat([prefix_BKT, token_BK.unsqueeze(2)], dim=2)
     first_line_B1 = torch.arange(len(parent_BK), device=parent_BK.device).unsqueeze(1) * beam
     beams.state = _index(beams.state, (first_line_B1 + parent_BK).flatten())
+    beams.done_B = beams.done_B | ~_undone(beams, options)
+
+
+def _continuations(log_prob_BK: Tensor, log_probs_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Log probabilities [B,C] of each source's best continuations, falling, and which they are: k·V + token.
+
+    A vocabulary is looked at in blocks: the best C words are in the C blocks whose best words are the best. To find
+    these takes one pass at the speed of memory, which choosing among all words takes several times.
+    """
+    vocabulary = log_probs_NV.shape[1]
+    if vocabulary < 2 * BLOCK or log_prob_BK.shape[1] * (vocabulary // BLOCK) < count:
+        return (log_prob_BK.unsqueeze(2) + log_probs_NV.view(*log_prob_BK.shape, -1)).flatten(1).topk(count, dim=1)
+    whole = vocabulary // BLOCK * BLOCK
+    best_NM = log_probs_NV[:, :whole].unflatten(1, (-1, BLOCK)).amax(dim=2)
+    if whole < vocabulary:
+        best_NM = torch.cat([best_NM, log_probs_NV[:, whole:].amax(dim=1, keepdim=True)], dim=1)
+    best_BKM = log_prob_BK.unsqueeze(2) + best_NM.view(*log_prob_BK.shape, -1)
+    block_BC = best_BKM.flatten(1).topk(count, dim=1).indices
+    parent_BC1 = (block_BC // best_NM.shape[1]).unsqueeze(2)
+    token_BCW = (block_BC % best_NM.shape[1]).unsqueeze(2) * BLOCK + torch.arange(BLOCK, device=block_BC.device)
+    choice_BCW = parent_BC1 * vocabulary + token_BCW.clamp(max=vocabulary - 1)
+    words_BCW = log_probs_NV.view(len(log_prob_BK), -1).gather(1, choice_BCW.flatten(1)).view_as(choice_BCW)
+    total_BCW = log_prob_BK.gather(1, parent_BC1.squeeze(2)).unsqueeze(2) + words_BCW
+    total_BCW.masked_fill_(token_BCW >= vocabulary, float("-inf"))
+    total_BC, place_BC = total_BCW.flatten(1).topk(count, dim=1)
+    return total_BC, choice_BCW.flatten(1).gather(1, place_BC)
 
 
 def _collect(
-    beams: _Beams,
-    total_BK: Tensor,
-    parent_BK: Tensor,
-    ends_BK: Tensor,
-    length: int,
-    options: SearchOptions,
-    found: list[Hypothesis],
+    beams: _Beams, total_BK: Tensor, parent_BK: Tensor, ends_BK: Tensor, length: int, options: SearchOptions
 ) -> None:
     """Counts the hypotheses that end now and remembers the best of each source."""
     ends_BK = ends_BK & total_BK.isfinite()
-    beams.ended_B += ends_BK.sum(dim=1)
+    beams.ended_B = beams.ended_B + ends_BK.sum(dim=1)
     score_BK = (total_BK / length_penalty(length + 1, options.length_penalty)).masked_fill(~ends_BK, float("-inf"))
     score_B, k_B = score_BK.max(dim=1)
-    improved = (score_B > beams.best_B).nonzero().squeeze(1)
-    if len(improved) == 0:
-        return
-    beams.best_B[improved] = score_B[improved]
-    best_parent = parent_BK[improved, k_B[improved]]
-    tokens = beams.tokens_BKT[improved, best_parent, 1:].tolist()
-    for source, words, score in zip(beams.source_B[improved].tolist(), tokens, score_B[improved].tolist(), strict=True):
-        found[source] = Hypothesis(words, score)
+    best = beams.best
+    better_B = (score_B > best.score_B) & ~beams.done_B
+    parent_B11 = parent_BK.gather(1, k_B.unsqueeze(1)).unsqueeze(2)
+    tokens_BT = beams.tokens_BKT[:, :, 1:].gather(1, parent_B11.expand(-1, -1, length)).squeeze(1)
+    kept_BT = torch.where(better_B.unsqueeze(1), tokens_BT, best.tokens_BL[:, :length])
+    beams.best = _Best(
+        torch.where(better_B, score_B, best.score_B),
+        torch.where(better_B, length, best.length_B),
+        torch.cat([kept_BT, best.tokens_BL[:, length:]], dim=1),
+    )
 
 
 def _undone(beams: _Beams, options: SearchOptions) -> Tensor:
     """bool [b]: whether a live hypothesis may still win. Log probabilities only fall, and penalties only grow."""
     reachable_B = beams.log_prob_BK.amax(dim=1) / length_penalty(beams.limit_B + 1, options.length_penalty)
-    return (beams.ended_B < options.beam_size) & (reachable_B > beams.best_B)
+    return (beams.ended_B < options.beam_size) & (reachable_B > beams.best.score_B)
 
 
 def _index(state: State, rows: Tensor) -> State:

@@ -24,7 +24,7 @@ from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preproces
 from hybrid_models.layers.recurrent import STATES, BidirectionalRNN, initial_state
 from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, bleu, chrf
-from hybrid_models.search.beam import Hypothesis, State, inference, search
+from hybrid_models.search.beam import Hypothesis, State, inference
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -147,7 +147,7 @@ class Translator(Hybrid):
 
     def _search(self, batch: Batch, state: State, memory: State, decoding: TranslatorDecoding) -> list[Hypothesis]:
         limits = decoding.limits(batch["source_length"])
-        return search(self.decoder.step, state, memory, limits, decoding.search_options())
+        return self.decoder.search(state, memory, limits, decoding.search_options())
 
     def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
         batch = to_device(self.collate(samples), module_device(self))

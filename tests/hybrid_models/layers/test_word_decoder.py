@@ -162,3 +162,20 @@ def test_attend_gives_the_weights_of_every_step(cell):
                 torch.testing.assert_close(torch.from_numpy(weights[t]), row)
     plain, state, memory = make("plain", cell)
     assert plain.attend(texts, state, memory) is None
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_search_with_multiplied_keys_steps_as_one_with_contexts(cell, tie):
+    decoder, state, memory = make("attention", cell, tie)
+    decoder.eval()
+    plain = decoder.prepare(memory)
+    looked_up = decoder.look_up(plain, torch.tensor([9, 9]), R)
+    assert set(looked_up) == {"mask", "projected", "gates", "readout"}
+    assert decoder.look_up(plain, torch.tensor([1, 2]), R) is plain, "few words are written, so contexts are multiplied"
+    other = state
+    for tokens in (torch.full((B * R,), BOS), torch.arange(4, 4 + B * R), torch.full((B * R,), 7)):
+        expected, state = decoder.step(tokens, state, plain)
+        found, other = decoder.step(tokens, other, looked_up)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(other["hidden"], state["hidden"])

@@ -1,6 +1,5 @@
 """Beam search against brute force over every possible output."""
 
-import itertools
 import math
 
 import pytest
@@ -8,63 +7,11 @@ import torch
 from torch import nn
 
 from hybrid_models.errors import UsageError
-from hybrid_models.search.beam import Hypothesis, SearchOptions, inference, length_penalty, sample_words, search
-
-V, START, END = 4, 0, 1
-
-
-class TableModel:
-    """A made-up language: the next token's distribution depends on the last two tokens, the position and the source."""
-
-    def __init__(self, sources: int, seed: int = 0, end_bias: float = 0.0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        logits = torch.randn(sources, 12, V, V, V, generator=generator) * 1.5
-        logits[..., END] += end_bias
-        logits[..., START] = float("-inf")
-        self.table = torch.log_softmax(logits, dim=-1)
-        self.rows_seen: list[int] = []
-
-    def initial(self, sources: list[int]):
-        state = {"last": torch.full((len(sources),), START), "at": torch.zeros(len(sources), dtype=torch.long)}
-        return state, {"source": torch.tensor(sources)}
-
-    def step(self, tokens, state, memory):
-        self.rows_seen.append(len(tokens))
-        source = memory["source"].repeat_interleave(len(tokens) // len(memory["source"]))
-        log_probs = self.table[source, state["at"], state["last"], tokens]
-        return log_probs.clone(), {"last": tokens, "at": state["at"] + 1}
-
-    def log_prob(self, source: int, tokens: tuple[int, ...]) -> float:
-        history, total = (START, START, *tokens, END), 0.0
-        for i in range(len(tokens) + 1):
-            total += float(self.table[source, i, history[i], history[i + 1], history[i + 2]])
-        return total
-
-    def best(self, source: int, min_length: int, max_length: int, alpha: float, no_repeat: int = 0) -> Hypothesis:
-        """The argmax over every output of allowed length, none of whose sequences of `no_repeat` tokens come twice."""
-        return max(
-            (
-                Hypothesis(list(tokens), self.log_prob(source, tokens) / ((5 + length + 1) / 6) ** alpha)
-                for length in range(min_length, max_length + 1)
-                for tokens in itertools.product(range(2, V), repeat=length)
-                if not repeats(tokens, no_repeat)
-            ),
-            key=lambda hypothesis: hypothesis.score,
-        )
-
-    def greedy(self, source: int, max_length: int) -> list[int]:
-        history = [START, START]
-        for at in range(max_length):
-            token = int(self.table[source, at, history[-2], history[-1]].argmax())
-            if token == END:
-                break
-            history.append(token)
-        return history[2:]
-
-
-def repeats(tokens, n):
-    sequences = [tokens[i : i + n] for i in range(len(tokens) - n + 1)] if n else []
-    return len(set(sequences)) < len(sequences)
+from hybrid_models.search import beam
+from hybrid_models.search.beam import Hypothesis, inference, length_penalty, search
+from hybrid_models.search.options import SearchOptions
+from tests.hybrid_models.search.made import END, START, TableModel, repeats
+from tests.waits import Waits
 
 
 def run(model, sources, limits, **options):
@@ -169,29 +116,6 @@ def test_forbidden_tokens_are_never_written():
     assert {token for hypothesis in found for token in hypothesis.tokens} == {3}
 
 
-def test_outputs_are_drawn_as_often_as_they_are_likely():
-    model, count = TableModel(2, end_bias=1.0), 4000
-    torch.manual_seed(0)
-    state, memory = model.initial([0, 1])
-    drawn = sample_words(model.step, state, memory, 8, SearchOptions(START, END), count)
-    assert [len(outputs) for outputs in drawn] == [count, count]
-    for source, outputs in enumerate(drawn):
-        likely = sorted(
-            (tokens for length in range(3) for tokens in itertools.product(range(2, V), repeat=length)),
-            key=lambda tokens: -model.log_prob(source, tokens),
-        )
-        for tokens in likely[:3]:
-            share = sum(output == [*tokens, END] for output in outputs) / count
-            assert share == pytest.approx(math.exp(model.log_prob(source, tokens)), abs=0.03)
-
-
-def test_drawn_outputs_keep_to_their_length_and_words():
-    model = TableModel(3, end_bias=-50.0)
-    state, memory = model.initial([0, 1, 2])
-    options = SearchOptions(START, END, never=(START, 2))
-    assert sample_words(model.step, state, memory, 4, options, 2) == [[[3] * 4] * 2] * 3
-
-
 def test_no_sources():
     assert run(TableModel(1), [], []) == []
 
@@ -215,3 +139,45 @@ def test_inference_restores_the_mode():
         fail()
     assert net.training
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("vocabulary", [5, 127, 128, 300, 1000])
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_the_best_continuations_are_those_of_a_whole_vocabulary(vocabulary, count):
+    generator = torch.Generator().manual_seed(vocabulary)
+    log_probs = torch.randn(3 * 4, vocabulary, generator=generator)
+    log_probs[1, 7:] = log_probs[4:8] = float("-inf")
+    held = torch.randn(3, 4, generator=generator)
+    held[2, 1:] = float("-inf")
+    total, choice = beam._continuations(held, log_probs, count)
+    every = (held.unsqueeze(2) + log_probs.view(3, 4, -1)).flatten(1)
+    best = every.topk(count, dim=1).values
+    assert torch.equal(total, best)
+    assert torch.equal(every.gather(1, choice), best), "and they are where it says"
+    assert all(
+        len(set(row)) == count for row, value in zip(choice.tolist(), best, strict=True) if value.isfinite().all()
+    )
+
+
+@pytest.mark.parametrize("every", [1, 8])
+def test_a_search_waits_for_its_device_every_few_steps_only(monkeypatch, every):
+    """And three times more: for its limits, and for what it has found."""
+
+    waits = Waits()
+
+    class Model(TableModel):
+        def step(self, tokens, state, memory):
+            with waits.ignored():
+                return super().step(tokens, state, memory)
+
+    model, limits = Model(10, end_bias=-50.0), [39] * 9 + [3]
+    model.table = model.table.repeat(1, 4, 1, 1, 1)
+    options = {"beam_size": 3, "no_repeat": 9, "min_length": 2, "never": (START,)}
+    expected = run(model, list(range(10)), limits, **options)
+    monkeypatch.setattr(beam, "look_every", lambda device: every)
+    with waits:
+        found = run(model, list(range(10)), limits, **options)
+    assert found == expected
+    steps = max(len(hypothesis.tokens) for hypothesis in found) + 1
+    assert steps == 40
+    assert waits.count == steps // every + 3

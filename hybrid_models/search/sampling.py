@@ -1,0 +1,45 @@
+"""Texts drawn from a word decoder's own distribution."""
+
+# ruff: noqa: N806 - shape suffixes, see contract.py
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hybrid_models.search.beam import State, Step, look_every
+from hybrid_models.search.options import SearchOptions
+
+
+def sample_words(
+    step: Step, state: State, memory: State, max_length: int, options: SearchOptions, count: int
+) -> list[list[list[int]]]:
+    """Draws outputs from the model's own distribution, with torch's global random numbers.
+
+    Args:
+        step: the model; see `Step`.
+        state: initial state of each source, leading axis B.
+        memory: what does not change from step to step, leading axis B.
+        max_length: most tokens of an output, the end symbol included.
+        options: `start`, `end` and `never` count.
+        count: outputs of each source.
+
+    Returns:
+        `count` outputs of each source, with the end symbol where it was drawn, without the start symbol.
+    """
+    state = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in state.items()}
+    first = next(iter(state.values()))
+    tokens_N = torch.full((len(first),), options.start, device=first.device)
+    ended_N = torch.zeros(len(first), dtype=torch.bool, device=first.device)
+    written: list[Tensor] = []
+    every = look_every(first.device)
+    while len(written) < max_length and (len(written) % every or not ended_N.all()):
+        log_probs_NV, state = step(tokens_N, state, memory)
+        for token in options.never:
+            log_probs_NV[:, token] = float("-inf")
+        tokens_N = torch.multinomial(log_probs_NV.exp(), 1).squeeze(1)
+        written.append(tokens_N)
+        ended_N |= tokens_N == options.end
+    rows = torch.stack(written, dim=1).tolist()
+    outputs = [row[: row.index(options.end) + 1] if options.end in row else row for row in rows]
+    return [outputs[start : start + count] for start in range(0, len(outputs), count)]

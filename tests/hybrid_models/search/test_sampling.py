@@ -1,0 +1,34 @@
+"""Drawing against exact probabilities."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from hybrid_models.search.options import SearchOptions
+from hybrid_models.search.sampling import sample_words
+from tests.hybrid_models.search.made import END, START, TableModel, V
+
+
+def test_outputs_are_drawn_as_often_as_they_are_likely():
+    model, count = TableModel(2, end_bias=1.0), 4000
+    torch.manual_seed(0)
+    state, memory = model.initial([0, 1])
+    drawn = sample_words(model.step, state, memory, 8, SearchOptions(START, END), count)
+    assert [len(outputs) for outputs in drawn] == [count, count]
+    for source, outputs in enumerate(drawn):
+        likely = sorted(
+            (tokens for length in range(3) for tokens in itertools.product(range(2, V), repeat=length)),
+            key=lambda tokens: -model.log_prob(source, tokens),
+        )
+        for tokens in likely[:3]:
+            share = sum(output == [*tokens, END] for output in outputs) / count
+            assert share == pytest.approx(math.exp(model.log_prob(source, tokens)), abs=0.03)
+
+
+def test_drawn_outputs_keep_to_their_length_and_words():
+    model = TableModel(3, end_bias=-50.0)
+    state, memory = model.initial([0, 1, 2])
+    options = SearchOptions(START, END, never=(START, 2))
+    assert sample_words(model.step, state, memory, 4, options, 2) == [[[3] * 4] * 2] * 3
