@@ -68,6 +68,9 @@ class _Registry(Mapping[str, "type[Hybrid]"]):
         kind: type[Hybrid] = getattr(importlib.import_module(f"{__name__}.{name}.{name}"), name.capitalize())
         return kind
 
+    def __contains__(self, name: object) -> bool:
+        return name in TABLES
+
     def __iter__(self) -> Iterator[str]:
         return iter(TABLES)
 
