@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hybrid_models.captioner.captioner import Captioner
     from hybrid_models.contract import Hybrid
     from hybrid_models.errors import BadSample, UsageError
-    from hybrid_models.inputs import DecodingConfig
+    from hybrid_models.inputs import Interface
     from hybrid_models.layers.attention import AdditiveAttention
     from hybrid_models.layers.conv_lstm import ConvLSTM, ConvLSTMCell
     from hybrid_models.nowcaster.nowcaster import Nowcaster
@@ -48,7 +48,7 @@ __all__ = [
     "Recogniser",
     "Translator",
     "UsageError",
-    "decoding_of",
+    "interface_of",
 ]
 
 
@@ -59,8 +59,8 @@ def __getattr__(name: str) -> Any:
 
 
 class _Registry(Mapping[str, "type[Hybrid]"]):
-    """Hybrids by name; each is a folder, with the class of its capitalised name in a module of its name, and how it
-    predicts in its module `decoding`."""
+    """Hybrids by name; each is a folder, with the class of its capitalised name in a module of its name, and what it is
+    to others in its module `interface`."""
 
     def __getitem__(self, name: str) -> type[Hybrid]:
         if name not in TABLES:
@@ -81,9 +81,9 @@ class _Registry(Mapping[str, "type[Hybrid]"]):
 HYBRIDS: Mapping[str, type[Hybrid]] = _Registry()
 
 
-def decoding_of(name: str) -> DecodingConfig:
-    """How a hybrid predicts where nobody says otherwise, without its net: a help text needs no torch."""
-    chosen: DecodingConfig = getattr(
-        importlib.import_module(f"{__name__}.{name}.decoding"), f"{name.capitalize()}Decoding"
-    )()
-    return chosen
+def interface_of(name: str) -> type[Interface]:
+    """A hybrid without its net: needs no torch."""
+    found: type[Interface] = getattr(
+        importlib.import_module(f"{__name__}.{name}.interface"), f"{name.capitalize()}Interface"
+    )
+    return found

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
+from hybrid_models.inputs import DecodingConfig, HybridConfig, Interface, Sample
 from hybrid_models.scores.texts import Tally
 
 Batch = dict[str, Tensor]
@@ -40,29 +39,13 @@ class Loss(NamedTuple):
     """Scalar: how many terms (target tokens, valid pixels) the sum has."""
 
 
-class Hybrid(nn.Module, abc.ABC):
+class Hybrid(nn.Module, Interface):
     """A model with everything that surrounds it: preprocessing, loss, prediction, output schema and judgement.
 
     Args:
         config: architecture and preprocessing.
         assets: text files learned from training data, by name (`tokenizer.json`); kept in the artifact.
     """
-
-    name: ClassVar[str]
-    Config: ClassVar[type[HybridConfig]]
-    Decoding: ClassVar[type[DecodingConfig]]
-    payload_schema: ClassVar[pa.Schema]
-    """Columns of a good row, without `sample_id` and lineage. In an error row they are null."""
-    schema_version: ClassVar[int]
-    """Raised whenever `payload_schema` or the meaning of a column changes; part of the fingerprint. New columns are
-    nullable and marked `LATER`; models of an earlier version still load."""
-    samples_version: ClassVar[int] = 1
-    """Raised whenever `preprocess` or `featurize` makes other samples of the same rows, as after a mended step: kept
-    features, records and nights of older samples are not met again."""
-    metrics: ClassVar[Mapping[str, bool]]
-    """Headline metrics of `summarise` → whether higher is better. `loss` (lower is better) is always there."""
-    truth: ClassVar[tuple[str, ...]]
-    """Arrays of a sample with target that say what its prediction is judged against."""
 
     def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
         super().__init__()
@@ -76,11 +59,6 @@ class Hybrid(nn.Module, abc.ABC):
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
         """Learns what must be known before the net is built (a tokenizer), from `config.training_texts` of all rows."""
         return {}
-
-    @classmethod
-    @abc.abstractmethod
-    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
-        """The preprocessing that belongs to this configuration."""
 
     # ---- pretrained and frozen parts ----------------------------------------------------------------------------
     def pretrained(self) -> dict[str, str]:
@@ -118,11 +96,6 @@ class Hybrid(nn.Module, abc.ABC):
         """One dict of `payload_schema`'s columns per sample, in the batch's order. Runs without gradients."""
 
     # ---- judgement ----------------------------------------------------------------------------------------------
-    @classmethod
-    def metrics_of(cls, config: HybridConfig) -> list[str]:
-        """Those of `metrics` that `summarise` gives for this configuration."""
-        return list(cls.metrics)
-
     @abc.abstractmethod
     def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:
         """What is kept of one prediction and its reference to judge it: small, JSON-able, also for the baseline."""

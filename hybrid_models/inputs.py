@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+import pyarrow as pa
 
 from hybrid_models.errors import UsageError
 
@@ -180,3 +181,36 @@ class HybridConfig:
 @dataclass(frozen=True)
 class DecodingConfig:
     """Base of the hybrids' decoding options (part of the fingerprint: changing one recomputes a night)."""
+
+
+class Interface(abc.ABC):
+    """A hybrid to those who do not run its net: what it reads, how it decodes, what its rows have.
+
+    A night that is there already, a help text and a list of models need no more, and no torch.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[HybridConfig]]
+    Decoding: ClassVar[type[DecodingConfig]]
+    payload_schema: ClassVar[pa.Schema]
+    """Columns of a good row, without `sample_id` and lineage. In an error row they are null."""
+    schema_version: ClassVar[int]
+    """Raised whenever `payload_schema` or the meaning of a column changes; part of the fingerprint. New columns are
+    nullable and marked `LATER`; models of an earlier version still load."""
+    samples_version: ClassVar[int] = 1
+    """Raised whenever `preprocess` or `featurize` makes other samples of the same rows, as after a mended step: kept
+    features, records and nights of older samples are not met again."""
+    metrics: ClassVar[Mapping[str, bool]]
+    """Headline metrics of `summarise` → whether higher is better. `loss` (lower is better) is always there."""
+    truth: ClassVar[tuple[str, ...]]
+    """Arrays of a sample with target that say what its prediction is judged against."""
+
+    @classmethod
+    @abc.abstractmethod
+    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
+        """The preprocessing that belongs to this configuration."""
+
+    @classmethod
+    def metrics_of(cls, config: HybridConfig) -> list[str]:
+        """Those of `metrics` that `summarise` gives for this configuration."""
+        return list(cls.metrics)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tyro import MISSING
 
-from hybrid_models import TABLES, decoding_of
+from hybrid_models import TABLES, interface_of
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig
 from jobs import cli
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     tracking = MlflowOptions(cli.peek(rest, "--mlflow") or "")
     model = cli.peek(rest, "--model")
     artifact = None if model is None else artifacts.read(model, hybrid, tracking.uri)
-    decoding = decoding_of(hybrid) if artifact is None else artifact.decoding
+    decoding = interface_of(hybrid).Decoding() if artifact is None else artifact.decoding
     options = cli.parse(
         InferOptions, rest, f"hybrid infer {task}", f"Run a {hybrid} over shards into a night of `{task}`.",
         InferOptions(MISSING, MISSING, MISSING, MISSING, decoding),

@@ -134,7 +134,7 @@ def ready(
             model = options.model or f"models:/{TASKS[task]}@{CHAMPION}"
             champion = artifacts.read(model, TASKS[task], tracking_uri)
             ownership.check(
-                storage.join(options.tables, options.table or task), table_schema(champion.hybrid_class.payload_schema)
+                storage.join(options.tables, options.table or task), table_schema(champion.interface.payload_schema)
             )
         except (UsageError, ConnectionError, storage.StorageError) as error:
             if task == chosen[-1] and not champions:

@@ -81,7 +81,7 @@ def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> di
         RefusedError: the candidate is worse than its rival.
     """
     candidate = artifacts.read(model, None, tracking_uri)
-    hybrid = candidate.hybrid_class
+    hybrid = candidate.interface
     if candidate.model != f"models:/{name}/{candidate.version}":
         raise UsageError(f"--model {model} is no version of the registered model '{name}', whose champion is chosen")
     if options.metric and options.metric not in hybrid.metrics:

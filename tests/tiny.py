@@ -22,7 +22,8 @@ from PIL import Image
 
 from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
+from hybrid_models.nowcaster.decoding import NowcasterDecoding
+from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from jobs import cli
 from pipelines import storage

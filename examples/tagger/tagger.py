@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
 from hybrid_models.contract import Batch, Hybrid, Loss
 from hybrid_models.explanations import Explanation
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Preprocess, Sample
+from hybrid_models.inputs import DecodingConfig, HybridConfig, Sample
 from hybrid_models.scores.texts import Tally
 from hybrid_models.tagger.decoding import TaggerDecoding
-from hybrid_models.tagger.preprocess import TaggerConfig, TaggerPreprocess
+from hybrid_models.tagger.interface import TaggerInterface
+from hybrid_models.tagger.preprocess import TaggerConfig
 from hybrid_models.text import unpack_json
 
 
-class Tagger(Hybrid):
+class Tagger(TaggerInterface, Hybrid):
     """See `Hybrid` for the methods' contract."""
-
-    name: ClassVar[str] = "tagger"
-    Config: ClassVar[type[HybridConfig]] = TaggerConfig
-    Decoding: ClassVar[type[DecodingConfig]] = TaggerDecoding
-    payload_schema: ClassVar[pa.Schema] = pa.schema(
-        [("source", pa.string()), ("tag", pa.string()), ("probability", pa.float32())]
-    )
-    schema_version: ClassVar[int] = 1
-    metrics: ClassVar[Mapping[str, bool]] = {"accuracy": True}
-    truth: ClassVar[tuple[str, ...]] = ("tag",)
 
     def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
         super().__init__(config, assets)
@@ -40,10 +30,6 @@ class Tagger(Hybrid):
         self.embedding = nn.Embedding(256, size)
         self.encoder = nn.GRU(size, size, batch_first=True)
         self.output = nn.Linear(size, len(self.config.tags))
-
-    @classmethod
-    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
-        return TaggerPreprocess(cast(TaggerConfig, config))
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
         """`text` int64 [B,S], `length` [B], `source` packed [B,…]; for training `tag` [B]."""

@@ -15,19 +15,19 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from hybrid_models.captioner.decoding import CaptionerDecoding
-from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, CaptionerPreprocess, caption_tokenizer
+from hybrid_models.captioner.interface import CaptionerInterface
+from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, caption_tokenizer
 from hybrid_models.captioner.rewards import DRAWN, advantages, whole
 from hybrid_models.contract import Batch, Loss, autocast, module_device, to_device
 from hybrid_models.explanations import Explanation, Gaze
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
+from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Sample, Visual
 from hybrid_models.layers.image_encoder import VisualHybrid, pool_time
 from hybrid_models.layers.recurrent import STATES, initial_state
 from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
@@ -46,23 +46,12 @@ from hybrid_models.visual import frames_of
 
 
 # ---- the hybrid ----------------------------------------------------------------------------------------------------
-class Captioner(VisualHybrid):
+class Captioner(CaptionerInterface, VisualHybrid):
     """Image or clip in, sentence out. See `Hybrid` for the methods' contract.
 
     Raises:
         UsageError: the encoder cannot be built, or the assets have no (valid) tokenizer.
     """
-
-    name: ClassVar[str] = "captioner"
-    Config: ClassVar[type[HybridConfig]] = CaptionerConfig
-    Decoding: ClassVar[type[DecodingConfig]] = CaptionerDecoding
-    payload_schema: ClassVar[pa.Schema] = pa.schema(
-        [("caption", pa.string()), ("score", pa.float32()), ("caption_tokens", pa.int32()), ("frames", pa.int32())]
-    )
-    schema_version: ClassVar[int] = 1
-    samples_version: ClassVar[int] = 2  # frames of clips are chosen by time, not by number
-    metrics: ClassVar[Mapping[str, bool]] = {"cider_d": True, "bleu4": True}
-    truth: ClassVar[tuple[str, ...]] = ("references",)
 
     def __init__(self, config: CaptionerConfig, assets: Mapping[str, str]) -> None:
         super().__init__(config, assets)
@@ -90,10 +79,6 @@ class Captioner(VisualHybrid):
     @classmethod
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
         return {TOKENIZER: Tokenizer.train(texts, cast(CaptionerConfig, config).vocab_size).to_json()}
-
-    @classmethod
-    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
-        return CaptionerPreprocess(cast(CaptionerConfig, config), assets)
 
     def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
         """With a frozen encoder, `frames` become what `_look` sees, float16: `features` [S,C], and `course` [T,4C].

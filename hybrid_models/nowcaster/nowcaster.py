@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from hybrid_models.contract import Batch, Hybrid, Loss, module_device, to_device
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Forecast
-from hybrid_models.inputs import LATER, DecodingConfig, HybridConfig, Preprocess, Sample
-from hybrid_models.nowcaster.decoding import NowcasterDecoding
+from hybrid_models.inputs import DecodingConfig, HybridConfig, Sample
 from hybrid_models.nowcaster.encoder_forecaster import EncoderForecaster, extrapolate
 from hybrid_models.nowcaster.frame_predictor import FramePredictor
-from hybrid_models.nowcaster.preprocess import UNKNOWN_TIME, NowcasterConfig, NowcasterPreprocess
+from hybrid_models.nowcaster.interface import NowcasterInterface
+from hybrid_models.nowcaster.preprocess import UNKNOWN_TIME, NowcasterConfig
 from hybrid_models.scores.frames import RAIN_THRESHOLDS
 from hybrid_models.scores.leads import lead_tallies, summarise_by_lead, verification_record
 from hybrid_models.scores.texts import Tally
@@ -33,40 +32,8 @@ WET_MM_H = 0.1
 
 
 # ---- the hybrid ----------------------------------------------------------------------------------------------------
-class Nowcaster(Hybrid):
+class Nowcaster(NowcasterInterface, Hybrid):
     """Frames in, frames out. See `Hybrid` for the methods' contract."""
-
-    name: ClassVar[str] = "nowcaster"
-    Config: ClassVar[type[HybridConfig]] = NowcasterConfig
-    Decoding: ClassVar[type[DecodingConfig]] = NowcasterDecoding
-    payload_schema: ClassVar[pa.Schema] = pa.schema(
-        [
-            ("issue_time", pa.timestamp("us", tz="UTC")),
-            ("step_minutes", pa.float32()),
-            ("lead_minutes", pa.list_(pa.float32())),
-            ("mean_mm_h", pa.list_(pa.float32())),
-            ("max_mm_h", pa.list_(pa.float32())),
-            ("wet_fraction", pa.list_(pa.float32())),
-            ("frames", pa.binary()),
-            ("frames_shape", pa.list_(pa.int32())),
-            ("thresholds_mm_h", pa.list_(pa.float32())),
-            ("probability", pa.binary()),
-            pa.field("mean", pa.list_(pa.float32()), metadata=LATER),
-            pa.field("max", pa.list_(pa.float32()), metadata=LATER),
-            pa.field("unit", pa.string(), metadata=LATER),
-        ]
-    )
-    """`frames` is float16, little-endian, C order, of shape `frames_shape` = [leads, height, width], in colour
-    [leads, height, width, 3] (red, green, blue), in `unit`: `mm/h`, or `intensity` (0 … 1) of video; `mean` and `max`
-    have one value per lead time, in `unit`, over the pixels that the newest frame covers, in colour over their
-    channels, too; `mean_mm_h`, `max_mm_h` and `wet_fraction` the same for rain, and are null for video.
-    `probability` is uint8, C order, [leads, thresholds, height, width]: per cent that a pixel has at least so much
-    rain; null for video, which has no thresholds."""
-    schema_version: ClassVar[int] = 3
-    metrics: ClassVar[Mapping[str, bool]] = {
-        "csi_1": True, "csi_5": True, "crps": False, "mse": False, "mae": False, "ssim": True,
-    }  # fmt: skip
-    truth: ClassVar[tuple[str, ...]] = ("issue_time", "step_minutes", "future")
 
     def __init__(self, config: HybridConfig, assets: Mapping[str, str]) -> None:
         super().__init__(config, assets)
@@ -74,10 +41,6 @@ class Nowcaster(Hybrid):
         sizes = (self.config.patch, self.config.hidden_dims, self.config.kernel_size)
         channels = math.prod(self.config.pixel_shape)
         self.net = EncoderForecaster(*sizes) if self.config.unit == "mm/h" else FramePredictor(*sizes, channels)
-
-    @classmethod
-    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
-        return NowcasterPreprocess(cast(NowcasterConfig, config))
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
         """`past` float16 [B,P,H,W]; `step_minutes`, `n_leads`, `issue_time` [B]; `future` float16 [B,L,H,W] with L the
@@ -161,11 +124,6 @@ class Nowcaster(Hybrid):
                 name: verification_record(frames, observed, thresholds) for name, frames in baselines.items()
             },
         }
-
-    @classmethod
-    def metrics_of(cls, config: HybridConfig) -> list[str]:
-        absent = ("ssim",) if cast(NowcasterConfig, config).unit == "mm/h" else ("csi_1", "csi_5", "crps")
-        return [name for name in cls.metrics if name not in absent]
 
     @classmethod
     def summarise(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from hybrid_models.contract import Batch, Loss, autocast, module_device, to_device
 from hybrid_models.explanations import Explanation, Gaze
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample, Visual
+from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Sample, Visual
 from hybrid_models.layers.image_encoder import VisualHybrid
 from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
 from hybrid_models.recogniser.decoding import RecogniserDecoding
+from hybrid_models.recogniser.interface import RecogniserInterface
 from hybrid_models.recogniser.preprocess import (
     LABELS,
     RecogniserConfig,
-    RecogniserPreprocess,
     learn_labels,
     read_labels,
 )
@@ -35,28 +34,12 @@ from hybrid_models.scores.texts import Tally
 from hybrid_models.visual import frames_of
 
 
-class Recogniser(VisualHybrid):
+class Recogniser(RecogniserInterface, VisualHybrid):
     """Clip in, label out. See `Hybrid` for the methods' contract.
 
     Raises:
         UsageError: the encoder cannot be built, or the assets have no labels.
     """
-
-    name: ClassVar[str] = "recogniser"
-    Config: ClassVar[type[HybridConfig]] = RecogniserConfig
-    Decoding: ClassVar[type[DecodingConfig]] = RecogniserDecoding
-    payload_schema: ClassVar[pa.Schema] = pa.schema(
-        [
-            ("label", pa.string()),
-            ("score", pa.float32()),  # its probability, as the net sees it
-            ("scores", pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))),
-            ("frames", pa.int32()),
-        ]
-    )
-    schema_version: ClassVar[int] = 1
-    samples_version: ClassVar[int] = 2  # frames of clips are chosen by time, not by number
-    metrics: ClassVar[Mapping[str, bool]] = {"accuracy": True, "macro_f1": True}
-    truth: ClassVar[tuple[str, ...]] = ("label",)
 
     def __init__(self, config: RecogniserConfig, assets: Mapping[str, str]) -> None:
         super().__init__(config, assets)
@@ -69,10 +52,6 @@ class Recogniser(VisualHybrid):
     @classmethod
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
         return {LABELS: learn_labels(texts)}
-
-    @classmethod
-    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
-        return RecogniserPreprocess(cast(RecogniserConfig, config), assets)
 
     def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
         """With a frozen encoder, `frames` become `course`, float16 [T,4C]: what is where in each."""

@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
 from hybrid_models.explanations import Alignment, Explanation
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Preprocess, Sample
+from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Sample
 from hybrid_models.layers.recurrent import STATES, BidirectionalRNN, initial_state
 from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, bleu, chrf
@@ -34,37 +33,21 @@ from hybrid_models.text import (
     unpack_json,
 )
 from hybrid_models.translator.decoding import TranslatorDecoding
+from hybrid_models.translator.interface import TranslatorInterface
 from hybrid_models.translator.preprocess import (
     SOURCE_TOKENIZER,
     TOKENIZER,
     TranslatorConfig,
-    TranslatorPreprocess,
     tokenizers,
 )
 
 
-class Translator(Hybrid):
+class Translator(TranslatorInterface, Hybrid):
     """Sentence in, sentence out. See `Hybrid` for the methods' contract.
 
     Raises:
         UsageError: the assets have no (valid) tokenizer.
     """
-
-    name: ClassVar[str] = "translator"
-    Config: ClassVar[type[HybridConfig]] = TranslatorConfig
-    Decoding: ClassVar[type[DecodingConfig]] = TranslatorDecoding
-    payload_schema: ClassVar[pa.Schema] = pa.schema(
-        [
-            ("source", pa.string()),
-            ("translation", pa.string()),
-            ("score", pa.float32()),
-            ("source_tokens", pa.int32()),
-            ("target_tokens", pa.int32()),
-        ]
-    )
-    schema_version: ClassVar[int] = 1
-    metrics: ClassVar[Mapping[str, bool]] = {"bleu": True, "chrf": True}
-    truth: ClassVar[tuple[str, ...]] = ("reference",)
 
     def __init__(self, config: TranslatorConfig, assets: Mapping[str, str]) -> None:
         super().__init__(config, assets)
@@ -98,10 +81,6 @@ class Translator(Hybrid):
             texts_of[side].append(text)
         assets = {"source": SOURCE_TOKENIZER, "target": TOKENIZER}
         return {asset: Tokenizer.train(texts_of[side], config.vocab_size).to_json() for side, asset in assets.items()}
-
-    @classmethod
-    def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:
-        return TranslatorPreprocess(cast(TranslatorConfig, config), assets)
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
         """`source` int64 [B,S] with end symbols, `source_length` [B]; `target` int64 [B,T] with start and end."""

@@ -85,7 +85,7 @@ def weigh(
 
 def _metric(candidate: Evaluation, metric: str, found: Mapping[str, object]) -> tuple[str, bool]:
     """The metric's name, and whether higher is better."""
-    known = {name: higher for name, higher in candidate.artifact.hybrid_class.metrics.items() if name in found}
+    known = {name: higher for name, higher in candidate.artifact.interface.metrics.items() if name in found}
     name = metric or next(iter(known))
     if name not in known:
         raise UsageError(f"`metric` '{name}' is unknown here: use {', '.join(known)}")

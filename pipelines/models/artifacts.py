@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pydantic
 
-from hybrid_models import HYBRIDS, TABLES
+from hybrid_models import HYBRIDS, TABLES, interface_of
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import DecodingConfig, HybridConfig
 from pipelines import storage
@@ -35,6 +35,7 @@ from pipelines.models.weights import (
 
 if TYPE_CHECKING:
     from hybrid_models.contract import Hybrid
+    from hybrid_models.inputs import Interface
 
 FORMAT = 2
 CARD = "README.md"
@@ -70,6 +71,11 @@ class Artifact:
         return HYBRIDS[self.meta["hybrid"]]
 
     @property
+    def interface(self) -> type[Interface]:
+        """What it is without its net."""
+        return interface_of(self.meta["hybrid"])
+
+    @property
     def table(self) -> str:
         """The table that its batch job writes."""
         return TABLES[self.meta["hybrid"]]
@@ -77,13 +83,13 @@ class Artifact:
     @property
     def config(self) -> HybridConfig:
         """The hybrid's configuration."""
-        return cast("HybridConfig", parse(self.hybrid_class.Config, self.meta["config"], f"{self.model}/{CONFIG}"))
+        return cast("HybridConfig", parse(self.interface.Config, self.meta["config"], f"{self.model}/{CONFIG}"))
 
     @property
     def decoding(self) -> DecodingConfig:
         """The decoding options that the recipe chose."""
         where = f"{self.model}/{CONFIG}"
-        return cast("DecodingConfig", parse(self.hybrid_class.Decoding, self.meta["decoding"], where))
+        return cast("DecodingConfig", parse(self.interface.Decoding, self.meta["decoding"], where))
 
     @property
     def assets(self) -> dict[str, str]:
@@ -112,8 +118,8 @@ class Artifact:
             "weights": self.meta["weights_sha256"],
             "decoding": asdict(decoding),
             "limits": asdict(limits),
-            "schema_version": self.hybrid_class.schema_version,
-            "samples_version": self.hybrid_class.samples_version,
+            "schema_version": self.interface.schema_version,
+            "samples_version": self.interface.samples_version,
             "hybrid": self.meta["hybrid"],
         }
         return fingerprint(decisive)
@@ -244,10 +250,10 @@ def _check(artifact: Artifact, expected: str | None) -> None:
         raise UsageError(f"{artifact.model} is a '{meta['hybrid']}'; known hybrids: {', '.join(HYBRIDS)}")
     if expected is not None and meta["hybrid"] != expected:
         raise UsageError(f"{artifact.model} is a {meta['hybrid']}, but a {expected} is needed")
-    if not isinstance(meta["schema_version"], int) or meta["schema_version"] > artifact.hybrid_class.schema_version:
+    if not isinstance(meta["schema_version"], int) or meta["schema_version"] > artifact.interface.schema_version:
         raise UsageError(
             f"{artifact.model} writes schema {meta['schema_version']} of {artifact.table}, "
-            f"this version {artifact.hybrid_class.schema_version}: use a newer version"
+            f"this version {artifact.interface.schema_version}: use a newer version"
         )
     if hashlib.sha256(artifact.files[WEIGHTS]).hexdigest() != meta["weights_sha256"]:
         raise UsageError(f"{artifact.model}/{WEIGHTS} is truncated or altered (checksum): copy the artifact again")

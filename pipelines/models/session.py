@@ -87,7 +87,7 @@ class Inference:
 
     def decode(self, with_target: bool = False) -> Decode:
         """Raw rows → samples, without the model: it travels to whoever reads."""
-        preprocess = self.artifact.hybrid_class.preprocess(self.artifact.config, self.artifact.assets)
+        preprocess = self.artifact.interface.preprocess(self.artifact.config, self.artifact.assets)
         return Decode(preprocess, self.limits, with_target, self.keep, self.cut)
 
     def load(self, device: str = "cpu") -> Session:

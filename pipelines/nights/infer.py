@@ -68,7 +68,7 @@ class Night:
     @property
     def schema(self) -> pa.Schema:
         """The columns of its files, which keep how they were predicted."""
-        return table_schema(self.inference.artifact.hybrid_class.payload_schema).with_metadata(self.inference.note)
+        return table_schema(self.inference.artifact.interface.payload_schema).with_metadata(self.inference.note)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""The actors of the pipeline: weights are loaded once, then samples stream through."""
+"""The actors of the pipeline: weights are loaded once, then samples stream through. Who only sends them, the driver,
+needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import torch
 
 from hybrid_models.inputs import Sample
 from pipelines.cluster.resources import Compute
@@ -37,6 +37,8 @@ class _Worker:
     """
 
     def __init__(self, inference: Inference | ray.ObjectRef[Inference], compute: Compute) -> None:
+        import torch
+
         torch.set_num_threads(compute.threads)
         chosen: Inference = ray.get(inference) if isinstance(inference, ray.ObjectRef) else inference
         self.session = chosen.load("cuda" if compute.gpu else "cpu")
@@ -67,6 +69,8 @@ class _Worker:
     def _check_device(self) -> None:
         """A GPU that has failed fails all that comes after: then this process ends, and another one takes its place."""
         if self.compute.gpu:
+            import torch
+
             try:
                 torch.cuda.synchronize()
             except RuntimeError:
@@ -129,6 +133,8 @@ class Featurizer(_Worker):
 
     def __call__(self, samples: pa.Table) -> pa.Table:
         """One output row for each input row, in the same order."""
+        import torch
+
         packed = samples["sample"].to_pylist()
         columns = {name: samples[name].to_pylist() for name in ("sample", "length", "output_bytes", "error")}
 

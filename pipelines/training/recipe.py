@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hybrid_models import HYBRIDS
+from hybrid_models import interface_of
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut, DecodingConfig, HybridConfig
 from pipelines.reading.limits import Limits
@@ -69,7 +69,7 @@ class Recipe:
             UsageError: names the option and what it may be.
         """
         train = self.train
-        known = ["loss", *HYBRIDS[self.hybrid].metrics_of(self.model)]
+        known = ["loss", *interface_of(self.hybrid).metrics_of(self.model)]
         if train.metric not in known:
             raise UsageError(f"`train.metric` '{train.metric}' is unknown for a {self.hybrid}: use {', '.join(known)}")
         if train.metric != "loss" and train.validate_samples < 1:
@@ -86,4 +86,4 @@ class Recipe:
     @property
     def higher_is_better(self) -> bool:
         """Direction of `train.metric`."""
-        return HYBRIDS[self.hybrid].metrics.get(self.train.metric, False)
+        return interface_of(self.hybrid).metrics.get(self.train.metric, False)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
+from hybrid_models.nowcaster.decoding import NowcasterDecoding
+from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from hybrid_models.recogniser.preprocess import RecogniserConfig
 from hybrid_models.recogniser.recogniser import Recogniser, RecogniserDecoding
 from jobs.infer import InferOptions, run

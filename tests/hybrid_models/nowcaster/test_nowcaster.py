@@ -10,7 +10,8 @@ import torch
 
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Inputs
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
+from hybrid_models.nowcaster.decoding import NowcasterDecoding
+from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from hybrid_models.scores.frames import contingency, csi, ssim
 from tests import tiny
 

@@ -6,7 +6,8 @@ import pytest
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs, Visual
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterDecoding
+from hybrid_models.nowcaster.decoding import NowcasterDecoding
+from hybrid_models.nowcaster.nowcaster import Nowcaster
 from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
 from hybrid_models.scores.frames import RAIN_THRESHOLDS
 from tests.hybrid_models.nowcaster.test_nowcaster import COLOUR, VIDEO, sample_of, shower

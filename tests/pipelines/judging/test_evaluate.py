@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from hybrid_models.errors import UsageError
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterDecoding
+from hybrid_models.nowcaster.decoding import NowcasterDecoding
+from hybrid_models.nowcaster.nowcaster import Nowcaster
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines import storage
 from pipelines.cluster.resources import Resources

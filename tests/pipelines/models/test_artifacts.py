@@ -17,8 +17,10 @@ from safetensors.torch import save as save_tensors
 
 from hybrid_models.captioner.captioner import CaptionerDecoding
 from hybrid_models.errors import UsageError
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig, NowcasterDecoding
-from hybrid_models.translator.translator import Translator, TranslatorDecoding
+from hybrid_models.nowcaster.decoding import NowcasterDecoding
+from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
+from hybrid_models.translator.interface import TranslatorInterface
+from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines.models import artifacts
 from pipelines.reading.limits import Limits
 from tests import tiny
@@ -373,7 +375,7 @@ def test_samples_of_a_mended_step_are_others(
 ) -> None:
     artifact = artifacts.read(store(files, tmp_path))
     before = artifact.fingerprint(TranslatorDecoding(), Limits())
-    monkeypatch.setattr(Translator, "samples_version", Translator.samples_version + 1)
+    monkeypatch.setattr(TranslatorInterface, "samples_version", TranslatorInterface.samples_version + 1)
     assert artifact.fingerprint(TranslatorDecoding(), Limits()) != before
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from hybrid_models.captioner.captioner import CaptionerDecoding
 from hybrid_models.explanations import Alignment, Gaze
-from hybrid_models.nowcaster.nowcaster import NowcasterDecoding
+from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines import storage
 from pipelines.models import pictures

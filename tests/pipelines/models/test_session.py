@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Visual
 from hybrid_models.translator.translator import TranslatorDecoding
@@ -107,3 +110,25 @@ def test_batches_of_large_outputs_are_smaller(monkeypatch: pytest.MonkeyPatch) -
     assert list(batches(table, size)) == [(0, 1), (2,), (3,), (4, 5)]
     table = sizes_table([1, 2, 3, 4], outputs=[10, 10, 10, 334])
     assert list(batches(table, size)) == [(0, 1, 2), (3,)], "all are made as long as the longest"
+
+
+def test_what_a_night_needs_of_a_model_needs_no_torch(tmp_path: Path) -> None:
+    """One that is there already, and whoever sends work to others, waits for no library that takes seconds."""
+    nets = {"captioner": tiny.captioner(), "nowcaster": tiny.nowcaster(), "translator": tiny.translator()}
+    for name, net in nets.items():
+        artifacts.write(artifacts.make(net, net.decoding, {}, "Card.\n"), str(tmp_path / name))
+    script = f"""
+import sys
+from pathlib import Path
+import pipelines.nights.infer, pipelines.nights.commit
+from pipelines.models import artifacts
+from pipelines.models.session import Inference
+for folder in sorted(Path({str(tmp_path)!r}).iterdir()):
+    inference = Inference.of(artifacts.read(str(folder)))
+    columns = inference.artifact.interface.payload_schema
+    print(folder.name, len(inference.fingerprint), len(columns), inference.decode() is None)
+print([name for name in ("torch", "mlflow") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tiny.ROOT, capture_output=True, text=True, check=True)
+    columns = {name: len(HYBRIDS[name].payload_schema) for name in sorted(nets)}
+    assert done.stdout.splitlines() == [*(f"{name} 64 {count} False" for name, count in columns.items()), "[]"]

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_models.captioner.captioner import Captioner, CaptionerDecoding
+from hybrid_models.captioner.captioner import Captioner
+from hybrid_models.captioner.decoding import CaptionerDecoding
+from hybrid_models.captioner.interface import CaptionerInterface
 from pipelines.models import artifacts
 from pipelines.reading.limits import Limits
 from pipelines.training import preparation
@@ -32,5 +34,5 @@ def test_samples_are_kept_once_for_all_seeds_and_trained_parts(tmp_path: Path, m
     limited = replace(job, recipe=replace(RECIPE, limits=Limits(max_bytes=7)))
     assert preparation.features_folder(job, first, nets[0]) != preparation.features_folder(limited, first, nets[0])
     before = preparation.features_folder(job, first, nets[0])
-    monkeypatch.setattr(Captioner, "samples_version", Captioner.samples_version + 1)
+    monkeypatch.setattr(CaptionerInterface, "samples_version", CaptionerInterface.samples_version + 1)
     assert preparation.features_folder(job, first, nets[0]) != before, "a preprocessing step was mended"

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from hybrid_models.errors import UsageError
-from hybrid_models.nowcaster.nowcaster import NowcasterConfig, NowcasterDecoding
+from hybrid_models.nowcaster.decoding import NowcasterDecoding
+from hybrid_models.nowcaster.nowcaster import NowcasterConfig
 from hybrid_models.nowcaster.preprocess import Unit
 from hybrid_models.translator.translator import TranslatorConfig, TranslatorDecoding
 from pipelines.training.recipe import Recipe, TrainConfig
