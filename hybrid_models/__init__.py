@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hybrid_models.captioner.captioner import Captioner
     from hybrid_models.contract import Hybrid
     from hybrid_models.errors import BadSample, UsageError
-    from hybrid_models.inputs import Interface
+    from hybrid_models.interface import Interface
     from hybrid_models.layers.attention import AdditiveAttention
     from hybrid_models.layers.conv_lstm import ConvLSTM, ConvLSTMCell
     from hybrid_models.nowcaster.nowcaster import Nowcaster
@@ -82,7 +82,13 @@ HYBRIDS: Mapping[str, type[Hybrid]] = _Registry()
 
 
 def interface_of(name: str) -> type[Interface]:
-    """A hybrid without its net: needs no torch."""
+    """A hybrid without its net: needs no torch.
+
+    Raises:
+        KeyError: there is none of this name.
+    """
+    if name not in TABLES:
+        raise KeyError(name)
     found: type[Interface] = getattr(
         importlib.import_module(f"{__name__}.{name}.interface"), f"{name.capitalize()}Interface"
     )

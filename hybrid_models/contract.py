@@ -1,4 +1,5 @@
-"""What a hybrid is: the one interface through which pipelines and jobs reach a model.
+"""What a hybrid is: with `interface.py`, all of it that needs no torch, the one way by which pipelines and jobs reach a
+model.
 
 A row of a shard becomes a prediction in four steps, each a method below:
 
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Interface, Sample
+from hybrid_models.inputs import Sample
+from hybrid_models.interface import DecodingConfig, HybridConfig, Interface
 from hybrid_models.scores.texts import Tally
 
 Batch = dict[str, Tensor]

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import HybridConfig, Sampling, Visual
+from hybrid_models.inputs import Sampling, Visual
+from hybrid_models.interface import HybridConfig
 
 
 @dataclass(frozen=True)

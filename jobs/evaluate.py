@@ -13,7 +13,7 @@ import tyro
 from tyro import MISSING
 
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import DecodingConfig
+from hybrid_models.interface import DecodingConfig
 from jobs import cli
 from jobs.options import Input, Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
 from pipelines import storage

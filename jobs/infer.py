@@ -13,7 +13,7 @@ from tyro import MISSING
 
 from hybrid_models import TABLES, interface_of
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import DecodingConfig
+from hybrid_models.interface import DecodingConfig
 from jobs import cli
 from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, Source, SourceOptions, Work, WorkOptions
 from pipelines import places, storage

@@ -8,7 +8,8 @@ from typing import Annotated
 import tyro
 
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import Cut, HybridConfig
+from hybrid_models.inputs import Cut
+from hybrid_models.interface import HybridConfig
 from pipelines import places, storage
 from pipelines.cluster.resources import Resources
 from pipelines.nights.rules import Retention, Rules

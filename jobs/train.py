@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tyro import MISSING
 
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import DecodingConfig, HybridConfig
+from hybrid_models.interface import DecodingConfig, HybridConfig
 from jobs import cli
 from jobs.options import Mlflow, MlflowOptions, WindowOptions, Windows
 from jobs.recipes import RECIPES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hybrid_models.inputs import DecodingConfig
+from hybrid_models.interface import DecodingConfig
 from pipelines.cluster.resources import Compute
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from pipelines.reading.formats.entry import npy_bytes
-from pipelines.reading.rows import RAW_SCHEMA
+from pipelines.reading.raw import RAW_SCHEMA
 
 __all__ = ["RAW_SCHEMA", "npy_bytes"]

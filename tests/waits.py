@@ -10,8 +10,13 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-OPERATORS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique_dim", "aten::_unique2"}
+OPERATORS = {
+    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique_dim", "aten::_unique2",
+    "aten::equal", "aten::repeat_interleave",
+}  # fmt: skip
 """Their results, or the shapes of these, are needed on the host."""
+INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+"""With a mask, they look for its places."""
 METHODS = ("tolist", "cpu", "numpy", "item", "__bool__", "__int__", "__float__", "__index__")
 """Dispatch nothing on a CPU, or not always."""
 
@@ -25,7 +30,8 @@ class Waits(TorchDispatchMode):
         self._counting = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name().split(".")[0] in OPERATORS:
+        name = func.name().split(".")[0]
+        if name in OPERATORS or (name in INDEXED and any(map(_is_mask, args[1]))):
             self._note()
         return func(*args, **(kwargs or {}))
 
@@ -59,3 +65,7 @@ class Waits(TorchDispatchMode):
                 return method(tensor, *args, **kwargs)
 
         return noted
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)

@@ -7,7 +7,8 @@ from typing import ClassVar, cast
 
 import pyarrow as pa
 
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Interface, Preprocess
+from hybrid_models.inputs import Preprocess
+from hybrid_models.interface import DecodingConfig, HybridConfig, Interface
 from hybrid_models.tagger.decoding import TaggerDecoding
 from hybrid_models.tagger.preprocess import TaggerConfig, TaggerPreprocess
 

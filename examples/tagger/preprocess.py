@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hybrid_models.errors import BadSample
-from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample
+from hybrid_models.inputs import Inputs, Preprocess, Sample
+from hybrid_models.interface import HybridConfig
 from hybrid_models.text import clean_text, pack_json
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from hybrid_models.contract import Batch, Hybrid, Loss
 from hybrid_models.explanations import Explanation
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Sample
+from hybrid_models.inputs import Sample
+from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.scores.texts import Tally
 from hybrid_models.tagger.decoding import TaggerDecoding
 from hybrid_models.tagger.interface import TaggerInterface

@@ -27,7 +27,8 @@ from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, capti
 from hybrid_models.captioner.rewards import DRAWN, advantages, whole
 from hybrid_models.contract import Batch, Loss, autocast, module_device, to_device
 from hybrid_models.explanations import Explanation, Gaze
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Sample, Visual
+from hybrid_models.inputs import Inputs, Sample, Visual
+from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.layers.image_encoder import VisualHybrid, pool_time
 from hybrid_models.layers.recurrent import STATES, initial_state
 from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames

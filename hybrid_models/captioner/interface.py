@@ -9,7 +9,8 @@ import pyarrow as pa
 
 from hybrid_models.captioner.decoding import CaptionerDecoding
 from hybrid_models.captioner.preprocess import CaptionerConfig, CaptionerPreprocess
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Interface, Preprocess
+from hybrid_models.inputs import Preprocess
+from hybrid_models.interface import DecodingConfig, HybridConfig, Interface
 
 
 class CaptionerInterface(Interface):

@@ -1,4 +1,5 @@
-"""Layers that nets are made of: attention, recurrent cells and word decoders, ConvLSTM, image encoders, advection.
+"""Layers that nets are made of: attention, recurrent cells, word decoders, ConvLSTM, image encoders, RNNs over
+frames, advection.
 
 Tensors in, tensors out; they know no configuration and no task. May be imported by every hybrid.
 """

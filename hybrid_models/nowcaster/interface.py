@@ -7,7 +7,8 @@ from typing import ClassVar, cast
 
 import pyarrow as pa
 
-from hybrid_models.inputs import LATER, DecodingConfig, HybridConfig, Interface, Preprocess
+from hybrid_models.inputs import Preprocess
+from hybrid_models.interface import LATER, DecodingConfig, HybridConfig, Interface
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
 

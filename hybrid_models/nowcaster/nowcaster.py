@@ -17,7 +17,8 @@ from torch import Tensor
 from hybrid_models.contract import Batch, Hybrid, Loss, module_device, to_device
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Forecast
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Sample
+from hybrid_models.inputs import Sample
+from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.nowcaster.encoder_forecaster import EncoderForecaster, extrapolate
 from hybrid_models.nowcaster.frame_predictor import FramePredictor
 from hybrid_models.nowcaster.interface import NowcasterInterface

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample, Visual, Window
+from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual, Window
+from hybrid_models.interface import HybridConfig
 
 Unit = Literal["mm/h", "intensity"]
 """What pixels are: rain rates, or intensities."""

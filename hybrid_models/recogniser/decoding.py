@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import DecodingConfig
+from hybrid_models.interface import DecodingConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import ClassVar, cast
 
 import pyarrow as pa
 
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Interface, Preprocess
+from hybrid_models.inputs import Preprocess
+from hybrid_models.interface import DecodingConfig, HybridConfig, Interface
 from hybrid_models.recogniser.decoding import RecogniserDecoding
 from hybrid_models.recogniser.preprocess import RecogniserConfig, RecogniserPreprocess
 

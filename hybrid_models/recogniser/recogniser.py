@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from hybrid_models.contract import Batch, Loss, autocast, module_device, to_device
 from hybrid_models.explanations import Explanation, Gaze
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Sample, Visual
+from hybrid_models.inputs import Inputs, Sample, Visual
+from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.layers.image_encoder import VisualHybrid
 from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
 from hybrid_models.recogniser.decoding import RecogniserDecoding

@@ -144,7 +144,7 @@ def search(step: Step, state: State, memory: State, max_length: Tensor, options:
     limits = max_length.tolist()
     if not limits:
         return []
-    beams = _start(state, memory, max_length, max(limits), options)
+    beams = _start(state, memory, max_length, max(0, *limits), options)
     found = beams.best
     every = look_every(max_length.device)
     for length in range(max(limits) + 1):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import DecodingConfig
+from hybrid_models.interface import DecodingConfig
 from hybrid_models.search.options import MOST_TOKENS, SearchOptions
 from hybrid_models.text import BOS, EOS, PAD, UNK
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.inputs import HybridConfig, Inputs, Preprocess, Sample
+from hybrid_models.inputs import Inputs, Preprocess, Sample
+from hybrid_models.interface import HybridConfig
 from hybrid_models.text import (
     EOS,
     MIN_VOCABULARY,

@@ -19,7 +19,8 @@ from torch import nn
 
 from hybrid_models.contract import Batch, Hybrid, Loss, autocast, module_device, to_device
 from hybrid_models.explanations import Alignment, Explanation
-from hybrid_models.inputs import DecodingConfig, HybridConfig, Inputs, Sample
+from hybrid_models.inputs import Inputs, Sample
+from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.layers.recurrent import STATES, BidirectionalRNN, initial_state
 from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, bleu, chrf

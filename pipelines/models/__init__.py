@@ -1,4 +1,4 @@
-"""Trained models: artifacts, the registry and runs in MLflow, the pyfunc, pictures of what models look at.
+"""Trained models: artifacts, sessions that predict, the pyfunc, pictures; MLflow: its server, runs, the registry.
 
 May be imported by staging and all above it.
 """

@@ -19,7 +19,7 @@ import pydantic
 
 from hybrid_models import HYBRIDS, TABLES, interface_of
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import DecodingConfig, HybridConfig
+from hybrid_models.interface import DecodingConfig, HybridConfig
 from pipelines import storage
 from pipelines.models.weights import (
     CONFIG,
@@ -35,7 +35,7 @@ from pipelines.models.weights import (
 
 if TYPE_CHECKING:
     from hybrid_models.contract import Hybrid
-    from hybrid_models.inputs import Interface
+    from hybrid_models.interface import Interface
 
 FORMAT = 2
 CARD = "README.md"

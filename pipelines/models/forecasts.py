@@ -40,14 +40,14 @@ def panels(shown: Forecast) -> bytes:
     if shown.chance is not None:
         rows.append((CHANCE, shown.chance))
     figure = Figure((1.75 * (len(leads) + 1) + 1.1, 1.75 * len(rows) + 0.3), layout="constrained")
-    panels = figure.subplots(len(rows), len(leads) + 1, squeeze=False)
-    for panel in panels.ravel():
+    axes = figure.subplots(len(rows), len(leads) + 1, squeeze=False)
+    for panel in axes.ravel():
         panel.set(xticks=[], yticks=[])
     colours, norm = _scale(shown.unit)
-    _show(panels[0, 0], shown.past[-1], colours, norm).axes.set_title("now", fontsize=9)
-    for panel in panels[1:, 0]:
+    _show(axes[0, 0], shown.past[-1], colours, norm).axes.set_title("now", fontsize=9)
+    for panel in axes[1:, 0]:
         panel.axis("off")
-    for row, (name, frames) in zip(panels, rows, strict=True):
+    for row, (name, frames) in zip(axes, rows, strict=True):
         row[1].set_ylabel(name, fontsize=9)
         scale, label = (colours, norm), shown.unit
         if name == DIFFERENCE:
@@ -60,7 +60,7 @@ def panels(shown: Forecast) -> bytes:
             _show(panel, frames[lead], *scale)
         if frames.ndim == 3:
             _key(figure, row, *scale, label)
-    for panel, lead in zip(panels[0, 1:], leads, strict=True):
+    for panel, lead in zip(axes[0, 1:], leads, strict=True):
         panel.set_title(f"+{shown.lead_minutes[lead]:g} min", fontsize=9)
     return png(figure)
 

@@ -14,7 +14,7 @@ from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.reading.formats.entry import ReadOptions, npy_bytes
 from pipelines.reading.formats.parquet import parquet_entry
-from pipelines.reading.rows import RAW_SCHEMA, raw_row
+from pipelines.reading.raw import RAW_SCHEMA, raw_row
 from pipelines.reading.shards import Shard
 
 HERE = Shard("", 0, "")

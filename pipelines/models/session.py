@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hybrid_models.inputs import Cut, DecodingConfig, Sample
+from hybrid_models.inputs import Cut, Sample
+from hybrid_models.interface import DecodingConfig
 from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.suspects import Note, Rows, halve

@@ -22,7 +22,7 @@ from pipelines.nights.rules import Retention, Rules
 from pipelines.nights.upkeep import Tidied
 from pipelines.reading.shards import Shard
 from pipelines.staging.checks import RefusedError, absent, check_errors, count_errors, incomplete, verify
-from pipelines.staging.pieces import PIECE, Lineage, shard_key, table_schema
+from pipelines.staging.pieces import PIECE, Lineage, Piece, shard_key, table_schema
 
 log = logging.getLogger(__name__)
 GONE_SHOWN = 3
@@ -132,8 +132,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
     pieces = upkeep.renew(night.table, night.ds, verify(night.shards, night.folder))
-    for name in absent(pieces, night.inference.keep):
-        log.warning("%s ds=%s: no row has the field '%s', which `keep` names", night.table, night.ds, name)
+    _tell_what_is_absent(night, pieces)
     bad = count_errors(pieces)
     rows = sum(piece.rows for piece in pieces)
     check_errors(bad.kinds, rows + bad.lost, night.rules.max_error_fraction)
@@ -145,9 +144,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     computed = written.get("rows", 0)
     busy = written.get("predict_seconds", 0.0) / (written.get("actors", 1) * (staged - computing))
     seconds = {
-        "decode": written.get("decode_seconds", 0.0),
-        "predict": written.get("predict_seconds", 0.0),
-        "write": written.get("write_seconds", 0.0),
+        **{name: written.get(f"{name}_seconds", 0.0) for name in ("decode", "predict", "write")},
         "stage_wall": staged - computing,
         "commit_wall": committed - staged,
         "total_wall": time.perf_counter() - started,
@@ -184,6 +181,11 @@ def _compute(night: Night, todo: Sequence[Shard], lineage: Lineage, resources: R
     inference, name = night.inference, night.name or night.inference.artifact.table
     actor = Actor(Predictor, (inference,), (lineage,))
     return stage(todo, night.folder, night.schema, inference.decode(), actor, resources, name)
+
+
+def _tell_what_is_absent(night: Night, pieces: Sequence[Piece]) -> None:
+    for name in absent(pieces, night.inference.keep):
+        log.warning("%s ds=%s: no row has the field '%s', which `keep` names", night.table, night.ds, name)
 
 
 def _tidy(night: Night) -> Tidied:

@@ -161,7 +161,7 @@ def address_of(address: str | None, manifest: str, allowed: Iterable[str]) -> st
 
 @dataclass(frozen=True)
 class _Addresses:
-    """Raw rows → `ROW_SCHEMA`, a `Step` of `reading.guard`."""
+    """Raw rows → `ROW_SCHEMA`, a `Step` of `sandbox.protocol`."""
 
     column: str
 

@@ -15,7 +15,8 @@ from safetensors.numpy import load as unpack_arrays
 from safetensors.numpy import save as pack_arrays
 
 from hybrid_models.errors import BadSample
-from hybrid_models.inputs import Cut, HybridConfig, Inputs, Preprocess, Sample
+from hybrid_models.inputs import Cut, Inputs, Preprocess, Sample
+from hybrid_models.interface import HybridConfig
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits, is_memory_error
 from pipelines.reading.media.decode import decode_media
@@ -58,7 +59,7 @@ def unpack(data: bytes) -> Sample:
 
 @dataclass(frozen=True)
 class Decode:
-    """Decodes and preprocesses raw rows on a CPU: `RAW_SCHEMA` → `SAMPLE_SCHEMA`, a `Step` of `reading.guard`."""
+    """Decodes and preprocesses raw rows on a CPU: `RAW_SCHEMA` → `SAMPLE_SCHEMA`, a `Step` of `sandbox.protocol`."""
 
     preprocess: Preprocess
     limits: Limits
@@ -142,7 +143,7 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """The texts that assets are learned from: `RAW_SCHEMA` → `TEXT_SCHEMA`, a `Step` of `reading.guard`."""
+    """The texts that assets are learned from: `RAW_SCHEMA` → `TEXT_SCHEMA`, a `Step` of `sandbox.protocol`."""
 
     config: HybridConfig
 

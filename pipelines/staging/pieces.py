@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from hybrid_models.inputs import LATER
+from hybrid_models.interface import LATER
 from pipelines import storage
 from pipelines.reading.shards import Shard
 

@@ -59,6 +59,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def scheme(uri: str) -> str:
+    """`s3://` and the like, which fsspec's own paths lack; nothing for a disk."""
     return "" if is_local(uri) else uri.split("://", 1)[0] + "://"
 
 

@@ -139,8 +139,8 @@ def list_all(uri: str) -> list[StoredFile]:
     return sorted(found, key=lambda file: file.uri)
 
 
-def _stored(fs: fsspec.AbstractFileSystem, scheme: str, entry: dict[str, Any]) -> StoredFile:
+def _stored(fs: fsspec.AbstractFileSystem, prefix: str, entry: dict[str, Any]) -> StoredFile:
     modified = entry.get("LastModified") or entry.get("mtime") or fs.modified(entry["name"])
     if not isinstance(modified, datetime):
         modified = datetime.fromtimestamp(modified, UTC)
-    return StoredFile(scheme + entry["name"], int(entry["size"] or 0), modified.astimezone(UTC))
+    return StoredFile(prefix + entry["name"], int(entry["size"] or 0), modified.astimezone(UTC))

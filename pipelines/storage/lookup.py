@@ -35,10 +35,10 @@ class FileInfo:
         return self.uri.rsplit("/", 1)[-1]
 
 
-def file_info(scheme: str, entry: dict[str, Any]) -> FileInfo:
+def file_info(prefix: str, entry: dict[str, Any]) -> FileInfo:
     """An entry of fsspec's listings."""
     etag = entry.get("ETag") or entry.get("etag") or f"{entry.get('mtime', '')}-{entry['size']}"
-    return FileInfo(scheme + entry["name"], int(entry["size"]), str(etag).strip('"'))
+    return FileInfo(prefix + entry["name"], int(entry["size"]), str(etag).strip('"'))
 
 
 def info(uri: str) -> FileInfo:

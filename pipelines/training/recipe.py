@@ -7,7 +7,8 @@ from typing import Literal
 
 from hybrid_models import interface_of
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import Cut, DecodingConfig, HybridConfig
+from hybrid_models.inputs import Cut
+from hybrid_models.interface import DecodingConfig, HybridConfig
 from pipelines.reading.limits import Limits
 
 

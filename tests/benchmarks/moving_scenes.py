@@ -22,7 +22,8 @@ from pipelines.datasets.moving_scenes import ACTIONS, encode
 from pipelines.models import artifacts
 from pipelines.models.session import Inference, Session
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.rows import RAW_SCHEMA, read_blocks
+from pipelines.reading.raw import RAW_SCHEMA
+from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import list_shards
 
 STEMS = {"moves": "mov(?:es|ing)", "grows": "grow(?:s|ing)", "shrinks": "shrink(?:s|ing)", "appears": "appear(?:s|ing)",

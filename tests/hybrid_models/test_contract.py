@@ -7,7 +7,7 @@ from torch import nn
 
 from hybrid_models.contract import Hybrid, Loss, autocast, bf16_is_fast, module_device, to_device
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import DecodingConfig, HybridConfig
+from hybrid_models.interface import DecodingConfig, HybridConfig
 
 GIVEN = {"name": "minimal", "Decoding": DecodingConfig}
 Minimal = type("Minimal", (Hybrid,), {**GIVEN, **dict.fromkeys(Hybrid.__abstractmethods__)})

@@ -35,7 +35,8 @@ WITHOUT_TORCH = [
     "pipelines.nights.tables",
     "pipelines.reading.sandbox.guard",
     "jobs.query",
-    *(f"hybrid_models.{name}.preprocess" for name in HYBRIDS),
+    "pipelines.staging.actors",
+    *(f"hybrid_models.{name}.interface" for name in HYBRIDS),
 ]
 
 
@@ -44,3 +45,13 @@ def test_decoding_writing_and_asking_need_no_torch(module: str) -> None:
     """Every process of the cluster that only decodes or writes would pay seconds for it."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, check=False).returncode == 0
+
+
+def test_a_hybrids_interface_is_that_of_its_net() -> None:
+    for name, kind in HYBRIDS.items():
+        found = hybrid_models.interface_of(name)
+        assert issubclass(kind, found)
+        assert (found.name, found.payload_schema) == (name, kind.payload_schema)
+    with pytest.raises(KeyError, match="magician"):
+        hybrid_models.interface_of("magician")
+    assert "magician" not in HYBRIDS

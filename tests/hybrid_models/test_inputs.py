@@ -8,7 +8,8 @@ import torch
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig
 from hybrid_models.contract import Hybrid
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import HybridConfig, Inputs, Sample
+from hybrid_models.inputs import Inputs, Sample
+from hybrid_models.interface import HybridConfig
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from hybrid_models.translator.translator import Translator, TranslatorConfig
 from tests import tiny

@@ -129,6 +129,15 @@ def ended(job: subprocess.Popen[str]) -> dict:
     return dict(json.loads(stdout.splitlines()[-1]))
 
 
+def refuses(rehearsal: Rehearsal, token: str, what: str) -> None:
+    env = {**rehearsal.env, "RAY_AUTH_MODE": "token" if token else "disabled", "RAY_AUTH_TOKEN": token}
+    refused = tiny.hybrid(
+        "submit", "--address", rehearsal.head.dashboard, "--", "evaluate", cwd=rehearsal.folder, env=env
+    )
+    assert (refused.code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"hybrid: the Ray cluster at {rehearsal.head.dashboard} {what}: set RAY_AUTH")
+
+
 def test_a_training_and_a_night_of_a_cluster_that_loses_a_host_for_a_while(rehearsal: Rehearsal) -> None:
     tiny.write_pairs(f"{LAKE}/pairs/train", rows=64, seed=1)
     tiny.write_pairs(f"{LAKE}/pairs/val", rows=8, seed=2)
@@ -140,12 +149,7 @@ def test_a_training_and_a_night_of_a_cluster_that_loses_a_host_for_a_while(rehea
     trained = ended(rehearsal.submit("--", *training))
     assert trained["model"] == "models:/translator/1"
     for wrong_token, what in (("", "wants a token"), (TOKEN[::-1], "does not know this token")):
-        env = {**rehearsal.env, "RAY_AUTH_MODE": "token" if wrong_token else "disabled", "RAY_AUTH_TOKEN": wrong_token}
-        refused = tiny.hybrid(
-            "submit", "--address", rehearsal.head.dashboard, "--", "evaluate", cwd=rehearsal.folder, env=env
-        )
-        assert (refused.code, refused.stdout) == (2, "")
-        assert refused.stderr.startswith(f"hybrid: the Ray cluster at {rehearsal.head.dashboard} {what}: set RAY_AUTH")
+        refuses(rehearsal, wrong_token, what)
     promoted = tiny.hybrid("promote", "translator", "--force", "a rehearsal", cwd=rehearsal.folder, env=rehearsal.env)
     assert promoted.summary["champion"] == "models:/translator/1"
 

@@ -8,7 +8,7 @@ import pytest
 
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import DecodingConfig
+from hybrid_models.interface import DecodingConfig
 from jobs import cli, demo, infer
 from jobs.errors import EndedError
 from jobs.recipes import RECIPES

@@ -9,7 +9,7 @@ from deltalake import DeltaTable
 
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import DecodingConfig
+from hybrid_models.interface import DecodingConfig
 from hybrid_models.translator.translator import TranslatorDecoding
 from jobs import cli, report
 from jobs.errors import EndedError

@@ -1,4 +1,4 @@
-"""Steps for tests of `reading.guard`: they do to their process what a broken decoder does."""
+"""Steps for tests of `sandbox.guard`: they do to their process what a broken decoder does."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ Nothing that a header says of its length is believed: the times of its frames ar
 
 from __future__ import annotations
 
-import io
 import math
 from bisect import bisect_right
 from collections import deque
@@ -18,6 +17,7 @@ import numpy as np
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Visual
 from pipelines.reading.limits import Limits, check_pixels
+from pipelines.reading.media.container import check_matroska_length
 
 CLIP_FORMATS = {"mp4": "mp4", "mov": "mov", "mkv": "matroska", "webm": "webm", "avi": "avi", "gif": "gif"}
 """Media type → the demuxer that is forced: guessing would let a playlist in disguise read other files."""
@@ -58,7 +58,7 @@ class Clip:
     def __init__(self, stream: BinaryIO, media_type: str, limits: Limits, timed: bool = False) -> None:
         self._bytes, self._type, self._limits, self._timed = stream, media_type, limits, timed
         if CLIP_FORMATS[media_type] in ("matroska", "webm"):
-            _check_matroska_length(stream)
+            check_matroska_length(stream)
         self._open()
 
     def _open(self) -> None:
@@ -299,33 +299,6 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
             stream.discard = av.stream.Discard.default
             return stream
     raise BadSample("VideoDecodeError", "there is no video stream in it")
-
-
-def _check_matroska_length(stream: BinaryIO) -> None:
-    """The demuxer takes a Matroska file that was cut off for a shorter one; its header says how long it should be.
-
-    The file is an EBML header and one Segment, each an id, a size and content (RFC 8794, section 5; RFC 9559). A
-    segment of unknown size (all bits set) is a live recording.
-    """
-    present = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    if not stream.read(4).startswith(b"\x1aE\xdf\xa3"):
-        raise BadSample("VideoDecodeError", "not a Matroska or WebM file")
-    header_size, _ = _ebml_size(stream)
-    stream.seek(header_size + 4, io.SEEK_CUR)
-    segment_size, length = _ebml_size(stream)
-    unknown = segment_size == (1 << 7 * length) - 1
-    promised = stream.tell() + segment_size
-    if not unknown and promised > present:
-        raise BadSample("VideoDecodeError", f"the file is cut off: {present:,} of {promised:,} bytes are there")
-
-
-def _ebml_size(stream: BinaryIO) -> tuple[int, int]:
-    """The variable-length number that comes next, and how many bytes it has: leading zero bits tell that."""
-    start = stream.read(1)
-    length = 9 - start[0].bit_length()
-    number = int.from_bytes(start + stream.read(length - 1), "big")
-    return number - (1 << 7 * length), length
 
 
 def _frame_pixels(frame: av.VideoFrame, visual: Visual) -> np.ndarray:

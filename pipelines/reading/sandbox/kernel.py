@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 
+SWITCH = "HYBRID_JAIL"
+"""The jail's, in the environment."""
+
 
 def libc() -> ctypes.CDLL:
     """Its functions, and the kernel's calls that have none."""
@@ -19,5 +22,5 @@ def called(what: str, result: int) -> int:
     """
     if result < 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}; HYBRID_JAIL=off does without the jail")
+        raise OSError(code, f"{what}: {os.strerror(code)}; {SWITCH}=off does without the jail")
     return result

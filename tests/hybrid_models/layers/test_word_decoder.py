@@ -7,6 +7,8 @@ from torch import nn
 
 from hybrid_models.layers.recurrent import RepeatedProduct
 from hybrid_models.layers.word_decoder import AttentionDecoder, PlainDecoder
+from hybrid_models.search.beam import search
+from hybrid_models.search.options import SearchOptions
 from hybrid_models.text import BOS, EOS, PAD
 
 V, E, D, K, A, B, R, S = 11, 5, 6, 7, 4, 2, 3, 4
@@ -179,3 +181,15 @@ def test_a_search_with_multiplied_keys_steps_as_one_with_contexts(cell, tie):
         found, other = decoder.step(tokens, other, looked_up)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(other["hidden"], state["hidden"])
+
+
+def test_a_search_with_multiplied_keys_finds_what_one_with_contexts_does():
+    decoder, _, memory = make("attention", "gru")
+    state, options = {"hidden": torch.randn(B, D)}, SearchOptions(BOS, EOS, beam_size=R, never=(PAD, BOS))
+    with torch.inference_mode():
+        memory = decoder.prepare(memory)
+        assert decoder.look_up(memory, torch.tensor([9, 7]), R) is not memory
+        found = decoder.search(state, memory, torch.tensor([9, 7]), options)
+        expected = search(decoder.step, state, memory, torch.tensor([9, 7]), options)
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-5)

@@ -57,6 +57,17 @@ def test_a_score_is_the_normalised_log_probability_of_its_tokens():
         assert hypothesis.score == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("every", [1, 8])
+@pytest.mark.parametrize("alpha", [0.6, 2.0])
+def test_what_comes_after_a_source_is_done_does_not_count(monkeypatch, every, alpha):
+    """It stays in the batch for a while: alone, and looked at after each step, it would have left at once."""
+    model, options = TableModel(60, seed=3), {"beam_size": 4, "length_penalty": alpha, "min_length": 1}
+    alone = [run(model, [source], [9], **options)[0] for source in range(60)]
+    monkeypatch.setattr(beam, "look_every", lambda device: every)
+    together = run(model, list(range(60)), [9] * 60, **options)
+    assert [found.tokens for found in together] == [found.tokens for found in alone]
+
+
 @pytest.mark.parametrize("beam_size", [1, 2, 5])
 def test_a_batch_of_different_sources_equals_each_alone(beam_size):
     model, limits = TableModel(10, end_bias=0.5), [9, 3, 1, 0, 5, 9, 9, 2, 7, 4]
@@ -101,6 +112,12 @@ def test_finished_sources_leave_the_batch():
     model = TableModel(8, end_bias=-50.0)
     run(model, list(range(8)), [1, 1, 1, 1, 1, 1, 1, 6], beam_size=2)
     assert model.rows_seen == [16, 16, 2, 2, 2, 2, 2]
+
+
+def test_few_that_are_finished_stay_since_the_others_would_be_copied():
+    model = TableModel(16, end_bias=-50.0)
+    run(model, list(range(16)), [1, *[3] * 13, 6, 6], beam_size=2)
+    assert model.rows_seen == [32, 32, 32, 32, 4, 4, 4]
 
 
 def test_impossible_continuations_give_no_nan():

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.rows import RAW_SCHEMA, read_blocks
+from pipelines.reading.raw import RAW_SCHEMA
+from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import list_shards
 
 

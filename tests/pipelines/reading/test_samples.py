@@ -14,7 +14,7 @@ from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreproc
 from hybrid_models.translator.preprocess import TranslatorConfig
 from pipelines.reading.formats.entry import npy_bytes
 from pipelines.reading.limits import Limits
-from pipelines.reading.rows import RAW_SCHEMA
+from pipelines.reading.raw import RAW_SCHEMA
 from pipelines.reading.samples import SAMPLE_SCHEMA, Decode, TrainingTexts, pack, unpack
 
 

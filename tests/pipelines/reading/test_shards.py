@@ -7,7 +7,8 @@ import pytest
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.rows import RAW_SCHEMA, read_blocks
+from pipelines.reading.raw import RAW_SCHEMA
+from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import NoShardsError, list_shards, lone
 
 
