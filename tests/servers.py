@@ -223,12 +223,13 @@ class RayNode(Server):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now. SeaweedFS adds 10,000 for gRPC, so both must be free."""
+    """Ports nobody listens on now, from 20,000 on. SeaweedFS adds 10,000 for gRPC: both must be free, and none of them
+    another one's."""
     ports: list[int] = []
     while len(ports) < count:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1] % 20000 + 20000
+            port = first.getsockname()[1] % 10000 + 20000
             try:
                 second.bind(("127.0.0.1", port))
                 with socket.socket() as grpc:
