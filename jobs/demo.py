@@ -19,7 +19,7 @@ from typing import Any
 from hybrid_models import TABLES
 from jobs import cli, evaluate, infer, promote, report, train
 from jobs.errors import EndedError
-from jobs.options import JudgingOptions, MlflowOptions, SourceOptions, WindowOptions, WorkOptions
+from jobs.options import JudgingOptions, MlflowOptions, NightOptions, SourceOptions, WindowOptions, WorkOptions
 from jobs.recipes import RECIPES
 from pipelines import storage
 from pipelines.cluster import connection, logs
@@ -28,6 +28,7 @@ from pipelines.datasets.demo import data
 from pipelines.datasets.demo.data import SHOT_SECONDS
 from pipelines.models import artifacts, registry, server
 from pipelines.nights import query
+from pipelines.nights.commit import Partition
 from pipelines.secrets import shown
 from pipelines.staging.checks import RefusedError
 
@@ -212,8 +213,8 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
     for ds in NIGHTS:
         shards = storage.join(place, "night", f"ds={ds}")
         source = SourceOptions(windows=WindowOptions(task.window_seconds))
-        options = infer.InferOptions(shards, tables, ds, model, chosen.decoding, source=source, work=SMALL)
-        night = infer.run(options, chosen, mlflow)
+        partition = Partition.of(tables, TABLES[recipe.hybrid], ds)
+        night = infer.run(shards, partition, chosen, chosen.decoding, NightOptions(source=source, work=SMALL), mlflow)
         log.info("%s ds=%s: %d rows, errors %s", night["task"], ds, night["rows"], night["errors"] or "none")
         nights.append({key: night[key] for key in ("ds", "rows", "ok", "errors", "version", "changed")})
     return TABLES[recipe.hybrid], {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from hybrid_models import TABLES, interface_of
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig
 from jobs import cli
-from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, Source, SourceOptions, Work, WorkOptions
+from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.models import artifacts
@@ -23,6 +22,7 @@ from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import infer
+from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night, NightSummary
 from pipelines.nights.tables import check_name
 from pipelines.reading.manifests import list_input
@@ -50,12 +50,10 @@ class InferOptions:
     """The model: an artifact folder, or models:/NAME/VERSION or models:/NAME@ALIAS."""
     decoding: DecodingConfig
     """How to decode; the model's own options by default."""
-    night: Nightly = field(default_factory=NightOptions)
-    source: Source = field(default_factory=SourceOptions)
     table: str = ""
     """Name of the table, by default the task's: nights of two models of one kind need two."""
     tracking: Mlflow = field(default_factory=MlflowOptions)
-    work: Work = field(default_factory=WorkOptions)
+    night: Nightly = field(default_factory=NightOptions)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -72,44 +70,60 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )  # fmt: skip
     if artifact is None:
         raise UsageError("--model is needed: an artifact folder or models:/NAME@ALIAS")
-    return run(options, artifact, tracking.uri)
-
-
-def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[str, Any]:
-    """One night, with its MLflow run."""
     check_ds(options.ds)
-    name = options.table or artifact.table
-    check_name(name, artifact.table)
-    options.night.rules.check()
-    options.night.retention.check()
-    options.source.check()
+    name = options.table or task
+    check_name(name, task)
+    options.night.check()
     places.check_apart({"input": options.input}, "tables", [storage.join(options.tables, name)])
-    cut = options.source.windows.cut_for(artifact.config)
-    inference = Inference(artifact, options.decoding, options.work.limits, options.source.keep, cut)
+    partition = Partition.of(options.tables, name, options.ds)
+    return run(options.input, partition, artifact, options.decoding, options.night, tracking.uri)
+
+
+def run(
+    given: str,
+    partition: Partition,
+    artifact: Artifact,
+    decoding: DecodingConfig,
+    options: NightOptions,
+    tracking_uri: str,
+) -> dict[str, Any]:
+    """One night, with its MLflow run.
+
+    Args:
+        given: the input, as the user names it.
+        partition: the night.
+        artifact: the model.
+        decoding: how it decodes.
+        options: of nights.
+        tracking_uri: MLflow.
+
+    Raises:
+        NoShardsError: there is no input.
+        UsageError, RefusedError, RuntimeError: see `pipelines.nights.infer`.
+    """
+    limits, cut = options.work.limits, options.source.windows.cut_for(artifact.config)
     night = Night(
-        shards=list_input(options.input, options.source.named, options.work.limits, inference.cut is not None),
-        tables=options.tables,
-        ds=options.ds,
-        inference=inference,
-        rules=options.night.rules,
-        retention=options.night.retention,
-        name=name,
+        shards=list_input(given, options.source.named, limits, cut is not None),
+        partition=partition,
+        inference=Inference(artifact, decoding, limits, options.source.keep, cut),
+        rules=options.rules,
+        retention=options.retention,
     )
-    storage.check_writable(options.tables)
+    storage.check_writable(partition.tables)
     infer.check_table(night)
     infer.check_shards(night)
     tracker = Tracker(tracking_uri)
     params = {
-        "input": options.input,
-        "tables": options.tables,
-        "ds": options.ds,
+        "input": given,
+        "tables": partition.tables,
+        "ds": partition.ds,
         "model": artifact.model,
         "model_version": artifact.version,
         "fingerprint": night.fingerprint,
-        "decoding": vars(options.decoding),
+        "decoding": vars(decoding),
     }
-    with connection.on_demand(), logs.about(task=name, ds=options.ds):
-        tracker.start(f"{name} {options.ds}", params, {"hybrid.job": "infer"})
+    with connection.on_demand(), logs.about(task=partition.name, ds=partition.ds):
+        tracker.start(f"{partition.name} {partition.ds}", params, {"hybrid.job": "infer"})
         try:
             with logs.about(run=tracker.run_id):
                 summary = infer.infer(night, options.work.resources, tracker)
@@ -117,7 +131,7 @@ def run(options: InferOptions, artifact: Artifact, tracking_uri: str) -> dict[st
             tracker.finish(succeeded=False)
             raise
         log_night(tracker, summary)
-    return {"task": name, **asdict(summary), "mlflow": shown(tracking_uri), "mlflow_run_id": tracker.run_id}
+    return {"task": partition.name, **asdict(summary), "mlflow": shown(tracking_uri), "mlflow_run_id": tracker.run_id}
 
 
 def log_night(tracker: Tracker, summary: NightSummary) -> None:
@@ -128,21 +142,6 @@ def log_night(tracker: Tracker, summary: NightSummary) -> None:
     tracker.log_metrics(metrics)
     tracker.log_text(json.dumps(asdict(summary), indent=2), "summary.json")
     tracker.finish()
-
-
-def check_ds(ds: str, option: str = "--ds") -> datetime.date:
-    """A date; refuses what is none.
-
-    Raises:
-        UsageError: says what a date looks like.
-    """
-    try:
-        date = datetime.date.fromisoformat(ds)
-    except ValueError:
-        date = None
-    if date is None or date.isoformat() != ds:
-        raise UsageError(f"{option} '{ds}' is not a date: write YYYY-MM-DD, such as 2026-01-31")
-    return date
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from tyro import MISSING
 from hybrid_models.errors import UsageError
 from jobs import cli, infer, report
 from jobs.errors import EndedError
-from jobs.infer import TASKS, InferOptions
-from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, Source, SourceOptions, Work, WorkOptions
+from jobs.infer import TASKS
+from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.judging import evaluate
@@ -29,6 +29,7 @@ from pipelines.models.registry import CHAMPION
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import ownership, tables
+from pipelines.nights.commit import Partition
 from pipelines.reading.shards import NoShardsError, list_shards
 from pipelines.secrets import shown
 from pipelines.staging.pieces import table_schema
@@ -63,23 +64,25 @@ class NightlyOptions:
     """Write the page about each night, TABLES/reports/DS.html, and keep it with the night's MLflow runs."""
     require_input: bool = False
     """A night without shards is an error instead of a note."""
-    night: Nightly = field(default_factory=NightOptions)
-    source: Source = field(default_factory=SourceOptions)
     tracking: Mlflow = field(default_factory=MlflowOptions)
-    work: Work = field(default_factory=WorkOptions)
+    night: Nightly = field(default_factory=NightOptions)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One night of one task, in its table."""
+    """One night of one task."""
 
     task: str
-    ds: str
-    table: str
+    partition: Partition
+
+    @classmethod
+    def of(cls, task: str, ds: str, options: NightlyOptions) -> Unit:
+        """In the table that the options name."""
+        return cls(task, Partition.of(options.tables, options.table or task, ds))
 
     def fill(self, pattern: str) -> str:
         """The pattern for this night."""
-        return pattern.replace("{ds}", self.ds).replace("{task}", self.task)
+        return pattern.replace("{ds}", self.partition.ds).replace("{task}", self.task)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     tracking_uri = options.tracking.uri
     storage.check_writable(options.tables)
     champions, problems = ready(options, chosen, tracking_uri)
-    wanted = [Unit(task, ds, options.table or task) for ds in dates for task in champions]
+    wanted = [Unit.of(task, ds, options) for ds in dates for task in champions]
     units = [unit for unit in wanted if is_due(unit, dates[-1], options)]
     return run(units, options, champions, tracking_uri, problems)
 
@@ -175,9 +178,7 @@ def check(options: NightlyOptions, chosen: Sequence[str]) -> None:
                 raise UsageError(f"{name} is of one task: leave it out with {ALL_TASKS}")
     elif options.table:
         tables.check_name(options.table, chosen[0])
-    options.source.check()
-    options.night.rules.check()
-    options.night.retention.check()
+    options.night.check()
 
 
 def check_places(options: NightlyOptions, chosen: Sequence[str], dates: Sequence[str]) -> None:
@@ -191,7 +192,7 @@ def check_places(options: NightlyOptions, chosen: Sequence[str], dates: Sequence
     more = [name for name, used in (("evaluations", options.references), ("reports", options.report)) if used]
     own = [options.table] if options.table else chosen
     written = [storage.join(options.tables, folder) for folder in (*own, *more)]
-    for unit in (Unit(task, ds, options.table or task) for ds in dates for task in chosen):
+    for unit in (Unit.of(task, ds, options) for ds in dates for task in chosen):
         places.check_apart({name: unit.fill(pattern) for name, pattern in patterns.items()}, "tables", written)
 
 
@@ -205,7 +206,7 @@ def nights(options: NightlyOptions) -> list[str]:
         first, dots, last = options.backfill.partition("..")
         if not dots:
             raise UsageError(f"--backfill '{options.backfill}' is not a range: write FIRST..LAST, two dates")
-        start, end = (infer.check_ds(date, "--backfill") for date in (first, last))
+        start, end = (check_ds(date, "--backfill") for date in (first, last))
         if start > end:
             raise UsageError(f"--backfill {first}..{last} is turned round: write {last}..{first}")
     else:
@@ -220,15 +221,12 @@ def nights(options: NightlyOptions) -> list[str]:
 def _date(ds: str) -> datetime.date:
     today = datetime.datetime.now(datetime.UTC).date()
     named = {"today": today, "yesterday": today - DAY}
-    return named[ds] if ds in named else infer.check_ds(ds)
+    return named[ds] if ds in named else check_ds(ds)
 
 
 def is_due(unit: Unit, tonight: str, options: NightlyOptions) -> bool:
     """Whether a night is to be done: one to catch up with is not, if it has rows already."""
-    if options.backfill or unit.ds == tonight:
-        return True
-    table = tables.open_table(storage.join(options.tables, unit.table))
-    return table is None or not tables.night_files(table, unit.ds)
+    return bool(options.backfill) or unit.partition.ds == tonight or not unit.partition.files()
 
 
 def run(
@@ -263,7 +261,7 @@ def run(
             log.error("%s ds=%s: %s", what, ds, problems[-1].problem, exc_info=cli.traced(error))
 
     with connection.on_demand():
-        for ds, tonight in groupby(units, lambda unit: unit.ds):
+        for ds, tonight in groupby(units, lambda unit: unit.partition.ds):
             written: list[dict[str, Any]] = []
             for unit in tonight:
                 champion = champions[unit.task]
@@ -293,17 +291,15 @@ CODES = (cli.FAILED, cli.REFUSED, cli.USAGE)
 def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: str) -> dict[str, Any]:
     """One night's rows; a note where there are no shards."""
     try:
-        wanted = InferOptions(
-            unit.fill(options.input), options.tables, unit.ds, champion.model, champion.decoding,
-            options.night, options.source, unit.table, work=options.work,
-        )  # fmt: skip
-        night = infer.run(wanted, champion, tracking_uri)
+        night = infer.run(
+            unit.fill(options.input), unit.partition, champion, champion.decoding, options.night, tracking_uri
+        )
     except NoShardsError as error:
         if options.require_input:
             raise
-        log.info("%s ds=%s: nothing to do: %s", unit.task, unit.ds, error)
-        return {"task": unit.task, "ds": unit.ds, "rows": 0, "changed": False, "note": str(error)}
-    log.info("%s ds=%s: %d rows, errors %s", unit.task, unit.ds, night["rows"], night["errors"] or "none")
+        log.info("%s ds=%s: nothing to do: %s", unit.task, unit.partition.ds, error)
+        return {"task": unit.task, "ds": unit.partition.ds, "rows": 0, "changed": False, "note": str(error)}
+    log.info("%s ds=%s: %d rows, errors %s", unit.task, night["ds"], night["rows"], night["errors"] or "none")
     return night
 
 
@@ -311,14 +307,14 @@ def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tra
     """`evaluation`: the model's metrics on a night's references, also in its MLflow run; nothing without references."""
     if not options.references:
         return {}
-    cut = options.source.windows.cut_for(champion.config)
+    cut = options.night.source.windows.cut_for(champion.config)
     try:
         shards = list_shards(unit.fill(options.references), cut is not None)
     except NoShardsError as error:
-        log.info("%s ds=%s: not evaluated: %s", unit.task, unit.ds, error)
+        log.info("%s ds=%s: not evaluated: %s", unit.task, unit.partition.ds, error)
         return {}
-    job = Evaluation(shards, options.tables, Inference.of(champion, options.work.limits, cut))
-    result = evaluate.evaluate(job, options.work.resources)
+    job = Evaluation(shards, options.tables, Inference.of(champion, options.night.work.limits, cut))
+    result = evaluate.evaluate(job, options.night.work.resources)
     tracker.log_metrics({f"evaluation/{name}": value for name, value in result.metrics.items()})
     tracker.log_text(json.dumps(asdict(result), indent=2), "evaluation.json")
     return {"evaluation": {"samples": result.samples, "errors": result.errors, **result.metrics}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -124,10 +125,37 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class NightOptions:
-    """What decides whether a night is committed, and what is kept of those before."""
+    """How nights are made, when one is committed, and what is kept of those before."""
 
     rules: Annotated[Rules, FLAT] = field(default_factory=Rules)
     retention: Annotated[Retention, FLAT] = field(default_factory=Retention)
+    source: Annotated[SourceOptions, FLAT] = field(default_factory=SourceOptions)
+    work: Annotated[WorkOptions, FLAT] = field(default_factory=WorkOptions)
+
+    def check(self) -> None:
+        """Refuses options that cannot be or do not go together.
+
+        Raises:
+            UsageError: says which.
+        """
+        self.rules.check()
+        self.retention.check()
+        self.source.check()
+
+
+def check_ds(ds: str, option: str = "--ds") -> datetime.date:
+    """A date; refuses what is none.
+
+    Raises:
+        UsageError: says what a date looks like.
+    """
+    try:
+        date = datetime.date.fromisoformat(ds)
+    except ValueError:
+        date = None
+    if date is None or date.isoformat() != ds:
+        raise UsageError(f"{option} '{ds}' is not a date: write YYYY-MM-DD, such as 2026-01-31")
+    return date
 
 
 Mlflow = Annotated[MlflowOptions, FLAT]
@@ -135,5 +163,4 @@ Work = Annotated[WorkOptions, FLAT]
 Judging = Annotated[JudgingOptions, FLAT]
 Nightly = Annotated[NightOptions, FLAT]
 Input = Annotated[InputOptions, FLAT]
-Source = Annotated[SourceOptions, FLAT]
 Windows = Annotated[WindowOptions, FLAT]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hybrid_models.errors import UsageError
-from jobs import cli, infer
-from jobs.options import Mlflow, MlflowOptions
+from jobs import cli
+from jobs.options import Mlflow, MlflowOptions, check_ds
 from pipelines import places, storage
 from pipelines.nights import ownership
 
@@ -36,7 +36,7 @@ class ReportOptions:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, writes the page."""
     options = cli.parse(ReportOptions, argv, "hybrid report", "Write a page about a night: one HTML file.")
-    infer.check_ds(options.ds)
+    check_ds(options.ds)
     if options.out:
         written = [storage.join(options.tables, name) for name in ownership.names(options.tables)]
         places.check_outside("out", options.out, written, "the table")

@@ -31,6 +31,7 @@ from pipelines.cluster.resources import Compute
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.nights import commit
+from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import read_blocks
@@ -146,7 +147,8 @@ def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: s
     """A night of a table, computed in this process, with some decoding options changed."""
     artifact = artifacts.read(model)
     inference = Inference(artifact, artifacts.override(artifact.decoding, decoding))
-    night = Night(list_shards(shards_uri), tables_uri, ds, inference)
+    partition = Partition.of(tables_uri, artifact.table, ds)
+    night = Night(list_shards(shards_uri), partition, inference)
     decode = inference.decode()
     lineage = Lineage(artifact.model, artifact.version, night.fingerprint, run_id)
     predictor = Predictor(inference, Compute(8, 1, False), lineage)
@@ -155,7 +157,7 @@ def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: s
     for shard in night.shards:
         sink.write([predictor(decode(rows)) for rows in read_blocks(shard, options)], None)
     pieces = checks.verify(night.shards, night.folder)
-    commit.commit_night(night.table, ds, pieces, night.schema, {"run_id": run_id})
+    commit.commit_night(partition, pieces, night.schema, {"run_id": run_id})
 
 
 def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -176,7 +178,7 @@ def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, 
     table = storage.join(storage.absolute(tables_uri), name)
     folder = storage.join(table, f"ds={ds}", "0123456789ab")
     StageSink(folder, [shard], schema).write([pa.Table.from_pylist(full, schema=schema)], None)
-    commit.commit_night(table, ds, checks.verify([shard], folder), schema, {"run_id": "run"})
+    commit.commit_night(Partition(table, ds), checks.verify([shard], folder), schema, {"run_id": "run"})
 
 
 @dataclass(frozen=True)

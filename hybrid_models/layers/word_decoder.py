@@ -70,10 +70,11 @@ class WordDecoder(nn.Module, abc.ABC):
             max_length: int64 [B], most tokens of each.
             options: how to search.
         """
-        return search(self.step, state, self.look_up(memory, max_length, options.beam_size), max_length, options)
+        return search(self.step, state, self.look_up(memory, options.most_tokens(max_length)), max_length, options)
 
-    def look_up(self, memory: State, max_length: Tensor, beam_size: int) -> State:
-        """A memory for `step` alone, with products of it that cost less once than at each step of a search."""
+    def look_up(self, memory: State, most_tokens: int) -> State:
+        """A memory for `step` alone, with products of it that cost less once than at each step of a search, which
+        writes no more tokens than so many."""
         return memory
 
     def attend(self, texts: Sequence[Sequence[int]], state: State, memory: State) -> list[np.ndarray] | None:
@@ -186,11 +187,11 @@ class AttentionDecoder(WordDecoder):
         weights_NTS = torch.stack([weights_BRS.flatten(0, 1) for weights_BRS in weights], dim=1).detach().float().cpu()
         return [weights_TS[: len(tokens) + 1].numpy() for weights_TS, tokens in zip(weights_NTS, texts, strict=True)]
 
-    def look_up(self, memory: State, max_length: Tensor, beam_size: int) -> State:
+    def look_up(self, memory: State, most_tokens: int) -> State:
         """A context is a mean of keys, and so are its products with matrices of theirs: where a source has fewer places
         than words will be written about it (half of the most, as a rule), keys are multiplied instead of contexts."""
         keys_BSK = memory["keys"]
-        if 2 * keys_BSK.shape[1] * len(max_length) >= beam_size * int(max_length.sum()):
+        if 2 * keys_BSK.shape[0] * keys_BSK.shape[1] >= most_tokens:
             return memory
         _, readout_EK, _ = self._readout_parts()
         return {

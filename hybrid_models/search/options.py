@@ -1,10 +1,16 @@
-"""How to search. Free of torch."""
+"""How to search for a text, as a user says it and as a search takes it. Free of torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hybrid_models.errors import UsageError
+from hybrid_models.interface import DecodingConfig
+from hybrid_models.text import BOS, EOS, PAD, UNK
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_BEAM = 256
 MOST_TOKENS = 10_000
@@ -47,3 +53,30 @@ class SearchOptions:
             raise UsageError(f"min_length is {self.min_length}: it must be 0 or more")
         if self.no_repeat < 0:
             raise UsageError(f"no_repeat is {self.no_repeat}: it must be 0 (any) or a number of tokens")
+
+    def most_tokens(self, max_length: Tensor) -> int:
+        """Most tokens that a search writes in all its hypotheses, of sources with so many [B] at the most."""
+        return self.beam_size * int(max_length.sum())
+
+
+@dataclass(frozen=True)
+class TextDecoding(DecodingConfig):
+    """How the texts of a hybrid are searched for; each adds how long they may be.
+
+    Raises:
+        UsageError: an option is out of its range.
+    """
+
+    beam_size: int = 5
+    """Hypotheses kept per sample; 1 is greedy search."""
+    length_penalty: float = 1.0
+    """0 ranks by probability, which favours short texts; larger values favour longer ones."""
+    min_length: int = 1
+    """Fewest tokens of a text."""
+
+    def __post_init__(self) -> None:
+        self.search_options()
+
+    def search_options(self) -> SearchOptions:
+        """These options for `search`."""
+        return SearchOptions(BOS, EOS, self.beam_size, self.length_penalty, self.min_length, (PAD, UNK, BOS))

@@ -8,6 +8,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -34,15 +35,57 @@ from pipelines.staging.pieces import Piece
 COMMIT_ATTEMPTS = 5
 
 
-def commit_night(uri: str, ds: str, pieces: Sequence[Piece], schema: pa.Schema, run: dict[str, str]) -> int | None:
-    """Replaces the night `ds` by these files in one transaction.
+@dataclass(frozen=True)
+class Partition:
+    """What a commit replaces: the rows of one date in one table."""
+
+    table: str
+    """URI of the table."""
+    ds: str
+    """Logical date, YYYY-MM-DD."""
+
+    def __str__(self) -> str:
+        return f"{self.table} ds={self.ds}"
+
+    @classmethod
+    def of(cls, tables: str, name: str, ds: str) -> Partition:
+        """In the table of a name in a folder of tables."""
+        return cls(storage.join(storage.absolute(tables), name), ds)
+
+    @property
+    def tables(self) -> str:
+        """URI of the folder of tables."""
+        return self.table.rpartition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """The table's."""
+        return self.table.rpartition("/")[2]
+
+    @property
+    def folder(self) -> str:
+        """Below which its files are."""
+        return storage.join(self.table, f"ds={self.ds}")
+
+    def files(self) -> set[str]:
+        """Paths, relative to the table, of the files that it consists of now.
+
+        Raises:
+            UsageError, StorageError: see `open_table`.
+        """
+        table = open_table(self.table)
+        return set() if table is None else night_files(table, self.ds)
+
+
+def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schema, run: dict[str, str]) -> int | None:
+    """Replaces a night by these files in one transaction.
 
     Two writers of one night use the same Delta application id, so one of them loses cleanly even when neither saw a
     file of the other (without it, delta-rs lets two first writers of a partition both succeed: seen with 1.6).
 
     Args:
-        uri: the table; one that bears no mark yet is given it, columns that an earlier version lacks are added.
-        ds: the night.
+        partition: the night; a table that bears no mark yet is given it, columns that an earlier version lacks are
+            added.
         pieces: its files.
         schema: the columns of a file.
         run: kept with the commit; its `run_id` tells this writer's commit from another's.
@@ -55,10 +98,10 @@ def commit_night(uri: str, ds: str, pieces: Sequence[Piece], schema: pa.Schema, 
         UsageError: the table is none of this program's, see `check`.
         StorageError: the store kept failing.
     """
+    uri, ds = partition.table, partition.ds
     root = storage.absolute(uri) + "/"
     actions = [_add_action(piece.file.uri.removeprefix(root), piece, ds) for piece in pieces]
-    table = open_table(uri)
-    if table is not None and night_files(table, ds) == {action.path for action in actions}:
+    if partition.files() == {action.path for action in actions}:
         return None
     return _persistently("commit to", uri, lambda: _commit(_writable(uri, schema, actions), ds, actions, schema, run))
 

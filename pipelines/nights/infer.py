@@ -17,7 +17,8 @@ from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
-from pipelines.nights import commit, ownership, tables, upkeep
+from pipelines.nights import commit, ownership, upkeep
+from pipelines.nights.commit import Partition
 from pipelines.nights.rules import Retention, Rules
 from pipelines.nights.upkeep import Tidied
 from pipelines.reading.shards import Shard
@@ -34,26 +35,17 @@ class Night:
 
     Args:
         shards: the input.
-        tables: URI of the folder of tables.
-        ds: logical date, `YYYY-MM-DD`.
+        partition: of which table and date it is.
         inference: the model, how it decodes, what a row may cost.
         rules: when it is not committed.
         retention: what is kept of the nights before.
-        name: of the table; the hybrid's own by default.
     """
 
     shards: Sequence[Shard]
-    tables: str
-    ds: str
+    partition: Partition
     inference: Inference
     rules: Rules = field(default_factory=Rules)
     retention: Retention = field(default_factory=Retention)
-    name: str = ""
-
-    @property
-    def table(self) -> str:
-        """URI of the table."""
-        return storage.join(storage.absolute(self.tables), self.name or self.inference.artifact.table)
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +55,7 @@ class Night:
     @property
     def folder(self) -> str:
         """Where this night's files are staged."""
-        return storage.join(self.table, f"ds={self.ds}", self.fingerprint[:12])
+        return storage.join(self.partition.folder, self.fingerprint[:12])
 
     @property
     def schema(self) -> pa.Schema:
@@ -123,7 +115,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     artifact = night.inference.artifact
     lineage = Lineage(artifact.model, artifact.version, night.fingerprint, run_id)
     todo = incomplete(night.shards, night.folder)
-    log.info("%s ds=%s: %d of %d shards to compute", night.table, night.ds, len(todo), len(night.shards))
+    log.info("%s: %d of %d shards to compute", night.partition, len(todo), len(night.shards))
     written: dict[str, float] = {}
     computing = time.perf_counter()
     if todo:
@@ -131,13 +123,13 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         computing = time.perf_counter()
         written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
-    pieces = upkeep.renew(night.table, night.ds, verify(night.shards, night.folder))
+    pieces = upkeep.renew(night.partition, verify(night.shards, night.folder))
     _tell_what_is_absent(night, pieces)
     bad = count_errors(pieces)
     rows = sum(piece.rows for piece in pieces)
     check_errors(bad.kinds, rows + bad.lost, night.rules.max_error_fraction)
     lineage_note = {key: str(value) for key, value in asdict(lineage).items()}
-    version = commit.commit_night(night.table, night.ds, pieces, night.schema, lineage_note)
+    version = commit.commit_night(night.partition, pieces, night.schema, lineage_note)
     verify(night.shards, night.folder)  # whoever else may remove files there, this night says so
     committed = time.perf_counter()
     tidied = _tidy(night)
@@ -150,8 +142,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         "total_wall": time.perf_counter() - started,
     }
     return NightSummary(
-        table=night.table,
-        ds=night.ds,
+        **asdict(night.partition),
         version=version,
         changed=version is not None,
         rows=rows,
@@ -178,22 +169,22 @@ def _compute(night: Night, todo: Sequence[Shard], lineage: Lineage, resources: R
     from pipelines.staging.actors import Predictor  # with Ray, which takes longer to load than a complete night needs
     from pipelines.staging.engine import Actor, stage
 
-    inference, name = night.inference, night.name or night.inference.artifact.table
-    actor = Actor(Predictor, (inference,), (lineage,))
-    return stage(todo, night.folder, night.schema, inference.decode(), actor, resources, name)
+    actor = Actor(Predictor, (night.inference,), (lineage,))
+    decode, name = night.inference.decode(), night.partition.name
+    return stage(todo, night.folder, night.schema, decode, actor, resources, name)
 
 
 def _tell_what_is_absent(night: Night, pieces: Sequence[Piece]) -> None:
     for name in absent(pieces, night.inference.keep):
-        log.warning("%s ds=%s: no row has the field '%s', which `keep` names", night.table, night.ds, name)
+        log.warning("%s: no row has the field '%s', which `keep` names", night.partition, name)
 
 
 def _tidy(night: Night) -> Tidied:
     """The night is committed: files that cannot be removed now are only worth a warning, the next night tries again."""
     try:
-        return upkeep.tidy(night.table, night.retention.retain_hours)
+        return upkeep.tidy(night.partition.table, night.retention.retain_hours)
     except (DeltaError, storage.StorageError) as error:
-        log.warning("%s: cannot remove old files: %s", night.table, error)
+        log.warning("%s: cannot remove old files: %s", night.partition.table, error)
         return Tidied([], [])
 
 
@@ -204,7 +195,7 @@ def check_table(night: Night) -> None:
     Raises:
         UsageError: what was found there, and the way out.
     """
-    ownership.check(night.table, night.schema)
+    ownership.check(night.partition.table, night.schema)
 
 
 def check_shards(night: Night) -> None:
@@ -217,12 +208,12 @@ def check_shards(night: Night) -> None:
     """
     if night.rules.allow_missing:
         return
-    table = tables.open_table(night.table)
-    files = tables.night_files(table, night.ds) if table is not None else set()
-    gone = sorted(_addresses(night, files) - {address for shard in night.shards for address in shard.addresses})
+    gone = sorted(
+        _addresses(night, night.partition.files()) - {address for shard in night.shards for address in shard.addresses}
+    )
     if gone:
         raise RefusedError(
-            f"{night.table} ds={night.ds}: {len(gone)} of its shards are gone, such as {', '.join(gone[:GONE_SHOWN])}: "
+            f"{night.partition}: {len(gone)} of its shards are gone, such as {', '.join(gone[:GONE_SHOWN])}: "
             "nothing was changed; bring them back, or let their rows go by `allow_missing`"
         )
 
@@ -236,9 +227,9 @@ def _addresses(night: Night, files: set[str]) -> set[str]:
         if piece is not None and piece["shard"] in keys:
             continue
         try:
-            with storage.open_input(storage.join(night.table, path)) as stream:
+            with storage.open_input(storage.join(night.partition.table, path)) as stream:
                 rows = pq.ParquetFile(stream).read(columns=["shard", "object"])  # earlier versions have but the first
             found.update(row.get("object") or row["shard"] for row in rows.to_pylist())
         except FileNotFoundError:  # nothing reads this night any more; it is mended by doing it again
-            log.warning("%s lacks its file %s", night.table, path)
+            log.warning("%s lacks its file %s", night.partition.table, path)
     return found

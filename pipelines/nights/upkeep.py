@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from pipelines import storage
 from pipelines.nights import ownership, tables
+from pipelines.nights.commit import Partition
 from pipelines.staging.pieces import Piece, is_own, renewed_name
 from pipelines.storage import StoredFile
 
@@ -84,21 +85,19 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False) -> Tidied:
     return Tidied(removed, unknown)
 
 
-def renew(table: str, ds: str, pieces: Sequence[Piece]) -> list[Piece]:
+def renew(partition: Partition, pieces: Sequence[Piece]) -> list[Piece]:
     """The same rows in files that no tidying removes before they are committed: see the module's first lines.
 
     Args:
-        table: URI of the table.
-        ds: the night; what it has in the table already is in use, however old.
+        partition: the night; what it has in the table already is in use, however old.
         pieces: the night's files, in one folder.
 
     Raises:
         RuntimeError: one is gone already.
         StorageError: the store kept failing.
     """
-    known = tables.open_table(table)
-    in_use = tables.night_files(known, ds) if known is not None else set()
-    root = storage.absolute(table) + "/"
+    in_use = partition.files()
+    root = storage.absolute(partition.table) + "/"
     old = _old({piece.file.uri.rsplit("/", 1)[0] for piece in pieces}, RENEWED_HOURS)
     return [
         _renewed(piece) if piece.file.uri in old and piece.file.uri.removeprefix(root) not in in_use else piece

@@ -38,6 +38,7 @@ from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import infer
+from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import read_blocks
@@ -160,7 +161,7 @@ def tree_memory() -> float:
 
 def night(shards: list[Shard], artifact: artifacts.Artifact, tables: str) -> dict[str, Any]:
     """One night; its wall seconds and peak memory."""
-    job = Night(shards, tables, "2026-01-01", Inference.of(artifact))
+    job = Night(shards, Partition.of(tables, artifact.table, "2026-01-01"), Inference.of(artifact))
     with peak_memory() as peak:
         started = time.perf_counter()
         summary = infer.infer(job, Resources(batch_size=BATCH), Tracker(f"sqlite:///{tables}/none.db"))

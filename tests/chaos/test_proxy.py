@@ -13,6 +13,7 @@ import s3fs
 
 from pipelines import storage
 from pipelines.nights import commit, query, upkeep
+from pipelines.nights.commit import Partition
 from pipelines.staging.pieces import Piece, table_schema
 from tests.chaos import proxy
 from tests.chaos.proxy import FAULTS, Call, Faults, Proxy
@@ -65,10 +66,13 @@ def test_no_fault_harms_objects_or_tables(before_store: Proxy, s3: str, monkeypa
     table = f"{s3}/captions"
     for night, rows in (("2026-01-01", 3), ("2026-01-02", 4), ("2026-01-01", 5)):
         run = {"run_id": f"{night}-{rows}"}
-        version = commit.commit_night(table, night, [stage(table, night, rows)], SCHEMA, run)
+        version = commit.commit_night(Partition(table, night), [stage(table, night, rows)], SCHEMA, run)
         log = storage.read_text(f"{table}/_delta_log/{version:020d}.json")
         assert run["run_id"] in log, "the version is that of this run's own commit"
-        assert commit.commit_night(table, night, [stage(table, night, rows)], SCHEMA, {"run_id": "later"}) is None
+        assert (
+            commit.commit_night(Partition(table, night), [stage(table, night, rows)], SCHEMA, {"run_id": "later"})
+            is None
+        )
         assert upkeep.tidy(table, 1).removed == []
     found = query.query("SELECT ds, count(*) AS n FROM captions GROUP BY ds ORDER BY ds", s3, ["captions"])
     assert found.to_pylist() == [{"ds": "2026-01-01", "n": 5}, {"ds": "2026-01-02", "n": 4}]

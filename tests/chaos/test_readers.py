@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from jobs.infer import InferOptions, run
+from jobs.infer import run
 from jobs.options import NightOptions
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.nights import query
+from pipelines.nights.commit import Partition
 from pipelines.nights.rules import Rules
 from tests import tiny
 
@@ -36,15 +37,9 @@ def test_a_reader_sees_only_whole_nights_during_twenty_reruns(s3: str, tracking_
 
     def night(number: int) -> dict[str, Any]:
         artifact = models[number % 2]
-        options = InferOptions(
-            f"{s3}/in",
-            f"{s3}/tables",
-            "2026-01-31",
-            artifact.model,
-            artifact.decoding,
-            night=NightOptions(Rules(allow_missing=True)),
-        )
-        summary = run(options, artifact, tracking_uri)
+        partition = Partition.of(f"{s3}/tables", artifact.table, "2026-01-31")
+        options = NightOptions(Rules(allow_missing=True))
+        summary = run(f"{s3}/in", partition, artifact, artifact.decoding, options, tracking_uri)
         states.add((summary["rows"], summary["fingerprint"]))
         return summary
 

@@ -16,12 +16,13 @@ from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from hybrid_models.recogniser.preprocess import RecogniserConfig
 from hybrid_models.recogniser.recogniser import Recogniser, RecogniserDecoding
-from jobs.infer import InferOptions, run
+from jobs.infer import run
 from jobs.options import NightOptions
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.models.artifacts import load_hybrid
 from pipelines.nights import query
+from pipelines.nights.commit import Partition
 from pipelines.nights.rules import Rules
 from tests import tiny
 from tests.pipelines.reading.media.test_radar import event_bytes
@@ -31,8 +32,8 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def night(model: str, shards: str, tables: str, tracking_uri: str) -> dict[str, Any]:
     artifact = artifacts.read(model)
-    options = InferOptions(shards, tables, "2026-01-31", model, artifact.decoding, NightOptions(Rules(1.0)))
-    return run(options, artifact, tracking_uri)
+    partition = Partition.of(tables, artifact.table, "2026-01-31")
+    return run(shards, partition, artifact, artifact.decoding, NightOptions(Rules(1.0)), tracking_uri)
 
 
 def rows(tables: str, table: str) -> dict[str, dict[str, Any]]:

@@ -9,10 +9,12 @@ import pytest
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig
-from jobs import cli, demo, infer
+from jobs import cli, demo
 from jobs.errors import EndedError
+from jobs.options import NightOptions
 from jobs.recipes import RECIPES
 from pipelines.datasets.demo.data import SHOT_SECONDS
+from pipelines.nights.commit import Partition
 
 
 def test_the_demo_shows_three_hybrids_by_a_metric_and_columns_that_they_have() -> None:
@@ -27,11 +29,13 @@ def test_the_demo_shows_three_hybrids_by_a_metric_and_columns_that_they_have() -
 
 def test_a_night_of_somebody_elses_is_not_replaced_by_the_demos(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--storage` may name a lake in use, whose nights have these dates: shards that are gone are refused."""
-    nights: list[infer.InferOptions] = []
+    nights: list[tuple[Partition, NightOptions]] = []
 
-    def note(options: infer.InferOptions, *_: object) -> dict[str, Any]:
-        nights.append(options)
-        return {"task": "captions", "ds": options.ds, "rows": 1, "ok": 1, "errors": {}, "version": 1, "changed": True}
+    def note(given: str, partition: Partition, *more: object) -> dict[str, Any]:
+        options = more[2]
+        assert isinstance(options, NightOptions)
+        nights.append((partition, options))
+        return {"task": "captions", "ds": partition.ds, "rows": 1, "ok": 1, "errors": {}, "version": 1, "changed": True}
 
     model = SimpleNamespace(model="models:/captioner/1", decoding=DecodingConfig())
     judged = {"metrics": {"cider_d": 1.0}, "baseline": {"name": "none", "cider_d": 0.0}}
@@ -41,8 +45,10 @@ def test_a_night_of_somebody_elses_is_not_replaced_by_the_demos(monkeypatch: pyt
     monkeypatch.setattr(demo.registry, "champion", lambda *_: "1")
     monkeypatch.setattr(demo.infer, "run", note)
     demo._take_through(demo.TASKS[0], "lake", "sqlite:///m.db", 0)
-    assert [(night.ds, night.night.rules.allow_missing) for night in nights] == [(ds, False) for ds in demo.NIGHTS]
-    assert {night.source.windows.window_seconds for night in nights} == {SHOT_SECONDS}
+    assert [(partition.ds, options.rules.allow_missing) for partition, options in nights] == [
+        (ds, False) for ds in demo.NIGHTS
+    ]
+    assert {options.source.windows.window_seconds for _, options in nights} == {SHOT_SECONDS}
 
 
 def test_a_place_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from jobs import cli
-from jobs.infer import TASKS, check_ds, main
+from jobs.infer import TASKS, main
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.reading import objects
@@ -118,19 +118,6 @@ def test_a_night_does_not_lose_shards_silently(lake: Path, tmp_path: Path, monke
     ):
         main(["translations", *argv(lake, tables=f"{tmp_path}/tables", input=str(tmp_path / "in"))])
     assert DeltaTable(f"{tmp_path}/tables/translations").version() == 1
-
-
-@pytest.mark.parametrize("ds", ["2026-01-31", "2024-02-29"])
-def test_dates(ds: str) -> None:
-    check_ds(ds)
-
-
-@pytest.mark.parametrize(
-    "ds", ["", "2026-02-30", "20260131", "2026-1-31", "2026-01-31T00:00", "2026-W05-6", "today", "../x"]
-)
-def test_what_is_no_date(ds: str) -> None:
-    with pytest.raises(UsageError, match="is not a date: write YYYY-MM-DD"):
-        check_ds(ds)
 
 
 def test_every_hybrid_has_its_task() -> None:

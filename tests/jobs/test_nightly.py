@@ -20,6 +20,7 @@ from pipelines.cluster import connection
 from pipelines.models import artifacts, registry
 from pipelines.models.tracking import Tracker
 from pipelines.nights import ownership, query
+from pipelines.nights.commit import Partition
 from tests import tiny
 
 DAY = datetime.timedelta(days=1)
@@ -283,6 +284,6 @@ def test_dates_of_nights() -> None:
     assert nights(options(ds="yesterday"))[0] in {(today - DAY).isoformat(), today.isoformat()}  # midnight may pass
     assert nights(options(ds="2024-03-01", catch_up=2)) == ["2024-02-28", "2024-02-29", "2024-03-01"]
     assert nights(options(backfill="2025-12-31..2026-01-01")) == ["2025-12-31", "2026-01-01"]
-    assert Unit("captions", "2026-01-31", "products").fill("s3://lake/{task}/ds={ds}/*.tar") == (
+    assert Unit("captions", Partition("lake/products", "2026-01-31")).fill("s3://lake/{task}/ds={ds}/*.tar") == (
         "s3://lake/captions/ds=2026-01-31/*.tar"
     )

@@ -8,7 +8,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut
 from hybrid_models.nowcaster.preprocess import NowcasterConfig
 from jobs import cli
-from jobs.options import JudgingOptions, MlflowOptions, NightOptions, WindowOptions, WorkOptions
+from jobs.options import JudgingOptions, MlflowOptions, NightOptions, WindowOptions, WorkOptions, check_ds
 from pipelines.models.server import default_uri
 from tests.jobs.test_cli import flags_of
 
@@ -57,3 +57,16 @@ def test_clips_are_cut_for_models_that_read_some() -> None:
         for checked in (options.check, lambda windows=options: JudgingOptions(windows=windows).check("")):
             with pytest.raises(UsageError, match=said):
                 checked()
+
+
+@pytest.mark.parametrize("ds", ["2026-01-31", "2024-02-29"])
+def test_dates(ds: str) -> None:
+    check_ds(ds)
+
+
+@pytest.mark.parametrize(
+    "ds", ["", "2026-02-30", "20260131", "2026-1-31", "2026-01-31T00:00", "2026-W05-6", "today", "../x"]
+)
+def test_what_is_no_date(ds: str) -> None:
+    with pytest.raises(UsageError, match="is not a date: write YYYY-MM-DD"):
+        check_ds(ds)

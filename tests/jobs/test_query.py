@@ -14,7 +14,7 @@ from hybrid_models.errors import UsageError
 from jobs import cli
 from jobs.query import asked, main
 from pipelines import storage
-from pipelines.nights.commit import commit_night
+from pipelines.nights.commit import Partition, commit_night
 from pipelines.reading.shards import Shard
 from pipelines.staging.pieces import list_pieces, table_schema, tiling
 from pipelines.staging.sink import StageSink
@@ -38,7 +38,7 @@ def lake(tmp_path: Path) -> str:
     folder = storage.join(table, "ds=2026-01-31", "x")
     StageSink(folder, [SHARD], SCHEMA).write([pa.Table.from_pylist(rows, schema=SCHEMA)], None)
     pieces = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
-    commit_night(table, "2026-01-31", pieces, SCHEMA, {"run_id": "r"})
+    commit_night(Partition(table, "2026-01-31"), pieces, SCHEMA, {"run_id": "r"})
     return str(tmp_path / "tables")
 
 

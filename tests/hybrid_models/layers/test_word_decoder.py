@@ -172,9 +172,9 @@ def test_a_search_with_multiplied_keys_steps_as_one_with_contexts(cell, tie):
     decoder, state, memory = make("attention", cell, tie)
     decoder.eval()
     plain = decoder.prepare(memory)
-    looked_up = decoder.look_up(plain, torch.tensor([9, 9]), R)
+    looked_up = decoder.look_up(plain, 18 * R)
     assert set(looked_up) == {"mask", "projected", "gates", "readout"}
-    assert decoder.look_up(plain, torch.tensor([1, 2]), R) is plain, "few words are written, so contexts are multiplied"
+    assert decoder.look_up(plain, 3 * R) is plain, "few words are written, so contexts are multiplied"
     other = state
     for tokens in (torch.full((B * R,), BOS), torch.arange(4, 4 + B * R), torch.full((B * R,), 7)):
         expected, state = decoder.step(tokens, state, plain)
@@ -188,7 +188,7 @@ def test_a_search_with_multiplied_keys_finds_what_one_with_contexts_does():
     state, options = {"hidden": torch.randn(B, D)}, SearchOptions(BOS, EOS, beam_size=R, never=(PAD, BOS))
     with torch.inference_mode():
         memory = decoder.prepare(memory)
-        assert decoder.look_up(memory, torch.tensor([9, 7]), R) is not memory
+        assert decoder.look_up(memory, options.most_tokens(torch.tensor([9, 7]))) is not memory
         found = decoder.search(state, memory, torch.tensor([9, 7]), options)
         expected = search(decoder.step, state, memory, torch.tensor([9, 7]), options)
     assert [one.tokens for one in found] == [one.tokens for one in expected]

@@ -11,21 +11,35 @@ from deltalake import DeltaTable, write_deltalake
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import commit, ownership, tables
-from pipelines.nights.commit import commit_night
+from pipelines.nights.commit import Partition, commit_night
 from pipelines.staging.pieces import list_pieces, shard_key, tiling
 from tests.pipelines.nights.made import ONE, RUN, THREE, TWO, commit_as_before, night, read, refusal
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 from tests.pipelines.staging.test_sink import stage
 
 
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_partition_is_one_date_of_one_table(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    lake = request.getfixturevalue("s3") if place == "s3" else str(tmp_path)
+    partition = Partition.of(f"{lake}/", "captions", "2026-01-01")
+    assert partition == Partition(f"{lake}/captions", "2026-01-01")
+    assert (partition.tables, partition.name) == (lake, "captions")
+    assert (partition.folder, str(partition)) == (f"{lake}/captions/ds=2026-01-01", f"{lake}/captions ds=2026-01-01")
+    assert partition.files() == set()
+    pieces = night(partition.table, ONE, rows(A, 0, 3, 2))
+    commit_night(partition, pieces, SCHEMA, RUN)
+    assert {f"{partition.table}/{path}" for path in partition.files()} == {piece.file.uri for piece in pieces}
+    assert Partition(partition.table, "2026-01-02").files() == set()
+
+
 def test_a_commit_replaces_its_night_and_no_other(table: str) -> None:
     first = night(table, ONE, rows(A, 0, 2, 1), rows(B, 0, 1, 0))
-    assert commit_night(table, "2026-01-01", first, SCHEMA, RUN) == 1
+    assert commit_night(Partition(table, "2026-01-01"), first, SCHEMA, RUN) == 1
     other = storage.join(table, "ds=2026-01-02", ONE)
     stage(other, rows(A, 0, 1, 0))
-    commit_night(table, "2026-01-02", tiling(list_pieces(other)[shard_key(A)]) or [], SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-02"), tiling(list_pieces(other)[shard_key(A)]) or [], SCHEMA, RUN)
     second = night(table, TWO, rows(A, 0, 3, 2))
-    assert commit_night(table, "2026-01-01", second, SCHEMA, RUN) == 3
+    assert commit_night(Partition(table, "2026-01-01"), second, SCHEMA, RUN) == 3
     assert read(table) == [f"{A.uri}#{i}" for i in range(3)]
     assert read(table, "2026-01-02") == [f"{A.uri}#0"]
     old = DeltaTable(table, version=1).to_pyarrow_table()
@@ -36,8 +50,8 @@ def test_a_commit_replaces_its_night_and_no_other(table: str) -> None:
 
 def test_the_same_files_are_not_committed_twice(table: str) -> None:
     pieces = night(table, ONE, rows(A, 0, 2, 1))
-    assert commit_night(table, "2026-01-01", pieces, SCHEMA, RUN) == 1
-    assert commit_night(table, "2026-01-01", pieces, SCHEMA, RUN) is None
+    assert commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN) == 1
+    assert commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN) is None
     assert DeltaTable(table).version() == 1
 
 
@@ -51,18 +65,20 @@ def test_of_two_first_writers_of_a_night_one_replaces_the_other(table: str, monk
         files = looked(delta, ds)
         if next(race, False):
             monkeypatch.setattr(commit, "night_files", looked)
-            assert commit_night(table, "2026-01-01", theirs, SCHEMA, RUN) == 1
+            assert commit_night(Partition(table, "2026-01-01"), theirs, SCHEMA, RUN) == 1
         return files
 
     monkeypatch.setattr(commit, "night_files", look)
-    assert commit_night(table, "2026-01-01", ours, SCHEMA, RUN) == 2
+    assert commit_night(Partition(table, "2026-01-01"), ours, SCHEMA, RUN) == 2
     assert read(table) == [f"{A.uri}#0", f"{A.uri}#1"]
     assert pa.table(DeltaTable(table, version=1).get_add_actions())["num_records"].to_pylist() == [1]
 
 
 def test_the_delta_log_records_the_run(tmp_path: Path) -> None:
     table = str(tmp_path / "captions")
-    commit_night(table, "2026-01-01", night(table, ONE, rows(A, 0, 1, 0)), SCHEMA, {"model": "m", "run_id": "r"})
+    commit_night(
+        Partition(table, "2026-01-01"), night(table, ONE, rows(A, 0, 1, 0)), SCHEMA, {"model": "m", "run_id": "r"}
+    )
     log = (tmp_path / "captions/_delta_log/00000000000000000001.json").read_text().splitlines()
     info = next(json.loads(line)["commitInfo"] for line in log if "commitInfo" in line)
     assert (info["model"], info["run_id"]) == ("m", "r")
@@ -71,7 +87,10 @@ def test_the_delta_log_records_the_run(tmp_path: Path) -> None:
 def test_columns_are_added_with_the_night_in_one_commit(tmp_path: Path) -> None:
     table = str(tmp_path / "captions")
     commit_as_before(table, night(table, ONE, rows(A, 0, 2, 1)), name="hybrid:captions")
-    assert commit_night(table, "2026-01-02", night(table, TWO, rows(B, 0, 3, 2), ds="2026-01-02"), SCHEMA, RUN) == 2
+    assert (
+        commit_night(Partition(table, "2026-01-02"), night(table, TWO, rows(B, 0, 3, 2), ds="2026-01-02"), SCHEMA, RUN)
+        == 2
+    )
     assert "lost_rows" in [field.name for field in DeltaTable(table).schema().fields]
     assert "lost_rows" not in [field.name for field in DeltaTable(table, version=1).schema().fields]
     frame = polars.scan_delta(table).select("sample_id", "lost_rows").collect()
@@ -80,30 +99,30 @@ def test_columns_are_added_with_the_night_in_one_commit(tmp_path: Path) -> None:
     log = Path(table, "_delta_log/00000000000000000002.json").read_text()
     assert "metaData" in log
     third = night(table, THREE, rows(B, 0, 1, 0), ds="2026-01-02")
-    assert commit_night(table, "2026-01-02", third, SCHEMA, RUN) == 3
+    assert commit_night(Partition(table, "2026-01-02"), third, SCHEMA, RUN) == 3
     assert "metaData" not in Path(table, "_delta_log/00000000000000000003.json").read_text(), "once is enough"
 
 
 def test_a_night_is_brought_back(table: str) -> None:
     first, second = night(table, ONE, rows(A, 0, 3, 2)), night(table, TWO, rows(A, 0, 1, 0))
-    commit_night(table, "2026-01-01", first, SCHEMA, RUN)
-    commit_night(table, "2026-01-02", night(table, ONE, rows(B, 0, 1, 0), ds="2026-01-02"), SCHEMA, RUN)
-    commit_night(table, "2026-01-01", second, SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-01"), first, SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-02"), night(table, ONE, rows(B, 0, 1, 0), ds="2026-01-02"), SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-01"), second, SCHEMA, RUN)
     newer = night(table, TWO, rows(B, 0, 2, 1), ds="2026-01-02")
-    commit_night(table, "2026-01-02", newer, SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-02"), newer, SCHEMA, RUN)
     assert (len(read(table)), len(read(table, "2026-01-02"))) == (1, 2)
     assert commit.restore(table, 2, "2026-01-01") == 5
     assert (len(read(table)), len(read(table, "2026-01-02"))) == (3, 2), "the other night stays as it is"
     assert commit.restore(table, 2, "2026-01-01") is None
     assert commit.restore(table, 2) == 6
     assert (len(read(table)), len(read(table, "2026-01-02"))) == (3, 1)
-    assert commit_night(table, "2026-01-02", newer, SCHEMA, RUN) == 7, "nights are written as before"
+    assert commit_night(Partition(table, "2026-01-02"), newer, SCHEMA, RUN) == 7, "nights are written as before"
 
 
 def test_what_is_not_kept_is_not_brought_back(table: str) -> None:
     pieces = night(table, ONE, rows(A, 0, 3, 2), rows(B, 0, 1, 0))
-    commit_night(table, "2026-01-01", pieces, SCHEMA, RUN)
-    commit_night(table, "2026-01-01", night(table, TWO, rows(A, 0, 1, 0)), SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-01"), night(table, TWO, rows(A, 0, 1, 0)), SCHEMA, RUN)
     storage.delete(pieces[0].file.uri)
     path = f"ds=2026-01-01/{ONE}/{pieces[0].file.name}"
     for ds in ("2026-01-01", ""):
@@ -124,7 +143,7 @@ def test_what_is_not_kept_is_not_brought_back(table: str) -> None:
 
 def test_what_another_program_made_of_a_table_is_undone(tmp_path: Path) -> None:
     table = str(tmp_path / "captions")
-    commit_night(table, "2026-01-01", night(table, ONE, rows(A, 0, 3, 2)), SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-01"), night(table, ONE, rows(A, 0, 3, 2)), SCHEMA, RUN)
     everything = DeltaTable(table).to_pyarrow_table()
     write_deltalake(table, everything, mode="overwrite", schema_mode="overwrite", partition_by=[])
     assert "is partitioned by nothing" in refusal(table)

@@ -17,6 +17,7 @@ from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference, Session
 from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, infer
+from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.nights.rules import Rules
 from pipelines.reading import objects
@@ -36,8 +37,12 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return artifacts.read(tiny.write_translator(str(tmp_path_factory.mktemp("model"))))
 
 
+def partition(place: object, ds: str = "2026-01-31") -> Partition:
+    return Partition.of(f"{place}/tables", "translations", ds)
+
+
 def night_of(artifact: Artifact, folder: Path, **options: object) -> Night:
-    night = Night(list_shards(str(folder / "in")), str(folder / "tables"), "2026-01-31", Inference.of(artifact))
+    night = Night(list_shards(str(folder / "in")), partition(folder), Inference.of(artifact))
     return replace(night, **options)  # type: ignore[arg-type]
 
 
@@ -61,7 +66,9 @@ def test_a_night_is_what_the_model_says_of_every_row(artifact: Artifact, tmp_pat
     assert summary["seconds"]["predict"] > 0
     assert summary["seconds"]["decode"] > 0
 
-    rows = DeltaTable(night.table).to_pyarrow_table().sort_by([("shard", "ascending"), ("index", "ascending")])
+    rows = (
+        DeltaTable(night.partition.table).to_pyarrow_table().sort_by([("shard", "ascending"), ("index", "ascending")])
+    )
     assert rows.schema.names == [*night.schema.names, "ds"]
     good = rows.filter(pa.compute.equal(rows["status"], "ok")).to_pylist()
     texts = [*lines["a.txt"], *lines["b.txt"][1:-1]]
@@ -99,7 +106,7 @@ def test_the_staging_folder_tells_night_and_fingerprint(artifact: Artifact, tmp_
     wide = night_of(artifact, tmp_path, inference=Inference(artifact, TranslatorDecoding(beam_size=4)))
     short = night_of(artifact, tmp_path, inference=Inference.of(artifact, Limits(max_bytes=9)))
     assert len({night.folder, wide.folder, short.folder}) == 3
-    assert night_of(artifact, tmp_path, ds="2026-02-01").fingerprint == night.fingerprint
+    assert night_of(artifact, tmp_path, partition=partition(tmp_path, "2026-02-01")).fingerprint == night.fingerprint
 
 
 def test_a_table_of_other_columns_is_refused(artifact: Artifact, tmp_path: Path) -> None:
@@ -107,7 +114,7 @@ def test_a_table_of_other_columns_is_refused(artifact: Artifact, tmp_path: Path)
     night = night_of(artifact, tmp_path)
     infer.check_table(night)
     schema = table_schema(pa.schema([pa.field("translation", pa.string())])).append(pa.field("ds", pa.string()))
-    DeltaTable.create(night.table, schema, partition_by=["ds"])
+    DeltaTable.create(night.partition.table, schema, partition_by=["ds"])
     with pytest.raises(UsageError, match=r"translations has other columns than this version writes \(no \w+\): use"):
         infer.check_table(night)
 
@@ -120,7 +127,7 @@ def stored(place: str, tmp_path: Path) -> Night:
     model = tiny.write_translator(str(tmp_path / "model"))
     tiny.write_night(f"{place}/tables", "2026-01-31", f"{place}/in", model)
     artifact = artifacts.read(model)
-    return Night(list_shards(f"{place}/in"), f"{place}/tables", "2026-01-31", Inference.of(artifact))
+    return Night(list_shards(f"{place}/in"), partition(place), Inference.of(artifact))
 
 
 def listed_again(night: Night, folder: str = "", **changes: object) -> Night:
@@ -135,11 +142,11 @@ def test_shards_that_are_gone_are_refused(stored: Night) -> None:
     with pytest.raises(RefusedError) as caught:
         infer.check_shards(listed_again(stored))
     assert str(caught.value) == (
-        f"{stored.table} ds=2026-01-31: 3 of its shards are gone, such as {', '.join(others)}: "
+        f"{stored.partition}: 3 of its shards are gone, such as {', '.join(others)}: "
         "nothing was changed; bring them back, or let their rows go by `allow_missing`"
     )
     infer.check_shards(listed_again(stored, rules=Rules(allow_missing=True)))
-    infer.check_shards(listed_again(stored, ds="2026-02-01"))
+    infer.check_shards(listed_again(stored, partition=replace(stored.partition, ds="2026-02-01")))
     storage.write_bytes(others[0].replace("part-00001", "renamed"), storage.read_bytes(first))
     with pytest.raises(RefusedError, match="3 of its shards are gone"):
         infer.check_shards(listed_again(stored))
@@ -162,7 +169,7 @@ def test_a_night_whose_files_are_gone_is_mended(stored: Night, caplog: pytest.Lo
     storage.write_bytes(stored.shards[0].uri, b"another sentence\n")
     infer.check_shards(listed_again(stored))
     (said,) = [record.getMessage() for record in caplog.records if record.name == infer.__name__]
-    assert said.startswith(f"{stored.table} lacks its file ds=2026-01-31/")
+    assert said.startswith(f"{stored.partition.table} lacks its file ds=2026-01-31/")
 
 
 # ---- lone objects ------------------------------------------------------------------------------------------------
@@ -175,10 +182,15 @@ def test_a_photograph_that_comes_costs_its_group_and_one_that_goes_is_missed(
         storage.write_bytes(f"{place}/in/{number:02d}.jpg", tiny.jpeg(number))
     storage.write_bytes(f"{place}/in/torn.jpg", tiny.jpeg(0)[:200])
     tiny.write_night(f"{place}/tables", "2026-01-31", f"{place}/in", model)
-    night = Night(list_shards(f"{place}/in"), f"{place}/tables", "2026-01-31", Inference.of(artifacts.read(model)))
+    artifact = artifacts.read(model)
+    night = Night(
+        list_shards(f"{place}/in"),
+        Partition.of(f"{place}/tables", artifact.table, "2026-01-31"),
+        Inference.of(artifact),
+    )
     assert len(night.shards) > 3
     assert incomplete(night.shards, night.folder) == []
-    rows = DeltaTable(night.table).to_pyarrow_table().to_pylist()
+    rows = DeltaTable(night.partition.table).to_pyarrow_table().to_pylist()
     assert sorted(row["object"] for row in rows) == sorted(uri for shard in night.shards for uri in shard.addresses)
     assert {row["sample_id"] for row in rows if row["status"] == "error"} == {"torn.jpg"}
     alone = Session(night.inference.artifact.load(), night.inference.decoding, Limits())
@@ -215,10 +227,10 @@ def test_rows_that_are_lost_count(stored: Night) -> None:
 
 
 def test_what_was_tidied_is_told(stored: Night) -> None:
-    storage.write_bytes(f"{stored.table}/notes.txt", b"theirs")
+    storage.write_bytes(f"{stored.partition.table}/notes.txt", b"theirs")
     summary = run(stored)
     assert (summary["files_removed"], summary["bytes_removed"], summary["files_unknown"]) == (0, 0, 1)
-    assert storage.exists(f"{stored.table}/notes.txt")
+    assert storage.exists(f"{stored.partition.table}/notes.txt")
 
 
 def test_files_that_vanish_while_they_are_committed_are_noticed(stored: Night, monkeypatch: pytest.MonkeyPatch) -> None:

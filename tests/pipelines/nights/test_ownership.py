@@ -14,7 +14,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.nowcaster.nowcaster import Nowcaster
 from pipelines import storage
 from pipelines.nights import ownership, query, tables
-from pipelines.nights.commit import commit_night
+from pipelines.nights.commit import Partition, commit_night
 from pipelines.staging.checks import Errors, count_errors
 from pipelines.staging.pieces import list_pieces, shard_key, table_schema
 from pipelines.staging.sink import StageSink
@@ -43,7 +43,7 @@ def test_a_table_is_not_made_where_something_else_is(table: str, path: str) -> N
     )
     pieces = night(table, ONE, rows(A, 0, 1, 0))
     with pytest.raises(UsageError, match=f"holds {path}, which"):
-        commit_night(table, "2026-01-01", pieces, SCHEMA, RUN)
+        commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
     assert tables.open_table(table) is None
 
 
@@ -57,7 +57,7 @@ def test_a_killed_first_night_goes_on(table: str) -> None:
         Path(table, "_delta_log/00000000000000000000.json#1").write_bytes(b"{")
         Path(table, "empty").mkdir()
     ownership.check(table, SCHEMA)
-    assert commit_night(table, "2026-01-01", pieces, SCHEMA, RUN) == 1
+    assert commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN) == 1
     ownership.check(table, SCHEMA)
 
 
@@ -68,7 +68,7 @@ def test_the_marks_of_folders_on_s3_are_nothing(s3: str) -> None:
         fs.call_s3("put_object", Bucket=bucket, Key=f"{key}/{folder}", Body=b"")
     ownership.check(f"{s3}/captions", SCHEMA)
     pieces = night(f"{s3}/captions", ONE, rows(A, 0, 2, 1))
-    assert commit_night(f"{s3}/captions", "2026-01-01", pieces, SCHEMA, RUN) == 1
+    assert commit_night(Partition(f"{s3}/captions", "2026-01-01"), pieces, SCHEMA, RUN) == 1
 
 
 def test_a_table_of_the_version_before_is_taken_over_at_the_next_commit(table: str) -> None:
@@ -77,7 +77,9 @@ def test_a_table_of_the_version_before_is_taken_over_at_the_next_commit(table: s
     assert DeltaTable(table).metadata().name is None
     assert [stored.rows for stored in tables.nights(DeltaTable(table))] == [2]
     second = night(table, TWO, rows(B, 0, 3, 2), ds="2026-01-02")
-    assert commit_night(table, "2026-01-02", second, SCHEMA, RUN) == 3, "the mark, then the night with its columns"
+    assert commit_night(Partition(table, "2026-01-02"), second, SCHEMA, RUN) == 3, (
+        "the mark, then the night with its columns"
+    )
     delta = DeltaTable(table)
     assert delta.metadata().name == "hybrid:captions"
     assert {field.name for field in delta.schema().fields} == {*SCHEMA.names, "ds"}
@@ -87,7 +89,7 @@ def test_a_table_of_the_version_before_is_taken_over_at_the_next_commit(table: s
     ]  # fmt: skip
     reused = [piece for pieces in list_pieces(f"{table}/ds=2026-01-01/{ONE}").values() for piece in pieces]
     assert count_errors(reused) == Errors(Counter(X=2), 0)
-    assert commit_night(table, "2026-01-01", reused, SCHEMA, RUN) is None
+    assert commit_night(Partition(table, "2026-01-01"), reused, SCHEMA, RUN) is None
     assert tables.nights(DeltaTable(table, version=1))[0].rows == 2
 
 
@@ -141,7 +143,7 @@ def test_tables_of_others_are_refused(
     DeltaTable.create(table, schema, partition_by=partitions, name=name)
     assert re.search(why, refusal(table)), refusal(table)
     with pytest.raises(UsageError, match=why):
-        commit_night(table, "2026-01-01", night(table, ONE, rows(A, 0, 1, 0)), SCHEMA, RUN)
+        commit_night(Partition(table, "2026-01-01"), night(table, ONE, rows(A, 0, 1, 0)), SCHEMA, RUN)
     assert DeltaTable(table).version() == 0
 
 
@@ -156,7 +158,7 @@ def test_tables_are_found_by_our_mark_and_no_others(place: str) -> None:
     usual = ["captions", "nowcasts", "actions", "translations"]
     assert ownership.names(f"{place}/nowhere") == usual
     english = f"{place}/tables/english"
-    commit_night(english, "2026-01-01", night(english, ONE, rows(A, 0, 2, True)), SCHEMA, RUN)
+    commit_night(Partition(english, "2026-01-01"), night(english, ONE, rows(A, 0, 2, True)), SCHEMA, RUN)
     for name in ("theirs", "Odd.Name"):
         DeltaTable.create(f"{place}/tables/{name}", pa.schema([pa.field("n", pa.int64())]))
     storage.write_bytes(f"{place}/tables/reports/2026-01-01.html", b"x")

@@ -13,7 +13,7 @@ import pytest
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import query, tables
-from pipelines.nights.commit import commit_night
+from pipelines.nights.commit import Partition, commit_night
 from pipelines.reading.shards import Shard
 from pipelines.staging.pieces import list_pieces, table_schema, tiling
 from pipelines.staging.sink import StageSink
@@ -39,7 +39,7 @@ def write_night(tables_uri: str, ds: str, captions: list[str | None]) -> None:
     folder = storage.join(table, f"ds={ds}", f"fingerprint{len(captions)}")
     StageSink(folder, [SHARD], SCHEMA).write([pa.Table.from_pylist(rows, schema=SCHEMA)], None)
     pieces = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
-    commit_night(table, ds, pieces, SCHEMA, {"run_id": "r"})
+    commit_night(Partition(table, ds), pieces, SCHEMA, {"run_id": "r"})
 
 
 @pytest.fixture(params=["local", "s3"])

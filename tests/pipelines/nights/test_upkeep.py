@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import upkeep
-from pipelines.nights.commit import commit_night
+from pipelines.nights.commit import Partition, commit_night
 from pipelines.staging.pieces import list_pieces, shard_key, tiling
 from tests.pipelines.nights.made import ONE, RUN, THREE, TWO, night, read
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
@@ -42,8 +42,8 @@ def table(place: str) -> str:
 def replaced(table: str) -> str:
     """A night that was written twice; returns the path of the first file, which nobody needs any more."""
     (first,) = night(table, ONE, rows(A, 0, 2, 1))
-    commit_night(table, "2026-01-01", [first], SCHEMA, RUN)
-    commit_night(table, "2026-01-01", night(table, TWO, rows(A, 0, 3, 2)), SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-01"), [first], SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-01"), night(table, TWO, rows(A, 0, 3, 2)), SCHEMA, RUN)
     return storage.absolute(first.file.uri)
 
 
@@ -177,27 +177,27 @@ def test_what_waited_for_long_is_committed_while_another_night_tidies(
         upkeep.tidy(table, 0)
     assert staged[0].file.uri in deletes, "to the other night it is old"
 
-    renewed = upkeep.renew(table, "2026-01-02", staged)
+    renewed = upkeep.renew(Partition(table, "2026-01-02"), staged)
     for uri in deletes:
         storage.delete(uri)
     clock.hours = 0
     upkeep.tidy(table, 0)  # and once more, with a fresh look
     assert not storage.exists(staged[0].file.uri)
-    commit_night(table, "2026-01-02", renewed, SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-02"), renewed, SCHEMA, RUN)
     assert read(table, "2026-01-02") == [f"{B.uri}#{i}" for i in range(2)]
     again = list_pieces(renewed[0].file.uri.rsplit("/", 1)[0])[shard_key(B)]
     assert tiling(again) == renewed
-    assert commit_night(table, "2026-01-02", renewed, SCHEMA, RUN) is None
+    assert commit_night(Partition(table, "2026-01-02"), renewed, SCHEMA, RUN) is None
 
 
 def test_what_is_young_or_in_use_is_not_copied(table: str, clock: Clock) -> None:
     pieces = night(table, ONE, rows(A, 0, 2, 1))
     clock.hours = 11
-    assert upkeep.renew(table, "2026-01-01", pieces) == pieces, "young"
-    commit_night(table, "2026-01-01", pieces, SCHEMA, RUN)
+    assert upkeep.renew(Partition(table, "2026-01-01"), pieces) == pieces, "young"
+    commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
     clock.hours = 200
-    assert upkeep.renew(table, "2026-01-01", pieces) == pieces, "in use"
-    (other,) = upkeep.renew(table, "2026-01-02", pieces)
+    assert upkeep.renew(Partition(table, "2026-01-01"), pieces) == pieces, "in use"
+    (other,) = upkeep.renew(Partition(table, "2026-01-02"), pieces)
     assert other.file.uri != pieces[0].file.uri
     assert (other.rows, other.end) == (2, True)
     assert storage.read_bytes(other.file.uri) == storage.read_bytes(pieces[0].file.uri)
@@ -209,4 +209,4 @@ def test_what_was_tidied_before_its_commit_is_said(table: str, clock: Clock, mon
     monkeypatch.setattr(upkeep, "_old", lambda folders, hours: {pieces[0].file.uri})
     storage.delete(pieces[0].file.uri)
     with pytest.raises(RuntimeError, match="start the job again"):
-        upkeep.renew(table, "2026-01-01", pieces)
+        upkeep.renew(Partition(table, "2026-01-01"), pieces)
