@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hybrid_models.contract import Hybrid, autocast
 from hybrid_models.errors import UsageError
+from hybrid_models.layers.sketch import sketched
 from hybrid_models.visual import VisualConfig
 
 FRAMES_AT_A_TIME = 64
@@ -37,7 +38,7 @@ class Encoder(nn.Module):
         if not timm.is_model(model):  # `hf-hub:…` would be fetched, `local-dir:…` be read
             raise UsageError(f"encoder '{model}' cannot be built: it is none of timm's own models")
         try:
-            with torch.device("meta"), torch.inference_mode():  # shapes only
+            with sketched(), torch.inference_mode():
                 probe: Any = timm.create_model(model, pretrained=False, num_classes=0).eval()
                 grid = probe.forward_features(torch.zeros(1, 3, image_size, image_size))
             self.cnn = timm.create_model(model, pretrained=False, num_classes=0)

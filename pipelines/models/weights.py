@@ -93,8 +93,9 @@ def check_size(build: Callable[[], Hybrid], found: Mapping[str, Sequence[int]], 
     Raises:
         UsageError: it does not belong to its weights.
     """
-    import torch
     from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    from hybrid_models.layers.sketch import sketched
 
     built, most = 0, 4 * len(found) + 1000
 
@@ -106,7 +107,7 @@ def check_size(build: Callable[[], Hybrid], found: Mapping[str, Sequence[int]], 
 
     counting = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"):
+        with sketched():
             sketch = build()
     except UsageError as error:
         raise UsageError(f"{where}/{CONFIG}: {error}") from None
