@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -48,6 +48,8 @@ NOTES = dict.fromkeys(
 )
 PASSED_ON = (logs.FORMAT, "HYBRID_JAIL")
 """Settings of this program that workers have from whoever started the job, see `sandbox.jail` for the second."""
+STARTED_HERE = "HYBRID_CLUSTER"
+"""Address of a cluster that `start` has made, whose workers have their environment from it."""
 KNOCK_SECONDS, PATIENCE_SECONDS = 5.0, 30.0
 WAITING_BYTES = 256 << 20  # samples between two stages, for each node
 
@@ -85,7 +87,8 @@ def for_others() -> dict[str, str]:
     import ray
 
     own = {name: value for name, value in os.environ.items() if name.startswith("RAY_") and value}
-    return {"RAY_ADDRESS": str(ray.get_runtime_context().gcs_address), **own}
+    address = str(ray.get_runtime_context().gcs_address)
+    return {"RAY_ADDRESS": address, STARTED_HERE: address, **own}
 
 
 def side_by_side(jobs: int) -> int:
@@ -116,7 +119,8 @@ def start(quiet: bool = False, cpus: int | None = None) -> None:
     """
     if _connected():
         return
-    if address := os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
         knock(address, PATIENCE_SECONDS)
     import ray
 
@@ -124,16 +128,20 @@ def start(quiet: bool = False, cpus: int | None = None) -> None:
         os.environ.setdefault(name, value)
     for name, level in NOTES.items():
         logging.getLogger(name).setLevel(level)
-    with _core_is_silent() if quiet else nullcontext():
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS") or "local",
-            num_cpus=None if os.environ.get("RAY_ADDRESS") else cpus,
-            configure_logging=True,
-            logging_level=logging.WARNING,
-            log_to_driver=os.environ.get("HYBRID_WORKER_LOGS") == "1",
-            include_dashboard=None if os.environ.get("RAY_ADDRESS") else False,
-            runtime_env={"env_vars": _without_the_jobs(worker_env())},
-        )
+    options: dict[str, Any] = {
+        "address": address or "local",
+        "configure_logging": True,
+        "logging_level": logging.WARNING,
+        "log_to_driver": os.environ.get("HYBRID_WORKER_LOGS") == "1",
+    }
+    given: dict[str, str] = {}
+    if not address:
+        options |= {"num_cpus": cpus, "include_dashboard": False}
+        given = worker_env()  # with a runtime_env, workers would be other processes than those that wait for work
+    elif address != os.environ.get(STARTED_HERE):
+        options["runtime_env"] = {"env_vars": _without_the_jobs(worker_env())}
+    with _core_is_silent() if quiet else nullcontext(), _environment(given):
+        ray.init(**options)
     configure_data()
     if quiet:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -180,6 +188,21 @@ def _core_is_silent() -> Iterator[None]:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nothing)
+
+
+@contextmanager
+def _environment(more: Mapping[str, str]) -> Iterator[None]:
+    """Variables that processes started inside have besides this one's."""
+    before = {name: os.environ.get(name) for name in more}
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def worker_env() -> dict[str, str]:

@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -11,6 +12,7 @@ from ray.data._internal.execution import streaming_executor_state
 
 from hybrid_models.errors import UsageError
 from pipelines.cluster import connection
+from tests import tiny
 
 
 def test_an_error_of_ray_data_is_told_once_and_in_one_line(ray_cluster: str) -> None:
@@ -135,6 +137,40 @@ def test_another_process_connects_to_the_cluster_of_this_one(ray_cluster: str) -
         check=True,
     )  # fmt: skip
     assert done.stdout.split()[-1] == ray.get_runtime_context().gcs_address
+
+
+NESTED = """
+import os, subprocess, sys
+import ray
+from pipelines.cluster import connection
+
+@ray.remote(num_cpus=0)
+def seen():
+    return dict(os.environ), dict(ray.get_runtime_context().runtime_env)
+
+before = dict(os.environ)
+connection.start(cpus=1)
+environment, runtime_env = ray.get(seen.remote())
+assert connection.worker_env().items() <= environment.items(), environment
+assert runtime_env == {}, runtime_env
+assert not connection.ALLOCATOR.keys() & os.environ.keys() - before.keys()
+if len(sys.argv) == 1:
+    subprocess.run([sys.executable, __file__, "again"], check=True, env={**before, **connection.for_others()})
+"""
+
+
+def test_workers_of_a_cluster_that_starts_here_have_their_environment_from_it(tmp_path: Path) -> None:
+    """A process with an environment of its job's own would be started anew, where one waits already."""
+    (tmp_path / "nested.py").write_text(NESTED)
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MALLOC_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "nested.py")],
+        env={**others, "PYTHONPATH": str(tiny.ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

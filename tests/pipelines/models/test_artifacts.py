@@ -3,6 +3,8 @@ import os
 import pickle
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +56,14 @@ def refusal(uri: str, expected: str | None = None) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+@pytest.mark.parametrize("write", [tiny.write_translator, tiny.write_nowcaster])
+def test_a_model_is_loaded_without_torchs_compiler(write: Callable[[str], str], tmp_path: Path) -> None:
+    """Its import would take each process 1.3 seconds. (A captioner's encoder is timm's, which imports it anyway.)"""
+    load = f"artifacts.read({write(str(tmp_path))!r}).load()"
+    code = f"import sys; from pipelines.models import artifacts; {load}; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, check=False).returncode == 0
 
 
 def test_a_nowcaster_of_before_there_were_colours_is_grey(tmp_path: Path) -> None:
