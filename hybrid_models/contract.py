@@ -29,7 +29,8 @@ from hybrid_models.interface import DecodingConfig, HybridConfig, Interface
 from hybrid_models.scores.texts import Tally
 
 Batch = dict[str, Tensor]
-"""Several samples, padded and stacked on a first batch axis."""
+"""Several samples, padded and stacked on a first batch axis; and where in them something is, told by who collates: to
+look for it on a GPU takes waiting for it."""
 
 
 class Loss(NamedTuple):

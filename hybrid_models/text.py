@@ -175,6 +175,11 @@ def unpack_json(packed: np.ndarray) -> Any:
     return json.loads(packed.tobytes())
 
 
+def written_places(targets: np.ndarray) -> np.ndarray:
+    """int64 [M]: where, in [N·(T-1)], the tokens are that targets [N,T] ask for: all but start symbols and padding."""
+    return np.flatnonzero(targets[:, 1:] != PAD)
+
+
 def pad_rows(rows: Sequence[np.ndarray], width: int | None = None) -> np.ndarray:
     """int64 [len(rows), width]: rows of ids, padded with `PAD` at their ends (to the longest by default)."""
     width = max(map(len, rows)) if width is None else width

@@ -31,7 +31,7 @@ from hybrid_models.inputs import Inputs, Sample, Visual
 from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.layers.image_encoder import VisualHybrid, pool_time
 from hybrid_models.layers.recurrent import STATES, initial_state
-from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
+from hybrid_models.layers.temporal import TemporalEncoder, clips_of, frame_places, pad_clips, pool_places, real_frames
 from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
 from hybrid_models.search.beam import Hypothesis, State, inference
@@ -42,6 +42,7 @@ from hybrid_models.text import (
     Tokenizer,
     pad_rows,
     unpack_json,
+    written_places,
 )
 from hybrid_models.visual import frames_of
 
@@ -104,9 +105,10 @@ class Captioner(CaptionerInterface, VisualHybrid):
         return [{name: array for name, array in sample.items() if name != "frames"} for sample in featurized]
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """`features` float16 [B,S,C] (and `course` [B,T,4C]), or `frames` uint8 [B,T,H,W,3], padded at the end;
-        `frame_count` [B]; `captions` int64 [B,R,L], start and end symbols included, where captions that a sample lacks
-        are all padding. With `mirror`, `rng` chooses the samples that are shown as their mirror images."""
+        """`features` float16 [B,S,C] (and `course` [B,T,4C]), or `frames` uint8 [B,T,H,W,3], padded at the end, with
+        the places of frames in them, `shown`; `frame_count` [B]; `captions` int64 [B,R,L], start and end symbols
+        included, where captions that a sample lacks are all padding, with the places of tokens in them, `written`. With
+        `mirror`, `rng` chooses the samples that are shown as their mirror images."""
         counts = [int(sample["frame_count"]) for sample in samples]
         batch = {"frame_count": torch.tensor(counts)}
         if rng is not None and self.config.mirror:
@@ -116,12 +118,15 @@ class Captioner(CaptionerInterface, VisualHybrid):
         for name in ("course", "frames"):
             if all(name in sample for sample in samples):
                 batch[name] = torch.from_numpy(pad_clips([sample[name] for sample in samples]))
+        if "frames" in batch:
+            batch["shown"] = torch.from_numpy(frame_places(counts))
         if all("captions" in sample for sample in samples):
             most, width = np.max([sample["captions"].shape for sample in samples], axis=0)
             captions = np.zeros((len(samples), most, width), dtype=np.int64)
             for row, sample in zip(captions, samples, strict=True):
                 row[: sample["captions"].shape[0], : sample["captions"].shape[1]] = sample["captions"]
             batch["captions"] = torch.from_numpy(captions)
+            batch["written"] = torch.from_numpy(written_places(captions.reshape(-1, width)))
         return batch
 
     def forward(self, batch: Batch) -> Loss:
@@ -134,7 +139,7 @@ class Captioner(CaptionerInterface, VisualHybrid):
             captions = batch["captions"]
             state = {name: tensor.repeat_interleave(captions.shape[1], dim=0) for name, tensor in state.items()}
             smoothing = self.config.label_smoothing if self.training else 0.0
-            return self.decoder.loss(captions.flatten(0, 1), state, memory, smoothing)
+            return self.decoder.loss(captions.flatten(0, 1), state, memory, smoothing, written=batch["written"])
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         self._rewarded = epoch >= max(1, epochs - round(self.config.reward_share * epochs))
@@ -153,7 +158,8 @@ class Captioner(CaptionerInterface, VisualHybrid):
         with autocast(module_device(self)):
             state, memory = self._start(batch)
             state = {name: tensor.repeat_interleave(DRAWN, dim=0) for name, tensor in state.items()}
-            return self.decoder.loss(torch.from_numpy(targets).to(weights_N.device), state, memory, 0.0, weights_N)
+            words_NT, written_M = (torch.from_numpy(a).to(weights_N.device) for a in (targets, written_places(targets)))
+            return self.decoder.loss(words_NT, state, memory, 0.0, weights_N, written_M)
 
     def _rewarded_text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, whose last word tells that they end."""
@@ -247,12 +253,13 @@ class Captioner(CaptionerInterface, VisualHybrid):
         attention); for an RNN over frames `course` [B,T,4C], what is where in each of them."""
         if "features" in batch:
             return {name: batch[name].float() for name in ("features", "course") if name in batch}
-        frames, counts = batch["frames"], batch["frame_count"]
-        features_FSC = self.encoder(frames[real_frames(counts, frames.shape[1])])
-        course = {} if self.temporal is None else {"course": clips_of(pool_places(features_FSC), counts)}
+        frames, shown = batch["frames"], batch["shown"]
+        features_FSC = self.encoder(frames.flatten(0, 1)[shown])
+        shape = frames.shape[0], frames.shape[1]
+        course = {} if self.temporal is None else {"course": clips_of(pool_places(features_FSC), shown, shape)}
         if not self.config.attention:
             features_FSC = features_FSC.mean(dim=1, keepdim=True)
-        return {"features": pool_time(features_FSC, counts), **course}
+        return {"features": pool_time(features_FSC, shown // shape[1], batch["frame_count"]), **course}
 
     def _start(self, batch: Batch) -> tuple[State, State]:
         """The decoder's initial state [B,D], from the mean feature vector and an RNN's last state, and its memory: the

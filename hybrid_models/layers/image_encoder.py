@@ -102,10 +102,9 @@ class Encoder(nn.Module):
         self.cnn.load_state_dict({**wanted, **given})
 
 
-def pool_time(features: Tensor, counts: Tensor) -> Tensor:
-    """Mean over each clip's frames: [F,S,C] of all clips' frames one after another, counts [B] → [B,S,C]."""
-    clip_F = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    total_BSC = features.new_zeros(len(counts), *features.shape[1:]).index_add_(0, clip_F, features)
+def pool_time(features: Tensor, clips: Tensor, counts: Tensor) -> Tensor:
+    """Mean over each clip's frames: [F,S,C] of frames, each one's clip [F], how many each has [B] → [B,S,C]."""
+    total_BSC = features.new_zeros(len(counts), *features.shape[1:]).index_add_(0, clips, features)
     return total_BSC / counts.view(-1, 1, 1)
 
 

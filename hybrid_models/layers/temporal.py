@@ -49,11 +49,16 @@ def pool_places(features: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(grid_FCHW, PLACES).flatten(1)
 
 
-def clips_of(frames: Tensor, counts: Tensor) -> Tensor:
-    """One row for each clip: [F,K] of all clips' frames one after another, counts [B] → [B,T,K], padded with zeros."""
-    real_BT = real_frames(counts, int(counts.max()))
-    padded_BTK = frames.new_zeros(*real_BT.shape, frames.shape[1])
-    return padded_BTK.masked_scatter(real_BT.unsqueeze(2), frames)
+def frame_places(counts: Sequence[int]) -> np.ndarray:
+    """int64 [F]: where, in [B·T], the frames of clips are that have so many and are padded to the most."""
+    return np.flatnonzero(np.arange(max(counts)) < np.asarray(counts)[:, None])
+
+
+def clips_of(frames: Tensor, places: Tensor, shape: tuple[int, int]) -> Tensor:
+    """One row for each clip: [F,K] of all clips' frames one after another, their `frame_places`, the shape (B, T) →
+    [B,T,K], padded with zeros."""
+    padded = frames.new_zeros(shape[0] * shape[1], frames.shape[1])
+    return padded.index_copy(0, places, frames).view(*shape, -1)
 
 
 def real_frames(counts: Tensor, most: int) -> Tensor:

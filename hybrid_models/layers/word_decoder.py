@@ -83,7 +83,13 @@ class WordDecoder(nn.Module, abc.ABC):
         return None
 
     def loss(
-        self, targets: Tensor, state: State, memory: State, label_smoothing: float, weights: Tensor | None = None
+        self,
+        targets: Tensor,
+        state: State,
+        memory: State,
+        label_smoothing: float,
+        weights: Tensor | None = None,
+        written: Tensor | None = None,
     ) -> Loss:
         """Negative log likelihood under teacher forcing, summed over real tokens.
 
@@ -93,11 +99,12 @@ class WordDecoder(nn.Module, abc.ABC):
             memory: as `prepare` gives it, leading axis B, where N = B·R.
             label_smoothing: share of the target mass spread over all words; 0 when not training.
             weights: [N], by which each text's tokens are weighted.
+            written: the targets' `text.written_places`; to look for them here, a GPU has to be waited for.
         """
         embedded_NTE = self.dropout(self.embedding(targets[:, :-1]))
         features_NTF, _ = self.unroll(embedded_NTE, state, memory)
         words_M = targets[:, 1:].flatten()
-        real = (words_M != PAD).nonzero().squeeze(1)
+        real = (words_M != PAD).nonzero().squeeze(1) if written is None else written
         chosen = F.pad(real, (0, -len(real) % ROWS))
         logits = self._logits(features_NTF.flatten(0, 1)[chosen], embedded_NTE.flatten(0, 1)[chosen])[: len(real)]
         costs = F.cross_entropy(logits.float(), words_M[real], label_smoothing=label_smoothing, reduction="none")

@@ -21,7 +21,7 @@ from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.inputs import Inputs, Sample, Visual
 from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.layers.image_encoder import VisualHybrid
-from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pad_clips, pool_places, real_frames
+from hybrid_models.layers.temporal import TemporalEncoder, clips_of, frame_places, pad_clips, pool_places
 from hybrid_models.recogniser.decoding import RecogniserDecoding
 from hybrid_models.recogniser.interface import RecogniserInterface
 from hybrid_models.recogniser.preprocess import (
@@ -68,11 +68,15 @@ class Recogniser(RecogniserInterface, VisualHybrid):
         ]
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """`course` float16 [B,T,4C] or `frames` uint8 [B,T,H,W,3], padded at the end; `frame_count`, `label` [B]."""
-        batch = {"frame_count": torch.tensor([int(sample["frame_count"]) for sample in samples])}
+        """`course` float16 [B,T,4C] or `frames` uint8 [B,T,H,W,3], padded at the end, with the places of
+        frames in them, `shown`; `frame_count`, `label` [B]."""
+        counts = [int(sample["frame_count"]) for sample in samples]
+        batch = {"frame_count": torch.tensor(counts)}
         for name in ("course", "frames"):
             if all(name in sample for sample in samples):
                 batch[name] = torch.from_numpy(pad_clips([sample[name] for sample in samples]))
+        if "frames" in batch:
+            batch["shown"] = torch.from_numpy(frame_places(counts))
         if all("label" in sample for sample in samples):
             batch["label"] = torch.tensor([int(sample["label"]) for sample in samples])
         return batch
@@ -148,8 +152,9 @@ class Recogniser(RecogniserInterface, VisualHybrid):
         """What is where in each frame, float32 [B,T,4C], padded at the end."""
         if "course" in batch:
             return batch["course"].float()
-        frames, counts = batch["frames"], batch["frame_count"]
-        return clips_of(pool_places(self.encoder(frames[real_frames(counts, frames.shape[1])])), counts)
+        frames, shown = batch["frames"], batch["shown"]
+        seen_FK = pool_places(self.encoder(frames.flatten(0, 1)[shown]))
+        return clips_of(seen_FK, shown, (frames.shape[0], frames.shape[1]))
 
     def _logits(self, batch: Batch) -> Tensor:
         """float32 [B, labels]."""

@@ -32,6 +32,7 @@ from hybrid_models.text import (
     Tokenizer,
     pad_rows,
     unpack_json,
+    written_places,
 )
 from hybrid_models.translator.decoding import TranslatorDecoding
 from hybrid_models.translator.interface import TranslatorInterface
@@ -84,14 +85,17 @@ class Translator(TranslatorInterface, Hybrid):
         return {asset: Tokenizer.train(texts_of[side], config.vocab_size).to_json() for side, asset in assets.items()}
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """`source` int64 [B,S] with end symbols, `source_length` [B]; `target` int64 [B,T] with start and end."""
+        """`source` int64 [B,S] with end symbols, `source_length` [B]; `target` int64 [B,T] with start and end,
+        and where tokens are `written` in it."""
         batch = {
             "source": torch.from_numpy(pad_rows([sample["source"] for sample in samples])),
             "source_length": torch.tensor([len(sample["source"]) for sample in samples]),
         }
         if all("target" in sample for sample in samples):
             targets = [np.concatenate([[BOS], sample["target"], [EOS]]) for sample in samples]
-            batch["target"] = torch.from_numpy(pad_rows(targets))
+            padded = pad_rows(targets)
+            batch["target"] = torch.from_numpy(padded)
+            batch["written"] = torch.from_numpy(written_places(padded))
         return batch
 
     def encode(self, batch: Batch) -> tuple[State, State]:
@@ -108,7 +112,7 @@ class Translator(TranslatorInterface, Hybrid):
         with autocast(module_device(self)):
             state, memory = self.encode(batch)
             smoothing = self.config.label_smoothing if self.training else 0.0
-            return self.decoder.loss(batch["target"], state, memory, smoothing)
+            return self.decoder.loss(batch["target"], state, memory, smoothing, written=batch["written"])
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         with inference(self):

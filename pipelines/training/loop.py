@@ -13,7 +13,7 @@ import ray
 import torch
 from ray import train as ray_train
 from ray.train.torch import get_device, prepare_model
-from torch import nn
+from torch import Tensor, nn
 
 from hybrid_models.contract import Batch, Hybrid, to_device
 from pipelines.models.artifacts import Artifact
@@ -101,30 +101,27 @@ def train_epoch(
     total_steps = config.epochs * math.ceil(len(plan) / config.accumulate)
     hybrid.start_epoch(progress.epoch, config.epochs)
     model.train()
-    started, seen, losses = time.perf_counter(), 0, [0.0]
+    started, seen = time.perf_counter(), 0
+    shares: list[Tensor] = []
+    norms: list[Tensor] = []
     workers.tell(reporter, "start", progress, {"steps": math.ceil(len(plan) / config.accumulate)})
     for number, batch in enumerate(training_batches(hybrid, samples, plan, config.seed, progress.epoch)):
         last = (number + 1) % config.accumulate == 0 or number + 1 == len(plan)
         group = min(config.accumulate, len(plan) - number // config.accumulate * config.accumulate)
-        losses[-1] += backward(model, batch, group, synchronise=last)
+        shares.append(backward(model, batch, group, synchronise=last))
         seen += len(plan[number])
         if not last:
             continue
         rate = learning_rate(progress.step, total_steps, config)
-        norm = step(model, optimizer, rate, config.clip_norm)
+        norms.append(step(model, optimizer, rate, config.clip_norm))
         progress.step += 1
         if progress.step % LOG_EVERY == 0 or number + 1 == len(plan):
-            seconds = time.perf_counter() - started
-            values = {
-                "loss": sum(losses) / len(losses),
-                "learning_rate": rate,
-                "gradient_norm": norm,
-                "samples_per_second": seen / seconds,
-            }
+            values = {**look(shares, norms), "learning_rate": rate}
+            values["samples_per_second"] = seen / (time.perf_counter() - started)
             progress.note(values)
             workers.tell(reporter, "step", progress, values)
-            losses.clear()
-        losses.append(0.0)
+            shares.clear()
+            norms.clear()
 
 
 def training_batches(
@@ -141,7 +138,7 @@ def training_batches(
         yield to_device(batch, device)
 
 
-def backward(model: nn.Module, batch: Batch, accumulate: int, synchronise: bool) -> float:
+def backward(model: nn.Module, batch: Batch, accumulate: int, synchronise: bool) -> Tensor:
     """Adds the gradients of the batch's mean loss, exact over workers of unequal shares; returns that mean."""
     hold = contextlib.nullcontext() if synchronise or workers.world_size() == 1 else model.no_sync()  # type: ignore[operator]
     with hold:
@@ -149,23 +146,38 @@ def backward(model: nn.Module, batch: Batch, accumulate: int, synchronise: bool)
         count = workers.all_sum(loss.terms.detach().float())
         # DDP averages gradients over workers, so the sum over workers needs their number.
         (loss.total * (workers.world_size() / (count * accumulate))).backward()
-    return float(workers.all_sum(loss.total.detach().float()) / count) / accumulate
+    return workers.all_sum(loss.total.detach().float()) / count / accumulate
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float) -> float:
-    """One optimizer step at this learning rate; returns the gradients' norm before clipping.
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float) -> Tensor:
+    """One step of a fused optimizer at this learning rate; returns the gradients' norm before clipping.
 
-    Raises:
-        FloatingPointError: the gradients are not finite.
+    Where that is not finite, nothing changes. To know so here, a GPU would have to be waited for: `look` tells.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
-    if not math.isfinite(norm):
-        raise FloatingPointError("the gradients are not finite: lower `train.learning_rate`")
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm).detach()
+    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # as `torch.amp.GradScaler` says it
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def look(shares: Sequence[Tensor], norms: Sequence[Tensor]) -> dict[str, float]:
+    """Waits for some steps to be done; returns their mean `loss` and the last `gradient_norm`.
+
+    Args:
+        shares: what `backward` gave.
+        norms: what `step` gave.
+
+    Raises:
+        FloatingPointError: the gradients of one were not finite.
+    """
+    values: list[float] = torch.stack([*shares, *norms]).tolist()
+    losses, found = values[: len(shares)], values[len(shares) :]
+    if not all(map(math.isfinite, found)):
+        raise FloatingPointError("the gradients are not finite: lower `train.learning_rate`")
+    return {"loss": sum(losses) / len(norms), "gradient_norm": found[-1]}
 
 
 def learning_rate(done: int, total: int, config: TrainConfig) -> float:

@@ -47,6 +47,6 @@ def test_many_frames_go_through_in_parts(monkeypatch):
 
 def test_pool_time_is_each_clips_mean():
     features = torch.arange(12.0).view(6, 2, 1)
-    pooled = pool_time(features, torch.tensor([1, 3, 2]))
+    pooled = pool_time(features, torch.tensor([0, 1, 1, 1, 2, 2]), torch.tensor([1, 3, 2]))
     expected = torch.stack([features[:1].mean(0), features[1:4].mean(0), features[4:].mean(0)])
     torch.testing.assert_close(pooled, expected)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_models.layers.temporal import TemporalEncoder, clips_of, pool_places
+from hybrid_models.layers.temporal import TemporalEncoder, clips_of, frame_places, pool_places
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -14,7 +14,8 @@ def test_each_clip_is_read_as_if_it_were_alone(cell):
     encoder = TemporalEncoder(channels=3, hidden_size=5, cell=cell)
     counts = torch.tensor([4, 1, 3])
     frames = torch.randn(int(counts.sum()), 12)
-    states, last = encoder(clips_of(frames, counts), counts)
+    places = torch.from_numpy(frame_places(counts.tolist()))
+    states, last = encoder(clips_of(frames, places, (3, 4)), counts)
     alone = {"lstm": nn.LSTM, "gru": nn.GRU}[cell](5, 5)
     alone.load_state_dict(encoder.rnn.state_dict())
     for row, clip in enumerate(frames.split(counts.tolist())):
@@ -35,5 +36,7 @@ def test_places_are_means_of_a_frames_quarters():
 
 def test_clips_are_padded_with_zeros_at_their_end():
     frames = torch.arange(1.0, 7).view(6, 1)
-    padded = clips_of(frames, torch.tensor([1, 3, 2]))
+    places = frame_places([1, 3, 2])
+    assert places.tolist() == [0, 3, 4, 5, 6, 7]
+    padded = clips_of(frames, torch.from_numpy(places), (3, 3))
     assert padded.squeeze(2).tolist() == [[1, 0, 0], [2, 3, 4], [5, 6, 0]]

@@ -333,7 +333,9 @@ def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, floa
     sets = [PreparedSamples(checks.verify(shards, folder), f"{job.run} alone") for shards in runs.check(job)]
     config = job.recipe.train
     hybrid, progress, values = initial.load(), Progress(), []
-    optimizer = torch.optim.AdamW(hybrid.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        hybrid.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     for epoch in range(config.epochs):
         progress.epoch = epoch
         loop.train_epoch(hybrid, optimizer, sets[0], config, progress, None)

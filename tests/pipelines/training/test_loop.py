@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_models.contract import Batch, Loss
+from hybrid_models.contract import Batch, Hybrid, Loss
 from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator.translator import Translator, TranslatorDecoding
 from pipelines.training import loop
@@ -16,6 +16,11 @@ from pipelines.training.checkpoints import Progress
 from pipelines.training.loop import backward, learning_rate, step, train_epoch, validate
 from pipelines.training.recipe import Recipe, TrainConfig
 from tests import tiny
+from tests.hybrid_models.captioner import test_captioner
+from tests.hybrid_models.nowcaster import test_nowcaster
+from tests.hybrid_models.recogniser import test_recogniser
+from tests.hybrid_models.translator import test_translator
+from tests.waits import Waits
 
 CONFIG = TrainConfig(learning_rate=2.0, warmup_steps=10, schedule="cosine")
 
@@ -66,8 +71,8 @@ def small(start: Sequence[float]) -> nn.Linear:
 def test_a_step_clips_the_global_norm_and_uses_the_rate(clip: float, scale: float) -> None:
     layer = small([0.5, -0.5])
     layer.weight.grad = torch.tensor([[3.0, 4.0]])  # norm 5
-    optimizer = torch.optim.SGD(layer.parameters(), lr=99.0)
-    assert step(layer, optimizer, 0.1, clip) == pytest.approx(5.0)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=99.0, fused=True)
+    assert step(layer, optimizer, 0.1, clip).item() == pytest.approx(5.0)
     expected = [0.5 - 0.1 * 3.0 * scale, -0.5 - 0.1 * 4.0 * scale]
     assert layer.weight.tolist()[0] == pytest.approx(expected, abs=1e-5)
     assert layer.weight.grad is None
@@ -76,10 +81,18 @@ def test_a_step_clips_the_global_norm_and_uses_the_rate(clip: float, scale: floa
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_gradients_that_are_not_finite_stop_training(value: float) -> None:
     layer = small([0.5, -0.5])
-    layer.weight.grad = torch.tensor([[3.0, value]])
+    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+    norms = []
+    for number, second in enumerate((4.0, value, 4.0)):
+        before = layer.weight.tolist()
+        layer.weight.grad = torch.tensor([[3.0, second]])
+        norms.append(step(layer, optimizer, 0.1, 1.0))
+        assert (layer.weight.tolist() == before) is (number == 1), "nothing but finite gradients changes weights"
+    assert layer.weight.isfinite().all()
+    shares = [torch.tensor(7.0)] * 3
     with pytest.raises(FloatingPointError, match=r"lower `train\.learning_rate`"):
-        step(layer, torch.optim.SGD(layer.parameters()), 0.1, 1.0)
-    assert layer.weight.tolist() == [[0.5, -0.5]]
+        loop.look(shares, norms)
+    assert loop.look(shares, norms[2:]) == {"loss": 21.0, "gradient_norm": 5.0}
 
 
 class Squares(nn.Module):
@@ -102,7 +115,9 @@ def test_gradients_of_accumulated_batches_are_the_mean_of_their_means() -> None:
         for n in (3, 5)
     ]
     model = Squares()
-    losses = [backward(model, batch, 2, synchronise=last) for batch, last in zip(batches, (False, True), strict=True)]
+    losses = [
+        backward(model, batch, 2, synchronise=last).item() for batch, last in zip(batches, (False, True), strict=True)
+    ]
     gradient, means = np.zeros(2), []
     for batch in batches:
         x, y = batch["x"].numpy(), batch["y"].numpy()
@@ -139,7 +154,7 @@ def test_an_epoch_steps_once_for_each_group_of_batches_and_logs_the_loss(monkeyp
     translator = tiny.translator()
     begun: list[tuple[int, int]] = []
     monkeypatch.setattr(translator, "start_epoch", lambda *numbers: begun.append(numbers))
-    optimizer = torch.optim.AdamW(translator.parameters())
+    optimizer = torch.optim.AdamW(translator.parameters(), fused=True)
     samples, progress, told = pairs(translator, 50, seed=1), Progress(), []  # type: ignore[var-annotated]
     train_epoch(translator, optimizer, samples, config, progress, told)
     assert progress.step == 4, "12 batches of at least 4"
@@ -164,15 +179,17 @@ def test_an_epoch_steps_once_for_each_group_of_batches_and_logs_the_loss(monkeyp
 def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     shares: list[float] = []
 
-    def watched(*args: Any, **options: Any) -> float:
-        shares.append(backward(*args, **options))
-        return shares[-1]
+    def watched(*args: Any, **options: Any) -> torch.Tensor:
+        share = backward(*args, **options)
+        shares.append(share.item())
+        return share
 
     monkeypatch.setattr(loop, "backward", watched)
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     translator, progress = tiny.translator(), Progress()
     config = TrainConfig(epochs=1, batch_size=4, accumulate=2, learning_rate=1e-2, warmup_steps=1)
-    train_epoch(translator, torch.optim.AdamW(translator.parameters()), pairs(translator, 41, 1), config, progress, [])
+    optimizer = torch.optim.AdamW(translator.parameters(), fused=True)
+    train_epoch(translator, optimizer, pairs(translator, 41, 1), config, progress, [])
     steps = [sum(shares[i : i + 2]) for i in range(0, 10, 2)]
     assert [entry["step"] for entry in progress.history] == [2, 4, 5]
     expected = [sum(steps[:2]) / 2, sum(steps[2:4]) / 2, steps[4]]
@@ -180,16 +197,43 @@ def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_entry(monkeypat
     assert 4.5 < steps[0] < 7.5, "near the logarithm of the vocabulary's 300 tokens"
 
 
+def of_all_hybrids() -> dict[str, tuple[Hybrid, list[Sample]]]:
+    """A tiny model of each with some of its samples; of captioners, one that trains its encoder on clips, too."""
+    translator, captioner, nowcaster = tiny.translator(), test_captioner.build(), tiny.nowcaster()
+    watching = test_captioner.build(**test_captioner.TRAINED, temporal="lstm")
+    recogniser = test_recogniser.build(**test_recogniser.TRAINED)
+    rain = [test_nowcaster.sample_of(test_nowcaster.shower(8), nowcaster.config)] * 4
+    return {
+        "translator": (translator, test_translator.samples_of(translator)),
+        "captioner": (captioner, captioner.featurize(test_captioner.samples_of(captioner))),
+        "captioner of clips": (watching, test_captioner.samples_of(watching, frames=3)),
+        "nowcaster": (nowcaster, rain),
+        "recogniser": (recogniser, test_recogniser.samples_of(recogniser)),
+    }
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", ["translator", "captioner", "captioner of clips", "nowcaster", "recogniser"])
+def test_training_waits_for_its_device_every_tenth_step_only(name: str) -> None:
+    hybrid, samples = of_all_hybrids()[name]
+    config = TrainConfig(epochs=1, batch_size=2, learning_rate=1e-3, warmup_steps=1)
+    optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], fused=True)
+    many = Samples([{"length": np.array(1), **sample} for sample in (samples * 40)[:40]])
+    with Waits() as waits:
+        train_epoch(hybrid, optimizer, many, config, Progress(), [])  # type: ignore[arg-type]
+    assert waits.count == 2, "of 20 steps"
+
+
 @pytest.mark.usefixtures("alone")
 def test_a_last_group_of_fewer_batches_weighs_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
-    monkeypatch.setattr(loop, "backward", lambda model, batch, group, synchronise: groups.append(group) or 0.0)
-    monkeypatch.setattr(loop, "step", lambda *args: 0.0)
+    nothing = torch.tensor(0.0)
+    monkeypatch.setattr(loop, "backward", lambda model, batch, group, synchronise: groups.append(group) or nothing)
+    monkeypatch.setattr(loop, "step", lambda *args: nothing)
     config = TrainConfig(epochs=1, batch_size=4, accumulate=4)
     translator = tiny.translator()
-    train_epoch(
-        translator, torch.optim.AdamW(translator.parameters()), pairs(translator, 40, 1), config, Progress(), []
-    )
+    optimizer = torch.optim.AdamW(translator.parameters(), fused=True)
+    train_epoch(translator, optimizer, pairs(translator, 40, 1), config, Progress(), [])
     assert groups == [4] * 8 + [2] * 2
 
 
@@ -198,7 +242,7 @@ def test_an_epoch_depends_on_seed_and_epoch_only() -> None:
     def weights(config: TrainConfig, epoch: int, noise: int) -> dict[str, torch.Tensor]:
         translator = tiny.translator()
         torch.manual_seed(noise)  # whatever was drawn before
-        optimizer = torch.optim.AdamW(translator.parameters())
+        optimizer = torch.optim.AdamW(translator.parameters(), fused=True)
         train_epoch(translator, optimizer, pairs(translator, 20, seed=1), config, Progress(epoch=epoch), [])
         return translator.state_dict()
 
