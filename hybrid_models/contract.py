@@ -29,8 +29,8 @@ from hybrid_models.interface import DecodingConfig, HybridConfig, Interface
 from hybrid_models.scores.texts import Tally
 
 Batch = dict[str, Tensor]
-"""Several samples, padded and stacked on a first batch axis; and where in them something is, told by who collates: to
-look for it on a GPU takes waiting for it."""
+"""Several samples, padded and stacked on a first batch axis; besides, flat int64 places of what is no padding
+(`written`, `shown`), which `collate` tells, since to find them on a GPU makes the host wait."""
 
 
 class Loss(NamedTuple):

@@ -176,7 +176,7 @@ def unpack_json(packed: np.ndarray) -> Any:
 
 
 def written_places(targets: np.ndarray) -> np.ndarray:
-    """int64 [M]: where, in [N·(T-1)], the tokens are that targets [N,T] ask for: all but start symbols and padding."""
+    """int64 [M]: the places in [N·(T-1)] of what targets [N,T] have after the start symbols and is no padding."""
     return np.flatnonzero(targets[:, 1:] != PAD)
 
 

@@ -87,7 +87,7 @@ def run(
     options: NightOptions,
     tracking_uri: str,
 ) -> dict[str, Any]:
-    """One night, with its MLflow run.
+    """One night, with its MLflow run. The caller has checked options, names, and that input and tables lie apart.
 
     Args:
         given: the input, as the user names it.
@@ -99,7 +99,9 @@ def run(
 
     Raises:
         NoShardsError: there is no input.
-        UsageError, RefusedError, RuntimeError: see `pipelines.nights.infer`.
+        UsageError: input or tables cannot be used.
+        StorageError: the store kept failing.
+        RefusedError, RuntimeError: see `pipelines.nights.infer`.
     """
     limits, cut = options.work.limits, options.source.windows.cut_for(artifact.config)
     night = Night(

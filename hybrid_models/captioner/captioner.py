@@ -105,10 +105,10 @@ class Captioner(CaptionerInterface, VisualHybrid):
         return [{name: array for name, array in sample.items() if name != "frames"} for sample in featurized]
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """`features` float16 [B,S,C] (and `course` [B,T,4C]), or `frames` uint8 [B,T,H,W,3], padded at the end, with
-        the places of frames in them, `shown`; `frame_count` [B]; `captions` int64 [B,R,L], start and end symbols
-        included, where captions that a sample lacks are all padding, with the places of tokens in them, `written`. With
-        `mirror`, `rng` chooses the samples that are shown as their mirror images."""
+        """`features` float16 [B,S,C] (and `course` [B,T,4C]), or `frames` uint8 [B,T,H,W,3], padded at the end, and
+        `shown` int64 [F], the places of real frames in [B·T]; `frame_count` [B]; `captions` int64 [B,R,L], start and
+        end symbols included, where captions that a sample lacks are all padding, and `written` int64 [M], the places of
+        tokens in [B·R·(L-1)]. With `mirror`, `rng` chooses the samples that are shown as their mirror images."""
         counts = [int(sample["frame_count"]) for sample in samples]
         batch = {"frame_count": torch.tensor(counts)}
         if rng is not None and self.config.mirror:
@@ -139,7 +139,7 @@ class Captioner(CaptionerInterface, VisualHybrid):
             captions = batch["captions"]
             state = {name: tensor.repeat_interleave(captions.shape[1], dim=0) for name, tensor in state.items()}
             smoothing = self.config.label_smoothing if self.training else 0.0
-            return self.decoder.loss(captions.flatten(0, 1), state, memory, smoothing, written=batch["written"])
+            return self.decoder.loss(captions.flatten(0, 1), batch["written"], state, memory, smoothing)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         self._rewarded = epoch >= max(1, epochs - round(self.config.reward_share * epochs))
@@ -159,7 +159,7 @@ class Captioner(CaptionerInterface, VisualHybrid):
             state, memory = self._start(batch)
             state = {name: tensor.repeat_interleave(DRAWN, dim=0) for name, tensor in state.items()}
             words_NT, written_M = (torch.from_numpy(a).to(weights_N.device) for a in (targets, written_places(targets)))
-            return self.decoder.loss(words_NT, state, memory, 0.0, weights_N, written_M)
+            return self.decoder.loss(words_NT, written_M, state, memory, 0.0, weights_N)
 
     def _rewarded_text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, whose last word tells that they end."""

@@ -50,7 +50,7 @@ def pool_places(features: Tensor) -> Tensor:
 
 
 def frame_places(counts: Sequence[int]) -> np.ndarray:
-    """int64 [F]: where, in [B·T], the frames of clips are that have so many and are padded to the most."""
+    """int64 [F]: the places of real frames in [B·T], where clips of so many frames [B] are padded to the most, T."""
     return np.flatnonzero(np.arange(max(counts)) < np.asarray(counts)[:, None])
 
 

@@ -70,11 +70,10 @@ class WordDecoder(nn.Module, abc.ABC):
             max_length: int64 [B], most tokens of each.
             options: how to search.
         """
-        return search(self.step, state, self.look_up(memory, options.most_tokens(max_length)), max_length, options)
+        return search(self.step, state, self.look_up(memory, max_length, options), max_length, options)
 
-    def look_up(self, memory: State, most_tokens: int) -> State:
-        """A memory for `step` alone, with products of it that cost less once than at each step of a search, which
-        writes no more tokens than so many."""
+    def look_up(self, memory: State, max_length: Tensor, options: SearchOptions) -> State:
+        """A memory for `step` alone, with products of it that cost less once than at each step of a search."""
         return memory
 
     def attend(self, texts: Sequence[Sequence[int]], state: State, memory: State) -> list[np.ndarray] | None:
@@ -85,31 +84,30 @@ class WordDecoder(nn.Module, abc.ABC):
     def loss(
         self,
         targets: Tensor,
+        written: Tensor,
         state: State,
         memory: State,
         label_smoothing: float,
         weights: Tensor | None = None,
-        written: Tensor | None = None,
     ) -> Loss:
         """Negative log likelihood under teacher forcing, summed over real tokens.
 
         Args:
             targets: int64 [N,T]: start symbol, words, end symbol, padding (`PAD`, which costs nothing).
+            written: int64 [M], the targets' `text.written_places`.
             state: initial state, leading axis N.
             memory: as `prepare` gives it, leading axis B, where N = B·R.
             label_smoothing: share of the target mass spread over all words; 0 when not training.
             weights: [N], by which each text's tokens are weighted.
-            written: the targets' `text.written_places`; to look for them here, a GPU has to be waited for.
         """
         embedded_NTE = self.dropout(self.embedding(targets[:, :-1]))
         features_NTF, _ = self.unroll(embedded_NTE, state, memory)
         words_M = targets[:, 1:].flatten()
-        real = (words_M != PAD).nonzero().squeeze(1) if written is None else written
-        chosen = F.pad(real, (0, -len(real) % ROWS))
-        logits = self._logits(features_NTF.flatten(0, 1)[chosen], embedded_NTE.flatten(0, 1)[chosen])[: len(real)]
-        costs = F.cross_entropy(logits.float(), words_M[real], label_smoothing=label_smoothing, reduction="none")
+        chosen = F.pad(written, (0, -len(written) % ROWS))
+        logits = self._logits(features_NTF.flatten(0, 1)[chosen], embedded_NTE.flatten(0, 1)[chosen])[: len(written)]
+        costs = F.cross_entropy(logits.float(), words_M[written], label_smoothing=label_smoothing, reduction="none")
         if weights is not None:
-            costs = costs * weights.repeat_interleave(targets.shape[1] - 1)[real]
+            costs = costs * weights.repeat_interleave(targets.shape[1] - 1)[written]
         return Loss(costs.sum(), (words_M != PAD).sum())
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
@@ -194,11 +192,11 @@ class AttentionDecoder(WordDecoder):
         weights_NTS = torch.stack([weights_BRS.flatten(0, 1) for weights_BRS in weights], dim=1).detach().float().cpu()
         return [weights_TS[: len(tokens) + 1].numpy() for weights_TS, tokens in zip(weights_NTS, texts, strict=True)]
 
-    def look_up(self, memory: State, most_tokens: int) -> State:
+    def look_up(self, memory: State, max_length: Tensor, options: SearchOptions) -> State:
         """A context is a mean of keys, and so are its products with matrices of theirs: where a source has fewer places
         than words will be written about it (half of the most, as a rule), keys are multiplied instead of contexts."""
         keys_BSK = memory["keys"]
-        if 2 * keys_BSK.shape[0] * keys_BSK.shape[1] >= most_tokens:
+        if 2 * keys_BSK.shape[0] * keys_BSK.shape[1] >= options.most_tokens(max_length):
             return memory
         _, readout_EK, _ = self._readout_parts()
         return {

@@ -68,8 +68,8 @@ class Recogniser(RecogniserInterface, VisualHybrid):
         ]
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """`course` float16 [B,T,4C] or `frames` uint8 [B,T,H,W,3], padded at the end, with the places of
-        frames in them, `shown`; `frame_count`, `label` [B]."""
+        """`course` float16 [B,T,4C] or `frames` uint8 [B,T,H,W,3], padded at the end, and `shown` int64
+        [F], the places of real frames in [B·T]; `frame_count`, `label` [B]."""
         counts = [int(sample["frame_count"]) for sample in samples]
         batch = {"frame_count": torch.tensor(counts)}
         for name in ("course", "frames"):

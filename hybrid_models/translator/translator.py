@@ -86,7 +86,7 @@ class Translator(TranslatorInterface, Hybrid):
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
         """`source` int64 [B,S] with end symbols, `source_length` [B]; `target` int64 [B,T] with start and end,
-        and where tokens are `written` in it."""
+        and `written` int64 [M], the places of its tokens in [B·(T-1)]."""
         batch = {
             "source": torch.from_numpy(pad_rows([sample["source"] for sample in samples])),
             "source_length": torch.tensor([len(sample["source"]) for sample in samples]),
@@ -112,7 +112,7 @@ class Translator(TranslatorInterface, Hybrid):
         with autocast(module_device(self)):
             state, memory = self.encode(batch)
             smoothing = self.config.label_smoothing if self.training else 0.0
-            return self.decoder.loss(batch["target"], state, memory, smoothing, written=batch["written"])
+            return self.decoder.loss(batch["target"], batch["written"], state, memory, smoothing)
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         with inference(self):

@@ -55,6 +55,8 @@ WAITING_BYTES = 256 << 20  # samples between two stages, for each node
 
 
 _LEFT_TO_OTHERS: ContextVar[bool] = ContextVar("left_to_others", default=False)
+_MADE: ContextVar[str] = ContextVar("made", default="")
+"""Address of the cluster that this process has started."""
 
 
 @contextmanager
@@ -83,12 +85,14 @@ def on_demand() -> Iterator[None]:
 
 
 def for_others() -> dict[str, str]:
-    """The environment by which another process connects to the cluster of this one: its address, and a token."""
+    """The environment by which another process connects to the cluster of this one: its address, a token, and whether
+    its workers have their environment from it."""
     import ray
 
     own = {name: value for name, value in os.environ.items() if name.startswith("RAY_") and value}
     address = str(ray.get_runtime_context().gcs_address)
-    return {"RAY_ADDRESS": address, STARTED_HERE: address, **own}
+    made = {STARTED_HERE: address} if address in (_MADE.get(), os.environ.get(STARTED_HERE)) else {}
+    return {"RAY_ADDRESS": address, **made, **own}
 
 
 def side_by_side(jobs: int) -> int:
@@ -137,11 +141,13 @@ def start(quiet: bool = False, cpus: int | None = None) -> None:
     given: dict[str, str] = {}
     if not address:
         options |= {"num_cpus": cpus, "include_dashboard": False}
-        given = worker_env()  # with a runtime_env, workers would be other processes than those that wait for work
+        given = worker_env()  # all of Ray has it: with a runtime_env, workers would be others than those that wait
     elif address != os.environ.get(STARTED_HERE):
         options["runtime_env"] = {"env_vars": _without_the_jobs(worker_env())}
     with _core_is_silent() if quiet else nullcontext(), _environment(given):
-        ray.init(**options)
+        context: Any = ray.init(**options)
+    if not address:
+        _MADE.set(str(context.address_info["gcs_address"]))
     configure_data()
     if quiet:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -192,7 +198,7 @@ def _core_is_silent() -> Iterator[None]:
 
 @contextmanager
 def _environment(more: Mapping[str, str]) -> Iterator[None]:
-    """Variables that processes started inside have besides this one's."""
+    """Variables that processes started inside, by any thread, have besides this one's."""
     before = {name: os.environ.get(name) for name in more}
     os.environ.update(more)
     try:
@@ -200,7 +206,7 @@ def _environment(more: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 

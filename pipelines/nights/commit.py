@@ -49,13 +49,17 @@ class Partition:
 
     @classmethod
     def of(cls, tables: str, name: str, ds: str) -> Partition:
-        """In the table of a name in a folder of tables."""
+        """In the table of a name in a folder of tables.
+
+        Raises:
+            UsageError: the folder's address has a password.
+        """
         return cls(storage.join(storage.absolute(tables), name), ds)
 
     @property
     def tables(self) -> str:
         """URI of the folder of tables."""
-        return self.table.rpartition("/")[0]
+        return self.table.rpartition("/")[0] or "/"
 
     @property
     def name(self) -> str:

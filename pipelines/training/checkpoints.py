@@ -172,6 +172,8 @@ def load_checkpoint(hybrid: Hybrid, optimizer: torch.optim.Optimizer, uri: str) 
         restored = Progress(**json.loads(progress))
         moments = torch.load(io.BytesIO(state), map_location=get_device(), weights_only=True)
         weights.load_state(hybrid, content, uri)
+        for group, own in zip(moments["param_groups"], optimizer.param_groups, strict=True):
+            group["fused"] = own["fused"]  # an earlier version's was not
         optimizer.load_state_dict(moments)
     except Exception as error:  # torch, safetensors and JSON each have their own
         if is_memory_error(error):  # of the host or a GPU: the files are not to blame

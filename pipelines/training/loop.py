@@ -153,6 +153,9 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip_n
     """One step of a fused optimizer at this learning rate; returns the gradients' norm before clipping.
 
     Where that is not finite, nothing changes. To know so here, a GPU would have to be waited for: `look` tells.
+
+    Raises:
+        AssertionError: the optimizer is not fused.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate

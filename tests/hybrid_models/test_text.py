@@ -20,6 +20,7 @@ from hybrid_models.text import (
     pack_json,
     pad_rows,
     unpack_json,
+    written_places,
 )
 
 TEXTS = [
@@ -180,6 +181,12 @@ def test_pack_json_round_trip():
     packed = pack_json(value)
     assert packed.dtype == np.uint8
     assert unpack_json(packed) == value
+
+
+def test_written_places_are_those_of_what_is_asked_for():
+    targets = np.array([[BOS, 5, EOS, PAD], [PAD, PAD, PAD, PAD], [BOS, 6, 7, EOS]])
+    assert written_places(targets).tolist() == [0, 1, 6, 7, 8]
+    assert written_places(targets[1:2]).tolist() == []
 
 
 def test_pad_rows():

@@ -8,8 +8,17 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut
 from hybrid_models.nowcaster.preprocess import NowcasterConfig
 from jobs import cli
-from jobs.options import JudgingOptions, MlflowOptions, NightOptions, WindowOptions, WorkOptions, check_ds
+from jobs.options import (
+    JudgingOptions,
+    MlflowOptions,
+    NightOptions,
+    SourceOptions,
+    WindowOptions,
+    WorkOptions,
+    check_ds,
+)
 from pipelines.models.server import default_uri
+from pipelines.nights.rules import Retention, Rules
 from tests.jobs.test_cli import flags_of
 
 SHARED = (MlflowOptions, WorkOptions, JudgingOptions, NightOptions, WindowOptions)
@@ -70,3 +79,15 @@ def test_dates(ds: str) -> None:
 def test_what_is_no_date(ds: str) -> None:
     with pytest.raises(UsageError, match="is not a date: write YYYY-MM-DD"):
         check_ds(ds)
+
+
+def test_options_of_nights_that_cannot_be_are_refused() -> None:
+    NightOptions().check()
+    windows = WindowOptions(stride_seconds=1)
+    for options, said in (
+        (NightOptions(rules=Rules(1.5)), "`max_error_fraction` is 1.5"),
+        (NightOptions(retention=Retention(0)), "`retain_hours` is 0"),
+        (NightOptions(source=SourceOptions(windows=windows)), "goes with --window-seconds"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            options.check()

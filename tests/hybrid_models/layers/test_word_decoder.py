@@ -9,7 +9,7 @@ from hybrid_models.layers.recurrent import RepeatedProduct
 from hybrid_models.layers.word_decoder import AttentionDecoder, PlainDecoder
 from hybrid_models.search.beam import search
 from hybrid_models.search.options import SearchOptions
-from hybrid_models.text import BOS, EOS, PAD
+from hybrid_models.text import BOS, EOS, PAD, written_places
 
 V, E, D, K, A, B, R, S = 11, 5, 6, 7, 4, 2, 3, 4
 TARGETS = torch.tensor(
@@ -22,6 +22,15 @@ TARGETS = torch.tensor(
         [BOS, 9, 8, EOS],
     ]
 )
+
+
+def asked(targets):
+    """Targets, and where their tokens are."""
+    return targets, torch.from_numpy(written_places(targets.numpy()))
+
+
+WRITTEN = asked(TARGETS)[1]
+OPTIONS = SearchOptions(BOS, EOS, beam_size=R)
 
 
 def make(kind, cell, tie=True, dropout=0.0):
@@ -76,7 +85,7 @@ def test_attention_unroll_equals_torch_cells_step_by_step(cell):
 def test_loss_is_the_sum_of_the_steps_log_probabilities(kind, cell, tie):
     decoder, state, memory = make(kind, cell, tie)
     memory = decoder.prepare(memory)
-    loss = decoder.loss(TARGETS, state, memory, label_smoothing=0.0)
+    loss = decoder.loss(TARGETS, WRITTEN, state, memory, label_smoothing=0.0)
     total, count = 0.0, 0
     for t in range(3):
         log_probs, state = decoder.step(TARGETS[:, t], state, memory)
@@ -94,8 +103,8 @@ def test_a_loss_weighted_by_text_is_the_weighted_sum_of_the_texts_losses():
     decoder, state, memory = make("attention", "gru")
     memory = decoder.prepare(memory)
     weights = torch.tensor([0.5, -1.0, 3.0, 0.0, 2.0, 1.0])
-    loss = decoder.loss(TARGETS, state, memory, 0.0, weights)
-    only = [decoder.loss(TARGETS, state, memory, 0.0, row).total for row in torch.eye(B * R)]
+    loss = decoder.loss(TARGETS, WRITTEN, state, memory, 0.0, weights)
+    only = [decoder.loss(TARGETS, WRITTEN, state, memory, 0.0, row).total for row in torch.eye(B * R)]
     assert float(loss.total.detach()) == pytest.approx(float(torch.stack(only).detach() @ weights), rel=1e-5)
     assert int(loss.terms) == 12
 
@@ -105,7 +114,7 @@ def test_gradients_equal_those_of_plain_autograd(cell, monkeypatch):
     def gradients():
         decoder, state, memory = make("attention", cell)
         state = {name: tensor.requires_grad_() for name, tensor in state.items()}
-        decoder.loss(TARGETS, state, decoder.prepare(memory), 0.1).total.backward()
+        decoder.loss(TARGETS, WRITTEN, state, decoder.prepare(memory), 0.1).total.backward()
         leaves = {**dict(decoder.named_parameters()), **state, "keys": memory["keys"]}
         return {name: leaf.grad for name, leaf in leaves.items()}
 
@@ -118,27 +127,29 @@ def test_gradients_equal_those_of_plain_autograd(cell, monkeypatch):
 def test_label_smoothing_mixes_in_the_uniform_distribution(kind):
     decoder, state, memory = make(kind, "gru")
     memory = decoder.prepare(memory)
-    sharp, smooth, uniform = (float(decoder.loss(TARGETS, state, memory, s).total.detach()) for s in (0.0, 0.2, 1.0))
+    sharp, smooth, uniform = (
+        float(decoder.loss(TARGETS, WRITTEN, state, memory, s).total.detach()) for s in (0.0, 0.2, 1.0)
+    )
     assert smooth == pytest.approx(0.8 * sharp + 0.2 * uniform, rel=1e-5)
 
 
 def test_weights_of_texts():
     decoder, state, memory = make("attention", "gru")
     memory, weights = decoder.prepare(memory), torch.tensor([1.0, -2.0, 0.0, 0.5, 0.0, 3.0])
-    loss = decoder.loss(TARGETS, state, memory, 0.0, weights)
+    loss = decoder.loss(TARGETS, WRITTEN, state, memory, 0.0, weights)
     parts = [
-        decoder.loss(torch.where(torch.arange(6).unsqueeze(1) == row, TARGETS, PAD), state, memory, 0.0).total
+        decoder.loss(*asked(torch.where(torch.arange(6).unsqueeze(1) == row, TARGETS, PAD)), state, memory, 0.0).total
         for row in range(6)
     ]
     assert loss.total.item() == pytest.approx(sum(w * p.item() for w, p in zip(weights.tolist(), parts, strict=True)))
-    assert loss.terms == decoder.loss(TARGETS, state, memory, 0.0).terms
+    assert loss.terms == decoder.loss(TARGETS, WRITTEN, state, memory, 0.0).terms
 
 
 def test_padding_rows_and_columns_cost_nothing():
     decoder, state, memory = make("attention", "lstm")
     memory = decoder.prepare(memory)
-    loss = decoder.loss(TARGETS, state, memory, 0.0)
-    wider = decoder.loss(F.pad(TARGETS, (0, 3), value=PAD), state, memory, 0.0)
+    loss = decoder.loss(TARGETS, WRITTEN, state, memory, 0.0)
+    wider = decoder.loss(*asked(F.pad(TARGETS, (0, 3), value=PAD)), state, memory, 0.0)
     torch.testing.assert_close(wider, loss)
 
 
@@ -172,9 +183,11 @@ def test_a_search_with_multiplied_keys_steps_as_one_with_contexts(cell, tie):
     decoder, state, memory = make("attention", cell, tie)
     decoder.eval()
     plain = decoder.prepare(memory)
-    looked_up = decoder.look_up(plain, 18 * R)
+    looked_up = decoder.look_up(plain, torch.tensor([9, 9]), OPTIONS)
     assert set(looked_up) == {"mask", "projected", "gates", "readout"}
-    assert decoder.look_up(plain, 3 * R) is plain, "few words are written, so contexts are multiplied"
+    assert decoder.look_up(plain, torch.tensor([1, 2]), OPTIONS) is plain, (
+        "few words are written, so contexts are multiplied"
+    )
     other = state
     for tokens in (torch.full((B * R,), BOS), torch.arange(4, 4 + B * R), torch.full((B * R,), 7)):
         expected, state = decoder.step(tokens, state, plain)
@@ -188,7 +201,7 @@ def test_a_search_with_multiplied_keys_finds_what_one_with_contexts_does():
     state, options = {"hidden": torch.randn(B, D)}, SearchOptions(BOS, EOS, beam_size=R, never=(PAD, BOS))
     with torch.inference_mode():
         memory = decoder.prepare(memory)
-        assert decoder.look_up(memory, options.most_tokens(torch.tensor([9, 7]))) is not memory
+        assert decoder.look_up(memory, torch.tensor([9, 7]), options) is not memory
         found = decoder.search(state, memory, torch.tensor([9, 7]), options)
         expected = search(decoder.step, state, memory, torch.tensor([9, 7]), options)
     assert [one.tokens for one in found] == [one.tokens for one in expected]

@@ -9,7 +9,7 @@ import torch
 
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Inputs
-from hybrid_models.text import BOS, EOS, PAD, Tokenizer
+from hybrid_models.text import BOS, EOS, PAD, Tokenizer, written_places
 from hybrid_models.translator.translator import TOKENIZER, Translator, TranslatorConfig, TranslatorDecoding
 from tests import tiny
 
@@ -157,11 +157,12 @@ def test_without_attention_the_source_is_in_the_first_state_alone():
     batch = model.collate(samples_of(model)[:2])
     state, memory = model.encode(batch)
     targets = batch["target"][:1]
+    written = torch.from_numpy(written_places(targets.numpy()))
     first, second = ({name: value[i : i + 1] for name, value in state.items()} for i in (0, 1))
     own, other = ({name: value[i : i + 1] for name, value in memory.items()} for i in (0, 1))
-    loss = model.decoder.loss(targets, first, own, 0.0).total.item()
-    assert model.decoder.loss(targets, first, other, 0.0).total.item() == loss
-    assert model.decoder.loss(targets, second, own, 0.0).total.item() != loss
+    loss = model.decoder.loss(targets, written, first, own, 0.0).total.item()
+    assert model.decoder.loss(targets, written, first, other, 0.0).total.item() == loss
+    assert model.decoder.loss(targets, written, second, own, 0.0).total.item() != loss
 
 
 def test_rows_fit_the_schema_in_order(fitted):

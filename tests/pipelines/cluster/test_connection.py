@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -33,7 +34,8 @@ def test_connect_leaves_a_running_cluster_alone(ray_cluster: str) -> None:
 def test_a_connection_on_demand_is_made_once_and_ends_with_the_outermost_block(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: events[-1:] == ["init"])
-    monkeypatch.setattr(ray, "init", lambda **options: events.append("init"))
+    made = SimpleNamespace(address_info={"gcs_address": "here:6379"})
+    monkeypatch.setattr(ray, "init", lambda **options: events.append("init") or made)
     monkeypatch.setattr(ray, "shutdown", lambda: events.append("shutdown"))
     monkeypatch.setattr(connection, "configure_data", lambda: None)
     with connection.on_demand():
@@ -127,9 +129,13 @@ def test_what_is_silent_is_heard_again(capfd: pytest.CaptureFixture[str], monkey
 
 
 def test_another_process_connects_to_the_cluster_of_this_one(ray_cluster: str) -> None:
+    """Which was not started by `start`: its workers have their environment from each job."""
+    assert connection.STARTED_HERE not in connection.for_others()
     script = (
         "import ray; from pipelines.cluster import connection; connection.start(); "
-        "print(ray.get_runtime_context().gcs_address)"
+        "there = ray.get_runtime_context(); given = there.runtime_env['env_vars']; "
+        "assert connection.worker_env().items() <= given.items(); "
+        "assert connection.STARTED_HERE not in connection.for_others(); print(there.gcs_address)"
     )
     others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
@@ -154,6 +160,7 @@ environment, runtime_env = ray.get(seen.remote())
 assert connection.worker_env().items() <= environment.items(), environment
 assert runtime_env == {}, runtime_env
 assert not connection.ALLOCATOR.keys() & os.environ.keys() - before.keys()
+assert connection.for_others()[connection.STARTED_HERE] == ray.get_runtime_context().gcs_address
 if len(sys.argv) == 1:
     subprocess.run([sys.executable, __file__, "again"], check=True, env={**before, **connection.for_others()})
 """

@@ -13,6 +13,7 @@ import torch
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from pipelines.training import checkpoints, workers
 from pipelines.training.checkpoints import Progress
+from pipelines.training.loop import step
 from pipelines.training.recipe import Recipe, TrainConfig
 from tests import tiny
 
@@ -94,6 +95,19 @@ def test_a_checkpoint_holds_weights_moments_and_progress(checkpoint: Path) -> No
     moments = optimizer.state_dict()["state"]
     assert len(moments) == len(moved)
     assert all(torch.equal(m["exp_avg"], torch.full_like(m["exp_avg"], 0.1)) for m in moments.values())
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_moments_of_an_optimizer_that_was_not_fused_are_those_of_one_that_is(checkpoint: Path) -> None:
+    hybrid = tiny.translator(seed=2)
+    optimizer = torch.optim.AdamW(hybrid.parameters(), lr=0.5, fused=True)
+    checkpoints.load_checkpoint(hybrid, optimizer, str(checkpoint))
+    assert {state["step"].item() for state in optimizer.state.values()} == {1.0}
+    before = [p.detach().clone() for p in hybrid.parameters()]
+    torch.stack([p.sum() for p in hybrid.parameters()]).sum().backward()
+    step(hybrid, optimizer, 0.1, 1.0)
+    assert not any(torch.equal(p, b) for p, b in zip(hybrid.parameters(), before, strict=True))
+    assert {state["step"].item() for state in optimizer.state.values()} == {2.0}
 
 
 def cut(content: bytes) -> bytes:
