@@ -73,7 +73,7 @@ def main(folder: str) -> None:
     ):
         print("hybrid", *words, flush=True)
         env = {**os.environ, "PYTHONPATH": str(work / "project")}
-        subprocess.run([sys.executable, "-m", "jobs.cli", *words], cwd=work, env=env, check=True)
+        subprocess.run([sys.executable, "-m", "jobs.command.cli", *words], cwd=work, env=env, check=True)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from multiprocessing import forkserver
 from typing import Any
 
 from hybrid_models import TABLES
-from jobs import cli, evaluate, infer, promote, report, train
-from jobs.errors import EndedError
-from jobs.options import JudgingOptions, MlflowOptions, NightOptions, SourceOptions, WindowOptions, WorkOptions
+from jobs import evaluate, infer, promote, report, train
+from jobs.command import cli
+from jobs.command.errors import EndedError
+from jobs.command.options import JudgingOptions, MlflowOptions, NightOptions, SourceOptions, WindowOptions, WorkOptions
 from jobs.recipes import RECIPES
 from pipelines import storage
 from pipelines.cluster import connection, logs

@@ -16,8 +16,8 @@ import psutil
 from packaging.requirements import Requirement
 
 from hybrid_models.errors import UsageError
-from jobs import cli
-from jobs.errors import EndedError
+from jobs.command import cli
+from jobs.command.errors import EndedError
 from pipelines import storage
 from pipelines.models import server
 from pipelines.reading.sandbox import jail as cell

@@ -14,8 +14,8 @@ from tyro import MISSING
 
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig
-from jobs import cli
-from jobs.options import Input, Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
+from jobs.command import cli
+from jobs.command.options import Input, Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.judging import evaluate

@@ -13,8 +13,8 @@ from tyro import MISSING
 from hybrid_models import TABLES, interface_of
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig
-from jobs import cli
-from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
+from jobs.command import cli
+from jobs.command.options import Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.models import artifacts

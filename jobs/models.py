@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from jobs import cli
-from jobs.options import Mlflow, MlflowOptions
+from jobs.command import cli
+from jobs.command.options import Mlflow, MlflowOptions
 from jobs.query import WRITERS
 from pipelines.models import registry
 from pipelines.models.registry import Version

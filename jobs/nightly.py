@@ -15,10 +15,11 @@ from typing import Any
 from tyro import MISSING
 
 from hybrid_models.errors import UsageError
-from jobs import cli, infer, report
-from jobs.errors import EndedError
+from jobs import infer, report
+from jobs.command import cli
+from jobs.command.errors import EndedError
+from jobs.command.options import Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
 from jobs.infer import TASKS
-from jobs.options import Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.judging import evaluate

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jobs import cli
+from jobs.command import cli
 from pipelines import places
 from pipelines.datasets.clip_captions import prepare_msrvtt, prepare_msvd
 from pipelines.datasets.demo.data import prepare_demo

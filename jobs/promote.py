@@ -12,8 +12,8 @@ from typing import Any
 
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut
-from jobs import cli
-from jobs.options import Input, Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
+from jobs.command import cli
+from jobs.command.options import Input, Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.judging import promotion

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from hybrid_models.errors import UsageError
-from jobs import cli
+from jobs.command import cli
 from pipelines import places, storage
 from pipelines.nights import ownership, query
 from pipelines.nights.tables import parse_as_of

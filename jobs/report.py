@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hybrid_models.errors import UsageError
-from jobs import cli
-from jobs.options import Mlflow, MlflowOptions, check_ds
+from jobs.command import cli
+from jobs.command.options import Mlflow, MlflowOptions, check_ds
 from pipelines import places, storage
 from pipelines.nights import ownership
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hybrid_models.errors import UsageError
-from jobs import cli
-from jobs.errors import EndedError
+from jobs.command import cli
+from jobs.command.errors import EndedError
 
 if TYPE_CHECKING:
     from pipelines.cluster.submission import Ending

@@ -14,8 +14,8 @@ from deltalake import DeltaTable
 
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
-from jobs import cli
-from jobs.options import FLAT
+from jobs.command import cli
+from jobs.command.options import FLAT
 from jobs.query import WRITERS
 from pipelines import storage
 from pipelines.nights import commit, ownership, tables, upkeep

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs import cli
-from jobs.options import Mlflow, MlflowOptions
+from jobs.command import cli
+from jobs.command.options import Mlflow, MlflowOptions
 from pipelines import storage
 from pipelines.models import registry
 from pipelines.secrets import shown

@@ -13,8 +13,8 @@ from tyro import MISSING
 
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig, HybridConfig
-from jobs import cli
-from jobs.options import Mlflow, MlflowOptions, WindowOptions, Windows
+from jobs.command import cli
+from jobs.command.options import Mlflow, MlflowOptions, WindowOptions, Windows
 from jobs.recipes import RECIPES
 from pipelines import places, storage
 from pipelines.cluster import connection, logs

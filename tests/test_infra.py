@@ -25,7 +25,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from hybrid_models.errors import UsageError
-from jobs import cli, nightly, submit
+from jobs import nightly, submit
+from jobs.command import cli
 from jobs.recipes import RECIPES
 from pipelines.cluster import counters
 from pipelines.models.registry import fetch_model

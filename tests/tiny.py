@@ -25,7 +25,7 @@ from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, Captio
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
-from jobs import cli
+from jobs.command import cli
 from pipelines import storage
 from pipelines.cluster.resources import Compute
 from pipelines.models import artifacts
@@ -197,7 +197,7 @@ class Ran:
 
 def command(*argv: str) -> list[str]:
     """`hybrid …` as this interpreter runs it."""
-    return [sys.executable, "-m", "jobs.cli", *argv]
+    return [sys.executable, "-m", "jobs.command.cli", *argv]
 
 
 def environment(cwd: Path, **extra: str) -> dict[str, str]:

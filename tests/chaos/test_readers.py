@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from jobs.command.options import NightOptions
 from jobs.infer import run
-from jobs.options import NightOptions
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.nights import query

@@ -16,8 +16,8 @@ from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from hybrid_models.recogniser.preprocess import RecogniserConfig
 from hybrid_models.recogniser.recogniser import Recogniser, RecogniserDecoding
+from jobs.command.options import NightOptions
 from jobs.infer import run
-from jobs.options import NightOptions
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.models.artifacts import load_hybrid

@@ -43,7 +43,7 @@ DS = "2026-01-31"
 SECONDS = 80
 DRIVER = """
 import ray.data
-from jobs import cli
+from jobs.command import cli
 ray.data.DataContext.get_current().target_max_block_size = 16 << 20  # a piece is 13 windows
 cli.main()
 """

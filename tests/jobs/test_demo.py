@@ -9,9 +9,10 @@ import pytest
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig
-from jobs import cli, demo
-from jobs.errors import EndedError
-from jobs.options import NightOptions
+from jobs import demo
+from jobs.command import cli
+from jobs.command.errors import EndedError
+from jobs.command.options import NightOptions
 from jobs.recipes import RECIPES
 from pipelines.datasets.demo.data import SHOT_SECONDS
 from pipelines.nights.commit import Partition

@@ -5,7 +5,7 @@ import mlflow
 import pytest
 
 from hybrid_models.errors import UsageError
-from jobs import cli
+from jobs.command import cli
 from jobs.evaluate import main
 from tests import tiny
 

@@ -6,7 +6,7 @@ import pytest
 from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
-from jobs import cli
+from jobs.command import cli
 from jobs.infer import TASKS, main
 from pipelines import storage
 from pipelines.cluster import connection

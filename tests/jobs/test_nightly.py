@@ -11,8 +11,9 @@ from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig
 from hybrid_models.translator.translator import TranslatorDecoding
-from jobs import cli, report
-from jobs.errors import EndedError
+from jobs import report
+from jobs.command import cli
+from jobs.command.errors import EndedError
 from jobs.infer import TASKS
 from jobs.nightly import NightlyOptions, Unit, main, nights
 from pipelines import storage

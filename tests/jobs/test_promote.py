@@ -7,7 +7,8 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import TranslatorDecoding
-from jobs import cli, evaluate, models
+from jobs import evaluate, models
+from jobs.command import cli
 from jobs.promote import main
 from pipelines.models import artifacts, registry
 from pipelines.models.tracking import Tracker

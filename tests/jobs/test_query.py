@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hybrid_models.errors import UsageError
-from jobs import cli
+from jobs.command import cli
 from jobs.query import asked, main
 from pipelines import storage
 from pipelines.nights.commit import Partition, commit_night
@@ -56,7 +56,7 @@ def test_a_table_for_people(lake: str, capfdbinary: pytest.CaptureFixture[bytes]
 
 
 def test_a_reader_that_ends_early_is_no_failure(lake: str) -> None:
-    command = [sys.executable, "-m", "jobs.cli", "query", SQL, "--tables", lake]
+    command = [sys.executable, "-m", "jobs.command.cli", "query", SQL, "--tables", lake]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

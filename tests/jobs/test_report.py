@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hybrid_models.errors import UsageError
-from jobs import cli
+from jobs.command import cli
 from jobs.report import main
 from tests import tiny
 

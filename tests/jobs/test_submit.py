@@ -3,7 +3,7 @@
 import pytest
 
 from hybrid_models.errors import UsageError
-from jobs import cli
+from jobs.command import cli
 from jobs.submit import explain, main
 from pipelines.cluster.submission import Ending
 

@@ -7,7 +7,8 @@ import pytest
 from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
-from jobs import cli, query
+from jobs import query
+from jobs.command import cli
 from jobs.tables import main
 from pipelines import storage
 from tests.pipelines.nights.test_query import write_night

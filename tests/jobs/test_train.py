@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hybrid_models.errors import UsageError
-from jobs import cli
+from jobs.command import cli
 from jobs.recipes import RECIPES
 from jobs.train import main
 from pipelines import storage

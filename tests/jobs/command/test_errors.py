@@ -1,4 +1,4 @@
-from jobs.errors import EndedError
+from jobs.command.errors import EndedError
 
 
 def test_an_ending_has_a_code_a_message_and_perhaps_a_summary() -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.errors import UsageError
-from jobs import cli
-from jobs.options import FLAT
+from jobs.command import cli
+from jobs.command.options import FLAT
 from jobs.recipes import RECIPES
 from pipelines.staging.checks import RefusedError
 from tests import tiny

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-from jobs.errors import EndedError
+from jobs.command.errors import EndedError
 from pipelines.cluster import logs
 from pipelines.secrets import shown
 

@@ -7,8 +7,8 @@ import pytest
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut
 from hybrid_models.nowcaster.preprocess import NowcasterConfig
-from jobs import cli
-from jobs.options import (
+from jobs.command import cli
+from jobs.command.options import (
     JudgingOptions,
     MlflowOptions,
     NightOptions,
@@ -19,7 +19,7 @@ from jobs.options import (
 )
 from pipelines.models.server import default_uri
 from pipelines.nights.rules import Retention, Rules
-from tests.jobs.test_cli import flags_of
+from tests.jobs.command.test_cli import flags_of
 
 SHARED = (MlflowOptions, WorkOptions, JudgingOptions, NightOptions, WindowOptions)
 
