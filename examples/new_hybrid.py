@@ -1,4 +1,4 @@
-"""A new hybrid is one folder, a line in the registry and a recipe: `python examples/new_hybrid.py FOLDER`.
+"""A new hybrid is one folder, a line in the registry and a file of recipes: `python examples/new_hybrid.py FOLDER`.
 
 Here is `tagger/`, which tells German from English sentences. This script makes a copy of the packages in FOLDER, adds
 the tagger to the copy as you would add yours to the project, trains it, judges it beside its baseline, and writes a
@@ -20,17 +20,16 @@ from pipelines.datasets.demo.data import prepare_demo
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("hybrid_models", "pipelines", "jobs")
-RECIPE = '''
+RECIPE = '''"""Recipes of the tagger."""
 
-def tagger_demo() -> Recipe:
+from hybrid_models.tagger.decoding import TaggerDecoding
+from hybrid_models.tagger.preprocess import TaggerConfig
+from pipelines.training.recipe import Recipe, TrainConfig
+
+
+def demo() -> Recipe:
     """German or English."""
-    from hybrid_models.tagger.decoding import TaggerDecoding
-    from hybrid_models.tagger.preprocess import TaggerConfig
-
     return Recipe("tagger", TaggerConfig(), TaggerDecoding(), TrainConfig(epochs=4, batch_size=16, metric="accuracy"))
-
-
-RECIPES["tagger-demo"] = tagger_demo
 '''
 
 
@@ -43,8 +42,14 @@ def add_the_tagger(copy: Path) -> None:
     registry.write_text(
         registry.read_text().replace('"nowcaster": "nowcasts"', '"nowcaster": "nowcasts", "tagger": "tags"')
     )
-    recipes = copy / "jobs" / "recipes.py"
-    recipes.write_text(recipes.read_text() + RECIPE)
+    recipes = copy / "jobs" / "recipes"
+    (recipes / "tagger.py").write_text(RECIPE)
+    listed = (recipes / "__init__.py").read_text()
+    listed = listed.replace(
+        "import captioner, nowcaster, recogniser,", "import captioner, nowcaster, recogniser, tagger,"
+    )
+    listed = listed.replace('    "translator-demo"', '    "tagger-demo": tagger.demo,\n    "translator-demo"')
+    (recipes / "__init__.py").write_text(listed)
 
 
 def write_sentences(data: str) -> None:

@@ -28,7 +28,7 @@ from hybrid_models.contract import Loss, autocast
 from hybrid_models.layers.conv_lstm import ConvLSTM
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from hybrid_models.scores.frames import ssim
-from jobs.recipes import nowcaster_moving_mnist
+from jobs.recipes import RECIPES
 from pipelines.datasets.moving_digits import moving_sequence, read_idx_images
 from pipelines.datasets.public_data import MNIST_CANVAS, MNIST_FILES, MNIST_FRAMES, MNIST_VAL_DIGITS
 from pipelines.training.loop import learning_rate, step
@@ -99,7 +99,7 @@ def main(options: Options) -> None:
     """Trains and judges."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    recipe = nowcaster_moving_mnist()
+    recipe = RECIPES["nowcaster-moving-mnist"]()
     config = replace(recipe.model, hidden_dims=options.hidden_dims or recipe.model.hidden_dims)
     usual = PLAIN_RATE if options.net == "plain" else recipe.train.learning_rate
     rates = replace(recipe.train, learning_rate=options.rate or usual)
