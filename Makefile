@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup lock demo test pytest test-long lint docs bench chaos fuzz soak test-lowest audit secrets clean
+.PHONY: setup lock demo test pytest test-long lint docs bench bench-full chaos fuzz soak test-lowest audit secrets clean
 
 setup: $(READY)
 
@@ -39,8 +39,14 @@ pytest: $(READY)
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
 
+# Figures and their report in docs/benchmarks.md, in half an hour; bench-full runs other programs and the first commit,
+# too, and takes hours. LINES="captioning waiting" runs some lines only.
+LINES ?=
 bench: $(READY)
-	$(BIN)/python -m tests.benchmarks.captioning
+	$(BIN)/python -m tests.benchmarks $(LINES)
+
+bench-full: $(READY)
+	$(BIN)/python -m tests.benchmarks $(LINES) --full
 
 # The site from docs/, the other Markdown and the docstrings, in site/; a dead link is an error.
 docs: $(READY)

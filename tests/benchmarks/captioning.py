@@ -1,11 +1,14 @@
-"""Batch captioning end to end against a bare loop of decode + model, and memory as data grows.
+"""Batch captioning end to end: photographs in tars → a committed table, and memory as data grows.
 
-    python -m tests.benchmarks.captioning [--input FOLDER_OF_TARS] [--model ARTIFACT] [--images 4000]
+    python -m tests.benchmarks captioning [--full]
+    python -m tests.benchmarks.captioning --input FOLDER_OF_TARS --model ARTIFACT
 
-The pipeline runs on the images and on eight copies of them; the slope between the two is its throughput, so start-up
-(actors, imports, weights) is excluded, and what is left at zero images is reported as start-up. The bare loop uses the
-same decoding, model, batch size and allocator in one process with a thread for each core. Before and after the pipeline
-it runs once each; the mean of the two is compared, so that a drifting machine shows. Prints one JSON object.
+The pipeline runs on some shards and on `GROWTH` copies of them; the slope between the two is its throughput, so that
+start-up (actors, imports, weights) is excluded. It is compared with the best of two bare loops of decode + model with
+the same batches and allocator: one process with a thread for each core, and a process of one thread for each core.
+These run before and after the pipeline, and their mean counts, so that a drifting machine shows in both.
+
+With `--full` the first commit's `hybrid infer` is timed in turn with ours, on the same shards and the same model.
 """
 
 from __future__ import annotations
@@ -19,11 +22,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 import pyarrow as pa
 import torch
@@ -46,10 +47,15 @@ from pipelines.reading.shards import Shard, list_shards
 from pipelines.staging.actors import Predictor
 from pipelines.staging.pieces import Lineage
 from tests import tiny
+from tests.benchmarks import peers
+from tests.benchmarks.figures import Row, in_turn
 
-GROWTH = 8
+IMAGES = 1000
+GROWTH = 16
 SHARD_IMAGES = 250
 BATCH = 32
+CORES = os.cpu_count() or 1
+DS = "2026-01-01"
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,10 @@ class Options:
     """Folder of tar shards of photographs; made up ones (224 x 224 JPEG) by default."""
     model: str = ""
     """A captioner's artifact; an untrained EfficientNet-Lite0 + LSTM with attention by default."""
-    images: int = 4000
-    """How many images."""
-    only_loop: str = ""
-    """Internal: run the bare loop over the shards of this folder and print its images per second."""
+    full: bool = False
+    """The project's first commit, too."""
+    part: tyro.conf.Suppress[tuple[int, int] | None] = None
+    """Internal: run the bare loop over this one of so many parts of the shards, and print its images per second."""
 
 
 def make_model(uri: str) -> None:
@@ -83,10 +89,10 @@ def make_photos(folder: Path, count: int) -> None:
         storage.write_bytes(str(folder / f"photos-{number:06d}.tar"), tiny.tar(members))
 
 
-def copies(folder: Path, target: Path) -> None:
-    """`GROWTH` copies of each shard of a folder."""
+def copies(folder: Path, target: Path, count: int) -> None:
+    """So many copies of each shard of a folder."""
     for shard in folder.iterdir():
-        for number in range(GROWTH):
+        for number in range(count):
             storage.write_bytes(str(target / f"{number}-{shard.name}"), shard.read_bytes())
 
 
@@ -104,12 +110,11 @@ def take(source: str, folder: Path, count: int) -> None:
 
 
 # ---- the bare loop -----------------------------------------------------------------------------------------------
-def bare_loop(shards: list[Shard], artifact: artifacts.Artifact) -> float:
+def bare_loop(shards: list[Shard], artifact: artifacts.Artifact, threads: int) -> float:
     """Images per second of read → decode → predict, one after the other, after one batch of warm-up."""
     inference = Inference.of(artifact)
     decode = inference.decode()
-    lineage = Lineage("", "", "", "")
-    predictor = Predictor(inference, Compute(BATCH, os.cpu_count() or 1, False), lineage)
+    predictor = Predictor(inference, Compute(BATCH, threads, False), Lineage("", "", "", ""))
     warm = next(read_blocks(shards[0], ReadOptions())).slice(0, BATCH)
     predictor(decode(warm))
     started, count = time.perf_counter(), 0
@@ -121,11 +126,18 @@ def bare_loop(shards: list[Shard], artifact: artifacts.Artifact) -> float:
     return count / (time.perf_counter() - started)
 
 
-def loop_process(folder: str, model: str) -> float:
-    """The bare loop in a process of its own, with the allocator's settings."""
-    command = [sys.executable, "-m", "tests.benchmarks.captioning", "--only-loop", folder, "--model", model]
-    done = subprocess.run(command, env={**os.environ, **ALLOCATOR}, capture_output=True, text=True, check=True)
-    return float(done.stdout.strip().splitlines()[-1])
+def loops(folder: Path, model: str, processes: int) -> float:
+    """Images per second of so many bare loops side by side, each with its share of shards and cores."""
+    command = [sys.executable, "-m", "tests.benchmarks.captioning", "--input", str(folder), "--model", model]
+    started = [
+        subprocess.Popen(
+            [*command, "--part", str(part), str(processes)], env={**os.environ, **ALLOCATOR}, stdout=subprocess.PIPE,
+            text=True, cwd=tiny.ROOT,
+        )
+        for part in range(processes)
+    ]  # fmt: skip
+    said = [process.communicate()[0] for process in started]
+    return sum(float(text.strip().splitlines()[-1]) for text in said)
 
 
 # ---- the pipeline ------------------------------------------------------------------------------------------------
@@ -159,57 +171,88 @@ def tree_memory() -> float:
     return total / 2**20
 
 
-def night(shards: list[Shard], artifact: artifacts.Artifact, tables: str) -> dict[str, Any]:
-    """One night; its wall seconds and peak memory."""
-    job = Night(shards, Partition.of(tables, artifact.table, "2026-01-01"), Inference.of(artifact))
+def night(shards: list[Shard], artifact: artifacts.Artifact, tables: str) -> tuple[int, float, float]:
+    """One night: its rows, wall seconds and peak MiB."""
+    job = Night(shards, Partition.of(tables, artifact.table, DS), Inference.of(artifact))
     with peak_memory() as peak:
         started = time.perf_counter()
         summary = infer.infer(job, Resources(batch_size=BATCH), Tracker(f"sqlite:///{tables}/none.db"))
         seconds = time.perf_counter() - started
-    return {"rows": summary.rows, "seconds": seconds, "peak_mib": peak[0], "stages": summary.seconds}
+    return summary.rows, seconds, peak[0]
 
 
-def measure(folder: str, grown: str, model: str) -> dict[str, Any]:
-    """All figures."""
+def command_rate(tree: Path, folders: dict[int, Path], model: str, scratch: Path) -> float:
+    """Images per second of this checkout's `hybrid infer`: the slope between two sizes."""
+    seconds = {}
+    for images, folder in folders.items():
+        with tempfile.TemporaryDirectory(dir=scratch) as tables:
+            argv = ["captions", "--input", str(folder), "--tables", tables, "--ds", DS, "--model", model]
+            argv += ["--mlflow", f"sqlite:///{tables}/mlflow.db", "--resources.batch-size", str(BATCH)]
+            env = {**os.environ, "PYTHONPATH": str(tree)}
+            started = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "jobs.infer", *argv], cwd=tree, env=env, check=True, capture_output=True
+            )
+            seconds[images] = time.perf_counter() - started
+    (few, many) = sorted(folders)
+    return (many - few) / (seconds[many] - seconds[few])
+
+
+# ---- the line ----------------------------------------------------------------------------------------------------
+def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[Row]:
+    """Throughput and memory."""
+    photos, grown = scratch / "photos", scratch / "grown"
+    if source:
+        take(source, photos, IMAGES)
+    else:
+        make_photos(photos, IMAGES)
+    if not model:
+        model = str(scratch / "model")
+        make_model(model)
+    copies(photos, grown, GROWTH)
+    counts = sorted({1, CORES})
+    before = {processes: loops(photos, model, processes) for processes in counts}
     artifact = artifacts.read(model)
-    before = loop_process(folder, model)
-    with connection.connect(), tempfile.TemporaryDirectory() as scratch:
-        small = night(list_shards(folder), artifact, f"{scratch}/small")
-        large = night(list_shards(grown), artifact, f"{scratch}/large")
-    after = loop_process(folder, model)
-    slope = (large["rows"] - small["rows"]) / (large["seconds"] - small["seconds"])
-    loop = float(np.mean([before, after]))
-    return {
-        "images": [small["rows"], large["rows"]],
-        "bare_loop_images_per_second": [round(before, 1), round(after, 1)],
-        "pipeline_images_per_second": round(slope, 1),
-        "pipeline_to_bare_loop": round(slope / loop, 3),
-        "start_up_seconds": round(small["seconds"] - small["rows"] / slope, 1),
-        "end_to_end_images_per_second": round(small["rows"] / small["seconds"], 1),
-        "peak_mib": [round(small["peak_mib"]), round(large["peak_mib"])],
-        "peak_memory_growth": round(large["peak_mib"] / small["peak_mib"], 3),
-        "stages": [small["stages"], large["stages"]],
-        "cpu": f"{os.cpu_count()} cores, torch {torch.__version__}",
-    }
+    with connection.connect():
+        few, short, low = night(list_shards(str(photos)), artifact, str(scratch / "small"))
+        many, long, high = night(list_shards(str(grown)), artifact, str(scratch / "large"))
+    after = {processes: loops(photos, model, processes) for processes in counts}
+    best = max((before[processes] + after[processes]) / 2 for processes in counts)
+    rate = (many - few) / (long - short)
+    made = [
+        Row("pipeline beside the best bare loop", rate, "images/s", best, "loop of decode + model", 0.97),
+        Row(f"{few:,} images, start-up included", few / short, "images/s"),
+        Row(f"peak memory of a night of {many:,} images", high, "MiB", low, f"of {few:,}", 1 / 1.05),
+    ]
+    if full:
+        middle = scratch / "middle"
+        copies(photos, middle, 4)
+        folders = {few: photos, 4 * few: middle}
+        with peers.checkout(peers.FIRST) as first:
+            found = in_turn(
+                2,
+                {
+                    "ours": lambda: command_rate(tiny.ROOT, folders, model, scratch),
+                    "reference": lambda: command_rate(first, folders, model, scratch),
+                },
+            )
+        made.append(
+            Row("`hybrid infer captions`", found["ours"], "images/s", found["reference"], f"commit {peers.FIRST}", 1.5)
+        )
+    return made
 
 
-def main() -> None:
+def main(options: Options) -> None:
     """The command."""
-    options = tyro.cli(Options, description=__doc__)
-    if options.only_loop:
-        print(bare_loop(list_shards(options.only_loop), artifacts.read(options.model)))
+    if options.part:
+        part, parts = options.part
+        shards = list_shards(options.input)[part::parts]
+        print(bare_loop(shards, artifacts.read(options.model), CORES // parts))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        photos, grown, model = Path(scratch) / "photos", Path(scratch) / "grown", options.model or f"{scratch}/model"
-        if options.input:
-            take(options.input, photos, options.images)
-        else:
-            make_photos(photos, options.images)
-        if not options.model:
-            make_model(model)
-        copies(photos, grown)
-        print(json.dumps(measure(str(photos), str(grown), model), indent=2))
+        found = rows(options.full, Path(scratch), options.input, options.model)
+        print(json.dumps([asdict(row) for row in found], indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options, description=__doc__))

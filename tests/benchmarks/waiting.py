@@ -1,68 +1,62 @@
-"""How long people wait for an answer: a small night, the same again, lists, a question, help texts, the demo.
+"""How long people wait for an answer: a small night, the same again, lists, a question, help texts.
 
-    python -m tests.benchmarks.waiting [--other FOLDER/.venv/bin/hybrid] [--rounds 3] [--demo]
-
-Each command is started from nothing, `--rounds` times in turn with the same command of another installation, and the
-smallest time of each counts: noise only adds. A loop of 20 million additions before and after tells how fast the
-machine is just now. Prints one JSON object.
+Each command is started from nothing, `ROUNDS` times, with `--full` in turn with the first commit's; the smallest time
+of each counts: noise only adds. `ray.init()` alone is what no command with a cluster can be faster than.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-
-import tyro
 
 from hybrid_models.translator.decoding import TranslatorDecoding
 from pipelines.models import artifacts, registry
 from pipelines.models.tracking import Tracker
 from tests import tiny
+from tests.benchmarks import peers
+from tests.benchmarks.figures import Row
 
 DS = "2026-01-01"
+ROUNDS = 3
+RAY = "import ray; ray.init(include_dashboard=False, logging_level='ERROR'); ray.shutdown()"
+GOALS = {
+    "a night of 90 sentences": 11, "the same again": 3, "models": 1.5, "tables": 1.5, "query": 1.5, "--help": 0.3,
+    "infer captions --help": 0.3, "train captioner-demo --help": 0.3, "nightly captions --help": 0.3,
+}  # fmt: skip
+"""Seconds."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to measure."""
-
-    other: str = ""
-    """The console script of another installation, such as one of an earlier commit."""
-    rounds: int = 3
-    """How often each command is started."""
-    demo: bool = False
-    """`hybrid demo`, too, once."""
-
-
-def main(options: Options) -> None:
-    """Measures and prints."""
-    scripts = {"this": str(Path(sys.executable).with_name("hybrid"))}
-    if options.other:
-        scripts["other"] = str(Path(options.other).resolve())
-    times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    pace = [additions()]
-    with tempfile.TemporaryDirectory() as scratch:
-        lake = Path(scratch)
-        prepare(lake)
-        for _ in range(options.rounds):
-            for name, script in scripts.items():
-                shutil.rmtree(lake / "tables", ignore_errors=True)
-                for what, argv in commands(lake).items():
-                    times[what][name].append(seconds([script, *argv], lake))
-        if options.demo:
-            for name, script in scripts.items():
-                times["demo"][name].append(seconds([script, "demo", "--out", f"{scratch}/demo-{name}"], lake))
-    pace.append(additions())
-    smallest = {what: {name: round(min(found), 2) for name, found in each.items()} for what, each in times.items()}
-    print(json.dumps({"seconds": smallest, "additions": pace}, indent=2))
+def rows(full: bool, scratch: Path) -> list[Row]:
+    """A row for each command, and Ray's own start."""
+    prepare(scratch)
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with contextlib.ExitStack() as stack:
+        trees = {"ours": tiny.ROOT}
+        if full:
+            trees["reference"] = stack.enter_context(peers.checkout(peers.FIRST))
+        for _ in range(ROUNDS):
+            for name, tree in trees.items():
+                shutil.rmtree(scratch / "tables", ignore_errors=True)
+                for what, argv in commands(scratch).items():
+                    # the first commit's verbs are where ours are; its overview is not
+                    module = "jobs.cli" if name == "reference" else "jobs.command.cli"
+                    found[what][name].append(seconds([sys.executable, "-m", module, *argv], scratch, tree))
+            found["ray.init() and its end, alone"]["ours"].append(
+                seconds([sys.executable, "-c", RAY], scratch, tiny.ROOT)
+            )
+    made = []
+    for what, times in found.items():
+        ours, reference = min(times["ours"]), min(times["reference"], default=None)
+        made.append(Row(what, ours, "s", goal=GOALS.get(what)))
+        if reference is not None:
+            made.append(Row(what, ours, "s", reference, f"commit {peers.FIRST}"))
+    return made
 
 
 def prepare(lake: Path) -> None:
@@ -88,29 +82,17 @@ def commands(lake: Path) -> dict[str, list[str]]:
         "models": ["models"],
         "tables": ["tables", *tables],
         "query": ["query", "SELECT count(*) FROM translations", *tables],
-        "help": ["--help"],
+        "--help": ["--help"],
         "infer captions --help": ["infer", "captions", "--help"],
         "train captioner-demo --help": ["train", "captioner-demo", "--help"],
         "nightly captions --help": ["nightly", "captions", "--help"],
     }
 
 
-def seconds(argv: list[str], lake: Path) -> float:
+def seconds(argv: list[str], lake: Path, tree: Path) -> float:
     """Of the wall clock, until the command has ended well."""
-    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{lake}/mlflow.db"}
+    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{lake}/mlflow.db", "PYTHONPATH": str(tree)}
     env.pop("RAY_ADDRESS", None)
     started = time.perf_counter()
     subprocess.run(argv, check=True, capture_output=True, env=env, cwd=lake)
     return time.perf_counter() - started
-
-
-def additions() -> float:
-    """Seconds of a loop of 20 million additions."""
-    started, total = time.perf_counter(), 0
-    for number in range(20_000_000):
-        total += number
-    return round(time.perf_counter() - started, 2)
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))

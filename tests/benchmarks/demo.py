@@ -1,0 +1,20 @@
+"""How long a newcomer waits for `hybrid demo`: once, since it takes minutes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from subprocess import run
+
+from tests.benchmarks.figures import Row
+
+
+def rows(full: bool, scratch: Path) -> list[Row]:
+    """One row."""
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    script = str(Path(sys.executable).with_name("hybrid"))
+    began = time.perf_counter()
+    run([script, "demo", "--out", str(scratch / "demo-out")], env=env, cwd=scratch, check=True, capture_output=True)
+    return [Row("`hybrid demo` from nothing", time.perf_counter() - began, "s", goal=130)]

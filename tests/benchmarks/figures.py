@@ -1,0 +1,53 @@
+"""What a benchmark's line says: rows of figures, each beside its reference and goal where it has them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure."""
+
+    what: str
+    ours: float
+    unit: str
+    """`s` and `MiB` are better small, all others large."""
+    reference: float | None = None
+    against: str = ""
+    """What the reference is of."""
+    goal: float | None = None
+    """For `times` where there is a reference, else for `ours`; None where nothing is asked."""
+
+    @property
+    def small(self) -> bool:
+        """Whether less is better."""
+        return self.unit in ("s", "MiB")
+
+    @property
+    def times(self) -> float | None:
+        """How many times as good as the reference."""
+        if self.reference is None:
+            return None
+        return self.reference / self.ours if self.small else self.ours / self.reference
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None without one, or without the reference that it is about."""
+        if self.goal is None:
+            return None
+        if self.times is not None:
+            return self.times >= self.goal
+        return self.ours <= self.goal if self.small else self.ours >= self.goal
+
+
+def in_turn(rounds: int, measures: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """The median of each measure over some rounds, all of them in turn in each, so that a slow minute is all's."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for number in range(rounds):
+        names: Sequence[str] = list(measures) if number % 2 == 0 else list(reversed(measures))
+        for name in names:
+            found[name].append(measures[name]())
+    return {name: statistics.median(values) for name, values in found.items()}

@@ -1,0 +1,87 @@
+"""How fast a captioner trains by `hybrid train`: epochs on references and on rewards, on one core and with two workers.
+
+Photographs and their five captions are made up, of 6,000 words as Flickr8k's have; the encoder's features are kept, so
+that it is the decoder that trains. The figures are the samples a second that a run logs in MLflow at each epoch's end.
+With `--full` the same command of the first commit runs in turn; its own files, this environment's packages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from pipelines import storage
+from tests import tiny
+from tests.benchmarks import peers
+from tests.benchmarks.figures import Row
+
+PHOTOS = {"train": 480, "val": 32}
+EPOCHS = 4
+BATCH = 32
+WORDS = 12_000
+
+
+def write_photos(data: Path) -> None:
+    """Shards of photographs with captions of ten made-up words."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(3, 9))) for _ in range(WORDS)]
+    for split, count in PHOTOS.items():
+        members = []
+        for i in range(count):
+            captions = [" ".join(draw.choices(words, k=10)) for _ in range(5)]
+            members.append((f"{i:06d}.jpg", tiny.jpeg(i, size=224)))
+            members.append((f"{i:06d}.json", json.dumps({"captions": captions}).encode()))
+        storage.write_bytes(str(data / split / "photos.tar"), tiny.tar(members))
+
+
+def train(tree: Path, folder: Path, data: Path, *options: str) -> None:
+    """One training, in a process of its own."""
+    command = [sys.executable, "-m", "jobs.train", "captioner-flickr8k", "--data", str(data), "--storage", str(folder)]
+    command += ["--name", "run", "--mlflow", f"sqlite:///{folder}/mlflow.db", "--pictures", "0"]
+    command += ["--model.encoder-weights", "none", "--train.epochs", str(EPOCHS), "--train.batch-size", str(BATCH)]
+    command += ["--train.validate-samples", "8", *options]
+    env = {**os.environ, "PYTHONPATH": str(tree)}
+    folder.mkdir(parents=True)
+    with (folder / "log").open("w") as log:
+        subprocess.run(command, cwd=tree, env=env, check=True, stdout=log, stderr=log)
+
+
+def speeds(folder: Path) -> list[float]:
+    """Samples a second of each epoch of a training's run."""
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    (history,) = [h for run in runs if (h := client.get_metric_history(run.info.run_id, "samples_per_second"))]
+    steps = -(-PHOTOS["train"] // BATCH)
+    return [max(found.value for found in history if found.step == steps * (epoch + 1)) for epoch in range(EPOCHS)]
+
+
+def rows(full: bool, scratch: Path) -> list[Row]:
+    """Epochs on references and on rewards, each the second of two: the first waits for what is loaded once."""
+    data = scratch / "data"
+    write_photos(data)
+    with contextlib.ExitStack() as stack:
+        trees = {"ours": tiny.ROOT}
+        if full:
+            trees["reference"] = stack.enter_context(peers.checkout(peers.FIRST))
+        found = {}
+        for name, tree in trees.items():
+            train(tree, scratch / name, data, "--model.reward-share", "0.5")
+            found[name] = speeds(scratch / name)
+    train(tiny.ROOT, scratch / "two", data, "--model.reward-share", "0.5", "--num-workers", "2")
+    found["two"] = speeds(scratch / "two")
+    row = partial(Row, unit="samples/s", against=f"commit {peers.FIRST}" if full else "")
+    made = []
+    for what, epoch, goal in (("an epoch on references", 1, 1.5), ("an epoch on rewards", EPOCHS - 1, 2.5)):
+        reference = found["reference"][epoch] if full else None
+        made.append(row(what, found["ours"][epoch], reference=reference, goal=goal if full else None))
+        two = found["two"][epoch]
+        made.append(Row(f"{what}, two workers", two, "samples/s", found["ours"][epoch], "one worker of all cores"))
+    return made

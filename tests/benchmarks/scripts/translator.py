@@ -1,0 +1,68 @@
+"""Trains, or searches with, this project's translator on given tokens: asked by `tests.benchmarks.translating`."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from hybrid_models.contract import bf16_is_fast
+from hybrid_models.translator.decoding import TranslatorDecoding
+from hybrid_models.translator.preprocess import TranslatorConfig
+from hybrid_models.translator.translator import Translator
+from pipelines.training.loop import step
+
+WORDS = 30_000
+
+
+def make(question: dict[str, Any]) -> Translator:
+    """The recipe's net with a vocabulary of made-up words."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(3, 9))) for _ in range(WORDS)]
+    texts = [f"de\t{' '.join(draw.choices(words, k=12))}" for _ in range(WORDS)]
+    config = TranslatorConfig(dropout=question["dropout"], vocab_size=question["vocabulary"])
+    torch.manual_seed(0)
+    return Translator(config, Translator.learn_assets(config, texts))
+
+
+def main(question: dict[str, Any]) -> dict[str, Any]:
+    """Tokens (or sentences) a second, and the number of weights."""
+    torch.set_num_threads(question["threads"])
+    hybrid = make(question)
+    said = {"weights": sum(p.numel() for p in hybrid.parameters()), "bf16": bf16_is_fast(torch.device("cpu"))}
+    batches = [
+        [{"source": np.asarray(source), "target": np.asarray(target)} for source, target in batch]
+        for batch in question["batches"]
+    ]
+    if question["what"] == "train":
+        optimizer = torch.optim.AdamW(hybrid.parameters(), lr=1e-4, fused=True)
+        hybrid.train()
+
+        def work(batch: list[dict[str, Any]]) -> int:
+            loss = hybrid(hybrid.collate(batch))
+            (loss.total / loss.terms).backward()
+            step(hybrid, optimizer, 1e-4, 1.0)
+            return sum(len(pair["target"]) + 1 for pair in batch)
+    else:
+        hybrid.eval()
+        decoding = TranslatorDecoding(beam_size=question["beam"], max_length=question["length"])
+
+        def work(batch: list[dict[str, Any]]) -> int:
+            found = hybrid.predict(hybrid.collate([{"source": pair["source"]} for pair in batch]), decoding)
+            assert all(one["target_tokens"] == question["length"] for one in found)
+            return len(found)
+
+    for batch in batches[:2]:
+        work(batch)
+    began = time.perf_counter()
+    done = sum(map(work, batches))
+    return {**said, "rate": done / (time.perf_counter() - began)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.stdin.read()))))

@@ -1,0 +1,68 @@
+"""How fast a translator of 6.7 M weights trains and searches, beside JoeyNMT's of as many.
+
+Both get the same made-up tokens in the same batches, in the lengths that Multi30k's sentences have, the same threads,
+allocator and precision; nets are untrained and write `LENGTH` tokens for each sentence, so that both make equal steps.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks import peers
+from tests.benchmarks.figures import Row, in_turn
+
+SCRIPTS = Path(__file__).parent / "scripts"
+VOCABULARY = 6000
+LENGTH = 20
+ROUNDS = 3
+JOEYNMT = ("joeynmt==2.3.0", "torch", "numpy<2", "setuptools<70", "importlib_metadata")
+
+
+def batches(count: int, size: int) -> list[list[tuple[list[int], list[int]]]]:
+    """Batches of pairs of nearly the same length, as training and nights make them; tokens 5 … 5999, end symbols not
+    included."""
+    draw = np.random.default_rng(0)
+    lengths = np.sort(np.clip(draw.normal(14, 4, count * size).round().astype(int), 5, 40))
+    pairs = [
+        (draw.integers(5, VOCABULARY, n).tolist(), draw.integers(5, VOCABULARY, max(5, n + 1)).tolist())
+        for n in lengths
+    ]
+    groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    return [groups[i] for i in draw.permutation(count)]
+
+
+def rows(full: bool, scratch: Path) -> list[Row]:
+    """Training, beam 5 and greedy."""
+    pythons: dict[str, tuple[str, Path | None]] = {"ours": ("translator.py", None)}
+    if full:
+        pythons["reference"] = ("joeynmt_peer.py", peers.environment("joeynmt", *JOEYNMT))
+    against = "JoeyNMT 2.3" if full else ""
+    common = {"vocabulary": VOCABULARY, "threads": os.cpu_count(), "length": LENGTH, "dropout": 0.4}
+    common["bf16"] = ask(*pythons["ours"], {**common, "what": "search", "beam": 1, "batches": batches(1, 2)})["bf16"]
+    questions: dict[str, tuple[dict[str, Any], str, float]] = {
+        "training, batches of 32": ({"what": "train", "batches": batches(30, 32)}, "target tokens/s", 2.5),
+        "beam 5, batches of 64": ({"what": "search", "beam": 5, "batches": batches(4, 64)}, "sentences/s", 3.0),
+        "greedy, batches of 64": ({"what": "search", "beam": 1, "batches": batches(10, 64)}, "sentences/s", 2.5),
+    }
+    made = []
+    for what, (question, unit, goal) in questions.items():
+        measures = {name: partial(rate, *which, {**common, **question}) for name, which in pythons.items()}
+        found = in_turn(ROUNDS, measures)
+        made.append(Row(what, found["ours"], unit, found.get("reference"), against, goal if full else None))
+    return made
+
+
+def ask(script: str, python: Path | None, question: dict[str, Any]) -> dict[str, Any]:
+    """The script's answer."""
+    answered: dict[str, Any] = peers.answer(SCRIPTS / script, question, python)
+    return answered
+
+
+def rate(script: str, python: Path | None, question: dict[str, Any]) -> float:
+    """Tokens or sentences a second."""
+    return float(ask(script, python, question)["rate"])
