@@ -172,7 +172,7 @@ def test_rows_fit_the_schema_in_order(fitted):
     assert table["translation"].to_pylist() == list(PAIRS.values())
     assert table["source_tokens"].to_pylist() == [len(sample["source"]) - 1 for sample in samples_of(fitted)]
     assert table["target_tokens"].to_pylist() == [len(sample["target"]) for sample in samples_of(fitted)]
-    assert all(-1 < score < 0 for score in table["score"].to_pylist())
+    assert all(-1 < score <= 0 for score in table["score"].to_pylist())  # 0 in float32 where it is sure
 
 
 def test_translate_in_small_batches_and_without_sentences(fitted):
