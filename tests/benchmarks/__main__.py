@@ -26,6 +26,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from pipelines.cluster.connection import ALLOCATOR
 from tests import tiny
 from tests.benchmarks import peers
 from tests.benchmarks.figures import Row
@@ -41,6 +42,8 @@ LINES = {
     "nowcasting": "nowcasts with probabilities",
 }
 """A line's module here → what it is about."""
+LIKE_A_WORKER = {"convlstm"}
+"""Lines that compute in their own process, with the allocator's settings that workers of a cluster have."""
 REPORT = tiny.ROOT / "docs" / "benchmarks.md"
 FIGURES = REPORT.with_suffix(".json")
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
@@ -95,7 +98,9 @@ def run(name: str, full: bool) -> dict[str, Any] | None:
     """A line, measured in a process of its own, and when and where that was; None if it failed."""
     command = ["-m", "tests.benchmarks", name, *(["--full"] if full else [])]
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, *command, "--alone"], cwd=tiny.ROOT, stdout=subprocess.PIPE, text=True)
+    env = {**os.environ, **(ALLOCATOR if name in LIKE_A_WORKER else {})}
+    words = [sys.executable, *command, "--alone"]
+    done = subprocess.run(words, cwd=tiny.ROOT, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         return None
     return {
