@@ -190,9 +190,7 @@ def command_rate(tree: Path, folders: dict[int, Path], model: str, scratch: Path
             argv += ["--mlflow", f"sqlite:///{tables}/mlflow.db", "--resources.batch-size", str(BATCH)]
             env = {**os.environ, "PYTHONPATH": str(tree)}
             started = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-m", "jobs.infer", *argv], cwd=tree, env=env, check=True, capture_output=True
-            )
+            peers.finish([sys.executable, "-m", "jobs.infer", *argv], tree, env)
             seconds[images] = time.perf_counter() - started
     (few, many) = sorted(folders)
     return (many - few) / (seconds[many] - seconds[few])

@@ -11,13 +11,16 @@ import contextlib
 import json
 import os
 import random
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import timm
+import torch
 from mlflow import MlflowClient
+from safetensors.torch import save_file
 
+from hybrid_models.captioner.preprocess import CaptionerConfig
 from pipelines import storage
 from tests import tiny
 from tests.benchmarks import peers
@@ -27,6 +30,7 @@ PHOTOS = {"train": 480, "val": 32}
 EPOCHS = 4
 BATCH = 32
 WORDS = 12_000
+WEIGHTS = "encoder.safetensors"
 
 
 def write_photos(data: Path) -> None:
@@ -42,16 +46,29 @@ def write_photos(data: Path) -> None:
         storage.write_bytes(str(data / split / "photos.tar"), tiny.tar(members))
 
 
+def write_weights(path: Path) -> None:
+    """An encoder that has learned nothing: a file of weights is what a frozen one needs."""
+    torch.manual_seed(0)
+    net = timm.create_model(CaptionerConfig.encoder, pretrained=False, num_classes=0)
+    save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, path)
+
+
 def train(tree: Path, folder: Path, data: Path, *options: str) -> None:
     """One training, in a process of its own."""
     command = [sys.executable, "-m", "jobs.train", "captioner-flickr8k", "--data", str(data), "--storage", str(folder)]
     command += ["--name", "run", "--mlflow", f"sqlite:///{folder}/mlflow.db", "--pictures", "0"]
-    command += ["--model.encoder-weights", "none", "--train.epochs", str(EPOCHS), "--train.batch-size", str(BATCH)]
+    command += [
+        "--model.encoder-weights",
+        str(data / WEIGHTS),
+        "--train.epochs",
+        str(EPOCHS),
+        "--train.batch-size",
+        str(BATCH),
+    ]
     command += ["--train.validate-samples", "8", *options]
     env = {**os.environ, "PYTHONPATH": str(tree)}
     folder.mkdir(parents=True)
-    with (folder / "log").open("w") as log:
-        subprocess.run(command, cwd=tree, env=env, check=True, stdout=log, stderr=log)
+    peers.finish(command, tree, env)
 
 
 def speeds(folder: Path) -> list[float]:
@@ -67,15 +84,16 @@ def rows(full: bool, scratch: Path) -> list[Row]:
     """Epochs on references and on rewards, each the second of two: the first waits for what is loaded once."""
     data = scratch / "data"
     write_photos(data)
+    write_weights(data / WEIGHTS)
     with contextlib.ExitStack() as stack:
         trees = {"ours": tiny.ROOT}
         if full:
             trees["reference"] = stack.enter_context(peers.checkout(peers.FIRST))
         found = {}
         for name, tree in trees.items():
-            train(tree, scratch / name, data, "--model.reward-share", "0.5")
+            train(tree, scratch / name, data)
             found[name] = speeds(scratch / name)
-    train(tiny.ROOT, scratch / "two", data, "--model.reward-share", "0.5", "--num-workers", "2")
+    train(tiny.ROOT, scratch / "two", data, "--num-workers", "2")
     found["two"] = speeds(scratch / "two")
     row = partial(Row, unit="samples/s", against=f"commit {peers.FIRST}" if full else "")
     made = []

@@ -67,3 +67,14 @@ def answer(script: Path, question: Any, python: Path | None = None, tree: Path =
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def finish(command: list[str], cwd: Path, env: dict[str, str]) -> None:
+    """Runs a command to its end.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}")

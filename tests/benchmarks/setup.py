@@ -6,20 +6,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from tests import tiny
+from tests.benchmarks import peers
 from tests.benchmarks.figures import Row
 
 
-def seconds(folder: Path, *command: str | Sequence[str]) -> float:
+def seconds(folder: Path, *commands: list[str]) -> float:
     """Of commands one after another in a fresh clone."""
     subprocess.run(["git", "clone", "--quiet", str(tiny.ROOT), str(folder)], check=True)
     env = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL")}
     began = time.perf_counter()
-    for words in command:
-        subprocess.run(words, cwd=folder, env=env, check=True, capture_output=True)
+    for words in commands:
+        peers.finish(words, folder, env)
     return time.perf_counter() - began
 
 

@@ -1,8 +1,8 @@
 """How fast a translator of 6.7 M weights trains and searches, beside JoeyNMT's of as many.
 
-Both get the same made-up tokens in the same batches, in the lengths that Multi30k's sentences have, the same threads and
-allocator; nets are untrained and write `LENGTH` tokens for each sentence, so that both make equal steps. Ours trains in
-bfloat16 where the hardware computes in it, and searches in float32.
+Both get the same made-up tokens in the same batches, in the lengths that Multi30k's sentences have, the same threads
+and allocator; nets are untrained and write `LENGTH` tokens for each sentence, so that both make equal steps. Ours
+trains in bfloat16 where the hardware computes in it, and searches in float32.
 """
 
 from __future__ import annotations
