@@ -57,15 +57,16 @@ def train(tree: Path, folder: Path, data: Path, *options: str) -> None:
     """One training, in a process of its own."""
     command = [sys.executable, "-m", "jobs.train", "captioner-flickr8k", "--data", str(data), "--storage", str(folder)]
     command += ["--name", "run", "--mlflow", f"sqlite:///{folder}/mlflow.db", "--pictures", "0"]
+    command += ["--model.encoder-weights", str(data / WEIGHTS), "--model.reward-share", "0.5"]
     command += [
-        "--model.encoder-weights",
-        str(data / WEIGHTS),
         "--train.epochs",
         str(EPOCHS),
         "--train.batch-size",
         str(BATCH),
+        "--train.validate-samples",
+        "8",
+        *options,
     ]
-    command += ["--train.validate-samples", "8", *options]
     env = {**os.environ, "PYTHONPATH": str(tree)}
     folder.mkdir(parents=True)
     peers.finish(command, tree, env)
