@@ -39,14 +39,14 @@ pytest: $(READY)
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
 
-# Figures and their report in docs/benchmarks.md, in half an hour; bench-full runs other programs and the first commit,
-# too, and takes hours. LINES="captioning waiting" runs some lines only.
-LINES ?=
+# Figures and their report in docs/benchmarks.md, in half an hour; bench-full runs other programs and an earlier commit,
+# too, in hours. ONLY="captioning waiting" runs some lines.
+ONLY ?=
 bench: $(READY)
-	$(BIN)/python -m tests.benchmarks $(LINES)
+	$(BIN)/python -m tests.benchmarks $(ONLY)
 
 bench-full: $(READY)
-	$(BIN)/python -m tests.benchmarks $(LINES) --full
+	$(BIN)/python -m tests.benchmarks $(ONLY) --full
 
 # The site from docs/, the other Markdown and the docstrings, in site/; a dead link is an error.
 docs: $(READY)

@@ -111,7 +111,7 @@ def test_models_know_neither_ray_nor_storage_nor_mlflow() -> None:
 
 @pytest.mark.parametrize("package", ["pipelines", "jobs"])
 def test_no_hybrid_is_treated_apart(package: str) -> None:
-    """A fourth hybrid is one folder, one registry line and one recipe: nothing compares a hybrid's or table's name."""
+    """A hybrid is one folder, one line in the registry and its recipes: nothing compares a hybrid's or table's name."""
     names = {*TABLES, *TABLES.values()}
     for path in files(package):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""The command line that every verb is: its usage, outcome and exit code, and the options that verbs share.
+"""What all verbs share: usage, outcomes and exit codes, and options that more than one has.
 
 Knows verbs by their names alone. May be imported by every verb and from nowhere below.
 """

@@ -1,6 +1,6 @@
 """Recipes: named, complete configurations. `hybrid train NAME --model.x … --train.y …` overrides any field.
 
-A file for each hybrid. May be imported by verbs.
+A file for each hybrid, and its lines in `RECIPES`. May be imported by verbs.
 """
 
 from __future__ import annotations

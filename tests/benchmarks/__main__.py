@@ -4,8 +4,8 @@
 
 Each line runs alone in a process of its own. Without `--full` only this project is run, in half an hour on two cores;
 with it, other people's programs, too, in their own environments (`.venv/peers/`), and the commit of this project that
-the goals were set against, each in turn with ours in the same minutes. A line that fails leaves its earlier figures as
-they are, and the command ends with 1.
+the goals were set against. A line that fails leaves its earlier figures as they are, and the command ends with 1; one
+that ran `--full` is not replaced by one without.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
-from pipelines.cluster.connection import ALLOCATOR
+from pipelines.cluster.connection import worker_env
 from tests import tiny
 from tests.benchmarks import peers
 from tests.benchmarks.figures import Row
@@ -42,10 +42,11 @@ LINES = {
     "nowcasting": "nowcasts with probabilities",
 }
 """A line's module here → what it is about."""
-LIKE_A_WORKER = {"convlstm"}
-"""Lines that compute in their own process, with the allocator's settings that workers of a cluster have."""
+LIKE_A_WORKER = {"convlstm", "nowcasting"}
+"""Lines that compute in their own process, with the settings that workers of a cluster have."""
 REPORT = tiny.ROOT / "docs" / "benchmarks.md"
 FIGURES = REPORT.with_suffix(".json")
+WRITTEN = (REPORT, FIGURES)
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 ADDITIONS = 20_000_000
 
@@ -57,8 +58,9 @@ class Options:
     lines: tyro.conf.Positional[tuple[str, ...]] = ()
     """Lines by name; all by default."""
     full: bool = False
-    """Beside other programs and this project's first commit."""
-    alone: Annotated[bool, tyro.conf.arg(help="Internal: this process is the line's own; prints its rows.")] = False
+    """Beside other programs and the commit that goals were set against."""
+    alone: tyro.conf.Suppress[bool] = False
+    """Internal: this process is the line's own, and prints its rows."""
 
 
 def main(options: Options) -> int:
@@ -67,24 +69,33 @@ def main(options: Options) -> int:
         print(f"no such line: {', '.join(sorted(unknown))}; there are {', '.join(LINES)}", file=sys.stderr)
         return 2
     if options.alone:
-        (name,) = options.lines
-        print(json.dumps([asdict(row) for row in measured(name, options.full)]))
+        print(json.dumps([asdict(row) for name in options.lines for row in measured(name, options.full)]))
         return 0
     known: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    before, after = around_figures()
+    changed = peers.git("status", "--porcelain", "--", ".", *(f":!{path.relative_to(tiny.ROOT)}" for path in WRITTEN))
+    commit = peers.git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     failed = []
     for name in options.lines or LINES:
         print(f"{name}: {LINES[name]} …", file=sys.stderr, flush=True)
-        if (line := run(name, options.full)) is None:
+        line = run(name, options.full, commit)
+        if line is None:
             failed.append(name)
             continue
-        known[name] = line
-        FIGURES.write_text(json.dumps({name: known[name] for name in LINES if name in known}, indent=2) + "\n")
-        before, after = REPORT.read_text().split(BEGIN)[0], REPORT.read_text().split(END)[1]
-        REPORT.write_text(before + BEGIN + report(json.loads(FIGURES.read_text())) + END + after)
         print(report({name: line}), file=sys.stderr, flush=True)
+        if options.full or not known.get(name, {}).get("full"):
+            known[name] = line
+            FIGURES.write_text(json.dumps({name: known[name] for name in LINES if name in known}, indent=2) + "\n")
+            REPORT.write_text(before + BEGIN + report(json.loads(FIGURES.read_text())) + END + after)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def around_figures() -> tuple[str, str]:
+    """The report's text before and after its figures."""
+    before, rest = REPORT.read_text().split(BEGIN)
+    return before, rest.split(END)[1]
 
 
 def measured(name: str, full: bool) -> list[Row]:
@@ -94,11 +105,11 @@ def measured(name: str, full: bool) -> list[Row]:
         return rows
 
 
-def run(name: str, full: bool) -> dict[str, Any] | None:
+def run(name: str, full: bool, commit: str) -> dict[str, Any] | None:
     """A line, measured in a process of its own, and when and where that was; None if it failed."""
     command = ["-m", "tests.benchmarks", name, *(["--full"] if full else [])]
+    env = peers.clean(**(worker_env() if name in LIKE_A_WORKER else {}))
     began = time.perf_counter()
-    env = {**os.environ, **(ALLOCATOR if name in LIKE_A_WORKER else {})}
     words = [sys.executable, *command, "--alone"]
     done = subprocess.run(words, cwd=tiny.ROOT, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -106,8 +117,9 @@ def run(name: str, full: bool) -> dict[str, Any] | None:
     return {
         "about": LINES[name],
         "command": " ".join(["python", *command]),
+        "full": full,
         "date": date.today().isoformat(),
-        "commit": peers.git("describe", "--always", "--dirty"),
+        "commit": commit,
         "machine": machine(),
         "versions": {package: version(package) for package in ("torch", "ray", "pyarrow", "mlflow")},
         "seconds": round(time.perf_counter() - began),
@@ -150,11 +162,13 @@ def report(lines: dict[str, Any]) -> str:
 def _row(row: Row) -> str:
     reference = "" if row.reference is None else f"{_shown(row.reference)} {row.unit} ({row.against})"
     times = "" if row.times is None else f"{row.times:.2f}"
-    goal = ""
+    goals = []
     if row.goal is not None:
-        goal = f"{'≤' if row.small and row.times is None else '≥'} {row.goal:g}"
+        goals.append(f"{'≤' if row.small else '≥'} {row.goal:g} {row.unit}")
+    if row.goal_times is not None:
+        goals.append(f"≥ {row.goal_times:g} times")
     met = {None: "", True: "yes", False: "no"}[row.met]
-    return f"| {row.what} | {_shown(row.ours)} {row.unit} | {reference} | {times} | {goal} | {met} |"
+    return f"| {row.what} | {_shown(row.ours)} {row.unit} | {reference} | {times} | {', '.join(goals)} | {met} |"
 
 
 def _shown(value: float) -> str:

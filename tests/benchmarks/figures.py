@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -19,7 +19,9 @@ class Row:
     against: str = ""
     """What the reference is of."""
     goal: float | None = None
-    """For `times` where there is a reference, else for `ours`; None where nothing is asked."""
+    """For `ours`; None where nothing is asked of it."""
+    goal_times: float | None = None
+    """For `times`; None where nothing is asked of it."""
 
     @property
     def small(self) -> bool:
@@ -35,19 +37,19 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is reached; None without one, or without the reference that it is about."""
-        if self.goal is None:
-            return None
-        if self.times is not None:
-            return self.times >= self.goal
-        return self.ours <= self.goal if self.small else self.ours >= self.goal
+        """Whether all goals are reached; None without one that can be told."""
+        told = []
+        if self.goal is not None:
+            told.append(self.ours <= self.goal if self.small else self.ours >= self.goal)
+        if self.goal_times is not None and self.times is not None:
+            told.append(self.times >= self.goal_times)
+        return all(told) if told else None
 
 
 def in_turn(rounds: int, measures: dict[str, Callable[[], float]]) -> dict[str, float]:
     """The median of each measure over some rounds, all of them in turn in each, so that a slow minute is all's."""
     found: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(rounds):
-        names: Sequence[str] = list(measures) if number % 2 == 0 else list(reversed(measures))
-        for name in names:
+        for name in list(measures) if number % 2 == 0 else list(reversed(measures)):
             found[name].append(measures[name]())
     return {name: statistics.median(values) for name, values in found.items()}

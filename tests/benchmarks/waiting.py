@@ -1,13 +1,13 @@
 """How long people wait for an answer: a small night, the same again, lists, a question, help texts.
 
-Each command is started from nothing, `ROUNDS` times, with `--full` in turn with the first commit's; the smallest time
-of each counts: noise only adds. `ray.init()` alone is what no command with a cluster can be faster than.
+Each command is started from nothing, `ROUNDS` times, with `--full` in turn with those of the commit that goals were set
+against; the smallest time of each counts: noise only adds. `ray.init()` alone is what no command with a cluster can be
+faster than.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sys
 import time
@@ -38,12 +38,12 @@ def rows(full: bool, scratch: Path) -> list[Row]:
     with contextlib.ExitStack() as stack:
         trees = {"ours": tiny.ROOT}
         if full:
-            trees["reference"] = stack.enter_context(peers.checkout(peers.FIRST))
+            trees["reference"] = stack.enter_context(peers.checkout(peers.BASELINE))
         for _ in range(ROUNDS):
             for name, tree in trees.items():
                 shutil.rmtree(scratch / "tables", ignore_errors=True)
                 for what, argv in commands(scratch).items():
-                    # the first commit's verbs are where ours are; its overview is not
+                    # there, `hybrid` is `jobs.cli`
                     module = "jobs.cli" if name == "reference" else "jobs.command.cli"
                     found[what][name].append(seconds([sys.executable, "-m", module, *argv], scratch, tree))
             found["ray.init() and its end, alone"]["ours"].append(
@@ -54,7 +54,7 @@ def rows(full: bool, scratch: Path) -> list[Row]:
         ours, reference = min(times["ours"]), min(times["reference"], default=None)
         made.append(Row(what, ours, "s", goal=GOALS.get(what)))
         if reference is not None:
-            made.append(Row(what, ours, "s", reference, f"commit {peers.FIRST}"))
+            made.append(Row(what, ours, "s", reference, f"commit {peers.BASELINE}"))
     return made
 
 
@@ -64,6 +64,7 @@ def prepare(lake: Path) -> None:
     tracker = Tracker(f"sqlite:///{lake}/mlflow.db")
     tracker.start("train", {}, {})
     files = artifacts.make(tiny.translator(), TranslatorDecoding(beam_size=3, max_length=20), {}, "Card.\n")
+    files = peers.for_both(files)
     version = tracker.register("translator", files)
     tracker.finish()
     assert version is not None
@@ -90,8 +91,7 @@ def commands(lake: Path) -> dict[str, list[str]]:
 
 def seconds(argv: list[str], lake: Path, tree: Path) -> float:
     """Of the wall clock, until the command has ended well."""
-    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{lake}/mlflow.db", "PYTHONPATH": str(tree)}
-    env.pop("RAY_ADDRESS", None)
+    env = peers.clean(MLFLOW_TRACKING_URI=f"sqlite:///{lake}/mlflow.db", PYTHONPATH=str(tree))
     started = time.perf_counter()
     peers.finish(argv, lake, env)
     return time.perf_counter() - started

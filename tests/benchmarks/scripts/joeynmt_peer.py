@@ -1,4 +1,5 @@
-"""The same for JoeyNMT's recurrent net (Kreutzer et al. 2019), with its own batches, loss and search."""
+"""Trains, or searches with, JoeyNMT's recurrent net (Kreutzer et al. 2019) on given tokens, with its batches, loss and
+search: asked by `tests.benchmarks.translating`."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
 
         def work(pairs: list[Any]) -> int:
             found, _, _ = search(
-                model=model, batch=batch_of(pairs, training=False), max_output_length=question["length"],
+                model=model, batch=batch_of(pairs, training=False), max_output_length=question["length"] + 1,
                 beam_size=question["beam"], beam_alpha=1.0, autocast=autocast, min_output_length=question["length"],
             )  # fmt: skip
             assert found.shape[1] >= question["length"], found.shape
