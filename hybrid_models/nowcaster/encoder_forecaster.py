@@ -18,8 +18,9 @@ moved along, and as heavy (probability matching, Ebert 2001): its values, the hi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -182,19 +183,26 @@ def _mean(parts: Tensor, seen: Tensor) -> Tensor:
     return (parts * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
 
 
+def chances(logits: Tensor) -> Iterator[Tensor]:
+    """Of logits `[B, L, thresholds, H, W]` the probabilities `[B, L, H, W]` of each threshold, the lowest first: never
+    higher for more rain than for less. (`cummin` has the same values, but looks for their places, too, and slowly.)"""
+    return accumulate((one.sigmoid() for one in logits.unbind(2)), torch.minimum)
+
+
 def expected_rain(logits: Tensor) -> Tensor:
     """Rain `[B, L, H, W]` in mm/h up to the highest threshold, as probabilities `[B, L, thresholds, H, W]` have it."""
-    chances = logits.sigmoid().cummin(dim=2).values
-    levels = torch.tensor((0.0, *RAIN_THRESHOLDS), device=logits.device)
-    return (chances * levels.diff().view(-1, 1, 1)).sum(dim=2)
+    amounts = (upper - lower for lower, upper in pairwise((0.0, *RAIN_THRESHOLDS)))
+    return reduce(torch.add, (chance * amount for chance, amount in zip(chances(logits), amounts, strict=True)))
 
 
 def match(expected: Tensor, like: Tensor, seen: Tensor) -> Tensor:
-    """The values of each frame of `like` `[B, L, H, W]`, the highest where most rain is `expected` (of the same shape),
-    or where that is even, in the order of `like`; where `like` was not `seen` (False) it stays."""
-    order = (expected + _EVEN * like).masked_fill(~seen, -1).flatten(2).argsort(dim=2)
-    values = like.masked_fill(~seen, -1).flatten(2).sort(dim=2).values
-    return torch.where(seen, torch.empty_like(values).scatter_(2, order, values).view_as(like), like)
+    """The values of each frame of `like` `[B, L, H, W]`, none negative, the highest where most rain is `expected` (of
+    the same shape), or where that is even, in the order of `like`; where `like` was not `seen` (False) it stays."""
+    ranks = (expected + _EVEN * like).masked_fill(~seen, -1).flatten(2)
+    values = like.masked_fill(~seen, -1).flatten(2)
+    wet = int((values > 0).sum(dim=2).max())  # where it rains nowhere else, nothing else is to be put in order
+    matched = torch.zeros_like(values).scatter_(2, ranks.topk(wet, dim=2).indices, values.topk(wet, dim=2).values)
+    return torch.where(seen, matched.view_as(like), like)
 
 
 def align(frames: Tensor, covered: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:

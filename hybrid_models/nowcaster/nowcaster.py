@@ -19,7 +19,7 @@ from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Forecast
 from hybrid_models.inputs import Sample
 from hybrid_models.interface import DecodingConfig, HybridConfig
-from hybrid_models.nowcaster.encoder_forecaster import EncoderForecaster, extrapolate
+from hybrid_models.nowcaster.encoder_forecaster import EncoderForecaster, chances, extrapolate
 from hybrid_models.nowcaster.frame_predictor import FramePredictor
 from hybrid_models.nowcaster.interface import NowcasterInterface
 from hybrid_models.nowcaster.preprocess import UNKNOWN_TIME, NowcasterConfig
@@ -162,7 +162,7 @@ def _turned(sample: Sample, rng: np.random.Generator) -> Sample:
 
 def _percents(logits: Tensor) -> Tensor:
     """Probabilities as uint8 per cent, [B,L,thresholds,H,W]: never higher for more rain than for less."""
-    return (logits.sigmoid().cummin(dim=2).values * 100).round().to(torch.uint8)
+    return torch.stack([(chance * 100).round().to(torch.uint8) for chance in chances(logits)], dim=2)
 
 
 def _probability_columns(percents: np.ndarray | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from hybrid_models.nowcaster.encoder_forecaster import (
     SCALES,
     EncoderForecaster,
     align,
+    chances,
     expected_rain,
     extrapolate,
     match,
@@ -170,6 +171,27 @@ def test_matching_keeps_where_rain_is_expected_and_how_much_there_is():
     assert match(like, like, seen).equal(like)
     seen[..., 0] = False
     assert match(expected, like, seen).equal(torch.tensor([[[[4.0, 0.0, 0.0], [0.1, 7.0, 2.0]]]]))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_matching_puts_all_values_in_the_order_of_what_is_expected(share):
+    draw = np.random.default_rng(0)
+    expected, like = draw.random((2, 2, 3, 20, 30), dtype=np.float32)
+    like *= draw.random(like.shape) < share * draw.random((2, 3, 1, 1)) ** 0.1
+    seen = draw.random(like.shape) < 0.9
+    wanted = like.copy()
+    for frame in np.ndindex(2, 3):
+        places = np.argsort(expected[frame][seen[frame]] + 1e-3 * like[frame][seen[frame]])
+        put = np.empty(len(places), np.float32)
+        put[places] = np.sort(like[frame][seen[frame]])
+        wanted[frame][seen[frame]] = put
+    found = match(*map(torch.from_numpy, (expected, like, seen)))
+    np.testing.assert_array_equal(found.numpy(), wanted)
+
+
+def test_chances_never_rise_with_the_amount():
+    logits = torch.randn(2, 3, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.stack(list(chances(logits)), dim=2).equal(logits.sigmoid().cummin(dim=2).values)
 
 
 def test_a_forecast_has_the_rain_of_the_newest_frame_whatever_the_network_says():
