@@ -85,8 +85,12 @@ def trajectories(motion: Tensor, n_leads: int) -> Tensor:
 def move(fields: Tensor, displacement: Tensor) -> Tensor:
     """`fields` `[B, C, H, W]` moved by `displacement` `[B, 2, H, W]`; what enters the grid is what its edge holds."""
     height, width = fields.shape[-2:]
-    x, y = _origins(displacement)
-    grid = torch.stack((x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1), dim=-1)
+    columns, rows = (torch.linspace(-1, 1, size, device=fields.device) for size in (width, height))
+    x = torch.sub(columns, displacement[:, 0], alpha=2 / max(width - 1, 1))
+    y = torch.sub(rows[:, None], displacement[:, 1], alpha=2 / max(height - 1, 1))
+    grid = torch.stack((x, y), dim=1).movedim(
+        1, -1
+    )  # read as it lies: to lay x beside y would take as long as to sample
     return F.grid_sample(fields, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 

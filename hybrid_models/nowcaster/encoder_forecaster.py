@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -117,14 +116,16 @@ class EncoderForecaster(nn.Module):
             path = trajectories(motion, n_leads)
             parts, kept = scales(past[:, -1]), persistences(aligned, covered)
             means = _mean(parts, seen)
+            shares = torch.stack([kept ** (lead + 1) for lead in range(n_leads)], dim=1)
+            left = torch.einsum("blc,bchw->blhw", shares[..., 0, 0], parts - means)
+            guesses = to_scale((left + means.sum(dim=1, keepdim=True)).clamp(min=0)).unsqueeze(2)
             levels = to_scale(torch.tensor(RAIN_THRESHOLDS, device=past.device)).view(-1, 1, 1)
         height, width = past.shape[-2:]
         moved = []
         for lead, maps in enumerate(self._maps(to_scale(aligned), covered, step_minutes, n_leads)):
             maps = F.interpolate(maps, scale_factor=self.patch, mode="bilinear")[..., :height, :width]
             slopes, offsets = maps.split(len(levels), dim=1)
-            guess = (means + kept ** (lead + 1) * (parts - means)).sum(dim=1, keepdim=True)
-            logits = _SLOPE * slopes.exp() * (to_scale(guess.clamp(min=0)) - levels) + offsets
+            logits = torch.addcmul(offsets, slopes.exp(), guesses[:, lead] - levels, value=_SLOPE)
             moved.append(move(torch.cat((newest, seen, logits), dim=1), path[:, lead]))
         newest, seen, logits = torch.stack(moved, dim=1).split((1, 1, len(levels)), dim=2)
         return newest.squeeze(2), seen.squeeze(2) > _WHOLE / 2, logits
@@ -191,8 +192,10 @@ def chances(logits: Tensor) -> Iterator[Tensor]:
 
 def expected_rain(logits: Tensor) -> Tensor:
     """Rain `[B, L, H, W]` in mm/h up to the highest threshold, as probabilities `[B, L, thresholds, H, W]` have it."""
-    amounts = (upper - lower for lower, upper in pairwise((0.0, *RAIN_THRESHOLDS)))
-    return reduce(torch.add, (chance * amount for chance, amount in zip(chances(logits), amounts, strict=True)))
+    rain = torch.zeros_like(logits[:, :, 0])
+    for chance, (lower, upper) in zip(chances(logits), pairwise((0.0, *RAIN_THRESHOLDS)), strict=True):
+        rain = torch.add(rain, chance, alpha=upper - lower)
+    return rain
 
 
 def match(expected: Tensor, like: Tensor, seen: Tensor) -> Tensor:

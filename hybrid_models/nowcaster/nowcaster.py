@@ -162,7 +162,7 @@ def _turned(sample: Sample, rng: np.random.Generator) -> Sample:
 
 def _percents(logits: Tensor) -> Tensor:
     """Probabilities as uint8 per cent, [B,L,thresholds,H,W]: never higher for more rain than for less."""
-    return torch.stack([(chance * 100).round().to(torch.uint8) for chance in chances(logits)], dim=2)
+    return torch.stack([(chance * 100).round_().to(torch.uint8) for chance in chances(logits)], dim=2)
 
 
 def _probability_columns(percents: np.ndarray | None) -> dict[str, Any]:

@@ -4,10 +4,10 @@
     python -m tests.benchmarks.captioning --input FOLDER_OF_TARS --model ARTIFACT
 
 The pipeline runs on some shards and on `GROWTH` copies of them; the slope between the two is its throughput, so that
-start-up (actors, imports, weights) is excluded; a night of one shard goes before both, so that neither waits for what is
-loaded once. It is compared with the best of two bare loops of decode + model with the same batches and allocator: one
-process with a thread for each core, and a process of one thread for each core. These run before and after the pipeline,
-and their mean counts, so that a drifting machine shows in both.
+start-up (actors, imports, weights) is excluded; a night of one shard goes before both, so that neither waits for what
+is loaded once. It is compared with the best of two bare loops of decode + model with the same batches and allocator:
+one process with a thread for each core, and a process of one thread for each core. These run before and after the
+pipeline, and their mean counts, so that a drifting machine shows in both.
 
 With `--full` the `hybrid infer` of the commit that goals were set against is timed in turn with ours, on the same
 shards and the same model.
