@@ -10,11 +10,11 @@ from typing import Any
 
 from tyro import MISSING
 
-from hybrid_models import TABLES, interface_of
+from hybrid_models import interface_of
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig
 from jobs.command import cli
-from jobs.command.options import Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
+from jobs.command.options import TASKS, Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.models import artifacts
@@ -33,7 +33,6 @@ NUMBERS = (
     "input_bytes", "staged_bytes",
 )  # fmt: skip
 """Of a night's summary, what its MLflow run has as metrics."""
-TASKS = {table: name for name, table in TABLES.items()}
 
 
 @dataclass(frozen=True)

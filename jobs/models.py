@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from jobs.command import cli
 from jobs.command.options import Mlflow, MlflowOptions
-from jobs.query import WRITERS
+from jobs.command.writers import WRITERS
 from pipelines.models import registry
 from pipelines.models.registry import Version
 

@@ -18,8 +18,7 @@ from hybrid_models.errors import UsageError
 from jobs import infer, report
 from jobs.command import cli
 from jobs.command.errors import EndedError
-from jobs.command.options import Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
-from jobs.infer import TASKS
+from jobs.command.options import TASKS, Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.judging import evaluate

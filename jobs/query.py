@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 import tyro
 
 from hybrid_models.errors import UsageError
 from jobs.command import cli
+from jobs.command.writers import WRITERS, Format, raw_csv
 from pipelines import places, storage
 from pipelines.nights import ownership, query
 from pipelines.nights.tables import parse_as_of
-
-Format = Literal["table", "csv", "json", "parquet"]
-FORMULA = r"^([=+\-@\t\r\n＝＋－＠])"
-"""How texts begin that spreadsheets run."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         places.check_outside("out", options.out, written, "the table")
     names = asked(options.sql, ownership.names(options.tables))
     rows = query.query(options.sql, options.tables, names, as_of, limits=options.limits)
-    content = _raw_csv(rows) if options.raw else WRITERS[options.format](rows)
+    content = raw_csv(rows) if options.raw else WRITERS[options.format](rows)
     if options.out:
         storage.write_bytes(options.out, content)
         return {"rows": len(rows), "columns": rows.column_names, "out": options.out}
@@ -80,50 +72,6 @@ def _show(content: bytes) -> None:
 def asked(sql: str, names: Sequence[str]) -> list[str]:
     """The tables whose names are in a statement, or all of them: those that are not asked need not be opened."""
     return [name for name in names if name in sql.lower()] or list(names)
-
-
-def _table(rows: pa.Table) -> bytes:
-    return (query.render(rows) + "\n").encode()
-
-
-def _raw_csv(rows: pa.Table) -> bytes:
-    """CSV knows no lists, structs and bytes: they are written as JSON and hex."""
-    return _written_csv(query.as_text(rows))
-
-
-def _csv(rows: pa.Table) -> bytes:
-    """Texts that a spreadsheet would take for a formula get an apostrophe in front; numbers stay as they are."""
-    texts = query.as_text(rows)
-    columns = [_defused(column) if pa.types.is_string(column.type) else column for column in texts.columns]
-    return _written_csv(pa.table(columns, names=_defused(pa.array(texts.column_names)).to_pylist()))
-
-
-def _defused(texts: Any) -> Any:
-    return pc.replace_substring_regex(texts, FORMULA, r"'\1")
-
-
-def _written_csv(texts: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pyarrow.csv.write_csv(texts, buffer)
-    return buffer.getvalue()
-
-
-def _json(rows: pa.Table) -> bytes:
-    return "".join(f"{line}\n" for line in query.as_json(rows)).encode()
-
-
-def _parquet(rows: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-WRITERS: dict[str, Callable[[pa.Table], bytes]] = {
-    "table": _table,
-    "csv": _csv,
-    "json": _json,
-    "parquet": _parquet,
-}
 
 
 if __name__ == "__main__":

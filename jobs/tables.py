@@ -16,7 +16,7 @@ from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.options import FLAT
-from jobs.query import WRITERS
+from jobs.command.writers import WRITERS
 from pipelines import storage
 from pipelines.nights import commit, ownership, tables, upkeep
 from pipelines.nights.rules import Retention

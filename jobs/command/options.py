@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut
 from hybrid_models.interface import HybridConfig
@@ -17,6 +18,8 @@ from pipelines.nights.rules import Retention, Rules
 from pipelines.places import InputOptions
 from pipelines.reading.limits import Limits
 
+TASKS = {table: name for name, table in TABLES.items()}
+"""What `infer` and `nightly` are asked for, the default table of each hybrid → the hybrid."""
 FLAT = tyro.conf.arg(name="")
 """The options of a group so annotated have no prefix."""
 

@@ -59,7 +59,7 @@ class Options:
     """Lines by name; all by default."""
     full: bool = False
     """Beside other programs and the commit that goals were set against."""
-    alone: tyro.conf.Suppress[bool] = False
+    alone: bool = False
     """Internal: this process is the line's own, and prints its rows."""
 
 

@@ -71,7 +71,7 @@ class Options:
     """A captioner's artifact; an untrained EfficientNet-Lite0 + LSTM with attention by default."""
     full: bool = False
     """The commit that goals were set against, too."""
-    part: tyro.conf.Suppress[tuple[int, int] | None] = None
+    part: tuple[int, int] | None = None
     """Internal: run the bare loop over this one of so many parts of the shards, and print its images per second."""
 
 

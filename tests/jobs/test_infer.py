@@ -7,7 +7,8 @@ from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from jobs.command import cli
-from jobs.infer import TASKS, main
+from jobs.command.options import TASKS
+from jobs.infer import main
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.reading import objects

@@ -14,7 +14,7 @@ from hybrid_models.translator.translator import TranslatorDecoding
 from jobs import report
 from jobs.command import cli
 from jobs.command.errors import EndedError
-from jobs.infer import TASKS
+from jobs.command.options import TASKS
 from jobs.nightly import NightlyOptions, Unit, main, nights
 from pipelines import storage
 from pipelines.cluster import connection

@@ -1,0 +1,62 @@
+"""How rows are written to stdout or into a file: for people, and as CSV, JSON lines or Parquet."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipelines.nights import query
+
+Format = Literal["table", "csv", "json", "parquet"]
+FORMULA = r"^([=+\-@\t\r\n＝＋－＠])"
+"""How texts begin that spreadsheets run."""
+
+
+def _table(rows: pa.Table) -> bytes:
+    return (query.render(rows) + "\n").encode()
+
+
+def raw_csv(rows: pa.Table) -> bytes:
+    """CSV knows no lists, structs and bytes: they are written as JSON and hex."""
+    return _written_csv(query.as_text(rows))
+
+
+def _csv(rows: pa.Table) -> bytes:
+    """Texts that a spreadsheet would take for a formula get an apostrophe in front; numbers stay as they are."""
+    texts = query.as_text(rows)
+    columns = [_defused(column) if pa.types.is_string(column.type) else column for column in texts.columns]
+    return _written_csv(pa.table(columns, names=_defused(pa.array(texts.column_names)).to_pylist()))
+
+
+def _defused(texts: Any) -> Any:
+    return pc.replace_substring_regex(texts, FORMULA, r"'\1")
+
+
+def _written_csv(texts: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(texts, buffer)
+    return buffer.getvalue()
+
+
+def _json(rows: pa.Table) -> bytes:
+    return "".join(f"{line}\n" for line in query.as_json(rows)).encode()
+
+
+def _parquet(rows: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+WRITERS: dict[str, Callable[[pa.Table], bytes]] = {
+    "table": _table,
+    "csv": _csv,
+    "json": _json,
+    "parquet": _parquet,
+}

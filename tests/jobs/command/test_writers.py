@@ -1,0 +1,24 @@
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.command.writers import FORMULA, WRITERS, raw_csv
+
+ROWS = pa.table({"name": ["=1+1", "plain", None], "score": [-1.5, 2.0, None]})
+
+
+def test_each_format_has_every_row() -> None:
+    assert [json.loads(line) for line in WRITERS["json"](ROWS).splitlines()] == ROWS.to_pylist()
+    assert pq.read_table(io.BytesIO(WRITERS["parquet"](ROWS))).equals(ROWS)
+    assert len(WRITERS["csv"](ROWS).splitlines()) == len(ROWS) + 1
+    assert all(name in WRITERS["table"](ROWS).decode() for name in ("name", "score", "plain"))
+
+
+def test_only_texts_lose_their_meaning_as_formulas_and_none_where_asked_for_raw() -> None:
+    assert b"'=1+1" in WRITERS["csv"](ROWS)
+    assert b"-1.5" in WRITERS["csv"](ROWS)
+    assert b"'-1.5" not in WRITERS["csv"](ROWS)
+    assert b"'" not in raw_csv(ROWS)
+    assert FORMULA.startswith("^")
