@@ -72,7 +72,7 @@ def main(options: Options) -> int:
         print(json.dumps([asdict(row) for name in options.lines for row in measured(name, options.full)]))
         return 0
     known: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    before, after = around_figures()
+    around_figures()  # a page without its marks is told before anything is measured
     changed = peers.git("status", "--porcelain", "--", ".", *(f":!{path.relative_to(tiny.ROOT)}" for path in WRITTEN))
     commit = peers.git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     failed = []
@@ -86,6 +86,7 @@ def main(options: Options) -> int:
         if options.full or not known.get(name, {}).get("full"):
             known[name] = line
             FIGURES.write_text(json.dumps({name: known[name] for name in LINES if name in known}, indent=2) + "\n")
+            before, after = around_figures()
             REPORT.write_text(before + BEGIN + report(json.loads(FIGURES.read_text())) + END + after)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
@@ -93,9 +94,14 @@ def main(options: Options) -> int:
 
 
 def around_figures() -> tuple[str, str]:
-    """The report's text before and after its figures."""
+    """The report's text before and after its figures.
+
+    Raises:
+        ValueError: it does not say, once, where they are.
+    """
     before, rest = REPORT.read_text().split(BEGIN)
-    return before, rest.split(END)[1]
+    _, after = rest.split(END)
+    return before, after
 
 
 def measured(name: str, full: bool) -> list[Row]:

@@ -23,8 +23,8 @@ BASELINE = "febd741"
 """The commit that the goals were set against."""
 ENVIRONMENTS = tiny.ROOT / ".venv" / "peers"
 REQUIREMENTS = {
-    # The last three are what JoeyNMT needs and does not ask for, or no longer works with.
-    "joeynmt": ("joeynmt==2.3.0", f"torch=={version('torch')}", "importlib_metadata", "numpy<2", "setuptools<70"),
+    # The last two are what JoeyNMT needs and does not ask for, or no longer works with.
+    "joeynmt": ("joeynmt==2.3.0", f"torch=={version('torch').split('+')[0]}", "importlib_metadata", "numpy<2"),
     "pysteps": ("pysteps==1.21.5", "opencv-python-headless", "numpy<2.3"),
 }
 LATER_FIELDS = {"attention", "cell", "temporal", "sampling", "fps"}
