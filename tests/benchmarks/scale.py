@@ -1,0 +1,191 @@
+"""What the driver of a night does for N shards, without their payload: seconds, requests and memory by step.
+
+    python -m tests.benchmarks.scale [--shards 1000] [--store s3|disk]
+
+A night of N text shards is listed, its read tasks and its sink are packed as Ray Data sends them, its pieces (which are
+put there as copies of one) are looked at, counted and committed, then the same night comes again. Every step is the
+driver's own function, on a local S3 server or a disk; a translator of 6,000 words travels with the tasks. Requests are
+those of s3fs; delta-rs has a client of its own. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import ray
+import s3fs
+import tyro
+
+from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
+from pipelines import storage
+from pipelines.cluster import connection
+from pipelines.models import artifacts
+from pipelines.models.session import Inference
+from pipelines.nights import commit, infer, upkeep
+from pipelines.nights.commit import Partition
+from pipelines.nights.infer import Night
+from pipelines.reading.datasource import ShardDatasource
+from pipelines.reading.samples import SAMPLE_SCHEMA
+from pipelines.reading.shards import Shard, list_shards
+from pipelines.staging import checks
+from pipelines.staging.pieces import Lineage, shard_key
+from pipelines.staging.sink import StageSink
+from tests.servers import BUCKET, S3Server
+
+WORDS, ROWS = 6_000, 100
+DS = "2026-01-01"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    shards: int = 1000
+    """How many."""
+    store: Literal["s3", "disk"] = "s3"
+    """Where they lie: on a local S3 server, or on a disk."""
+
+
+@dataclass
+class Steps:
+    """What each step took."""
+
+    found: dict[str, dict[str, float]] = field(default_factory=dict)
+    requests: int = 0
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[dict[str, float]]:
+        """Times what is done inside, which may add figures of its own."""
+        requests, wall, cpu = self.requests, time.perf_counter(), time.process_time()
+        more: dict[str, float] = {}
+        yield more
+        self.found[name] = {
+            "seconds": round(time.perf_counter() - wall, 3),
+            "cpu": round(time.process_time() - cpu, 3),
+            "requests": self.requests - requests,
+            "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            **more,
+        }
+
+
+def main(options: Options) -> None:
+    """Measures and prints."""
+    steps = Steps()
+    with tempfile.TemporaryDirectory() as scratch, store(options, scratch) as root:
+        connection.start(quiet=True, cpus=1)
+        count_requests(steps)
+        night_of(options, root, str(Path(scratch) / "model"), steps)
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(figures)}" for name, figures in steps.found.items())
+    print(f'{{"shards": {options.shards}, "store": "{options.store}", "steps": {{\n{lines}\n}}}}')
+
+
+@contextmanager
+def store(options: Options, scratch: str) -> Iterator[str]:
+    """An address to put things at."""
+    if options.store == "disk":
+        yield scratch
+        return
+    server = S3Server(Path(scratch) / "s3").start()
+    os.environ.update(server.env())
+    try:
+        yield f"s3://{BUCKET}"
+    finally:
+        server.kill()
+
+
+def count_requests(steps: Steps) -> None:
+    """Of s3fs in this process."""
+    original: Callable[..., Any] = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steps.requests += 1
+        return await original(self, *args, **kwargs)
+
+    s3fs.S3FileSystem._call_s3 = counted
+
+
+def night_of(options: Options, root: str, model: str, steps: Steps) -> None:
+    """All steps, one after the other."""
+    source, tables = storage.join(root, "in"), storage.join(root, "tables")
+    put(options.shards, lambda number: storage.join(source, f"part-{number:07d}.txt"), b"ein Hund\n" * ROWS)
+    with steps.step("list shards"):
+        shards = list_shards(source)
+    inference = Inference.of(artifacts.read(translator(model)))
+    night = Night(shards, Partition.of(tables, "translations", DS), inference)
+    with steps.step("look for pieces, none there"):
+        assert len(checks.incomplete(shards, night.folder)) == options.shards
+    packed(night, steps)
+    content = one_piece(night, shards[0], root)
+    ends = f"-{0:08d}-{ROWS:08d}-end.parquet"
+    put(options.shards, lambda number: storage.join(night.folder, shard_key(shards[number]) + ends), content)
+    for again in ("", ", again"):
+        with steps.step(f"look for pieces{again}"):
+            assert not checks.incomplete(shards, night.folder)
+        with steps.step(f"refuse shards that are gone{again}"):
+            infer.check_shards(night)
+        with steps.step(f"verify pieces{again}"):
+            pieces = upkeep.renew(night.partition, checks.verify(shards, night.folder))
+        with steps.step(f"count errors{again}"):
+            assert not checks.count_errors(pieces).kinds
+        with steps.step(f"commit{again}"):
+            version = commit.commit_night(night.partition, pieces, night.schema, {"run_id": "run"})
+        assert (version is None) == bool(again)
+        with steps.step(f"tidy{again}"):
+            upkeep.tidy(night.partition.table, 168)
+
+
+def put(count: int, name: Callable[[int], str], content: bytes) -> None:
+    """Many objects of one content."""
+    with ThreadPoolExecutor(16) as threads:
+        for _ in threads.map(lambda number: storage.write_bytes(name(number), content), range(count)):
+            pass
+
+
+def translator(place: str) -> str:
+    """An artifact with the recipe's vocabulary."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(3, 9))) for _ in range(WORDS)]
+    config = TranslatorConfig(vocab_size=WORDS, embedding_size=16, hidden_size=32, attention_size=16)
+    assets = Translator.learn_assets(config, [f"de\t{' '.join(draw.choices(words, k=12))}" for _ in range(WORDS)])
+    artifacts.write(artifacts.make(Translator(config, assets), TranslatorDecoding(), {}, "A benchmark's.\n"), place)
+    return place
+
+
+def packed(night: Night, steps: Steps) -> None:
+    """What Ray Data sends: a read task for each shard, once, and the sink, with each write task."""
+    decode = night.inference.decode()
+    with steps.step("read tasks") as figures:
+        source = ShardDatasource(list(night.shards), decode.options(1), decode, SAMPLE_SCHEMA)
+        figures["bytes"] = sum(len(ray.cloudpickle.dumps(task)) for task in source.get_read_tasks(1))
+    with steps.step("sink") as figures:
+        sink = ray.cloudpickle.dumps(StageSink(night.folder, night.shards, night.schema, "scale"))
+        figures["bytes"] = len(sink)
+    with steps.step("sink, unpacked in each task"):
+        ray.cloudpickle.loads(sink)
+
+
+def one_piece(night: Night, shard: Shard, root: str) -> bytes:
+    """A piece as the sink writes it."""
+    lineage = Lineage(night.inference.artifact.model, "1", night.fingerprint, "run")
+    row = {"index": 0, "status": "ok", "shard": shard.uri, "translation": "a dog", "last": False, **vars(lineage)}
+    rows = [{**row, "index": i, "sample_id": f"part:{i}", "last": i == ROWS - 1} for i in range(ROWS)]
+    folder = storage.join(root, "piece")
+    StageSink(folder, [shard], night.schema).write([pa.Table.from_pylist(rows, schema=night.schema)], None)
+    (file,) = storage.list_files(folder)
+    return storage.read_bytes(file.uri)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
