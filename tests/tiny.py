@@ -38,7 +38,7 @@ from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.staging import checks
 from pipelines.staging.actors import Predictor
-from pipelines.staging.pieces import Lineage, table_schema
+from pipelines.staging.pieces import PASSING, Lineage, table_schema
 from pipelines.staging.sink import StageSink
 
 WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905
@@ -153,11 +153,16 @@ def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: s
     lineage = Lineage(artifact.model, artifact.version, night.fingerprint, run_id)
     predictor = Predictor(inference, Compute(8, 1, False), lineage)
     options = ReadOptions(decode.preprocess.window, limits=inference.limits)
-    sink = StageSink(night.folder, night.shards, night.schema)
     for shard in night.shards:
-        sink.write([predictor(decode(rows)) for rows in read_blocks(shard, options)], None)
+        stage(night.folder, night.schema, shard, *(predictor(decode(rows)) for rows in read_blocks(shard, options)))
     pieces = checks.verify(night.shards, night.folder)
     commit.commit_night(partition, pieces, night.schema, {"run_id": run_id})
+
+
+def stage(folder: str, schema: pa.Schema, shard: Shard, *rows: pa.Table) -> None:
+    """Puts rows of a shard into files with these columns, as a night does."""
+    tables = [table.select(schema.names).append_column(PASSING[0], pa.repeat(shard.key, len(table))) for table in rows]
+    StageSink(folder, schema).write(tables, None)
 
 
 def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -177,7 +182,7 @@ def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, 
     ]
     table = storage.join(storage.absolute(tables_uri), name)
     folder = storage.join(table, f"ds={ds}", "0123456789ab")
-    StageSink(folder, [shard], schema).write([pa.Table.from_pylist(full, schema=schema)], None)
+    stage(folder, schema, shard, pa.Table.from_pylist(full, schema=schema))
     commit.commit_night(Partition(table, ds), checks.verify([shard], folder), schema, {"run_id": "run"})
 
 

@@ -20,8 +20,7 @@ from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.reading.readers import is_event
 from pipelines.reading.shards import Shard
-from pipelines.staging import checks, uses
-from pipelines.staging.checks import count_errors
+from pipelines.staging import checks, contents, uses
 from pipelines.staging.pieces import Lineage, Piece, table_schema
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def judge(job: Evaluation, resources: Resources) -> Judged:
     if todo:
         _compute(job, todo, resources)
     pieces = checks.verify(job.shards, job.folder)
-    judged = Judged(dict(_records(pieces)), count_errors(pieces).kinds)
+    judged = Judged(dict(_records(pieces)), contents.total(pieces).errors)
     if not judged.records:
         raise RuntimeError(f"no sample could be judged: {dict(judged.errors)}")
     return judged

@@ -22,8 +22,10 @@ from pipelines.nights.commit import Partition
 from pipelines.nights.rules import Retention, Rules
 from pipelines.nights.upkeep import Tidied
 from pipelines.reading.shards import Shard
-from pipelines.staging.checks import RefusedError, absent, check_errors, count_errors, incomplete, verify
-from pipelines.staging.pieces import PIECE, Lineage, Piece, shard_key, table_schema
+from pipelines.staging import contents
+from pipelines.staging.checks import RefusedError, check_errors, incomplete, verify
+from pipelines.staging.contents import Contents, Staged
+from pipelines.staging.pieces import PIECE, Lineage, table_schema
 
 log = logging.getLogger(__name__)
 GONE_SHOWN = 3
@@ -116,7 +118,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     lineage = Lineage(artifact.model, artifact.version, night.fingerprint, run_id)
     todo = incomplete(night.shards, night.folder)
     log.info("%s: %d of %d shards to compute", night.partition, len(todo), len(night.shards))
-    written: dict[str, float] = {}
+    written = Staged()
     computing = time.perf_counter()
     if todo:
         connection.start()
@@ -124,19 +126,18 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
     pieces = upkeep.renew(night.partition, verify(night.shards, night.folder))
-    _tell_what_is_absent(night, pieces)
-    bad = count_errors(pieces)
+    found = contents.total(pieces, written.contents)
+    _tell_what_is_absent(night, found)
     rows = sum(piece.rows for piece in pieces)
-    check_errors(bad.kinds, rows + bad.lost, night.rules.max_error_fraction)
+    check_errors(found.errors, rows + found.lost, night.rules.max_error_fraction)
     lineage_note = {key: str(value) for key, value in asdict(lineage).items()}
     version = commit.commit_night(night.partition, pieces, night.schema, lineage_note)
     verify(night.shards, night.folder)  # whoever else may remove files there, this night says so
     committed = time.perf_counter()
     tidied = _tidy(night)
-    computed = written.get("rows", 0)
-    busy = written.get("predict_seconds", 0.0) / (written.get("actors", 1) * (staged - computing))
+    busy = written.seconds["predict"] / (written.actors * (staged - computing))
     seconds = {
-        **{name: written.get(f"{name}_seconds", 0.0) for name in ("decode", "predict", "write")},
+        **written.seconds,
         "stage_wall": staged - computing,
         "commit_wall": committed - staged,
         "total_wall": time.perf_counter() - started,
@@ -146,16 +147,16 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         version=version,
         changed=version is not None,
         rows=rows,
-        rows_lost=bad.lost,
-        ok=rows + bad.lost - sum(bad.kinds.values()),
-        errors=dict(bad.kinds.most_common()),
+        rows_lost=found.lost,
+        ok=rows + found.lost - sum(found.errors.values()),
+        errors=dict(found.errors.most_common()),
         shards=len(night.shards),
         shards_computed=len(todo),
-        rows_computed=int(computed),
-        rows_per_second=round(computed / (staged - computing), 2),
+        rows_computed=written.rows,
+        rows_per_second=round(written.rows / (staged - computing), 2),
         model_busy=round(busy, 4),
         input_bytes=sum(shard.size for shard in night.shards),
-        staged_bytes=int(written.get("bytes", 0)),
+        staged_bytes=written.bytes,
         files_removed=len(tidied.removed),
         bytes_removed=tidied.bytes,
         files_unknown=len(tidied.unknown),
@@ -164,8 +165,8 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     )
 
 
-def _compute(night: Night, todo: Sequence[Shard], lineage: Lineage, resources: Resources) -> dict[str, float]:
-    """Stages what these shards become; returns what `engine.stage` does."""
+def _compute(night: Night, todo: Sequence[Shard], lineage: Lineage, resources: Resources) -> Staged:
+    """Stages what these shards become."""
     from pipelines.staging.actors import Predictor  # with Ray, which takes longer to load than a complete night needs
     from pipelines.staging.engine import Actor, stage
 
@@ -174,8 +175,8 @@ def _compute(night: Night, todo: Sequence[Shard], lineage: Lineage, resources: R
     return stage(todo, night.folder, night.schema, decode, actor, resources, name)
 
 
-def _tell_what_is_absent(night: Night, pieces: Sequence[Piece]) -> None:
-    for name in absent(pieces, night.inference.keep):
+def _tell_what_is_absent(night: Night, found: Contents) -> None:
+    for name in [name for name in night.inference.keep if name not in found.fields]:
         log.warning("%s: no row has the field '%s', which `keep` names", night.partition, name)
 
 
@@ -220,7 +221,7 @@ def check_shards(night: Night) -> None:
 
 def _addresses(night: Night, files: set[str]) -> set[str]:
     """Shards and lone objects that files of the table were made of; only of those that are not listed as they were."""
-    keys = {shard_key(shard) for shard in night.shards}
+    keys = {shard.key for shard in night.shards}
     found: set[str] = set()
     for path in sorted(files):
         piece = PIECE.fullmatch(path.rsplit("/", 1)[-1])

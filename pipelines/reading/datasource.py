@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import ray
 from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
@@ -18,6 +21,8 @@ from pipelines.reading.shards import Shard
 class ShardDatasource(Datasource):
     """Ray Data source with one read task per shard, so that a shard is the unit of reading, retrying and reuse.
 
+    Made on a cluster: what tasks have in common lies in its object store.
+
     Args:
         shards: what to read.
         options: how.
@@ -27,7 +32,8 @@ class ShardDatasource(Datasource):
 
     def __init__(self, shards: list[Shard], options: ReadOptions, step: Step, schema: pa.Schema) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._shards, self._options, self._step, self._schema = shards, options, step, schema
+        self._shards, self._schema = shards, schema
+        self._given = ray.put((options, step))
 
     def get_name(self) -> str:
         """The name that Ray's progress bars show."""
@@ -44,8 +50,11 @@ class ShardDatasource(Datasource):
         return [self._task(shard, per_task_row_limit) for shard in self._shards]
 
     def _task(self, shard: Shard, row_limit: int | None) -> ReadTask:
-        options, step = self._options, self._step
         metadata = BlockMetadata(num_rows=None, size_bytes=shard.size, input_files=(shard.uri,), exec_stats=None)
-        return ReadTask(
-            lambda: guarded(shard, options, step), metadata, schema=self._schema, per_task_row_limit=row_limit
-        )
+        return ReadTask(partial(_read, shard, self._given), metadata, schema=self._schema, per_task_row_limit=row_limit)
+
+
+def _read(shard: Shard, given: ray.ObjectRef[tuple[ReadOptions, Step]]) -> Iterator[pa.Table]:
+    """A task. What all have in common, a vocabulary for one, is a hundred times as large as a task of its own."""
+    options, step = ray.get(given)
+    return guarded(shard, options, step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +29,13 @@ class Shard:
     """Its one object is a clip, whose windows are the rows."""
     first: int = 0
     """Rows before this one are there already."""
+
+    @property
+    def key(self) -> str:
+        """A stem of file names that is unique for a shard in one state (URI and etag)."""
+        digest = hashlib.sha256(f"{self.uri}\0{self.etag}".encode()).hexdigest()[:16]
+        stem = re.sub(r"[^A-Za-z0-9._]+", "-", self.uri.rsplit("/", 1)[-1]).strip("-._")[:80] or "shard"
+        return f"{stem}-{digest}"
 
     @property
     def name(self) -> str:

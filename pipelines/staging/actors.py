@@ -22,7 +22,7 @@ from pipelines.cluster.resources import Compute
 from pipelines.models.session import Inference, outcomes
 from pipelines.models.suspects import Note, Rows
 from pipelines.reading.samples import SAMPLE_SCHEMA, pack, unpack
-from pipelines.staging.pieces import TIMINGS, Lineage, table_schema
+from pipelines.staging.pieces import PASSING, Lineage, table_schema
 
 log = logging.getLogger(__name__)
 RECORD_SCHEMA = pa.schema([pa.field("record", pa.string())])  # what evaluation keeps of a prediction, JSON
@@ -95,8 +95,7 @@ class Predictor(_Worker):
         self.lineage = asdict(lineage)
         self.judge = judge
         payload = RECORD_SCHEMA if judge else self.hybrid.payload_schema
-        timings = [pa.field(name, pa.float32()) for name in TIMINGS]
-        self.schema = pa.schema([*table_schema(payload), *timings])
+        self.schema = pa.schema([*table_schema(payload), *PASSING])
 
     def __call__(self, samples: pa.Table) -> pa.Table:
         """One output row for each input row, in the same order."""

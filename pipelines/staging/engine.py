@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from pipelines.cluster.resources import Resources
 from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.samples import SAMPLE_SCHEMA, Decode
 from pipelines.reading.shards import Shard
+from pipelines.staging.contents import Staged
 from pipelines.staging.sink import StageSink
 
 DECODE_CPUS = 0.5
@@ -42,8 +43,8 @@ def stage(
     resources: Resources,
     name: str,
     stride: int = 1,
-) -> dict[str, float]:
-    """Read → decode (CPU) → model (actors) → staged Parquet; returns rows, bytes, seconds by stage, actors.
+) -> Staged:
+    """Read → decode (CPU) → model (actors) → staged Parquet.
 
     Args:
         shards: what to compute; each becomes one or more pieces in `folder`.
@@ -74,7 +75,7 @@ def stage(
             zero_copy_batch=True,
             **asks,
         )
-    sink = StageSink(folder, shards, schema, name)
+    sink = StageSink(folder, schema, name)
     # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
     dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=count)
-    return {**sink.written, "actors": count}
+    return replace(sink.staged, actors=count)

@@ -7,7 +7,6 @@ rows `first … stop-1`, `-end` if the last of them is the shard's last, `-r` if
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ import pyarrow as pa
 
 from hybrid_models.interface import LATER
 from pipelines import storage
-from pipelines.reading.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,8 @@ LINEAGE = [
     pa.field("end_seconds", pa.float64(), metadata=LATER),
 ]
 TIMINGS = ("decode_seconds", "predict_seconds")
+PASSING = [pa.field("shard_key", pa.string()), *(pa.field(name, pa.float32()) for name in TIMINGS)]
+"""Columns that rows have until they are written: what their piece's name begins with, and how long each took."""
 PIECE = re.compile(
     r"(?P<shard>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(?P<end>-end)?(-r(?P<renewed>\d+))?\.parquet"
 )
@@ -82,15 +82,8 @@ class Piece:
         return self.stop - self.first
 
 
-def shard_key(shard: Shard) -> str:
-    """A file-name stem that is unique for a shard in one state (URI and etag)."""
-    digest = hashlib.sha256(f"{shard.uri}\0{shard.etag}".encode()).hexdigest()[:16]
-    stem = re.sub(r"[^A-Za-z0-9._]+", "-", shard.uri.rsplit("/", 1)[-1]).strip("-._")[:80] or "shard"
-    return f"{stem}-{digest}"
-
-
 def list_pieces(folder: str) -> dict[str, list[Piece]]:
-    """The staged pieces in a folder by shard key."""
+    """The staged pieces in a folder by `Shard.key`."""
     pieces: dict[str, list[Piece]] = defaultdict(list)
     for file in storage.list_files(folder):
         if match := PIECE.fullmatch(file.name):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -15,68 +15,65 @@ from ray.data.block import BlockAccessor
 
 from pipelines import storage
 from pipelines.cluster import counters
-from pipelines.reading.shards import Shard
-from pipelines.staging.checks import kinds_of
-from pipelines.staging.pieces import TIMINGS, shard_key
+from pipelines.staging.contents import Contents, Staged, kind_of
+from pipelines.staging.pieces import TIMINGS
 
 
-class StageSink(Datasink[dict[str, float]]):
+class StageSink(Datasink[Staged]):
     """Ray Data sink that puts one Parquet object per contiguous piece of a shard; a retried task overwrites its own.
 
-    After the write, `written` sums up what all tasks report: rows, bytes, seconds by stage.
+    Rows have the columns of the files, and some of `PASSING`, of which `shard_key` is needed. After the write, `staged`
+    sums up what all tasks report.
 
     Args:
         folder: URI of the staging folder.
-        shards: what is staged.
         schema: columns of the files.
         name: how Ray's metrics call it; without one nothing is counted.
     """
 
-    def __init__(self, folder: str, shards: Sequence[Shard], schema: pa.Schema, name: str = "") -> None:
-        self._folder = folder
-        self._name = name
-        self._keys = {shard.uri: shard_key(shard) for shard in shards}
-        self._schema = schema
-        self.written: dict[str, float] = defaultdict(float)
+    def __init__(self, folder: str, schema: pa.Schema, name: str = "") -> None:
+        self._folder, self._schema, self._name = folder, schema, name
+        self.staged = Staged()
 
-    def write(self, blocks: Iterable[Any], ctx: Any) -> dict[str, float]:
+    def write(self, blocks: Iterable[Any], ctx: Any) -> Staged:
         """Writes the rows of these blocks; returns counts and seconds."""
         started = time.perf_counter()
-        done: dict[str, float] = defaultdict(float)
+        done = Staged()
         tables = [table for table in (BlockAccessor.for_block(block).to_arrow() for block in blocks) if len(table)]
         if not tables:
-            return dict(done)
-        table = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("index", "ascending")])
+            return done
+        table = pa.concat_tables(tables).sort_by([("shard_key", "ascending"), ("index", "ascending")])
         for first, stop in _runs(table):
-            done["bytes"] += self._put(table.slice(first, stop - first))
-        done["rows"] = len(table)
+            self._put(table.slice(first, stop - first), done)
+        done.rows = len(table)
         for name in TIMINGS:
             if name in table.column_names:
-                done[name] = pa.compute.sum(table[name]).as_py() or 0.0
-        done["write_seconds"] = time.perf_counter() - started
+                done.seconds[name.removesuffix("_seconds")] = pa.compute.sum(table[name]).as_py() or 0.0
+        done.seconds["write"] = time.perf_counter() - started
         if self._name:
-            seconds = {stage: done.get(f"{stage}_seconds", 0.0) for stage in ("decode", "predict", "write")}
-            counters.count_staged(self._name, len(table), kinds_of(table["error"]), seconds, int(done["bytes"]))
-        return dict(done)
+            errors = Counter(kind_of(error) for error in table["error"].drop_null().to_pylist())
+            counters.count_staged(self._name, done.rows, errors, done.seconds, done.bytes)
+        return done
 
-    def _put(self, rows: pa.Table) -> int:
+    def _put(self, rows: pa.Table, done: Staged) -> None:
         first, stop = rows["index"][0].as_py(), rows["index"][-1].as_py() + 1
         end = "-end" if rows["last"][-1].as_py() else ""
-        name = f"{self._keys[rows['shard'][0].as_py()]}-{first:08d}-{stop:08d}{end}.parquet"
+        name = f"{rows['shard_key'][0].as_py()}-{first:08d}-{stop:08d}{end}.parquet"
+        done.contents[name] = Contents.of(rows)
         buffer = io.BytesIO()
-        pq.write_table(rows.select(self._schema.names).cast(self._schema), buffer, compression="zstd")
+        file = done.contents[name].noted(rows.select(self._schema.names).cast(self._schema))
+        pq.write_table(file, buffer, compression="zstd")
         storage.write_bytes(storage.join(self._folder, name), buffer.getvalue())
-        return buffer.tell()
+        done.bytes += buffer.tell()
 
     def on_write_complete(self, write_result: Any) -> None:
         """Adds up what the tasks returned."""
         for done in write_result.write_returns:
-            for name, value in done.items():
-                self.written[name] += value
+            self.staged.add(done)
 
 
 def _runs(table: pa.Table) -> list[tuple[int, int]]:
     """Slices of a sorted table in which the shard is one and the index has no gap."""
-    shards, index = table["shard"].to_pylist(), table["index"].to_pylist()
+    shards, index = table["shard_key"].to_pylist(), table["index"].to_pylist()
     cuts = [i for i in range(1, len(index)) if shards[i] != shards[i - 1] or index[i] != index[i - 1] + 1]
     return list(zip([0, *cuts], [*cuts, len(index)], strict=True))

@@ -11,8 +11,13 @@ import fsspec
 from hybrid_models.errors import UsageError
 from pipelines.secrets import shown
 
-CLIENT = {"user_agent": "hybrid-pipelines", "response_checksum_validation": "when_required"}
-"""Of the S3 client: what it says of itself is not made up anew for each request, which takes longer than sending it."""
+CLIENT = {
+    "user_agent": "hybrid-pipelines",
+    "response_checksum_validation": "when_required",
+    "max_pool_connections": 64,
+}
+"""Of the S3 client: what it says of itself is not made up anew for each request, which takes longer than sending it;
+and with ten connections, its default, no more requests are under way at a time, however many are asked for."""
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 

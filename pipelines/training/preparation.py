@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
+import pyarrow as pa
 import ray
 import torch
 
@@ -21,15 +22,15 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import MAX_BAD_SHARE
 from pipelines.reading.samples import SAMPLE_SCHEMA, TEXT_SCHEMA, TrainingTexts
 from pipelines.reading.shards import Shard
-from pipelines.staging import checks, engine, uses
+from pipelines.staging import checks, contents, engine, uses
 from pipelines.staging.actors import Featurizer
-from pipelines.staging.checks import count_errors
-from pipelines.staging.pieces import Piece
+from pipelines.staging.contents import Staged
+from pipelines.staging.pieces import PASSING, Piece
 from pipelines.training.recipe import Recipe
 from pipelines.training.runs import TrainJob
 
 log = logging.getLogger(__name__)
-PREPARED_SCHEMA = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
+PREPARED_SCHEMA = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
 
 
 def initial_artifact(job: TrainJob, shards: list[Shard]) -> Artifact:
@@ -69,16 +70,16 @@ def prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list
     hybrid = initial.load()
     folder = features_folder(job, initial, hybrid)
     uses.mark(folder, uses.RUN, job.run)
-    todo = checks.incomplete(shards, folder)
-    if todo:
+    staged = Staged()
+    if todo := checks.incomplete(shards, folder):
         log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
         inference = Inference.of(initial, recipe.limits, recipe.cut)
         actor = engine.Actor(Featurizer, (inference,)) if hybrid.has_frozen_features else None
         decode = inference.decode(with_target=True)
-        engine.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
+        staged = engine.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
     pieces = checks.verify(shards, folder)
-    found = count_errors(pieces)
-    errors, rows = found.kinds, sum(piece.rows for piece in pieces) + found.lost
+    found = contents.total(pieces, staged.contents)
+    errors, rows = found.errors, sum(piece.rows for piece in pieces) + found.lost
     checks.check_errors(errors, rows, MAX_BAD_SHARE, "the share allowed in training,", "mend the data or its limits")
     for kind, count in errors.items():
         log.warning("%s: %d training samples are left out: %s", job.name, count, kind)

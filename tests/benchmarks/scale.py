@@ -39,9 +39,10 @@ from pipelines.nights.infer import Night
 from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.samples import SAMPLE_SCHEMA
 from pipelines.reading.shards import Shard, list_shards
-from pipelines.staging import checks
-from pipelines.staging.pieces import Lineage, shard_key
+from pipelines.staging import checks, contents
+from pipelines.staging.pieces import Lineage
 from pipelines.staging.sink import StageSink
+from tests import tiny
 from tests.servers import BUCKET, S3Server
 
 WORDS, ROWS = 6_000, 100
@@ -129,7 +130,7 @@ def night_of(options: Options, root: str, model: str, steps: Steps) -> None:
     packed(night, steps)
     content = one_piece(night, shards[0], root)
     ends = f"-{0:08d}-{ROWS:08d}-end.parquet"
-    put(options.shards, lambda number: storage.join(night.folder, shard_key(shards[number]) + ends), content)
+    put(options.shards, lambda number: storage.join(night.folder, shards[number].key + ends), content)
     for again in ("", ", again"):
         with steps.step(f"look for pieces{again}"):
             assert not checks.incomplete(shards, night.folder)
@@ -138,7 +139,7 @@ def night_of(options: Options, root: str, model: str, steps: Steps) -> None:
         with steps.step(f"verify pieces{again}"):
             pieces = upkeep.renew(night.partition, checks.verify(shards, night.folder))
         with steps.step(f"count errors{again}"):
-            assert not checks.count_errors(pieces).kinds
+            assert not contents.total(pieces).errors
         with steps.step(f"commit{again}"):
             version = commit.commit_night(night.partition, pieces, night.schema, {"run_id": "run"})
         assert (version is None) == bool(again)
@@ -170,7 +171,7 @@ def packed(night: Night, steps: Steps) -> None:
         source = ShardDatasource(list(night.shards), decode.options(1), decode, SAMPLE_SCHEMA)
         figures["bytes"] = sum(len(ray.cloudpickle.dumps(task)) for task in source.get_read_tasks(1))
     with steps.step("sink") as figures:
-        sink = ray.cloudpickle.dumps(StageSink(night.folder, night.shards, night.schema, "scale"))
+        sink = ray.cloudpickle.dumps(StageSink(night.folder, night.schema, "scale"))
         figures["bytes"] = len(sink)
     with steps.step("sink, unpacked in each task"):
         ray.cloudpickle.loads(sink)
@@ -182,7 +183,7 @@ def one_piece(night: Night, shard: Shard, root: str) -> bytes:
     row = {"index": 0, "status": "ok", "shard": shard.uri, "translation": "a dog", "last": False, **vars(lineage)}
     rows = [{**row, "index": i, "sample_id": f"part:{i}", "last": i == ROWS - 1} for i in range(ROWS)]
     folder = storage.join(root, "piece")
-    StageSink(folder, [shard], night.schema).write([pa.Table.from_pylist(rows, schema=night.schema)], None)
+    tiny.stage(folder, night.schema, shard, pa.Table.from_pylist(rows, schema=night.schema))
     (file,) = storage.list_files(folder)
     return storage.read_bytes(file.uri)
 

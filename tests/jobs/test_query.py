@@ -17,7 +17,7 @@ from pipelines import storage
 from pipelines.nights.commit import Partition, commit_night
 from pipelines.reading.shards import Shard
 from pipelines.staging.pieces import list_pieces, table_schema, tiling
-from pipelines.staging.sink import StageSink
+from tests import tiny
 
 SHARD = Shard("s3://lake/in/a.nc", 10, "1")
 SCHEMA = table_schema(pa.schema([("lead_minutes", pa.list_(pa.float32())), ("frames", pa.binary())]))
@@ -36,7 +36,7 @@ def lake(tmp_path: Path) -> str:
         row.update(shard=SHARD.uri, index=i, last=i == 2)
     table = storage.join(str(tmp_path / "tables"), "nowcasts")
     folder = storage.join(table, "ds=2026-01-31", "x")
-    StageSink(folder, [SHARD], SCHEMA).write([pa.Table.from_pylist(rows, schema=SCHEMA)], None)
+    tiny.stage(folder, SCHEMA, SHARD, pa.Table.from_pylist(rows, schema=SCHEMA))
     pieces = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
     commit_night(Partition(table, "2026-01-31"), pieces, SCHEMA, {"run_id": "r"})
     return str(tmp_path / "tables")

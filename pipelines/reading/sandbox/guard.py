@@ -84,7 +84,12 @@ def _own(block: pa.Table, shard: Shard) -> pa.Table:
     if "shard" not in block.column_names:
         return block
     sources = [shard.source(index) for index in block["index"].to_pylist()]
-    for name, values in (("shard", pa.repeat(shard.uri, len(block))), ("object", pa.array(sources, pa.string()))):
+    own = {
+        "shard": pa.repeat(shard.uri, len(block)),
+        "shard_key": pa.repeat(shard.key, len(block)),
+        "object": pa.array(sources, pa.string()),
+    }
+    for name, values in own.items():
         if (column := block.schema.get_field_index(name)) >= 0:
             block = block.set_column(column, block.schema.field(column), values)
     return block

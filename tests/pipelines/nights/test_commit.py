@@ -12,7 +12,7 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import commit, ownership, tables
 from pipelines.nights.commit import Partition, commit_night
-from pipelines.staging.pieces import list_pieces, shard_key, tiling
+from pipelines.staging.pieces import list_pieces, tiling
 from tests.pipelines.nights.made import ONE, RUN, THREE, TWO, commit_as_before, night, read, refusal
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 from tests.pipelines.staging.test_sink import stage
@@ -37,7 +37,7 @@ def test_a_commit_replaces_its_night_and_no_other(table: str) -> None:
     assert commit_night(Partition(table, "2026-01-01"), first, SCHEMA, RUN) == 1
     other = storage.join(table, "ds=2026-01-02", ONE)
     stage(other, rows(A, 0, 1, 0))
-    commit_night(Partition(table, "2026-01-02"), tiling(list_pieces(other)[shard_key(A)]) or [], SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-02"), tiling(list_pieces(other)[A.key]) or [], SCHEMA, RUN)
     second = night(table, TWO, rows(A, 0, 3, 2))
     assert commit_night(Partition(table, "2026-01-01"), second, SCHEMA, RUN) == 3
     assert read(table) == [f"{A.uri}#{i}" for i in range(3)]

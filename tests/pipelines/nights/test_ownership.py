@@ -15,9 +15,9 @@ from hybrid_models.nowcaster.nowcaster import Nowcaster
 from pipelines import storage
 from pipelines.nights import ownership, query, tables
 from pipelines.nights.commit import Partition, commit_night
-from pipelines.staging.checks import Errors, count_errors
-from pipelines.staging.pieces import list_pieces, shard_key, table_schema
-from pipelines.staging.sink import StageSink
+from pipelines.staging import contents
+from pipelines.staging.contents import Contents
+from pipelines.staging.pieces import list_pieces, table_schema
 from tests import tiny
 from tests.pipelines.nights.made import ONE, RUN, TWO, commit_as_before, night, refusal
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
@@ -32,7 +32,7 @@ from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
         ".hidden",
         f"ds=2026-01-01/{ONE}/photos.tar",
         f"ds=2026-01-01/{ONE}/part-0.parquet",
-        f"{shard_key(A)}-00000000-00000001-end.parquet",
+        f"{A.key}-00000000-00000001-end.parquet",
     ],
 )
 def test_a_table_is_not_made_where_something_else_is(table: str, path: str) -> None:
@@ -88,7 +88,7 @@ def test_a_table_of_the_version_before_is_taken_over_at_the_next_commit(table: s
         ("2026-01-01", 2, 0), ("2026-01-02", 3, 0),
     ]  # fmt: skip
     reused = [piece for pieces in list_pieces(f"{table}/ds=2026-01-01/{ONE}").values() for piece in pieces]
-    assert count_errors(reused) == Errors(Counter(X=2), 0)
+    assert contents.total(reused) == Contents(Counter(X=2))
     assert commit_night(Partition(table, "2026-01-01"), reused, SCHEMA, RUN) is None
     assert tables.nights(DeltaTable(table, version=1))[0].rows == 2
 
@@ -98,7 +98,7 @@ def test_nowcasts_of_the_version_before_get_their_new_columns_in_place(place: st
     uri = storage.absolute(storage.join(place, "nowcasts"))
     schema, folder = table_schema(Nowcaster.payload_schema), f"{uri}/ds=2026-01-01/{ONE}"
     made = {"sample_id": "a", "status": "ok", "shard": A.uri, "index": 0, "last": True, "max_mm_h": [2.0]}
-    StageSink(folder, [A], schema).write([pa.Table.from_pylist([made], schema=schema)], None)
+    tiny.stage(folder, schema, A, pa.Table.from_pylist([made], schema=schema))
     pieces = [piece for found in list_pieces(folder).values() for piece in found]
     commit_as_before(uri, pieces, "hybrid:nowcasts", schema)
     assert not {"mean", "max", "unit", "lost_rows"} & {field.name for field in DeltaTable(uri).schema().fields}

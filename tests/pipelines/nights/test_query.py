@@ -16,7 +16,7 @@ from pipelines.nights import query, tables
 from pipelines.nights.commit import Partition, commit_night
 from pipelines.reading.shards import Shard
 from pipelines.staging.pieces import list_pieces, table_schema, tiling
-from pipelines.staging.sink import StageSink
+from tests import tiny
 
 NAMES = ["captions", "nowcasts", "translations"]
 ONE_SELECT = "a query is one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN) and nothing else"
@@ -37,7 +37,7 @@ def write_night(tables_uri: str, ds: str, captions: list[str | None]) -> None:
     ]  # fmt: skip
     table = storage.join(storage.absolute(tables_uri), "captions")
     folder = storage.join(table, f"ds={ds}", f"fingerprint{len(captions)}")
-    StageSink(folder, [SHARD], SCHEMA).write([pa.Table.from_pylist(rows, schema=SCHEMA)], None)
+    tiny.stage(folder, SCHEMA, SHARD, pa.Table.from_pylist(rows, schema=SCHEMA))
     pieces = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
     commit_night(Partition(table, ds), pieces, SCHEMA, {"run_id": "r"})
 

@@ -12,7 +12,7 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import upkeep
 from pipelines.nights.commit import Partition, commit_night
-from pipelines.staging.pieces import list_pieces, shard_key, tiling
+from pipelines.staging.pieces import list_pieces, tiling
 from tests.pipelines.nights.made import ONE, RUN, THREE, TWO, night, read
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 
@@ -185,7 +185,7 @@ def test_what_waited_for_long_is_committed_while_another_night_tidies(
     assert not storage.exists(staged[0].file.uri)
     commit_night(Partition(table, "2026-01-02"), renewed, SCHEMA, RUN)
     assert read(table, "2026-01-02") == [f"{B.uri}#{i}" for i in range(2)]
-    again = list_pieces(renewed[0].file.uri.rsplit("/", 1)[0])[shard_key(B)]
+    again = list_pieces(renewed[0].file.uri.rsplit("/", 1)[0])[B.key]
     assert tiling(again) == renewed
     assert commit_night(Partition(table, "2026-01-02"), renewed, SCHEMA, RUN) is None
 

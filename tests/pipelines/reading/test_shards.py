@@ -9,7 +9,7 @@ from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.raw import RAW_SCHEMA
 from pipelines.reading.rows import read_blocks
-from pipelines.reading.shards import NoShardsError, list_shards, lone
+from pipelines.reading.shards import NoShardsError, Shard, list_shards, lone
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -120,3 +120,11 @@ def put_marker(uri: str) -> None:
     """What a console's "create folder" makes: an empty object whose name ends with a slash."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     fsspec.filesystem("s3").call_s3("put_object", Bucket=bucket, Key=key, Body=b"")
+
+
+def test_keys_depend_on_uri_and_etag() -> None:
+    a, b = Shard("s3://lake/in/a.tar", 10, "1"), Shard("s3://lake/in/b b.tar", 10, "1")
+    keys = {a.key, b.key, Shard(a.uri, a.size, "2").key, Shard("s3://x/a.tar", 10, "1").key}
+    assert len(keys) == 4
+    assert b.key.startswith("b-b.tar-")
+    assert Shard("s3://x/é_a.tar", 1, "").key.startswith("a.tar-"), "a leading _ would hide its pieces"

@@ -4,35 +4,17 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines import storage
 from pipelines.reading.shards import Shard
-from pipelines.staging.checks import Errors, RefusedError, check_errors, count_errors, incomplete, verify
-from pipelines.staging.pieces import Piece, later_columns, shard_key
-from pipelines.storage import FileInfo
-from tests.pipelines.staging.test_pieces import SCHEMA
-
-
-def test_rows_that_are_lost_with_an_error_are_counted(tmp_path: Path) -> None:
-    def put(name: str, table: pa.Table) -> Piece:
-        pq.write_table(table, tmp_path / name)
-        return Piece(FileInfo(str(tmp_path / name), 1, ""), 0, len(table), True)
-
-    torn = pa.table({"error": [None, "ReadError: torn", "ReadError: torn", "X: y"], "lost_rows": [None, 63, 0, None]})
-    before = pa.table({"error": ["X: z", None]})  # of a version that did not know
-    assert count_errors([put("a", torn), put("b", before)]) == Errors(Counter(ReadError=65, X=2), 63)
-    assert later_columns(SCHEMA) == {"lost_rows", "object", "fields", "start_seconds", "end_seconds"}
-    assert all(SCHEMA.field(name).nullable for name in later_columns(SCHEMA))
-
+from pipelines.staging.checks import RefusedError, check_errors, incomplete, verify
 
 SHARDS = [Shard("s3://lake/a.tar", 1, "1"), Shard("s3://lake/b.tar", 1, "1"), Shard("s3://lake/c.tar", 1, "1")]
 
 
 def put(folder: Path, shard: Shard, interval: str) -> None:
-    storage.write_bytes(str(folder / f"{shard_key(shard)}-{interval}.parquet"), b"")
+    storage.write_bytes(str(folder / f"{shard.key}-{interval}.parquet"), b"")
 
 
 def test_complete_is_what_lies_there_from_the_first_row_to_the_last(tmp_path: Path) -> None:

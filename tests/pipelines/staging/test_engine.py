@@ -13,7 +13,8 @@ from pipelines.reading.samples import SAMPLE_SCHEMA
 from pipelines.reading.shards import list_shards
 from pipelines.staging import checks, engine
 from pipelines.staging.actors import Predictor
-from pipelines.staging.pieces import Lineage, table_schema
+from pipelines.staging.contents import Contents
+from pipelines.staging.pieces import PASSING, Lineage, table_schema
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -34,11 +35,12 @@ def rows(folder: str, shards: list) -> list[dict]:
 
 def test_samples_are_staged_as_they_are_without_a_model(inference: Inference, place: str, tmp_path: Path) -> None:
     shards, folder = list_shards(str(tmp_path / "in")), storage.join(place, "staged")
-    schema = SAMPLE_SCHEMA.remove(SAMPLE_SCHEMA.get_field_index("decode_seconds"))
+    schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
     written = engine.stage(shards, folder, schema, inference.decode(), None, RESOURCES, "test")
-    assert (written["rows"], written["actors"]) == (14, 1)
-    assert written["bytes"] == sum(file.size for file in storage.list_files(folder))
-    assert written["decode_seconds"] > 0
+    assert (written.rows, written.actors) == (14, 1)
+    assert written.bytes == sum(file.size for file in storage.list_files(folder))
+    assert written.contents == {file.name: Contents() for file in storage.list_files(folder)}
+    assert written.seconds["decode"] > 0
     found = rows(folder, shards)
     assert [(row["shard"], row["index"]) for row in found] == [(shard.uri, i) for shard in shards for i in range(7)]
     assert all(row["sample"] and row["error"] is None for row in found)
@@ -50,8 +52,8 @@ def test_samples_stream_through_the_model(inference: Inference, tmp_path: Path) 
     lineage = Lineage("m", "1", "f", "r")
     actor = engine.Actor(Predictor, (inference,), (lineage,))
     written = engine.stage(shards, folder, schema, inference.decode(), actor, RESOURCES, "test")
-    assert written["rows"] == 14
-    assert written["predict_seconds"] > 0
+    assert written.rows == 14
+    assert written.seconds["predict"] > 0
     texts = [text for shard in shards for text in storage.read_text(shard.uri).splitlines()]
     expected = tiny.translator().translate(texts, beam_size=1, max_length=12)
     assert [row["translation"] for row in rows(folder, shards)] == expected

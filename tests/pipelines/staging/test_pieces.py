@@ -3,7 +3,7 @@ import pytest
 
 from hybrid_models import HYBRIDS
 from pipelines.reading.shards import Shard
-from pipelines.staging.pieces import TIMINGS, Piece, is_own, shard_key, table_schema, tiling
+from pipelines.staging.pieces import PASSING, Piece, is_own, table_schema, tiling
 from pipelines.storage import FileInfo
 
 SCHEMA = table_schema(pa.schema([pa.field("caption", pa.string())]))
@@ -32,13 +32,6 @@ def test_tiling_chooses_among_overlapping_pieces() -> None:
     assert tiling([piece(0, 5), piece(3, 7), piece(6, 9, end=True)]) is None
 
 
-def test_shard_keys_depend_on_uri_and_etag() -> None:
-    keys = {shard_key(A), shard_key(B), shard_key(Shard(A.uri, A.size, "2")), shard_key(Shard("s3://x/a.tar", 10, "1"))}
-    assert len(keys) == 4
-    assert shard_key(B).startswith("b-b.tar-")
-    assert shard_key(Shard("s3://x/é_a.tar", 1, "")).startswith("a.tar-"), "a leading _ would hide its pieces"
-
-
 def rows(shard: Shard, first: int, stop: int, last: int, error: str | None = None) -> pa.Table:
     """Rows as the model's actor emits them."""
     table = [
@@ -48,6 +41,7 @@ def rows(shard: Shard, first: int, stop: int, last: int, error: str | None = Non
             "status": "error" if error else "ok",
             "error": error,
             "shard": shard.uri,
+            "shard_key": shard.key,
             "index": i,
             "last": i == last,
             "decode_seconds": 0.25,
@@ -55,7 +49,7 @@ def rows(shard: Shard, first: int, stop: int, last: int, error: str | None = Non
         }
         for i in range(first, stop)
     ]
-    return pa.Table.from_pylist(table, schema=pa.schema([*SCHEMA, *[pa.field(n, pa.float32()) for n in TIMINGS]]))
+    return pa.Table.from_pylist(table, schema=pa.schema([*SCHEMA, *PASSING]))
 
 
 PLACE = "ds=2026-01-31/0123456789ab"
@@ -68,21 +62,21 @@ def test_no_hybrid_has_a_column_of_every_table() -> None:
 
 
 def test_what_is_our_own_is_told_by_place_and_name() -> None:
-    name = f"{shard_key(B)}-00000000-00000002-end.parquet"
+    name = f"{B.key}-00000000-00000002-end.parquet"
     assert is_own(f"{PLACE}/{name}")
-    assert is_own(f"{PLACE}/{shard_key(A)}-00000000-00000002.parquet")
+    assert is_own(f"{PLACE}/{A.key}-00000000-00000002.parquet")
     assert is_own(f"{PLACE}/.{name}.0a1b2c3d"), "a put that was cut short"
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        f"{shard_key(A)}-00000000-00000002.parquet",
-        f"ds=2026-01-31/{shard_key(A)}-00000000-00000002.parquet",
-        f"ds=2026-01-31/more/{shard_key(A)}-00000000-00000002.parquet",
-        f"ds=today/0123456789ab/{shard_key(A)}-00000000-00000002.parquet",
-        f"{PLACE}/deeper/{shard_key(A)}-00000000-00000002.parquet",
-        f"{PLACE}/{shard_key(A)}-00000000-00000002.parquet.bak",
+        f"{A.key}-00000000-00000002.parquet",
+        f"ds=2026-01-31/{A.key}-00000000-00000002.parquet",
+        f"ds=2026-01-31/more/{A.key}-00000000-00000002.parquet",
+        f"ds=today/0123456789ab/{A.key}-00000000-00000002.parquet",
+        f"{PLACE}/deeper/{A.key}-00000000-00000002.parquet",
+        f"{PLACE}/{A.key}-00000000-00000002.parquet.bak",
         f"{PLACE}/part-00000-0123456789abcdef.c000.snappy.parquet",
         f"{PLACE}/photos.tar",
         f"{PLACE}/",

@@ -2,28 +2,45 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ray import cloudpickle
 
-from pipelines.staging.checks import Errors, count_errors
-from pipelines.staging.pieces import list_pieces, shard_key, tiling
+from pipelines.staging.contents import Contents, Staged, total
+from pipelines.staging.pieces import list_pieces, tiling
 from pipelines.staging.sink import StageSink
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 
 
-def stage(folder: str, *blocks: pa.Table) -> dict[str, float]:
-    sink = StageSink(folder, [A, B], SCHEMA)
-    return sink.write(blocks, None)
+def stage(folder: str, *blocks: pa.Table) -> Staged:
+    return StageSink(folder, SCHEMA).write(blocks, None)
 
 
 def test_the_sink_writes_one_object_for_each_contiguous_piece(tmp_path: Path) -> None:
     done = stage(str(tmp_path), rows(A, 0, 3, 5), rows(B, 0, 2, 1), rows(A, 4, 6, 5), rows(A, 3, 4, 5, "X: y"))
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == [f"{shard_key(A)}-00000000-00000006-end.parquet", f"{shard_key(B)}-00000000-00000002-end.parquet"]
-    assert (done["rows"], done["decode_seconds"], done["predict_seconds"]) == (8, 2.0, 4.0)
+    assert names == [f"{A.key}-00000000-00000006-end.parquet", f"{B.key}-00000000-00000002-end.parquet"]
+    assert (done.rows, done.seconds["decode"], done.seconds["predict"]) == (8, 2.0, 4.0)
+    assert done.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert done.contents == {names[0]: Contents(Counter(X=1)), names[1]: Contents()}
     table = pq.read_table(tmp_path / names[0])
     assert table.schema.names == SCHEMA.names
     assert table["index"].to_pylist() == [0, 1, 2, 3, 4, 5]
     assert table["caption"].to_pylist()[3] is None
-    assert count_errors(tiling(list_pieces(str(tmp_path))[shard_key(A)]) or []) == Errors(Counter(X=1), 0)
+
+
+def test_the_sink_says_what_all_tasks_have_written(tmp_path: Path) -> None:
+    sink = StageSink(str(tmp_path), SCHEMA)
+    done = [sink.write([rows(A, 0, 3, 5)], None), sink.write([rows(A, 3, 6, 5, "X: y")], None), sink.write([], None)]
+    sink.on_write_complete(SimpleNamespace(write_returns=done))
+    assert (sink.staged.rows, sink.staged.seconds["predict"]) == (6, 3.0)
+    pieces = tiling(list_pieces(str(tmp_path))[A.key]) or []
+    assert [piece.file.name for piece in pieces] == sorted(sink.staged.contents)
+    assert total(pieces, sink.staged.contents) == total(pieces) == Contents(Counter(X=3))
+
+
+def test_what_a_sink_and_its_tasks_carry_does_not_grow_with_the_night() -> None:
+    """Ray Data sends it to each write task."""
+    assert len(cloudpickle.dumps(StageSink("s3://lake/tables/captions/ds=2026-01-01/0123456789ab", SCHEMA))) < 4096

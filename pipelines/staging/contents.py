@@ -1,0 +1,131 @@
+"""What is in a piece, as its footer tells: nobody reads the rows of a night to know how many of them are bad."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.staging.pieces import Piece
+
+NOTE = b"hybrid.contents"
+"""Key of a footer's metadata."""
+FOOTER_BYTES = 32 << 10
+"""So much of a file's end is asked for at once; most footers are a fifth of it."""
+READERS = 16
+STAGES = ("decode", "predict", "write")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What rows are like."""
+
+    errors: Counter[str] = field(default_factory=Counter)
+    """How many by kind of error, those with no row of their own included."""
+    lost: int = 0
+    """How many have no row of their own: they are lost with one that says so."""
+    fields: frozenset[str] = frozenset()
+    """Which fields of the input were kept in some of them."""
+
+    def __add__(self, other: Contents) -> Contents:
+        return Contents(self.errors + other.errors, self.lost + other.lost, self.fields | other.fields)
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> Contents:
+        """Of rows with the columns `error`, `lost_rows` and `fields`; pieces of earlier versions lack the last two."""
+        errors: Counter[str] = Counter()
+        lost = 0
+        told = rows.select([name for name in ("error", "lost_rows") if name in rows.column_names])
+        for row in told.filter(rows["error"].is_valid()).to_pylist():
+            beyond = row.get("lost_rows") or 0
+            errors[kind_of(row["error"])] += 1 + beyond
+            lost += beyond
+        kept = rows["fields"].drop_null().to_pylist() if "fields" in rows.column_names else []
+        return cls(errors, lost, frozenset(name for text in kept for name in json.loads(text)))
+
+    def noted(self, rows: pa.Table) -> pa.Table:
+        """The same rows, in whose file this will stand."""
+        note = json.dumps({"errors": self.errors, "lost": self.lost, "fields": sorted(self.fields)})
+        return rows.replace_schema_metadata({**(rows.schema.metadata or {}), NOTE: note.encode()})
+
+    @classmethod
+    def told(cls, footer: bytes) -> Contents | None:
+        """As the end of a file tells; None where it does not: an earlier version wrote it, or the end is too short."""
+        try:
+            note = (pq.read_metadata(pa.BufferReader(footer)).metadata or {})[NOTE]
+            known = json.loads(note)
+            return cls(Counter(known["errors"]), known["lost"], frozenset(known["fields"]))
+        except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError):
+            return None
+
+
+@dataclass
+class Staged:
+    """What a computation put into its folder."""
+
+    rows: int = 0
+    bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    """By stage, of all processes together."""
+    contents: dict[str, Contents] = field(default_factory=dict)
+    """Of each file, by name."""
+    actors: int = 1
+    """How many processes had the model."""
+
+    def add(self, other: Staged) -> None:
+        """Takes in what another task put there."""
+        self.rows += other.rows
+        self.bytes += other.bytes
+        self.contents |= other.contents
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] += seconds
+
+
+def kind_of(error: str) -> str:
+    """`ImageDecodeError` of `ImageDecodeError: …`."""
+    return error.split(":", 1)[0]
+
+
+def total(pieces: Sequence[Piece], known: Mapping[str, Contents] | None = None) -> Contents:
+    """What is in these pieces together.
+
+    Args:
+        pieces: the files.
+        known: by name, what those that have just been written contain; of the others the footers are read, and the
+            rows where these do not tell.
+
+    Raises:
+        FileNotFoundError: a file is gone.
+        StorageError: the store kept failing.
+    """
+    known = known or {}
+    found = [known[piece.file.name] for piece in pieces if piece.file.name in known]
+    others = [piece.file for piece in pieces if piece.file.name not in known]
+    untold: list[str] = []
+    for file, end in zip(others, storage.read_ends(others, FOOTER_BYTES), strict=True):
+        told = None if end is None else Contents.told(end)
+        found += [] if told is None else [told]
+        untold += [file.uri] if told is None else []
+    with ThreadPoolExecutor(READERS) as threads:
+        return _sum([*found, *threads.map(_read, untold)])
+
+
+def _sum(parts: Iterable[Contents]) -> Contents:
+    errors: Counter[str] = Counter()
+    lost, fields = 0, set[str]()
+    for part in parts:
+        errors.update(part.errors)
+        lost += part.lost
+        fields |= part.fields
+    return Contents(errors, lost, frozenset(fields))
+
+
+def _read(uri: str) -> Contents:
+    with storage.open_input(uri) as stream:
+        return Contents.of(pq.ParquetFile(stream).read(columns=["error", "lost_rows", "fields"]))
