@@ -11,7 +11,7 @@ import ray
 
 from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
-from pipelines.reading.datasource import ShardDatasource
+from pipelines.reading.datasource import ShardDatasource, bundled
 from pipelines.reading.samples import SAMPLE_SCHEMA, Decode
 from pipelines.reading.shards import Shard
 from pipelines.staging.contents import Staged
@@ -59,9 +59,10 @@ def stage(
     connection.start()
     count, compute, asks = resources.plan(len(shards), sum(shard.size for shard in shards))
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
+    bundles = bundled(shards, count)
     dataset = ray.data.read_datasource(
-        ShardDatasource(list(shards), decode.options(stride), decode, SAMPLE_SCHEMA),
-        override_num_blocks=len(shards),
+        ShardDatasource(bundles, decode.options(stride), decode, SAMPLE_SCHEMA),
+        override_num_blocks=len(bundles),
         num_cpus=DECODE_CPUS if decode.cut is None else APART_CPUS,
         concurrency=resources.actors or None if actor is None else None,
     )

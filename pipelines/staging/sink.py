@@ -6,6 +6,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,9 @@ from pipelines import storage
 from pipelines.cluster import counters
 from pipelines.staging.contents import Contents, Staged, kind_of
 from pipelines.staging.pieces import TIMINGS
+
+PUTS = 8
+"""Objects that a task writes at the same time."""
 
 
 class StageSink(Datasink[Staged]):
@@ -43,8 +47,12 @@ class StageSink(Datasink[Staged]):
         if not tables:
             return done
         table = pa.concat_tables(tables).sort_by([("shard_key", "ascending"), ("index", "ascending")])
-        for first, stop in _runs(table):
-            self._put(table.slice(first, stop - first), done)
+        with ThreadPoolExecutor(PUTS) as threads:
+            for name, size, found in threads.map(
+                self._put, (table.slice(first, stop - first) for first, stop in _runs(table))
+            ):
+                done.bytes += size
+                done.contents[name] = found
         done.rows = len(table)
         for name in TIMINGS:
             if name in table.column_names:
@@ -55,16 +63,16 @@ class StageSink(Datasink[Staged]):
             counters.count_staged(self._name, done.rows, errors, done.seconds, done.bytes)
         return done
 
-    def _put(self, rows: pa.Table, done: Staged) -> None:
+    def _put(self, rows: pa.Table) -> tuple[str, int, Contents]:
         first, stop = rows["index"][0].as_py(), rows["index"][-1].as_py() + 1
         end = "-end" if rows["last"][-1].as_py() else ""
         name = f"{rows['shard_key'][0].as_py()}-{first:08d}-{stop:08d}{end}.parquet"
-        done.contents[name] = Contents.of(rows)
+        found = Contents.of(rows)
         buffer = io.BytesIO()
-        file = done.contents[name].noted(rows.select(self._schema.names).cast(self._schema))
+        file = found.noted(rows.select(self._schema.names).cast(self._schema))
         pq.write_table(file, buffer, compression="zstd")
         storage.write_bytes(storage.join(self._folder, name), buffer.getvalue())
-        done.bytes += buffer.tell()
+        return name, buffer.tell(), found
 
     def on_write_complete(self, write_result: Any) -> None:
         """Adds up what the tasks returned."""

@@ -17,7 +17,7 @@ from pipelines import storage
 from pipelines.models import artifacts, weights
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
-from pipelines.reading.datasource import ShardDatasource
+from pipelines.reading.datasource import ShardDatasource, bundled
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import MAX_BAD_SHARE
 from pipelines.reading.samples import SAMPLE_SCHEMA, TEXT_SCHEMA, TrainingTexts
@@ -54,8 +54,9 @@ def _texts(recipe: Recipe, shards: list[Shard]) -> Iterator[str]:
     if not recipe.model.learns_from_texts:
         return
     whole = [replace(shard, cut=False) for shard in shards]
-    source = ShardDatasource(whole, ReadOptions(limits=recipe.limits), TrainingTexts(recipe.model), TEXT_SCHEMA)
-    dataset = ray.data.read_datasource(source, override_num_blocks=len(shards), num_cpus=engine.DECODE_CPUS)
+    bundles = bundled(whole, max(1, int(ray.cluster_resources().get("CPU", 1))))
+    source = ShardDatasource(bundles, ReadOptions(limits=recipe.limits), TrainingTexts(recipe.model), TEXT_SCHEMA)
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(bundles), num_cpus=engine.DECODE_CPUS)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch["text"].to_pylist()
 

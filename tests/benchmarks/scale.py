@@ -36,7 +36,7 @@ from pipelines.models.session import Inference
 from pipelines.nights import commit, infer, upkeep
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
-from pipelines.reading.datasource import ShardDatasource
+from pipelines.reading.datasource import ShardDatasource, bundled
 from pipelines.reading.samples import SAMPLE_SCHEMA
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.staging import checks, contents
@@ -168,8 +168,9 @@ def packed(night: Night, steps: Steps) -> None:
     """What Ray Data sends: a read task for each shard, once, and the sink, with each write task."""
     decode = night.inference.decode()
     with steps.step("read tasks") as figures:
-        source = ShardDatasource(list(night.shards), decode.options(1), decode, SAMPLE_SCHEMA)
-        figures["bytes"] = sum(len(ray.cloudpickle.dumps(task)) for task in source.get_read_tasks(1))
+        source = ShardDatasource(bundled(night.shards, 2), decode.options(1), decode, SAMPLE_SCHEMA)
+        tasks = source.get_read_tasks(1)
+        figures |= {"bytes": sum(len(ray.cloudpickle.dumps(task)) for task in tasks), "tasks": len(tasks)}
     with steps.step("sink") as figures:
         sink = ray.cloudpickle.dumps(StageSink(night.folder, night.schema, "scale"))
         figures["bytes"] = len(sink)

@@ -1,3 +1,4 @@
+import random
 from pathlib import Path
 
 import pytest
@@ -5,11 +6,11 @@ import ray
 
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
-from pipelines.reading.datasource import ShardDatasource
+from pipelines.reading.datasource import SHARD_BYTES, TABLE_ROWS, TASK_BYTES, TASKS_A_PROCESS, ShardDatasource, bundled
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.samples import SAMPLE_SCHEMA
-from pipelines.reading.shards import list_shards
+from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
 from tests.pipelines.hostile import SCHEMA, Hostile
 
@@ -20,11 +21,11 @@ def test_poison_rows_cost_only_themselves_on_a_cluster(tmp_path: Path) -> None:
     tiny.write_sentences(str(tmp_path), shards=3, rows=5)
     (tmp_path / "part-00001.txt").write_text("gut\ncrash\nauch gut\nspin\nam Ende gut\n")
     shards = list_shards(str(tmp_path))
-    source = ShardDatasource(shards, ReadOptions(limits=Limits(max_seconds=0.5)), Hostile(), SCHEMA)
+    source = ShardDatasource([shards[:2], shards[2:]], ReadOptions(limits=Limits(max_seconds=0.5)), Hostile(), SCHEMA)
     assert source.get_name() == "Shards"
     assert source.estimate_inmemory_data_size() == sum(shard.size for shard in shards)
-    assert len(source.get_read_tasks(99)) == 3, "a shard is the unit, whatever Ray would like"
-    rows = ray.data.read_datasource(source, override_num_blocks=3, num_cpus=0.5).take_all()
+    assert len(source.get_read_tasks(99)) == 2, "a bundle is a task, whatever Ray would like"
+    rows = ray.data.read_datasource(source, override_num_blocks=2, num_cpus=0.5).take_all()
     assert len(rows) == 15
     bad = {row["text"]: row["error"].split(":")[0] for row in rows if row["error"]}
     assert bad == {"crash": "InputCrashed", "spin": "InputHangs"}
@@ -35,7 +36,44 @@ def test_a_task_carries_its_shard_alone(tmp_path: Path) -> None:
     tiny.write_sentences(str(tmp_path), shards=2, rows=1)
     decode = Inference.of(artifacts.read(tiny.write_translator(str(tmp_path / "model")))).decode()
     shards = list_shards(str(tmp_path / "*.txt"))
-    tasks = ShardDatasource(shards, decode.options(), decode, SAMPLE_SCHEMA).get_read_tasks(99)
+    tasks = ShardDatasource([[shard] for shard in shards], decode.options(), decode, SAMPLE_SCHEMA).get_read_tasks(99)
     assert max(len(ray.cloudpickle.dumps(task)) for task in tasks) < 4096 < len(ray.cloudpickle.dumps(decode))
     rows = [row for task in tasks for block in task() for row in block.to_pylist()]
     assert [(row["shard"], row["shard_key"]) for row in rows] == [(shard.uri, shard.key) for shard in shards]
+
+
+def of_sizes(*sizes: int) -> list[Shard]:
+    return [Shard(f"s3://lake/in/{number:06d}.txt", size, "1") for number, size in enumerate(sizes)]
+
+
+def test_large_shards_and_few_ones_are_tasks_of_their_own() -> None:
+    large = of_sizes(TASK_BYTES, 10 * TASK_BYTES, 50, TASK_BYTES)
+    assert bundled(large * 100, 1)[:4] == [[shard] for shard in large]
+    few = of_sizes(*[700] * TASKS_A_PROCESS)
+    assert bundled(few, 1) == [[shard] for shard in few]
+    assert bundled(few, 4) == [[shard] for shard in few]
+    assert bundled([], 1) == []
+
+
+@pytest.mark.parametrize("processes", [1, 3, 100])
+def test_bundles_of_small_shards_keep_all_processes_busy_and_are_bounded(processes: int) -> None:
+    draw = random.Random(0)
+    shards = of_sizes(*[draw.randrange(20_000) for _ in range(10_000)])
+    bundles = bundled(shards, processes)
+    assert [shard for bundle in bundles for shard in bundle] == shards, "in their order, each once"
+    costs = [sum(shard.size + SHARD_BYTES for shard in bundle) for bundle in bundles]
+    assert max(costs) <= min(TASK_BYTES, sum(costs) / (TASKS_A_PROCESS * processes))
+    assert TASKS_A_PROCESS * processes <= len(bundles) < len(shards) / 4
+
+
+def test_shards_of_a_bundle_fill_one_table_and_stay_apart_in_it(tmp_path: Path) -> None:
+    """Each row knows its shard, and each shard has its last row."""
+    tiny.write_sentences(str(tmp_path), shards=TABLE_ROWS // 10, rows=14)
+    shards = list_shards(str(tmp_path))
+    decode = Inference.of(artifacts.read(tiny.write_translator(str(tmp_path / "model")))).decode()
+    (task,) = ShardDatasource([shards], decode.options(), decode, SAMPLE_SCHEMA).get_read_tasks(1)
+    tables = list(task())
+    assert [len(table) for table in tables] == [14 * 19, 14 * (len(shards) - 19)]
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert [(row["shard_key"], row["index"]) for row in rows] == [(s.key, i) for s in shards for i in range(14)]
+    assert [row["shard"] for row in rows if row["last"]] == [shard.uri for shard in shards]

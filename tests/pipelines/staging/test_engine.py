@@ -9,6 +9,7 @@ from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
+from pipelines.reading.datasource import bundled
 from pipelines.reading.samples import SAMPLE_SCHEMA
 from pipelines.reading.shards import list_shards
 from pipelines.staging import checks, engine
@@ -57,3 +58,22 @@ def test_samples_stream_through_the_model(inference: Inference, tmp_path: Path) 
     texts = [text for shard in shards for text in storage.read_text(shard.uri).splitlines()]
     expected = tiny.translator().translate(texts, beam_size=1, max_length=12)
     assert [row["translation"] for row in rows(folder, shards)] == expected
+
+
+def test_many_small_shards_are_staged_each_for_itself(inference: Inference, tmp_path: Path) -> None:
+    """Although a task reads some of them, and another one writes them."""
+    tiny.write_sentences(str(tmp_path / "many"), shards=70, rows=2)
+    shards, folder = list_shards(str(tmp_path / "many")), str(tmp_path / "staged")
+    schema = table_schema(inference.artifact.hybrid_class.payload_schema)
+    actor = engine.Actor(Predictor, (inference,), (Lineage("m", "1", "f", "r"),))
+    assert len(bundled(shards, 1)) < 40
+    written = engine.stage(shards, folder, schema, inference.decode(), actor, RESOURCES, "test")
+    assert (written.rows, len(written.contents)) == (140, 70)
+    assert [(row["shard"], row["index"]) for row in rows(folder, shards)] == [
+        (s.uri, i) for s in shards for i in (0, 1)
+    ]
+    texts = [text for shard in shards for text in storage.read_text(shard.uri).splitlines()]
+    expected = tiny.translator().translate(texts, beam_size=1, max_length=12)
+    assert [row["translation"] for row in rows(folder, shards)] == expected
+    storage.delete(checks.verify(shards[5:6], folder)[0].file.uri)
+    assert checks.incomplete(shards, folder) == [shards[5]], "one is done again alone"
