@@ -39,8 +39,8 @@ pytest: $(READY)
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
 
-# Figures and their report in docs/benchmarks.md, in half an hour; bench-full runs other programs and an earlier commit,
-# too, in hours. ONLY="captioning waiting" runs some lines.
+# Figures and their report in docs/benchmarks.md; bench-full runs other programs and an earlier commit, too.
+# ONLY="captioning waiting" runs some lines.
 ONLY ?=
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks $(ONLY)

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks [LINE ...] [--full]
 
-Each line runs alone in a process of its own. Without `--full` only this project is run, in half an hour on two cores;
+Each line runs alone in a process of its own. Without `--full` only this project is run;
 with it, other people's programs, too, in their own environments (`.venv/peers/`), and the commit of this project that
 the goals were set against. A line that fails leaves its earlier figures as they are, and the command ends with 1; one
 that ran `--full` is not replaced by one without.
