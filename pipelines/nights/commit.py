@@ -5,6 +5,8 @@ never a part.
 from __future__ import annotations
 
 import json
+import logging
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +23,9 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights.ownership import COMMON, check_folder, check_ours, columns, mark
 from pipelines.nights.tables import (
+    COMMIT,
     HISTORY,
+    LOG,
     AsOf,
     commit_uri,
     file_actions,
@@ -33,6 +37,11 @@ from pipelines.nights.tables import (
 from pipelines.staging.pieces import Piece
 
 COMMIT_ATTEMPTS = 5
+LOG_BYTES = 8 << 20
+"""Of commits that no checkpoint has: the lines of 25,000 files."""
+CHECKPOINT = re.compile(r"\d{20}\.checkpoint.*\.parquet")
+DIGITS = 20
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schem
     actions = [_add_action(piece.file.uri.removeprefix(root), piece, ds) for piece in pieces]
     if partition.files() == {action.path for action in actions}:
         return None
-    return _persistently("commit to", uri, lambda: _commit(_writable(uri, schema, actions), ds, actions, schema, run))
+    return _persistently("commit to", uri, lambda: _commit(uri, ds, actions, schema, run))
 
 
 def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
@@ -137,9 +146,10 @@ def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
     _check_kept(uri, version, actions, ds)
     run = {"run_id": uuid.uuid4().hex, "restored": str(version)}
     if ds:
-        return _persistently("restore", uri, lambda: _commit(_writable(uri, None, actions), ds, actions, None, run))
+        return _persistently("restore", uri, lambda: _commit(uri, ds, actions, None, run))
     table = DeltaTable(storage.absolute(uri))
     patiently("restore", uri, lambda: table.restore(version, commit_properties=CommitProperties(run)))
+    _shorten(uri, table)
     return int(table.version())
 
 
@@ -170,10 +180,11 @@ def _writable(uri: str, schema: pa.Schema | None, actions: Sequence[AddAction]) 
 
 
 def _commit(
-    table: DeltaTable, ds: str, actions: Sequence[AddAction], schema: pa.Schema | None, run: dict[str, str]
+    uri: str, ds: str, actions: Sequence[AddAction], schema: pa.Schema | None, run: dict[str, str]
 ) -> int | None:
+    table = _writable(uri, schema, actions)
     if night_files(table, ds) == {action.path for action in actions}:
-        return _version_of(table, ds, run)
+        return _version_of(uri, table.version(), ds, run)
     have = table.schema().fields
     grown = [field for name, field in columns(schema or COMMON).items() if name not in {known.name for known in have}]
     app_id = f"ds={ds}"
@@ -186,16 +197,31 @@ def _commit(
         [("ds", "=", ds)],
         commit_properties=CommitProperties({**run, "ds": ds}, app_transactions=[Transaction(app_id, number)]),
     )
-    return int(DeltaTable(table.table_uri).version())
+    now = DeltaTable(storage.absolute(uri))
+    _shorten(uri, now)
+    return int(now.version())
 
 
-def _version_of(table: DeltaTable, ds: str, run: dict[str, str]) -> int | None:
+def _shorten(uri: str, table: DeltaTable) -> None:
+    """Whoever opens a table reads its log from the last checkpoint on. One is made when that is more than `LOG_BYTES`;
+    delta-rs counts commits, of which one may have a line for each of 100,000 files. The night is committed: a
+    checkpoint that cannot be made is only worth a warning."""
+    try:
+        log = storage.list_files(storage.join(uri, LOG))
+        last = max((file.name[:DIGITS] for file in log if CHECKPOINT.fullmatch(file.name)), default="")
+        if sum(file.size for file in log if COMMIT.fullmatch(file.name) and file.name[:DIGITS] > last) > LOG_BYTES:
+            table.create_checkpoint()
+    except Exception as error:  # delta-rs has more kinds of them than it says
+        logger.warning("%s: cannot make a checkpoint of its log: %s", uri, error)
+
+
+def _version_of(uri: str, newest: int, ds: str, run: dict[str, str]) -> int | None:
     """The newest commit of this night, if this run made it: a store may have done what it said it could not do.
 
     Reads the log itself: `DeltaTable.history` of deltalake 1.6 never returns on S3.
     """
-    for version in range(table.version(), max(-1, table.version() - HISTORY), -1):
-        entries = storage.read_text(commit_uri(table.table_uri, version)).splitlines()
+    for version in range(newest, max(-1, newest - HISTORY), -1):
+        entries = storage.read_text(commit_uri(uri, version)).splitlines()
         commit: dict[str, Any] = next((info for e in entries if (info := json.loads(e).get("commitInfo"))), {})
         if commit.get("ds") == ds:
             return version if commit["run_id"] == run["run_id"] else None

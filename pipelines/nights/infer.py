@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
@@ -222,15 +223,19 @@ def check_shards(night: Night) -> None:
 def _addresses(night: Night, files: set[str]) -> set[str]:
     """Shards and lone objects that files of the table were made of; only of those that are not listed as they were."""
     keys = {shard.key for shard in night.shards}
-    found: set[str] = set()
-    for path in sorted(files):
+
+    def changed(path: str) -> bool:
         piece = PIECE.fullmatch(path.rsplit("/", 1)[-1])
-        if piece is not None and piece["shard"] in keys:
-            continue
+        return piece is None or piece["shard"] not in keys
+
+    def read(path: str) -> set[str]:
         try:
             with storage.open_input(storage.join(night.partition.table, path)) as stream:
                 rows = pq.ParquetFile(stream).read(columns=["shard", "object"])  # earlier versions have but the first
-            found.update(row.get("object") or row["shard"] for row in rows.to_pylist())
         except FileNotFoundError:  # nothing reads this night any more; it is mended by doing it again
             log.warning("%s lacks its file %s", night.partition.table, path)
-    return found
+            return set()
+        return {row.get("object") or row["shard"] for row in rows.to_pylist()}
+
+    with ThreadPoolExecutor(contents.READERS) as threads:
+        return set[str]().union(*threads.map(read, filter(changed, sorted(files))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +19,8 @@ from pipelines.reading.shards import Shard
 
 TASK_BYTES = 1 << 20
 """Of small shards so many are read in one task, ten thousand sentences: what is done again if its process dies."""
-SHARD_BYTES = 4 << 10
-"""Takes as long to read as it takes to open a shard."""
+OPEN_BYTES = 4 << 10
+"""Takes as long to read as it takes to open a shard, or one object of a group."""
 TASKS_A_PROCESS = 16
 """At least, where there are so many shards: the last process is done a sixteenth later than the first, at most."""
 TABLE_ROWS = 256
@@ -62,8 +61,10 @@ class ShardDatasource(Datasource):
     def _task(self, bundle: Sequence[Shard], row_limit: int | None) -> ReadTask:
         size = sum(shard.size for shard in bundle)
         metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
-        read = partial(_read, tuple(bundle), self._given)
-        return ReadTask(read, metadata, schema=self._schema, per_task_row_limit=row_limit)
+        shards, given = tuple(bundle), self._given
+        return ReadTask(
+            lambda: _read(shards, given), metadata, schema=self._schema, per_task_row_limit=row_limit
+        )  # not a `partial`: of large tasks Ray prints the function's name
 
 
 def bundled(shards: Sequence[Shard], processes: int) -> list[list[Shard]]:
@@ -73,7 +74,7 @@ def bundled(shards: Sequence[Shard], processes: int) -> list[list[Shard]]:
         shards: in the order of the listing, which stays.
         processes: how many there are for these tasks.
     """
-    costs = [shard.size + SHARD_BYTES for shard in shards]
+    costs = [shard.size + OPEN_BYTES * max(1, len(shard.members)) for shard in shards]
     most = min(TASK_BYTES, sum(costs) / (TASKS_A_PROCESS * processes))
     bundles: list[list[Shard]] = []
     held = most

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -33,9 +33,6 @@ class Contents:
     fields: frozenset[str] = frozenset()
     """Which fields of the input were kept in some of them."""
 
-    def __add__(self, other: Contents) -> Contents:
-        return Contents(self.errors + other.errors, self.lost + other.lost, self.fields | other.fields)
-
     @classmethod
     def of(cls, rows: pa.Table) -> Contents:
         """Of rows with the columns `error`, `lost_rows` and `fields`; pieces of earlier versions lack the last two."""
@@ -47,7 +44,7 @@ class Contents:
             errors[kind_of(row["error"])] += 1 + beyond
             lost += beyond
         kept = rows["fields"].drop_null().to_pylist() if "fields" in rows.column_names else []
-        return cls(errors, lost, frozenset(name for text in kept for name in json.loads(text)))
+        return cls(errors, lost, frozenset().union(*map(_names, kept)))
 
     def noted(self, rows: pa.Table) -> pa.Table:
         """The same rows, in whose file this will stand."""
@@ -65,6 +62,10 @@ class Contents:
             return None
 
 
+Known = dict[tuple[str, int], Contents]
+"""By a file's name and size: a task that was taken for dead may have written another one of this name."""
+
+
 @dataclass
 class Staged:
     """What a computation put into its folder."""
@@ -73,8 +74,8 @@ class Staged:
     bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     """By stage, of all processes together."""
-    contents: dict[str, Contents] = field(default_factory=dict)
-    """Of each file, by name."""
+    contents: Known = field(default_factory=dict)
+    """Of each file."""
     actors: int = 1
     """How many processes had the model."""
 
@@ -87,26 +88,37 @@ class Staged:
             self.seconds[stage] += seconds
 
 
+def _names(text: str) -> frozenset[str]:
+    """Of the fields in a JSON object, none if it is something else: the decoding child wrote it, which a file may have
+    taken over."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return frozenset()
+    return frozenset(fields) if isinstance(fields, dict) else frozenset()
+
+
 def kind_of(error: str) -> str:
     """`ImageDecodeError` of `ImageDecodeError: …`."""
     return error.split(":", 1)[0]
 
 
-def total(pieces: Sequence[Piece], known: Mapping[str, Contents] | None = None) -> Contents:
+def total(pieces: Sequence[Piece], known: Known | None = None) -> Contents:
     """What is in these pieces together.
 
     Args:
         pieces: the files.
-        known: by name, what those that have just been written contain; of the others the footers are read, and the
-            rows where these do not tell.
+        known: what those that have just been written contain; of the others the footers are read, and the rows where
+            these do not tell.
 
     Raises:
         FileNotFoundError: a file is gone.
         StorageError: the store kept failing.
     """
     known = known or {}
-    found = [known[piece.file.name] for piece in pieces if piece.file.name in known]
-    others = [piece.file for piece in pieces if piece.file.name not in known]
+    keys = [(piece.file.name, piece.file.size) for piece in pieces]
+    found = [known[key] for key in keys if key in known]
+    others = [piece.file for piece, key in zip(pieces, keys, strict=True) if key not in known]
     untold: list[str] = []
     for file, end in zip(others, storage.read_ends(others, FOOTER_BYTES), strict=True):
         told = None if end is None else Contents.told(end)

@@ -17,7 +17,7 @@ from ray.data.block import BlockAccessor
 from pipelines import storage
 from pipelines.cluster import counters
 from pipelines.staging.contents import Contents, Staged, kind_of
-from pipelines.staging.pieces import TIMINGS
+from pipelines.staging.pieces import PIECE, TIMINGS
 
 PUTS = 8
 """Objects that a task writes at the same time."""
@@ -52,7 +52,7 @@ class StageSink(Datasink[Staged]):
                 self._put, (table.slice(first, stop - first) for first, stop in _runs(table))
             ):
                 done.bytes += size
-                done.contents[name] = found
+                done.contents[name, size] = found
         done.rows = len(table)
         for name in TIMINGS:
             if name in table.column_names:
@@ -67,6 +67,8 @@ class StageSink(Datasink[Staged]):
         first, stop = rows["index"][0].as_py(), rows["index"][-1].as_py() + 1
         end = "-end" if rows["last"][-1].as_py() else ""
         name = f"{rows['shard_key'][0].as_py()}-{first:08d}-{stop:08d}{end}.parquet"
+        if "/" in name or not PIECE.fullmatch(name):
+            raise ValueError(f"'{name}' is no name of a piece")
         found = Contents.of(rows)
         buffer = io.BytesIO()
         file = found.noted(rows.select(self._schema.names).cast(self._schema))

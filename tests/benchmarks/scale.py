@@ -1,11 +1,12 @@
 """What the driver of a night does for N shards, without their payload: seconds, requests and memory by step.
 
-    python -m tests.benchmarks.scale [--shards 1000] [--store s3|disk]
+    python -m tests.benchmarks.scale [--shards 1000] [--store s3|disk] [--compute]
 
 A night of N text shards is listed, its read tasks and its sink are packed as Ray Data sends them, its pieces (which are
 put there as copies of one) are looked at, counted and committed, then the same night comes again. Every step is the
 driver's own function, on a local S3 server or a disk; a translator of 6,000 words travels with the tasks. Requests are
-those of s3fs; delta-rs has a client of its own. Prints one JSON object.
+those of s3fs; delta-rs has a client of its own. With `--compute` a whole night of as many shards of ten sentences comes
+first, by a tiny translator on a cluster of two nodes of one CPU. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ import tyro
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from pipelines import storage
 from pipelines.cluster import connection
+from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
+from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, infer, upkeep
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
@@ -43,7 +46,7 @@ from pipelines.staging import checks, contents
 from pipelines.staging.pieces import Lineage
 from pipelines.staging.sink import StageSink
 from tests import tiny
-from tests.servers import BUCKET, S3Server
+from tests.servers import BUCKET, RayNode, S3Server
 
 WORDS, ROWS = 6_000, 100
 DS = "2026-01-01"
@@ -57,6 +60,8 @@ class Options:
     """How many."""
     store: Literal["s3", "disk"] = "s3"
     """Where they lie: on a local S3 server, or on a disk."""
+    compute: bool = False
+    """A whole night, too."""
 
 
 @dataclass
@@ -84,9 +89,11 @@ class Steps:
 def main(options: Options) -> None:
     """Measures and prints."""
     steps = Steps()
-    with tempfile.TemporaryDirectory() as scratch, store(options, scratch) as root:
+    with tempfile.TemporaryDirectory() as scratch, store(options, scratch) as root, cluster(options, scratch):
         connection.start(quiet=True, cpus=1)
         count_requests(steps)
+        if options.compute:
+            computed(options, storage.join(root, "computed"), steps)
         night_of(options, root, str(Path(scratch) / "model"), steps)
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(figures)}" for name, figures in steps.found.items())
     print(f'{{"shards": {options.shards}, "store": "{options.store}", "steps": {{\n{lines}\n}}}}')
@@ -104,6 +111,40 @@ def store(options: Options, scratch: str) -> Iterator[str]:
         yield f"s3://{BUCKET}"
     finally:
         server.kill()
+
+
+@contextmanager
+def cluster(options: Options, scratch: str) -> Iterator[None]:
+    """Two nodes and a head without CPUs, or, where there is nothing to compute, none: one process is a cluster, too."""
+    if not options.compute:
+        yield
+        return
+    os.environ.update(connection.LOCAL_CLUSTER)
+    head = RayNode(Path(scratch) / "head", 0).start()
+    nodes = [RayNode(Path(scratch) / f"node-{number}", 1, head.address) for number in range(2)]
+    try:
+        for node in nodes:
+            node.start()
+        os.environ["RAY_ADDRESS"] = head.address
+        yield
+    finally:
+        ray.shutdown()
+        for node in (*nodes, head):
+            node.kill()
+
+
+def computed(options: Options, root: str, steps: Steps) -> None:
+    """A night from its listing to its commit."""
+    source = storage.join(root, "in")
+    put(
+        options.shards, lambda number: storage.join(source, f"part-{number:07d}.txt"), b"ein Hund schl\xc3\xa4ft\n" * 10
+    )
+    inference = Inference.of(artifacts.read(tiny.write_translator(storage.join(root, "model"))))
+    with steps.step("a night, computed") as figures:
+        night = Night(list_shards(source), Partition.of(storage.join(root, "tables"), "translations", DS), inference)
+        summary = infer.infer(night, Resources(), Tracker(""))
+        assert (summary.ok, summary.shards_computed) == (10 * options.shards, options.shards)
+        figures |= {"model_busy": summary.model_busy}
 
 
 def count_requests(steps: Steps) -> None:
@@ -165,7 +206,7 @@ def translator(place: str) -> str:
 
 
 def packed(night: Night, steps: Steps) -> None:
-    """What Ray Data sends: a read task for each shard, once, and the sink, with each write task."""
+    """What Ray Data sends: read tasks, each once, and the sink, with each write task."""
     decode = night.inference.decode()
     with steps.step("read tasks") as figures:
         source = ShardDatasource(bundled(night.shards, 2), decode.options(1), decode, SAMPLE_SCHEMA)

@@ -22,7 +22,7 @@ from pipelines.reading.limits import Limits
 SCHEMA = pa.schema(
     [
         ("shard", pa.string()), ("index", pa.int64()), ("text", pa.string()), ("error", pa.string()),
-        ("lost_rows", pa.int64()), ("pid", pa.int64()),
+        ("lost_rows", pa.int64()), ("pid", pa.int64()), ("shard_key", pa.string()),
     ]
 )  # fmt: skip
 
@@ -103,7 +103,8 @@ class CrashingCut(Cut):
 
 @dataclass(frozen=True)
 class Hostile:
-    """Gives back each text but "left out"; one that names a trick plays it, with `once` only until that file exists."""
+    """Gives back each text but "left out"; one that names a trick plays it, with `once` only until that file exists.
+    Says that its rows are another shard's, of "twice" in two columns of one name."""
 
     once: str = ""
 
@@ -121,8 +122,11 @@ class Hostile:
             if text == "left out":
                 continue
             kept = {name: row[name] for name in ("index", "error", "lost_rows")}
-            out.append({**kept, "shard": "another's", "text": text, "pid": os.getpid()})
-        return pa.Table.from_pylist(out, schema=SCHEMA)
+            own = {"shard": "another's", "shard_key": "../another's", "text": text, "pid": os.getpid()}
+            out.append({**kept, **own})
+        found = pa.Table.from_pylist(out, schema=SCHEMA)
+        twice = any(row["text"] == "twice" and row["error"] is None for row in out)
+        return found.append_column("shard_key", found["shard_key"]) if twice else found
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
                 if row == STARTING:
                     raise RuntimeError(f"cannot read {shard.uri}: {death} before it began") from None
                 if row in poison.uncounted:  # whatever it dies of, it is not to be read again
-                    yield step(last_row(shard, done, poison.read[row], row - done), unwatched)
+                    yield _own(step(last_row(shard, done, poison.read[row], row - done), unwatched), shard)
                     return
                 _give_up(poison, death, row, wasted, options.limits, 0 if shard.cut else len(shard.members))
             continue

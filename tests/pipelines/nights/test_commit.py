@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polars
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
@@ -74,6 +76,24 @@ def test_of_two_first_writers_of_a_night_one_replaces_the_other(table: str, monk
     assert pa.table(DeltaTable(table, version=1).get_add_actions())["num_records"].to_pylist() == [1]
 
 
+@pytest.mark.parametrize("folder", ["captions", "my lake/é/captions"])
+def test_a_commit_whose_answer_is_lost_is_known_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    table = str(tmp_path / folder)
+    pieces = night(table, ONE, rows(A, 0, 2, 1))
+    done = DeltaTable.create_write_transaction
+
+    def lost(self: DeltaTable, *args: Any, **kwargs: Any) -> None:
+        done(self, *args, **kwargs)
+        monkeypatch.setattr(DeltaTable, "create_write_transaction", done)
+        raise OSError("the connection broke off")
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", lost)
+    assert commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, {"run_id": "this one"}) == 1
+    assert DeltaTable(table).version() == 1
+
+
 def test_the_delta_log_records_the_run(tmp_path: Path) -> None:
     table = str(tmp_path / "captions")
     commit_night(
@@ -101,6 +121,42 @@ def test_columns_are_added_with_the_night_in_one_commit(tmp_path: Path) -> None:
     third = night(table, THREE, rows(B, 0, 1, 0), ds="2026-01-02")
     assert commit_night(Partition(table, "2026-01-02"), third, SCHEMA, RUN) == 3
     assert "metaData" not in Path(table, "_delta_log/00000000000000000003.json").read_text(), "once is enough"
+
+
+def test_a_long_log_has_a_checkpoint(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its bytes; whoever opens the table reads what comes after it, and all versions stay."""
+    partitions = [Partition(table, f"2026-01-{day:02d}") for day in range(1, 5)]
+    folder = storage.join(table, "_delta_log")
+
+    def commit_all(partitions: list[Partition]) -> list[str]:
+        for partition in partitions:
+            stage(storage.join(partition.folder, ONE), rows(A, 0, 2, 1))
+            pieces = tiling(list_pieces(storage.join(partition.folder, ONE))[A.key]) or []
+            commit_night(partition, pieces, SCHEMA, RUN)
+        return [file.name for file in storage.list_files(folder) if "checkpoint" in file.name]
+
+    assert commit_all(partitions[:2]) == []
+    size = sum(file.size for file in storage.list_files(folder))
+    monkeypatch.setattr(commit, "LOG_BYTES", size)
+    assert commit_all(partitions[2:3]) == ["00000000000000000003.checkpoint.parquet"]
+    assert commit_all(partitions[3:]) == ["00000000000000000003.checkpoint.parquet"], "the log after it is short"
+    assert [night.rows for night in tables.nights(DeltaTable(table))] == [2, 2, 2, 2]
+    assert [night.ds for night in tables.nights(DeltaTable(table, version=2))] == ["2026-01-01", "2026-01-02"]
+    assert commit_night(partitions[0], night(table, TWO, rows(A, 0, 3, 2)), SCHEMA, RUN) == 5, "transactions go on"
+    assert commit.restore(table, 4, "2026-01-01") == 6
+    assert read(table) == [f"{A.uri}#0", f"{A.uri}#1"]
+
+
+def test_a_night_outlives_a_checkpoint_that_cannot_be_made(
+    table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(self: DeltaTable) -> None:
+        raise DeltaError("the store is away")
+
+    monkeypatch.setattr(commit, "LOG_BYTES", 0)
+    monkeypatch.setattr(DeltaTable, "create_checkpoint", fails)
+    assert commit_night(Partition(table, "2026-01-01"), night(table, ONE, rows(A, 0, 2, 1)), SCHEMA, RUN) == 1
+    assert "captions: cannot make a checkpoint of its log: the store is away" in caplog.text
 
 
 def test_a_night_is_brought_back(table: str) -> None:

@@ -1,14 +1,17 @@
+import json
 import random
 from pathlib import Path
 
 import pytest
 import ray
 
+from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
-from pipelines.reading.datasource import SHARD_BYTES, TABLE_ROWS, TASK_BYTES, TASKS_A_PROCESS, ShardDatasource, bundled
+from pipelines.reading.datasource import OPEN_BYTES, TABLE_ROWS, TASK_BYTES, TASKS_A_PROCESS, ShardDatasource, bundled
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
+from pipelines.reading.objects import Member
 from pipelines.reading.samples import SAMPLE_SCHEMA
 from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
@@ -61,7 +64,7 @@ def test_bundles_of_small_shards_keep_all_processes_busy_and_are_bounded(process
     shards = of_sizes(*[draw.randrange(20_000) for _ in range(10_000)])
     bundles = bundled(shards, processes)
     assert [shard for bundle in bundles for shard in bundle] == shards, "in their order, each once"
-    costs = [sum(shard.size + SHARD_BYTES for shard in bundle) for bundle in bundles]
+    costs = [sum(shard.size + OPEN_BYTES for shard in bundle) for bundle in bundles]
     assert max(costs) <= min(TASK_BYTES, sum(costs) / (TASKS_A_PROCESS * processes))
     assert TASKS_A_PROCESS * processes <= len(bundles) < len(shards) / 4
 
@@ -77,3 +80,24 @@ def test_shards_of_a_bundle_fill_one_table_and_stay_apart_in_it(tmp_path: Path) 
     rows = [row for table in tables for row in table.to_pylist()]
     assert [(row["shard_key"], row["index"]) for row in rows] == [(s.key, i) for s in shards for i in range(14)]
     assert [row["shard"] for row in rows if row["last"]] == [shard.uri for shard in shards]
+
+
+def test_a_group_with_large_fields_is_read(tmp_path: Path) -> None:
+    """Its task has more than a MiB, of which Ray says so."""
+    (tmp_path / "a.jpg").write_bytes(tiny.jpeg(0))
+    file = storage.info(str(tmp_path / "a.jpg"))
+    members = [
+        Member(file.uri, file.size, file.etag, f"{number}", json.dumps({"note": f"{number:09000}"}))
+        for number in range(200)
+    ]
+    group = Shard(f"{tmp_path}/@0", 200 * file.size, "1", tuple(members))
+    source = ShardDatasource([[group]], ReadOptions(), Hostile(), SCHEMA)
+    assert len(ray.cloudpickle.dumps(source.get_read_tasks(1)[0])) > 1 << 20
+    assert ray.data.read_datasource(source, override_num_blocks=1, num_cpus=0.5).count() == 200
+
+
+def test_members_cost_as_much_as_shards() -> None:
+    """Also those that are not there, which have no bytes."""
+    members = tuple(Member(f"s3://lake/{number}.jpg", 0, "", f"{number}") for number in range(256))
+    groups = [Shard(f"s3://lake/@{number}", 0, "1", members) for number in range(100)]
+    assert bundled(groups, 1) == [[group] for group in groups]

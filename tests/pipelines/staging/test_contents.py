@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -46,10 +47,19 @@ def test_rows_that_are_lost_with_an_error_are_counted() -> None:
     assert all(SCHEMA.field(name).nullable for name in later_columns(SCHEMA))
 
 
+@pytest.mark.parametrize("fields", ["5", "[[1]]", '"city"', "{", "[" * 100_000, "null"])
+def test_fields_that_are_none_are_not_counted(fields: str) -> None:
+    """A child that a file has taken over may write anything."""
+    table = pa.table({"error": ["X: y", None], "fields": ['{"city": 1}', fields]})
+    assert Contents.of(table) == Contents(Counter(X=1), 0, frozenset({"city"}))
+
+
 def test_a_footer_tells_what_its_rows_would(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Contents.of(torn())
-    table = torn().replace_schema_metadata({"decoding": "beam 3"})
+    bytes_ = pa.array([np.random.default_rng(row).bytes(2 * FOOTER_BYTES) for row in range(4)])
+    table = torn().append_column("frames", bytes_).replace_schema_metadata({"decoding": "beam 3"})
     pieces = [put(place, f"{number}.parquet", found.noted(table)) for number in range(3)]
+    assert min(piece.file.size for piece in pieces) > 4 * FOOTER_BYTES
     with no_rows_are_read(monkeypatch):
         whole = contents.total(pieces)
     assert whole == Contents(Counter(ReadError=195, X=3), 189, frozenset({"city", "street"}))
@@ -69,10 +79,10 @@ def test_rows_are_read_where_a_footer_does_not_tell(place: str) -> None:
 
 def test_what_was_just_written_is_not_looked_at(place: str) -> None:
     gone = Piece(storage.FileInfo(storage.join(place, "gone.parquet"), 9, ""), 0, 1, True)
-    known = {"gone.parquet": Contents(Counter(X=1), 4)}
-    assert contents.total([gone], known) == known["gone.parquet"]
-    with pytest.raises(FileNotFoundError, match=r"gone\.parquet"):
-        contents.total([gone])
+    assert contents.total([gone], {("gone.parquet", 9): Contents(Counter(X=1), 4)}) == Contents(Counter(X=1), 4)
+    for known in ({}, {("gone.parquet", 8): Contents()}):
+        with pytest.raises(FileNotFoundError, match=r"gone\.parquet"):
+            contents.total([gone], known)
 
 
 def test_the_sinks_files_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +95,8 @@ def test_the_sinks_files_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_tasks_add_up() -> None:
     whole = Staged(actors=2)
-    whole.add(Staged(3, 100, {"decode": 1.0, "predict": 2.0, "write": 0.5}, {"a": Contents(Counter(X=1))}))
-    whole.add(Staged(2, 10, {"decode": 0.5, "predict": 1.0, "write": 0.25}, {"b": Contents()}))
+    whole.add(Staged(3, 100, {"decode": 1.0, "predict": 2.0, "write": 0.5}, {("a", 100): Contents(Counter(X=1))}))
+    whole.add(Staged(2, 10, {"decode": 0.5, "predict": 1.0, "write": 0.25}, {("b", 10): Contents()}))
     assert (whole.rows, whole.bytes, whole.actors) == (5, 110, 2)
     assert whole.seconds == {"decode": 1.5, "predict": 3.0, "write": 0.75}
-    assert whole.contents == {"a": Contents(Counter(X=1)), "b": Contents()}
+    assert whole.contents == {("a", 100): Contents(Counter(X=1)), ("b", 10): Contents()}

@@ -40,7 +40,7 @@ def test_samples_are_staged_as_they_are_without_a_model(inference: Inference, pl
     written = engine.stage(shards, folder, schema, inference.decode(), None, RESOURCES, "test")
     assert (written.rows, written.actors) == (14, 1)
     assert written.bytes == sum(file.size for file in storage.list_files(folder))
-    assert written.contents == {file.name: Contents() for file in storage.list_files(folder)}
+    assert written.contents == {(file.name, file.size): Contents() for file in storage.list_files(folder)}
     assert written.seconds["decode"] > 0
     found = rows(folder, shards)
     assert [(row["shard"], row["index"]) for row in found] == [(shard.uri, i) for shard in shards for i in range(7)]

@@ -1,4 +1,5 @@
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,11 @@ from pipelines import storage
 from pipelines.reading import rows as reading_rows
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
-from pipelines.reading.sandbox import process
+from pipelines.reading.rows import READ
+from pipelines.reading.sandbox import guard, process
 from pipelines.reading.sandbox.guard import TRIES, guarded
+from pipelines.reading.sandbox.process import ChildDiedError
+from pipelines.reading.sandbox.protocol import Task
 from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
 from tests.pipelines.hostile import AsItIs, CrashingCut, CrashingLimits, CrashingVisual, Forger, Hostile
@@ -76,6 +80,28 @@ def test_a_row_that_cannot_be_read_ends_its_shard(tmp_path: Path) -> None:
     (block,) = guarded(shard(tmp_path, "x", "y", "z"), ReadOptions(limits=CrashingLimits()), ALWAYS)
     error = "InputCrashed: the process that worked on this row was killed by SIGSEGV (tried 2 times)"
     assert [(row["index"], row["error"], row["lost_rows"]) for row in block.to_pylist()] == [(0, error, 2)]
+
+
+def test_a_shard_that_kills_whoever_counts_its_rows_has_a_last_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying:
+        max_memory = 0
+
+        def run(self, task: Task) -> Iterator[None]:
+            raise ChildDiedError("InputCrashed", "the process died", READ, 1, 0.1)
+
+    monkeypatch.setattr(guard, "_child", lambda _: Dying())
+    (row,) = rows(shard(tmp_path, "x", "y"))
+    assert (row["index"], row["error"], row["lost_rows"]) == (0, "InputCrashed: the process died (tried 2 times)", 1)
+
+
+def test_two_columns_of_one_name_are_nonsense(tmp_path: Path) -> None:
+    """Of which one would be the child's."""
+    (row,) = rows(shard(tmp_path, "twice"))
+    assert row["error"] == (
+        "InputCrashed: the process that worked on this row answered nonsense: a column twice (tried 2 times)"
+    )
 
 
 def test_failing_rows_do_not_cost_a_shard_more_than_it_may(tmp_path: Path) -> None:
