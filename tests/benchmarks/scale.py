@@ -28,6 +28,7 @@ import pyarrow as pa
 import ray
 import s3fs
 import tyro
+from deltalake import DeltaTable
 
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from pipelines import storage
@@ -119,7 +120,7 @@ def cluster(options: Options, scratch: str) -> Iterator[None]:
     if not options.compute:
         yield
         return
-    os.environ.update(connection.LOCAL_CLUSTER)
+    os.environ.update({**connection.LOCAL_CLUSTER, "RAY_AUTH_MODE": "disabled"})
     head = RayNode(Path(scratch) / "head", 0).start()
     nodes = [RayNode(Path(scratch) / f"node-{number}", 1, head.address) for number in range(2)]
     try:
@@ -184,6 +185,8 @@ def night_of(options: Options, root: str, model: str, steps: Steps) -> None:
         with steps.step(f"commit{again}"):
             version = commit.commit_night(night.partition, pieces, night.schema, {"run_id": "run"})
         assert (version is None) == bool(again)
+        with steps.step(f"open the table{again}"):
+            DeltaTable(storage.absolute(night.partition.table))
         with steps.step(f"tidy{again}"):
             upkeep.tidy(night.partition.table, 168)
 
