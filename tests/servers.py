@@ -163,6 +163,7 @@ class RayNode(Server):
         namespace: the network namespace that it runs in.
         scratch: the head's own folder for Ray's files, in whose place such a node has one of its own, as another host
             would: nodes that share one remove each other's.
+        gpus: how many it says that it has.
     """
 
     def __init__(
@@ -174,10 +175,11 @@ class RayNode(Server):
         host: str = "127.0.0.1",
         namespace: str = "",
         scratch: str = "",
+        gpus: int = 0,
     ) -> None:
         super().__init__(folder, "ray", host, namespace)
         self.dashboard = f"http://{host}:{free_ports(1)[0]}" if dashboard else ""
-        self._cpus = cpus
+        self._cpus, self._gpus = cpus, gpus
         self._joins = address
         # In Ray's own folder a head would say that it is this machine's cluster; Ray's sockets need a short path.
         self.scratch = scratch if address else tempfile.mkdtemp(prefix="ray")
@@ -200,7 +202,8 @@ class RayNode(Server):
         return [
             *(own if self._joins and self.scratch else []),
             sys.executable, "-m", "ray.scripts.scripts", "start", *place, f"--node-ip-address={self.host}",
-            f"--num-cpus={self._cpus}", f"--object-store-memory={256 << 20}", "--include-log-monitor=false", "--block",
+            f"--num-cpus={self._cpus}", f"--num-gpus={self._gpus}", f"--object-store-memory={256 << 20}",
+            "--include-log-monitor=false", "--block",
         ]  # fmt: skip
 
     def answers(self) -> bool:

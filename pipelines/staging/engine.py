@@ -67,7 +67,8 @@ def stage(
         concurrency=resources.actors or None if actor is None else None,
     )
     if actor is not None:
-        dataset = dataset.map_batches(
+        # Whole blocks, of which a model process makes batches itself: `map_batches` itself refuses that with GPUs.
+        dataset = dataset.map_batches_internal(
             actor.kind,
             fn_constructor_args=(*map(ray.put, actor.before), compute, *actor.after),
             compute=ray.data.ActorPoolStrategy(size=count),

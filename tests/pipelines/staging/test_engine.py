@@ -1,12 +1,15 @@
 import io
+import json
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from pipelines import storage
-from pipelines.cluster.resources import Resources
+from pipelines.cluster.resources import Compute, Resources
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.reading.datasource import bundled
@@ -17,6 +20,7 @@ from pipelines.staging.actors import Predictor
 from pipelines.staging.contents import Contents
 from pipelines.staging.pieces import PASSING, Lineage, table_schema
 from tests import tiny
+from tests.servers import RayNode
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 RESOURCES = Resources(actors=1, batch_size=4)
@@ -77,3 +81,32 @@ def test_many_small_shards_are_staged_each_for_itself(inference: Inference, tmp_
     assert [row["translation"] for row in rows(folder, shards)] == expected
     storage.delete(checks.verify(shards[5:6], folder)[0].file.uri)
     assert checks.incomplete(shards, folder) == [shards[5]], "one is done again alone"
+
+
+class OnGpu:
+    """Keeps with each row which GPU it was given to."""
+
+    def __init__(self, compute: Compute) -> None:
+        self.compute = compute
+
+    def __call__(self, samples: pa.Table) -> pa.Table:
+        (gpu,) = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        told = json.dumps({"gpu": gpu, "asked": self.compute.gpu})
+        place = samples.schema.get_field_index("fields")
+        return samples.set_column(place, samples.schema.field(place), pa.array([told] * len(samples)))
+
+
+def test_models_go_to_gpus(inference: Inference, tmp_path: Path, ray_cluster: str) -> None:
+    """Ray Data has other rules there. The node only says that it has one."""
+    node = RayNode(tmp_path / "node", 2, ray_cluster, gpus=1).start()
+    try:
+        shards, folder = list_shards(str(tmp_path / "in")), str(tmp_path / "staged")
+        schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
+        actor = engine.Actor(OnGpu, ())
+        written = engine.stage(shards, folder, schema, inference.decode(), actor, Resources(), "test")
+    finally:
+        node.kill()
+        while ray.cluster_resources().get("GPU"):  # other tests have the same cluster
+            time.sleep(0.2)
+    assert (written.rows, written.actors) == (14, 1)
+    assert {row["fields"] for row in rows(folder, shards)} == {'{"gpu": "0", "asked": true}'}
