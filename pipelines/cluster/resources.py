@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hybrid_models.errors import UsageError
 
@@ -25,45 +26,74 @@ SMALL_INPUT = 16 << 10
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a job takes of a cluster."""
+
+    actors: int
+    """Processes that hold the model at the beginning."""
+    most: int
+    """To how many they may grow."""
+    compute: Compute
+    asks: dict[str, float]
+    """What each asks of Ray."""
+
+
+@dataclass(frozen=True)
 class Resources:
     """What a batch job may take of the cluster; 0 means: decide by what the cluster has."""
 
     actors: int = 0
     """Processes that hold the model, or that read where no model is needed: by default one for each GPU, or without
     GPUs one for each CPU and 2 GiB."""
+    max_actors: int = 0
+    """With GPUs: to how many of these processes a job may grow as nodes join; by default it grows no further."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """Whether each process that holds a model takes a GPU: auto, if the cluster has any now; yes waits for what an
+    autoscaler brings."""
     batch_size: int = 32
     """Samples in one forward pass, fewer where they are large (16 MiB in all)."""
     threads: int = 0
     """CPU threads of each process that holds a model, also in training: by default the CPUs of its node, divided among
     these processes. With 1, as many trainings as there are CPUs can run side by side."""
 
-    def plan(self, shards: int, size: int) -> tuple[int, Compute, dict[str, float]]:
-        """Number of actors for so many shards of so many bytes in all, how each computes, and what each asks of Ray.
+    def plan(self, shards: int, size: int) -> Plan:
+        """For so many shards of so many bytes in all.
 
         Raises:
-            UsageError: there is no node to compute on, or there are GPUs, but fewer than actors.
+            UsageError: there is no node to compute on, or there are GPUs, but fewer than actors, or processes without
+                GPUs are to grow.
         """
         import ray  # not to tell what options there are
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        if not nodes:
+        there = int(ray.cluster_resources().get("GPU", 0))
+        on_gpus = self.gpu == "yes" or (self.gpu == "auto" and there > 0)
+        if not nodes and self.gpu != "yes":
             raise UsageError("no node of the cluster has CPUs for its jobs: add one (a head's num-cpus may be 0)")
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        if 0 < gpus < self.actors:
+        if self.gpu == "auto" and 0 < there < self.actors:
             raise UsageError(
-                f"`resources.actors` is {self.actors}, but the cluster has {gpus} GPUs: use at most as many"
+                f"`resources.actors` is {self.actors}, but the cluster has {there} GPUs: use at most as many, or "
+                "`resources.gpu` yes where the cluster grows"
+            )
+        if self.max_actors and not (on_gpus and self.max_actors >= self.actors):
+            raise UsageError(
+                f"`resources.max_actors` is {self.max_actors}: it must be at least `resources.actors`, and needs GPUs "
+                "(`resources.gpu` yes, where the cluster has none yet)"
             )
         # Without GPUs, processes of one thread make more of the same cores than one process of many threads: measured
         # 1.25 times as many images/s with two cores.
-        wanted = gpus or sum(max(1, int(min(node["CPU"], node["memory"] // MODEL_MEMORY))) for node in nodes)
+        on_cpus = sum(max(1, int(min(node["CPU"], node["memory"] // MODEL_MEMORY))) for node in nodes)
         small = not self.actors and size <= SMALL_INPUT
-        actors = self.actors or (1 if small else min(wanted, shards))
-        cpus = max(1, int(min(node["CPU"] for node in nodes)))
-        per_node = max(1, -(-actors // len(nodes)))
+        actors = self.actors or (1 if small else min(max(1, there) if on_gpus else on_cpus, shards))
+        cpus = max(1, int(min((node["CPU"] for node in nodes), default=1)))
+        per_node = max(1, -(-actors // max(1, len(nodes))))
         threads = self.threads or max(1, cpus // per_node)
         # A model process computes with all of its threads but reserves half a CPU for each: decoding runs beside it,
         # or, where the input is small, in it, as a second process would start longer than it works.
         reserved = 0.5 if small else max(0.5, min(threads, cpus / per_node) / 2)
-        if gpus:
-            reserved = 1.0
-        return actors, Compute(self.batch_size, threads, gpus > 0), {"num_cpus": reserved, "num_gpus": min(1, gpus)}
+        return Plan(
+            actors,
+            max(actors, min(self.max_actors, shards)),
+            Compute(self.batch_size, threads, on_gpus),
+            {"num_gpus": 1} if on_gpus else {"num_cpus": reserved},
+        )

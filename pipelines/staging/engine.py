@@ -57,9 +57,9 @@ def stage(
         stride: every n-th issue time of a radar event is a sample.
     """
     connection.start()
-    count, compute, asks = resources.plan(len(shards), sum(shard.size for shard in shards))
+    plan = resources.plan(len(shards), sum(shard.size for shard in shards))
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
-    bundles = bundled(shards, count)
+    bundles = bundled(shards, plan.most)
     dataset = ray.data.read_datasource(
         ShardDatasource(bundles, decode.options(stride), decode, SAMPLE_SCHEMA),
         override_num_blocks=len(bundles),
@@ -70,14 +70,14 @@ def stage(
         # Whole blocks, of which a model process makes batches itself: `map_batches` itself refuses that with GPUs.
         dataset = dataset.map_batches_internal(
             actor.kind,
-            fn_constructor_args=(*map(ray.put, actor.before), compute, *actor.after),
-            compute=ray.data.ActorPoolStrategy(size=count),
+            fn_constructor_args=(*map(ray.put, actor.before), plan.compute, *actor.after),
+            compute=ray.data.ActorPoolStrategy(min_size=plan.actors, max_size=plan.most),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            **asks,
+            **plan.asks,
         )
     sink = StageSink(folder, schema, name)
     # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
-    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=count)
-    return replace(sink.staged, actors=count)
+    dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=plan.most)
+    return replace(sink.staged, actors=plan.most)

@@ -1,6 +1,9 @@
 import io
 import json
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -84,29 +87,48 @@ def test_many_small_shards_are_staged_each_for_itself(inference: Inference, tmp_
 
 
 class OnGpu:
-    """Keeps with each row which GPU it was given to."""
+    """Keeps with each row where it was."""
 
-    def __init__(self, compute: Compute) -> None:
-        self.compute = compute
+    def __init__(self, compute: Compute, seconds: float) -> None:
+        assert compute.gpu
+        self.seconds = seconds
 
     def __call__(self, samples: pa.Table) -> pa.Table:
-        (gpu,) = ray.get_runtime_context().get_accelerator_ids()["GPU"]
-        told = json.dumps({"gpu": gpu, "asked": self.compute.gpu})
+        time.sleep(self.seconds)
+        context = ray.get_runtime_context()
+        told = json.dumps([context.get_node_id(), *context.get_accelerator_ids()["GPU"]])
         place = samples.schema.get_field_index("fields")
         return samples.set_column(place, samples.schema.field(place), pa.array([told] * len(samples)))
 
 
-def test_models_go_to_gpus(inference: Inference, tmp_path: Path, ray_cluster: str) -> None:
-    """Ray Data has other rules there. The node only says that it has one."""
-    node = RayNode(tmp_path / "node", 2, ray_cluster, gpus=1).start()
+@contextmanager
+def joining(folder: Path, address: str, delays: Sequence[float]) -> Iterator[None]:
+    """Nodes that say that they have a GPU come so many seconds after the start, as an autoscaler brings them; in the
+    end they are gone."""
+    nodes = [RayNode(folder / f"node-{number}", 4, address, gpus=1) for number in range(len(delays))]
+    timers = [threading.Timer(delay, node.start) for node, delay in zip(nodes, delays, strict=True)]
     try:
-        shards, folder = list_shards(str(tmp_path / "in")), str(tmp_path / "staged")
-        schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
-        actor = engine.Actor(OnGpu, ())
-        written = engine.stage(shards, folder, schema, inference.decode(), actor, Resources(), "test")
+        for timer in timers:
+            timer.start()
+        yield
     finally:
-        node.kill()
+        for timer, node in zip(timers, nodes, strict=True):
+            timer.join()
+            node.kill()
         while ray.cluster_resources().get("GPU"):  # other tests have the same cluster
             time.sleep(0.2)
-    assert (written.rows, written.actors) == (14, 1)
-    assert {row["fields"] for row in rows(folder, shards)} == {'{"gpu": "0", "asked": true}'}
+
+
+def test_a_job_waits_for_gpus_and_grows_as_they_come(inference: Inference, tmp_path: Path, ray_cluster: str) -> None:
+    """For whole blocks on GPUs Ray Data has rules of its own."""
+    tiny.write_sentences(str(tmp_path / "many"), shards=40, rows=7)
+    shards, folder = list_shards(str(tmp_path / "many")), str(tmp_path / "staged")
+    schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
+    resources, actor = Resources(gpu="yes", max_actors=2), engine.Actor(OnGpu, (), (1.0,))
+    with joining(tmp_path, ray_cluster, [2.0, 4.0]):
+        engine.stage(shards, folder, schema, inference.decode(), actor, resources, "test")
+    found = rows(folder, shards)
+    assert [(row["shard"], row["index"]) for row in found] == [(shard.uri, i) for shard in shards for i in range(7)]
+    places = {tuple(json.loads(row["fields"])) for row in found}
+    assert len({node for node, _ in places}) == 2
+    assert {gpu for _, gpu in places} == {"0"}
