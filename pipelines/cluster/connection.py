@@ -153,6 +153,19 @@ def start(quiet: bool = False, cpus: int | None = None) -> None:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
+def check_grows(why: str) -> None:
+    """Refuses to wait for nodes on a cluster that was started on this machine, which none join.
+
+    Args:
+        why: what asks for them, as the message begins.
+
+    Raises:
+        UsageError: it was.
+    """
+    if STARTED_HERE in for_others():
+        raise UsageError(f"{why}, but this machine has no GPU: leave it out, or name a cluster by RAY_ADDRESS")
+
+
 def knock(address: str, patience: float) -> None:
     """Ray itself tries for minutes to reach an address where nobody is, at each start anew.
 

@@ -46,9 +46,9 @@ class Resources:
     """Processes that hold the model, or that read where no model is needed: by default one for each GPU, or without
     GPUs one for each CPU and 2 GiB."""
     max_actors: int = 0
-    """With GPUs: to how many of these processes a job may grow as nodes join; by default it grows no further."""
+    """With `gpu` yes: to how many of these processes a job grows as nodes join; by default it stays as it begins."""
     gpu: Literal["auto", "yes", "no"] = "auto"
-    """Whether each process that holds a model takes a GPU: auto, if the cluster has any now; yes waits for what an
+    """Whether each process that predicts takes a GPU: auto, if the cluster has any now; yes waits for those that an
     autoscaler brings."""
     batch_size: int = 32
     """Samples in one forward pass, fewer where they are large (16 MiB in all)."""
@@ -60,8 +60,8 @@ class Resources:
         """For so many shards of so many bytes in all.
 
         Raises:
-            UsageError: there is no node to compute on, or there are GPUs, but fewer than actors, or processes without
-                GPUs are to grow.
+            UsageError: there is no node to compute on, or there are GPUs, but fewer than actors, or processes are to
+                grow to fewer than there are, or without GPUs.
         """
         import ray  # not to tell what options there are
 
@@ -75,16 +75,17 @@ class Resources:
                 f"`resources.actors` is {self.actors}, but the cluster has {there} GPUs: use at most as many, or "
                 "`resources.gpu` yes where the cluster grows"
             )
-        if self.max_actors and not (on_gpus and self.max_actors >= self.actors):
+        if self.max_actors and not (self.gpu == "yes" and self.max_actors >= self.actors):
             raise UsageError(
-                f"`resources.max_actors` is {self.max_actors}: it must be at least `resources.actors`, and needs GPUs "
-                "(`resources.gpu` yes, where the cluster has none yet)"
+                f"`resources.max_actors` is {self.max_actors}: it must be at least `resources.actors`, and needs "
+                "`resources.gpu` yes"
             )
         # Without GPUs, processes of one thread make more of the same cores than one process of many threads: measured
         # 1.25 times as many images/s with two cores.
         on_cpus = sum(max(1, int(min(node["CPU"], node["memory"] // MODEL_MEMORY))) for node in nodes)
         small = not self.actors and size <= SMALL_INPUT
-        actors = self.actors or (1 if small else min(max(1, there) if on_gpus else on_cpus, shards))
+        most = min(self.max_actors or shards, shards)
+        actors = self.actors or (1 if small else min(max(1, there) if on_gpus else on_cpus, most))
         cpus = max(1, int(min((node["CPU"] for node in nodes), default=1)))
         per_node = max(1, -(-actors // max(1, len(nodes))))
         threads = self.threads or max(1, cpus // per_node)
@@ -93,7 +94,7 @@ class Resources:
         reserved = 0.5 if small else max(0.5, min(threads, cpus / per_node) / 2)
         return Plan(
             actors,
-            max(actors, min(self.max_actors, shards)),
+            max(actors, most) if self.max_actors else actors,
             Compute(self.batch_size, threads, on_gpus),
             {"num_gpus": 1} if on_gpus else {"num_cpus": reserved},
         )

@@ -36,12 +36,11 @@ class ShardDatasource(Datasource):
         bundles: what to read, see `bundled`.
         options: how.
         step: what becomes of the raw rows where they are read.
-        schema: columns of what `step` gives.
     """
 
-    def __init__(self, bundles: Sequence[Sequence[Shard]], options: ReadOptions, step: Step, schema: pa.Schema) -> None:
+    def __init__(self, bundles: Sequence[Sequence[Shard]], options: ReadOptions, step: Step) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._bundles, self._schema = bundles, schema
+        self._bundles, self._schema = bundles, step.schema
         self._given = ray.put((options, step))
 
     def get_name(self) -> str:

@@ -165,6 +165,10 @@ class _Addresses:
 
     column: str
 
+    @property
+    def schema(self) -> pa.Schema:
+        return ROW_SCHEMA
+
     def __call__(self, rows: pa.Table, begin: Begin = unwatched) -> pa.Table:
         return pa.Table.from_pylist([self._row(row) for row in rows.to_pylist()], schema=ROW_SCHEMA)
 

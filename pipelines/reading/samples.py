@@ -70,6 +70,11 @@ class Decode:
     cut: Cut | None = None
     """How clips are cut into windows, a row each."""
 
+    @property
+    def schema(self) -> pa.Schema:
+        """`SAMPLE_SCHEMA`."""
+        return SAMPLE_SCHEMA
+
     def options(self, stride: int = 1) -> ReadOptions:
         """How the raw rows are read; of a radar event every `stride`-th issue time."""
         inputs = self.preprocess
@@ -147,6 +152,11 @@ class TrainingTexts:
     """The texts that assets are learned from: `RAW_SCHEMA` → `TEXT_SCHEMA`, a `Step` of `sandbox.protocol`."""
 
     config: HybridConfig
+
+    @property
+    def schema(self) -> pa.Schema:
+        """`TEXT_SCHEMA`."""
+        return TEXT_SCHEMA
 
     def __call__(self, rows: pa.Table, begin: Begin = unwatched) -> pa.Table:
         """All texts of the rows that could be read."""

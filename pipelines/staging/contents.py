@@ -77,7 +77,7 @@ class Staged:
     contents: Known = field(default_factory=dict)
     """Of each file."""
     actors: int = 1
-    """How many processes had the model."""
+    """How many processes could have the model at a time; those that waited for nodes count, too."""
 
     def add(self, other: Staged) -> None:
         """Takes in what another task put there."""

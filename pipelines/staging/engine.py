@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +13,12 @@ import ray
 from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.reading.datasource import ShardDatasource, bundled
-from pipelines.reading.samples import SAMPLE_SCHEMA, Decode
+from pipelines.reading.samples import Decode
 from pipelines.reading.shards import Shard
 from pipelines.staging.contents import Staged
 from pipelines.staging.sink import StageSink
 
+log = logging.getLogger(__name__)
 DECODE_CPUS = 0.5
 APART_CPUS = 0.4
 """Where shards are long: in a process apart from the model's, whose rows are staged while it reads on. Fused into the
@@ -57,11 +59,15 @@ def stage(
         stride: every n-th issue time of a radar event is a sample.
     """
     connection.start()
-    plan = resources.plan(len(shards), sum(shard.size for shard in shards))
+    wanted = resources if actor is not None else replace(resources, gpu="no", max_actors=0)
+    plan = wanted.plan(len(shards), sum(shard.size for shard in shards))
+    if plan.compute.gpu and not ray.cluster_resources().get("GPU"):
+        connection.check_grows("`resources.gpu` is yes")
+        log.warning("%s: waits for a GPU: the cluster has none now", folder)
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
     bundles = bundled(shards, plan.most)
     dataset = ray.data.read_datasource(
-        ShardDatasource(bundles, decode.options(stride), decode, SAMPLE_SCHEMA),
+        ShardDatasource(bundles, decode.options(stride), decode),
         override_num_blocks=len(bundles),
         num_cpus=DECODE_CPUS if decode.cut is None else APART_CPUS,
         concurrency=resources.actors or None if actor is None else None,

@@ -20,7 +20,7 @@ from pipelines.models.session import Inference
 from pipelines.reading.datasource import ShardDatasource, bundled
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import MAX_BAD_SHARE
-from pipelines.reading.samples import SAMPLE_SCHEMA, TEXT_SCHEMA, TrainingTexts
+from pipelines.reading.samples import SAMPLE_SCHEMA, TrainingTexts
 from pipelines.reading.shards import Shard
 from pipelines.staging import checks, contents, engine, uses
 from pipelines.staging.actors import Featurizer
@@ -55,7 +55,7 @@ def _texts(recipe: Recipe, shards: list[Shard]) -> Iterator[str]:
         return
     whole = [replace(shard, cut=False) for shard in shards]
     bundles = bundled(whole, max(1, int(ray.cluster_resources().get("CPU", 1))))
-    source = ShardDatasource(bundles, ReadOptions(limits=recipe.limits), TrainingTexts(recipe.model), TEXT_SCHEMA)
+    source = ShardDatasource(bundles, ReadOptions(limits=recipe.limits), TrainingTexts(recipe.model))
     dataset = ray.data.read_datasource(source, override_num_blocks=len(bundles), num_cpus=engine.DECODE_CPUS)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield from batch["text"].to_pylist()

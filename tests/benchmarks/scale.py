@@ -41,7 +41,6 @@ from pipelines.nights import commit, infer, upkeep
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.reading.datasource import ShardDatasource, bundled
-from pipelines.reading.samples import SAMPLE_SCHEMA
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.staging import checks, contents
 from pipelines.staging.pieces import Lineage
@@ -212,7 +211,7 @@ def packed(night: Night, steps: Steps) -> None:
     """What Ray Data sends: read tasks, each once, and the sink, with each write task."""
     decode = night.inference.decode()
     with steps.step("read tasks") as figures:
-        source = ShardDatasource(bundled(night.shards, 2), decode.options(1), decode, SAMPLE_SCHEMA)
+        source = ShardDatasource(bundled(night.shards, 2), decode.options(1), decode)
         tasks = source.get_read_tasks(1)
         figures |= {"bytes": sum(len(ray.cloudpickle.dumps(task)) for task in tasks), "tasks": len(tasks)}
     with steps.step("sink") as figures:

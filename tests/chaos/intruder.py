@@ -63,6 +63,7 @@ class Intruder:
     """Tries everything for the first row of a shard, and reports what came of it: name → what it got, or how not."""
 
     place: Place
+    schema = REPORT
 
     def __call__(self, rows: pa.Table, begin: Begin) -> pa.Table:
         report = {name: _try(attempt, self.place) for name, attempt in ATTEMPTS.items()}

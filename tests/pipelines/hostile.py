@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from hybrid_models.inputs import Cut, Visual
 from pipelines.reading.limits import Limits
+from pipelines.reading.raw import RAW_SCHEMA
 
 SCHEMA = pa.schema(
     [
@@ -104,9 +105,11 @@ class CrashingCut(Cut):
 @dataclass(frozen=True)
 class Hostile:
     """Gives back each text but "left out"; one that names a trick plays it, with `once` only until that file exists.
-    Says that its rows are another shard's, of "twice" in two columns of one name."""
+    Says that its rows are another shard's, of "twice" in two columns of one name, and
+    leaves the shard out of "less"."""
 
     once: str = ""
+    schema = SCHEMA
 
     def __call__(self, rows: pa.Table, begin: Callable[[int], None]) -> pa.Table:
         out = []
@@ -125,13 +128,17 @@ class Hostile:
             own = {"shard": "another's", "shard_key": "../another's", "text": text, "pid": os.getpid()}
             out.append({**kept, **own})
         found = pa.Table.from_pylist(out, schema=SCHEMA)
-        twice = any(row["text"] == "twice" and row["error"] is None for row in out)
-        return found.append_column("shard_key", found["shard_key"]) if twice else found
+        tricks = {row["text"] for row in out if row["error"] is None}
+        if "twice" in tricks:
+            return found.append_column("shard_key", found["shard_key"])
+        return found.drop_columns(["shard"]) if "less" in tricks else found
 
 
 @dataclass(frozen=True)
 class AsItIs:
     """Gives back raw rows."""
+
+    schema = RAW_SCHEMA
 
     def __call__(self, rows: pa.Table, begin: Callable[[int], None]) -> pa.Table:
         return rows
@@ -140,6 +147,8 @@ class AsItIs:
 @dataclass(frozen=True)
 class Forger:
     """Says that its rows are of other objects."""
+
+    schema = RAW_SCHEMA
 
     def __call__(self, rows: pa.Table, begin: Callable[[int], None]) -> pa.Table:
         column = rows.schema.get_field_index("object")

@@ -111,8 +111,8 @@ class Child:
             while (answer := self._answer(task, served)) != END:
                 block = pa.ipc.open_stream(self._connection.recv_bytes(task.options.limits.max_memory)).read_all()
                 block.validate(full=True)
-                if len(set(block.column_names)) < block.num_columns:
-                    raise ValueError("a column twice")
+                if not block.schema.equals(task.step.schema):
+                    raise ValueError("a table with other columns")
                 if not done < answer["done"]:
                     raise ValueError(f"{answer['done']} rows are done after {done}")
                 done, self._waited = answer["done"], 0.0

@@ -8,9 +8,8 @@ that both share tells the row that is worked on.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -24,8 +23,16 @@ STARTING = -1
 END: dict[str, Any] = {"end": True}
 HEADER_BYTES = 1 << 16
 
-Step = Callable[[pa.Table, Begin], pa.Table]
-"""Raw rows → what becomes of them."""
+
+class Step(Protocol):
+    """Raw rows → what becomes of them."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of what it gives; another table is not taken from a child."""
+
+    def __call__(self, rows: pa.Table, begin: Begin) -> pa.Table:
+        """What becomes of these rows; `begin` is told the index of each before its turn."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ def test_gpus_that_come_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch)
     nodes(monkeypatch, {**CPUS16, "GPU": 2.0})
     assert Resources(gpu="yes", actors=3).plan(99, GIB).actors == 3, "more than there are now"
     assert Resources(gpu="yes").plan(99, GIB).actors == 2
-    assert Resources(max_actors=8).plan(99, GIB) == Plan(2, 8, Compute(32, 8, True), asks)
+    assert Resources(gpu="yes", max_actors=8).plan(99, GIB) == Plan(2, 8, Compute(32, 8, True), asks)
+    assert Resources(gpu="yes", max_actors=1).plan(99, GIB) == Plan(1, 1, Compute(32, 16, True), asks)
     assert Resources(gpu="no").plan(99, GIB) == Plan(16, 16, Compute(32, 1, False), {"num_cpus": 0.5})
 
 

@@ -12,10 +12,9 @@ from pipelines.reading.datasource import OPEN_BYTES, TABLE_ROWS, TASK_BYTES, TAS
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.objects import Member
-from pipelines.reading.samples import SAMPLE_SCHEMA
 from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
-from tests.pipelines.hostile import SCHEMA, Hostile
+from tests.pipelines.hostile import Hostile
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -24,7 +23,7 @@ def test_poison_rows_cost_only_themselves_on_a_cluster(tmp_path: Path) -> None:
     tiny.write_sentences(str(tmp_path), shards=3, rows=5)
     (tmp_path / "part-00001.txt").write_text("gut\ncrash\nauch gut\nspin\nam Ende gut\n")
     shards = list_shards(str(tmp_path))
-    source = ShardDatasource([shards[:2], shards[2:]], ReadOptions(limits=Limits(max_seconds=0.5)), Hostile(), SCHEMA)
+    source = ShardDatasource([shards[:2], shards[2:]], ReadOptions(limits=Limits(max_seconds=0.5)), Hostile())
     assert source.get_name() == "Shards"
     assert source.estimate_inmemory_data_size() == sum(shard.size for shard in shards)
     assert len(source.get_read_tasks(99)) == 2, "a bundle is a task, whatever Ray would like"
@@ -39,7 +38,7 @@ def test_a_task_carries_its_shard_alone(tmp_path: Path) -> None:
     tiny.write_sentences(str(tmp_path), shards=2, rows=1)
     decode = Inference.of(artifacts.read(tiny.write_translator(str(tmp_path / "model")))).decode()
     shards = list_shards(str(tmp_path / "*.txt"))
-    tasks = ShardDatasource([[shard] for shard in shards], decode.options(), decode, SAMPLE_SCHEMA).get_read_tasks(99)
+    tasks = ShardDatasource([[shard] for shard in shards], decode.options(), decode).get_read_tasks(99)
     assert max(len(ray.cloudpickle.dumps(task)) for task in tasks) < 4096 < len(ray.cloudpickle.dumps(decode))
     rows = [row for task in tasks for block in task() for row in block.to_pylist()]
     assert [(row["shard"], row["shard_key"]) for row in rows] == [(shard.uri, shard.key) for shard in shards]
@@ -74,7 +73,7 @@ def test_shards_of_a_bundle_fill_one_table_and_stay_apart_in_it(tmp_path: Path) 
     tiny.write_sentences(str(tmp_path), shards=TABLE_ROWS // 10, rows=14)
     shards = list_shards(str(tmp_path))
     decode = Inference.of(artifacts.read(tiny.write_translator(str(tmp_path / "model")))).decode()
-    (task,) = ShardDatasource([shards], decode.options(), decode, SAMPLE_SCHEMA).get_read_tasks(1)
+    (task,) = ShardDatasource([shards], decode.options(), decode).get_read_tasks(1)
     tables = list(task())
     assert [len(table) for table in tables] == [14 * 19, 14 * (len(shards) - 19)]
     rows = [row for table in tables for row in table.to_pylist()]
@@ -91,7 +90,7 @@ def test_a_group_with_large_fields_is_read(tmp_path: Path) -> None:
         for number in range(200)
     ]
     group = Shard(f"{tmp_path}/@0", 200 * file.size, "1", tuple(members))
-    source = ShardDatasource([[group]], ReadOptions(), Hostile(), SCHEMA)
+    source = ShardDatasource([[group]], ReadOptions(), Hostile())
     assert len(ray.cloudpickle.dumps(source.get_read_tasks(1)[0])) > 1 << 20
     assert ray.data.read_datasource(source, override_num_blocks=1, num_cpus=0.5).count() == 200
 

@@ -1,8 +1,8 @@
 import io
 import json
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from hybrid_models.errors import UsageError
 from pipelines import storage
+from pipelines.cluster import connection
 from pipelines.cluster.resources import Compute, Resources
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
@@ -87,14 +89,16 @@ def test_many_small_shards_are_staged_each_for_itself(inference: Inference, tmp_
 
 
 class OnGpu:
-    """Keeps with each row where it was."""
+    """Keeps with each row where it was, when there are two GPUs."""
 
-    def __init__(self, compute: Compute, seconds: float) -> None:
+    def __init__(self, compute: Compute) -> None:
         assert compute.gpu
-        self.seconds = seconds
 
     def __call__(self, samples: pa.Table) -> pa.Table:
-        time.sleep(self.seconds)
+        until = time.monotonic() + 120
+        while ray.cluster_resources().get("GPU", 0) < 2 and time.monotonic() < until:
+            time.sleep(0.5)
+        time.sleep(1)
         context = ray.get_runtime_context()
         told = json.dumps([context.get_node_id(), *context.get_accelerator_ids()["GPU"]])
         place = samples.schema.get_field_index("fields")
@@ -103,32 +107,49 @@ class OnGpu:
 
 @contextmanager
 def joining(folder: Path, address: str, delays: Sequence[float]) -> Iterator[None]:
-    """Nodes that say that they have a GPU come so many seconds after the start, as an autoscaler brings them; in the
-    end they are gone."""
+    """Nodes that say that they have a GPU come after so many seconds each, and go in the end."""
     nodes = [RayNode(folder / f"node-{number}", 4, address, gpus=1) for number in range(len(delays))]
-    timers = [threading.Timer(delay, node.start) for node, delay in zip(nodes, delays, strict=True)]
-    try:
-        for timer in timers:
-            timer.start()
-        yield
-    finally:
-        for timer, node in zip(timers, nodes, strict=True):
-            timer.join()
-            node.kill()
-        while ray.cluster_resources().get("GPU"):  # other tests have the same cluster
-            time.sleep(0.2)
+
+    def come() -> None:
+        for node, delay in zip(nodes, delays, strict=True):  # one after the other: they would name their sockets alike
+            time.sleep(delay)
+            node.start()
+
+    with ThreadPoolExecutor() as threads:
+        coming = threads.submit(come)
+        try:
+            yield
+        finally:
+            coming.result()
+            for node in nodes:
+                node.kill()
+            while ray.cluster_resources().get("GPU"):  # other tests have the same cluster
+                time.sleep(0.2)
 
 
-def test_a_job_waits_for_gpus_and_grows_as_they_come(inference: Inference, tmp_path: Path, ray_cluster: str) -> None:
+def test_nobody_waits_for_gpus_on_this_machine(
+    inference: Inference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, actor = list_shards(str(tmp_path / "in")), engine.Actor(OnGpu, ())
+    monkeypatch.setenv(connection.STARTED_HERE, connection.for_others()["RAY_ADDRESS"])
+    with pytest.raises(UsageError, match=r"^`resources\.gpu` is yes, but this machine has no GPU: leave it out, or"):
+        engine.stage(shards, str(tmp_path), SAMPLE_SCHEMA, inference.decode(), actor, Resources(gpu="yes"), "test")
+
+
+@pytest.mark.long
+def test_a_job_waits_for_gpus_and_grows_as_they_come(
+    inference: Inference, tmp_path: Path, ray_cluster: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """For whole blocks on GPUs Ray Data has rules of its own."""
     tiny.write_sentences(str(tmp_path / "many"), shards=40, rows=7)
     shards, folder = list_shards(str(tmp_path / "many")), str(tmp_path / "staged")
     schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
-    resources, actor = Resources(gpu="yes", max_actors=2), engine.Actor(OnGpu, (), (1.0,))
-    with joining(tmp_path, ray_cluster, [2.0, 4.0]):
+    resources, actor = Resources(gpu="yes", max_actors=2), engine.Actor(OnGpu, ())
+    with joining(tmp_path, ray_cluster, [2.0, 1.0]), caplog.at_level("WARNING"):
         engine.stage(shards, folder, schema, inference.decode(), actor, resources, "test")
     found = rows(folder, shards)
     assert [(row["shard"], row["index"]) for row in found] == [(shard.uri, i) for shard in shards for i in range(7)]
     places = {tuple(json.loads(row["fields"])) for row in found}
     assert len({node for node, _ in places}) == 2
     assert {gpu for _, gpu in places} == {"0"}
+    assert f"{folder}: waits for a GPU: the cluster has none now" in caplog.text

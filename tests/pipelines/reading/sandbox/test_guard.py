@@ -96,12 +96,12 @@ def test_a_shard_that_kills_whoever_counts_its_rows_has_a_last_row(
     assert (row["index"], row["error"], row["lost_rows"]) == (0, "InputCrashed: the process died (tried 2 times)", 1)
 
 
-def test_two_columns_of_one_name_are_nonsense(tmp_path: Path) -> None:
-    """Of which one would be the child's."""
-    (row,) = rows(shard(tmp_path, "twice"))
-    assert row["error"] == (
-        "InputCrashed: the process that worked on this row answered nonsense: a column twice (tried 2 times)"
-    )
+@pytest.mark.parametrize("trick", ["twice", "less"])
+def test_other_columns_are_nonsense(tmp_path: Path, trick: str) -> None:
+    """With which rows would be the child's to name, or not fit to others."""
+    (row,) = rows(shard(tmp_path, trick))
+    nonsense = "the process that worked on this row answered nonsense: a table with other columns"
+    assert row["error"] == f"InputCrashed: {nonsense} (tried 2 times)"
 
 
 def test_failing_rows_do_not_cost_a_shard_more_than_it_may(tmp_path: Path) -> None:
