@@ -31,12 +31,14 @@ ALLOCATOR = {
 SHARED_CORES = {"GOMP_SPINCOUNT": "1000"}
 # What a cluster started here needs before it starts. Ray's own default stops a worker that idles for a second and
 # starts a new one, at 0.7 s of CPU, for the next task; and nobody takes this machine away with notice, which a process
-# of its own, at 1.2 s of CPU, would watch for.
+# of its own, at 1.2 s of CPU, would watch for. That more processes run than there are CPUs, since most of them wait, is
+# meant; Ray tells of it on stdout, to each job.
 LOCAL_CLUSTER = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node",
 }
 # Print the stack trace of an error that they raise, too; the error ends the job, whose last line says the cause.
 TRACES = dict.fromkeys(
@@ -126,10 +128,10 @@ def start(quiet: bool = False, cpus: int | None = None) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         knock(address, PATIENCE_SECONDS)
-    import ray
-
     for name, value in LOCAL_CLUSTER.items():
         os.environ.setdefault(name, value)
+    import ray  # only now: some of these it reads as it is loaded
+
     for name, level in NOTES.items():
         logging.getLogger(name).setLevel(level)
     options: dict[str, Any] = {

@@ -165,6 +165,8 @@ def test_while_the_demo_runs_no_library_speaks(outputs: dict[str, str], folder: 
     assert asked, "some rows are shown at the end"
     for line in filter(None, said.splitlines()):
         assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING) ", line), line
+    (shown,) = [shown for command, shown in outputs.items() if "make demo" in command]
+    assert len(shown.splitlines()) == 1, "nor on stdout, beside the summary"
 
 
 def test_a_nowcasters_card_shows_its_errors_by_lead_time(outputs: dict[str, str], folder: Path) -> None:
