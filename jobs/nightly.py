@@ -30,7 +30,8 @@ from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.nights import ownership, tables
 from pipelines.nights.commit import Partition
-from pipelines.reading.shards import NoShardsError, list_shards
+from pipelines.reading.manifests import list_references
+from pipelines.reading.shards import NoShardsError
 from pipelines.secrets import shown
 from pipelines.staging.pieces import table_schema
 
@@ -59,7 +60,7 @@ class NightlyOptions:
     table: str = ""
     """Name of the table, by default the task's: nights of two models of one kind need two."""
     references: str = ""
-    """Pattern of shards with references, on which the model is judged, too; none are needed every night."""
+    """Pattern of shards, or of manifests, with references, on which the model is judged, too; none are needed."""
     report: bool = True
     """Write the page about each night, TABLES/reports/DS.html, and keep it with the night's MLflow runs."""
     require_input: bool = False
@@ -307,13 +308,13 @@ def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tra
     """`evaluation`: the model's metrics on a night's references, also in its MLflow run; nothing without references."""
     if not options.references:
         return {}
-    cut = options.night.source.windows.cut_for(champion.config)
+    limits, cut = options.night.work.limits, options.night.source.windows.cut_for(champion.config)
     try:
-        shards = list_shards(unit.fill(options.references), cut is not None)
+        shards = list_references(unit.fill(options.references), options.night.source.named, limits, cut is not None)
     except NoShardsError as error:
         log.info("%s ds=%s: not evaluated: %s", unit.task, unit.partition.ds, error)
         return {}
-    job = Evaluation(shards, options.tables, Inference.of(champion, options.night.work.limits, cut))
+    job = Evaluation(shards, options.tables, Inference.of(champion, limits, cut))
     result = evaluate.evaluate(job, options.night.work.resources)
     tracker.log_metrics({f"evaluation/{name}": value for name, value in result.metrics.items()})
     tracker.log_text(json.dumps(asdict(result), indent=2), "evaluation.json")

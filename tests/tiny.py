@@ -24,6 +24,8 @@ from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
+from hybrid_models.recogniser.preprocess import RecogniserConfig
+from hybrid_models.recogniser.recogniser import Recogniser, RecogniserDecoding
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from jobs.command import cli
 from pipelines import storage
@@ -80,6 +82,15 @@ def nowcaster(seed: int = 0) -> Nowcaster:
     return Nowcaster(config, {}).eval()
 
 
+def recogniser(seed: int = 0) -> Recogniser:
+    """A recogniser of three actions in four frames of 32 x 32 with random weights."""
+    config = RecogniserConfig(
+        encoder="test_resnet", encoder_weights="none", freeze_encoder=False, image_size=32, frames=4, hidden_size=8
+    )
+    torch.manual_seed(seed)
+    return Recogniser(config, Recogniser.learn_assets(config, ["runs", "walks", "waves"])).eval()
+
+
 def write_translator(uri: str, seed: int = 0) -> str:
     """Stores a translator's artifact and returns its URI."""
     decoding = TranslatorDecoding(beam_size=1, max_length=12)
@@ -97,6 +108,12 @@ def write_captioner(uri: str, seed: int = 0) -> str:
 def write_nowcaster(uri: str, seed: int = 0) -> str:
     """Stores a nowcaster's artifact and returns its URI."""
     artifacts.write(artifacts.make(nowcaster(seed), NowcasterDecoding(), {}, "A test's model.\n"), uri)
+    return uri
+
+
+def write_recogniser(uri: str, seed: int = 0) -> str:
+    """Stores a recogniser's artifact and returns its URI."""
+    artifacts.write(artifacts.make(recogniser(seed), RecogniserDecoding(top=2), {}, "A test's model.\n"), uri)
     return uri
 
 

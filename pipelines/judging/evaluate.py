@@ -21,6 +21,7 @@ from pipelines.models.session import Inference
 from pipelines.reading.readers import is_event
 from pipelines.reading.shards import Shard
 from pipelines.staging import checks, contents, uses
+from pipelines.staging.contents import Staged
 from pipelines.staging.pieces import Lineage, Piece, table_schema
 
 if TYPE_CHECKING:
@@ -91,23 +92,22 @@ def judge(job: Evaluation, resources: Resources) -> Judged:
     artifact = job.artifact
     uses.mark(job.folder, uses.MODEL, artifact.model)
     todo = checks.incomplete(job.shards, job.folder)
-    if todo:
-        _compute(job, todo, resources)
+    written = _compute(job, todo, resources) if todo else Staged()
     pieces = checks.verify(job.shards, job.folder)
-    judged = Judged(dict(_records(pieces)), contents.total(pieces).errors)
+    judged = Judged(dict(_records(pieces)), contents.total(pieces, written.contents).errors)
     if not judged.records:
         raise RuntimeError(f"no sample could be judged: {dict(judged.errors)}")
     return judged
 
 
-def _compute(job: Evaluation, todo: Sequence[Shard], resources: Resources) -> None:
+def _compute(job: Evaluation, todo: Sequence[Shard], resources: Resources) -> Staged:
     from pipelines.staging import engine  # with Ray, which takes longer to load than records that are there
     from pipelines.staging.actors import RECORD_SCHEMA, Predictor
 
     lineage = Lineage(job.artifact.model, job.artifact.version, job.fingerprint, "")
     actor = engine.Actor(Predictor, (job.inference,), (lineage, True))
     decode, schema = job.inference.decode(with_target=True), table_schema(RECORD_SCHEMA)
-    engine.stage(todo, job.folder, schema, decode, actor, resources, "evaluations", job.stride)
+    return engine.stage(todo, job.folder, schema, decode, actor, resources, "evaluations", job.stride)
 
 
 def _records(pieces: Sequence[Piece]) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:

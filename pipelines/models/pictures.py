@@ -89,7 +89,8 @@ def _alignment(shown: Alignment) -> Files:
 
 @draw.register
 def _gaze(shown: Gaze) -> Files:
-    """A photograph, or a strip of a clip's frames; then once for each word, lit where the model looked."""
+    """A photograph, or a clip's frames with their times; then once for each word, lit where the model looked: of a clip
+    whose frames are averaged, on the middle one."""
     count = len(shown.frames)
     if shown.frame_weights is not None and count > 1:
         words = list(zip(shown.words, shown.frame_weights, strict=True))
@@ -97,12 +98,11 @@ def _gaze(shown: Gaze) -> Files:
         titles = [*_times(shown), *(text for word, _ in words for text in (word, *[""] * (count - 1)))]
         return _wall(tiles, titles, count, 1.1)
     if shown.weights is None:
-        span = f" ({_times(shown)[0]} … {_times(shown)[-1]})" if shown.times is not None and count > 1 else ""
-        return _wall([strip(shown.frames)], [textwrap.fill(shown.said + span, 40 * count)], 1, 3.2 * count)
-    middle = shown.frames[count // 2]
-    tiles = [lit(middle, weights) for weights in shown.weights]
-    title = _times(shown)[count // 2] if count > 1 else ""
-    return _wall([middle, *tiles], [title, *shown.words[: len(tiles)]], 6, 1.6)
+        at = f" ({', '.join(_times(shown))})" if shown.times is not None and count > 1 else ""
+        return _wall([strip(shown.frames)], [textwrap.fill(shown.said + at, 40 * count)], 1, 3.2 * count)
+    tiles = [lit(shown.frames[count // 2], weights) for weights in shown.weights]
+    titles = _times(shown) if count > 1 else [""]
+    return _wall([*shown.frames, *tiles], [*titles, *shown.words[: len(tiles)]], count if count > 1 else 6, 1.6)
 
 
 def _times(shown: Gaze) -> list[str]:

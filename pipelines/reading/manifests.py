@@ -67,6 +67,15 @@ def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS,
     return [shard for manifest in manifests for shard in read_manifest(manifest, options, limits, cut)]
 
 
+def list_references(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS, cut: bool = False) -> list[Shard]:
+    """What a model is judged on: shards, or what manifests name, if the input has manifests and all there are some.
+
+    Raises: as `list_input`.
+    """
+    are_manifests = all(suffix_of(shard.uri) in KINDS and not shard.members for shard in list_shards(uri))
+    return list_input(uri, options if are_manifests else InputOptions(), limits, cut)
+
+
 def read_manifest(manifest: Shard, options: InputOptions, limits: Limits, cut: bool = False) -> list[Shard]:
     """The objects that a manifest names, in groups: every row is a member, with why it is not read where it is not.
 

@@ -9,13 +9,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
-from hybrid_models.recogniser.preprocess import RecogniserConfig
-from hybrid_models.recogniser.recogniser import Recogniser, RecogniserDecoding
 from jobs.command.options import NightOptions
 from jobs.infer import run
 from pipelines import storage
@@ -93,20 +90,15 @@ def test_photographs_and_clips_are_captioned(tmp_path: Path, tracking_uri: str) 
 
 
 def test_actions_of_lone_clips_and_of_arrays(s3: str, tmp_path: Path, tracking_uri: str) -> None:
-    config = RecogniserConfig(
-        encoder="test_resnet", encoder_weights="none", freeze_encoder=False, image_size=32, frames=4, hidden_size=8
-    )
-    torch.manual_seed(0)
-    net = Recogniser(config, Recogniser.learn_assets(config, ["runs", "walks", "waves"]))
-    artifacts.write(artifacts.make(net, RecogniserDecoding(top=2), {}, "A test's model.\n"), str(tmp_path / "model"))
+    model = tiny.write_recogniser(str(tmp_path / "model"))
     movie, grey = clip("mp4", "libx264"), io.BytesIO()
     np.save(grey, np.random.default_rng(0).integers(0, 255, (9, 20, 24)).astype(np.uint8))
     for name, content in {"a.mp4": movie, "b.npy": grey.getvalue(), "cut.mp4": movie[: len(movie) // 2]}.items():
         storage.write_bytes(f"{s3}/in/{name}", content)
-    summary = night(str(tmp_path / "model"), f"{s3}/in", f"{s3}/tables", tracking_uri)
+    summary = night(model, f"{s3}/in", f"{s3}/tables", tracking_uri)
     assert (summary["rows"], summary["errors"]) == (3, {"VideoDecodeError": 1})
     found = rows(f"{s3}/tables", "actions")
-    alone = load_hybrid(str(tmp_path / "model"))
+    alone = load_hybrid(model)
     with av.open(io.BytesIO(movie)) as container:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     assert found["a.mp4"]["label"] == alone.recognise([frames])[0]

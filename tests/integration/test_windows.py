@@ -23,9 +23,10 @@ from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, Captio
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut, Inputs, Visual
 from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
-from jobs import evaluate, infer, nightly, promote, train
+from jobs import evaluate, infer, models, nightly, promote, train
 from pipelines import storage
 from pipelines.models import artifacts
+from pipelines.models.tracking import Tracker
 from pipelines.nights import query
 from pipelines.nights.figures import figures
 from pipelines.reading.formats.entry import ReadOptions
@@ -50,7 +51,7 @@ cli.main()
 PER_RUN = ("run_id", "created_at", "shard")
 
 
-def write_model(uri: str) -> str:
+def model_files() -> dict[str, bytes]:
     """A captioner whose samples are as large as usual."""
     config = CaptionerConfig(
         encoder="test_efficientnet", encoder_weights="none", freeze_encoder=False, image_size=224, frames=8,
@@ -58,8 +59,7 @@ def write_model(uri: str) -> str:
     )  # fmt: skip
     torch.manual_seed(0)
     model = Captioner(config, Captioner.learn_assets(config, tiny.sentences(200))).eval()
-    artifacts.write(artifacts.make(model, CaptionerDecoding(beam_size=1, max_length=8), {}, "A test's model.\n"), uri)
-    return uri
+    return artifacts.make(model, CaptionerDecoding(beam_size=1, max_length=8), {}, "A test's model.\n")
 
 
 def write_bucket(place: str) -> None:
@@ -86,10 +86,10 @@ def rows(place: str, tables: str) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in PER_RUN} for row in found]
 
 
-def kill_in_the_middle(command: list[str], place: str, tables: str, address: str) -> None:
-    """Runs a night until some of the long video's windows are there, and kills its driver."""
+def kill_in_the_middle(verb: str, command: list[str], place: str, tables: str, address: str) -> None:
+    """Runs nights until some of the long video's windows are there, and kills its driver."""
     env = {**os.environ, "RAY_ADDRESS": address}
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, "infer", *command], env=env)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, verb, *command], env=env)
     until = time.monotonic() + 240
     while not any("-00000000-" in name for name in long_pieces(place, tables)):
         assert driver.poll() is None, "the night was over before it could be killed"
@@ -109,9 +109,9 @@ def long_pieces(place: str, tables: str) -> list[str]:
 
 
 def test_one_table_of_whatever_lies_there_which_goes_on_in_the_middle_of_a_video(
-    s3: str, ray_cluster: str, tmp_path: Path, tracking_uri: str
+    s3: str, ray_cluster: str, tracking_uri: str
 ) -> None:
-    write_model(f"{s3}/model")
+    artifacts.write(model_files(), f"{s3}/model")
     write_bucket(s3)
     summary = infer.main(argv(s3, "tables", tracking_uri))
     found = rows(s3, "tables")
@@ -133,22 +133,44 @@ def test_one_table_of_whatever_lies_there_which_goes_on_in_the_middle_of_a_video
     assert len(shown) == 6, "the page finds the windows again"
 
     killed = argv(s3, "killed", tracking_uri)
-    kill_in_the_middle(killed, s3, "killed", ray_cluster)
+    kill_in_the_middle("infer", killed, s3, "killed", ray_cluster)
     again = infer.main(killed)
     assert again["rows"] == len(found)
     assert 0 < again["rows_computed"] <= len(found) - 13, "what was staged is not computed again"
     assert rows(s3, "killed") == found
 
+
+def test_a_manifest_is_read_by_every_verb_and_its_night_goes_on_in_the_middle_of_a_video(
+    s3: str, ray_cluster: str, tracking_uri: str, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """The model has a name as catalogues give them."""
+    write_bucket(s3)
+    tracker = Tracker(tracking_uri)
+    tracker.start("train", {}, {})
+    tracker.register("shop.captions", model_files())
+    tracker.finish()
     manifest = "".join(
-        json.dumps({"where": f"in/{name}", "camera": number, "weather": "dry"}) + "\n"
+        json.dumps({"where": f"in/{name}", "camera": number, "weather": "dry", "captions": ["a red square"]}) + "\n"
         for number, name in enumerate(("photo.png", "short.mkv", "long.mp4"))
     )
     storage.write_bytes(f"{s3}/{DS}.jsonl", manifest.encode())
-    nightly.main([
-        "captions", "--input", f"{s3}/{{ds}}.jsonl", "--uri-column", "where", "--keep", "camera",
-        "--tables", f"{s3}/named", "--ds", DS, "--model", f"{s3}/model", "--window-seconds", "30",
-        "--stride-seconds", "20", "--mlflow", tracking_uri,
-    ])  # fmt: skip
+    windows = ["--window-seconds", "30", "--stride-seconds", "20", "--mlflow", tracking_uri, "--uri-column", "where"]
+    judged = ["--input", f"{s3}/{DS}.jsonl", "--storage", f"{s3}/named", *windows]
+    promoted = promote.main(["shop.captions", *judged, "--margin", "1000"])
+    assert (promoted["promoted"], promoted["champion"], promoted["samples"]) == (True, "models:/shop.captions/1", 6)
+    evaluated = evaluate.main(["--model", "models:/shop.captions@champion", *judged])
+    assert (evaluated["samples"], evaluated["errors"]) == (6, {})
+    capsysbinary.readouterr()
+    models.main(["--mlflow", tracking_uri, "--format", "json"])
+    assert json.loads(capsysbinary.readouterr().out)["model"] == "models:/shop.captions/1"
+
+    command = [
+        "captions", "--input", f"{s3}/{{ds}}.jsonl", "--keep", "camera", "--tables", f"{s3}/named", "--ds", DS,
+        "--model", "models:/shop.captions@champion", "--references", f"{s3}/{{ds}}.jsonl", *windows,
+    ]  # fmt: skip
+    (night,) = nightly.main(command)["nights"]
+    assert night["model"] == "models:/shop.captions/1"
+    assert night["evaluation"] == {"samples": 6, "errors": {}, **evaluated["metrics"]}
     named = rows(s3, "named")
     windows = [row for row in named if row["end_seconds"]]
     told = sorted((row["object"].rsplit("/", 1)[-1], row["start_seconds"], row["fields"]) for row in windows)
@@ -156,6 +178,14 @@ def test_one_table_of_whatever_lies_there_which_goes_on_in_the_middle_of_a_video
         *(("long.mp4", float(start), '{"camera": 2}') for start in (0, 20, 40, 60)),
         ("short.mkv", 0.0, '{"camera": 1}'),
     ]
+
+    by_second = [{"30": "1", "20": "1", f"{s3}/named": f"{s3}/second"}.get(word, word) for word in command]
+    kill_in_the_middle("nightly", by_second, s3, "second", ray_cluster)
+    again = nightly.main(by_second)["nights"][0]
+    assert again["rows"] == again["ok"] == 1 + 2 + SECONDS
+    assert 0 < again["rows_computed"] <= again["rows"] - 13, "what was staged is not computed again"
+    starts = sorted(row["start_seconds"] for row in rows(s3, "second") if row["object"].endswith("long.mp4"))
+    assert starts == list(range(SECONDS))
 
 
 def write_lossless(uri: str, frames: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 from hybrid_models.captioner.captioner import CaptionerDecoding
 from hybrid_models.explanations import Alignment, Gaze
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
+from hybrid_models.recogniser.recogniser import RecogniserDecoding
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines import storage
 from pipelines.models import pictures
@@ -15,6 +16,7 @@ from pipelines.models.session import Session
 from pipelines.reading.limits import Limits
 from pipelines.reading.shards import list_shards
 from tests import tiny
+from tests.integration.test_kinds import clip
 from tests.pipelines.models.made import share
 from tests.pipelines.reading.media.test_radar import event_bytes
 
@@ -63,9 +65,25 @@ def test_a_gaze_on_a_clip_is_bright_at_the_frame_of_each_word() -> None:
         for frame, share_ in enumerate(row):
             middle = pixels[int((word + 1.6) * height) - 5 :, int((frame + 0.5) * width) - 5 :][:10, :10].mean()
             assert (middle > 200) == (share_ == 1), (word, frame, middle)
-    for without in (Gaze(frames, "red", ["red"], None), Gaze(frames, "red", ["red"], np.ones((1, 2, 2), np.float32))):
-        assert set(pictures.draw(without)) == {"png"}
     assert pictures.strip(frames).shape == (32, 3 * 32 + 2, 3)
+
+
+def test_a_clip_whose_frames_are_averaged_stands_above_its_middle_frame_lit_by_word() -> None:
+    frames = np.full((3, 32, 32, 3), 250, np.uint8)
+    frames[1] = 120
+    weights = np.zeros((2, 2, 2), np.float32)
+    weights[0, 0, 0] = weights[1, 1, 1] = 1
+    gaze = Gaze(frames, "red moves", ["red", "moves"], weights, None, np.array([0.0, 0.5, 1.0]))
+    pixels = np.asarray(Image.open(io.BytesIO(pictures.draw(gaze)["png"])).convert("L")).astype(int)
+    height, width = pixels.shape[0] // 2, pixels.shape[1] // 3
+    tiles = [[pixels[row * height :, column * width :][:height, :width] for column in range(3)] for row in range(2)]
+    middles = [np.median(tile[-height // 2 :]) for tile in tiles[0]]
+    assert middles == pytest.approx([250, 120, 250], abs=3), "each frame, in order"
+    corners = [(tile[height // 3, width // 5], tile[-height // 8, -width // 5]) for tile in tiles[1][:2]]
+    assert corners[0][0] > corners[0][1] + 40
+    assert corners[1][1] > corners[1][0] + 40
+    plain = pictures.draw(Gaze(frames, "moves left", [], None, None, np.array([0.0, 0.5, 1.0])))["png"]
+    assert share(plain, "#787878") > 0.15 < share(plain, "#fafafa"), "a strip alone"
 
 
 def test_times_are_written_as_people_do() -> None:
@@ -84,6 +102,9 @@ def test_examples_of_each_hybrid(tmp_path: Path) -> None:
     photos = [(f"{i}.jpg", tiny.jpeg(i)) for i in range(3)] + [(f"{i}.json", b'{"captions": ["a"]}') for i in range(3)]
     photos.append(("torn.jpg", tiny.jpeg(0)[:100]))
     storage.write_bytes(str(tmp_path / "photos/x.tar"), tiny.tar(sorted(photos)))
+    clips = [(f"{name}.mp4", clip("mp4", "libx264")) for name in "ab"] + [("torn.mp4", clip("mp4", "libx264")[:500])]
+    clips += [(f"{name}.json", b'{"captions": ["a"], "label": "runs"}') for name in ("a", "b", "torn")]
+    storage.write_bytes(str(tmp_path / "clips/x.tar"), tiny.tar(sorted(clips)))
     rain = np.random.default_rng(0).integers(0, 500, (8, 32, 32)).astype(np.uint16)
     for name in ("a", "b"):
         event = event_bytes([5 * t for t in range(8)], rain=rain)
@@ -91,6 +112,8 @@ def test_examples_of_each_hybrid(tmp_path: Path) -> None:
     for hybrid, decoding, folder, count, names in (
         (tiny.translator(), TranslatorDecoding(max_length=9), "text", 2, ["example-1.png", "example-2.png"]),
         (tiny.captioner(), CaptionerDecoding(max_length=5), "photos", 9, [f"example-{i}.png" for i in (1, 2, 3)]),
+        (tiny.captioner(), CaptionerDecoding(max_length=5), "clips", 4, [f"example-{i}.png" for i in (1, 2)]),
+        (tiny.recogniser(), RecogniserDecoding(top=2), "clips", 4, [f"example-{i}.png" for i in (1, 2)]),
         (tiny.nowcaster(), NowcasterDecoding(), "radar", 2, [f"example-{i}.{s}" for i in (1, 2) for s in SUFFIXES]),
     ):  # fmt: skip
         files = pictures.examples(Session(hybrid, decoding, Limits()), list_shards(str(tmp_path / folder)), count)

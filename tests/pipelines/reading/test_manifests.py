@@ -14,9 +14,9 @@ from hybrid_models.errors import UsageError
 from pipelines import places, storage
 from pipelines.places import InputOptions
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.manifests import address_of, list_input
+from pipelines.reading.manifests import address_of, list_input, list_references
 from pipelines.reading.rows import read_blocks
-from pipelines.reading.shards import NoShardsError, Shard
+from pipelines.reading.shards import NoShardsError, Shard, list_shards
 
 NAMED = InputOptions(uri_column="photo")
 
@@ -36,6 +36,24 @@ def written(rows: Sequence[dict], suffix: str) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows)), buffer)
     return buffer.getvalue()
+
+
+UNREADABLE = (
+    (".parquet", b"", "ShardReadError: ArrowInvalid: Parquet file size is 0 bytes"),
+    (".parquet", written([{"photo": "a.jpg"}], ".parquet")[:200], "ShardReadError: ArrowInvalid: Parquet magic bytes"),
+    (".parquet", b'{"photo": "a.jpg"}\n', "ShardReadError: ArrowInvalid: Parquet magic bytes"),
+    (".tsv", b"", "has no rows"),
+    (".tsv", b"photo", "has no rows"),
+    (".tsv", bytes(1000), "has no rows"),
+    (".tsv", b"\xff\xfe\n\xff", "TextDecodeError: UTF-16, not UTF-8"),
+    (".tsv.gz", b"x", "ShardReadError: BadGzipFile"),
+    (".jsonl", b"", "has no rows"),
+    (".jsonl", b"[" * 100_000, "JsonDecodeError: maximum recursion depth"),
+    (".jsonl", b"PAR1" + bytes(100) + b"PAR1", "JsonDecodeError: Expecting value: line 1"),
+    (".jsonl.gz", b"", "has no rows"),
+    (".jsonl.gz", b"\x1f\x8b\x08no", "ShardReadError: EOFError"),
+)
+"""Torn, empty, or mistaken for another kind: what is said of them, in a row or before any work."""
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".tsv", ".parquet"])
@@ -65,6 +83,16 @@ def test_every_row_of_a_manifest_is_a_row(place: str, suffix: str) -> None:
     assert found[4]["error"].startswith("UnsupportedMedia: ")
     assert found[5]["error"] == "AddressMissing: the row names no object"
     assert found[5]["object"] == f"{place}/night{suffix}#5"
+
+
+def test_references_are_shards_or_manifests_where_the_input_has_manifests(tmp_path: Path) -> None:
+    storage.write_bytes(f"{tmp_path}/photos/a.jpg", b"x")
+    storage.write_bytes(f"{tmp_path}/photos/b.tar", b"")
+    storage.write_bytes(f"{tmp_path}/lists/m.jsonl", b'{"photo": "../photos/a.jpg"}\n')
+    named = InputOptions("photo", (str(tmp_path),))
+    assert [shard.addresses for shard in list_references(f"{tmp_path}/lists", named)] == [[f"{tmp_path}/photos/a.jpg"]]
+    for place, given in (("photos", named), ("photos", InputOptions()), ("lists", InputOptions())):
+        assert list_references(f"{tmp_path}/{place}", given) == list_shards(f"{tmp_path}/{place}"), (place, given)
 
 
 def test_a_stranger_names_nothing_outside_of_what_is_allowed(tmp_path: Path) -> None:
@@ -152,6 +180,16 @@ def test_what_is_wrong_with_a_manifest_is_said_before_any_work(tmp_path: Path) -
     with pytest.raises(UsageError, match="`allow_prefix` https://x is no object store"):
         list_input(str(tmp_path), InputOptions("photo", ("https://x",)))
     InputOptions("photo", ("data", "http", "s3://data")).check()
+
+
+@pytest.mark.parametrize(("suffix", "content", "said"), UNREADABLE)
+def test_an_unreadable_manifest_is_one_row_or_a_refusal(tmp_path: Path, suffix: str, content: bytes, said: str) -> None:
+    storage.write_bytes(f"{tmp_path}/m{suffix}", content)
+    try:
+        (row,) = rows_of(list_input(f"{tmp_path}/m{suffix}", NAMED))
+    except NoShardsError as error:
+        row = {"error": str(error).removeprefix(f"{tmp_path}/m{suffix} ")}
+    assert row["error"].startswith(said)
 
 
 def test_a_torn_manifest_tells_what_is_lost(tmp_path: Path) -> None:
