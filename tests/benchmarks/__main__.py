@@ -36,6 +36,7 @@ LINES = {
     "demo": "`hybrid demo` from nothing",
     "waiting": "waiting for an answer",
     "captioning": "photographs in tars → a committed table",
+    "reading": "photographs and clips as lone objects on S3",
     "translating": "a translator of 6.7 M weights",
     "fitting": "training a captioner by `hybrid train`, features kept",
     "convlstm": "ConvLSTM in OpenSTL's configuration",

@@ -1,11 +1,20 @@
-"""How fast photographs and clips are read from an S3 store and decoded, without a model.
+"""Photographs and clips as they lie in an S3 store: lone objects beside tars, clips beside a bare PyAV loop.
 
-    python -m tests.benchmarks.reading [--photos FOLDER_OF_TARS] [--clips FOLDER_OF_CLIPS] [--count 3000] [--copies 20]
+    python -m tests.benchmarks reading [--full]
+    python -m tests.benchmarks.reading [--photos TARS] [--clips FOLDER_OF_CLIPS]
 
-Photographs: the same ones in tars and as lone objects. Clips: lone objects, and the same in tars, beside a bare PyAV
-loop over the same bytes in memory, which decodes from the start to the last frame that is wanted. A process for each
-core does each; all are started, and have read something, before the clock is. Each is measured `--rounds` times in
-turn, and medians are compared. Prints one JSON object.
+Read and decoded, without a model: the same photographs (as they are, and enlarged) in tars and as lone objects; clips
+as lone objects, and in tars, beside a bare PyAV loop over the same bytes in memory, which decodes from the start to the
+last frame that is wanted. A process for each core does each; all are started, and have read something, before the clock
+is. The server takes its share of the same cores.
+
+With the model: `hybrid infer captions`' own loop over the same photographs as lone objects and in tars, as the slope
+between two sizes, so that start-up is excluded.
+
+All of these are measured `ROUNDS` times in turn, and medians are compared.
+
+A manifest of addresses, a tenth of which names nothing, becomes groups of objects in a process of its own, whose CPU
+and memory are told: a hundred thousand, with `--full` a million.
 """
 
 from __future__ import annotations
@@ -13,13 +22,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,18 +44,35 @@ from PIL import Image
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig
 from hybrid_models.inputs import Visual
 from pipelines import storage
+from pipelines.cluster import connection
+from pipelines.models import artifacts
+from pipelines.models.artifacts import Artifact
+from pipelines.places import InputOptions
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
+from pipelines.reading.manifests import list_input
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.samples import Decode
 from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
+from tests.benchmarks import captioning, peers
+from tests.benchmarks.figures import Row, in_turn
 from tests.pipelines.reading.media.test_video import film, steady
 from tests.servers import BUCKET, S3Server
 
 VISUAL = Visual(224, 224, 8)
+CORES = os.cpu_count() or 1
 SHARD_PHOTOS, SHARD_CLIPS = 250, 55
+
+
+ROUNDS = 3
+PHOTOS, COPIES = 1000, 10
+"""How many photographs are read, how often each of the enlarged ones and each clip."""
+SIDE = 1280
+"""Pixels that photographs are enlarged to, as a web shop has them."""
+FEW, MANY = 512, 2048
+"""Photographs of the nights."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +83,8 @@ class Options:
     """Folder of tar shards of photographs; made up ones (224 x 224 JPEG) by default."""
     clips: str = ""
     """Folder of mp4 clips; a made up one of six seconds by default."""
-    count: int = 3000
-    """How many photographs."""
-    side: int = 0
-    """Enlarges photographs to so many pixels; 0 takes them as they are."""
-    copies: int = 20
-    """How many of each clip."""
-    rounds: int = 3
-    """How often each is measured."""
+    manifest: str = ""
+    """Internal: read this manifest, and print what it costs."""
 
 
 @cache
@@ -106,84 +129,166 @@ def rate(pool: ProcessPoolExecutor, work: Callable[[Any], int], parts: Sequence[
     return done / (time.perf_counter() - started)
 
 
+def night_rate(folders: Mapping[int, str], artifact: Artifact, scratch: Path) -> float:
+    """Photographs a second of a night with a model, the slope between two sizes."""
+    seconds = {}
+    for count, folder in folders.items():
+        with tempfile.TemporaryDirectory(dir=scratch) as tables:
+            _, seconds[count], _ = captioning.night(list_shards(folder), artifact, tables)
+    return (MANY - FEW) / (seconds[MANY] - seconds[FEW])
+
+
+def manifest_cost(uri: str) -> tuple[float, float]:
+    """CPU seconds and peak MiB of grouping what a manifest names; called in a process of its own."""
+    shards = list_input(uri, InputOptions(uri_column="photo"))
+    assert shards
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
 # ---- data ----------------------------------------------------------------------------------------------------------
-def photographs(options: Options) -> list[tuple[str, bytes]]:
-    """Names and bytes."""
-    if not options.photos:
-        return [(f"{number:06d}.jpg", tiny.jpeg(number, size=224)) for number in range(options.count)]
-    members: list[tuple[str, bytes]] = []
-    for shard in list_shards(options.photos):
+def photographs(source: str, count: int) -> list[bytes]:
+    """JPEGs."""
+    if not source:
+        return [tiny.jpeg(number, size=224) for number in range(count)]
+    found: list[bytes] = []
+    for shard in list_shards(source):
         for block in read_blocks(shard, ReadOptions()):
-            members += [(f"{row['sample_id']}.jpg", row["media"]) for row in block.to_pylist() if row["media"]]
-            if len(members) >= options.count:
-                return members[: options.count]
-    return members
+            found += [media for media in block["media"].to_pylist() if media]
+            if len(found) >= count:
+                return found[:count]
+    return found
 
 
-def enlarged(jpeg: bytes, side: int) -> bytes:
+def enlarged(jpeg: bytes) -> bytes:
     """A photograph as a camera or a web shop has it."""
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(jpeg)).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    Image.open(io.BytesIO(jpeg)).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
-def clips(options: Options) -> list[tuple[str, bytes]]:
+def clips(source: str) -> list[tuple[str, bytes]]:
     """Names and bytes."""
     made = [film("mp4", steady(150), gop=250)]
-    if options.clips:
-        made = [file.read_bytes() for file in sorted(Path(options.clips).glob("*.mp4"))]
-    return [
-        (f"{copy:03d}-{number:03d}.mp4", clip) for copy in range(options.copies) for number, clip in enumerate(made)
-    ]
+    if source:
+        made = [file.read_bytes() for file in sorted(Path(source).glob("*.mp4"))]
+    copies = max(COPIES, 100 // len(made))
+    return [(f"{copy:03d}-{number:03d}.mp4", clip) for copy in range(copies) for number, clip in enumerate(made)]
 
 
-def put(members: Sequence[tuple[str, bytes]], folder: str, of_a_shard: int) -> dict[str, list[Shard]]:
-    """The same as lone objects and in tars."""
-    for name, data in members:
-        storage.write_bytes(f"{folder}/alone/{name}", data)
+def named(pictures: Sequence[bytes], count: int) -> list[tuple[str, bytes]]:
+    """So many photographs with names, from the first on again where there are fewer."""
+    return [(f"{number:06d}.jpg", pictures[number % len(pictures)]) for number in range(count)]
+
+
+def put(members: Sequence[tuple[str, bytes]], folder: str, of_a_shard: int) -> dict[str, str]:
+    """The same as lone objects and in tars; their folders."""
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda member: storage.write_bytes(f"{folder}/alone/{member[0]}", member[1]), members))
     for start in range(0, len(members), of_a_shard):
         storage.write_bytes(f"{folder}/tars/{start:06d}.tar", tiny.tar(members[start : start + of_a_shard]))
-    return {kind: list_shards(f"{folder}/{kind}") for kind in ("alone", "tars")}
+    return {kind: f"{folder}/{kind}" for kind in ("alone", "tars")}
 
 
-def main() -> None:
+def write_manifest(folder: Path, count: int) -> str:
+    """So many addresses of objects on a disk; every tenth is of none."""
+    for number in range(count):
+        if number % 10:
+            path = folder / f"{number // 1000:04d}" / f"{number:07d}.jpg"
+            if number % 1000 == 1:
+                path.parent.mkdir(parents=True)
+            path.touch()
+    lines = (f'{{"id": "{n}", "photo": "{n // 1000:04d}/{n:07d}.jpg"}}\n' for n in range(count))
+    (folder / "manifest.jsonl").write_text("".join(lines))
+    return str(folder / "manifest.jsonl")
+
+
+# ---- the line ------------------------------------------------------------------------------------------------------
+def rows(full: bool, scratch: Path, options: Options | None = None) -> list[Row]:
+    """All of it."""
+    options = options or Options()
+    server = S3Server(scratch / "s3").start()
+    os.environ.update(server.env())
+    try:
+        return [*without_a_model(options), *with_a_model(options, scratch), *manifests(full, scratch)]
+    finally:
+        server.kill()
+
+
+def without_a_model(options: Options) -> list[Row]:
+    """Read and decoded."""
+    pictures = photographs(options.photos, PHOTOS)
+    large = [enlarged(picture) for picture in pictures[: PHOTOS // COPIES]]
+    moving = clips(options.clips)
+    lake = f"s3://{BUCKET}"
+    folders = {
+        "small": put(named(pictures, PHOTOS), f"{lake}/small", SHARD_PHOTOS),
+        "large": put(named(large, PHOTOS), f"{lake}/large", SHARD_PHOTOS),
+        "clips": put(moving, f"{lake}/clips", SHARD_CLIPS),
+    }
+    shards = {f"{what} {kind}": list_shards(uri) for what, kinds in folders.items() for kind, uri in kinds.items()}
+    parts = [[data for _, data in moving[start :: 4 * CORES]] for start in range(4 * CORES)]
+    with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
+        list(pool.map(read_shard, shards["clips tars"][:1] * 2 * CORES))
+        measures: dict[str, Callable[[], float]] = {
+            name: partial(rate, pool, read_shard, found) for name, found in shards.items()
+        }
+        found = in_turn(ROUNDS, {**measures, "bare": partial(rate, pool, bare_loop, parts)})
+    small, big = (round(statistics.fmean(map(len, some)) / 1000) for some in (pictures, large))
+    alone, tars, bare = "as lone objects, read and decoded", "the same in tars", "a bare PyAV loop"
+    return [
+        Row(f"photographs of {small} KB {alone}", found["small alone"], "a second", found["small tars"], tars),
+        Row(f"photographs of {big} KB {alone}", found["large alone"], "a second", found["large tars"], tars,
+            goal_times=0.7),
+        Row("clips as lone objects", found["clips alone"], "a second", found["bare"], bare, goal_times=0.9),
+        Row("clips in tars", found["clips tars"], "a second", found["bare"], bare, goal_times=0.9),
+        Row("frames of clips as lone objects", VISUAL.frames * found["clips alone"], "a second",
+            VISUAL.frames * found["bare"], bare, goal_times=0.9),
+    ]  # fmt: skip
+
+
+def with_a_model(options: Options, scratch: Path) -> list[Row]:
+    """Captioned, as a night does it."""
+    captioning.make_model(str(scratch / "model"))
+    artifact = artifacts.read(str(scratch / "model"))
+    pictures = photographs(options.photos, PHOTOS)
+    folders = {n: put(named(pictures, n), f"s3://{BUCKET}/night-{n}", SHARD_PHOTOS // 2) for n in (FEW, MANY)}
+    with connection.connect():
+        captioning.night(list_shards(folders[FEW]["tars"])[:1], artifact, str(scratch / "first"))
+        found = in_turn(
+            ROUNDS,
+            {
+                kind: partial(night_rate, {n: kinds[kind] for n, kinds in folders.items()}, artifact, scratch)
+                for kind in ("alone", "tars")
+            },
+        )
+    return [
+        Row("photographs as lone objects, captioned", found["alone"], "a second", found["tars"], "the same in tars",
+            goal_times=0.7)
+    ]  # fmt: skip
+
+
+def manifests(full: bool, scratch: Path) -> list[Row]:
+    """What it costs to group what manifests name."""
+    made = []
+    for count in (100_000, 1_000_000) if full else (100_000,):
+        uri = write_manifest(scratch / f"manifest-{count}", count)
+        command = [sys.executable, "-m", "tests.benchmarks.reading", "--manifest", uri]
+        said = subprocess.run(command, cwd=tiny.ROOT, env=peers.clean(), stdout=subprocess.PIPE, text=True, check=True)
+        cpu, peak = json.loads(said.stdout)
+        what = f"a manifest of {count:,} addresses, grouped"
+        made += [Row(f"{what}: CPU", cpu, "s"), Row(f"{what}: peak memory", peak, "MiB")]
+    return made
+
+
+def main(options: Options) -> None:
     """The command."""
-    options, cores = tyro.cli(Options, description=__doc__), os.cpu_count() or 1
+    if options.manifest:
+        print(json.dumps(manifest_cost(options.manifest)))
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        server = S3Server(Path(scratch) / "s3").start()
-        os.environ.update(server.env())
-        try:
-            moving, pictures = clips(options), photographs(options)
-            if options.side:
-                pictures = [(name, enlarged(data, options.side)) for name, data in pictures]
-            photos, films = (
-                put(pictures, f"s3://{BUCKET}/photos", SHARD_PHOTOS),
-                put(moving, f"s3://{BUCKET}/clips", SHARD_CLIPS),
-            )
-            bare = [[data for _, data in moving[start :: 4 * cores]] for start in range(4 * cores)]
-            rates: dict[str, list[float]] = {}
-            with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
-                list(pool.map(read_shard, [films["tars"][0]] * 2 * cores))
-                for _ in range(options.rounds):
-                    for kind, shards in photos.items():
-                        rates.setdefault(f"photographs_{kind}", []).append(rate(pool, read_shard, shards))
-                    for kind, shards in films.items():
-                        rates.setdefault(f"clips_{kind}", []).append(rate(pool, read_shard, shards))
-                    rates.setdefault("clips_bare", []).append(rate(pool, bare_loop, bare))
-        finally:
-            server.kill()
-    middle = {name: statistics.median(values) for name, values in rates.items()}
-    print(json.dumps({
-        "samples_per_second": {name: [round(value, 1) for value in values] for name, values in rates.items()},
-        "mean_bytes_of_a_photograph": round(statistics.fmean(len(data) for _, data in pictures)),
-        "frames_per_second_of_clips": round(VISUAL.frames * middle["clips_alone"], 1),
-        "photographs_alone_to_tars": round(middle["photographs_alone"] / middle["photographs_tars"], 3),
-        "clips_alone_to_bare": round(middle["clips_alone"] / middle["clips_bare"], 3),
-        "clips_tars_to_bare": round(middle["clips_tars"] / middle["clips_bare"], 3),
-        "groups": {"photographs": len(photos["alone"]), "clips": len(films["alone"])},
-        "cpu": f"{cores} cores",
-    }, indent=2))  # fmt: skip
+        print(json.dumps([asdict(row) for row in rows(False, Path(scratch), options)], indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options, description=__doc__))
