@@ -45,7 +45,7 @@ SECONDS = 80
 DRIVER = """
 import ray.data
 from jobs.command import cli
-ray.data.DataContext.get_current().target_max_block_size = 16 << 20  # a piece is 13 windows
+ray.data.DataContext.get_current().target_max_block_size = {piece}
 cli.main()
 """
 PER_RUN = ("run_id", "created_at", "shard")
@@ -86,12 +86,12 @@ def rows(place: str, tables: str) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in PER_RUN} for row in found]
 
 
-def kill_in_the_middle(verb: str, command: list[str], place: str, tables: str, address: str) -> None:
-    """Runs nights until some of the long video's windows are there, and kills its driver."""
+def kill_in_the_middle(command: list[str], tables: str, address: str, piece: int = 16 << 20) -> None:
+    """Runs a command whose pieces have so many bytes, 13 windows of the model above, until some of the long video's windows are there, and kills its driver."""
     env = {**os.environ, "RAY_ADDRESS": address}
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, verb, *command], env=env)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER.format(piece=piece), *command], env=env)
     until = time.monotonic() + 240
-    while not any("-00000000-" in name for name in long_pieces(place, tables)):
+    while not any("-00000000-" in piece.name for piece in long_pieces(tables)):
         assert driver.poll() is None, "the night was over before it could be killed"
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -99,13 +99,10 @@ def kill_in_the_middle(verb: str, command: list[str], place: str, tables: str, a
     driver.wait()
 
 
-def long_pieces(place: str, tables: str) -> list[str]:
-    """The staged pieces whose first row begins a shard that goes on."""
-    folder = f"{place}/{tables}/captions"
-    return [
-        file.name for file in storage.list_files(folder)
-        if file.name.endswith(".parquet") and "-end" not in file.name
-    ]  # fmt: skip
+def long_pieces(tables: str) -> list[storage.FileInfo]:
+    """The staged pieces of shards that go on."""
+    files = storage.list_files(f"{tables}/captions")
+    return [file for file in files if file.name.endswith(".parquet") and "-end" not in file.name]
 
 
 def test_one_table_of_whatever_lies_there_which_goes_on_in_the_middle_of_a_video(
@@ -133,7 +130,7 @@ def test_one_table_of_whatever_lies_there_which_goes_on_in_the_middle_of_a_video
     assert len(shown) == 6, "the page finds the windows again"
 
     killed = argv(s3, "killed", tracking_uri)
-    kill_in_the_middle("infer", killed, s3, "killed", ray_cluster)
+    kill_in_the_middle(["infer", *killed], f"{s3}/killed", ray_cluster)
     again = infer.main(killed)
     assert again["rows"] == len(found)
     assert 0 < again["rows_computed"] <= len(found) - 13, "what was staged is not computed again"
@@ -180,7 +177,7 @@ def test_a_manifest_is_read_by_every_verb_and_its_night_goes_on_in_the_middle_of
     ]
 
     by_second = [{"30": "1", "20": "1", f"{s3}/named": f"{s3}/second"}.get(word, word) for word in command]
-    kill_in_the_middle("nightly", by_second, s3, "second", ray_cluster)
+    kill_in_the_middle(["nightly", *by_second], f"{s3}/second", ray_cluster)
     again = nightly.main(by_second)["nights"][0]
     assert again["rows"] == again["ok"] == 1 + 2 + SECONDS
     assert 0 < again["rows_computed"] <= again["rows"] - 13, "what was staged is not computed again"
@@ -246,7 +243,9 @@ def test_a_nowcaster_learns_from_windows_of_a_long_video_is_judged_and_predicts_
     assert night["evaluation"]["mse"] == pytest.approx(judged["metrics"]["mse"])
 
 
-def test_two_hours_of_video_fit_into_the_memory_of_a_window(tmp_path: Path) -> None:
+def test_two_hours_of_video_fit_into_the_memory_of_a_window_and_go_on_in_the_middle(
+    ray_cluster: str, tmp_path: Path, tracking_uri: str
+) -> None:
     video = tmp_path / "in/long.mkv"
     video.parent.mkdir()
     rng = np.random.default_rng(1)
@@ -265,3 +264,15 @@ def test_two_hours_of_video_fit_into_the_memory_of_a_window(tmp_path: Path) -> N
     rows = [row for block in guarded(shard, options, AsItIs()) for row in block.to_pylist()]
     assert [row["start_seconds"] for row in rows] == [10.0 * number for number in range(720)]
     assert {row["error"] for row in rows} == {None}
+
+    tiny.write_captioner(f"{tmp_path}/model")
+    command = [
+        "captions", "--input", str(video), "--tables", f"{tmp_path}/tables", "--ds", DS, "--model", f"{tmp_path}/model",
+        "--window-seconds", "10", "--limits.max-memory", str(most), "--limits.max-bytes", str(16 << 20),
+        "--mlflow", tracking_uri,
+    ]  # fmt: skip
+    kill_in_the_middle(["infer", *command], f"{tmp_path}/tables", ray_cluster, 1 << 20)
+    staged = sum(pq.read_metadata(piece.uri).num_rows for piece in long_pieces(f"{tmp_path}/tables"))
+    summary = infer.main(command)
+    assert (summary["rows"], summary["ok"]) == (720, 720)
+    assert 0 < summary["rows_computed"] <= 720 - staged < 720, "what was staged is not computed again"
