@@ -16,8 +16,8 @@ from pipelines.reading.shards import list_shards
 from tests.integration.test_kinds import clip
 
 TINY = [
-    "--model.encoder", "test_resnet", "--model.encoder-weights", "none", "--model.image-size", "32", "--model.frames", "4",
-    "--model.hidden-size", "8", "--train.epochs", "1", "--pictures", "1",
+    "--model.encoder", "test_resnet", "--model.encoder-weights", "none", "--model.image-size", "32",
+    "--model.frames", "4", "--model.hidden-size", "8", "--train.epochs", "1", "--pictures", "1",
 ]  # fmt: skip
 
 

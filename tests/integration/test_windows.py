@@ -87,7 +87,14 @@ def rows(place: str, tables: str) -> list[dict[str, Any]]:
 
 
 def kill_in_the_middle(command: list[str], tables: str, address: str, piece: int = 16 << 20) -> None:
-    """Runs a command whose pieces have so many bytes, 13 windows of the model above, until some of the long video's windows are there, and kills its driver."""
+    """Runs a command until some of the long video's windows are there, and kills its driver.
+
+    Args:
+        command: of nights.
+        tables: where they write.
+        address: of the cluster.
+        piece: bytes of samples that become one; 13 windows of the model above.
+    """
     env = {**os.environ, "RAY_ADDRESS": address}
     driver = subprocess.Popen([sys.executable, "-c", DRIVER.format(piece=piece), *command], env=env)
     until = time.monotonic() + 240
