@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-NOT_JOBS = ("submit", "query", "models", "tables")
+NOT_JOBS = ("submit", "query", "models")
 """Verbs whose answer is rows for a terminal; they need no cluster."""
 
 

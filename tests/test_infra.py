@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from hybrid_models.errors import UsageError
-from jobs import nightly, submit
+from jobs import nightly, submit, tables
 from jobs.command import cli
 from jobs.recipes import RECIPES
 from pipelines.cluster import counters
@@ -93,12 +94,14 @@ def strict(schema: Any) -> Any:
 
 
 def test_a_night_is_scheduled_safely() -> None:
-    (cron,) = (one["spec"] for one in documents() if one["kind"] == "CronJob")
-    assert cron["concurrencyPolicy"] == "Forbid"
-    assert cron["startingDeadlineSeconds"] > 0
-    assert cron["successfulJobsHistoryLimit"] > 0
-    assert cron["failedJobsHistoryLimit"] > 0
-    assert cron["jobTemplate"]["spec"]["activeDeadlineSeconds"] > 0
+    crons = [one["spec"] for one in documents() if one["kind"] == "CronJob"]
+    assert len(crons) == 2
+    for cron in crons:
+        assert cron["concurrencyPolicy"] == "Forbid"
+        assert cron["startingDeadlineSeconds"] > 0
+        assert cron["successfulJobsHistoryLimit"] > 0
+        assert cron["failedJobsHistoryLimit"] > 0
+        assert cron["jobTemplate"]["spec"]["activeDeadlineSeconds"] > 0
 
 
 def test_a_job_on_the_shared_cluster_is_not_tried_again_by_kuberay() -> None:
@@ -121,7 +124,7 @@ def pods() -> Iterator[dict[str, Any]]:
 
 def test_pods_have_least_rights_and_limits() -> None:
     found = list(pods())
-    assert len(found) == 4
+    assert len(found) == 5
     for pod in found:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["serviceAccountName"].startswith("hybrid")
@@ -424,13 +427,18 @@ def commands() -> Iterator[tuple[str, str]]:
     for one in documents():
         if one["kind"] == "RayJob":
             yield one["metadata"]["generateName"], one["spec"]["entrypoint"]
+        if one["metadata"].get("name") == "hybrid-tidy":
+            (container,) = one["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+            yield "tidy", shlex.join(container["args"])
     loop = COMPOSE["services"]["nightly"]["command"][2]
-    yield "compose", re.findall(r"hybrid [^;]*", loop)[0].replace("$$", "$")
     crontab = (INFRA / "crontab").read_text()
-    yield "crontab", re.findall(r"^[\d* ]+ (hybrid .*)$", crontab, re.MULTILINE)[0].replace("\\%", "%")
+    for number in (0, 1):
+        yield f"compose{number}", re.findall(r"hybrid [^;]*", loop)[number].replace("$$", "$")
+        line = re.findall(r"^[\d* ]+ (hybrid .*)$", crontab, re.MULTILINE)[number]
+        yield f"crontab{number}", line.replace("\\%", "%")
     dag = ast.parse((INFRA / "airflow" / "hybrid_nightly.py").read_text())
-    (command,) = (ast.literal_eval(node.value) for node in dag.body if isinstance(node, ast.Assign))
-    yield "airflow", command
+    for number, node in enumerate(node for node in dag.body if isinstance(node, ast.Assign)):
+        yield f"airflow{number}", ast.literal_eval(node.value)
 
 
 @pytest.mark.parametrize(("where", "command"), [pytest.param(*pair, id=pair[0]) for pair in commands()])
@@ -440,10 +448,14 @@ def test_commands_are_ones_that_the_package_has(where: str, command: str) -> Non
     own, verb = submit.split(words[2:]) if words[1] == "submit" else ([], words[1:])
     if words[1] == "submit":
         options = cli.parse(submit.SubmitOptions, own, "hybrid submit", "")
-        assert re.fullmatch(r"nightly-\d{4}-\d\d-\d\d", options.submission_id)
+        assert re.fullmatch(r"(nightly|tidy)-\d{4}-\d\d-\d\d", options.submission_id)
         submit.check(verb)
     if verb[0] == "train":
         assert verb[1] in RECIPES
+        return
+    if verb[0] == "tables":
+        assert verb[1] == "tidy"
+        cli.parse(tables.TidyOptions, verb[2:], "hybrid tables tidy", "").retention.check()
         return
     assert verb[0] == "nightly"
     chosen, rest = nightly.tasks(verb[1:])

@@ -1,4 +1,4 @@
-"""An Airflow DAG of one task: at two o'clock UTC the night before, as a job on the Ray cluster.
+"""Airflow DAGs of one task each: at two o'clock UTC the night before, as a job on the Ray cluster; tidying on Sundays.
 
 The timetable with data intervals makes `ds` the day that has ended. Airflow's own retries start the same command again:
 what is done is not done twice. The worker needs this package, and RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE=token and
@@ -15,6 +15,8 @@ NIGHTLY = (
     '--input "s3://lake/{task}/ds={ds}/*" --tables s3://lake/tables --ds "{{ ds }}"'
 )
 
+TIDY = 'hybrid submit --submission-id "tidy-{{ ds }}" -- tables tidy --tables s3://lake/tables'
+
 with DAG(
     "hybrid_nightly",
     schedule=CronDataIntervalTimetable("0 2 * * *", timezone="UTC"),
@@ -24,3 +26,12 @@ with DAG(
     default_args={"retries": 3, "retry_delay": pendulum.duration(minutes=10)},
 ):
     BashOperator(task_id="nightly", bash_command=NIGHTLY, append_env=True)
+
+with DAG(
+    "hybrid_tidy",
+    schedule=CronDataIntervalTimetable("0 12 * * 0", timezone="UTC"),
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+):
+    BashOperator(task_id="tidy", bash_command=TIDY, append_env=True)

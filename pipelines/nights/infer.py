@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake.exceptions import DeltaError
 
+from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
@@ -97,7 +97,7 @@ class NightSummary:
     """By tidying, afterwards."""
     bytes_removed: int
     files_unknown: int
-    """In the table's folder, and none of this program's."""
+    """In the night's folder, and none of this program's."""
     seconds: dict[str, float]
     """By stage: `decode`, `predict` and `write` of all processes together, the others of the wall clock."""
     model: str
@@ -184,9 +184,9 @@ def _tell_what_is_absent(night: Night, found: Contents) -> None:
 def _tidy(night: Night) -> Tidied:
     """The night is committed: files that cannot be removed now are only worth a warning, the next night tries again."""
     try:
-        return upkeep.tidy(night.partition.table, night.retention.retain_hours)
-    except (DeltaError, storage.StorageError) as error:
-        log.warning("%s: cannot remove old files: %s", night.partition.table, error)
+        return upkeep.tidy(night.partition.table, night.retention.retain_hours, ds=night.partition.ds)
+    except (UsageError, storage.StorageError) as error:
+        log.warning("%s: cannot remove old files: %s", night.partition, error)
         return Tidied([], [])
 
 

@@ -21,9 +21,6 @@ from pipelines.staging.pieces import Piece, is_own, renewed_name
 from pipelines.storage import StoredFile
 
 log = logging.getLogger(__name__)
-REMEMBERED_HOURS = 168
-"""For so long delta-rs's checkpoints know of a file that it was removed; the log's own entries know it for longer."""
-
 STAGED_HOURS = 24.0
 """Nothing younger is ever tidied."""
 RENEWED_HOURS = 12.0
@@ -32,7 +29,7 @@ RENEWED_HOURS = 12.0
 
 @dataclass(frozen=True)
 class Tidied:
-    """What tidying found in a table's folder."""
+    """What tidying found in a folder, a table's or a night's."""
 
     removed: Sequence[StoredFile]
     """Files that no version needs, removed now, or to be removed."""
@@ -45,7 +42,7 @@ class Tidied:
         return sum(file.size for file in self.removed)
 
 
-def tidy(uri: str, retain_hours: int, dry_run: bool = False) -> Tidied:
+def tidy(uri: str, retain_hours: int, dry_run: bool = False, ds: str = "") -> Tidied:
     """Removes pieces, by name, that no version within the last `retain_hours` needs.
 
     Younger ones are left, and those of the last `STAGED_HOURS`: another job may be about to commit them; so is whatever
@@ -55,14 +52,15 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False) -> Tidied:
         uri: the table.
         retain_hours: how long an earlier version can be read.
         dry_run: remove nothing.
+        ds: of this night alone, so that nothing is listed of all the others; without one, of all.
 
     Raises:
-        UsageError: it is not one of our tables.
+        UsageError: it is not one of our tables; or an entry of its log is damaged.
         StorageError: the store kept failing.
-        DeltaError: it cannot be done now.
     """
     root = storage.absolute(uri) + "/"
-    stored = {file.uri.removeprefix(root): file for file in storage.list_all(uri)}
+    folder = Partition(uri, ds).folder if ds else uri
+    stored = {file.uri.removeprefix(root): file for file in storage.list_all(folder)}
     table = tables.open_table(uri)  # only now: what was committed before the listing is known to be in use
     if table is None:
         return Tidied([], [])
@@ -70,18 +68,17 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False) -> Tidied:
     now = _now()
     before = now - timedelta(hours=retain_hours)
     staged = now - timedelta(hours=max(retain_hours, STAGED_HOURS))
-    old = {path for path, file in stored.items() if is_own(path) and file.modified < staged}
-    removable = old & _idle(uri, retain_hours) if old else old
-    if removable and retain_hours > REMEMBERED_HOURS:
+    in_use = tables.night_files(table, ds)
+    removable = {path for path, file in stored.items() if is_own(path) and file.modified < staged} - in_use
+    if removable:
         removable -= _removed_since(uri, table.version(), before)
     removed = [stored[path] for path in sorted(removable)]
     if not dry_run:
         for file in removed:
             storage.delete(file.uri)
-    in_use = tables.night_files(table)
     unknown = [file for path, file in stored.items() if not (is_own(path) or path in in_use or ownership.is_log(path))]
     if unknown:
-        log.warning("%s: %d files are none of this program's and left, such as %s", uri, len(unknown), unknown[0].uri)
+        log.warning("%s: %d files are none of this program's and left: %s …", folder, len(unknown), unknown[0].uri)
     return Tidied(removed, unknown)
 
 
@@ -127,27 +124,23 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _idle(uri: str, retain_hours: int) -> set[str]:
-    """Paths of which the log says that no version needs them; nothing is removed."""
-
-    def ask() -> set[str]:
-        table = tables.open_table(uri)
-        assert table is not None
-        return set(table.vacuum(retain_hours, dry_run=True, enforce_retention_duration=False, full=True))
-
-    return tables.patiently("tidy", uri, ask)
-
-
 def _removed_since(uri: str, version: int, moment: datetime) -> set[str]:
-    """Paths that commits after a moment took out of the table: versions before them need them."""
+    """Paths that commits after a moment took out of the table: versions before them need them.
+
+    The log's own entries say it: its checkpoints know of a removed file for a week.
+    """
     removed: set[str] = set()
     for number in range(version, -1, -1):
+        commit = tables.commit_uri(uri, number)
         try:
-            entries = [json.loads(line) for line in storage.read_text(tables.commit_uri(uri, number)).splitlines()]
+            entries = [json.loads(line) for line in storage.read_text(commit).splitlines()]
         except FileNotFoundError:  # the log forgot it: no version before it can be read
             break
-        written = next(entry["commitInfo"]["timestamp"] for entry in entries if "commitInfo" in entry)
-        if written < moment.timestamp() * 1000:
+        except ValueError:
+            tables.check_commits(uri, [commit])
+            raise
+        written = [entry["commitInfo"]["timestamp"] for entry in entries if "timestamp" in entry.get("commitInfo", {})]
+        if written and written[0] < moment.timestamp() * 1000:
             break
         removed |= {unquote(entry["remove"]["path"]) for entry in entries if "remove" in entry}
     return removed

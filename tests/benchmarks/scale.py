@@ -187,7 +187,7 @@ def night_of(options: Options, root: str, model: str, steps: Steps) -> None:
         with steps.step(f"open the table{again}"):
             DeltaTable(storage.absolute(night.partition.table))
         with steps.step(f"tidy{again}"):
-            upkeep.tidy(night.partition.table, 168)
+            upkeep.tidy(night.partition.table, 168, ds=night.partition.ds)
 
 
 def put(count: int, name: Callable[[int], str], content: bytes) -> None:

@@ -114,7 +114,8 @@ class Trap:
             return when == self._point.when and self._point.matches(self._task, call)
         if when == "after" and COMMIT.search(call.key) and call.method == "PUT":
             self._committed = True
-        return self._committed and when == "before" and (call.prefix or "").rstrip("/") == self._table
+        night = (call.prefix or "").rstrip("/").removeprefix(f"{self._table}/ds=")
+        return self._committed and when == "before" and re.fullmatch(r"[\d-]+", night) is not None
 
     def _spring(self) -> bool:
         time.sleep(self._delay)

@@ -227,10 +227,10 @@ def test_rows_that_are_lost_count(stored: Night) -> None:
 
 
 def test_what_was_tidied_is_told(stored: Night) -> None:
-    storage.write_bytes(f"{stored.partition.table}/notes.txt", b"theirs")
+    storage.write_bytes(f"{stored.partition.folder}/notes.txt", b"theirs")
     summary = run(stored)
     assert (summary["files_removed"], summary["bytes_removed"], summary["files_unknown"]) == (0, 0, 1)
-    assert storage.exists(f"{stored.partition.table}/notes.txt")
+    assert storage.exists(f"{stored.partition.folder}/notes.txt")
 
 
 def test_files_that_vanish_while_they_are_committed_are_noticed(stored: Night, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,38 @@ def test_only_what_no_kept_version_needs_is_removed(table: str, clock: Clock) ->
     assert upkeep.tidy(table, 0).removed == []
 
 
+def test_a_night_is_tidied_without_a_look_at_the_others(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = replaced(table)
+    (other,) = night(table, THREE, rows(B, 0, 1, 0), ds="2026-01-02")
+    storage.write_bytes(f"{table}/ds=2026-01-02/theirs.txt", b"theirs")
+    time.sleep(1.1)
+    listed: list[str] = []
+    list_all = storage.list_all
+    monkeypatch.setattr(storage, "list_all", lambda uri: listed.append(uri) or list_all(uri))
+    tidied = upkeep.tidy(table, 0, ds="2026-01-01")
+    assert listed == [f"{table}/ds=2026-01-01"]
+    assert (paths(tidied.removed), tidied.unknown) == ([first], [])
+    assert storage.exists(other.file.uri)
+    everything = upkeep.tidy(table, 0)
+    assert paths(everything.removed) == [storage.absolute(other.file.uri)]
+    assert len(everything.unknown) == 1
+
+
+def test_a_damaged_entry_of_the_log_is_said_and_nothing_is_removed(tmp_path: Path) -> None:
+    table = str(tmp_path / "captions")
+    first = replaced(table)
+    DeltaTable(table).create_checkpoint()
+    entry = Path(table, "_delta_log/00000000000000000002.json")
+    whole = entry.read_text()
+    for damaged in ("{", whole[:-20]):
+        entry.write_text(damaged)
+        with pytest.raises(UsageError, match=r"0002\.json, an entry of its log, is damaged"):
+            upkeep.tidy(table, 0)
+    entry.write_text("".join(line + "\n" for line in whole.splitlines() if "commitInfo" not in line))
+    assert upkeep.tidy(table, 0).removed == [], "when it was written is not known"
+    assert Path(first).exists()
+
+
 def test_what_this_program_did_not_write_is_left_and_said(table: str, caplog: pytest.LogCaptureFixture) -> None:
     first = replaced(table)
     strange = [
@@ -100,14 +132,14 @@ def test_what_this_program_did_not_write_is_left_and_said(table: str, caplog: py
     assert paths(tidied.unknown) == sorted(f"{storage.absolute(table)}/{path}" for path in strange)
     assert [storage.read_bytes(f"{table}/{path}") for path in strange] == [b"theirs"] * len(strange)
     (said,) = [record.getMessage() for record in caplog.records if record.name == upkeep.__name__]
-    assert said == f"{table}: 5 files are none of this program's and left, such as {storage.absolute(table)}/a.pdf"
+    assert said == f"{table}: 5 files are none of this program's and left: {storage.absolute(table)}/a.pdf …"
 
 
 def test_a_version_within_the_hours_keeps_its_files_however_old_they_are(tmp_path: Path) -> None:
     table = str(tmp_path / "captions")
     first = replaced(table)
     grow_old(table, 1000)
-    assert upkeep.tidy(table, 24).removed == [], "the version before can be read for a day from now on"
+    assert upkeep.tidy(table, 48).removed == [], "the version before can be read for two days from its end on"
     assert paths(upkeep.tidy(table, 0).removed) == [first]
 
 
