@@ -121,7 +121,7 @@ def test_very_many_tiny_members_need_little_memory(tmp_path: Path) -> None:
     for block in guarded(shard, ReadOptions(), photos()):
         children = [p for p in psutil.Process().children() if "pipelines.reading.sandbox.jail" in " ".join(p.cmdline())]
         peak = max([peak, *(child.memory_info().rss for child in children)])
-        assert set(block["error"].to_pylist()) == {"ImageDecodeError: not a JPEG, PNG, WebP or GIF image"}
+        assert set(block["error"].to_pylist()) == {"ImageDecodeError: the file is empty"}
         count, last = count + len(block), block["last"][-1].as_py()
     assert (count, last) == (MANY, True)
     assert peak < 600 << 20

@@ -20,6 +20,7 @@ from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Visual
 from pipelines.reading.limits import DEFAULT_LIMITS, Limits, bad_sample, check_pixels, check_size
 from pipelines.reading.media.clip import CLIP_FORMATS, Frames
+from pipelines.reading.media.container import sniff_media_type, why_unreadable
 from pipelines.reading.media.radar import RadarWindow, radar_windows
 from pipelines.reading.media.video import decode_clip
 
@@ -45,18 +46,6 @@ ARRAY_TYPES = ("npy", "npz")
 MEDIA_TYPES = tuple(dict.fromkeys([*IMAGE_FORMATS, *CLIP_FORMATS, *ARRAY_TYPES]))
 FRAMES = "frames"
 """Media type of what a reader has decoded itself, the windows of a clip (`pack_frames`). No file is called so."""
-MAGIC = (
-    (0, b"\xff\xd8\xff", "jpg"),
-    (0, b"\x89PNG", "png"),
-    (0, b"GIF8", "gif"),
-    (8, b"WEBP", "webp"),
-    (8, b"AVI ", "avi"),
-    (4, b"ftyp", "mp4"),
-    (0, b"\x1aE\xdf\xa3", "mkv"),
-    (0, b"\x93NUMPY", "npy"),
-    (0, b"PK\x03\x04", "npz"),
-)
-"""(offset, bytes there, media type): how files that have no name are told apart."""
 
 
 class Decoded(NamedTuple):
@@ -112,11 +101,6 @@ def pack_frames(frames: Frames) -> bytes:
     return pack_arrays({"array": np.ascontiguousarray(frames.pixels), "times": frames.times})
 
 
-def sniff_media_type(media: bytes) -> str:
-    """The media type that the first bytes tell, or `unknown`."""
-    return next((kind for offset, magic, kind in MAGIC if media[offset : offset + len(magic)] == magic), "unknown")
-
-
 # ---- photographs ----------------------------------------------------------------------------------------------------
 def decode_image(media: bytes, visual: Visual, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """A photograph → uint8 `[1, height, width, 3]` RGB: upright by its EXIF orientation, transparency over white.
@@ -141,7 +125,8 @@ def _open_image(media: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadSample("ImageTooLarge", str(error)) from error
     except Image.UnidentifiedImageError as error:
-        raise BadSample("ImageDecodeError", "not a JPEG, PNG, WebP or GIF image") from error
+        why = why_unreadable(io.BytesIO(media), "a photograph", "not a JPEG, PNG, WebP or GIF image")
+        raise BadSample("ImageDecodeError", why) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
