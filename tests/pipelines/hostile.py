@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hybrid_models.inputs import Cut, Visual
+from hybrid_models.inputs import Cut, Inputs, Preprocess, Sample, Visual
 from pipelines.reading.limits import Limits
 from pipelines.reading.raw import RAW_SCHEMA
 
@@ -153,3 +153,15 @@ class Forger:
     def __call__(self, rows: pa.Table, begin: Callable[[int], None]) -> pa.Table:
         column = rows.schema.get_field_index("object")
         return rows.set_column(column, rows.schema.field(column), pa.array(["s3://another/one.jpg"] * len(rows)))
+
+
+class AsSeen(Preprocess):
+    """The frames that a model is given, and their times, as they were decoded."""
+
+    def __init__(self, visual: Visual) -> None:
+        self.visual = visual
+
+    def __call__(self, inputs: Inputs, with_target: bool) -> Sample:
+        assert inputs.media is not None
+        times = np.zeros(0, np.float32) if inputs.times is None else inputs.times
+        return {"frames": inputs.media, "times": times, "length": np.asarray(len(inputs.media))}
