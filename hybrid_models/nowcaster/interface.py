@@ -43,6 +43,7 @@ class NowcasterInterface(Interface):
     `probability` is uint8, C order, [leads, thresholds, height, width]: per cent that a pixel has at least so much
     rain; null for video, which has no thresholds."""
     schema_version: ClassVar[int] = 3
+    samples_version: ClassVar[int] = 2  # frames of clips: edit lists and AVI are put right
     metrics: ClassVar[Mapping[str, bool]] = {
         "csi_1": True, "csi_5": True, "crps": False, "mse": False, "mae": False, "ssim": True,
     }  # fmt: skip

@@ -28,7 +28,7 @@ class RecogniserInterface(Interface):
         ]
     )
     schema_version: ClassVar[int] = 1
-    samples_version: ClassVar[int] = 2  # frames of clips are chosen by time, not by number
+    samples_version: ClassVar[int] = 3  # frames of clips are chosen by time; edit lists and AVI are put right
     metrics: ClassVar[Mapping[str, bool]] = {"accuracy": True, "macro_f1": True}
     truth: ClassVar[tuple[str, ...]] = ("label",)
 
