@@ -1,6 +1,6 @@
 """Ray's own metrics of what is staged, for Prometheus; infra/grafana/hybrid.json draws them.
 
-Ray exports each as `ray_NAME_total` from every node (`--metrics-export-port`).
+Ray exports each counter as `ray_NAME_total`, each gauge as `ray_NAME`, from every node (`--metrics-export-port`).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from ray.util.metrics import Counter
+from ray.util.metrics import Counter, Gauge
 
 ROWS, ERRORS, SECONDS, BYTES = "hybrid_rows", "hybrid_errors", "hybrid_stage_seconds", "hybrid_staged_bytes"
 COUNTERS = {
@@ -18,6 +18,9 @@ COUNTERS = {
     BYTES: ("bytes that were staged", ("table",)),
 }
 """What is counted, and its labels."""
+TASKS = "hybrid_tasks"
+GAUGES = {TASKS: ("tasks of reading, each of some shards: waiting, running and finished", ("table", "state"))}
+"""What goes up and down, and its labels."""
 
 
 @cache
@@ -25,6 +28,25 @@ def _counter(name: str) -> Counter:
     """Made where it is used: in a worker of Ray."""
     description, labels = COUNTERS[name]
     return Counter(name, description, labels)
+
+
+@cache
+def _gauge(name: str) -> Gauge:
+    description, labels = GAUGES[name]
+    return Gauge(name, description, labels)
+
+
+def gauge_tasks(table: str, waiting: int, running: int, finished: int) -> None:
+    """Tells how many tasks there are; all zero when nothing is computed.
+
+    Args:
+        table: as in `count_staged`.
+        waiting: not begun yet.
+        running: now.
+        finished: of this computation.
+    """
+    for state, number in (("waiting", waiting), ("running", running), ("finished", finished)):
+        _gauge(TASKS).set(number, tags={"table": table, "state": state})
 
 
 def count_staged(table: str, rows: int, errors: Mapping[str, int], seconds: Mapping[str, float], size: int) -> None:

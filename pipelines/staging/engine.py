@@ -16,6 +16,7 @@ from pipelines.reading.datasource import ShardDatasource, bundled
 from pipelines.reading.samples import Decode
 from pipelines.reading.shards import Shard
 from pipelines.staging.contents import Staged
+from pipelines.staging.progress import Work, telling
 from pipelines.staging.sink import StageSink
 
 log = logging.getLogger(__name__)
@@ -66,12 +67,13 @@ def stage(
         log.warning("%s: waits for a GPU: the cluster has none now", folder)
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
     bundles = bundled(shards, plan.most)
-    dataset = ray.data.read_datasource(
-        ShardDatasource(bundles, decode.options(stride), decode),
-        override_num_blocks=len(bundles),
-        num_cpus=DECODE_CPUS if decode.cut is None else APART_CPUS,
-        concurrency=resources.actors or None if actor is None else None,
-    )
+    with telling(Work(name, [sum(shard.size for shard in bundle) for bundle in bundles])):
+        dataset = ray.data.read_datasource(
+            ShardDatasource(bundles, decode.options(stride), decode),
+            override_num_blocks=len(bundles),
+            num_cpus=DECODE_CPUS if decode.cut is None else APART_CPUS,
+            concurrency=resources.actors or None if actor is None else None,
+        )
     if actor is not None:
         # Whole blocks, of which a model process makes batches itself: `map_batches` itself refuses that with GPUs.
         dataset = dataset.map_batches_internal(
