@@ -21,7 +21,7 @@ from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
-from pipelines.nights import infer
+from pipelines.nights import infer, preview
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night, NightSummary
 from pipelines.nights.tables import check_name
@@ -86,7 +86,9 @@ def run(
     options: NightOptions,
     tracking_uri: str,
 ) -> dict[str, Any]:
-    """One night, with its MLflow run. The caller has checked options, names, and that input and tables lie apart.
+    """One night, with its MLflow run; or what it would be.
+
+    The caller has checked options, names, and that input and tables lie apart.
 
     Args:
         given: the input, as the user names it.
@@ -110,9 +112,14 @@ def run(
         rules=options.rules,
         retention=options.retention,
     )
-    storage.check_writable(partition.tables)
+    if not options.dry_run:
+        storage.check_writable(partition.tables)
     infer.check_table(night)
     infer.check_shards(night)
+    if options.dry_run:
+        with connection.on_demand():
+            foreseen = preview.preview(night, options.work.resources, tracking_uri)
+        return {"task": partition.name, "dry_run": True, **asdict(foreseen), "model": artifact.model}
     tracker = Tracker(tracking_uri)
     params = {
         "input": given,

@@ -113,7 +113,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     dates = nights(options)
     check_places(options, chosen, dates)
     tracking_uri = options.tracking.uri
-    storage.check_writable(options.tables)
+    if not options.night.dry_run:
+        storage.check_writable(options.tables)
     champions, problems = ready(options, chosen, tracking_uri)
     wanted = [Unit.of(task, ds, options) for ds in dates for task in champions]
     units = [unit for unit in wanted if is_due(unit, dates[-1], options)]
@@ -269,7 +270,7 @@ def run(
                 with logs.about(task=unit.task, ds=ds), noting(unit.task, ds):
                     night = one(unit, options, champion, tracking_uri)
                     done.append(night)
-                    if night["rows"]:
+                    if night.get("rows"):  # which a dry run does not know
                         written.append(night)
                         with noting(f"evaluation of {unit.task}", ds):
                             night |= _judge(unit, options, champion, Tracker(tracking_uri, night["mlflow_run_id"]))
@@ -300,7 +301,8 @@ def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: s
             raise
         log.info("%s ds=%s: nothing to do: %s", unit.task, unit.partition.ds, error)
         return {"task": unit.task, "ds": unit.partition.ds, "rows": 0, "changed": False, "note": str(error)}
-    log.info("%s ds=%s: %d rows, errors %s", unit.task, night["ds"], night["rows"], night["errors"] or "none")
+    if not options.night.dry_run:
+        log.info("%s ds=%s: %d rows, errors %s", unit.task, night["ds"], night["rows"], night["errors"] or "none")
     return night
 
 

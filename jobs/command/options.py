@@ -134,6 +134,8 @@ class NightOptions:
     retention: Annotated[Retention, FLAT] = field(default_factory=Retention)
     source: Annotated[SourceOptions, FLAT] = field(default_factory=SourceOptions)
     work: Annotated[WorkOptions, FLAT] = field(default_factory=WorkOptions)
+    dry_run: bool = False
+    """Write nothing: say what would be computed, on how many processes, and about how long it would take."""
 
     def check(self) -> None:
         """Refuses options that cannot be or do not go together.

@@ -61,6 +61,26 @@ def test_a_night_and_its_mlflow_run(lake: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_dry_run_says_what_would_be_and_writes_nothing(lake: Path, tmp_path: Path) -> None:
+    wanted = ["translations", *argv(lake, tables=str(tmp_path / "tables"), mlflow=f"sqlite:///{tmp_path}/m.db")]
+    seen = main([*wanted, "--dry-run"])
+    assert (seen["dry_run"], seen["shards"], seen["shards_computed"], seen["rows_there"]) == (True, 2, 2, 0)
+    assert (seen["processes"], seen["seconds"]) == (1, None)
+    assert list(tmp_path.iterdir()) == []
+    run_id = main(wanted)["mlflow_run_id"]
+    seen = main([*wanted, "--dry-run"])
+    assert (seen["shards_computed"], seen["rows_there"], seen["processes"]) == (0, 20, None)
+    seen = main([*wanted, "--dry-run", "--decoding.max-length", "7"])
+    assert (seen["shards_computed"], seen["pace_of_run"]) == (2, run_id)
+    assert 0 < seen["seconds"] < 600
+    assert refusal([*wanted, "--dry-run", "--ds", "31.01.2026"]).startswith("--ds ")
+    (lake / "in/part-00000.txt").rename(tmp_path / "away")
+    with pytest.raises(RefusedError, match="1 of its shards are gone"):
+        main([*wanted, "--dry-run"])
+    (tmp_path / "away").rename(lake / "in/part-00000.txt")
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_night_that_is_there_needs_no_cluster(lake: Path, tmp_path: Path) -> None:
     wanted = ["translations", *argv(lake, tables=str(tmp_path / "tables"))]
     first = main(wanted)

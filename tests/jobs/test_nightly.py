@@ -76,7 +76,12 @@ def stored(lake: Path) -> dict[str, int]:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_nights_are_done_caught_up_with_and_done_again(lake: Path) -> None:
-    first = main(argv(lake, "--ds", "2026-01-01", "--references", f"{lake}/references/ds={{ds}}"))
+    judged = argv(lake, "--ds", "2026-01-01", "--references", f"{lake}/references/ds={{ds}}")
+    foreseen = main([*judged, "--dry-run"])
+    assert not (lake / "tables").exists()
+    first = main(judged)
+    assert foreseen["reports"] == []
+    assert [(night["ds"], night["shards_computed"]) for night in foreseen["nights"]] == [("2026-01-01", 2)]
     (night,) = first["nights"]
     assert (night["task"], night["ds"], night["rows"], night["changed"]) == ("translations", "2026-01-01", 10, True)
     assert night["model"] == "models:/translator/1"
