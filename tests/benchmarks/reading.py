@@ -58,7 +58,6 @@ from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
 from tests.benchmarks import captioning, peers
 from tests.benchmarks.figures import Row, in_turn
-from tests.pipelines.reading.media.test_video import film, steady
 from tests.servers import BUCKET, S3Server
 
 VISUAL = Visual(224, 224, 8)
@@ -80,9 +79,9 @@ class Options:
     """What to measure."""
 
     photos: str = ""
-    """Folder of tar shards of photographs; made up ones (224 x 224 JPEG) by default."""
+    """Tar shards of photographs; made up ones (224 x 224 JPEG) by default."""
     clips: str = ""
-    """Folder of mp4 clips; a made up one of six seconds by default."""
+    """Folder of mp4 clips; a made up one of seven seconds by default."""
     manifest: str = ""
     """Internal: read this manifest, and print what it costs."""
 
@@ -150,7 +149,7 @@ def manifest_cost(uri: str) -> tuple[float, float]:
 def photographs(source: str, count: int) -> list[bytes]:
     """JPEGs."""
     if not source:
-        return [tiny.jpeg(number, size=224) for number in range(count)]
+        return [photograph(number) for number in range(count)]
     found: list[bytes] = []
     for shard in list_shards(source):
         for block in read_blocks(shard, ReadOptions()):
@@ -158,6 +157,36 @@ def photographs(source: str, count: int) -> list[bytes]:
             if len(found) >= count:
                 return found[:count]
     return found
+
+
+def textured(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """An image [height,width,3] with edges and grain, which compresses as photographs do."""
+    coarse = Image.fromarray(rng.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8))
+    grain = rng.normal(0, 7, (height, width, 1))
+    return np.clip(np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) + grain, 0, 255).astype(
+        np.uint8
+    )
+
+
+def photograph(number: int) -> bytes:
+    """A JPEG of 224 x 224."""
+    buffer = io.BytesIO()
+    Image.fromarray(textured(np.random.default_rng(number), 224, 224)).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def clip() -> bytes:
+    """Seven seconds of 320 x 240, in which a camera pans."""
+    scene = textured(np.random.default_rng(0), 320 + 210, 240)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for left in range(210):
+            view = np.ascontiguousarray(scene[:, left : left + 320])
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")))
+        output.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def enlarged(jpeg: bytes) -> bytes:
@@ -169,7 +198,7 @@ def enlarged(jpeg: bytes) -> bytes:
 
 def clips(source: str) -> list[tuple[str, bytes]]:
     """Names and bytes."""
-    made = [film("mp4", steady(150), gop=250)]
+    made = [clip()]
     if source:
         made = [file.read_bytes() for file in sorted(Path(source).glob("*.mp4"))]
     copies = max(COPIES, 100 // len(made))
