@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from tyro import MISSING
@@ -55,7 +55,8 @@ class TrainOptions:
     num_workers: int = 1
     """Training processes, one for each GPU or share of the CPUs."""
     gpu: Literal["auto", "yes", "no"] = "auto"
-    """Whether each of them takes a GPU: auto, if the cluster has any now; yes, also where it must grow first."""
+    """Whether each of them takes a GPU: auto, if the cluster has any now; yes, also where it must grow first. Features
+    are made on one likewise."""
     tracking: Mlflow = field(default_factory=MlflowOptions)
     pictures: int = 4
     """Validation samples drawn for the model card and MLflow, beside learning curves; 0 draws nothing."""
@@ -93,7 +94,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         name=name,
         tracking_uri=options.tracking.uri,
         num_workers=options.num_workers,
-        resources=options.resources,
+        resources=_with_gpu(options.resources, options.gpu),
         pictures=options.pictures,
         gpu=options.gpu,
         register_as=options.register_as,
@@ -104,10 +105,15 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         log.info("run '%s' is finished: another --name trains again", name)
         return asdict(trained)
     registry.check_kind(job.tracking_uri, job.model_name, hybrid)
-    from pipelines.training import driver  # torch and Ray take seconds to import
-
     with connection.connect(), logs.about(run=job.name, recipe=job.recipe_name):
+        from pipelines.training import driver  # torch and Ray take seconds to import; Ray is told something before
+
         return asdict(driver.train(job, shards))
+
+
+def _with_gpu(resources: Resources, gpu: Literal["auto", "yes", "no"]) -> Resources:
+    """Features are made on a GPU where the training has one, unless their own option says otherwise."""
+    return replace(resources, gpu=gpu) if resources.gpu == "auto" else resources
 
 
 if __name__ == "__main__":

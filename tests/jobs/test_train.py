@@ -93,6 +93,22 @@ def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list
     assert (changed.num_workers, changed.resources.batch_size) == (2, 7)
 
 
+@pytest.mark.parametrize(
+    ("flags", "features"),
+    [
+        ([], "auto"),
+        (["--gpu", "no"], "no"),
+        (["--gpu", "yes"], "yes"),
+        (["--gpu", "no", "--resources.gpu", "yes"], "yes"),
+    ],
+)
+def test_features_are_made_where_the_training_is(
+    lake: Path, trained: list[TrainJob], flags: list[str], features: str
+) -> None:
+    main(["translator-demo", *argv(lake, *flags)])
+    assert trained[-1].resources.gpu == features
+
+
 def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]) -> None:
     run = f"{lake}/lake/runs/translator-demo"
     summary = asdict(trained_as(run, lake))
