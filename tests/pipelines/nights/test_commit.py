@@ -1,7 +1,9 @@
 """A night is one transaction."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import polars
@@ -74,6 +76,28 @@ def test_of_two_first_writers_of_a_night_one_replaces_the_other(table: str, monk
     assert commit_night(Partition(table, "2026-01-01"), ours, SCHEMA, RUN) == 2
     assert read(table) == [f"{A.uri}#0", f"{A.uri}#1"]
     assert pa.table(DeltaTable(table, version=1).get_add_actions())["num_records"].to_pylist() == [1]
+
+
+def test_twenty_nights_that_are_committed_at_once_are_all_there(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of them makes the table."""
+    attempts: list[str] = []
+    once = commit._commit
+    monkeypatch.setattr(commit, "_commit", lambda uri, ds, *more: attempts.append(ds) or once(uri, ds, *more))
+    dates = [f"2026-01-{day:02d}" for day in range(1, 21)]
+    staged = {ds: night(table, ONE, rows(A, 0, 2, 1), ds=ds) for ds in dates}
+    at_once = Barrier(len(dates))
+
+    def backfill(ds: str) -> int | None:
+        at_once.wait()
+        return commit_night(Partition(table, ds), staged[ds], SCHEMA, {"run_id": ds})
+
+    with ThreadPoolExecutor(len(dates)) as threads:
+        assert None not in list(threads.map(backfill, dates))
+    now = tables.open_table(table)
+    assert now is not None
+    assert [(found.ds, found.rows) for found in tables.nights(now)] == [(ds, 2) for ds in dates]
+    assert now.version() <= 21, "the table is made once, or by who lost that race"
+    assert len(attempts) <= 3 * len(dates), "nobody waits for everybody"
 
 
 @pytest.mark.parametrize("folder", ["captions", "my lake/é/captions"])

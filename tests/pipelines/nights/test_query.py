@@ -68,6 +68,18 @@ def refusal(sql: str, uri: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("where", ["ds = '2026-01-31'", "ds > '2026-01-30'", "ds IN ('2026-01-31', '2026-02-01')"])
+def test_a_query_of_one_night_opens_no_file_of_another(lake: str, where: str) -> None:
+    """They are gone here, which a query that needs them says."""
+    for file in storage.list_all(f"{lake}/captions/ds=2026-01-30"):
+        storage.delete(file.uri)
+    assert ask(f"SELECT count(*) AS n, min(caption) AS c FROM captions WHERE {where}", lake) == [
+        {"n": 1, "c": "a ball"}
+    ]
+    with pytest.raises((UsageError, storage.StorageError), match="ds=2026-01-30"):
+        ask("SELECT min(caption) FROM captions", lake)
+
+
 def test_good_rows_have_a_view_and_all_rows_another(lake: str) -> None:
     assert ask("SELECT sample_id, caption, score, ds FROM captions ORDER BY sample_id", lake) == [
         {"sample_id": "2026-01-30-0", "caption": "a dog", "score": 0.0, "ds": "2026-01-30"},
