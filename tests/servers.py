@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -223,6 +224,60 @@ class RayNode(Server):
             return psutil.Process(self._process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
+
+
+class GrowingRay(RayNode):
+    """A head that computes nothing, whose autoscaler brings nodes, processes of this machine, when work asks for them.
+
+    Args:
+        folder: for its log.
+        nodes: Ray's resources of each node that comes; one that says that it has a GPU need not have one.
+        most: how many may come.
+    """
+
+    settings: ClassVar = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_AUTH_MODE": "disabled",
+    }  # fmt: skip
+
+    def __init__(self, folder: Path, nodes: Mapping[str, int], most: int) -> None:
+        super().__init__(folder, 0)
+        head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        worker = {"resources": dict(nodes), "node_config": {}, "min_workers": 0, "max_workers": most}
+        # Nodes are told apart by their ids, as all of them have one address.
+        provider = {
+            "type": "fake_multinode", "gcs_address": self.address, "use_node_id_as_ip": True,
+            "disable_node_updaters": True, "disable_launch_config_check": True,
+        }  # fmt: skip
+        empty = ("rsync_exclude", "rsync_filter", "cluster_synced_files", "initialization_commands", "setup_commands",
+                 "head_setup_commands", "worker_setup_commands", "head_start_ray_commands",
+                 "worker_start_ray_commands")  # fmt: skip
+        config = {
+            "cluster_name": "growing", "max_workers": most, "idle_timeout_minutes": 0.05, "upscaling_speed": 1.0,
+            "provider": provider, "auth": {"ssh_user": "nobody"}, "docker": {}, "file_mounts": {},
+            "file_mounts_sync_continuously": False, "available_node_types": {"head": head, "worker": worker},
+            "head_node_type": "head", **{name: [] for name in empty},
+        }  # fmt: skip
+        (folder / "autoscaling.json").write_text(json.dumps(config))
+
+    def command(self) -> list[str]:
+        return [*super().command(), f"--autoscaling-config={self.folder / 'autoscaling.json'}"]
+
+    def nodes(self) -> int:
+        """How many have come and are there."""
+        parents = {}
+        for process in self.workers():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "raylet":  # or its fork, which becomes a worker
+                    parents[process.pid] = process.ppid()
+        return sum(parent not in parents for parent in parents.values()) - 1
+
+    def kill(self) -> None:
+        """Ends it, and its nodes."""
+        own = self.workers() if self._process is not None else []
+        super().kill()
+        for process in own:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def free_ports(count: int) -> list[int]:
