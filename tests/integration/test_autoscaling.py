@@ -60,7 +60,7 @@ def cluster(tmp_path: Path) -> Iterator[GrowingRay]:
 
 
 def test_nodes_come_for_a_night_that_asks_for_gpus_and_go_after_it(cluster: GrowingRay, tmp_path: Path) -> None:
-    tiny.write_sentences(str(tmp_path / "in"), shards=40, rows=7)
+    tiny.write_sentences(str(tmp_path / "in"), shards=12, rows=7)
     tiny.write_translator(str(tmp_path / "model"))
     command = [
         "infer", "translations", "--input", f"{tmp_path}/in", "--tables", f"{tmp_path}/tables", "--ds", "2026-01-31",
@@ -72,14 +72,14 @@ def test_nodes_come_for_a_night_that_asks_for_gpus_and_go_after_it(cluster: Grow
     night = subprocess.run(words, cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert night.returncode == 0, night.stderr[-3000:]
     summary = json.loads(night.stdout.splitlines()[-1])
-    assert (summary["rows"], summary["ok"], summary["rows_computed"]) == (280, 280, 280)
+    assert (summary["rows"], summary["ok"], summary["rows_computed"]) == (84, 84, 84)
     assert "waits for a GPU: the cluster has none now" in night.stderr
     seen = {path.name: path.read_text() for path in Path(cluster.scratch, "seen").iterdir()}
     assert list(seen.values()) == ["0", "0"], "a process on each of two nodes"
     found = query.query(
         "SELECT count(DISTINCT (shard, index)) AS n FROM translations", f"{tmp_path}/tables", ["translations"]
     )
-    assert found.to_pylist() == [{"n": 280}]
+    assert found.to_pylist() == [{"n": 84}]
     until = time.monotonic() + 60
     while cluster.nodes():
         assert time.monotonic() < until, "they cost money"
