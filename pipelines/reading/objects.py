@@ -1,13 +1,11 @@
 """Lone objects — photographs, clips and arrays that lie in no shard — in groups, which are read as one shard each.
 
-A group is found by the digits of a hash of its objects' addresses, so many that it is small enough: an object that
-comes, goes or changes is a matter of its own group, and of nothing else.
+An object that comes, goes or changes is a matter of its own group, and of nothing else (`grouping`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -15,6 +13,8 @@ from dataclasses import astuple, dataclass
 
 from hybrid_models.errors import BadSample
 from pipelines import storage
+from pipelines.reading import grouping
+from pipelines.reading.grouping import Hashed
 from pipelines.reading.limits import Limits
 from pipelines.reading.media.decode import MEDIA_TYPES
 from pipelines.reading.media.video import is_cut
@@ -22,8 +22,6 @@ from pipelines.reading.media.video import is_cut
 GROUP_OBJECTS = 256
 GROUP_BYTES = 64 << 20
 """Objects and bytes of a group at most; a larger object is a group of its own. A clip counts as `CLIP` objects."""
-DIGITS = 64
-"""Of a hash; objects that share them all are at one address."""
 CLIP = 16
 """As many objects as a clip counts for: decoding it takes as long as so many photographs, and more."""
 AHEAD = 16
@@ -93,18 +91,14 @@ def group(members: Sequence[Member], cut: bool = False) -> list[Group]:
         members: the objects.
         cut: clips become windows: each is a group of its own.
     """
-    seen: Counter[str] = Counter()
-    hashed: list[tuple[str, Member]] = []
+    together: list[Hashed[Member]] = []
     alone: list[Group] = []
-    for member in sorted(members, key=lambda member: member.uri):
-        digits = _hash(f"{member.uri}\0{seen[member.uri]}")
-        seen[member.uri] += 1
+    for digits, member in grouping.hashed(members, _uri):
         if member.size > GROUP_BYTES or (cut and to_be_cut(member)):
             alone.append(Group(digits, (member,)))
         else:
-            hashed.append((digits, member))
-    hashed.sort(key=lambda pair: pair[0])
-    return [*_split(hashed, ""), *alone]
+            together.append((digits, member))
+    return [*(Group(digits, own) for digits, own in grouping.split(together, _uri, _small)), *alone]
 
 
 def to_be_cut(member: Member) -> bool:
@@ -112,22 +106,14 @@ def to_be_cut(member: Member) -> bool:
     return not member.problem and is_cut(media_type_of(member.uri))
 
 
-def _hash(text: str) -> str:
-    """`DIGITS` binary digits."""
-    return f"{int.from_bytes(hashlib.sha256(text.encode()).digest()[: DIGITS // 8], 'big'):0{DIGITS}b}"
+def _uri(member: Member) -> str:
+    return member.uri
 
 
-def _split(hashed: Sequence[tuple[str, Member]], digits: str) -> Iterator[Group]:
-    """Members sorted by hash, whose hashes begin with these digits."""
-    count = sum(CLIP if is_cut(media_type_of(member.uri)) else 1 for _, member in hashed)
-    small = count <= GROUP_OBJECTS and sum(member.size for _, member in hashed) <= GROUP_BYTES
-    if small or len(digits) == DIGITS:
-        if hashed:
-            yield Group(digits, tuple(sorted((member for _, member in hashed), key=lambda member: member.uri)))
-        return
-    cut = sum(hash_[len(digits)] == "0" for hash_, _ in hashed)
-    yield from _split(hashed[:cut], digits + "0")
-    yield from _split(hashed[cut:], digits + "1")
+def _small(members: Sequence[Hashed[Member]]) -> bool:
+    """Whether they are no more than a group may have."""
+    count = sum(CLIP if is_cut(media_type_of(member.uri)) else 1 for _, member in members)
+    return count <= GROUP_OBJECTS and sum(member.size for _, member in members) <= GROUP_BYTES
 
 
 def fetch(member: Member, limits: Limits) -> bytes:
