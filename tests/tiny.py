@@ -38,9 +38,10 @@ from pipelines.nights.infer import Night
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import Shard, list_shards
+from pipelines.reading.units import Part, placed
 from pipelines.staging import checks
 from pipelines.staging.actors import Predictor
-from pipelines.staging.pieces import PASSING, Lineage, table_schema
+from pipelines.staging.pieces import Lineage, table_schema
 from pipelines.staging.sink import StageSink
 
 WORDS = "ein eine der die das Hund Katze Kind Ball rot blau grün läuft spielt schläft und im Park am See".split()  # noqa: SIM905
@@ -161,7 +162,7 @@ def write_photos(folder: str, shards: int, rows: int) -> None:
 
 
 def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: str = "run", **decoding: object) -> None:
-    """A night of a table, computed in this process, with some decoding options changed."""
+    """A night of a table, computed in this process, with some decoding options changed; an object for each shard."""
     artifact = artifacts.read(model)
     inference = Inference(artifact, artifacts.override(artifact.decoding, decoding))
     partition = Partition.of(tables_uri, artifact.table, ds)
@@ -176,10 +177,10 @@ def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: s
     commit.commit_night(partition, pieces, night.schema, {"run_id": run_id})
 
 
-def stage(folder: str, schema: pa.Schema, shard: Shard, *rows: pa.Table) -> None:
-    """Puts rows of a shard into files with these columns, as a night does."""
-    tables = [table.select(schema.names).append_column(PASSING[0], pa.repeat(shard.key, len(table))) for table in rows]
-    StageSink(folder, schema).write(tables, None)
+def stage(folder: str, schema: pa.Schema, shard: Shard | Part, *rows: pa.Table) -> None:
+    """Puts rows of a shard, or of one in a unit of several, into files with these columns, as a night does."""
+    part = shard if isinstance(shard, Part) else Part(shard, shard.key)
+    StageSink(folder, schema).write([placed(table.select(schema.names), part) for table in rows], None)
 
 
 def write_rows(tables_uri: str, name: str, ds: str, rows: Sequence[Mapping[str, Any]]) -> None:

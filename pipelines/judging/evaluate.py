@@ -20,6 +20,7 @@ from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.reading.readers import is_event
 from pipelines.reading.shards import Shard
+from pipelines.reading.units import Part
 from pipelines.staging import checks, contents, uses
 from pipelines.staging.contents import Staged
 from pipelines.staging.pieces import Lineage, Piece, table_schema
@@ -100,7 +101,7 @@ def judge(job: Evaluation, resources: Resources) -> Judged:
     return judged
 
 
-def _compute(job: Evaluation, todo: Sequence[Shard], resources: Resources) -> Staged:
+def _compute(job: Evaluation, todo: Sequence[Part], resources: Resources) -> Staged:
     from pipelines.staging import engine  # with Ray, which takes longer to load than records that are there
     from pipelines.staging.actors import RECORD_SCHEMA, Predictor
 

@@ -23,6 +23,7 @@ from pipelines.nights.commit import Partition
 from pipelines.nights.rules import Retention, Rules
 from pipelines.nights.upkeep import Tidied
 from pipelines.reading.shards import Shard
+from pipelines.reading.units import Part, units
 from pipelines.staging import contents
 from pipelines.staging.checks import RefusedError, check_errors, incomplete, verify
 from pipelines.staging.contents import Contents, Staged
@@ -85,7 +86,7 @@ class NightSummary:
     """How many by reason, the commonest first; lost ones included."""
     shards: int
     shards_computed: int
-    """The others were complete."""
+    """The others were complete. Small shards share a unit, and are computed with it."""
     rows_computed: int
     rows_per_second: float
     """Of those that were computed."""
@@ -166,8 +167,8 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     )
 
 
-def _compute(night: Night, todo: Sequence[Shard], lineage: Lineage, resources: Resources) -> Staged:
-    """Stages what these shards become."""
+def _compute(night: Night, todo: Sequence[Part], lineage: Lineage, resources: Resources) -> Staged:
+    """Stages what these parts become."""
     from pipelines.staging.actors import Predictor  # with Ray, which takes longer to load than a complete night needs
     from pipelines.staging.engine import Actor, stage
 
@@ -222,11 +223,11 @@ def check_shards(night: Night) -> None:
 
 def _addresses(night: Night, files: set[str]) -> set[str]:
     """Shards and lone objects that files of the table were made of; only of those that are not listed as they were."""
-    keys = {shard.key for shard in night.shards}
+    keys = {shard.key for shard in night.shards} | {unit.key for unit in units(night.shards)}
 
     def changed(path: str) -> bool:
         piece = PIECE.fullmatch(path.rsplit("/", 1)[-1])
-        return piece is None or piece["shard"] not in keys
+        return piece is None or piece["unit"] not in keys
 
     def read(path: str) -> set[str]:
         try:

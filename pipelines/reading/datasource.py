@@ -15,12 +15,10 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import BLOCK_BYTES
 from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.sandbox.protocol import Step
-from pipelines.reading.shards import Shard
+from pipelines.reading.units import PLACED, Part, cost, placed
 
 TASK_BYTES = 1 << 20
 """Of small shards so many are read in one task, ten thousand sentences: what is done again if its process dies."""
-OPEN_BYTES = 4 << 10
-"""Takes as long to read as it takes to open a shard, or one object of a group."""
 TASKS_A_PROCESS = 16
 """At least, where there are so many shards: the last process is done a sixteenth later than the first, at most."""
 TABLE_ROWS = 256
@@ -35,12 +33,13 @@ class ShardDatasource(Datasource):
     Args:
         bundles: what to read, see `bundled`.
         options: how.
-        step: what becomes of the raw rows where they are read.
+        step: what becomes of the raw rows where they are read; those that have an `index` then are given their places.
     """
 
-    def __init__(self, bundles: Sequence[Sequence[Shard]], options: ReadOptions, step: Step) -> None:
+    def __init__(self, bundles: Sequence[Sequence[Part]], options: ReadOptions, step: Step) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._bundles, self._schema = bundles, step.schema
+        self._bundles = bundles
+        self._schema = pa.schema([*step.schema, *PLACED]) if _numbered(step) else step.schema
         self._given = ray.put((options, step))
 
     def get_name(self) -> str:
@@ -49,7 +48,7 @@ class ShardDatasource(Datasource):
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of all shards together."""
-        return sum(shard.size for bundle in self._bundles for shard in bundle)
+        return sum(part.shard.size for bundle in self._bundles for part in bundle)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
@@ -57,39 +56,49 @@ class ShardDatasource(Datasource):
         """One task for each bundle, whatever parallelism Ray would like."""
         return [self._task(bundle, per_task_row_limit) for bundle in self._bundles]
 
-    def _task(self, bundle: Sequence[Shard], row_limit: int | None) -> ReadTask:
-        size = sum(shard.size for shard in bundle)
+    def _task(self, bundle: Sequence[Part], row_limit: int | None) -> ReadTask:
+        size = sum(part.shard.size for part in bundle)
         metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
-        shards, given = tuple(bundle), self._given
+        parts, given = tuple(bundle), self._given
         return ReadTask(
-            lambda: _read(shards, given), metadata, schema=self._schema, per_task_row_limit=row_limit
+            lambda: _read(parts, given), metadata, schema=self._schema, per_task_row_limit=row_limit
         )  # not a `partial`: of large tasks Ray prints the function's name
 
 
-def bundled(shards: Sequence[Shard], processes: int) -> list[list[Shard]]:
+def bundled(parts: Sequence[Part], processes: int) -> list[list[Part]]:
     """Neighbours that one task reads. Each task costs the driver 12 ms, and the model a batch that is not full.
 
     Args:
-        shards: in the order of the listing, which stays.
+        parts: in an order that stays; those of a unit may be read by several tasks, so that small nights have some.
         processes: how many there are for these tasks.
     """
-    costs = [shard.size + OPEN_BYTES * max(1, len(shard.members)) for shard in shards]
+    costs = [cost(part.shard) for part in parts]
     most = min(TASK_BYTES, sum(costs) / (TASKS_A_PROCESS * processes))
-    bundles: list[list[Shard]] = []
+    bundles: list[list[Part]] = []
     held = most
-    for shard, cost in zip(shards, costs, strict=True):
-        if held + cost > most:
+    for part, each in zip(parts, costs, strict=True):
+        if held + each > most:
             bundles.append([])
             held = 0
-        bundles[-1].append(shard)
-        held += cost
+        bundles[-1].append(part)
+        held += each
     return bundles
 
 
-def _read(bundle: Sequence[Shard], given: ray.ObjectRef[tuple[ReadOptions, Step]]) -> Iterator[pa.Table]:
+def _numbered(step: Step) -> bool:
+    return "index" in step.schema.names
+
+
+def _read(bundle: Sequence[Part], given: ray.ObjectRef[tuple[ReadOptions, Step]]) -> Iterator[pa.Table]:
     """A task. What all have in common, a vocabulary for one, is a hundred times as large as a task of its own."""
     options, step = ray.get(given)
-    return _together(table for shard in bundle for table in guarded(shard, options, step))
+    return _together(table for part in bundle for table in _rows(part, options, step))
+
+
+def _rows(part: Part, options: ReadOptions, step: Step) -> Iterator[pa.Table]:
+    """A part's rows, with their places: whatever the child says, it cannot name a unit."""
+    tables = guarded(part.shard, options, step)
+    return (placed(table, part) for table in tables) if _numbered(step) else tables
 
 
 def _together(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

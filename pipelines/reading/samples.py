@@ -42,7 +42,6 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("end_seconds", pa.float64()),
         pa.field("fields", pa.string()),  # those that are kept, a JSON object
         pa.field("decode_seconds", pa.float32()),
-        pa.field("shard_key", pa.string()),  # `Shard.key`
     ]
 )
 TEXT_SCHEMA = pa.schema([pa.field("text", pa.string())])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 
 from pipelines.reading.shards import Shard
+from pipelines.reading.units import Part, Unit, units
 from pipelines.staging.pieces import Piece, beginning, list_pieces, tiling
 
 
@@ -14,12 +14,16 @@ class RefusedError(RuntimeError):
     """Too many samples were bad, shards were gone, or a model was worse than the one in use: nothing was changed."""
 
 
-def incomplete(shards: Sequence[Shard], folder: str) -> list[Shard]:
-    """The shards whose staged pieces do not tile them, from the first row that is missing on. Nothing is skipped
-    because a job said that it finished."""
+def incomplete(shards: Sequence[Shard], folder: str) -> list[Part]:
+    """What is to be computed: of each unit of these shards whose staged pieces do not tile it, the parts from the first
+    row that is missing on. Nothing is skipped because a job said that it finished."""
     staged = list_pieces(folder)
-    pieces = [(shard, staged.get(shard.key, [])) for shard in shards]
-    return [replace(shard, first=beginning(own)) for shard, own in pieces if tiling(own) is None]
+    return [
+        part
+        for unit in _units(shards, staged)
+        if tiling(own := staged.get(unit.key, [])) is None
+        for part in unit.parts(beginning(own))
+    ]
 
 
 def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
@@ -30,14 +34,46 @@ def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
     """
     staged = list_pieces(folder)
     chosen: list[Piece] = []
-    for shard in shards:
-        tiles = tiling(staged.get(shard.key, []))
+    for unit in _units(shards, staged):
+        own = staged.get(unit.key, [])
+        tiles = tiling(own)
         if tiles is None:
+            missing = unit.parts(beginning(own))[0].shard
             raise RuntimeError(
-                f"{shard.uri} is incomplete in {folder}: start the job again, it computes what is missing"
+                f"{missing.uri} is incomplete in {folder}: start the job again, it computes what is missing"
             )
         chosen += tiles
     return chosen
+
+
+Staging = Mapping[str, Sequence[Piece]]
+"""What lies in a folder, by the key of its unit."""
+
+
+def _units(shards: Sequence[Shard], staged: Staging) -> Iterator[Unit]:
+    for unit in units(shards):
+        yield from _as_staged(unit, staged)
+
+
+def _as_staged(unit: Unit, staged: Staging) -> Iterator[Unit]:
+    """A unit; where some of its shards lie there each for itself, as an earlier version staged them all, these are
+    units of their own, and so are the others together.
+
+    Which shards make up a unit at first does not depend on what lies there: it would not be the same after a part of
+    the night as before it.
+    """
+    if tiling(staged.get(unit.key, [])) is not None:
+        yield unit
+        return
+    others = []
+    for shard in unit.shards:
+        alone = Unit.of([shard])
+        if tiling(staged.get(alone.key, [])) is None:
+            others.append(shard)
+        else:
+            yield alone
+    if others:
+        yield Unit.of(others)
 
 
 def check_errors(

@@ -14,7 +14,7 @@ from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.reading.datasource import ShardDatasource, bundled
 from pipelines.reading.samples import Decode
-from pipelines.reading.shards import Shard
+from pipelines.reading.units import Part
 from pipelines.staging.contents import Staged
 from pipelines.staging.progress import Work, telling
 from pipelines.staging.sink import StageSink
@@ -38,7 +38,7 @@ class Actor:
 
 
 def stage(
-    shards: Sequence[Shard],
+    parts: Sequence[Part],
     folder: str,
     schema: pa.Schema,
     decode: Decode,
@@ -50,7 +50,7 @@ def stage(
     """Read → decode (CPU) → model (actors) → staged Parquet.
 
     Args:
-        shards: what to compute; each becomes one or more pieces in `folder`.
+        parts: what to compute; those of a unit become one or more pieces in `folder`.
         folder: URI of the staging folder.
         schema: columns of the staged files.
         decode: raw rows → samples.
@@ -61,13 +61,13 @@ def stage(
     """
     connection.start()
     wanted = resources if actor is not None else replace(resources, gpu="no", max_actors=0)
-    plan = wanted.plan(len(shards), sum(shard.size for shard in shards))
+    plan = wanted.plan(len(parts), sum(part.shard.size for part in parts))
     if plan.compute.gpu and not ray.cluster_resources().get("GPU"):
         connection.check_grows("`resources.gpu` is yes")
         log.warning("%s: waits for a GPU: the cluster has none now", folder)
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
-    bundles = bundled(shards, plan.most)
-    with telling(Work(name, [sum(shard.size for shard in bundle) for bundle in bundles])):
+    bundles = bundled(parts, plan.most)
+    with telling(Work(name, [sum(part.shard.size for part in bundle) for bundle in bundles])):
         dataset = ray.data.read_datasource(
             ShardDatasource(bundles, decode.options(stride), decode),
             override_num_blocks=len(bundles),

@@ -1,8 +1,13 @@
 """Staged Parquet: how rows become the files of a night, and how their names tell what is complete.
 
-Shards are staged one object per piece, `<shard stem>-<hash of URI and etag>-<first>-<stop>[-end][-r<second>].parquet`:
-rows `first … stop-1`, `-end` if the last of them is the shard's last, `-r` if it is a copy made in that second (since
-1970) of a piece that had waited for long. A put is atomic, so a listing alone tells what is complete.
+Rows are staged one object per piece, `<unit>-<first>-<stop>[-n<rows>][-end][-r<second>].parquet`: of a unit
+(`reading.units`) the rows from place `first` up to, and without, `stop`. A large shard is a unit of its own, named by
+its stem and a hash of URI and etag, and its places are its rows' indices. Small shards share one, named by a hash of
+all of theirs; the rows of the second begin at place 2^32, those of the third at twice that. A piece's `stop` is the
+place of the row that follows its last one, be it the next shard's first; `-n` tells how many rows it has where that is
+not `stop - first`. `-end` if no row follows, `-r` if it is a copy made in that second (since 1970) of a piece that had
+waited for long. A put is atomic, so a listing alone tells what is complete: pieces that lead from place 0 to an `-end`,
+each beginning where another one stops.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import pyarrow as pa
 
 from hybrid_models.interface import LATER
 from pipelines import storage
+from pipelines.reading.units import PLACED
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,11 @@ LINEAGE = [
     pa.field("end_seconds", pa.float64(), metadata=LATER),
 ]
 TIMINGS = ("decode_seconds", "predict_seconds")
-PASSING = [pa.field("shard_key", pa.string()), *(pa.field(name, pa.float32()) for name in TIMINGS)]
-"""Columns that rows have until they are written: what their piece's name begins with, and how long each took."""
+PASSING = [*PLACED, *(pa.field(name, pa.float32()) for name in TIMINGS)]
+"""Columns that rows have until they are written: what their piece is named by, and how long each took."""
 PIECE = re.compile(
-    r"(?P<shard>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(?P<end>-end)?(-r(?P<renewed>\d+))?\.parquet"
+    r"(?P<unit>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(-n(?P<rows>\d+))?(?P<end>-end)?"
+    r"(-r(?P<renewed>\d+))?\.parquet"
 )
 PLACE = re.compile(r"ds=\d{4}-\d\d-\d\d/[0-9a-f]{12}/(?P<name>[^/]+)")
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")  # what a put to a disk leaves that was cut short
@@ -68,28 +75,39 @@ def later_columns(schema: pa.Schema) -> set[str]:
 
 @dataclass(frozen=True)
 class Piece:
-    """One staged file: rows `first … stop-1` of a shard; a copy of an older one has the second of its making."""
+    """One staged file: the rows of a unit from place `first` up to `stop`, where the next row's is.
+
+    A copy of an older one has the second of its making. Where places are left out, at the end of a small shard, `count`
+    is how many rows the file has.
+    """
 
     file: storage.FileInfo
     first: int
     stop: int
     end: bool
     renewed: int = 0
+    count: int | None = None
 
     @property
     def rows(self) -> int:
         """How many rows the file has."""
-        return self.stop - self.first
+        return self.stop - self.first if self.count is None else self.count
+
+
+def piece_name(unit: str, first: int, stop: int, rows: int, end: bool) -> str:
+    """The name of a piece with so many rows."""
+    count = "" if rows == stop - first else f"-n{rows}"
+    return f"{unit}-{first:08d}-{stop:08d}{count}{'-end' if end else ''}.parquet"
 
 
 def list_pieces(folder: str) -> dict[str, list[Piece]]:
-    """The staged pieces in a folder by `Shard.key`."""
+    """The staged pieces in a folder by their unit's key."""
     pieces: dict[str, list[Piece]] = defaultdict(list)
     for file in storage.list_files(folder):
         if match := PIECE.fullmatch(file.name):
             first, stop, renewed = (int(match[part] or 0) for part in ("first", "stop", "renewed"))
-            piece = Piece(file, first, stop, match["end"] is not None, renewed)
-            pieces[match["shard"]].append(piece)
+            count = None if match["rows"] is None else int(match["rows"])
+            pieces[match["unit"]].append(Piece(file, first, stop, match["end"] is not None, renewed, count))
     return pieces
 
 
@@ -108,7 +126,7 @@ def is_own(path: str) -> bool:
 
 
 def tiling(pieces: Sequence[Piece]) -> list[Piece] | None:
-    """Pieces that tile `0 … n` without gap or overlap up to an `-end`; None if there is no such choice.
+    """Pieces that lead from place 0 to an `-end` without gap or overlap; None if there is no such choice.
 
     A retried task may have left overlapping pieces, so this looks for a path from 0 to an end piece. Of a piece and its
     copies the newest is taken: the others may be tidied.
@@ -118,12 +136,12 @@ def tiling(pieces: Sequence[Piece]) -> list[Piece] | None:
 
 
 def beginning(pieces: Sequence[Piece]) -> int:
-    """How many rows pieces tile from 0 on without gap or overlap, as far as any choice of them does."""
+    """Up to which place pieces lead from 0 on without gap or overlap, as far as any choice of them does."""
     return max(_arriving(pieces)[0])
 
 
 def _arriving(pieces: Sequence[Piece]) -> tuple[dict[int, Piece | None], Piece | None]:
-    """Rows up to which pieces tile from 0 on → the last of these pieces; and an end piece that goes on from there."""
+    """Places up to which pieces lead from 0 on → the last of these pieces; and an end piece that goes on from there."""
     arriving: dict[int, Piece | None] = {0: None}
     for piece in sorted(pieces, key=lambda piece: (piece.first, -piece.stop, -piece.renewed)):
         if piece.first not in arriving:

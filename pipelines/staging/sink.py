@@ -1,4 +1,4 @@
-"""Where staged rows are written: a Ray Data sink that puts one Parquet object for each piece of a shard."""
+"""Where staged rows are written: a Ray Data sink that puts one Parquet object for each piece of a unit."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from ray.data.block import BlockAccessor
 
 from pipelines import storage
 from pipelines.cluster import counters
+from pipelines.reading.units import END, PLACED
 from pipelines.staging.contents import Contents, Staged, kind_of
-from pipelines.staging.pieces import PIECE, TIMINGS
+from pipelines.staging.pieces import PIECE, TIMINGS, piece_name
 
 PUTS = 8
 """Objects that a task writes at the same time."""
 
 
 class StageSink(Datasink[Staged]):
-    """Ray Data sink that puts one Parquet object per contiguous piece of a shard; a retried task overwrites its own.
+    """Ray Data sink that puts one Parquet object per contiguous piece of a unit; a retried task overwrites its own.
 
-    Rows have the columns of the files, and some of `PASSING`, of which `shard_key` is needed. After the write, `staged`
-    sums up what all tasks report.
+    Rows have the columns of the files, and some of `PASSING`, of which those of `PLACED` are needed. After the write,
+    `staged` sums up what all tasks report.
 
     Args:
         folder: URI of the staging folder.
@@ -46,7 +47,7 @@ class StageSink(Datasink[Staged]):
         tables = [table for table in (BlockAccessor.for_block(block).to_arrow() for block in blocks) if len(table)]
         if not tables:
             return done
-        table = pa.concat_tables(tables).sort_by([("shard_key", "ascending"), ("index", "ascending")])
+        table = pa.concat_tables(tables).sort_by([("unit_key", "ascending"), ("unit_place", "ascending")])
         with ThreadPoolExecutor(PUTS) as threads:
             for name, size, found in threads.map(
                 self._put, (table.slice(first, stop - first) for first, stop in _runs(table))
@@ -64,9 +65,10 @@ class StageSink(Datasink[Staged]):
         return done
 
     def _put(self, rows: pa.Table) -> tuple[str, int, Contents]:
-        first, stop = rows["index"][0].as_py(), rows["index"][-1].as_py() + 1
-        end = "-end" if rows["last"][-1].as_py() else ""
-        name = f"{rows['shard_key'][0].as_py()}-{first:08d}-{stop:08d}{end}.parquet"
+        places, follows = rows["unit_place"], rows["unit_next"][-1].as_py()
+        end = follows == END
+        stop = places[-1].as_py() + 1 if end else follows
+        name = piece_name(rows["unit_key"][0].as_py(), places[0].as_py(), stop, len(rows), end)
         if "/" in name or not PIECE.fullmatch(name):
             raise ValueError(f"'{name}' is no name of a piece")
         found = Contents.of(rows)
@@ -83,7 +85,7 @@ class StageSink(Datasink[Staged]):
 
 
 def _runs(table: pa.Table) -> list[tuple[int, int]]:
-    """Slices of a sorted table in which the shard is one and the index has no gap."""
-    shards, index = table["shard_key"].to_pylist(), table["index"].to_pylist()
-    cuts = [i for i in range(1, len(index)) if shards[i] != shards[i - 1] or index[i] != index[i - 1] + 1]
-    return list(zip([0, *cuts], [*cuts, len(index)], strict=True))
+    """Slices of a sorted table in which the unit is one, and each row follows the one before it."""
+    units, places, follows = (table[field.name].to_pylist() for field in PLACED)
+    cuts = [i for i in range(1, len(units)) if units[i] != units[i - 1] or places[i] != follows[i - 1]]
+    return list(zip([0, *cuts], [*cuts, len(units)], strict=True))

@@ -22,6 +22,7 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import MAX_BAD_SHARE
 from pipelines.reading.samples import SAMPLE_SCHEMA, TrainingTexts
 from pipelines.reading.shards import Shard
+from pipelines.reading.units import Part
 from pipelines.staging import checks, contents, engine, uses
 from pipelines.staging.actors import Featurizer
 from pipelines.staging.contents import Staged
@@ -53,7 +54,7 @@ def _texts(recipe: Recipe, shards: list[Shard]) -> Iterator[str]:
     """All texts of the training shards, streaming; nothing is read for a hybrid that learns no assets."""
     if not recipe.model.learns_from_texts:
         return
-    whole = [replace(shard, cut=False) for shard in shards]
+    whole = [Part(replace(shard, cut=False), shard.key) for shard in shards]
     bundles = bundled(whole, max(1, int(ray.cluster_resources().get("CPU", 1))))
     source = ShardDatasource(bundles, ReadOptions(limits=recipe.limits), TrainingTexts(recipe.model))
     dataset = ray.data.read_datasource(source, override_num_blocks=len(bundles), num_cpus=engine.DECODE_CPUS)

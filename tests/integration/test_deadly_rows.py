@@ -49,8 +49,9 @@ def test_a_row_that_kills_the_model_costs_only_itself(tmp_path: Path) -> None:
     inference = Inference.of(artifact)
     actor = engine.Actor(Mortal, (inference,), (lineage,))
     schema = pieces.table_schema(artifact.hybrid_class.payload_schema)
+    todo = checks.incomplete(shards, str(tmp_path / "out"))
     engine.stage(
-        shards, str(tmp_path / "out"), schema, inference.decode(), actor, Resources(batch_size=4), "translations"
+        todo, str(tmp_path / "out"), schema, inference.decode(), actor, Resources(batch_size=4), "translations"
     )
     rows = [
         row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from deltalake import DeltaTable
 
 from pipelines import storage
+from pipelines.reading import units
+from pipelines.reading.shards import list_shards
+from pipelines.staging import checks
 from tests import tiny
 
 DS = "2026-01-31"
@@ -50,7 +54,7 @@ def test_a_night_again_and_again(s3: str, tmp_path: Path) -> None:
     assert f"1 of its shards are gone, such as {s3}/in/part-00000.txt: nothing was changed" in refused.stderr
     assert rows(f"{s3}/tables") == before
     late = tiny.hybrid_here(*infer(s3, "in", "tables", "--allow-missing"), cwd=tmp_path)
-    assert (late.summary["shards_computed"], late.summary["rows"]) == (1, 42), "a late shard costs only itself"
+    assert (late.summary["shards_computed"], late.summary["rows"]) == (3, 42), "a late shard costs its unit"
     shards = {row[5].rsplit("/", 1)[-1] for row in rows(f"{s3}/tables")}
     assert shards == {"late.txt", "part-00001.txt", "part-00002.txt"}
 
@@ -60,6 +64,69 @@ def test_a_night_again_and_again(s3: str, tmp_path: Path) -> None:
     after = rows(f"{s3}/tables")
     assert sum(after.values()) == 42
     assert {row[-1] for row in after} == {beam.summary["fingerprint"]}, "no row of the old beam size is left"
+
+
+def objects(tables: str) -> set[str]:
+    """Paths of the staged files, with their times: what is written again has another one."""
+    return {f"{file.uri} {file.modified}" for file in storage.list_all(tables) if "/ds=" in file.uri}
+
+
+def test_small_shards_share_objects_and_a_late_one_redoes_its_unit(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty in some units, beside one that is large."""
+    monkeypatch.setattr(units, "UNIT_BYTES", 60_000)
+    tiny.write_translator(f"{s3}/model")
+    tiny.write_sentences(f"{s3}/in", shards=60, rows=4)
+    storage.write_bytes(f"{s3}/in/large.jsonl", b'{"text": "der Hund", "note": "' + 60_000 * b"-" + b'"}\n')
+    argv = [*infer(s3, "in", "tables"), "--resources.actors", "1"]
+    first = tiny.hybrid_here(*argv, cwd=tmp_path)
+    assert first.code == 0, first.stderr
+    assert (first.summary["shards"], first.summary["shards_computed"], first.summary["rows"]) == (61, 61, 241)
+    before, night = objects(f"{s3}/tables"), rows(f"{s3}/tables")
+    assert len(before) < 40
+    table = DeltaTable(f"{s3}/tables/translations")
+    assert sum(table.get_add_actions()["num_records"].to_pylist()) == 241, "although places are left out"
+
+    same = tiny.hybrid_here(*argv, cwd=tmp_path)
+    assert (same.code, same.summary["shards_computed"], same.summary["changed"]) == (0, 0, False)
+    assert (objects(f"{s3}/tables"), rows(f"{s3}/tables")) == (before, night)
+
+    listed = list_shards(f"{s3}/in")
+    known = {unit.key for unit in units.units(listed)}
+    assert 5 <= len(known) < 20
+    storage.write_bytes(f"{s3}/in/late.txt", b"der Hund\ndie Katze\n")
+    touched = [unit for unit in units.units(list_shards(f"{s3}/in")) if unit.key not in known]
+    late = tiny.hybrid_here(*argv, cwd=tmp_path)
+    assert (late.code, late.summary["changed"], late.summary["rows"]) == (0, True, 243), late.stderr
+    assert late.summary["shards_computed"] == sum(len(unit.shards) for unit in touched) < 30
+    assert before < objects(f"{s3}/tables"), "the others are used as they are"
+    assert sum((night - rows(f"{s3}/tables")).values()) == 0
+
+
+def test_a_night_that_lost_some_objects_computes_the_rest_of_their_units(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was killed leaves them: some tasks have written, of a unit not the first."""
+    monkeypatch.setattr(units, "UNIT_BYTES", 60_000)
+    tiny.write_translator(f"{s3}/model")
+    tiny.write_sentences(f"{s3}/in", shards=60, rows=4)
+    argv = [*infer(s3, "in", "whole"), "--resources.actors", "1"]
+    whole = tiny.hybrid_here(*argv, cwd=tmp_path)
+    assert whole.code == 0, whole.stderr
+    folder = f"translations/ds={DS}/{whole.summary['fingerprint'][:12]}"
+    draw = random.Random(1)
+    kept = [file for file in storage.list_files(f"{s3}/whole/{folder}") if draw.random() < 0.8]
+    for file in kept:
+        storage.write_bytes(f"{s3}/partial/{folder}/{file.name}", storage.read_bytes(file.uri))
+    todo = checks.incomplete(list_shards(f"{s3}/in"), f"{s3}/partial/{folder}")
+    assert 0 < len(todo) < 60
+    argv = [*infer(s3, "in", "partial"), "--resources.actors", "1"]
+    partial = tiny.hybrid_here(*argv, cwd=tmp_path)
+    assert partial.code == 0, partial.stderr
+    assert (partial.summary["shards_computed"], partial.summary["rows"]) == (len(todo), 240)
+    assert partial.summary["rows_computed"] == sum(4 - part.shard.first for part in todo)
+    assert rows(f"{s3}/partial") == rows(f"{s3}/whole")
 
 
 def test_one_corrupt_shard_of_twenty_and_every_row_is_accounted_for(s3: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pipelines.reading.raw import RAW_SCHEMA
 SCHEMA = pa.schema(
     [
         ("shard", pa.string()), ("index", pa.int64()), ("text", pa.string()), ("error", pa.string()),
-        ("lost_rows", pa.int64()), ("pid", pa.int64()), ("shard_key", pa.string()),
+        ("lost_rows", pa.int64()), ("pid", pa.int64()), ("last", pa.bool_()),
     ]
 )  # fmt: skip
 
@@ -124,13 +124,13 @@ class Hostile:
                 time.sleep(0.2)
             if text == "left out":
                 continue
-            kept = {name: row[name] for name in ("index", "error", "lost_rows")}
-            own = {"shard": "another's", "shard_key": "../another's", "text": text, "pid": os.getpid()}
+            kept = {name: row[name] for name in ("index", "last", "error", "lost_rows")}
+            own = {"shard": "another's", "text": text, "pid": os.getpid()}
             out.append({**kept, **own})
         found = pa.Table.from_pylist(out, schema=SCHEMA)
         tricks = {row["text"] for row in out if row["error"] is None}
         if "twice" in tricks:
-            return found.append_column("shard_key", found["shard_key"])
+            return found.append_column("shard", found["shard"])
         return found.drop_columns(["shard"]) if "less" in tricks else found
 
 

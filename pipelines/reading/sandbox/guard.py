@@ -86,7 +86,6 @@ def _own(block: pa.Table, shard: Shard) -> pa.Table:
     sources = [shard.source(index) for index in block["index"].to_pylist()]
     own = {
         "shard": pa.repeat(shard.uri, len(block)),
-        "shard_key": pa.repeat(shard.key, len(block)),
         "object": pa.array(sources, pa.string()),
     }
     for name, values in own.items():

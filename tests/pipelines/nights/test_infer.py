@@ -20,7 +20,7 @@ from pipelines.nights import commit, infer
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.nights.rules import Rules
-from pipelines.reading import objects
+from pipelines.reading import objects, units
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.rows import read_blocks
@@ -172,6 +172,31 @@ def test_a_night_whose_files_are_gone_is_mended(stored: Night, caplog: pytest.Lo
     assert said.startswith(f"{stored.partition.table} lacks its file ds=2026-01-31/")
 
 
+def test_shards_of_a_unit_that_are_gone_are_refused_and_others_are_not_read(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit that is listed as it was tells by its name that all its shards are there."""
+    tiny.write_sentences(str(tmp_path / "in"), 40, 1)
+    monkeypatch.setattr(units, "UNIT_BYTES", 50_000)
+    night = night_of(artifact, tmp_path)
+    first, *others = units.units(night.shards)
+    assert len(others) >= 3
+    for part in incomplete(night.shards, night.folder):
+        row = {"shard": part.shard.uri, "index": 0, "last": True, "status": "ok"}
+        tiny.stage(night.folder, night.schema, part, pa.Table.from_pylist([row], schema=night.schema))
+    pieces = verify(night.shards, night.folder)
+    commit.commit_night(night.partition, pieces, night.schema, {"run_id": "run"})
+    for piece in pieces:
+        if not piece.file.name.startswith(first.key):
+            Path(piece.file.uri).unlink()
+    infer.check_shards(night)
+    gone = first.shards[0].uri
+    fewer = replace(night, shards=[shard for shard in night.shards if shard.uri != gone])
+    with pytest.raises(RefusedError, match=f"1 of its shards are gone, such as {gone}: nothing was changed"):
+        infer.check_shards(fewer)
+    infer.check_shards(replace(fewer, rules=Rules(allow_missing=True)))
+
+
 # ---- lone objects ------------------------------------------------------------------------------------------------
 def test_a_photograph_that_comes_costs_its_group_and_one_that_goes_is_missed(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -245,4 +270,4 @@ def test_files_that_vanish_while_they_are_committed_are_noticed(stored: Night, m
     monkeypatch.setattr(commit, "commit_night", late)
     with pytest.raises(RuntimeError, match=r"part-00000\.txt is incomplete in .*: start the job again"):
         run(stored)
-    assert [shard.uri for shard in incomplete(stored.shards, stored.folder)] == [stored.shards[0].uri]
+    assert [part.shard.uri for part in incomplete(stored.shards, stored.folder)] == [stored.shards[0].uri]

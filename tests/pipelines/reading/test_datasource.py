@@ -8,22 +8,31 @@ import ray
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
-from pipelines.reading.datasource import OPEN_BYTES, TABLE_ROWS, TASK_BYTES, TASKS_A_PROCESS, ShardDatasource, bundled
+from pipelines.reading.datasource import TABLE_ROWS, TASK_BYTES, TASKS_A_PROCESS, ShardDatasource, bundled
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.objects import Member
+from pipelines.reading.samples import TrainingTexts
 from pipelines.reading.shards import Shard, list_shards
+from pipelines.reading.units import END, OPEN_BYTES, SPAN, Part, Unit, units
 from tests import tiny
 from tests.pipelines.hostile import Hostile
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
+def parts(shards: list[Shard]) -> list[Part]:
+    """Each a unit of its own."""
+    return [Part(shard, shard.key) for shard in shards]
+
+
 def test_poison_rows_cost_only_themselves_on_a_cluster(tmp_path: Path) -> None:
     tiny.write_sentences(str(tmp_path), shards=3, rows=5)
     (tmp_path / "part-00001.txt").write_text("gut\ncrash\nauch gut\nspin\nam Ende gut\n")
     shards = list_shards(str(tmp_path))
-    source = ShardDatasource([shards[:2], shards[2:]], ReadOptions(limits=Limits(max_seconds=0.5)), Hostile())
+    source = ShardDatasource(
+        [parts(shards[:2]), parts(shards[2:])], ReadOptions(limits=Limits(max_seconds=0.5)), Hostile()
+    )
     assert source.get_name() == "Shards"
     assert source.estimate_inmemory_data_size() == sum(shard.size for shard in shards)
     assert len(source.get_read_tasks(99)) == 2, "a bundle is a task, whatever Ray would like"
@@ -38,34 +47,36 @@ def test_a_task_carries_its_shard_alone(tmp_path: Path) -> None:
     tiny.write_sentences(str(tmp_path), shards=2, rows=1)
     decode = Inference.of(artifacts.read(tiny.write_translator(str(tmp_path / "model")))).decode()
     shards = list_shards(str(tmp_path / "*.txt"))
-    tasks = ShardDatasource([[shard] for shard in shards], decode.options(), decode).get_read_tasks(99)
+    tasks = ShardDatasource([[part] for part in parts(shards)], decode.options(), decode).get_read_tasks(99)
     assert max(len(ray.cloudpickle.dumps(task)) for task in tasks) < 4096 < len(ray.cloudpickle.dumps(decode))
     rows = [row for task in tasks for block in task() for row in block.to_pylist()]
-    assert [(row["shard"], row["shard_key"]) for row in rows] == [(shard.uri, shard.key) for shard in shards]
+    assert [(row["shard"], row["unit_key"], row["unit_place"], row["unit_next"]) for row in rows] == [
+        (shard.uri, shard.key, 0, END) for shard in shards
+    ]
 
 
-def of_sizes(*sizes: int) -> list[Shard]:
-    return [Shard(f"s3://lake/in/{number:06d}.txt", size, "1") for number, size in enumerate(sizes)]
+def of_sizes(*sizes: int) -> list[Part]:
+    return parts([Shard(f"s3://lake/in/{number:06d}.txt", size, "1") for number, size in enumerate(sizes)])
 
 
 def test_large_shards_and_few_ones_are_tasks_of_their_own() -> None:
     large = of_sizes(TASK_BYTES, 10 * TASK_BYTES, 50, TASK_BYTES)
-    assert bundled(large * 100, 1)[:4] == [[shard] for shard in large]
+    assert bundled(large * 100, 1)[:4] == [[part] for part in large]
     few = of_sizes(*[700] * TASKS_A_PROCESS)
-    assert bundled(few, 1) == [[shard] for shard in few]
-    assert bundled(few, 4) == [[shard] for shard in few]
+    assert bundled(few, 1) == [[part] for part in few]
+    assert bundled(few, 4) == [[part] for part in few]
     assert bundled([], 1) == []
 
 
 @pytest.mark.parametrize("processes", [1, 3, 100])
 def test_bundles_of_small_shards_keep_all_processes_busy_and_are_bounded(processes: int) -> None:
     draw = random.Random(0)
-    shards = of_sizes(*[draw.randrange(20_000) for _ in range(10_000)])
-    bundles = bundled(shards, processes)
-    assert [shard for bundle in bundles for shard in bundle] == shards, "in their order, each once"
-    costs = [sum(shard.size + OPEN_BYTES for shard in bundle) for bundle in bundles]
+    small = of_sizes(*[draw.randrange(20_000) for _ in range(10_000)])
+    bundles = bundled(small, processes)
+    assert [part for bundle in bundles for part in bundle] == small, "in their order, each once"
+    costs = [sum(part.shard.size + OPEN_BYTES for part in bundle) for bundle in bundles]
     assert max(costs) <= min(TASK_BYTES, sum(costs) / (TASKS_A_PROCESS * processes))
-    assert TASKS_A_PROCESS * processes <= len(bundles) < len(shards) / 4
+    assert TASKS_A_PROCESS * processes <= len(bundles) < len(small) / 4
 
 
 def test_shards_of_a_bundle_fill_one_table_and_stay_apart_in_it(tmp_path: Path) -> None:
@@ -73,11 +84,11 @@ def test_shards_of_a_bundle_fill_one_table_and_stay_apart_in_it(tmp_path: Path) 
     tiny.write_sentences(str(tmp_path), shards=TABLE_ROWS // 10, rows=14)
     shards = list_shards(str(tmp_path))
     decode = Inference.of(artifacts.read(tiny.write_translator(str(tmp_path / "model")))).decode()
-    (task,) = ShardDatasource([shards], decode.options(), decode).get_read_tasks(1)
+    (task,) = ShardDatasource([parts(shards)], decode.options(), decode).get_read_tasks(1)
     tables = list(task())
     assert [len(table) for table in tables] == [14 * 19, 14 * (len(shards) - 19)]
     rows = [row for table in tables for row in table.to_pylist()]
-    assert [(row["shard_key"], row["index"]) for row in rows] == [(s.key, i) for s in shards for i in range(14)]
+    assert [(row["unit_key"], row["unit_place"]) for row in rows] == [(s.key, i) for s in shards for i in range(14)]
     assert [row["shard"] for row in rows if row["last"]] == [shard.uri for shard in shards]
 
 
@@ -90,7 +101,7 @@ def test_a_group_with_large_fields_is_read(tmp_path: Path) -> None:
         for number in range(200)
     ]
     group = Shard(f"{tmp_path}/@0", 200 * file.size, "1", tuple(members))
-    source = ShardDatasource([[group]], ReadOptions(), Hostile())
+    source = ShardDatasource([parts([group])], ReadOptions(), Hostile())
     assert len(ray.cloudpickle.dumps(source.get_read_tasks(1)[0])) > 1 << 20
     assert ray.data.read_datasource(source, override_num_blocks=1, num_cpus=0.5).count() == 200
 
@@ -98,5 +109,27 @@ def test_a_group_with_large_fields_is_read(tmp_path: Path) -> None:
 def test_members_cost_as_much_as_shards() -> None:
     """Also those that are not there, which have no bytes."""
     members = tuple(Member(f"s3://lake/{number}.jpg", 0, "", f"{number}") for number in range(256))
-    groups = [Shard(f"s3://lake/@{number}", 0, "1", members) for number in range(100)]
+    groups = parts([Shard(f"s3://lake/@{number}", 0, "1", members) for number in range(100)])
     assert bundled(groups, 1) == [[group] for group in groups]
+
+
+def test_rows_are_placed_in_their_unit_from_the_first_that_is_needed(tmp_path: Path) -> None:
+    """By the worker: a child that a file has taken over can name no unit."""
+    tiny.write_sentences(str(tmp_path), shards=3, rows=4)
+    (unit,) = units(list_shards(str(tmp_path)))
+    (task,) = ShardDatasource([unit.parts(SPAN + 2)], ReadOptions(), Hostile()).get_read_tasks(1)
+    (table,) = task()
+    assert table.schema.names == [*Hostile.schema.names, "unit_key", "unit_place", "unit_next"]
+    assert table.schema == task.schema
+    assert set(table["unit_key"].to_pylist()) == {unit.key}
+    assert table["unit_place"].to_pylist() == [SPAN + 2, SPAN + 3, *range(2 * SPAN, 2 * SPAN + 4)]
+    assert table["unit_next"].to_pylist() == [SPAN + 3, 2 * SPAN, *range(2 * SPAN + 1, 2 * SPAN + 4), END]
+
+
+def test_texts_to_learn_from_have_no_place(tmp_path: Path) -> None:
+    tiny.write_sentences(str(tmp_path), shards=2, rows=3)
+    shards = list_shards(str(tmp_path))
+    source = ShardDatasource([Unit.of(shards).parts()], ReadOptions(), TrainingTexts(tiny.translator().config))
+    (task,) = source.get_read_tasks(1)
+    (table,) = task()
+    assert table.schema.names == ["text"]

@@ -19,11 +19,12 @@ from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.reading.datasource import bundled
 from pipelines.reading.samples import SAMPLE_SCHEMA
-from pipelines.reading.shards import list_shards
+from pipelines.reading.shards import Shard, list_shards
+from pipelines.reading.units import Part, units
 from pipelines.staging import checks, engine
 from pipelines.staging.actors import Predictor
 from pipelines.staging.contents import Contents
-from pipelines.staging.pieces import PASSING, Lineage, table_schema
+from pipelines.staging.pieces import PASSING, Lineage, list_pieces, table_schema
 from tests import tiny
 from tests.servers import RayNode
 
@@ -37,7 +38,11 @@ def inference(tmp_path: Path) -> Inference:
     return Inference.of(artifacts.read(tiny.write_translator(str(tmp_path / "model"))))
 
 
-def rows(folder: str, shards: list) -> list[dict]:
+def parts(shards: list[Shard]) -> list[Part]:
+    return [part for unit in units(shards) for part in unit.parts()]
+
+
+def rows(folder: str, shards: list[Shard]) -> list[dict]:
     pieces = checks.verify(shards, folder)
     tables = [pq.read_table(io.BytesIO(storage.read_bytes(piece.file.uri))) for piece in pieces]
     return list(pa.concat_tables(tables).to_pylist())
@@ -46,7 +51,7 @@ def rows(folder: str, shards: list) -> list[dict]:
 def test_samples_are_staged_as_they_are_without_a_model(inference: Inference, place: str, tmp_path: Path) -> None:
     shards, folder = list_shards(str(tmp_path / "in")), storage.join(place, "staged")
     schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
-    written = engine.stage(shards, folder, schema, inference.decode(), None, RESOURCES, "test")
+    written = engine.stage(parts(shards), folder, schema, inference.decode(), None, RESOURCES, "test")
     assert (written.rows, written.actors) == (14, 1)
     assert written.bytes == sum(file.size for file in storage.list_files(folder))
     assert written.contents == {(file.name, file.size): Contents() for file in storage.list_files(folder)}
@@ -61,7 +66,7 @@ def test_samples_stream_through_the_model(inference: Inference, tmp_path: Path) 
     schema = table_schema(inference.artifact.hybrid_class.payload_schema)
     lineage = Lineage("m", "1", "f", "r")
     actor = engine.Actor(Predictor, (inference,), (lineage,))
-    written = engine.stage(shards, folder, schema, inference.decode(), actor, RESOURCES, "test")
+    written = engine.stage(parts(shards), folder, schema, inference.decode(), actor, RESOURCES, "test")
     assert written.rows == 14
     assert written.seconds["predict"] > 0
     texts = [text for shard in shards for text in storage.read_text(shard.uri).splitlines()]
@@ -69,23 +74,35 @@ def test_samples_stream_through_the_model(inference: Inference, tmp_path: Path) 
     assert [row["translation"] for row in rows(folder, shards)] == expected
 
 
-def test_many_small_shards_are_staged_each_for_itself(inference: Inference, tmp_path: Path) -> None:
+def test_small_shards_are_staged_many_to_an_object(
+    inference: Inference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Although a task reads some of them, and another one writes them."""
+    monkeypatch.setattr("pipelines.reading.units.UNIT_BYTES", 100_000)
     tiny.write_sentences(str(tmp_path / "many"), shards=70, rows=2)
     shards, folder = list_shards(str(tmp_path / "many")), str(tmp_path / "staged")
     schema = table_schema(inference.artifact.hybrid_class.payload_schema)
     actor = engine.Actor(Predictor, (inference,), (Lineage("m", "1", "f", "r"),))
-    assert len(bundled(shards, 1)) < 40
-    written = engine.stage(shards, folder, schema, inference.decode(), actor, RESOURCES, "test")
-    assert (written.rows, len(written.contents)) == (140, 70)
+    tasks, together = len(bundled(parts(shards), 1)), units(shards)
+    assert tasks < 40
+    assert 3 <= len(together) < 12
+    written = engine.stage(parts(shards), folder, schema, inference.decode(), actor, RESOURCES, "test")
+    assert written.rows == 140
+    assert len(written.contents) <= tasks + len(together) - 1
+    ordered = [shard for unit in together for shard in unit.shards]
     assert [(row["shard"], row["index"]) for row in rows(folder, shards)] == [
-        (s.uri, i) for s in shards for i in (0, 1)
+        (s.uri, i) for s in ordered for i in (0, 1)
     ]
-    texts = [text for shard in shards for text in storage.read_text(shard.uri).splitlines()]
+    texts = [text for shard in ordered for text in storage.read_text(shard.uri).splitlines()]
     expected = tiny.translator().translate(texts, beam_size=1, max_length=12)
     assert [row["translation"] for row in rows(folder, shards)] == expected
-    storage.delete(checks.verify(shards[5:6], folder)[0].file.uri)
-    assert checks.incomplete(shards, folder) == [shards[5]], "one is done again alone"
+    last = max(list_pieces(folder)[together[1].key], key=lambda piece: piece.first)
+    storage.delete(last.file.uri)
+    todo = checks.incomplete(shards, folder)
+    assert todo == together[1].parts(last.first), "from the first row that is missing on"
+    again = engine.stage(todo, folder, schema, inference.decode(), actor, RESOURCES, "test")
+    assert again.rows == last.rows
+    assert [row["translation"] for row in rows(folder, shards)] == expected
 
 
 class OnGpu:
@@ -133,7 +150,9 @@ def test_nobody_waits_for_gpus_on_this_machine(
     shards, actor = list_shards(str(tmp_path / "in")), engine.Actor(OnGpu, ())
     monkeypatch.setenv(connection.STARTED_HERE, connection.for_others()["RAY_ADDRESS"])
     with pytest.raises(UsageError, match=r"^`resources\.gpu` is yes, but this machine has no GPU: leave it out, or"):
-        engine.stage(shards, str(tmp_path), SAMPLE_SCHEMA, inference.decode(), actor, Resources(gpu="yes"), "test")
+        engine.stage(
+            parts(shards), str(tmp_path), SAMPLE_SCHEMA, inference.decode(), actor, Resources(gpu="yes"), "test"
+        )
 
 
 @pytest.mark.long
@@ -146,7 +165,7 @@ def test_a_job_waits_for_gpus_and_grows_as_they_come(
     schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
     resources, actor = Resources(gpu="yes", max_actors=2), engine.Actor(OnGpu, ())
     with joining(tmp_path, ray_cluster, [2.0, 1.0]), caplog.at_level("WARNING"):
-        engine.stage(shards, folder, schema, inference.decode(), actor, resources, "test")
+        engine.stage(parts(shards), folder, schema, inference.decode(), actor, resources, "test")
     found = rows(folder, shards)
     assert [(row["shard"], row["index"]) for row in found] == [(shard.uri, i) for shard in shards for i in range(7)]
     places = {tuple(json.loads(row["fields"])) for row in found}

@@ -1,9 +1,23 @@
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
 from hybrid_models import HYBRIDS
+from pipelines import storage
 from pipelines.reading.shards import Shard
-from pipelines.staging.pieces import PASSING, Piece, is_own, table_schema, tiling
+from pipelines.reading.units import Part, Unit, placed
+from pipelines.staging.pieces import (
+    PASSING,
+    TIMINGS,
+    Piece,
+    is_own,
+    list_pieces,
+    piece_name,
+    renewed_name,
+    table_schema,
+    tiling,
+)
 from pipelines.storage import FileInfo
 
 SCHEMA = table_schema(pa.schema([pa.field("caption", pa.string())]))
@@ -32,16 +46,44 @@ def test_tiling_chooses_among_overlapping_pieces() -> None:
     assert tiling([piece(0, 5), piece(3, 7), piece(6, 9, end=True)]) is None
 
 
-def rows(shard: Shard, first: int, stop: int, last: int, error: str | None = None) -> pa.Table:
-    """Rows as the model's actor emits them."""
+def test_a_name_tells_rows_where_places_are_left_out(tmp_path: Path) -> None:
+    """After a small shard; and names of an earlier version, which had no such places, are read as before."""
+    key, span = Unit.of([A, B]).key, 1 << 32
+    first, middle, last, copy = (
+        f"{key}-00000000-00000007.parquet",
+        f"{key}-00000007-4294967298-n5.parquet",
+        f"{key}-4294967298-4294967300-end.parquet",
+        f"{key}-00000007-4294967298-n5-r1700000000.parquet",
+    )
+    names = {
+        piece_name(key, 0, 7, 7, end=False): (0, 7, 7, False),
+        piece_name(key, 7, span + 2, 5, end=False): (7, span + 2, 5, False),
+        piece_name(key, span + 2, span + 4, 2, end=True): (span + 2, span + 4, 2, True),
+        renewed_name(middle, 1700000000): (7, span + 2, 5, False),
+    }
+    assert list(names) == [first, middle, last, copy]
+    old = f"{A.key}-00000000-00000009-end.parquet"
+    for name in (*names, old):
+        storage.write_bytes(str(tmp_path / name), b"")
+        assert is_own(f"{PLACE}/{name}")
+    found = list_pieces(str(tmp_path))
+    assert set(found) == {key, A.key}
+    assert {p.file.name: (p.first, p.stop, p.rows, p.end) for p in found[key]} == names
+    (before,) = found[A.key]
+    assert (before.first, before.stop, before.rows, before.end) == (0, 9, 9, True)
+    assert [p.file.name for p in tiling(found[key]) or []] == [first, copy, last]
+
+
+def rows(shard: Shard | Part, first: int, stop: int, last: int, error: str | None = None) -> pa.Table:
+    """Rows as the model's actor emits them, of a shard that is a unit of its own, or of a part."""
+    part = shard if isinstance(shard, Part) else Part(shard, shard.key)
     table = [
         {
-            "sample_id": f"{shard.uri}#{i}",
+            "sample_id": f"{part.shard.uri}#{i}",
             "caption": None if error else f"caption {i}",
             "status": "error" if error else "ok",
             "error": error,
-            "shard": shard.uri,
-            "shard_key": shard.key,
+            "shard": part.shard.uri,
             "index": i,
             "last": i == last,
             "decode_seconds": 0.25,
@@ -49,7 +91,8 @@ def rows(shard: Shard, first: int, stop: int, last: int, error: str | None = Non
         }
         for i in range(first, stop)
     ]
-    return pa.Table.from_pylist(table, schema=pa.schema([*SCHEMA, *PASSING]))
+    timings = [pa.field(name, pa.float32()) for name in TIMINGS]
+    return placed(pa.Table.from_pylist(table, schema=pa.schema([*SCHEMA, *timings])), part)
 
 
 PLACE = "ds=2026-01-31/0123456789ab"
@@ -57,7 +100,7 @@ PLACE = "ds=2026-01-31/0123456789ab"
 
 def test_no_hybrid_has_a_column_of_every_table() -> None:
     for hybrid in HYBRIDS.values():
-        names = table_schema(hybrid.payload_schema).names
+        names = [field.name for field in (*table_schema(hybrid.payload_schema), *PASSING)]
         assert len(set(names)) == len(names), hybrid.name
 
 

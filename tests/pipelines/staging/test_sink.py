@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.reading.units import SPAN, Unit
 from pipelines.staging.contents import Contents, Staged, total
 from pipelines.staging.pieces import PASSING, list_pieces, tiling
 from pipelines.staging.sink import StageSink
@@ -32,6 +33,24 @@ def test_the_sink_writes_one_object_for_each_contiguous_piece(tmp_path: Path) ->
     assert table["caption"].to_pylist()[3] is None
 
 
+def test_a_piece_goes_on_from_shard_to_shard_of_a_unit(tmp_path: Path) -> None:
+    unit = Unit.of([A, B])
+    a, b = unit.parts()
+    done = stage(str(tmp_path), rows(b, 0, 2, 3), rows(a, 2, 3, 2), rows(a, 0, 1, 2), rows(b, 3, 4, 3, "X: y"))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        f"{unit.key}-00000000-00000001.parquet",
+        f"{unit.key}-00000002-{SPAN + 2}-n3.parquet",
+        f"{unit.key}-{SPAN + 3}-{SPAN + 4}-end.parquet",
+    ], "a row of each is missing"
+    assert sorted(done.contents) == [(name, (tmp_path / name).stat().st_size) for name in names]
+    table = pq.read_table(tmp_path / names[1])
+    assert table.schema.names == SCHEMA.names
+    found = [(row["shard"], row["index"], row["last"]) for row in table.to_pylist()]
+    assert found == [(A.uri, 2, True), (B.uri, 0, False), (B.uri, 1, False)], "of the shard itself"
+    assert [piece.rows for piece in sorted(list_pieces(str(tmp_path))[unit.key], key=lambda p: p.first)] == [1, 3, 1]
+
+
 def test_the_sink_says_what_all_tasks_have_written(tmp_path: Path) -> None:
     sink = StageSink(str(tmp_path), SCHEMA)
     done = [sink.write([rows(A, 0, 3, 5)], None), sink.write([rows(A, 3, 6, 5, "X: y")], None), sink.write([], None)]
@@ -43,11 +62,11 @@ def test_the_sink_says_what_all_tasks_have_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [None, "../../elsewhere-0123456789abcdef", "a/b-0123456789abcdef", "a"])
-def test_a_row_of_no_shard_is_not_written(tmp_path: Path, key: str | None) -> None:
-    """Which would be lost, or lie elsewhere: the decoding child may have said whose it is."""
+def test_a_row_of_no_unit_is_not_written(tmp_path: Path, key: str | None) -> None:
+    """Which would be lost, or lie elsewhere."""
     table = rows(A, 0, 3, 2)
-    place = table.schema.get_field_index("shard_key")
-    table = table.set_column(place, PASSING[0], pa.array([key] * 3, pa.string()))
+    column = table.schema.get_field_index("unit_key")
+    table = table.set_column(column, PASSING[0], pa.array([key] * 3, pa.string()))
     with pytest.raises(ValueError, match="is no name of a piece"):
         stage(str(tmp_path / "staged"), table)
     assert list(tmp_path.iterdir()) == []
