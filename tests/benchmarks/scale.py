@@ -2,15 +2,16 @@
 
     python -m tests.benchmarks.scale [--shards 1000] [--store s3|disk] [--compute]
 
-A night of N text shards is listed, its read tasks and its sink are packed as Ray Data sends them, its pieces (which are
-put there as copies of one) are looked at, counted and committed, then the same night comes again. Every step is the
-driver's own function, on a local S3 server or a disk; a translator of 6,000 words travels with the tasks. Requests are
-those of s3fs; delta-rs has a client of its own. With `--compute` a whole night of as many shards of ten sentences comes
+A night of N text shards is listed, its read tasks and its sink are packed as Ray Data sends them, its pieces (one for
+each unit, which are put there as copies of one) are looked at, counted and committed, then the same night comes again.
+Every step is the driver's own function, on a local S3 server or a disk; a translator of 6,000 words travels with the
+tasks. Requests are those of s3fs; delta-rs has a client of its own. With `--compute` a whole night of as many shards of ten sentences comes
 first, by a tiny translator on a cluster of two nodes of one CPU. Prints one JSON object.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import s3fs
 import tyro
@@ -41,9 +43,10 @@ from pipelines.nights import commit, infer, upkeep
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.reading.datasource import ShardDatasource, bundled
-from pipelines.reading.shards import Shard, list_shards
+from pipelines.reading.shards import list_shards
+from pipelines.reading.units import SPAN, Unit, units
 from pipelines.staging import checks, contents
-from pipelines.staging.pieces import Lineage
+from pipelines.staging.pieces import Lineage, piece_name
 from pipelines.staging.sink import StageSink
 from tests import tiny
 from tests.servers import BUCKET, RayNode, S3Server
@@ -144,7 +147,7 @@ def computed(options: Options, root: str, steps: Steps) -> None:
         night = Night(list_shards(source), Partition.of(storage.join(root, "tables"), "translations", DS), inference)
         summary = infer.infer(night, Resources(), Tracker(""))
         assert (summary.ok, summary.shards_computed) == (10 * options.shards, options.shards)
-        figures |= {"model_busy": summary.model_busy}
+        figures |= {"model_busy": summary.model_busy, "pieces": len(storage.list_files(night.folder))}
 
 
 def count_requests(steps: Steps) -> None:
@@ -169,9 +172,11 @@ def night_of(options: Options, root: str, model: str, steps: Steps) -> None:
     with steps.step("look for pieces, none there"):
         assert len(checks.incomplete(shards, night.folder)) == options.shards
     packed(night, steps)
-    content = one_piece(night, shards[0], root)
-    ends = f"-{0:08d}-{ROWS:08d}-end.parquet"
-    put(options.shards, lambda number: storage.join(night.folder, shards[number].key + ends), content)
+    with steps.step("group shards") as figures:
+        grouped = units(shards)
+        figures["units"] = len(grouped)
+    content = one_piece(night, grouped[0])
+    put(len(grouped), lambda number: storage.join(night.folder, whole_piece(grouped[number])), content)
     for again in ("", ", again"):
         with steps.step(f"look for pieces{again}"):
             assert not checks.incomplete(shards, night.folder)
@@ -210,8 +215,9 @@ def translator(place: str) -> str:
 def packed(night: Night, steps: Steps) -> None:
     """What Ray Data sends: read tasks, each once, and the sink, with each write task."""
     decode = night.inference.decode()
+    parts = checks.incomplete(night.shards, night.folder)
     with steps.step("read tasks") as figures:
-        source = ShardDatasource(bundled(night.shards, 2), decode.options(1), decode)
+        source = ShardDatasource(bundled(parts, 2), decode.options(1), decode)
         tasks = source.get_read_tasks(1)
         figures |= {"bytes": sum(len(ray.cloudpickle.dumps(task)) for task in tasks), "tasks": len(tasks)}
     with steps.step("sink") as figures:
@@ -221,15 +227,25 @@ def packed(night: Night, steps: Steps) -> None:
         ray.cloudpickle.loads(sink)
 
 
-def one_piece(night: Night, shard: Shard, root: str) -> bytes:
-    """A piece as the sink writes it."""
+def whole_piece(unit: Unit) -> str:
+    """The name of a piece with all rows of a unit."""
+    shards = len(unit.shards)
+    return piece_name(unit.key, 0, SPAN * (shards - 1) + ROWS, ROWS * shards, end=True)
+
+
+def one_piece(night: Night, unit: Unit) -> bytes:
+    """A piece with all rows of a unit, as the sink writes it."""
     lineage = Lineage(night.inference.artifact.model, "1", night.fingerprint, "run")
-    row = {"index": 0, "status": "ok", "shard": shard.uri, "translation": "a dog", "last": False, **vars(lineage)}
-    rows = [{**row, "index": i, "sample_id": f"part:{i}", "last": i == ROWS - 1} for i in range(ROWS)]
-    folder = storage.join(root, "piece")
-    tiny.stage(folder, night.schema, shard, pa.Table.from_pylist(rows, schema=night.schema))
-    (file,) = storage.list_files(folder)
-    return storage.read_bytes(file.uri)
+    row = {"status": "ok", "translation": "a dog", **vars(lineage)}
+    rows = [
+        {**row, "shard": shard.uri, "index": i, "sample_id": f"{shard.name}:{i}", "last": i == ROWS - 1}
+        for shard in unit.shards
+        for i in range(ROWS)
+    ]
+    buffer = io.BytesIO()
+    table = pa.Table.from_pylist(rows, schema=night.schema)
+    pq.write_table(contents.Contents.of(table).noted(table), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 if __name__ == "__main__":
