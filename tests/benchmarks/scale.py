@@ -5,8 +5,8 @@
 A night of N text shards is listed, its read tasks and its sink are packed as Ray Data sends them, its pieces (one for
 each unit, which are put there as copies of one) are looked at, counted and committed, then the same night comes again.
 Every step is the driver's own function, on a local S3 server or a disk; a translator of 6,000 words travels with the
-tasks. Requests are those of s3fs; delta-rs has a client of its own. With `--compute` a whole night of as many shards of ten sentences comes
-first, by a tiny translator on a cluster of two nodes of one CPU. Prints one JSON object.
+tasks. Requests are those of s3fs; delta-rs has a client of its own. With `--compute` a whole night of as many
+shards of ten sentences comes first, by a tiny translator on a cluster of two nodes of one CPU. Prints one JSON object.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ class Task:
 
 
 def prepare(task: Task) -> None:
-    """Two models, six shards, and one with a bad row. They are small and share a unit, but for those of `windows`, units
-    of their own. Each is read by a task, whose rows are an object."""
+    """Two models, six shards, and one with a bad row. They are small and share a unit, but for those of `windows`,
+    units of their own. Each is read by a task, whose rows are an object."""
     write_model = {
         "captions": tiny.write_captioner,
         "translations": tiny.write_translator,
