@@ -1,4 +1,4 @@
-"""Shards: what lies at an address, as the units that are read: tables and archives, and groups of lone objects."""
+"""Shards: what lies at an address, as it is read: tables and archives, and groups of lone objects."""
 
 from __future__ import annotations
 
