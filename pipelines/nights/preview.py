@@ -12,8 +12,7 @@ from pipelines.cluster.resources import Resources
 from pipelines.models import server
 from pipelines.nights.infer import Night
 from pipelines.secrets import shown
-from pipelines.staging.checks import incomplete
-from pipelines.staging.pieces import list_pieces
+from pipelines.staging.checks import complete, incomplete
 
 log = logging.getLogger(__name__)
 NIGHTS_LOOKED_AT = 200
@@ -38,12 +37,12 @@ class Preview:
     ds: str
     shards: int
     shards_computed: int
-    """The others are complete."""
+    """The others are complete, and so are those that small ones share a unit with."""
     input_bytes: int
     bytes_computed: int
     """Of the shards that are computed, the larger ones perhaps in part."""
     files_there: int
-    """Pieces that are there; each shard that is computed becomes at least one more."""
+    """Pieces that are reused; what is computed becomes one more for each unit at least."""
     rows_there: int
     """In these pieces."""
     processes: int | None
@@ -68,8 +67,8 @@ def preview(night: Night, resources: Resources, tracking_uri: str) -> Preview:
         StorageError: the store kept failing.
     """
     todo = incomplete(night.shards, night.folder)
-    size = sum(shard.size for shard in todo)
-    pieces = [piece for own in list_pieces(night.folder).values() for piece in own]
+    size = sum(part.shard.size for part in todo)
+    pieces = complete(night.shards, night.folder)
     pace = pace_before(night, tracking_uri) if todo else None
     plan = None
     if todo:

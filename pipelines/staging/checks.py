@@ -26,6 +26,12 @@ def incomplete(shards: Sequence[Shard], folder: str) -> list[Part]:
     ]
 
 
+def complete(shards: Sequence[Shard], folder: str) -> list[Piece]:
+    """The files of those units of these shards that lack nothing."""
+    staged = list_pieces(folder)
+    return [piece for unit in _units(shards, staged) for piece in tiling(staged.get(unit.key, [])) or []]
+
+
 def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
     """The files that make up these shards exactly.
 

@@ -87,8 +87,9 @@ def test_what_is_there_is_not_computed_and_nothing_is_written(night: Night, tmp_
         late.write("ein Kind\n" * 500)
     later = Night(list_shards(f"{tmp_path}/in"), night.partition, night.inference)
     seen = preview.preview(later, preview.Resources(), uri)
-    assert (seen.shards, seen.rows_there) == (3, 6)
+    assert (seen.shards, seen.shards_computed, seen.rows_there) == (3, 1, 6), "each was staged for itself"
     assert seen.bytes_computed >= 4500
     assert (seen.seconds, seen.pace_of_run) == (round(seen.bytes_computed / 2000, 1), run_id)
     done = preview.preview(night, preview.Resources(), uri)
     assert (done.shards_computed, done.processes, done.seconds) == (0, None, None)
+    assert (done.files_there, done.rows_there) == (2, 6)
