@@ -7,6 +7,7 @@ goes or changes is a matter of its own group, and of nothing else.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -43,7 +44,11 @@ def split(
         address: of one of them.
         small: whether these are few enough for one group.
     """
-    return _split(sorted(things, key=lambda pair: pair[0]), "", address, small)
+    return _split(sorted(things, key=_first), "", address, small)
+
+
+def _first(thing: Hashed[T]) -> str:
+    return thing[0]
 
 
 def _split(
@@ -54,6 +59,6 @@ def _split(
         if things:
             yield digits, tuple(sorted((thing for _, thing in things), key=address))
         return
-    cut = sum(each[len(digits)] == "0" for each, _ in things)
+    cut = bisect_left(things, digits + "1", key=_first)
     yield from _split(things[:cut], digits + "0", address, small)
     yield from _split(things[cut:], digits + "1", address, small)
