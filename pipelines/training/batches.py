@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,14 +28,17 @@ from pipelines.staging.pieces import Piece
 
 T = TypeVar("T")
 COLUMNS = ["sample", "length"]
+ORDER = "order.npy"
+"""Beside the samples: their numbers in the order of their shards."""
 CHUNK_BATCHES = 50
 
 
 class PreparedSamples:
-    """The good samples of some staged pieces, memory-mapped from one Arrow file that all workers of a node share.
+    """The good samples of some staged pieces, memory-mapped from one Arrow file that all workers of a node share; in the
+    order of their shards' addresses, however these were staged: the same data elsewhere make the same training.
 
     Args:
-        pieces: the staged files, in order.
+        pieces: the staged files.
         owner: whose copy it is; `remove` takes nothing from another owner.
     """
 
@@ -45,15 +49,16 @@ class PreparedSamples:
         with FileLock(self.folder / "lock"):
             if not path.exists():
                 _copy(pieces, path)
-        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self._samples = self._table["sample"]
-        self.lengths: np.ndarray = self._table["length"].to_numpy()
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self._samples = table["sample"]
+        self._order: np.ndarray = np.load(path.with_name(ORDER), mmap_mode="r")
+        self.lengths: np.ndarray = table["length"].to_numpy()[self._order]
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._order)
 
     def __getitem__(self, index: int) -> Sample:
-        return unpack(self._samples[int(index)].as_buffer().to_pybytes())
+        return unpack(self._samples[int(self._order[index])].as_buffer().to_pybytes())
 
     def remove(self) -> None:
         """Deletes the local copy; open maps stay valid until they are closed."""
@@ -62,20 +67,37 @@ class PreparedSamples:
 
 def _copy_name(pieces: Sequence[Piece], owner: str) -> str:
     """Different for different files, or files of another state, so that a copy left by a killed run is never stale."""
-    states = [owner, *(f"{piece.file.uri} {piece.file.etag}" for piece in pieces)]
+    states = [owner, ORDER, *(f"{piece.file.uri} {piece.file.etag}" for piece in pieces)]
     return hashlib.sha256("\n".join(states).encode()).hexdigest()[:16]
 
 
 def _copy(pieces: Sequence[Piece], path: Path) -> None:
-    """Writes the pieces' good rows as one uncompressed Arrow file, one piece in memory at a time."""
+    """Writes the pieces' good rows as one uncompressed Arrow file, one piece in memory at a time; and their order."""
     unfinished = path.with_suffix(".unfinished")
     schema = pa.schema([pa.field("sample", pa.large_binary()), pa.field("length", pa.int64())])
+    runs: list[tuple[str, int, np.ndarray]] = []
+    copied = 0
     with pa.ipc.new_file(str(unfinished), schema) as writer:
         for piece in pieces:
             with storage.open_input(piece.file.uri) as stream:
-                table = pq.read_table(stream, columns=COLUMNS)
-            writer.write_table(table.filter(table["length"].is_valid()).cast(schema))
+                table = pq.read_table(stream, columns=[*COLUMNS, "shard", "index"])
+            good = table.filter(table["length"].is_valid())
+            runs += _runs(good, copied)
+            copied += len(good)
+            writer.write_table(good.select(COLUMNS).cast(schema))
+    rows = [own for _, _, own in sorted(runs, key=lambda run: run[:2])]
+    np.save(path.with_name(ORDER), np.concatenate([np.empty(0, np.int64), *rows]))
     unfinished.rename(path)
+
+
+def _runs(rows: pa.Table, start: int) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Of each shard in a piece's rows, in which its own stand together: its address, its first index there, and the
+    numbers of its rows, where the first one of all has the number `start`."""
+    shards = rows["shard"].combine_chunks().dictionary_encode()
+    codes, index = shards.indices.to_numpy(), rows["index"].to_numpy()
+    begins = np.flatnonzero(np.diff(codes, prepend=-1))
+    for first, stop in pairwise([*begins, len(codes)]):
+        yield shards.dictionary[codes[first]].as_py(), int(index[first]), np.arange(start + first, start + stop)
 
 
 def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

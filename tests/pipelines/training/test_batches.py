@@ -46,10 +46,14 @@ def test_samples_of_similar_length_come_together_and_batches_in_any_order() -> N
     assert longest != sorted(longest)
 
 
-def stage(folder: Path, name: str, rows: Sequence[int | None]) -> Piece:
-    """A staged file whose rows hold these numbers; None is an error row."""
+def stage(folder: Path, name: str, rows: Sequence[int | None], places: Sequence[tuple[str, int]] = ()) -> Piece:
+    """A staged file whose rows hold these numbers; None is an error row. Their shards and indices are told, or one
+    shard's of the file's name."""
+    told = places or [(name, index) for index in range(len(rows))]
     table = pa.table(
         {
+            "shard": [shard for shard, _ in told],
+            "index": pa.array([index for _, index in told], pa.int64()),
             "error": pa.array([None if row is not None else "X: y" for row in rows], pa.string()),
             "length": pa.array(rows, pa.int64()),
             "sample": pa.array(
@@ -65,7 +69,30 @@ def stage(folder: Path, name: str, rows: Sequence[int | None]) -> Piece:
     return Piece(storage.info(uri), 0, len(rows), end=True)
 
 
-def test_prepared_samples_are_the_good_rows_of_the_pieces_in_order(tmp_path: Path) -> None:
+def test_samples_are_in_the_order_of_their_shards_however_they_were_staged(tmp_path: Path) -> None:
+    """A unit's shards are chosen by a hash of whole addresses: elsewhere, the same data are staged otherwise."""
+    whole = {("a", 0): 4, ("a", 1): 2, ("a", 2): None, ("a", 3): 9, ("b", 0): 7, ("c", 0): 5, ("c", 1): 8}
+    for number, pieces in enumerate(
+        (
+            [[("a", 0), ("a", 1), ("a", 2), ("a", 3)], [("b", 0)], [("c", 0), ("c", 1)]],
+            [[("b", 0), ("c", 0)], [("c", 1)], [("a", 2), ("a", 3)], [("a", 0), ("a", 1)]],
+            [[("c", 0), ("c", 1)], [("a", 2)], [("a", 3), ("b", 0)], [("a", 0), ("a", 1)]],
+        )
+    ):
+        staged = [
+            stage(tmp_path, f"{number}-{k}", [whole[place] for place in places], places)
+            for k, places in enumerate(pieces)
+        ]
+        samples = PreparedSamples(staged, str(tmp_path))
+        assert samples.lengths.tolist() == [4, 2, 9, 7, 5, 8]
+        assert [int(samples[index]["length"]) for index in range(len(samples))] == [4, 2, 9, 7, 5, 8]
+        samples.remove()
+    nothing = PreparedSamples([stage(tmp_path, "bad", [None])], str(tmp_path))
+    assert len(nothing) == 0
+    nothing.remove()
+
+
+def test_prepared_samples_are_the_good_rows_of_the_pieces(tmp_path: Path) -> None:
     pieces = [
         stage(tmp_path, "b", [4, None, 2]),
         stage(tmp_path, "a", [None]),
