@@ -17,7 +17,7 @@ from jobs.command import cli
 from jobs.command.options import TASKS, Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
-from pipelines.models import artifacts
+from pipelines.models import artifacts, server
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     hybrid = TASKS[task]
     tracking = MlflowOptions(cli.peek(rest, "--mlflow") or "")
     model = cli.peek(rest, "--model")
+    if model and model.startswith("models:/") and "--dry-run" in rest:
+        server.check_there(tracking.uri)
     artifact = None if model is None else artifacts.read(model, hybrid, tracking.uri)
     decoding = interface_of(hybrid).Decoding() if artifact is None else artifact.decoding
     options = cli.parse(

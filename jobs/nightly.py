@@ -23,7 +23,7 @@ from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.judging import evaluate
 from pipelines.judging.evaluate import Evaluation
-from pipelines.models import artifacts, registry
+from pipelines.models import artifacts, registry, server
 from pipelines.models.artifacts import Artifact
 from pipelines.models.registry import CHAMPION
 from pipelines.models.session import Inference
@@ -113,7 +113,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     dates = nights(options)
     check_places(options, chosen, dates)
     tracking_uri = options.tracking.uri
-    if not options.night.dry_run:
+    if options.night.dry_run:
+        server.check_there(tracking_uri)
+    else:
         storage.check_writable(options.tables)
     champions, problems = ready(options, chosen, tracking_uri)
     wanted = [Unit.of(task, ds, options) for ds in dates for task in champions]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hybrid_models.errors import UsageError
+from pipelines.cluster import connection
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class Resources:
         """For so many shards of so many bytes in all.
 
         Raises:
-            UsageError: there is no node to compute on, or there are GPUs, but fewer than actors, or processes are to
-                grow to fewer than there are, or without GPUs.
+            UsageError: there is no node to compute on, or no GPU will come, or there are some, but fewer than actors;
+                or processes are to grow to fewer than there are, or without GPUs.
         """
         import ray  # not to tell what options there are
 
@@ -70,6 +71,8 @@ class Resources:
         on_gpus = self.gpu == "yes" or (self.gpu == "auto" and there > 0)
         if not nodes and self.gpu != "yes":
             raise UsageError("no node of the cluster has CPUs for its jobs: add one (a head's num-cpus may be 0)")
+        if on_gpus and not there:
+            connection.check_grows("`resources.gpu` is yes")
         if self.gpu == "auto" and 0 < there < self.actors:
             raise UsageError(
                 f"`resources.actors` is {self.actors}, but the cluster has {there} GPUs: use at most as many, or "

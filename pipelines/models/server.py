@@ -90,6 +90,16 @@ def make_ready(uri: str) -> None:
         raise refused("be opened", uri, error) from None
 
 
+def check_there(uri: str) -> None:
+    """Refuses a SQLite file that is not there: asking for it would make it.
+
+    Raises:
+        UsageError: names it.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise UsageError(f"there is no MLflow database at {uri.removeprefix('sqlite:///')}")
+
+
 def find_run(client: MlflowClient, run_id: str) -> Run | None:
     """A run, or None if MLflow does not know it: it may have been away when the job ran."""
     from mlflow.exceptions import MlflowException

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from deltalake.exceptions import DeltaError
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
@@ -183,10 +184,11 @@ def _tell_what_is_absent(night: Night, found: Contents) -> None:
 
 
 def _tidy(night: Night) -> Tidied:
-    """The night is committed: files that cannot be removed now are only worth a warning, the next night tries again."""
+    """The night is committed: files that cannot be removed now are only worth a warning. Who does it again, or tidies
+    the whole table, tries again."""
     try:
         return upkeep.tidy(night.partition.table, night.retention.retain_hours, ds=night.partition.ds)
-    except (UsageError, storage.StorageError) as error:
+    except (DeltaError, UsageError, storage.StorageError) as error:
         log.warning("%s: cannot remove old files: %s", night.partition, error)
         return Tidied([], [])
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from hybrid_models.errors import UsageError
 from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.models import server
 from pipelines.nights.infer import Night
 from pipelines.secrets import shown
-from pipelines.staging.checks import complete, incomplete
+from pipelines.staging.checks import incomplete, reused
 
 log = logging.getLogger(__name__)
 NIGHTS_LOOKED_AT = 200
@@ -68,7 +68,7 @@ def preview(night: Night, resources: Resources, tracking_uri: str) -> Preview:
     """
     todo = incomplete(night.shards, night.folder)
     size = sum(part.shard.size for part in todo)
-    pieces = complete(night.shards, night.folder)
+    pieces = reused(night.shards, night.folder)
     pace = pace_before(night, tracking_uri) if todo else None
     plan = None
     if todo:
@@ -93,8 +93,10 @@ def preview(night: Night, resources: Resources, tracking_uri: str) -> Preview:
 
 def pace_before(night: Night, tracking_uri: str) -> Pace | None:
     """That of the newest night of this table that was computed as a whole; None if MLflow has none, or is away."""
-    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).exists():
-        return None  # asking would make the database
+    try:
+        server.check_there(tracking_uri)
+    except UsageError:
+        return None
     table = shown(night.partition.tables), night.partition.name
     try:
         client = server.client(tracking_uri)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from hybrid_models.errors import UsageError
 from pipelines.reading.limits import MAX_BAD_SHARE
 
+MOST_HOURS = 87_600
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -38,9 +40,11 @@ class Retention:
         """Refuses to remove files that may be in use.
 
         Raises:
-            UsageError: fewer than one hour.
+            UsageError: fewer than one hour; or more than ten years.
         """
         if self.retain_hours < 1:
             raise UsageError(
                 f"`retain_hours` is {self.retain_hours}: it must be at least 1, readers and jobs need files"
             )
+        if self.retain_hours > MOST_HOURS:
+            raise UsageError(f"`retain_hours` is {self.retain_hours}: it must be at most {MOST_HOURS}, ten years")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import unquote
 
+from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import ownership, tables
 from pipelines.nights.commit import Partition
@@ -55,7 +57,7 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False, ds: str = "") -> Ti
         ds: of this night alone, so that nothing is listed of all the others; without one, of all.
 
     Raises:
-        UsageError: it is not one of our tables; or an entry of its log is damaged.
+        UsageError: it is not one of our tables; or an entry of its log is damaged or missing.
         StorageError: the store kept failing.
     """
     root = storage.absolute(uri) + "/"
@@ -71,7 +73,7 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False, ds: str = "") -> Ti
     in_use = tables.night_files(table, ds)
     removable = {path for path, file in stored.items() if is_own(path) and file.modified < staged} - in_use
     if removable:
-        removable -= _removed_since(uri, table.version(), before)
+        removable -= _needed_before(uri, table.version(), before, removable)
     removed = [stored[path] for path in sorted(removable)]
     if not dry_run:
         for file in removed:
@@ -124,23 +126,41 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _removed_since(uri: str, version: int, moment: datetime) -> set[str]:
-    """Paths that commits after a moment took out of the table: versions before them need them.
+def _needed_before(uri: str, version: int, moment: datetime, paths: set[str]) -> set[str]:
+    """Those of these paths that commits since a moment took out of the table: versions before them need them.
 
-    The log's own entries say it: its checkpoints know of a removed file for a week.
+    The log's own entries say it: its checkpoints know of a removed file for a week. An entry is older than the moment
+    if both its own time and the store's are: one that a clock which goes wrong wrote ends nothing.
+
+    Raises:
+        UsageError: an entry that would have to be read is damaged, or missing among others.
+        StorageError: the store kept failing.
     """
-    removed: set[str] = set()
-    for number in range(version, -1, -1):
-        commit = tables.commit_uri(uri, number)
+    stored = storage.list_all(storage.join(uri, tables.LOG))
+    names = {file.uri.rsplit("/", 1)[-1]: file for file in stored}
+    log_ = {int(name.split(".")[0]): file for name, file in names.items() if tables.COMMIT.fullmatch(name)}
+    needed: set[str] = set()
+    for number in range(version, min(log_, default=0) - 1, -1):  # the log forgot those before: nobody can read them
+        if needed >= paths:
+            break
+        entries = _entries(uri, number, log_)
+        told = [entry["commitInfo"]["timestamp"] for entry in entries if "timestamp" in entry.get("commitInfo", {})]
+        if told and told[0] < moment.timestamp() * 1000 and log_[number].modified < moment:
+            break
+        needed |= paths & {unquote(entry["remove"]["path"]) for entry in entries if "remove" in entry}
+    return needed
+
+
+def _entries(uri: str, number: int, log_: Mapping[int, StoredFile]) -> list[dict[str, Any]]:
+    """What a commit says."""
+    commit = tables.commit_uri(uri, number)
+    problem = "is missing"
+    if number in log_:
         try:
             entries = [json.loads(line) for line in storage.read_text(commit).splitlines()]
-        except FileNotFoundError:  # the log forgot it: no version before it can be read
-            break
+            if entries and all(isinstance(entry, dict) for entry in entries):
+                return entries
         except ValueError:
-            tables.check_commits(uri, [commit])
-            raise
-        written = [entry["commitInfo"]["timestamp"] for entry in entries if "timestamp" in entry.get("commitInfo", {})]
-        if written and written[0] < moment.timestamp() * 1000:
-            break
-        removed |= {unquote(entry["remove"]["path"]) for entry in entries if "remove" in entry}
-    return removed
+            pass
+        problem = "is damaged"
+    raise UsageError(f"{uri} cannot be tidied: {commit}, an entry of its log, {problem}; bring it back from a backup")

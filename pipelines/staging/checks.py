@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import Part, Unit, units
-from pipelines.staging.pieces import Piece, beginning, list_pieces, tiling
+from pipelines.staging.pieces import Piece, beginning, leading, list_pieces, tiling
 
 
 class RefusedError(RuntimeError):
@@ -26,10 +26,10 @@ def incomplete(shards: Sequence[Shard], folder: str) -> list[Part]:
     ]
 
 
-def complete(shards: Sequence[Shard], folder: str) -> list[Piece]:
-    """The files of those units of these shards that lack nothing."""
+def reused(shards: Sequence[Shard], folder: str) -> list[Piece]:
+    """The files that what `incomplete` finds goes on from, and those of units that lack nothing."""
     staged = list_pieces(folder)
-    return [piece for unit in _units(shards, staged) for piece in tiling(staged.get(unit.key, [])) or []]
+    return [piece for unit in _units(shards, staged) for piece in leading(staged.get(unit.key, []))]
 
 
 def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:

@@ -135,6 +135,12 @@ def tiling(pieces: Sequence[Piece]) -> list[Piece] | None:
     return None if last is None else [*_path(arriving, last.first), last]
 
 
+def leading(pieces: Sequence[Piece]) -> list[Piece]:
+    """Pieces that lead from place 0 on without gap or overlap, as far as any choice of them does."""
+    arriving, last = _arriving(pieces)
+    return _path(arriving, max(arriving)) if last is None else [*_path(arriving, last.first), last]
+
+
 def beginning(pieces: Sequence[Piece]) -> int:
     """Up to which place pieces lead from 0 on without gap or overlap, as far as any choice of them does."""
     return max(_arriving(pieces)[0])

@@ -47,7 +47,7 @@ class Done:
         """Of the bytes, as far as their rows have come."""
         through = min(1.0, self.written / self.read) if self.read else 0.0
         size = [0, *accumulate(work.sizes)]
-        return through * size[self.finished] / max(1, size[-1])
+        return through * size[min(self.finished, len(work.sizes))] / max(1, size[-1])
 
 
 class Progress(ExecutionCallback):

@@ -34,8 +34,9 @@ CHUNK_BATCHES = 50
 
 
 class PreparedSamples:
-    """The good samples of some staged pieces, memory-mapped from one Arrow file that all workers of a node share; in the
-    order of their shards' addresses, however these were staged: the same data elsewhere make the same training.
+    """The good samples of some staged pieces, memory-mapped from one Arrow file that all workers of a node share.
+
+    They are in the order of their shards' addresses, however these were staged: the same data elsewhere train alike.
 
     Args:
         pieces: the staged files.

@@ -78,6 +78,10 @@ def stored(lake: Path) -> dict[str, int]:
 def test_nights_are_done_caught_up_with_and_done_again(lake: Path) -> None:
     judged = argv(lake, "--ds", "2026-01-01", "--references", f"{lake}/references/ds={{ds}}")
     foreseen = main([*judged, "--dry-run"])
+    nowhere = f"sqlite:///{lake}/nowhere/m.db"
+    elsewhere = [nowhere if word == mlflow_of(lake) else word for word in judged]
+    assert refusal([*elsewhere, "--dry-run"]) == f"there is no MLflow database at {lake}/nowhere/m.db"
+    assert not (lake / "nowhere").exists()
     assert not (lake / "tables").exists()
     first = main(judged)
     assert foreseen["reports"] == []

@@ -22,6 +22,10 @@ MAGIC = (
 MAGIC_BYTES = 16
 ALIKE = {"mov": "mp4", "webm": "mkv"}
 """Media type → the one whose first bytes it has."""
+SEGMENT, SKIPPED = b"\x18\x53\x80\x67", (b"\xec", b"\xbf")
+"""Ids of what a Matroska file is made of, and of what may stand before it: padding, a checksum."""
+MOST_LENGTH = 8
+"""Bytes of a number there."""
 MOST_BOXES = 1000
 """Of an MP4 file that are looked at: a small one may claim to have a million."""
 
@@ -90,21 +94,31 @@ def matroska_cut_off(stream: BinaryIO, media_type: str) -> str | None:
     stream.seek(0)
     if not stream.read(4).startswith(b"\x1aE\xdf\xa3"):
         raise BadSample("VideoDecodeError", why_unreadable(stream, media_type, "not a Matroska or WebM file"))
-    header_size, _ = _ebml_size(stream)
-    stream.seek(header_size + 4, io.SEEK_CUR)
-    segment_size, length = _ebml_size(stream)
-    unknown = segment_size == (1 << 7 * length) - 1
-    promised = stream.tell() + segment_size
+    size, _ = _ebml_size(stream)
+    while True:
+        stream.seek(min(stream.tell() + size, present))
+        name = stream.read(1)
+        if name not in SKIPPED:
+            break
+        size, _ = _ebml_size(stream)
+    if name + stream.read(3) != SEGMENT:
+        return None  # the demuxer knows better
+    size, length = _ebml_size(stream)
+    unknown = size == (1 << 7 * length) - 1
+    promised = stream.tell() + size
     return cut_off(present, promised) if promised > present and not unknown else None
 
 
 def _ebml_size(stream: BinaryIO) -> tuple[int, int]:
     """The variable-length number that comes next, and how many bytes it has: leading zero bits tell that."""
     start = stream.read(1)
-    if not start:
+    length = 9 - start[0].bit_length() if start else 1
+    rest = stream.read(length - 1)
+    if not start or len(rest) < length - 1:
         raise BadSample("VideoDecodeError", "the file is cut off in its header")
-    length = 9 - start[0].bit_length()
-    number = int.from_bytes(start + stream.read(length - 1), "big")
+    if length > MOST_LENGTH:
+        raise BadSample("VideoDecodeError", "its header tells no length")
+    number = int.from_bytes(start + rest, "big")
     return number - (1 << 7 * length), length
 
 

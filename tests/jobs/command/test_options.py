@@ -88,6 +88,7 @@ def test_options_of_nights_that_cannot_be_are_refused() -> None:
     for options, said in (
         (NightOptions(rules=Rules(1.5)), "`max_error_fraction` is 1.5"),
         (NightOptions(retention=Retention(0)), "`retain_hours` is 0"),
+        (NightOptions(retention=Retention(10**8)), "`retain_hours` is 100000000: it must be at most 87600, ten years"),
         (NightOptions(source=SourceOptions(windows=windows)), "goes with --window-seconds"),
     ):
         with pytest.raises(UsageError, match=said):

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_models.errors import UsageError
 from pipelines import storage
+from pipelines.cluster import connection
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
@@ -11,6 +13,7 @@ from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.nights.preview import Pace, pace_before, speed_of
 from pipelines.reading.shards import list_shards
+from pipelines.staging import checks
 from tests import tiny
 
 WHOLE = {"shards": 4, "shards_computed": 4, "input_bytes": 6000, "seconds/stage_wall": 3.0}
@@ -71,6 +74,13 @@ def test_without_mlflow_the_time_is_not_known(night: Night, tmp_path: Path, capl
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_what_the_night_would_refuse_is_refused(night: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(connection.STARTED_HERE, connection.for_others()["RAY_ADDRESS"])
+    with pytest.raises(UsageError, match=r"^`resources\.gpu` is yes, but this machine has no GPU"):
+        preview.preview(night, preview.Resources(gpu="yes"), f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_what_is_there_is_not_computed_and_nothing_is_written(night: Night, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     before = storage.list_all(str(tmp_path))
@@ -90,6 +100,11 @@ def test_what_is_there_is_not_computed_and_nothing_is_written(night: Night, tmp_
     assert (seen.shards, seen.shards_computed, seen.rows_there) == (3, 1, 6), "each was staged for itself"
     assert seen.bytes_computed >= 4500
     assert (seen.seconds, seen.pace_of_run) == (round(seen.bytes_computed / 2000, 1), run_id)
+    first = min(checks.verify(night.shards, night.folder), key=lambda piece: piece.file.uri)
+    storage.delete(first.file.uri)
+    partly = preview.preview(night, preview.Resources(), uri)
+    assert (partly.shards_computed, partly.files_there, partly.rows_there) == (1, 1, 3)
+    tiny.write_night(night.partition.tables, "2026-01-31", f"{tmp_path}/in", f"{tmp_path}/model")
     done = preview.preview(night, preview.Resources(), uri)
     assert (done.shards_computed, done.processes, done.seconds) == (0, None, None)
     assert (done.files_there, done.rows_there) == (2, 6)

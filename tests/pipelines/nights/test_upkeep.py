@@ -89,7 +89,7 @@ def test_a_night_is_tidied_without_a_look_at_the_others(table: str, monkeypatch:
     list_all = storage.list_all
     monkeypatch.setattr(storage, "list_all", lambda uri: listed.append(uri) or list_all(uri))
     tidied = upkeep.tidy(table, 0, ds="2026-01-01")
-    assert listed == [f"{table}/ds=2026-01-01"]
+    assert listed == [f"{table}/ds=2026-01-01", f"{table}/_delta_log"]
     assert (paths(tidied.removed), tidied.unknown) == ([first], [])
     assert storage.exists(other.file.uri)
     everything = upkeep.tidy(table, 0)
@@ -103,13 +103,47 @@ def test_a_damaged_entry_of_the_log_is_said_and_nothing_is_removed(tmp_path: Pat
     DeltaTable(table).create_checkpoint()
     entry = Path(table, "_delta_log/00000000000000000002.json")
     whole = entry.read_text()
-    for damaged in ("{", whole[:-20]):
+    for damaged in ("{", whole[:-20], "[]", ""):
         entry.write_text(damaged)
-        with pytest.raises(UsageError, match=r"0002\.json, an entry of its log, is damaged"):
+        with pytest.raises(
+            UsageError, match=r"cannot be tidied: .*0002\.json, an entry of its log, is damaged; bring it"
+        ):
             upkeep.tidy(table, 0)
+    entry.unlink()
+    with pytest.raises(UsageError, match=r"0002\.json, an entry of its log, is missing; bring it back from a backup"):
+        upkeep.tidy(table, 0)
     entry.write_text("".join(line + "\n" for line in whole.splitlines() if "commitInfo" not in line))
     assert upkeep.tidy(table, 0).removed == [], "when it was written is not known"
     assert Path(first).exists()
+
+
+def test_a_clock_that_is_wrong_ends_no_version(tmp_path: Path) -> None:
+    table = str(tmp_path / "captions")
+    replaced(table)
+    for ds in ("2026-02-01", "2026-02-02"):
+        commit_night(Partition(table, ds), night(table, ONE, rows(A, 0, 1, 0), ds=ds), SCHEMA, RUN)
+    grow_old(table, 1000)
+    backdate(table, 4, 900)
+    os.utime(Path(table, "_delta_log/00000000000000000004.json"))  # the store's clock is right
+    assert upkeep.tidy(table, 400).removed == [], "versions before the second commit need it"
+
+
+def test_nights_done_again_in_a_row_read_no_more_of_the_log_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = str(tmp_path / "captions")
+    dates = [f"2026-01-{day:02d}" for day in range(1, 9)]
+    for ds in dates:
+        commit_night(Partition(table, ds), night(table, ONE, rows(A, 0, 2, 1), ds=ds), SCHEMA, RUN)
+    grow_old(table, 1000)
+    read: list[str] = []
+    read_text = storage.read_text
+    monkeypatch.setattr(storage, "read_text", lambda uri: read.append(uri) or read_text(uri))
+    for ds in dates:
+        commit_night(Partition(table, ds), night(table, TWO, rows(A, 0, 3, 2), ds=ds), SCHEMA, RUN)
+        read.clear()
+        assert upkeep.tidy(table, 48, ds=ds).removed == []
+        assert len(read) == 1, "the newest commit explains all that was found"
 
 
 def test_what_this_program_did_not_write_is_left_and_said(table: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -151,6 +185,8 @@ def backdate(table: str, version: int, hours: float) -> None:
     for stamp in {word for word in pa.compute.split_pattern_regex(text, r"\D+").as_py() if word.startswith(now)}:
         text = text.replace(stamp, str(int(stamp) - int(3_600_000 * hours)))
     path.write_text(text)
+    then = time.time() - 3600 * hours
+    os.utime(path, (then, then))
 
 
 def test_the_log_is_asked_where_a_checkpoint_has_forgotten(tmp_path: Path) -> None:

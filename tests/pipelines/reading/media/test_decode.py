@@ -253,6 +253,24 @@ def test_a_truncated_mp4_is_a_bad_sample(share: float, movflags: str, tmp_path: 
     assert kind_of(whole[: int(len(whole) * share)], "mp4") == "VideoDecodeError"
 
 
+@pytest.mark.parametrize("before", [b"\xec\x84abcd", b"\xec\x83\0\0\1", b"\xbf\x84\0\0\0\0\xec\x80"])
+def test_padding_before_a_matroska_segment_says_nothing_of_its_length(before: bytes) -> None:
+    whole = clip_bytes("matroska", "libx264", [40, 90, 140, 190])
+    segment = whole.index(b"\x18\x53\x80\x67")
+    assert len(decode(whole[:segment] + before + whole[segment:], "mkv")) == 4
+    with pytest.raises(BadSample, match="VideoDecodeError: "):
+        decode(whole[:segment] + before + whole[segment:-200], "mkv")
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(b"\0" + b"\xff" * 8, "tells no length"), (b"\x10\xff", "cut off in its header"), (b"", "cut off")],
+)
+def test_a_matroska_header_that_is_garbled_is_said(size: bytes, said: str) -> None:
+    with pytest.raises(BadSample, match=said):
+        decode(b"\x1aE\xdf\xa3" + size, "mkv")
+
+
 @pytest.mark.parametrize("kind", ["mov", "mkv", "webm", "avi"])
 def test_other_truncated_clips_are_bad_samples(kind: str) -> None:
     whole = clip_bytes(*CLIPS[kind], np.random.default_rng(2).integers(0, 256, 40).tolist())
