@@ -85,7 +85,7 @@ def _choose(tables_uri: str, name: str, ds: str, count: int) -> list[dict[str, A
     """Good rows from the beginnings of some shards, evenly spread; only these shards are read again."""
 
     def ask(sql: str, *parameters: Any) -> list[dict[str, Any]]:
-        return list(query.query(sql, tables_uri, [name], parameters=parameters).to_pylist())
+        return list(query.query(sql, tables_uri, [name], parameters=parameters, dates=(ds, ds)).to_pylist())
 
     where = f"FROM {name} WHERE ds = ? AND index < {LOOKED_AT}"
     shards = [row["shard"] for row in ask(f"SELECT DISTINCT shard {where} ORDER BY shard", ds)]

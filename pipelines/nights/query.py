@@ -65,7 +65,11 @@ DEFAULT_LIMITS = QueryLimits()
 
 @contextmanager
 def open_views(
-    tables_uri: str, names: Sequence[str], as_of: AsOf | None = None, limits: QueryLimits = DEFAULT_LIMITS
+    tables_uri: str,
+    names: Sequence[str],
+    as_of: AsOf | None = None,
+    limits: QueryLimits = DEFAULT_LIMITS,
+    dates: tuple[str, str] | None = None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with, for each table that exists, the views NAME (good rows) and NAME_all (error rows, too).
 
@@ -76,6 +80,8 @@ def open_views(
         names: the tables.
         as_of: a version or moment of theirs; now by default.
         limits: bounds on memory, disk and threads.
+        dates: files of nights before the first and after the last of these need not be in the views. Of a table of many
+            years, naming all of them takes longer than reading a night.
 
     Raises:
         UsageError: there is none of the tables at this URI, or one of them has no such version.
@@ -86,7 +92,8 @@ def open_views(
             table = tables.open_table(storage.join(storage.absolute(tables_uri), name), as_of)
             if table is None:
                 continue
-            connection.register(f"{name}_all", table.to_pyarrow_dataset())
+            chosen = None if dates is None else [("ds", ">=", dates[0]), ("ds", "<=", dates[1])]
+            connection.register(f"{name}_all", table.to_pyarrow_dataset(file_pruning_predicate=chosen))
             connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM "{name}_all" WHERE status = \'ok\'')
             found.append(name)
         if not found:
@@ -204,8 +211,18 @@ def query(
     as_of: AsOf | None = None,
     parameters: Sequence[Any] = (),
     limits: QueryLimits = DEFAULT_LIMITS,
+    dates: tuple[str, str] | None = None,
 ) -> pa.Table:
     """The result of one SQL statement, in which each `?` stands for one of the parameters.
+
+    Args:
+        sql: it asks the views of `open_views`.
+        tables_uri: as there, and so are `names`, `as_of` and `dates`.
+        names: the tables.
+        as_of: a version or moment of theirs.
+        parameters: in the order of the `?`.
+        limits: what it may cost.
+        dates: the first and the last night that it asks for, where that is known.
 
     Raises:
         UsageError: the statement is wrong, with DuckDB's reason in one line; or it is more than a query, or costs more
@@ -215,7 +232,7 @@ def query(
     deadline = time.monotonic() + limits.max_seconds
 
     def ask() -> pa.Table:
-        with open_views(tables_uri, names, as_of, limits) as connection:
+        with open_views(tables_uri, names, as_of, limits, dates) as connection:
             return _ask(connection, sql, parameters, limits, deadline)
 
     return tables.patiently("query", tables_uri, ask)

@@ -135,13 +135,13 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
         f"coalesce({lost}, 0)::BIGINT AS lost, "
         f"arg_max(model, created_at) AS model, arg_max(run_id, created_at) AS run FROM {name}_all "
         "WHERE ds >= ? AND ds <= ? GROUP BY ds ORDER BY ds",
-        tables_uri, [name], parameters=(recent[0], ds),
+        tables_uri, [name], parameters=(recent[0], ds), dates=(recent[0], ds),
     ).to_pylist()  # fmt: skip
     reasons = query.query(
         "SELECT split_part(error, ':', 1) AS kind, count(*) AS n, arg_min({'sample_id': sample_id, 'shard': shard, "
         f"'error': error}}, (shard, index), {ERROR_EXAMPLES}) AS examples FROM {name}_all "
         "WHERE ds = ? AND status = 'error' GROUP BY kind ORDER BY n DESC, kind",
-        tables_uri, [name], parameters=(ds,),
+        tables_uri, [name], parameters=(ds,), dates=(ds, ds),
     ).to_pylist()  # fmt: skip
     this = nights[-1]
     return Section(

@@ -72,7 +72,7 @@ class Progress(ExecutionCallback):
         self._counted = now
         try:
             done = look(executor)
-        except (AttributeError, IndexError) as error:  # it may look otherwise in another version: the work goes on
+        except (AttributeError, IndexError, TypeError) as error:  # it may look otherwise: the work goes on
             self._counted = math.inf
             log.warning("%s: Ray Data does not tell how far it is: %s", self._work.name, error)
             return

@@ -22,9 +22,8 @@ TINY = [
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(
-    "recipe", ["recogniser-moving-scenes", pytest.param("captioner-moving-scenes", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["recogniser-moving-scenes", "captioner-moving-scenes"])
 def test_a_model_is_trained_on_a_folder_of_clips(tmp_path: Path, tracking_uri: str, recipe: str) -> None:
     with (tmp_path / "said.csv").open("w", newline="") as file:
         table = csv.writer(file)

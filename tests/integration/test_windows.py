@@ -250,6 +250,7 @@ def test_a_nowcaster_learns_from_windows_of_a_long_video_is_judged_and_predicts_
     assert night["evaluation"]["mse"] == pytest.approx(judged["metrics"]["mse"])
 
 
+@pytest.mark.long
 def test_two_hours_of_video_fit_into_the_memory_of_a_window_and_go_on_in_the_middle(
     ray_cluster: str, tmp_path: Path, tracking_uri: str
 ) -> None:

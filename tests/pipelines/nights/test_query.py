@@ -68,6 +68,17 @@ def refusal(sql: str, uri: str) -> str:
     return str(caught.value)
 
 
+def test_views_of_some_dates_have_no_other_files(lake: str) -> None:
+    write_night(lake, "2026-02-01", ["late"])
+    for file in storage.list_all(f"{lake}/captions/ds=2026-01-30"):
+        storage.delete(file.uri)
+    sql = "SELECT ds, caption FROM captions ORDER BY ds"
+    found = query.query(sql, lake, ["captions"], dates=("2026-01-31", "2026-02-01")).to_pylist()
+    assert found == [{"ds": "2026-01-31", "caption": "a ball"}, {"ds": "2026-02-01", "caption": "late"}]
+    assert query.query(sql, lake, ["captions"], dates=("2026-02-01", "2026-02-01")).to_pylist() == found[1:]
+    assert query.query(sql, lake, ["captions"], dates=("2027-01-01", "2027-01-31")).num_rows == 0
+
+
 @pytest.mark.parametrize("where", ["ds = '2026-01-31'", "ds > '2026-01-30'", "ds IN ('2026-01-31', '2026-02-01')"])
 def test_a_query_of_one_night_opens_no_file_of_another(lake: str, where: str) -> None:
     """They are gone here, which a query that needs them says."""
