@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import tyro
 
 from jobs.command import cli
+from jobs.command.options import Input
 from pipelines import places
 from pipelines.datasets.clip_captions import prepare_msrvtt, prepare_msvd
 from pipelines.datasets.demo.data import prepare_demo
-from pipelines.datasets.folder import Columns, prepare_folder
+from pipelines.datasets.folder import Columns, prepare_folder, prepare_manifest
 from pipelines.datasets.large_data import prepare_coco, prepare_iwslt14, prepare_kth
 from pipelines.datasets.moving_scenes import prepare_moving_scenes
 from pipelines.datasets.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
 from pipelines.datasets.radar_data import prepare_radar
 from pipelines.datasets.writer import Prepared
+from pipelines.places import InputOptions
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,36 @@ class Folder:
         columns = Columns(self.file_column, self.caption_column, self.group_column)
         shares = {"val": self.val, "test": self.test}
         return prepare_folder(self.source, self.table, self.out, columns, self.rows_per_shard, shares, self.seed)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Your own photographs or clips wherever they lie, and a manifest: a table with a column of their addresses
+    (`--uri-column`), and columns of captions, labels or whatever else is known of them."""
+
+    source: str
+    """The manifest (.parquet, .jsonl, .tsv), or a folder or pattern of some; its other columns become fields."""
+    out: str
+    """Folder or URI for the splits train, val and test."""
+    named: Input = field(default_factory=InputOptions)
+    caption_column: str = "caption"
+    """Column with a caption, in as many rows of an address as it has captions, or with a list of them."""
+    group_column: str = ""
+    """What belongs together and so into one split: a scene, a person, a product. By default equal objects are."""
+    val: float = 0.1
+    """Share of objects for validation."""
+    test: float = 0.1
+    """Share of objects to judge by."""
+    rows_per_shard: int = 500
+    """Objects of one shard."""
+    seed: int = 0
+    """Of the split."""
+
+    def prepare(self) -> Prepared:
+        """Writes the data set; returns the summary."""
+        columns = Columns(caption=self.caption_column, group=self.group_column)
+        shares = {"val": self.val, "test": self.test}
+        return prepare_manifest(self.source, self.named, self.out, columns, self.rows_per_shard, shares, self.seed)
 
 
 @dataclass(frozen=True)
@@ -288,6 +320,7 @@ class Msrvtt:
 Source = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Folder, tyro.conf.subcommand("folder")]
+    | Annotated[Manifest, tyro.conf.subcommand("manifest")]
     | Annotated[Multi30k, tyro.conf.subcommand("multi30k")]
     | Annotated[Flickr8k, tyro.conf.subcommand("flickr8k")]
     | Annotated[Radar, tyro.conf.subcommand("radar")]

@@ -1,6 +1,7 @@
-"""One's own photographs or clips in a folder, and a table that says something about them → shards with splits.
+"""One's own photographs or clips, and a table that says something about them → shards with splits.
 
-Nothing leaks from one split to another: what belongs together, by a column of the table or by equal content, is in one.
+They lie in a folder, or where the table, a manifest, says. Nothing leaks from one split to another: what belongs
+together, by a column of the table or by equal content, is in one.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hybrid_models.errors import BadSample, UsageError
 from pipelines import storage
 from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow
-from pipelines.reading import objects
+from pipelines.places import InputOptions
+from pipelines.reading import manifests, objects
 from pipelines.reading.limits import DEFAULT_LIMITS
 from pipelines.reading.objects import Fetched, Member
 
@@ -70,14 +72,73 @@ def prepare_folder(
     Raises:
         UsageError: a file that the table names is missing or too large, nothing is described, or a split is empty.
     """
-    if not all(0 <= share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-        raise UsageError(f"`val` {shares['val']} and `test` {shares['test']} must be shares that leave some for train")
+    _check_shares(shares)
     described = read_table(table, columns)
     members = find_files(source, table, described)
     writer = DatasetWriter(out, "folder", rows_per_shard, {"table": table, **shares, "seed": seed})
+    return _pack(writer, members, described, columns.group, shares, seed)
+
+
+def prepare_manifest(
+    manifest: str,
+    named: InputOptions,
+    out: str,
+    columns: Columns,
+    rows_per_shard: int,
+    shares: Mapping[str, float],
+    seed: int,
+) -> Prepared:
+    """Packs the objects that a manifest names, as `prepare_folder` packs files.
+
+    Args:
+        manifest: one, or a folder or pattern of some; rows of one address are of one object.
+        named: its column of addresses, and what they may name.
+        out: where the splits go.
+        columns: of the manifest, but for `file`.
+        rows_per_shard: objects of one shard.
+        shares: of `val` and `test`.
+        seed: of the split.
+
+    Raises:
+        UsageError: a row names nothing that can be read, or what `prepare_folder` says.
+    """
+    _check_shares(shares)
+    if not named.uri_column:
+        raise UsageError("`uri_column` is needed: the column of the manifest that names a photograph, clip or array")
+    found = manifests.list_members(manifest, named)
+    _check_readable(manifest, found)
+    rows = [{**json.loads(member.fields), named.uri_column: member.uri} for member in found]
+    described = _by_file(rows, manifest, replace(columns, file=named.uri_column))
+    members = {member.uri: replace(member, sample_id=member.uri) for member in found}
+    _check_names(described)
+    writer = DatasetWriter(out, "manifest", rows_per_shard, {"manifest": manifest, **shares, "seed": seed})
+    return _pack(writer, [members[uri] for uri in sorted(members)], described, columns.group, shares, seed)
+
+
+def _check_shares(shares: Mapping[str, float]) -> None:
+    if not all(0 <= share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise UsageError(f"`val` {shares['val']} and `test` {shares['test']} must be shares that leave some for train")
+
+
+def _check_readable(manifest: str, members: Sequence[Member]) -> None:
+    if bad := [member for member in members if member.problem]:
+        raise UsageError(
+            f"{len(bad)} of {len(members)} rows of {manifest} name nothing that can be read, such as row "
+            f"{bad[0].sample_id}: {bad[0].problem}; mend these rows, or leave them out"
+        )
+
+
+def _pack(
+    writer: DatasetWriter,
+    members: Sequence[Member],
+    described: Mapping[str, Described],
+    group: str,
+    shares: Mapping[str, float],
+    seed: int,
+) -> Prepared:
     splits: dict[str, list[Member]] = {split: [] for split in SPLITS}
     for member, content in contents(members):
-        together = described[member.sample_id].fields.get(columns.group) if columns.group else None
+        together = described[member.sample_id].fields.get(group) if group else None
         key = hashlib.sha256(content).hexdigest() if together is None else f"group {together}"
         splits[split_of(key, shares, seed)].append(member)
     if empty := [split for split in SPLITS if not splits[split]]:
@@ -103,8 +164,8 @@ def _rows(members: Sequence[Member], described: Mapping[str, Described]) -> Iter
 
 
 def _key(path: str) -> str:
-    """The name of a row: a path without dots, as suffixes begin at the first one."""
-    return path.replace(".", "_")
+    """The name of a row: a path without dots, as suffixes begin at the first one; of an address without its scheme."""
+    return path.rpartition("://")[2].lstrip("/").replace(".", "_")
 
 
 def contents(members: Sequence[Member]) -> Iterator[tuple[Member, bytes]]:
@@ -141,11 +202,15 @@ def find_files(source: str, table: str, described: Mapping[str, Described]) -> l
         )
     if left := len(media) - len(described):
         log.warning("%s: %d files are not in %s and left out", source, left, table)
+    _check_names(described)
+    return [Member(media[name].uri, media[name].size, media[name].etag, name) for name in sorted(described)]
+
+
+def _check_names(names: Iterable[str]) -> None:
     keys: dict[str, str] = {}
-    for name in described:
+    for name in names:
         if (other := keys.setdefault(_key(name), name)) != name:
             raise UsageError(f"{other} and {name} would have one name: rename one")
-    return [Member(media[name].uri, media[name].size, media[name].etag, name) for name in sorted(described)]
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------

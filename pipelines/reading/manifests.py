@@ -59,12 +59,25 @@ def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS,
     options.check()
     if not options.uri_column:
         return list_shards(uri, cut)
+    return [shard for manifest in _manifests(uri) for shard in read_manifest(manifest, options, limits, cut)]
+
+
+def list_members(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS) -> list[Member]:
+    """What manifests name, a member for each row, in their order.
+
+    Raises: as `list_input`.
+    """
+    options.check()
+    return [member for manifest in _manifests(uri) for member in _members(manifest, options, limits)]
+
+
+def _manifests(uri: str) -> list[Shard]:
     manifests = list_shards(uri)
     for manifest in manifests:
         if manifest.members or suffix_of(manifest.uri) not in KINDS:
             name = manifest.addresses[-1]
             raise UsageError(f"{name} is no manifest ({', '.join(KINDS)}), which `uri_column` needs")
-    return [shard for manifest in manifests for shard in read_manifest(manifest, options, limits, cut)]
+    return manifests
 
 
 def list_references(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS, cut: bool = False) -> list[Shard]:
@@ -84,6 +97,10 @@ def read_manifest(manifest: Shard, options: InputOptions, limits: Limits, cut: b
         UsageError: no row has the column.
         StorageError: the store failed.
     """
+    return grouped(manifest.uri, _members(manifest, options, limits), cut)
+
+
+def _members(manifest: Shard, options: InputOptions, limits: Limits) -> list[Member]:
     step = _Addresses(options.uri_column)
     rows = [row for block in guarded(manifest, ReadOptions(limits=limits), step) for row in block.to_pylist()]
     if rows and all(row["address"] is None and row["error"] is None for row in rows):
@@ -96,7 +113,7 @@ def read_manifest(manifest: Shard, options: InputOptions, limits: Limits, cut: b
     allowed = [places.place(prefix) for prefix in options.allow_prefix or [_own_place(manifest.uri)]]
     members = [_member(row, number, manifest.uri, allowed) for number, row in enumerate(rows)]
     there = storage.look_up({member.uri for member in members if not member.problem})
-    return grouped(manifest.uri, [_as_it_is(member, there.get(member.uri)) for member in members], cut)
+    return [_as_it_is(member, there.get(member.uri)) for member in members]
 
 
 def _own_place(manifest: str) -> str:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hybrid_models.errors import UsageError
 from jobs.prepare import main
+from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.rows import read_blocks
+from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.pipelines.datasets.test_public_data import COUNTS, make_mnist, make_multi30k, make_original, make_repacked
 from tests.pipelines.datasets.test_radar_data import make_events
@@ -56,6 +61,24 @@ def test_ones_own_folder_is_prepared_by_one_command(tmp_path: Path) -> None:
     assert sum(summary["splits"].values()) == 40
     assert min(summary["splits"].values()) > 2
     assert summary["in_train"] == {"val": 0, "test": 0}
+
+
+def test_what_a_manifest_names_is_prepared_by_one_command(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(40):
+        (tmp_path / f"photos/{number}.jpg").write_bytes(tiny.jpeg(number))
+    photos = [f"photos/{number}.jpg" for number in range(40)]
+    said = pa.table({"photo": photos, "texts": [[f"a photo, number {number}"] * 2 for number in range(40)]})
+    pq.write_table(said, tmp_path / "said.parquet")
+    options = ["--uri-column", "photo", "--caption-column", "texts", "--val", "0.2", "--test", "0.2"]
+    source = str(tmp_path / "said.parquet")
+    summary = main(["manifest", "--source", source, "--out", str(tmp_path / "out"), *options])
+    assert (summary["dataset"], sum(summary["splits"].values())) == ("manifest", 40)
+    assert summary["in_train"] == {"val": 0, "test": 0}
+    (shard,) = list_shards(f"{tmp_path}/out/val")
+    (row, *_) = [row for block in read_blocks(shard, ReadOptions()) for row in block.to_pylist()]
+    fields = json.loads(row["fields"])
+    assert fields["captions"] == [f"a photo, number {Path(fields['file']).stem}"] * 2
 
 
 def test_the_demo_takes_its_sizes_from_options(tmp_path: Path) -> None:

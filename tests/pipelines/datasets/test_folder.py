@@ -9,8 +9,9 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.datasets.folder import Columns, prepare_folder, read_table, split_of
+from pipelines.datasets.folder import Columns, prepare_folder, prepare_manifest, read_table, split_of
 from pipelines.datasets.writer import Prepared
+from pipelines.places import InputOptions
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import list_shards
@@ -76,6 +77,70 @@ def test_what_belongs_together_is_in_one_split(tmp_path: Path, group: str) -> No
             homes.setdefault(json.loads(row["fields"])["scene"], set()).add(split)
     assert len(homes) == 20
     assert all(len(splits) == 1 for splits in homes.values())
+
+
+def packed(place: str, manifest: str, column: str = "photo", *allowed: str) -> Prepared:
+    named = InputOptions(uri_column=column, allow_prefix=allowed)
+    return prepare_manifest(f"{place}/{manifest}", named, f"{place}/out", Columns(group="shop"), 7, SHARES, seed=0)
+
+
+def test_what_a_manifest_names_is_a_row_with_what_it_says(place: str) -> None:
+    write(f"{place}/photos", 30)
+    lines = [
+        {"photo": f"photos/{name}", "caption": f"{word} of {number}", "shop": number // 3}
+        for word in ("first", "second")
+        for number, name in enumerate(names(30))
+    ]
+    storage.write_bytes(f"{place}/said.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    summary = packed(place, "said.jsonl")
+    assert (summary.dataset, sum(summary.splits.values())) == ("manifest", 30)
+    homes: dict[int, set[str]] = {}
+    seen: set[int] = set()
+    for split in ("train", "val", "test"):
+        for row in rows(place, split):
+            fields = json.loads(row["fields"])
+            number = int(fields["file"][-7:-4])
+            seen.add(number)
+            assert fields == {
+                "file": f"{storage.absolute(place)}/photos/{names(30)[number]}", "shop": number // 3,
+                "captions": [f"first of {number}", f"second of {number}"],
+            }  # fmt: skip
+            assert row["media"] == tiny.jpeg(number)
+            homes.setdefault(fields["shop"], set()).add(split)
+    assert len(seen) == 30
+    assert all(len(splits) == 1 for splits in homes.values())
+
+
+def test_a_manifest_that_names_what_it_may_not_or_nothing_is_refused(tmp_path: Path) -> None:
+    place = str(tmp_path)
+    write(f"{place}/photos", 12)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/1.jpg").write_bytes(tiny.jpeg(1))
+    good = [{"photo": name, "caption": "x", "shop": number} for number, name in enumerate(names(12))]
+
+    def refusal(*more: dict, column: str = "photo") -> str:
+        (tmp_path / "photos/said.jsonl").write_text("\n".join(map(json.dumps, [*good, *more])))
+        with pytest.raises(UsageError) as caught:
+            packed(place, "photos/said.jsonl", column)
+        assert not (tmp_path / "out").exists()
+        return str(caught.value)
+
+    for address in ("../secret/1.jpg", f"{place}/secret/1.jpg", "file:///etc/passwd", "http://169.254.169.254/a.jpg"):
+        told = refusal({"photo": address, "shop": 1}, {"photo": "none.jpg"})
+        assert told.startswith(f"2 of 14 rows of {place}/photos/said.jsonl name nothing that can be read, such as row ")
+        assert "AddressNotAllowed" in told
+    assert "ObjectMissing: there is no" in refusal({"photo": "none.jpg"})
+    assert "UnsupportedMedia" in refusal({"photo": "said.jsonl"})
+    assert "AddressMissing" in refusal({"caption": "x"})
+    assert "has no column 'picture'" in refusal(column="picture")
+    assert "`uri_column` is needed" in refusal(column="")
+    (tmp_path / "photos/said.jsonl").write_text(json.dumps(good[0]))
+    with pytest.raises(UsageError, match="no file falls into"):
+        packed(place, "photos/said.jsonl")
+    (tmp_path / "photos/said.jsonl").write_text(
+        "\n".join(map(json.dumps, [*good, {"photo": "../secret/1.jpg", "shop": 1}]))
+    )
+    assert sum(packed(place, "photos/said.jsonl", "photo", place).splits.values()) == 13
 
 
 def test_new_files_move_no_others_from_split_to_split() -> None:
