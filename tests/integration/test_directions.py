@@ -18,6 +18,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_each_has_its_name_champion_and_table(tmp_path: Path, tracking_uri: str) -> None:
     prepare_demo(str(tmp_path), 8, 8, 64, night_rows=3, rows_per_shard=32, seed=0)

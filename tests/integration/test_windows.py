@@ -144,6 +144,7 @@ def test_one_table_of_whatever_lies_there_which_goes_on_in_the_middle_of_a_video
     assert rows(s3, "killed") == found
 
 
+@pytest.mark.long
 def test_a_manifest_is_read_by_every_verb_and_its_night_goes_on_in_the_middle_of_a_video(
     s3: str, ray_cluster: str, tracking_uri: str, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -204,6 +205,7 @@ def write_lossless(uri: str, frames: np.ndarray) -> None:
     storage.write_bytes(uri, buffer.getvalue())
 
 
+@pytest.mark.long
 def test_a_nowcaster_learns_from_windows_of_a_long_video_is_judged_and_predicts_them(
     ray_cluster: str, tmp_path: Path, tracking_uri: str
 ) -> None:
