@@ -134,8 +134,20 @@ def module_device(module: nn.Module) -> torch.device:
 
 
 def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """The batch on a device."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    """The batch on a device.
+
+    Called by a thread of its own, it is copied to a GPU while that computes: from pinned memory, on a stream of its
+    own, for which only this thread waits.
+    """
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+    beside, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(beside):
+        copies = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+    beside.synchronize()
+    for copy in copies.values():
+        copy.record_stream(computing)  # its memory is not used again before what computes with it is done
+    return copies
 
 
 def bf16_is_fast(device: torch.device) -> bool:

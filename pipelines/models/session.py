@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,16 +18,18 @@ import pyarrow.compute as pc
 from hybrid_models.inputs import Cut, Sample
 from hybrid_models.interface import DecodingConfig
 from pipelines.models import artifacts
+from pipelines.models.ahead import made_ahead
 from pipelines.models.artifacts import Artifact
 from pipelines.models.suspects import Note, Rows, halve
 from pipelines.reading.limits import Limits
 from pipelines.reading.samples import Decode, unpack
 
 if TYPE_CHECKING:
-    from hybrid_models.contract import Hybrid
+    from hybrid_models.contract import Batch, Hybrid
     from hybrid_models.explanations import Explanation
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 NOTES = {"decoding": b"hybrid.decoding", "limits": b"hybrid.limits", "cut": b"hybrid.cut"}
 """Keys under which predictions keep how they were made."""
 # Large grids fill memory before a batch is full, and gain nothing from company: a window of 10 frames of 512 x 512 is
@@ -128,12 +130,22 @@ class Session:
 
     def predict(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """One dict of the payload's columns for each sample, all of them in one forward pass."""
+        return self.infer(self.collate(samples))
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples as a batch on the model's device; what a thread can do ahead of `infer`."""
         import torch  # takes seconds: only where there is something to predict
 
-        from hybrid_models.contract import to_device
+        from hybrid_models.contract import module_device, to_device
 
         with torch.inference_mode():
-            batch = to_device(self.hybrid.collate(samples), next(self.hybrid.parameters()).device)
+            return to_device(self.hybrid.collate(samples), module_device(self.hybrid))
+
+    def infer(self, batch: Batch) -> list[dict[str, Any]]:
+        """One dict of the payload's columns for each sample of what `collate` gave."""
+        import torch
+
+        with torch.inference_mode():
             return self.hybrid.predict(batch, self.decoding)
 
     def explain(self, samples: Sequence[Sample]) -> list[Explanation]:
@@ -153,11 +165,12 @@ class Session:
             {"status": "ok" if error is None else "error", "error": error} for error in samples["error"].to_pylist()
         ]
 
-        def predicted(batch: Rows) -> list[dict[str, Any]]:
-            return self.predict([unpack(packed[i].as_py()) for i in batch])
+        def collated(batch: Rows) -> Batch:
+            return self.collate([unpack(packed[i].as_py()) for i in batch])
 
-        for i, output in outcomes(samples, batch_size, predicted, Note(None)):
-            rows[i].update({"status": "error", "error": output} if isinstance(output, str) else output)
+        for part, outputs in outcomes(samples, batch_size, collated, self.infer, Note(None)):
+            for i, output in by_row(part, outputs):
+                rows[i].update(output)
         schema = pa.schema([*self.hybrid.payload_schema, ("status", pa.string()), ("error", pa.string())])
         return pa.Table.from_pylist(rows, schema=schema)
 
@@ -165,29 +178,44 @@ class Session:
 def outcomes(
     samples: pa.Table,
     batch_size: int,
-    work: Callable[[Rows], list[Any]],
+    make: Callable[[Rows], T],
+    work: Callable[[T], list[Any]],
     note: Note,
     failed: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[int, Any | str]]:
-    """Position and output of each good row, or in place of an output why the model cannot work on that row.
+    ahead: int = 0,
+) -> Iterator[tuple[Rows, list[Any] | str]]:
+    """Positions of good rows with an output each, or of one row with why the model cannot work on it.
 
     Args:
         samples: rows of `SAMPLE_SCHEMA`.
         batch_size: at most so many at once.
-        work: positions of rows → one output each, never a text.
+        make: positions of rows → what `work` takes.
+        work: that → one output for each row.
         note: of this process, for the one that comes after it.
         failed: is called after a row has failed.
+        ahead: so many batches are made by a thread while an earlier one is worked on; none where a process has died of
+            these samples, so that the note tells what the next one dies of.
     """
     with note:
-        for batch in batches(samples, batch_size):
-            for part, outputs in halve(batch, work, note):
+        for batch, made in made_ahead(make, batches(samples, batch_size), 0 if note.inherited else ahead):
+
+            def worked(rows: Rows, batch: Rows = batch, made: Callable[[], T] = made) -> list[Any]:
+                return work(made() if rows == batch else make(rows))
+
+            for part, outputs in halve(batch, worked, note):
                 if isinstance(outputs, str):
                     failed()
                     row = samples.select(["shard", "index", "object"]).slice(part[0], 1).to_pylist()[0]
                     log.warning("%s row %d: %s", row["object"] or row["shard"], row["index"], outputs, extra=row)
-                    yield part[0], outputs
-                else:
-                    yield from zip(part, outputs, strict=True)
+                yield part, outputs
+
+
+def by_row(part: Sequence[int], outputs: list[dict[str, Any]] | str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What `outcomes` gives, row by row: the payload's columns, or `status` and `error`."""
+    if isinstance(outputs, str):
+        yield part[0], {"status": "error", "error": outputs}
+    else:
+        yield from zip(part, outputs, strict=True)
 
 
 def batches(samples: pa.Table, batch_size: int) -> Iterator[Rows]:

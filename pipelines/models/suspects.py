@@ -34,12 +34,15 @@ class Note:
         self._path = path
         self.deaths: Counter[Rows] = Counter()
         """How many processes each batch has cost."""
+        self.inherited = False
+        """A process died before it was done with this work, of whatever it was."""
         self._file = -1
 
     def __enter__(self) -> Note:
         if self._path is not None:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
+                self.inherited = self._path.exists()
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             except OSError as error:  # a full or read-only disk: what follows is predicted without a note
                 log.warning("a row that the model dies of would not be found: %s", error)

@@ -9,22 +9,29 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import ray
 
 from hybrid_models.inputs import Sample
 from pipelines.cluster.resources import Compute
-from pipelines.models.session import Inference, outcomes
+from pipelines.models.session import Inference, by_row, outcomes
 from pipelines.models.suspects import Note, Rows
 from pipelines.reading.samples import SAMPLE_SCHEMA, pack, unpack
 from pipelines.staging.pieces import PASSING, Lineage, table_schema
 
+if TYPE_CHECKING:
+    from hybrid_models.contract import Batch
+
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+Row = dict[str, Any]
 RECORD_SCHEMA = pa.schema([pa.field("record", pa.string())])  # what evaluation keeps of a prediction, JSON
 
 
@@ -46,17 +53,19 @@ class _Worker:
         self.compute = compute
 
     def outcomes(
-        self, samples: pa.Table, work: Callable[[Rows], list[Any]], purpose: str
-    ) -> Iterator[tuple[int, Any | str]]:
-        """Position and output of each good row, or why the model cannot work on it, also where that ends the process.
+        self, samples: pa.Table, make: Callable[[Rows], T], work: Callable[[T], list[Any]], purpose: str
+    ) -> Iterator[tuple[Rows, list[Any] | str]]:
+        """Positions of good rows with an output each, or why the model cannot work on one, also where that ends the
+        process.
 
         Args:
             samples: rows of `SAMPLE_SCHEMA`.
-            work: positions of rows → one output each, never a text.
+            make: positions of rows → what `work` takes; made ahead where a GPU would wait for it.
+            work: that → one output for each row.
             purpose: what it is for; other work on the same samples fails for other reasons.
         """
-        note = Note(self._note_path(samples, purpose))
-        yield from outcomes(samples, self.compute.batch_size, work, note, self._check_device)
+        note, ahead = Note(self._note_path(samples, purpose)), int(self.compute.gpu)
+        yield from outcomes(samples, self.compute.batch_size, make, work, note, self._check_device, ahead)
 
     def _note_path(self, samples: pa.Table, purpose: str) -> Path | None:
         """The same for the process that gets these samples when this one has died."""
@@ -76,6 +85,14 @@ class _Worker:
             except RuntimeError:
                 log.exception("the GPU does not answer any more")
                 os._exit(1)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a prediction takes: samples, and the batch of them on the model's device."""
+
+    samples: list[Sample]
+    batch: Batch
 
 
 class Predictor(_Worker):
@@ -106,25 +123,39 @@ class Predictor(_Worker):
             row.update(self.lineage, status=status, created_at=created, predict_seconds=0.0)
         packed = samples["sample"]
 
-        def predicted(batch: Rows) -> list[dict[str, Any]]:
-            started = time.perf_counter()
-            outputs = self._predict([unpack(packed[i].as_py()) for i in batch])
-            seconds = (time.perf_counter() - started) / len(batch)
-            return [{**output, "predict_seconds": seconds} for output in outputs]
+        def made(batch: Rows) -> Made:
+            chosen = [unpack(packed[i].as_py()) for i in batch]
+            return Made(chosen, self.session.collate(chosen))
 
-        for i, output in self.outcomes(samples, predicted, self.lineage["fingerprint"]):
-            rows[i].update({"status": "error", "error": output} if isinstance(output, str) else output)
-        return pa.Table.from_pylist(rows, schema=self.schema)
+        places = [i for i, row in enumerate(rows) if row["status"] == "error"]
+        with ThreadPoolExecutor(1) as thread:  # a GPU does not wait for the tables of what it computed
+            tables = [thread.submit(self._table, rows, places, [])]
+            for part, outputs in self.outcomes(samples, made, self._predict, self.lineage["fingerprint"]):
+                tables.append(thread.submit(self._table, rows, part, outputs))
+                places += part
+        return _in_order(pa.concat_tables(table.result() for table in tables), places)
 
-    def _predict(self, samples: list[Sample]) -> list[dict[str, Any]]:
-        outputs = self.session.predict(samples)
-        if not self.judge:
-            return outputs
-        pairs = zip(samples, outputs, strict=True)
-        return [
-            {"record": json.dumps({**self.hybrid.record(sample, output), "truth": digest(sample, self.hybrid.truth)})}
-            for sample, output in pairs
-        ]
+    def _table(self, rows: Sequence[Row], part: Sequence[int], outputs: list[Row] | str) -> pa.Table:
+        """Rows at some positions, with what was predicted of them."""
+        found = dict(by_row(part, outputs)) if outputs else {}
+        return pa.Table.from_pylist([rows[i] | found.get(i, {}) for i in part], schema=self.schema)
+
+    def _predict(self, made: Made) -> list[Row]:
+        started = time.perf_counter()
+        outputs = self.session.infer(made.batch)
+        if self.judge:
+            outputs = [self._record(sample, output) for sample, output in zip(made.samples, outputs, strict=True)]
+        seconds = (time.perf_counter() - started) / len(outputs)
+        return [{**output, "predict_seconds": seconds} for output in outputs]
+
+    def _record(self, sample: Sample, output: Row) -> Row:
+        truth = digest(sample, self.hybrid.truth)
+        return {"record": json.dumps({**self.hybrid.record(sample, output), "truth": truth})}
+
+
+def _in_order(table: pa.Table, places: Sequence[int]) -> pa.Table:
+    """Rows at the places that they are given; `take` refuses columns of more than 2 GiB, such as frames may be."""
+    return pa.concat_tables(table.slice(int(i), 1) for i in np.argsort(places)).combine_chunks() if places else table
 
 
 class Featurizer(_Worker):
@@ -137,15 +168,21 @@ class Featurizer(_Worker):
         packed = samples["sample"].to_pylist()
         columns = {name: samples[name].to_pylist() for name in ("sample", "length", "output_bytes", "error")}
 
-        def featurized(batch: Rows) -> list[bytes]:
-            with torch.inference_mode():
-                return [pack(sample) for sample in self.hybrid.featurize([unpack(packed[i]) for i in batch])]
+        def unpacked(batch: Rows) -> list[Sample]:
+            return [unpack(packed[i]) for i in batch]
 
-        for i, features in self.outcomes(samples, featurized, ""):
-            columns["sample"][i] = features
+        def featurized(chosen: list[Sample]) -> list[bytes]:
+            with torch.inference_mode():
+                return [pack(sample) for sample in self.hybrid.featurize(chosen)]
+
+        for part, features in self.outcomes(samples, unpacked, featurized, ""):
             if isinstance(features, str):
+                (i,) = part
                 columns["sample"][i] = columns["length"][i] = columns["output_bytes"][i] = None
                 columns["error"][i] = features
+            else:
+                for i, feature in zip(part, features, strict=True):
+                    columns["sample"][i] = feature
         for name, values in columns.items():
             field = SAMPLE_SCHEMA.field(name)
             samples = samples.set_column(SAMPLE_SCHEMA.get_field_index(name), field, pa.array(values, field.type))

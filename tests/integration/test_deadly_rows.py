@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import ray
 
-from hybrid_models.inputs import Sample
 from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.reading.shards import list_shards
 from pipelines.staging import checks, engine, pieces
-from pipelines.staging.actors import Predictor
+from pipelines.staging.actors import Made, Predictor, Row
 from pipelines.staging.pieces import Lineage
 from tests import tiny
 
@@ -27,12 +25,12 @@ DEADLY = "Katze Katze Katze Hund"
 class Mortal(Predictor):
     """Dies of one sentence, and once of nothing in particular."""
 
-    def _predict(self, samples: list[Sample]) -> list[dict[str, Any]]:
+    def _predict(self, made: Made) -> list[Row]:
         once = Path(self.lineage["run_id"])
         if not once.exists():
             once.touch()
             os._exit(1)
-        outputs = super()._predict(samples)
+        outputs = super()._predict(made)
         if any(output["source"] == DEADLY for output in outputs):
             os._exit(139)
         return outputs

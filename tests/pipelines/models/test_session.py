@@ -112,6 +112,39 @@ def test_batches_of_large_outputs_are_smaller(monkeypatch: pytest.MonkeyPatch) -
     assert list(batches(table, size)) == [(0, 1, 2), (3,)], "all are made as long as the longest"
 
 
+DIES = """
+import os, sys
+from pathlib import Path
+import pyarrow as pa
+from pipelines.models.session import outcomes
+from pipelines.models.suspects import Note
+
+def make(rows):
+    if set(rows) & {4}:
+        os._exit(9)
+    return rows
+
+def work(rows):
+    return [10 * row for row in rows]
+
+columns = {"length": range(6), "sample": [b"x"] * 6, "output_bytes": [0] * 6}
+place = {"shard": ["a"] * 6, "index": range(6), "object": ["b"] * 6}
+print(list(outcomes(pa.table({**columns, **place}), 2, make, work, Note(Path(sys.argv[1])), ahead=1)))
+"""
+
+
+def test_what_is_made_ahead_is_to_blame_for_its_own_death_alone(tmp_path: Path) -> None:
+    for _ in range(20):
+        done = subprocess.run(
+            [sys.executable, "-c", DIES, str(tmp_path / "note")], cwd=tiny.ROOT, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        if done.returncode == 0:
+            break
+    told = "PredictionCrashed: the process that predicted this row died (2 times)"
+    assert done.stdout.strip() == str([((0, 1), [0, 10]), ((2, 3), [20, 30]), ((4,), told), ((5,), [50])])
+
+
 def test_what_a_night_needs_of_a_model_needs_no_torch(tmp_path: Path) -> None:
     """One that is there already, and whoever sends work to others, waits for no library that takes seconds."""
     nets = {"captioner": tiny.captioner(), "nowcaster": tiny.nowcaster(), "translator": tiny.translator()}

@@ -48,12 +48,14 @@ def test_a_failing_batch_is_halved_down_to_the_row() -> None:
 def test_a_note_of_work_that_ended_accuses_nobody(tmp_path: Path) -> None:
     path = tmp_path / "notes" / "one"
     with Note(path) as note:
+        assert not note.inherited
         list(halve((0, 3), work, note))
         assert path.stat().st_mode & 0o777 == 0o600
     assert not path.exists()
     path.write_text("[0, 1]\nend\n[2, 3]\n[2, 3]\nend\n[4, 5]\n")
     with Note(path) as note:
         assert dict(note.deaths) == {(2, 3): 1, (4, 5): 1}
+        assert note.inherited
 
 
 @pytest.mark.parametrize(("bad", "deaths"), [({3}, 1 + 1 + 1 + 1 + 2), (set(), 1)])

@@ -1,4 +1,5 @@
 import json
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
 from pipelines.reading.samples import SAMPLE_SCHEMA, pack, unpack
-from pipelines.staging.actors import Featurizer, Predictor
+from pipelines.staging.actors import Featurizer, Made, Predictor
 from pipelines.staging.pieces import Lineage
 from tests import tiny
 
@@ -92,9 +93,9 @@ def test_batches_have_similar_lengths(artifact: Artifact, monkeypatch: pytest.Mo
     seen: list[list[int]] = []
     predict = predictor._predict
 
-    def watch(samples: list[Sample]) -> list[dict[str, Any]]:
-        seen.append([int(sample["length"]) for sample in samples])
-        return predict(samples)
+    def watch(made: Made) -> list[dict[str, Any]]:
+        seen.append([int(sample["length"]) for sample in made.samples])
+        return predict(made)
 
     monkeypatch.setattr(predictor, "_predict", watch)
     predictor(samples_table(tokenized(artifact, TEXTS)))
@@ -103,16 +104,62 @@ def test_batches_have_similar_lengths(artifact: Artifact, monkeypatch: pytest.Mo
     assert lengths == sorted(lengths)
 
 
+class Device:
+    """A model's predictor beside whose work batches are made and tables are built, or else it waits in vain."""
+
+    def __init__(self, predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._collate, self._infer, self._table = predictor.session.collate, predictor.session.infer, predictor._table
+        self._made, self._built, self._batches = threading.Semaphore(0), threading.Semaphore(0), 0
+        self.threads: dict[str, set[int]] = {}
+        self.waited: list[bool] = []
+        monkeypatch.setattr(predictor.session, "collate", self.collate)
+        monkeypatch.setattr(predictor.session, "infer", self.infer)
+        monkeypatch.setattr(predictor, "_table", self.table)
+
+    def collate(self, samples: list[Sample]) -> Any:
+        self.threads.setdefault("collate", set()).add(threading.get_ident())
+        self._made.release()
+        return self._collate(samples)
+
+    def infer(self, batch: Any) -> list[dict[str, Any]]:
+        self.threads.setdefault("infer", set()).add(threading.get_ident())
+        self._batches += 1
+        ahead = 2 if self._batches == 1 else 1 if self._batches < 6 else 0
+        self.waited += [self._made.acquire(timeout=60) for _ in range(ahead)]
+        self.waited.append(self._built.acquire(timeout=60))  # what came before this batch
+        return self._infer(batch)
+
+    def table(self, *arguments: Any) -> pa.Table:
+        self.threads.setdefault("table", set()).add(threading.get_ident())
+        self._built.release()
+        return self._table(*arguments)
+
+
+def test_a_gpu_waits_neither_for_batches_nor_for_tables(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = samples_table(tokenized(artifact, TEXTS))
+    expected = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)(samples)
+    predictor = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)
+    monkeypatch.setattr(predictor, "compute", Compute(2, 1, True))
+    monkeypatch.setattr(predictor, "_check_device", lambda: None)
+    device = Device(predictor, monkeypatch)
+    table = predictor(samples)
+    assert table["translation"].equals(expected["translation"])
+    assert len(device.waited) == 12
+    assert all(device.waited)
+    assert all(len(threads) == 1 for threads in device.threads.values())
+    assert len(set.union(*device.threads.values())) == 3
+
+
 def failing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, bad: Callable[[Sample], bool]) -> list[int]:
     """Makes it fail on batches with such a sample; returns the sizes of the batches that it is given."""
     seen: list[int] = []
     predict_ = predictor._predict
 
-    def sometimes(samples: list[Sample]) -> list[dict[str, Any]]:
-        seen.append(len(samples))
-        if any(map(bad, samples)):
+    def sometimes(made: Made) -> list[dict[str, Any]]:
+        seen.append(len(made.samples))
+        if any(map(bad, made.samples)):
             raise FloatingPointError("a value\nof no use")
-        return predict_(samples)
+        return predict_(made)
 
     monkeypatch.setattr(predictor, "_predict", sometimes)
     return seen
