@@ -14,7 +14,7 @@ class Compute:
     """How one actor computes."""
 
     batch_size: int
-    """Samples in one forward pass, fewer where they are large (`BATCH_BYTES`)."""
+    """Samples in one forward pass, fewer where they are large (`BATCH_BYTES`), more where a GPU has room for them."""
     threads: int
     """CPU threads of torch."""
     gpu: bool
@@ -52,7 +52,8 @@ class Resources:
     """Whether each process that predicts takes a GPU: auto, if the cluster has any now; yes waits for those that an
     autoscaler brings."""
     batch_size: int = 32
-    """Samples in one forward pass, fewer where they are large (16 MiB in all)."""
+    """Samples in one forward pass, fewer where they are large (16 MiB in all); on a GPU up to eight times as many, as
+    half of its memory has room for."""
     threads: int = 0
     """CPU threads of each process that holds a model, also in training: by default the CPUs of its node, divided among
     these processes. With 1, as many trainings as there are CPUs can run side by side."""

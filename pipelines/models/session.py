@@ -183,6 +183,7 @@ def outcomes(
     note: Note,
     failed: Callable[[], None] = lambda: None,
     ahead: int = 0,
+    room: int = 1,
 ) -> Iterator[tuple[Rows, list[Any] | str]]:
     """Positions of good rows with an output each, or of one row with why the model cannot work on it.
 
@@ -195,9 +196,10 @@ def outcomes(
         failed: is called after a row has failed.
         ahead: so many batches are made by a thread while an earlier one is worked on; none where a process has died of
             these samples, so that the note tells what the next one dies of.
+        room: see `batches`.
     """
     with note:
-        for batch, made in made_ahead(make, batches(samples, batch_size), 0 if note.inherited else ahead):
+        for batch, made in made_ahead(make, batches(samples, batch_size, room), 0 if note.inherited else ahead):
 
             def worked(rows: Rows, batch: Rows = batch, made: Callable[[], T] = made) -> list[Any]:
                 return work(made() if rows == batch else make(rows))
@@ -218,16 +220,23 @@ def by_row(part: Sequence[int], outputs: list[dict[str, Any]] | str) -> Iterator
         yield from zip(part, outputs, strict=True)
 
 
-def batches(samples: pa.Table, batch_size: int) -> Iterator[Rows]:
-    """Positions of good rows, in batches of similar length and bounded memory; error rows are left out."""
+def batches(samples: pa.Table, batch_size: int, room: int = 1) -> Iterator[Rows]:
+    """Positions of good rows, in batches of similar length and bounded memory; error rows are left out.
+
+    Args:
+        samples: rows of `SAMPLE_SCHEMA`.
+        batch_size: samples in one batch at most.
+        room: of a GPU's memory: so many times as many samples, and bytes.
+    """
+    batch_size, most_bytes, most_output = room * batch_size, room * BATCH_BYTES, room * BATCH_OUTPUT_BYTES
     lengths, sizes = samples["length"].to_pylist(), pc.binary_length(samples["sample"]).to_pylist()
     outputs = samples["output_bytes"].to_pylist()
     batch: list[int] = []
     held = largest = 0
     for i in sorted((i for i, length in enumerate(lengths) if length is not None), key=lambda i: lengths[i]):
         largest = max(largest, outputs[i])  # of samples that differ in length, the longest one's is made of all
-        full = len(batch) == batch_size or held + sizes[i] > BATCH_BYTES
-        if batch and (full or largest * (len(batch) + 1) > BATCH_OUTPUT_BYTES):
+        full = len(batch) == batch_size or held + sizes[i] > most_bytes
+        if batch and (full or largest * (len(batch) + 1) > most_output):
             yield tuple(batch)
             batch, held, largest = [], 0, outputs[i]
         batch.append(i)

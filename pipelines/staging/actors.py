@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Row = dict[str, Any]
+MOST_ROOM = 8
+"""On GPUs, batches are so many times as large as on CPUs at most: blocks have 256 rows."""
 RECORD_SCHEMA = pa.schema([pa.field("record", pa.string())])  # what evaluation keeps of a prediction, JSON
 
 
@@ -51,6 +53,7 @@ class _Worker:
         self.session = chosen.load("cuda" if compute.gpu else "cpu")
         self.hybrid = self.session.hybrid
         self.compute = compute
+        self._room: int | None = None  # found with the first full batches
 
     def outcomes(
         self, samples: pa.Table, make: Callable[[Rows], T], work: Callable[[T], list[Any]], purpose: str
@@ -65,7 +68,18 @@ class _Worker:
             purpose: what it is for; other work on the same samples fails for other reasons.
         """
         note, ahead = Note(self._note_path(samples, purpose)), int(self.compute.gpu)
-        yield from outcomes(samples, self.compute.batch_size, make, work, note, self._check_device, ahead)
+        size, room = self.compute.batch_size, self._room or 1
+        yield from outcomes(samples, size, make, work, note, self._check_device, ahead, room)
+        if self.compute.gpu and self._room is None and len(samples) - samples["length"].null_count >= size:
+            self._room = room_of(*self._memory())
+
+    def _memory(self) -> tuple[int, int]:
+        """Bytes of the GPU that predicting took so far, at most, and those that it has for it."""
+        import torch
+
+        held = torch.cuda.memory_allocated()  # the weights
+        free, _ = torch.cuda.mem_get_info()
+        return torch.cuda.max_memory_allocated() - held, free + torch.cuda.memory_reserved() - held
 
     def _note_path(self, samples: pa.Table, purpose: str) -> Path | None:
         """The same for the process that gets these samples when this one has died."""
@@ -151,6 +165,11 @@ class Predictor(_Worker):
     def _record(self, sample: Sample, output: Row) -> Row:
         truth = digest(sample, self.hybrid.truth)
         return {"record": json.dumps({**self.hybrid.record(sample, output), "truth": truth})}
+
+
+def room_of(used: int, memory: int) -> int:
+    """How many times as large a batch may be as those that used so many bytes, to use half of a GPU's memory."""
+    return max(1, min(MOST_ROOM, memory // (2 * max(1, used))))
 
 
 def _in_order(table: pa.Table, places: Sequence[int]) -> pa.Table:

@@ -6,6 +6,7 @@ import pytest
 import ray
 
 from hybrid_models.errors import UsageError
+from pipelines.cluster import connection
 from pipelines.cluster.resources import Compute, Plan, Resources
 
 
@@ -16,6 +17,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float], dead: i
     total = {name: sum(each.get(name, 0) for each in resources) for each in resources for name in each}
     monkeypatch.setattr(ray, "nodes", lambda: alive + gone)
     monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(connection, "for_others", dict)
 
 
 GIB = 1 << 30

@@ -103,6 +103,15 @@ def test_batches_of_large_samples_are_smaller(monkeypatch: pytest.MonkeyPatch) -
     assert list(batches(table, size)) == [(0, 1, 2), (3,)]
 
 
+def test_batches_are_larger_where_there_is_room() -> None:
+    table = sizes_table([1] * 10)
+    assert [len(batch) for batch in batches(table, 2, 4)] == [8, 2]
+    large = sizes_table([1] * 10, [session.BATCH_BYTES // 2] * 10)
+    assert [len(batch) for batch in batches(large, 2, 2)] == [4, 4, 2]
+    outputs = sizes_table([1] * 10, outputs=[session.BATCH_OUTPUT_BYTES] * 10)
+    assert [len(batch) for batch in batches(outputs, 8, 3)] == [3, 3, 3, 1]
+
+
 def test_batches_of_large_outputs_are_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "BATCH_OUTPUT_BYTES", 1000)
     size = 8

@@ -141,6 +141,7 @@ def test_a_gpu_waits_neither_for_batches_nor_for_tables(artifact: Artifact, monk
     predictor = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)
     monkeypatch.setattr(predictor, "compute", Compute(2, 1, True))
     monkeypatch.setattr(predictor, "_check_device", lambda: None)
+    monkeypatch.setattr(predictor, "_memory", lambda: (1, 1))
     device = Device(predictor, monkeypatch)
     table = predictor(samples)
     assert table["translation"].equals(expected["translation"])
@@ -148,6 +149,24 @@ def test_a_gpu_waits_neither_for_batches_nor_for_tables(artifact: Artifact, monk
     assert all(device.waited)
     assert all(len(threads) == 1 for threads in device.threads.values())
     assert len(set.union(*device.threads.values())) == 3
+
+
+@pytest.mark.parametrize(("memory", "size"), [((100, 100), 2), ((100, 800), 8), ((100, 10**9), 11), ((0, 100), 11)])
+def test_batches_grow_into_a_gpus_memory(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, memory: tuple[int, int], size: int
+) -> None:
+    predictor = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)
+    monkeypatch.setattr(predictor, "compute", Compute(2, 1, True))
+    monkeypatch.setattr(predictor, "_memory", lambda: memory)
+    monkeypatch.setattr(predictor, "_check_device", lambda: None)
+    seen = failing(predictor, monkeypatch, lambda sample: False)
+    samples = tokenized(artifact, TEXTS)
+    few = samples_table([samples[0], BadSample("A", "x")])
+    before = [predictor(few), predictor(samples_table(samples))]
+    assert seen == [1, 2, 2, 2, 2, 2, 1], "until full ones have been seen"
+    seen.clear()
+    assert predictor(samples_table(samples))["translation"].equals(before[1]["translation"])
+    assert seen[0] == size
 
 
 def failing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, bad: Callable[[Sample], bool]) -> list[int]:
