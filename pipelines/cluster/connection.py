@@ -240,6 +240,18 @@ def _without_the_jobs(env: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name not in given}
 
 
+def bound_waiting(nodes: int) -> None:
+    """Decoding is faster than most models: without a bound it would fill the object store with waiting samples.
+
+    Args:
+        nodes: on which a model may compute, those that come later, too.
+    """
+    import ray.data
+
+    options = ray.data.DataContext.get_current().execution_options
+    options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=WAITING_BYTES * max(1, nodes))
+
+
 def configure_data() -> None:
     """Ray Data's settings for shards: bounded blocks, no bars in log files, errors that say the cause."""
     import ray.data
@@ -250,8 +262,6 @@ def configure_data() -> None:
     context.print_on_execution_start = False
     # Its advice, to request memory for a worker, is for those who write the pipeline, twice a minute.
     context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
-    # Decoding is faster than most models: without a bound it would fill the object store with waiting samples.
-    memory = WAITING_BYTES * max(1, sum(node["Alive"] for node in ray.nodes()))
-    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=memory)
+    bound_waiting(sum(node["Alive"] for node in ray.nodes()))
     for name, level in {"ray.data": logging.WARNING, "ray.train": logging.WARNING, **TRACES}.items():
         logging.getLogger(name).setLevel(level)

@@ -19,9 +19,13 @@ class Compute:
     """CPU threads of torch."""
     gpu: bool
     """Whether the model goes to the actor's GPU."""
+    gpu_share: float = 1.0
+    """How much of that is this actor's."""
 
 
 MODEL_MEMORY = 2 << 30  # of a node, for each model process on CPUs
+MOST_GPUS = 1000
+TINY = 1e-9  # 1 / 0.1 is a little less than 10
 SMALL_INPUT = 16 << 10
 """Bytes of shards, a hundred sentences, with which one process is done before a second one has started."""
 
@@ -37,6 +41,8 @@ class Plan:
     compute: Compute
     asks: dict[str, float]
     """What each asks of Ray."""
+    nodes: int
+    """On how many nodes they may be."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,13 @@ class Resources:
     """Processes that hold the model, or that read where no model is needed: by default one for each GPU, or without
     GPUs one for each CPU and 2 GiB."""
     max_actors: int = 0
-    """With `gpu` yes: to how many of these processes a job grows as nodes join; by default it stays as it begins."""
+    """To how many of these processes a job grows while there is work for them, as nodes join; by default it stays as
+    it begins."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Whether each process that predicts takes a GPU: auto, if the cluster has any now; yes waits for those that an
     autoscaler brings."""
+    gpus_per_actor: float = 1.0
+    """GPUs that each such process takes: of 0.5, two share one."""
     batch_size: int = 32
     """Samples in one forward pass, fewer where they are large (16 MiB in all); on a GPU up to eight times as many, as
     half of its memory has room for."""
@@ -63,12 +72,20 @@ class Resources:
 
         Raises:
             UsageError: there is no node to compute on, or no GPU will come, or there are some, but fewer than actors;
-                or processes are to grow to fewer than there are, or without GPUs.
+                or processes are to grow to fewer than there are, or to take no GPU, or several in part.
         """
         import ray  # not to tell what options there are
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        there = int(ray.cluster_resources().get("GPU", 0))
+        share = self.gpus_per_actor
+        if not 0 < share < MOST_GPUS or (share > 1 and share % 1):
+            raise UsageError(f"`resources.gpus_per_actor` is {share:g}: it must be a part of a GPU, or whole ones")
+        gpus = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
+        there = sum(int(own / share + TINY) for own in gpus)
+        if self.gpu == "auto" and any(gpus) and not there:
+            raise UsageError(
+                f"`resources.gpus_per_actor` is {share:g}, but a node has {max(gpus):g} at most: take fewer"
+            )
         on_gpus = self.gpu == "yes" or (self.gpu == "auto" and there > 0)
         if not nodes and self.gpu != "yes":
             raise UsageError("no node of the cluster has CPUs for its jobs: add one (a head's num-cpus may be 0)")
@@ -76,13 +93,12 @@ class Resources:
             connection.check_grows("`resources.gpu` is yes")
         if self.gpu == "auto" and 0 < there < self.actors:
             raise UsageError(
-                f"`resources.actors` is {self.actors}, but the cluster has {there} GPUs: use at most as many, or "
+                f"`resources.actors` is {self.actors}, but the cluster has GPUs for {there}: use at most as many, or "
                 "`resources.gpu` yes where the cluster grows"
             )
-        if self.max_actors and not (self.gpu == "yes" and self.max_actors >= self.actors):
+        if self.max_actors and self.max_actors < self.actors:
             raise UsageError(
-                f"`resources.max_actors` is {self.max_actors}: it must be at least `resources.actors`, and needs "
-                "`resources.gpu` yes"
+                f"`resources.max_actors` is {self.max_actors}: it must be at least `resources.actors`, {self.actors}"
             )
         # Without GPUs, processes of one thread make more of the same cores than one process of many threads: measured
         # 1.25 times as many images/s with two cores.
@@ -90,15 +106,18 @@ class Resources:
         small = not self.actors and size <= SMALL_INPUT
         most = min(self.max_actors or shards, shards)
         actors = self.actors or (1 if small else min(max(1, there) if on_gpus else on_cpus, most))
+        fits = max(1, (there if on_gpus else on_cpus) // max(1, len(nodes)))
         cpus = max(1, int(min((node["CPU"] for node in nodes), default=1)))
-        per_node = max(1, -(-actors // max(1, len(nodes))))
+        grown = max(actors, most) if self.max_actors else actors
+        per_node = max(1, -(-(actors if on_gpus else grown) // max(1, len(nodes))))
         threads = self.threads or max(1, cpus // per_node)
         # A model process computes with all of its threads but reserves half a CPU for each: decoding runs beside it,
         # or, where the input is small, in it, as a second process would start longer than it works.
         reserved = 0.5 if small else max(0.5, min(threads, cpus / per_node) / 2)
         return Plan(
             actors,
-            max(actors, most) if self.max_actors else actors,
-            Compute(self.batch_size, threads, on_gpus),
-            {"num_gpus": 1} if on_gpus else {"num_cpus": reserved},
+            grown,
+            Compute(self.batch_size, threads, on_gpus, min(1.0, share)),
+            {"num_gpus": share} if on_gpus else {"num_cpus": reserved},
+            max(len(nodes), -(-grown // fits)) if self.max_actors else len(nodes),
         )

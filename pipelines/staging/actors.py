@@ -79,7 +79,8 @@ class _Worker:
 
         held = torch.cuda.memory_allocated()  # the weights
         free, _ = torch.cuda.mem_get_info()
-        return torch.cuda.max_memory_allocated() - held, free + torch.cuda.memory_reserved() - held
+        there = free + torch.cuda.memory_reserved() - held
+        return torch.cuda.max_memory_allocated() - held, int(there * self.compute.gpu_share)
 
     def _note_path(self, samples: pa.Table, purpose: str) -> Path | None:
         """The same for the process that gets these samples when this one has died."""

@@ -62,6 +62,7 @@ def stage(
     connection.start()
     wanted = resources if actor is not None else replace(resources, gpu="no", max_actors=0)
     plan = wanted.plan(len(parts), sum(part.shard.size for part in parts))
+    connection.bound_waiting(plan.nodes)
     if plan.compute.gpu and not ray.cluster_resources().get("GPU"):
         log.warning("%s: waits for a GPU: the cluster has none now", folder)
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.

@@ -25,25 +25,25 @@ GIB = 1 << 30
 
 def test_one_model_process_for_each_cpu_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 2.0, "memory": 8.0 * GIB})
-    assert Resources().plan(20, GIB) == Plan(2, 2, Compute(32, 1, False), {"num_cpus": 0.5})
+    assert Resources().plan(20, GIB) == Plan(2, 2, Compute(32, 1, False), {"num_cpus": 0.5}, 1)
     nodes(monkeypatch, {"CPU": 8.0, "memory": 64.0 * GIB}, CPUS16, {"memory": 1.0}, dead=2)
-    assert Resources(batch_size=7).plan(99, GIB) == Plan(24, 24, Compute(7, 1, False), {"num_cpus": 0.5})
+    assert Resources(batch_size=7).plan(99, GIB) == Plan(24, 24, Compute(7, 1, False), {"num_cpus": 0.5}, 2)
 
 
 def test_memory_and_shards_bound_the_model_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 16.0, "memory": 9.0 * GIB})
-    assert Resources().plan(99, GIB) == Plan(4, 4, Compute(32, 4, False), {"num_cpus": 2.0})
-    assert Resources().plan(1, GIB) == Plan(1, 1, Compute(32, 16, False), {"num_cpus": 8.0})
+    assert Resources().plan(99, GIB) == Plan(4, 4, Compute(32, 4, False), {"num_cpus": 2.0}, 1)
+    assert Resources().plan(1, GIB) == Plan(1, 1, Compute(32, 16, False), {"num_cpus": 8.0}, 1)
     nodes(monkeypatch, {"CPU": 2.0, "memory": 0.5 * GIB})
     assert Resources().plan(99, GIB).actors == 1
 
 
 def test_processes_of_one_node_share_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, CPUS16, CPUS16)
-    assert Resources(actors=5).plan(1, GIB) == Plan(5, 5, Compute(32, 5, False), {"num_cpus": 2.5})
+    assert Resources(actors=5).plan(1, GIB) == Plan(5, 5, Compute(32, 5, False), {"num_cpus": 2.5}, 2)
     assert Resources(actors=5, threads=2).plan(1, GIB).compute.threads == 2
     nodes(monkeypatch, {"CPU": 1.0, "memory": 8.0 * GIB})
-    assert Resources(actors=4).plan(1, GIB) == Plan(4, 4, Compute(32, 1, False), {"num_cpus": 0.5})
+    assert Resources(actors=4).plan(1, GIB) == Plan(4, 4, Compute(32, 1, False), {"num_cpus": 0.5}, 1)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_something_is_left_for_reading_and_writing(
 
 def test_a_small_night_starts_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 8.0, "memory": 64.0 * GIB})
-    alone = Plan(1, 1, Compute(32, 8, False), {"num_cpus": 0.5})
+    alone = Plan(1, 1, Compute(32, 8, False), {"num_cpus": 0.5}, 1)
     assert Resources().plan(3, 16 << 10) == alone
     assert Resources().plan(3, (16 << 10) + 1).actors == 3
     assert Resources(actors=2).plan(3, 10).actors == 2
@@ -69,7 +69,7 @@ def test_a_small_night_starts_one_process(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_one_model_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {**CPUS16, "GPU": 4.0}, {**CPUS16, "GPU": 4.0})
-    assert Resources().plan(20, GIB) == Plan(8, 8, Compute(32, 4, True), {"num_gpus": 1})
+    assert Resources().plan(20, GIB) == Plan(8, 8, Compute(32, 4, True), {"num_gpus": 1}, 2)
     assert Resources().plan(3, GIB).actors == 3
     assert Resources(actors=2).plan(20, GIB).actors == 2
 
@@ -82,7 +82,7 @@ def test_no_more_model_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> N
     nodes(monkeypatch, {"CPU": 16.0, "GPU": 2.0, "memory": 64.0 * GIB})
     assert Resources(actors=2).plan(100, GIB).actors == 2
     with pytest.raises(
-        UsageError, match=r"`resources\.actors` is 3, but the cluster has 2 GPUs: .* `resources\.gpu` yes"
+        UsageError, match=r"`resources\.actors` is 3, but the cluster has GPUs for 2: .* `resources\.gpu` yes"
     ):
         Resources(actors=3).plan(100, GIB)
 
@@ -91,24 +91,48 @@ def test_gpus_that_come_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch)
     """By `yes` a job waits for them, on a cluster of a head alone, too."""
     asks = {"num_gpus": 1}
     nodes(monkeypatch, {"memory": 64.0 * GIB})
-    assert Resources(gpu="yes").plan(99, GIB) == Plan(1, 1, Compute(32, 1, True), asks)
-    assert Resources(gpu="yes", actors=4).plan(99, GIB) == Plan(4, 4, Compute(32, 1, True), asks)
-    assert Resources(gpu="yes", max_actors=8).plan(99, GIB) == Plan(1, 8, Compute(32, 1, True), asks)
+    assert Resources(gpu="yes").plan(99, GIB) == Plan(1, 1, Compute(32, 1, True), asks, 0)
+    assert Resources(gpu="yes", actors=4).plan(99, GIB) == Plan(4, 4, Compute(32, 1, True), asks, 0)
+    assert Resources(gpu="yes", max_actors=8).plan(99, GIB) == Plan(1, 8, Compute(32, 1, True), asks, 8)
     assert Resources(gpu="yes", actors=2, max_actors=8).plan(5, GIB).most == 5, "no more than shards"
     nodes(monkeypatch, {**CPUS16, "GPU": 2.0})
     assert Resources(gpu="yes", actors=3).plan(99, GIB).actors == 3, "more than there are now"
     assert Resources(gpu="yes").plan(99, GIB).actors == 2
-    assert Resources(gpu="yes", max_actors=8).plan(99, GIB) == Plan(2, 8, Compute(32, 8, True), asks)
-    assert Resources(gpu="yes", max_actors=1).plan(99, GIB) == Plan(1, 1, Compute(32, 16, True), asks)
-    assert Resources(gpu="no").plan(99, GIB) == Plan(16, 16, Compute(32, 1, False), {"num_cpus": 0.5})
+    assert Resources(gpu="yes", max_actors=8).plan(99, GIB) == Plan(2, 8, Compute(32, 8, True), asks, 4)
+    assert Resources(gpu="yes", max_actors=1).plan(99, GIB) == Plan(1, 1, Compute(32, 16, True), asks, 1)
+    assert Resources(gpu="no").plan(99, GIB) == Plan(16, 16, Compute(32, 1, False), {"num_cpus": 0.5}, 1)
 
 
-@pytest.mark.parametrize("asked", [{"max_actors": 4, "gpu": "no"}, {"max_actors": 4}, {"gpu": "yes", "max_actors": 2}])
-def test_only_processes_with_gpus_grow(monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]) -> None:
-    """Those without leave half of the CPUs that are there to reading."""
+def test_processes_without_gpus_grow_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one thread each, as no one knows how many CPUs the nodes have that come."""
+    asks = {"num_cpus": 0.5}
+    nodes(monkeypatch, {"CPU": 2.0, "memory": 8.0 * GIB})
+    assert Resources(actors=1, max_actors=6).plan(99, GIB) == Plan(1, 6, Compute(32, 1, False), asks, 3)
+    assert Resources(max_actors=6).plan(99, GIB) == Plan(2, 6, Compute(32, 1, False), asks, 3)
+    assert Resources(max_actors=6).plan(4, GIB).most == 4, "no more than shards"
+
+
+@pytest.mark.parametrize("asked", [{"gpu": "no"}, {}, {"gpu": "yes"}])
+def test_processes_do_not_grow_to_fewer(monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]) -> None:
     nodes(monkeypatch, CPUS16)
-    with pytest.raises(UsageError, match=r"^`resources\.max_actors` is \d: it must be at least `resources\.actors`"):
-        Resources(actors=3, **asked).plan(99, GIB)
+    told = r"^`resources\.max_actors` is 2: it must be at least `resources\.actors`, 3$"
+    with pytest.raises(UsageError, match=told):
+        Resources(actors=3, max_actors=2, **asked).plan(99, GIB)
+
+
+def test_processes_share_a_gpu_or_take_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, {**CPUS16, "GPU": 2.0}, {**CPUS16, "GPU": 3.0})
+    half = Plan(10, 10, Compute(32, 3, True, 0.5), {"num_gpus": 0.5}, 2)
+    assert Resources(gpus_per_actor=0.5).plan(99, GIB) == half
+    assert Resources(gpus_per_actor=0.1).plan(99, GIB).actors == 50
+    assert Resources(gpus_per_actor=2).plan(99, GIB) == Plan(2, 2, Compute(32, 16, True), {"num_gpus": 2}, 2)
+    for share in (0.0, -1.0, 1.5, float("nan"), float("inf")):
+        with pytest.raises(
+            UsageError, match=r"^`resources\.gpus_per_actor` is .*: it must be a part of a GPU, or whole"
+        ):
+            Resources(gpus_per_actor=share).plan(99, GIB)
+    with pytest.raises(UsageError, match=r"`resources\.gpus_per_actor` is 4, but a node has 3 at most"):
+        Resources(gpus_per_actor=4).plan(99, GIB)
 
 
 def test_a_cluster_without_cpus_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,9 +123,10 @@ class OnGpu:
 
 
 @contextmanager
-def joining(folder: Path, address: str, delays: Sequence[float]) -> Iterator[None]:
-    """Nodes that say that they have a GPU come after so many seconds each, and go in the end."""
-    nodes = [RayNode(folder / f"node-{number}", 4, address, gpus=1) for number in range(len(delays))]
+def joining(folder: Path, address: str, delays: Sequence[float], gpus: int = 1) -> Iterator[None]:
+    """Nodes that say that they have a GPU, or so many, come after so many seconds each, and go in the end."""
+    nodes = [RayNode(folder / f"node-{number}", 4, address, gpus=gpus) for number in range(len(delays))]
+    before = sum(node["Alive"] for node in ray.nodes())
 
     def come() -> None:
         for node, delay in zip(nodes, delays, strict=True):  # one after the other: they would name their sockets alike
@@ -140,7 +141,7 @@ def joining(folder: Path, address: str, delays: Sequence[float]) -> Iterator[Non
             coming.result()
             for node in nodes:
                 node.kill()
-            while ray.cluster_resources().get("GPU"):  # other tests have the same cluster
+            while sum(node["Alive"] for node in ray.nodes()) > before:  # other tests have the same cluster
                 time.sleep(0.2)
 
 
@@ -153,6 +154,34 @@ def test_nobody_waits_for_gpus_on_this_machine(
         engine.stage(
             parts(shards), str(tmp_path), SAMPLE_SCHEMA, inference.decode(), actor, Resources(gpu="yes"), "test"
         )
+
+
+class Slow:
+    """Keeps with each row which process had it."""
+
+    def __init__(self, compute: Compute) -> None:
+        assert not compute.gpu
+
+    def __call__(self, samples: pa.Table) -> pa.Table:
+        time.sleep(1)
+        place = samples.schema.get_field_index("fields")
+        told = pa.array([ray.get_runtime_context().get_actor_id()] * len(samples))
+        return samples.set_column(place, samples.schema.field(place), told)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("most", [3, 1000])
+def test_a_job_without_gpus_grows_and_ends(inference: Inference, tmp_path: Path, ray_cluster: str, most: int) -> None:
+    """Also where there is no room for all: no process keeps others from reading and writing."""
+    tiny.write_sentences(str(tmp_path / "many"), shards=60, rows=7)
+    shards, folder = list_shards(str(tmp_path / "many")), str(tmp_path / "staged")
+    schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
+    resources, actor = Resources(actors=1, max_actors=most), engine.Actor(Slow, ())
+    with joining(tmp_path, ray_cluster, [1.0], gpus=0):
+        engine.stage(parts(shards), folder, schema, inference.decode(), actor, resources, "test")
+    found = rows(folder, shards)
+    assert [(row["shard"], row["index"]) for row in found] == [(shard.uri, i) for shard in shards for i in range(7)]
+    assert 2 <= len({row["fields"] for row in found}) <= most
 
 
 @pytest.mark.long
