@@ -128,6 +128,10 @@ class Hybrid(nn.Module, Interface):
         """Records → the metrics of `summarise` as sums over them, to compare models by resampling."""
 
 
+TENSOR_CORES = (7, 0)
+"""From this compute capability on, GPUs compute products in float16."""
+
+
 def module_device(module: nn.Module) -> torch.device:
     """The device that a module's parameters are on."""
     return next(module.parameters()).device
@@ -157,6 +161,16 @@ def bf16_is_fast(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def half_type(device: torch.device) -> torch.dtype | None:
+    """In what numbers of two bytes the hardware computes: bfloat16 where that is fast, float16 on earlier GPUs with
+    tensor cores (V100, T4), whose gradients must be scaled; None elsewhere."""
+    if bf16_is_fast(device):
+        return torch.bfloat16
+    cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= TENSOR_CORES
+    return torch.float16 if cores else None
+
+
 def autocast(device: torch.device) -> torch.autocast:
-    """bf16 autocast where `bf16_is_fast`, else a no-op."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16_is_fast(device))
+    """Autocast to `half_type`, or a no-op."""
+    kind = half_type(device)
+    return torch.autocast(device.type, dtype=kind or torch.bfloat16, enabled=kind is not None)

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.nights import query, tables
+from pipelines.nights.commit import LOG_BYTES
 from tests import tiny
 from tests.pipelines.reading.media.test_radar import event_bytes
 from tests.pipelines.reading.media.test_video import film, steady
@@ -19,6 +20,7 @@ from tests.servers import BUCKET
 DS = "2026-01-31"
 LAKE = f"s3://{BUCKET}/chaos"
 SHARDS = 6
+MOST = 4
 OLD, NEW = "old", "new"
 PER_RUN = {"model", "model_version", "run_id", "created_at"}
 """Columns that differ between two runs of the same night."""
@@ -50,11 +52,12 @@ class Task:
         return f"{LAKE}/{self.name}/tables-{name}"
 
     def argv(self, tables_name: str, which: str = NEW, actors: int = 0) -> list[str]:
-        """`hybrid` …, with so many model processes; by default one on each node."""
+        """`hybrid` …, with so many model processes; by default one on each node, and more as nodes join."""
+        pool = ["--resources.actors", str(actors)] if actors else ["--resources.max-actors", str(MOST)]
         return [
             "infer", self.table, "--input", self.shards, "--tables", self.tables(tables_name), "--ds", DS,
-            "--model", self.model(which), "--max-error-fraction", "0.5",
-            "--resources.actors", str(actors), *(["--window-seconds", "1"] if self.name == "windows" else []),
+            "--model", self.model(which), "--max-error-fraction", "0.5", *pool,
+            *(["--window-seconds", "1"] if self.name == "windows" else []),
         ]  # fmt: skip
 
 
@@ -127,6 +130,17 @@ def state(task: Task, tables_name: str) -> tuple[int, int]:
     sql = f"SELECT count(*) AS n, count(DISTINCT fingerprint) AS f FROM {task.table}_all WHERE ds = '{DS}'"
     (found,) = query.query(sql, place, [task.table]).to_pylist()
     return found["n"], found["f"]
+
+
+def lengthen_log(task: Task, tables_name: str) -> None:
+    """The table's newest commit says so much more that the next one makes a checkpoint."""
+    table = f"{task.tables(tables_name)}/{task.table}"
+    commit = max(file.uri for file in storage.list_all(f"{table}/{tables.LOG}"))
+    entries = [json.loads(line) for line in storage.read_text(commit).splitlines()]
+    for entry in entries:
+        if "commitInfo" in entry:
+            entry["commitInfo"]["filling"] = "x" * (LOG_BYTES + 1)
+    storage.write_bytes(commit, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
 
 def copy_tables(task: Task, source: str, target: str) -> None:

@@ -24,13 +24,15 @@ from tests import tiny
 from tests.chaos import nights
 from tests.chaos.nights import NEW, OLD, Task
 from tests.chaos.proxy import Call
-from tests.chaos.world import VICTIMS, World
+from tests.chaos.world import VICTIMS, Victim, World
 
 TASKS = ("captions", "nowcasts", "translations", "windows")
 ALWAYS_THERE = ("driver", "raylet", "S3", "MLflow")
 """Victims that live during the whole night; the others only while it is computed."""
 MAX_STARTS = 4
 START_SECONDS = 600
+JOIN_SECONDS = 3.0
+"""Within which a node has joined."""
 COMMIT = re.compile(r"/_delta_log/0*[1-9]\d*\.json$")
 
 
@@ -72,11 +74,14 @@ def _key(uri: str) -> str:
 
 POINTS = {
     "listing": Point(_lists(lambda task: task.shards), "before"),
+    "grouping": Point(_lists(lambda task: task.shards), "after", delay=0.5),
     "reading": Point(_reads, "before", choices=nights.SHARDS, computing=True),
     "predicting": Point(_reads, "after", choices=nights.SHARDS, delay=1.0, computing=True),
+    "joining": Point(_reads, "before", choices=nights.SHARDS, computing=True),  # see run
     "between files": Point(_puts(r"/ds=.*\.parquet$"), "after", choices=nights.SHARDS - 1, computing=True),
     "before commit": Point(_puts(COMMIT.pattern), "before"),
     "after commit": Point(_puts(COMMIT.pattern), "after"),
+    "checkpoint": Point(_puts(r"/_delta_log/.*checkpoint"), "before", choices=2),
     "tidying": Point(lambda task, call: False, "before"),  # see Trap
     "any time": Point(lambda task, call: True, "before", delay=1.0),
 }
@@ -168,7 +173,8 @@ def matrix(runs: int, seed: int) -> list[Plan]:
     chosen: list[tuple[str, Accident]] = []
     while len(chosen) < runs:
         chosen += rng.sample(cells, len(cells))
-    return [Plan(i, task, (cell,), replaces=rng.random() < 0.5) for i, (task, cell) in enumerate(chosen[:runs])]
+    drawn = [(task, cell, rng.random() < 0.5) for task, cell in chosen[:runs]]
+    return [Plan(i, task, (cell,), half or cell.point == "checkpoint") for i, (task, cell, half) in enumerate(drawn)]
 
 
 @dataclass(frozen=True)
@@ -213,15 +219,19 @@ def finish(job: subprocess.Popen, seconds: float = START_SECONDS) -> tuple[int, 
 def run(world: World, plan: Plan, seed: int, whole: Reference, actors: int = 0) -> Outcome:
     """One night with its accidents, with so many model processes; by default one on each node."""
     task, tables = Task(plan.task), f"run-{seed}-{plan.number}"
+    points = {accident.point for accident in plan.accidents}
     if plan.replaces:
         nights.copy_tables(task, "old", tables)
+    if "checkpoint" in points:
+        nights.lengthen_log(task, tables)
     rng = random.Random(f"{seed}-{plan.number}")
     outcome, began = Outcome(plan, hit=False), time.monotonic()
     job: list[subprocess.Popen] = []
 
     def trap(accident: Accident) -> Trap:
         kill = VICTIMS[accident.victim]
-        return Trap(task, accident.point, tables, rng, whole.seconds, lambda: kill(world, job[0], rng))
+        spring = _joining(kill) if accident.point == "joining" else kill
+        return Trap(task, accident.point, tables, rng, whole.seconds, lambda: spring(world, job[0], rng))
 
     traps = [trap(accident) for accident in plan.accidents]
     with reader(task, tables, {len(whole.rows)}, may_fail=any(who == "S3" for who, _ in plan.accidents)) as seen:
@@ -236,9 +246,24 @@ def run(world: World, plan: Plan, seed: int, whole: Reference, actors: int = 0) 
             outcome.hit = len(kills) == len(traps) and all(kills)
             outcome.problem = outcome.problem or complaint(code, said)
             (world.folder / f"run-{plan.number}-{len(outcome.codes)}.txt").write_text(said)
+    world.remove_workers()
     outcome.problem = outcome.problem or verdict(task, tables, outcome, whole, seen)
     outcome.seconds = time.monotonic() - began
     return outcome
+
+
+def _joining(kill: Victim) -> Victim:
+    """The same while one more node joins."""
+
+    def spring(world: World, job: subprocess.Popen, rng: random.Random) -> bool:
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(world.add_worker)
+            time.sleep(rng.uniform(0, JOIN_SECONDS))
+            killed = kill(world, job, rng)
+            coming.result()
+        return killed
+
+    return spring
 
 
 def complaint(code: int, said: str) -> str:

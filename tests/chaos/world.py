@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from tests import tiny
 from tests.chaos.proxy import Proxy
 from tests.servers import MlflowServer, RayNode, S3Server
 
+WORKERS = 2
 DOWN_SECONDS = (0.5, 6.0)
 """How long a killed server stays away, and a killed node until another joins."""
 
@@ -43,6 +45,8 @@ class World:
     mlflow: MlflowServer
     head: RayNode
     workers: list[RayNode] = field(default_factory=list)
+    coming: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a node joins: two at once would name themselves alike."""
 
     @property
     def env(self) -> dict[str, str]:
@@ -56,9 +60,15 @@ class World:
 
     def add_worker(self) -> None:
         """One more node."""
-        number = len(list(self.folder.glob("node-*")))
-        node = RayNode(self.folder / f"node-{number}", 1, self.head.address)
-        self.workers.append(node.start(env=self.env))
+        with self.coming:
+            number = len(list(self.folder.glob("node-*")))
+            node = RayNode(self.folder / f"node-{number}", 1, self.head.address)
+            self.workers.append(node.start(env=self.env))
+
+    def remove_workers(self) -> None:
+        """Nodes that joined beside those of the beginning go."""
+        while len(self.workers) > WORKERS:
+            self.workers.pop().kill()
 
     def processes(self, name: str) -> list[psutil.Process]:
         """The cluster's own processes that have `name` in their command."""
@@ -89,8 +99,8 @@ def running(folder: Path) -> Iterator[World]:
         world.head.start(env=world.env)
         stack.callback(world.head.kill)
         stack.callback(lambda: [node.kill() for node in world.workers])
-        world.add_worker()
-        world.add_worker()
+        for _ in range(WORKERS):
+            world.add_worker()
         yield world
 
 
