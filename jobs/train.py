@@ -47,7 +47,7 @@ class TrainOptions:
     storage: str = "./lake"
     """URI below which runs (checkpoints, artifacts) and features are kept."""
     name: str = ""
-    """Name of the run, by default the recipe's; the same name goes on where it stopped."""
+    """Name of the run, by default the recipe's; the same name goes on where it stopped, with any number of workers."""
     register_as: str = ""
     """Name of the registered model, by default the hybrid's: two captioners of different things need two."""
     experiment: str = ""
@@ -58,6 +58,9 @@ class TrainOptions:
     """Whether each of them takes a GPU: auto, if the cluster has any now; yes, also where it must grow first. Features
     are made on one likewise."""
     tracking: Mlflow = field(default_factory=MlflowOptions)
+    checkpoint_minutes: float = 10.0
+    """A checkpoint not only at the end of each epoch, but every so many minutes, at the next tenth step: what is lost
+    at most where a machine dies. 0 makes none within an epoch."""
     pictures: int = 4
     """Validation samples drawn for the model card and MLflow, beside learning curves; 0 draws nothing."""
     resources: Resources = field(default_factory=Resources)
@@ -95,6 +98,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         tracking_uri=options.tracking.uri,
         num_workers=options.num_workers,
         resources=_with_gpu(options.resources, options.gpu),
+        checkpoint_minutes=options.checkpoint_minutes,
         pictures=options.pictures,
         gpu=options.gpu,
         register_as=options.register_as,

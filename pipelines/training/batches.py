@@ -105,7 +105,9 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     """The epoch's batches as arrays of sample numbers: every sample once, none dropped, similar lengths together.
 
     Samples are shuffled, sorted by length within chunks of 50 batches, cut into batches of at least `batch_size`
-    (sizes differ by at most one), and the batches shuffled. A pure function: every worker makes the same plan.
+    (sizes differ by at most one), and the batches shuffled. A pure function: every worker makes the same plan, however
+    many there are. The n-th batch is that of all workers together; where their number changes within an epoch, the
+    next ones share out the next batch, so that each sample is still seen once.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
@@ -116,12 +118,12 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def prefetch(make: Callable[[int], T], count: int, ahead: int = 2) -> Iterator[T]:
-    """`make(0) … make(count - 1)` in order, computed by a thread while the caller works on earlier ones."""
+def prefetch(make: Callable[[int], T], first: int, stop: int, ahead: int = 2) -> Iterator[T]:
+    """`make(first) … make(stop - 1)` in order, computed by a thread while the caller works on earlier ones."""
     with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(make, i) for i in range(min(ahead, count))]
-        for i in range(count):
+        pending = [pool.submit(make, i) for i in range(first, min(first + ahead, stop))]
+        for i in range(first, stop):
             result = pending.pop(0).result()
-            if i + ahead < count:
+            if i + ahead < stop:
                 pending.append(pool.submit(make, i + ahead))
             yield result

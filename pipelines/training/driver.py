@@ -1,8 +1,8 @@
 """Training from the driver: shards → prepared samples → Ray Train → artifact → registered model.
 
 The same command with the same name goes on wherever an earlier one was killed, in the same MLflow run: what is done
-already is not done again: assets, initial weights and epochs lie in the run's folder, prepared samples in the storage's
-`features`, for all runs.
+already is not done again: assets, initial weights and checkpoints lie in the run's folder, prepared samples in the
+storage's `features`, for all runs.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def _fit(
             tracking_uri=job.tracking_uri,
             mlflow_run_id=tracker.run_id,
             threads=threads,
+            checkpoint_minutes=job.checkpoint_minutes,
             progress=reporter,
             attempt=attempt,
         )

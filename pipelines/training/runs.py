@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import ray
 
 log = logging.getLogger(__name__)
+CHECKPOINT = re.compile(r"checkpoint_epoch_(?P<epoch>\d{4})(?:_step_(?P<step>\d{8,}))?(?:_(?P<fallbacks>\d+))?")
+"""A checkpoint's folder in a run's: after an epoch, or at a step within the next one."""
 Shards = tuple[list[Shard], list[Shard]]
 """The shards of `train` and `val`."""
 
@@ -38,6 +42,7 @@ class TrainJob:
         tracking_uri: MLflow.
         num_workers: training processes.
         resources: for decoding and features.
+        checkpoint_minutes: between checkpoints within an epoch, beside those at its end; 0 makes none there.
         pictures: how many validation samples the model card shows; without any it has no curves either.
         gpu: whether each training process takes a GPU: "yes", "no", or "auto", if the cluster has any now.
         register_as: name of the registered model, the hybrid's by default.
@@ -52,6 +57,7 @@ class TrainJob:
     tracking_uri: str
     num_workers: int
     resources: Resources
+    checkpoint_minutes: float = 10.0
     pictures: int = 0
     gpu: Literal["auto", "yes", "no"] = "auto"
     register_as: str = ""
@@ -94,6 +100,8 @@ def check(job: TrainJob) -> Shards:
     job.recipe.check()
     if job.num_workers < 1:
         raise UsageError(f"`num_workers` is {job.num_workers}: it must be at least 1")
+    if not 0 <= job.checkpoint_minutes < math.inf:
+        raise UsageError(f"`checkpoint_minutes` is {job.checkpoint_minutes}: it must be 0 or more")
     least = job.num_workers * job.recipe.model.least_share
     if job.recipe.train.batch_size < least:
         raise UsageError(
@@ -219,6 +227,7 @@ class TrainTask:
     tracking_uri: str
     mlflow_run_id: str | None
     threads: int
+    checkpoint_minutes: float
     progress: Any
     """Handle of the `Reporter`."""
     attempt: str = ""

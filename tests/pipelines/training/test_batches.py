@@ -132,13 +132,14 @@ def test_prefetch_keeps_the_order_and_works_ahead() -> None:
             second.set()
         return number * number
 
-    results = prefetch(make, 5, ahead=2)
+    results = prefetch(make, 0, 5, ahead=2)
     assert next(results) == 0
     assert second.wait(5), "the second is computed before it is asked for"
     assert list(results) == [1, 4, 9, 16]
     assert made == [0, 1, 2, 3, 4]
-    assert list(prefetch(make, 0)) == []
-    assert list(prefetch(make, 1, ahead=4)) == [0]
+    assert list(prefetch(make, 3, 5)) == [9, 16]
+    assert list(prefetch(make, 0, 0)) == list(prefetch(make, 2, 2)) == []
+    assert list(prefetch(make, 0, 1, ahead=4)) == [0]
 
 
 def test_prefetch_passes_errors_on_in_their_place() -> None:
@@ -147,7 +148,7 @@ def test_prefetch_passes_errors_on_in_their_place() -> None:
             raise RuntimeError("batch 2")
         return number
 
-    results = prefetch(make, 5)
+    results = prefetch(make, 0, 5)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(RuntimeError, match="batch 2"):
         next(results)

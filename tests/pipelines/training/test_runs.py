@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -47,6 +48,10 @@ def test_impossible_jobs_are_refused(job: TrainJob, tmp_path: Path) -> None:
     assert refusal(replace(job, num_workers=17)) == (
         "`train.batch_size` 16 is too small for `num_workers` 17: it must be at least 17"
     )
+    for minutes in (-1.0, math.nan, math.inf):
+        assert refusal(replace(job, checkpoint_minutes=minutes)) == (
+            f"`checkpoint_minutes` is {minutes}: it must be 0 or more"
+        )
     rewards = Recipe("captioner", CaptionerConfig(reward_share=0.4), CaptionerDecoding(), TrainConfig(batch_size=15))
     assert refusal(replace(job, recipe=rewards, num_workers=8)).endswith("it must be at least 16"), "two images each"
     assert refusal(replace(job, data=str(tmp_path))).startswith(f"no shards found at {tmp_path}/train: ")
