@@ -26,6 +26,7 @@ from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainJob
 
 log = logging.getLogger(__name__)
+WORKERS = re.compile(r"[0-9]+(\.\.[0-9]+)?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -52,8 +53,9 @@ class TrainOptions:
     """Name of the registered model, by default the hybrid's: two captioners of different things need two."""
     experiment: str = ""
     """MLflow experiment that the run belongs to; MLFLOW_EXPERIMENT_NAME by default, else `hybrid`."""
-    num_workers: int = 1
-    """Training processes, one for each GPU or share of the CPUs."""
+    num_workers: str = "1"
+    """Training processes, one for each GPU or share of the CPUs. MIN..MAX (as 2..8): as many as the cluster has room
+    for; when nodes go or come, those that are there go on from the last checkpoint."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Whether each of them takes a GPU: auto, if the cluster has any now; yes, also where it must grow first. Features
     are made on one likewise."""
@@ -96,7 +98,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         storage=options.storage,
         name=name,
         tracking_uri=options.tracking.uri,
-        num_workers=options.num_workers,
+        num_workers=_workers(options.num_workers),
         resources=_with_gpu(options.resources, options.gpu),
         checkpoint_minutes=options.checkpoint_minutes,
         pictures=options.pictures,
@@ -113,6 +115,18 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         from pipelines.training import driver  # torch and Ray take seconds to import; Ray is told something before
 
         return asdict(driver.train(job, shards))
+
+
+def _workers(text: str) -> int | tuple[int, int]:
+    """A number of workers, or the least and the most of them.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if not WORKERS.fullmatch(text):
+        raise UsageError(f"--num-workers '{text}' must be a number, or two with '..' between them, such as 1..4")
+    numbers = [int(number) for number in text.split("..")]
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def _with_gpu(resources: Resources, gpu: Literal["auto", "yes", "no"]) -> Resources:

@@ -40,7 +40,7 @@ class TrainJob:
         storage: URI below which runs and features are kept.
         name: the run's name; the same name goes on.
         tracking_uri: MLflow.
-        num_workers: training processes.
+        num_workers: training processes; or the least and the most of them, then as many as the cluster has room for.
         resources: for decoding and features.
         checkpoint_minutes: between checkpoints within an epoch, beside those at its end; 0 makes none there.
         pictures: how many validation samples the model card shows; without any it has no curves either.
@@ -55,7 +55,7 @@ class TrainJob:
     storage: str
     name: str
     tracking_uri: str
-    num_workers: int
+    num_workers: int | tuple[int, int]
     resources: Resources
     checkpoint_minutes: float = 10.0
     pictures: int = 0
@@ -67,6 +67,11 @@ class TrainJob:
     def model_name(self) -> str:
         """Name of the registered model."""
         return self.register_as or self.recipe.hybrid
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The least and the most training processes."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
 
     @property
     def runs(self) -> str:
@@ -98,14 +103,17 @@ def check(job: TrainJob) -> Shards:
         UsageError: names the option or object and the fix.
     """
     job.recipe.check()
-    if job.num_workers < 1:
-        raise UsageError(f"`num_workers` is {job.num_workers}: it must be at least 1")
+    fewest, most = job.workers
+    if fewest < 1:
+        raise UsageError(f"`num_workers` is {fewest}: it must be at least 1")
+    if fewest > most:
+        raise UsageError(f"`num_workers` is {fewest}..{most}: the least comes first, {most}..{fewest}")
     if not 0 <= job.checkpoint_minutes < math.inf:
         raise UsageError(f"`checkpoint_minutes` is {job.checkpoint_minutes}: it must be 0 or more")
-    least = job.num_workers * job.recipe.model.least_share
+    least = most * job.recipe.model.least_share
     if job.recipe.train.batch_size < least:
         raise UsageError(
-            f"`train.batch_size` {job.recipe.train.batch_size} is too small for `num_workers` {job.num_workers}: "
+            f"`train.batch_size` {job.recipe.train.batch_size} is too small for `num_workers` {most}: "
             f"it must be at least {least}"
         )
     cut = job.recipe.cut is not None

@@ -106,14 +106,30 @@ def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.Monkey
         (0, "yes", 2, 0, {"CPU": 1.0, "GPU": 1.0}, 4),
     ):
         monkeypatch.setattr(ray, "cluster_resources", lambda gpus=gpus: {"GPU": gpus} if gpus else {})
-        scaling, found = driver._scaling(count, wanted, asked)
+        scaling, found = driver._scaling((count, count), wanted, asked)
         assert (scaling.use_gpu, scaling.num_workers, scaling.resources_per_worker, found) == (
             "GPU" in per_worker, count, per_worker, threads,
         )  # fmt: skip
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 4})
     with pytest.raises(UsageError, match="`num_workers` is 5, but the cluster has 4 GPUs: use at most one for each"):
-        driver._scaling(5, "auto", 0)
-    assert driver._scaling(5, "yes", 0)[0].use_gpu, "the cluster may grow"
+        driver._scaling((5, 5), "auto", 0)
+    assert driver._scaling((5, 5), "yes", 0)[0].use_gpu, "the cluster may grow"
+
+
+def test_of_an_elastic_training_each_worker_is_as_large_as_if_there_were_the_least(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    for least, cpus, threads in ((1, 7.2, 8), (2, 3.6, 4)):
+        scaling, found = driver._scaling((least, 4), "auto", 0)
+        assert (scaling.min_workers, scaling.max_workers) == (least, 4)
+        assert (scaling.resources_per_worker, found) == ({"CPU": pytest.approx(cpus)}, threads)
+    assert not driver._scaling((4, 4), "auto", 0)[0].elasticity_enabled
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2})
+    assert driver._scaling((2, 4), "auto", 0)[0].num_workers == (2, 4), "GPUs may come"
+    with pytest.raises(UsageError, match="`num_workers` is 3, but the cluster has 2 GPUs"):
+        driver._scaling((3, 4), "auto", 0)
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------

@@ -357,6 +357,7 @@ class StoppedError(Exception):
     """The end of a worker in the middle of an epoch."""
 
 
+GROUPS = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-2, warmup_steps=5, seed=3)
 STEPS, LEFT = 33, {"first": (0, 10, 12), "second": (10, 20, 25), "third": (20, 0, 33)}
 """Steps of an epoch; of three workers' groups, one after another: where each begins, which checkpoint it leaves, and
 the last step that it makes."""
@@ -410,19 +411,22 @@ def _group(rank: int, together: int, part: str, folder: str) -> None:
 
     made, loop.step = loop.step, step_or_stop
     model = nn.parallel.DistributedDataParallel(translator) if together > 1 else translator
-    config = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-2, warmup_steps=5, seed=3)
     with contextlib.suppress(StoppedError):
-        train_epoch(model, optimizer, samples, config, progress, None, keep)
+        train_epoch(model, optimizer, samples, GROUPS, progress, None, keep)
     Path(folder, f"{part}-{rank}.json").write_text(json.dumps({"seen": seen, "history": entries(progress)}))
 
 
-def test_two_workers_then_one_then_two_see_each_sample_once_an_epoch(tmp_path: Path) -> None:
-    """Each group is lost some steps after its checkpoint, and the next one goes on from there."""
+@pytest.mark.usefixtures("alone")
+def test_two_workers_then_one_then_two_see_each_sample_once_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each group is lost some steps after its checkpoint, and the next one goes on from there: they learn what one
+    worker does that nobody disturbs."""
     found: dict[str, list[dict[str, Any]]] = {}
     for part, together in (("first", 2), ("second", 1), ("third", 2)):
         torch.multiprocessing.spawn(_group, (together, part, str(tmp_path)), nprocs=together)
         found[part] = [json.loads((tmp_path / f"{part}-{rank}.json").read_text()) for rank in range(together)]
-    _, samples = numbered(265)
+    translator, samples = numbered(265)
     plan = [batch.tolist() for batch in plan_epoch(samples.lengths, 8, seed=3, epoch=0)]
     assert len(plan) == STEPS
     assert sorted(number for batch in plan for number in batch) == list(range(265))
@@ -435,3 +439,10 @@ def test_two_workers_then_one_then_two_see_each_sample_once_an_epoch(tmp_path: P
     history = found["third"][0]["history"]
     assert [entry["step"] for entry in history] == [10, 20, 30, 33], "no step is repeated or missing"
     assert found["third"][1]["history"] == history
+    monkeypatch.setattr(contract, "bf16_is_fast", lambda device: False)
+    optimizer, undisturbed = torch.optim.AdamW(translator.parameters(), fused=True), Progress()
+    train_epoch(translator, optimizer, samples, GROUPS, undisturbed, [], never)
+    for key in ("loss", "gradient_norm"):
+        assert [entry[key] for entry in history] == pytest.approx(
+            [entry[key] for entry in undisturbed.history], rel=1e-3
+        )
