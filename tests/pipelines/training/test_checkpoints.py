@@ -98,15 +98,6 @@ def test_a_checkpoint_holds_weights_moments_and_progress(checkpoint: Path) -> No
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_a_checkpoint_of_a_version_that_made_none_within_epochs_is_read(checkpoint: Path) -> None:
-    kept = json.loads((checkpoint / "progress.json").read_text())
-    assert kept.pop("batches") == 0
-    (checkpoint / "progress.json").write_text(json.dumps(kept))
-    _, _, progress = restore(checkpoint)
-    assert progress == Progress(epoch=1, step=7, batches=0, best=2.5)
-
-
-@pytest.mark.usefixtures("on_cpu")
 def test_moments_of_an_optimizer_that_was_not_fused_are_those_of_one_that_is(checkpoint: Path) -> None:
     hybrid = tiny.translator(seed=2)
     optimizer = torch.optim.AdamW(hybrid.parameters(), lr=0.5, fused=True)

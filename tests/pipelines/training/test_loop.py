@@ -353,6 +353,28 @@ def test_an_epoch_goes_on_from_its_middle_to_the_last_bit(
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_checkpoint_of_a_version_that_had_none_within_epochs_is_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "get_device", lambda: torch.device("cpu"))
+    config = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, warmup_steps=1)
+    nets = [tiny.translator() for _ in range(2)]
+    optimizers = [torch.optim.AdamW(net.parameters(), fused=True) for net in nets]
+    samples, progress = pairs(nets[0], 20, seed=1), Progress()
+    train_epoch(nets[0], optimizers[0], samples, config, progress, [], never)
+    checkpoints.write_checkpoint(tmp_path, nets[0], optimizers[0], progress)
+    earlier = {"epoch": 1, "step": 5, "best": 2.5, "stale": 0, "history": progress.history, "fallbacks": 0}
+    (tmp_path / "progress.json").write_text(json.dumps(earlier))
+    resumed = checkpoints.load_checkpoint(nets[1], optimizers[1], str(tmp_path))
+    assert (resumed.epoch, resumed.step, resumed.batches) == (1, 5, 0)
+    progress.epoch = 1
+    for net, optimizer, place in zip(nets, optimizers, (progress, resumed), strict=True):
+        train_epoch(net, optimizer, samples, config, place, [], never)
+    expected = nets[0].state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in nets[1].state_dict().items())
+
+
 class StoppedError(Exception):
     """The end of a worker in the middle of an epoch."""
 
