@@ -26,6 +26,7 @@ from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainJob
 
 log = logging.getLogger(__name__)
+WORKERS = re.compile(r"[0-9]+(\.\.[0-9]+)?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -47,17 +48,21 @@ class TrainOptions:
     storage: str = "./lake"
     """URI below which runs (checkpoints, artifacts) and features are kept."""
     name: str = ""
-    """Name of the run, by default the recipe's; the same name goes on where it stopped."""
+    """Name of the run, by default the recipe's; the same name goes on where it stopped, with any number of workers."""
     register_as: str = ""
     """Name of the registered model, by default the hybrid's: two captioners of different things need two."""
     experiment: str = ""
     """MLflow experiment that the run belongs to; MLFLOW_EXPERIMENT_NAME by default, else `hybrid`."""
-    num_workers: int = 1
-    """Training processes, one for each GPU or share of the CPUs."""
+    num_workers: str = "1"
+    """Training processes, one for each GPU or share of the CPUs. MIN..MAX (as 2..8): as many as the cluster has room
+    for; when nodes go or come, those that are there go on from the last checkpoint."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Whether each of them takes a GPU: auto, if the cluster has any now; yes, also where it must grow first. Features
     are made on one likewise."""
     tracking: Mlflow = field(default_factory=MlflowOptions)
+    checkpoint_minutes: float = 10.0
+    """A checkpoint not only at the end of each epoch, but every so many minutes, at the next tenth step: what is lost
+    at most where a machine dies. 0 makes none within an epoch."""
     pictures: int = 4
     """Validation samples drawn for the model card and MLflow, beside learning curves; 0 draws nothing."""
     resources: Resources = field(default_factory=Resources)
@@ -93,8 +98,9 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         storage=options.storage,
         name=name,
         tracking_uri=options.tracking.uri,
-        num_workers=options.num_workers,
+        num_workers=_workers(options.num_workers),
         resources=_with_gpu(options.resources, options.gpu),
+        checkpoint_minutes=options.checkpoint_minutes,
         pictures=options.pictures,
         gpu=options.gpu,
         register_as=options.register_as,
@@ -109,6 +115,18 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         from pipelines.training import driver  # torch and Ray take seconds to import; Ray is told something before
 
         return asdict(driver.train(job, shards))
+
+
+def _workers(text: str) -> int | tuple[int, int]:
+    """A number of workers, or the least and the most of them.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if not WORKERS.fullmatch(text):
+        raise UsageError(f"--num-workers '{text}' must be a number, or two with '..' between them, such as 1..4")
+    numbers = [int(number) for number in text.split("..")]
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def _with_gpu(resources: Resources, gpu: Literal["auto", "yes", "no"]) -> Resources:

@@ -10,8 +10,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +32,8 @@ COLUMNS = ["sample", "length"]
 ORDER = "order.npy"
 """Beside the samples: their numbers in the order of their shards."""
 CHUNK_BATCHES = 50
+READERS, READ_BYTES = 16, 256 << 20
+"""So many pieces, and about so many bytes of them, a node reads at once."""
 
 
 class PreparedSamples:
@@ -73,22 +76,41 @@ def _copy_name(pieces: Sequence[Piece], owner: str) -> str:
 
 
 def _copy(pieces: Sequence[Piece], path: Path) -> None:
-    """Writes the pieces' good rows as one uncompressed Arrow file, one piece in memory at a time; and their order."""
+    """Writes the pieces' good rows as an uncompressed Arrow file, some pieces in memory at a time; and their order."""
     unfinished = path.with_suffix(".unfinished")
     schema = pa.schema([pa.field("sample", pa.large_binary()), pa.field("length", pa.int64())])
     runs: list[tuple[str, int, np.ndarray]] = []
     copied = 0
     with pa.ipc.new_file(str(unfinished), schema) as writer:
-        for piece in pieces:
-            with storage.open_input(piece.file.uri) as stream:
-                table = pq.read_table(stream, columns=[*COLUMNS, "shard", "index"])
-            good = table.filter(table["length"].is_valid())
+        for good in _read_ahead(pieces):
             runs += _runs(good, copied)
             copied += len(good)
             writer.write_table(good.select(COLUMNS).cast(schema))
     rows = [own for _, _, own in sorted(runs, key=lambda run: run[:2])]
     np.save(path.with_name(ORDER), np.concatenate([np.empty(0, np.int64), *rows]))
     unfinished.rename(path)
+
+
+def _read_ahead(pieces: Sequence[Piece]) -> Iterator[pa.Table]:
+    """The pieces' good rows, in order; the next pieces are read meanwhile, side by side."""
+    with ThreadPoolExecutor(READERS) as pool:
+        pending: deque[tuple[int, Future[pa.Table]]] = deque()
+        for piece in pieces:
+            while pending and (len(pending) == READERS or _bytes(pending) + piece.file.size > READ_BYTES):
+                yield pending.popleft()[1].result()
+            pending.append((piece.file.size, pool.submit(_good_rows, piece)))
+        while pending:
+            yield pending.popleft()[1].result()
+
+
+def _bytes(pending: Iterable[tuple[int, Future[pa.Table]]]) -> int:
+    return sum(size for size, _ in pending)
+
+
+def _good_rows(piece: Piece) -> pa.Table:
+    with storage.open_input(piece.file.uri) as stream:
+        table = pq.read_table(stream, columns=[*COLUMNS, "shard", "index"], use_threads=False)
+    return table.filter(table["length"].is_valid())
 
 
 def _runs(rows: pa.Table, start: int) -> Iterator[tuple[str, int, np.ndarray]]:
@@ -105,7 +127,9 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     """The epoch's batches as arrays of sample numbers: every sample once, none dropped, similar lengths together.
 
     Samples are shuffled, sorted by length within chunks of 50 batches, cut into batches of at least `batch_size`
-    (sizes differ by at most one), and the batches shuffled. A pure function: every worker makes the same plan.
+    (sizes differ by at most one), and the batches shuffled. A pure function: every worker makes the same plan, however
+    many there are. The n-th batch is that of all workers together; where their number changes within an epoch, the
+    next ones share out the next batch, so that each sample is still seen once.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
@@ -116,12 +140,12 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def prefetch(make: Callable[[int], T], count: int, ahead: int = 2) -> Iterator[T]:
-    """`make(0) … make(count - 1)` in order, computed by a thread while the caller works on earlier ones."""
+def prefetch(make: Callable[[int], T], first: int, stop: int, ahead: int = 2) -> Iterator[T]:
+    """`make(first) … make(stop - 1)` in order, computed by a thread while the caller works on earlier ones."""
     with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(make, i) for i in range(min(ahead, count))]
-        for i in range(count):
+        pending = [pool.submit(make, i) for i in range(first, min(first + ahead, stop))]
+        for i in range(first, stop):
             result = pending.pop(0).result()
-            if i + ahead < count:
+            if i + ahead < stop:
                 pending.append(pool.submit(make, i + ahead))
             yield result

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import re
 import sys
 import tempfile
 import time
@@ -24,13 +23,12 @@ from pipelines.models import weights
 from pipelines.reading.limits import is_memory_error
 from pipelines.training import workers
 from pipelines.training.recipe import Recipe
-from pipelines.training.runs import TrainTask
+from pipelines.training.runs import CHECKPOINT, TrainTask
 
-CHECKPOINT = re.compile(r"checkpoint_epoch_\d{4}(_\d+)?(?=/)")
 CHECKPOINT_PROGRESS, CHECKPOINT_OPTIMIZER = "progress.json", "optimizer.pt"
 CHECKPOINT_VALIDATION = "validation.json"
 WORST = -sys.float_info.max
-"""Not -inf: Ray keeps scores as JSON, which has none."""
+"""The score of what is no number, and of an epoch's middle. Not -inf: Ray keeps scores as JSON, which has none."""
 Metrics = dict[str, float]
 
 
@@ -42,6 +40,8 @@ class Progress:
     """Finished epochs."""
     step: int = 0
     """Finished optimizer steps."""
+    batches: int = 0
+    """Batches of the epoch's plan that its finished steps have seen; 0 between two epochs."""
     best: float | None = None
     """Best validation metric so far."""
     stale: int = 0
@@ -53,8 +53,9 @@ class Progress:
 
     @property
     def checkpoint(self) -> str:
-        """Folder of the newest epoch's checkpoint. Ray Train removes old ones by name, so no name is used twice."""
-        return f"checkpoint_epoch_{self.epoch:04d}" + (f"_{self.fallbacks}" if self.fallbacks else "")
+        """Folder of the newest checkpoint. Ray Train removes old ones by name, so no name is used twice."""
+        within = f"_step_{self.step:08d}" if self.batches else ""
+        return f"checkpoint_epoch_{self.epoch:04d}{within}" + (f"_{self.fallbacks}" if self.fallbacks else "")
 
     def note(self, metrics: Mapping[str, float]) -> None:
         """Adds an entry at the current step."""
@@ -69,6 +70,26 @@ class Progress:
             self.stale += 1
 
 
+class Interval:
+    """The time between two checkpoints in the middle of an epoch.
+
+    Args:
+        minutes: how long it is; one of 0 is never over.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = 60 * minutes
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins anew."""
+        self._begun = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether so much time has passed since it began."""
+        return 0 < self._seconds <= time.monotonic() - self._begun
+
+
 def save(
     hybrid: Hybrid,
     optimizer: torch.optim.Optimizer,
@@ -78,11 +99,25 @@ def save(
     task: TrainTask,
 ) -> None:
     """Reports the epoch to Ray Train, with a checkpoint of the first worker (a barrier for all workers)."""
-    report = {
-        **values,
-        "score": score_of(values[f"val_{task.recipe.train.metric}"], task.recipe),
-        "epoch": progress.epoch,
-    }
+    score = score_of(values[f"val_{task.recipe.train.metric}"], task.recipe)
+    files = {CHECKPOINT_VALIDATION: json.dumps(judged)}
+    _report({**values, "score": score, "epoch": progress.epoch}, files, hybrid, optimizer, progress, task)
+
+
+def save_within(hybrid: Hybrid, optimizer: torch.optim.Optimizer, progress: Progress, task: TrainTask) -> None:
+    """The same in the middle of an epoch: no model to choose, the next checkpoint takes its place."""
+    _report({"score": WORST, "epoch": progress.epoch}, {}, hybrid, optimizer, progress, task)
+
+
+def _report(
+    report: Metrics,
+    files: Mapping[str, str],
+    hybrid: Hybrid,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    task: TrainTask,
+) -> None:
+    """A report of all workers, with a checkpoint of the first one: what training needs, and these files."""
     if not workers.is_chief():
         ray_train.report(report)
         return
@@ -91,7 +126,8 @@ def save(
     )
     with tempfile.TemporaryDirectory() as scratch:
         write_checkpoint(Path(scratch), hybrid, optimizer, progress)
-        (Path(scratch) / CHECKPOINT_VALIDATION).write_text(json.dumps(judged))
+        for name, content in files.items():
+            (Path(scratch) / name).write_text(content)
         ray_train.report(
             report,
             checkpoint=ray_train.Checkpoint.from_directory(scratch),
@@ -151,8 +187,16 @@ def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer, task: TrainTask) -
 
 def checkpoints(run: str, newest: str) -> list[str]:
     """Names of a run's checkpoints, from this one backwards."""
-    places = {match[0] for file in storage.list_files(run) if (match := CHECKPOINT.search(file.uri))}
-    return [name for name in sorted(places, reverse=True) if name <= newest]
+    folders = (file.uri.rsplit("/", 2)[-2] for file in storage.list_files(run))
+    places = {place: name for name in folders if (place := _place(name)) is not None}
+    return [places[place] for place in sorted(places, reverse=True) if place <= (_place(newest) or place)]
+
+
+def _place(checkpoint: str) -> tuple[int, int, int] | None:
+    """Of a checkpoint's name the finished epochs, the step within the next one, and how many before were damaged: the
+    greater, the newer. None if it is no name of a checkpoint."""
+    match = CHECKPOINT.fullmatch(checkpoint)
+    return (int(match["epoch"]), int(match["step"] or 0), int(match["fallbacks"] or 0)) if match else None
 
 
 def load_checkpoint(hybrid: Hybrid, optimizer: torch.optim.Optimizer, uri: str) -> Progress:

@@ -1,8 +1,8 @@
 """Training from the driver: shards → prepared samples → Ray Train → artifact → registered model.
 
 The same command with the same name goes on wherever an earlier one was killed, in the same MLflow run: what is done
-already is not done again: assets, initial weights and epochs lie in the run's folder, prepared samples in the storage's
-`features`, for all runs.
+already is not done again: assets, initial weights and checkpoints lie in the run's folder, prepared samples in the
+storage's `features`, for all runs.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def train(job: TrainJob, shards: Shards) -> Trained:
     """Trains to the end and registers the best model; goes on where an earlier start of the same name stopped.
 
     Raises:
-        UsageError: the cluster has GPUs, but fewer than workers.
+        UsageError: the cluster has GPUs, but fewer than the least workers.
         FloatingPointError: the gradients are not finite; like whatever else would come again, at the first try.
         RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
     """
-    scaling, threads = _scaling(job.num_workers, job.gpu, job.resources.threads)
+    scaling, threads = _scaling(job.workers, job.gpu, job.resources.threads)
     tracker = _open_run(job, shards)
     try:
         initial = initial_artifact(job, shards[0])
@@ -69,8 +69,10 @@ def _open_run(job: TrainJob, shards: Shards) -> Tracker:
     tracker = Tracker(job.tracking_uri, state.mlflow_run_id if state else None)
     if tracker.resume():
         return tracker
+    fewest, most = job.workers
+    workers = fewest if fewest == most else f"{fewest}..{most}"
     tags = {"hybrid.recipe": job.recipe_name, "hybrid.run": job.run, "hybrid.data": job.data}
-    params = {"recipe": job.recipe_name, "data": job.data, "num_workers": job.num_workers, **plain(job.recipe)}
+    params = {"recipe": job.recipe_name, "data": job.data, "num_workers": workers, **plain(job.recipe)}
     tracker.start(job.name, params, tags, job.experiment)
     state = RunState(job.recipe_name, plain(job.recipe), job.data, shards_digest(shards), tracker.run_id)
     storage.write_bytes(storage.join(job.run, "run.json"), json.dumps(asdict(state), indent=2).encode())
@@ -96,6 +98,7 @@ def _fit(
             tracking_uri=job.tracking_uri,
             mlflow_run_id=tracker.run_id,
             threads=threads,
+            checkpoint_minutes=job.checkpoint_minutes,
             progress=reporter,
             attempt=attempt,
         )
@@ -146,19 +149,21 @@ def _outage(error: TrainingFailedError) -> str | None:
     return store[0].splitlines()[0] if store else None
 
 
-def _scaling(num_workers: int, gpu: str, wanted: int) -> tuple[ScalingConfig, int]:
+def _scaling(workers: tuple[int, int], gpu: str, wanted: int) -> tuple[ScalingConfig, int]:
     """What each worker asks of Ray, and its CPU threads: as many as wanted, or its share of a node's CPUs, with some
-    left for Ray."""
+    left for Ray. The share is that of the least workers: more of them come with more nodes."""
+    fewest, most = workers
     cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpu == "auto" and 0 < gpus < num_workers:
+    if gpu == "auto" and 0 < gpus < fewest:
         advice = "use at most one for each, or `gpu` yes where the cluster grows"
-        raise UsageError(f"`num_workers` is {num_workers}, but the cluster has {gpus} GPUs: {advice}")
+        raise UsageError(f"`num_workers` is {fewest}, but the cluster has {gpus} GPUs: {advice}")
     use_gpu = gpu == "yes" or (gpu == "auto" and gpus > 0)
-    share = min(cpus) / -(-num_workers // len(cpus))
+    share = min(cpus) / -(-fewest // len(cpus))
     share = min(share, wanted) if wanted else share
     resources = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": max(0.1, 0.9 * share)}
     threads = max(1, int(share))
+    num_workers: Any = most if fewest == most else workers  # Ray's own types are those of its older version
     return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources), threads
 
 

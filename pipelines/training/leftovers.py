@@ -23,12 +23,13 @@ from pipelines.models import artifacts, weights
 from pipelines.staging import uses
 from pipelines.staging.pieces import PIECE, UNFINISHED
 from pipelines.storage import StoredFile
+from pipelines.training.runs import CHECKPOINT
 
 YOUNG_HOURS = 24.0
 KINDS = ("features", "evaluations", "runs")
 KEY = re.compile(r"[0-9a-f]{12}")
 CHECKPOINT_FILE = re.compile(
-    r"checkpoint_epoch_\d{4}(_\d+)?/(weights\.safetensors|optimizer\.pt|progress\.json|validation\.json)"
+    rf"{CHECKPOINT.pattern}/(weights\.safetensors|optimizer\.pt|progress\.json|validation\.json)"
 )
 
 

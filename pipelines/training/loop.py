@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
 from pipelines.training import failures, workers
 from pipelines.training.batches import PreparedSamples, plan_epoch, prefetch
-from pipelines.training.checkpoints import Metrics, Progress, restore, save
+from pipelines.training.checkpoints import Interval, Metrics, Progress, restore, save, save_within
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainTask
 
@@ -69,17 +69,30 @@ def train_epochs(
     progress: Progress,
     task: TrainTask,
 ) -> None:
-    """Epoch after epoch: train, validate, checkpoint, log; until the last one or `patience` epochs without a better."""
+    """Epoch after epoch: train, validate, checkpoint, log; until the last one or `patience` epochs without a better.
+
+    An epoch that takes long has checkpoints of its own on the way."""
     config, hybrid = task.recipe.train, workers.unwrap(model)
     tracker = Tracker(task.tracking_uri, task.mlflow_run_id)
+    interval = Interval(task.checkpoint_minutes)
+
+    def keep() -> None:
+        if not workers.from_chief(interval.is_over):
+            return
+        save_within(hybrid, optimizer, progress, task)
+        if workers.is_chief():
+            tracker.catch_up(progress.history)
+        interval.begin()
+
     while progress.epoch < config.epochs and progress.stale < config.patience:
-        train_epoch(model, optimizer, train_set, config, progress, task.progress)
+        train_epoch(model, optimizer, train_set, config, progress, task.progress, keep)
         workers.share_buffers(hybrid)
         values, judged = validate(hybrid, val_set, task.recipe)
         progress.epoch += 1
         progress.judge(values[f"val_{config.metric}"], task.recipe.higher_is_better)
         progress.note({**values, "epoch": progress.epoch})
         save(hybrid, optimizer, progress, values, judged, task)
+        interval.begin()
         if workers.is_chief():
             tracker.catch_up(progress.history)
             workers.tell(task.progress, "epoch", progress, values)
@@ -92,50 +105,70 @@ def train_epoch(
     config: TrainConfig,
     progress: Progress,
     reporter: Any,
+    keep: Callable[[], None],
 ) -> None:
-    """One pass over the training samples. Random numbers depend on seed, epoch and rank only, so a resumed run draws
-    the same ones as an uninterrupted run."""
+    """One pass over the training samples, or what is left of it. Random numbers depend on seed, epoch, batch and rank
+    only, so a resumed run draws the same ones as an uninterrupted run.
+
+    Args:
+        keep: called within the epoch where a checkpoint may be made: after a step that is finished and logged.
+    """
     hybrid = workers.unwrap(model)
-    torch.manual_seed(config.seed * 1_000_003 + progress.epoch * 1009 + workers.rank())
     plan = plan_epoch(samples.lengths, config.batch_size, config.seed, progress.epoch)
-    total_steps = config.epochs * math.ceil(len(plan) / config.accumulate)
+    steps = math.ceil(len(plan) / config.accumulate)
     hybrid.start_epoch(progress.epoch, config.epochs)
     model.train()
     started, seen = time.perf_counter(), 0
     shares: list[Tensor] = []
     norms: list[Tensor] = []
-    workers.tell(reporter, "start", progress, {"steps": math.ceil(len(plan) / config.accumulate)})
-    for number, batch in enumerate(training_batches(hybrid, samples, plan, config.seed, progress.epoch)):
+    workers.tell(reporter, "start", progress, {"steps": steps, "done": progress.batches // config.accumulate})
+    for number, batch in training_batches(hybrid, samples, plan, config.seed, progress):
         last = (number + 1) % config.accumulate == 0 or number + 1 == len(plan)
         group = min(config.accumulate, len(plan) - number // config.accumulate * config.accumulate)
+        seed_draws(config.seed, progress.epoch, number, workers.rank())
         shares.append(backward(model, batch, group, synchronise=last))
         seen += len(plan[number])
         if not last:
             continue
-        rate = learning_rate(progress.step, total_steps, config)
+        rate = learning_rate(progress.step, config.epochs * steps, config)
         norms.append(step(model, optimizer, rate, config.clip_norm))
         progress.step += 1
-        if progress.step % LOG_EVERY == 0 or number + 1 == len(plan):
+        progress.batches = (number + 1) % len(plan)
+        if progress.step % LOG_EVERY == 0 or not progress.batches:
             values = {**look(shares, norms), "learning_rate": rate}
             values["samples_per_second"] = seen / (time.perf_counter() - started)
             progress.note(values)
             workers.tell(reporter, "step", progress, values)
             shares.clear()
             norms.clear()
+            if progress.batches:
+                keep()
+
+
+def seed_draws(*numbers: int) -> None:
+    """Lets what is drawn next, for dropout or texts, depend on these numbers alone."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` looks for every kind of device, which takes longer
+    if get_device().type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def training_batches(
-    hybrid: Hybrid, samples: PreparedSamples, plan: Sequence[np.ndarray], seed: int, epoch: int
-) -> Iterator[Batch]:
-    """This worker's share of every batch of the plan, collated ahead by a thread."""
+    hybrid: Hybrid, samples: PreparedSamples, plan: Sequence[np.ndarray], seed: int, progress: Progress
+) -> Iterator[tuple[int, Batch]]:
+    """This worker's share of every batch of the plan that is left, with the batch's number, collated ahead by a thread.
+
+    The plan has no workers in it: when their number changes, each takes more or less of the same batches.
+    """
+    first, epoch = progress.batches, progress.epoch
     device, mine, together = get_device(), workers.rank(), workers.world_size()
 
     def make(number: int) -> Batch:
         rng = np.random.default_rng((seed, epoch, number, mine))
         return hybrid.collate([samples[i] for i in plan[number][mine::together]], rng)
 
-    for batch in prefetch(make, len(plan)):
-        yield to_device(batch, device)
+    for number, batch in enumerate(prefetch(make, first, len(plan)), first):
+        yield number, to_device(batch, device)
 
 
 def backward(model: nn.Module, batch: Batch, accumulate: int, synchronise: bool) -> Tensor:

@@ -68,7 +68,7 @@ def _follow(actor: Any, done: threading.Event, title: str, epochs: int) -> None:
             if event == "damage":
                 log.warning("%s: %s; going on from the one before", title, text)
             elif event == "start":
-                base = step
+                base = step - int(values["done"])
                 bar.reset(total=int(values["steps"]))
                 bar.set_description(f"{title} epoch {epoch + 1}/{epochs}")
             elif event == "step":

@@ -19,7 +19,8 @@ class TrainConfig:
     epochs: int = 10
     """Passes over the training data at most; early stopping may end sooner."""
     batch_size: int = 64
-    """Samples per step over all workers together, so that adding workers does not change the result."""
+    """Samples per step over all workers together, so that adding or losing workers does not change the result: of fewer
+    workers each takes more."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW, at the end of the warm-up."""
     weight_decay: float = 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     import ray
 
 log = logging.getLogger(__name__)
+CHECKPOINT = re.compile(r"checkpoint_epoch_(?P<epoch>\d{4})(?:_step_(?P<step>\d{8,}))?(?:_(?P<fallbacks>\d+))?")
+"""A checkpoint's folder in a run's: after an epoch, or at a step within the next one."""
 Shards = tuple[list[Shard], list[Shard]]
 """The shards of `train` and `val`."""
 
@@ -36,8 +40,9 @@ class TrainJob:
         storage: URI below which runs and features are kept.
         name: the run's name; the same name goes on.
         tracking_uri: MLflow.
-        num_workers: training processes.
+        num_workers: training processes; or the least and the most of them, then as many as the cluster has room for.
         resources: for decoding and features.
+        checkpoint_minutes: between checkpoints within an epoch, beside those at its end; 0 makes none there.
         pictures: how many validation samples the model card shows; without any it has no curves either.
         gpu: whether each training process takes a GPU: "yes", "no", or "auto", if the cluster has any now.
         register_as: name of the registered model, the hybrid's by default.
@@ -50,8 +55,9 @@ class TrainJob:
     storage: str
     name: str
     tracking_uri: str
-    num_workers: int
+    num_workers: int | tuple[int, int]
     resources: Resources
+    checkpoint_minutes: float = 10.0
     pictures: int = 0
     gpu: Literal["auto", "yes", "no"] = "auto"
     register_as: str = ""
@@ -61,6 +67,11 @@ class TrainJob:
     def model_name(self) -> str:
         """Name of the registered model."""
         return self.register_as or self.recipe.hybrid
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The least and the most training processes."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
 
     @property
     def runs(self) -> str:
@@ -92,12 +103,17 @@ def check(job: TrainJob) -> Shards:
         UsageError: names the option or object and the fix.
     """
     job.recipe.check()
-    if job.num_workers < 1:
-        raise UsageError(f"`num_workers` is {job.num_workers}: it must be at least 1")
-    least = job.num_workers * job.recipe.model.least_share
+    fewest, most = job.workers
+    if fewest < 1:
+        raise UsageError(f"`num_workers` is {fewest}: it must be at least 1")
+    if fewest > most:
+        raise UsageError(f"`num_workers` is {fewest}..{most}: the least comes first, {most}..{fewest}")
+    if not 0 <= job.checkpoint_minutes < math.inf:
+        raise UsageError(f"`checkpoint_minutes` is {job.checkpoint_minutes}: it must be 0 or more")
+    least = most * job.recipe.model.least_share
     if job.recipe.train.batch_size < least:
         raise UsageError(
-            f"`train.batch_size` {job.recipe.train.batch_size} is too small for `num_workers` {job.num_workers}: "
+            f"`train.batch_size` {job.recipe.train.batch_size} is too small for `num_workers` {most}: "
             f"it must be at least {least}"
         )
     cut = job.recipe.cut is not None
@@ -219,6 +235,7 @@ class TrainTask:
     tracking_uri: str
     mlflow_run_id: str | None
     threads: int
+    checkpoint_minutes: float
     progress: Any
     """Handle of the `Reporter`."""
     attempt: str = ""

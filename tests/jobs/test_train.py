@@ -68,7 +68,7 @@ def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list
     assert main(["translator-demo", *argv(lake)])["run"] == f"{lake}/lake/runs/translator-demo"
     more = ["--name", "mine.1", "--num-workers", "2", "--model.hidden-size", "48", "--model.no-tie-embeddings",
             "--train.schedule", "constant", "--train.learning-rate", "0.5", "--decoding.beam-size", "2",
-            "--limits.max-bytes", "99", "--resources.batch-size", "7"]  # fmt: skip
+            "--limits.max-bytes", "99", "--resources.batch-size", "7", "--checkpoint-minutes", "0.5"]  # fmt: skip
     assert main(["translator-demo", *argv(lake, *more)])["run"] == f"{lake}/lake/runs/mine.1"
     plain, changed = trained
     assert plain.recipe == RECIPES["translator-demo"]()
@@ -90,7 +90,13 @@ def test_a_recipe_is_what_is_trained_unless_overridden(lake: Path, trained: list
         "decoding.beam_size": (3, 2),
         "limits.max_bytes": (256 * 2**20, 99),
     }
+    assert (plain.checkpoint_minutes, changed.checkpoint_minutes) == (10.0, 0.5)
     assert (changed.num_workers, changed.resources.batch_size) == (2, 7)
+
+
+def test_workers_may_come_and_go(lake: Path, trained: list[TrainJob]) -> None:
+    main(["translator-demo", *argv(lake, "--num-workers", "1..4")])
+    assert (trained[-1].num_workers, trained[-1].workers) == ((1, 4), (1, 4))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +142,12 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
         (["--model.hidden", "3"], "--model.hidden"),
         (["--train.schedule", "linear"], "linear"),
         (["--name", "../up"], "--name '../up' must be letters, digits, '.', '_' and '-'"),
+        (["--checkpoint-minutes", "-1"], "--checkpoint-minutes is -1.0: it must be 0 or more"),
+        (["--num-workers", "1.."], "--num-workers '1..' must be a number, or two with '..' between them, such as 1..4"),
+        (["--num-workers", "two"], "--num-workers 'two' must be a number"),
+        (["--num-workers", "-1"], "--num-workers"),
+        (["--num-workers", "4..2"], "--num-workers is 4..2: the least comes first, 2..4"),
+        (["--num-workers", "0..2"], "--num-workers is 0: it must be at least 1"),
         (["--num-workers", "0"], "--num-workers is 0: it must be at least 1"),
         (["--num-workers", "17"], "--train.batch-size 16 is too small for --num-workers 17: it must be at least 17"),
         (["--data", "/none"], "no shards found at /none/train"),

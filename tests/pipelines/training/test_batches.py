@@ -1,6 +1,7 @@
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from pipelines import storage
 from pipelines.reading.samples import pack
 from pipelines.staging.pieces import Piece
+from pipelines.training import batches
 from pipelines.training.batches import CHUNK_BATCHES, PreparedSamples, plan_epoch, prefetch
 
 LENGTHS = np.random.default_rng(0).integers(1, 200, 1003)
@@ -107,6 +109,36 @@ def test_prepared_samples_are_the_good_rows_of_the_pieces(tmp_path: Path) -> Non
     assert samples[2]["n"].tolist() == list(range(7)), "an open map stays valid"
 
 
+@pytest.mark.parametrize(("most", "together"), [(1 << 30, batches.READERS), (1, 1)])
+def test_pieces_are_read_side_by_side_as_far_as_memory_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, together: int
+) -> None:
+    """All that may be read at once wait for each other, and their rows come in the pieces' order."""
+    monkeypatch.setattr(batches, "READ_BYTES", most)
+    pieces = [stage(tmp_path, f"{number:02d}", [number + 1]) for number in range(2 * batches.READERS)]
+    meeting, open_input = threading.Barrier(together), storage.open_input
+
+    def met(uri: str) -> BinaryIO:
+        meeting.wait(20)
+        return open_input(uri)
+
+    monkeypatch.setattr(storage, "open_input", met)
+    samples = PreparedSamples(pieces, str(tmp_path))
+    assert samples.lengths.tolist() == list(range(1, len(pieces) + 1))
+    samples.remove()
+
+
+def test_a_piece_that_is_gone_leaves_no_copy(tmp_path: Path) -> None:
+    pieces = [stage(tmp_path, name, [3]) for name in ("a", "b", "c")]
+    (tmp_path / "b").unlink()
+    with pytest.raises(FileNotFoundError, match=r"/b$"):
+        PreparedSamples(pieces, str(tmp_path))
+    pieces[1] = stage(tmp_path, "b", [3])
+    samples = PreparedSamples(pieces, str(tmp_path))
+    assert len(samples) == 3
+    samples.remove()
+
+
 def test_the_copy_is_shared_until_the_pieces_change(tmp_path: Path) -> None:
     first = PreparedSamples([stage(tmp_path, "a", [4, 2])], str(tmp_path))
     copy = first.folder / "samples.arrow"
@@ -132,13 +164,14 @@ def test_prefetch_keeps_the_order_and_works_ahead() -> None:
             second.set()
         return number * number
 
-    results = prefetch(make, 5, ahead=2)
+    results = prefetch(make, 0, 5, ahead=2)
     assert next(results) == 0
     assert second.wait(5), "the second is computed before it is asked for"
     assert list(results) == [1, 4, 9, 16]
     assert made == [0, 1, 2, 3, 4]
-    assert list(prefetch(make, 0)) == []
-    assert list(prefetch(make, 1, ahead=4)) == [0]
+    assert list(prefetch(make, 3, 5)) == [9, 16]
+    assert list(prefetch(make, 0, 0)) == list(prefetch(make, 2, 2)) == []
+    assert list(prefetch(make, 0, 1, ahead=4)) == [0]
 
 
 def test_prefetch_passes_errors_on_in_their_place() -> None:
@@ -147,7 +180,7 @@ def test_prefetch_passes_errors_on_in_their_place() -> None:
             raise RuntimeError("batch 2")
         return number
 
-    results = prefetch(make, 5)
+    results = prefetch(make, 0, 5)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(RuntimeError, match="batch 2"):
         next(results)

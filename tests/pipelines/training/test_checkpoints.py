@@ -12,7 +12,7 @@ import torch
 
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from pipelines.training import checkpoints, workers
-from pipelines.training.checkpoints import Progress
+from pipelines.training.checkpoints import Interval, Progress
 from pipelines.training.loop import step
 from pipelines.training.recipe import Recipe, TrainConfig
 from tests import tiny
@@ -146,8 +146,40 @@ def test_checkpoints_are_named_backwards_from_the_newest(tmp_path: Path) -> None
     assert [name.removeprefix("checkpoint_epoch_") for name in checkpoints.checkpoints(
         str(tmp_path), "checkpoint_epoch_0003"
     )] == ["0003", "0002_1", "0002", "0001"]  # fmt: skip
-    assert Progress(epoch=2).checkpoint == "checkpoint_epoch_0002"
-    assert Progress(epoch=2, fallbacks=1).checkpoint == "checkpoint_epoch_0002_1"
+    assert Progress(epoch=2, step=80).checkpoint == "checkpoint_epoch_0002"
+    assert Progress(epoch=2, step=80, fallbacks=1).checkpoint == "checkpoint_epoch_0002_1"
+
+
+def test_checkpoints_within_an_epoch_are_between_those_at_its_ends(tmp_path: Path) -> None:
+    places = [
+        Progress(epoch=2, step=80), Progress(epoch=2, step=80, fallbacks=1), Progress(epoch=2, step=90, batches=10),
+        Progress(epoch=2, step=100, batches=20), Progress(epoch=2, step=100, batches=20, fallbacks=1),
+        Progress(epoch=2, step=123456789, batches=30), Progress(epoch=3, step=200),
+        Progress(epoch=3, step=300, batches=9),
+    ]  # fmt: skip
+    names = [progress.checkpoint for progress in places]
+    assert names[2] == "checkpoint_epoch_0002_step_00000090"
+    assert names[4] == "checkpoint_epoch_0002_step_00000100_1"
+    for name in (*names, "artifact", "checkpoint_epoch_0001_more"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "progress.json").touch()
+    assert checkpoints.checkpoints(str(tmp_path), names[-1]) == names[::-1]
+    assert checkpoints.checkpoints(str(tmp_path), names[4]) == names[4::-1]
+    assert checkpoints.checkpoints(str(tmp_path), "checkpoint_epoch_0002_step_00000095") == names[2::-1]
+
+
+def test_an_interval_is_over_after_its_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    ten, never = Interval(10.0), Interval(0.0)
+    over = []
+    for seconds in (0, 599, 1, 5):
+        now[0] += seconds
+        over.append(ten.is_over())
+    assert over == [False, False, True, True]
+    ten.begin()
+    assert not ten.is_over()
+    assert not never.is_over()
 
 
 @pytest.mark.usefixtures("on_cpu")

@@ -106,14 +106,30 @@ def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.Monkey
         (0, "yes", 2, 0, {"CPU": 1.0, "GPU": 1.0}, 4),
     ):
         monkeypatch.setattr(ray, "cluster_resources", lambda gpus=gpus: {"GPU": gpus} if gpus else {})
-        scaling, found = driver._scaling(count, wanted, asked)
+        scaling, found = driver._scaling((count, count), wanted, asked)
         assert (scaling.use_gpu, scaling.num_workers, scaling.resources_per_worker, found) == (
             "GPU" in per_worker, count, per_worker, threads,
         )  # fmt: skip
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 4})
     with pytest.raises(UsageError, match="`num_workers` is 5, but the cluster has 4 GPUs: use at most one for each"):
-        driver._scaling(5, "auto", 0)
-    assert driver._scaling(5, "yes", 0)[0].use_gpu, "the cluster may grow"
+        driver._scaling((5, 5), "auto", 0)
+    assert driver._scaling((5, 5), "yes", 0)[0].use_gpu, "the cluster may grow"
+
+
+def test_of_an_elastic_training_each_worker_is_as_large_as_if_there_were_the_least(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    for least, cpus, threads in ((1, 7.2, 8), (2, 3.6, 4)):
+        scaling, found = driver._scaling((least, 4), "auto", 0)
+        assert (scaling.min_workers, scaling.max_workers) == (least, 4)
+        assert (scaling.resources_per_worker, found) == ({"CPU": pytest.approx(cpus)}, threads)
+    assert not driver._scaling((4, 4), "auto", 0)[0].elasticity_enabled
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 2})
+    assert driver._scaling((2, 4), "auto", 0)[0].num_workers == (2, 4), "GPUs may come"
+    with pytest.raises(UsageError, match="`num_workers` is 3, but the cluster has 2 GPUs"):
+        driver._scaling((3, 4), "auto", 0)
 
 
 # ---- one run -----------------------------------------------------------------------------------------------------
@@ -244,6 +260,53 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
     assert all(torch.equal(tensor, best[name]) for name, tensor in whole.weights(3).items()), "bit for bit"
 
 
+def dying_within(checkpoint: str, marker: str, notes: str) -> Callable[[TrainTask], None]:
+    """A worker that notes where it begins, and is killed once, four steps after a checkpoint that Ray knows."""
+
+    def worker(task: TrainTask) -> None:
+        from pipelines.training import loop
+
+        train_epoch, step = loop.train_epoch, loop.step
+        snapshot, steps = Path(task.run, "checkpoint_manager_snapshot.json"), [0]
+
+        def begun(*args: Any) -> None:
+            with Path(notes).open("a") as file:
+                file.write(f"{args[4].step} ")
+            train_epoch(*args)
+
+        def step_or_die(*args: Any) -> Any:
+            steps[0] += Path(task.run, checkpoint).exists()
+            if steps[0] > 4 and not Path(marker).exists():
+                while checkpoint not in snapshot.read_text():
+                    time.sleep(0.1)
+                Path(marker).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*args)
+
+        loop.train_epoch, loop.step = begun, step_or_die
+        loop.train_worker(task)
+
+    return worker
+
+
+def test_a_run_that_was_killed_within_an_epoch_goes_on_within_it(
+    whole: Trained, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, train=replace(RECIPE.train, max_failures=1))
+    job = replace(job_of(lake, "within", recipe), checkpoint_minutes=1e-9)
+    worker = dying_within("checkpoint_epoch_0001_step_00000020", str(tmp_path / "died"), str(tmp_path / "begun"))
+    monkeypatch.setattr(driver, "train_worker", worker)
+    again = Trained(job, train_to_the_end(job))
+    assert (tmp_path / "died").exists()
+    assert (tmp_path / "begun").read_text().split() == ["0", "14", "20", "28"]
+    assert again.history == whole.history, "no step is repeated or missing, and every value is the same"
+    assert again.curve("loss") == whole.curve("loss")
+    assert all(torch.equal(tensor, again.weights(3)[name]) for name, tensor in whole.weights(3).items()), "bit for bit"
+    kept = {path.name for path in Path(job.run).glob("checkpoint_epoch_*")}
+    assert kept == {f"checkpoint_epoch_{epoch:04d}" for epoch in (1, 2, 3)}, "those within epochs have made room"
+    assert again.summary["value"] == whole.summary["value"]
+
+
 @pytest.mark.parametrize(
     "failure",
     [
@@ -338,7 +401,7 @@ def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, floa
     )
     for epoch in range(config.epochs):
         progress.epoch = epoch
-        loop.train_epoch(hybrid, optimizer, sets[0], config, progress, None)
+        loop.train_epoch(hybrid, optimizer, sets[0], config, progress, None, lambda: None)
         values.append(loop.validate(hybrid, sets[1], job.recipe)[0])
     for samples in sets:
         samples.remove()

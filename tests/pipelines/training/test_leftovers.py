@@ -34,6 +34,7 @@ def write_run(lake: str, name: str, summary: str | None) -> str:
         "artifact/config.json": "{}",
         "checkpoint_epoch_0001/weights.safetensors": "w",
         "checkpoint_epoch_0002_1/optimizer.pt": "o",
+        "checkpoint_epoch_0002_step_00000070/progress.json": "p",
         "checkpoint_epoch_0001/mine.txt": "somebody's own",
         "checkpoint_manager_snapshot.json": "{}",
     }
@@ -63,7 +64,8 @@ def test_of_a_finished_run_checkpoints_and_initial_weights_go(lake: str) -> None
     assert (found.kind, found.needed_by) == ("runs", "")
     gone = [file.uri.removeprefix(run + "/") for file in leftovers.remove(found, set())]
     assert gone == [
-        "checkpoint_epoch_0001/weights.safetensors", "checkpoint_epoch_0002_1/optimizer.pt", "initial/config.json",
+        "checkpoint_epoch_0001/weights.safetensors", "checkpoint_epoch_0002_1/optimizer.pt",
+        "checkpoint_epoch_0002_step_00000070/progress.json", "initial/config.json",
         "initial/tokenizer.json",
     ]  # fmt: skip
     assert {file.uri.removeprefix(run + "/") for file in storage.list_all(run)} == {

@@ -1,17 +1,23 @@
+import contextlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from hybrid_models import contract
 from hybrid_models.contract import Batch, Hybrid, Loss
 from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator.translator import Translator, TranslatorDecoding
-from pipelines.training import loop
+from pipelines.training import checkpoints, loop, workers
+from pipelines.training.batches import plan_epoch
 from pipelines.training.checkpoints import Progress
 from pipelines.training.loop import backward, learning_rate, step, train_epoch, validate
 from pipelines.training.recipe import Recipe, TrainConfig
@@ -21,6 +27,11 @@ from tests.hybrid_models.nowcaster import test_nowcaster
 from tests.hybrid_models.recogniser import test_recogniser
 from tests.hybrid_models.translator import test_translator
 from tests.waits import Waits
+
+
+def never() -> None:
+    """No checkpoint within an epoch."""
+
 
 CONFIG = TrainConfig(learning_rate=2.0, warmup_steps=10, schedule="cosine")
 
@@ -156,10 +167,10 @@ def test_an_epoch_steps_once_for_each_group_of_batches_and_logs_the_loss(monkeyp
     monkeypatch.setattr(translator, "start_epoch", lambda *numbers: begun.append(numbers))
     optimizer = torch.optim.AdamW(translator.parameters(), fused=True)
     samples, progress, told = pairs(translator, 50, seed=1), Progress(), []  # type: ignore[var-annotated]
-    train_epoch(translator, optimizer, samples, config, progress, told)
+    train_epoch(translator, optimizer, samples, config, progress, told, never)
     assert progress.step == 4, "12 batches of at least 4"
     assert [event for event, _ in told] == ["start", "step"]
-    assert told[0][1] == {"steps": 4}
+    assert told[0][1] == {"steps": 4, "done": 0}
     (entry,) = progress.history
     assert entry["step"] == 4
     assert entry["learning_rate"] == pytest.approx(learning_rate(3, 8, config))
@@ -169,7 +180,7 @@ def test_an_epoch_steps_once_for_each_group_of_batches_and_logs_the_loss(monkeyp
         assert int(state["step"]) == 4
 
     progress.epoch = 1
-    train_epoch(translator, optimizer, samples, config, progress, told)
+    train_epoch(translator, optimizer, samples, config, progress, told, never)
     assert progress.step == 8
     assert progress.history[1]["loss"] < entry["loss"]
     assert begun == [(0, 2), (1, 2)]
@@ -189,7 +200,7 @@ def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_entry(monkeypat
     translator, progress = tiny.translator(), Progress()
     config = TrainConfig(epochs=1, batch_size=4, accumulate=2, learning_rate=1e-2, warmup_steps=1)
     optimizer = torch.optim.AdamW(translator.parameters(), fused=True)
-    train_epoch(translator, optimizer, pairs(translator, 41, 1), config, progress, [])
+    train_epoch(translator, optimizer, pairs(translator, 41, 1), config, progress, [], never)
     steps = [sum(shares[i : i + 2]) for i in range(0, 10, 2)]
     assert [entry["step"] for entry in progress.history] == [2, 4, 5]
     expected = [sum(steps[:2]) / 2, sum(steps[2:4]) / 2, steps[4]]
@@ -205,6 +216,9 @@ def some_of(name: str) -> tuple[Hybrid, list[Sample]]:
     if name == "captioner":
         captioner = test_captioner.build()
         return captioner, captioner.featurize(test_captioner.samples_of(captioner))
+    if name == "captioner on rewards":
+        rewarded = test_captioner.build(reward_share=0.5)
+        return rewarded, rewarded.featurize(test_captioner.samples_of(rewarded))
     if name == "captioner of clips":
         watching = test_captioner.build(**test_captioner.TRAINED, temporal="lstm")
         return watching, test_captioner.samples_of(watching, frames=3)
@@ -215,15 +229,18 @@ def some_of(name: str) -> tuple[Hybrid, list[Sample]]:
     return recogniser, test_recogniser.samples_of(recogniser)
 
 
+FORMS = ["translator", "captioner", "captioner of clips", "nowcaster", "recogniser"]
+
+
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("name", ["translator", "captioner", "captioner of clips", "nowcaster", "recogniser"])
+@pytest.mark.parametrize("name", FORMS)
 def test_training_waits_for_its_device_every_tenth_step_only(name: str) -> None:
     hybrid, samples = some_of(name)
     config = TrainConfig(epochs=1, batch_size=2, learning_rate=1e-3, warmup_steps=1)
     optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], fused=True)
     many = Samples([{"length": np.array(1), **sample} for sample in (samples * 40)[:40]])
     with Waits() as waits:
-        train_epoch(hybrid, optimizer, many, config, Progress(), [])  # type: ignore[arg-type]
+        train_epoch(hybrid, optimizer, many, config, Progress(), [], never)  # type: ignore[arg-type]
     assert waits.count == 2, "of 20 steps"
 
 
@@ -236,7 +253,7 @@ def test_a_last_group_of_fewer_batches_weighs_as_much(monkeypatch: pytest.Monkey
     config = TrainConfig(epochs=1, batch_size=4, accumulate=4)
     translator = tiny.translator()
     optimizer = torch.optim.AdamW(translator.parameters(), fused=True)
-    train_epoch(translator, optimizer, pairs(translator, 40, 1), config, Progress(), [])
+    train_epoch(translator, optimizer, pairs(translator, 40, 1), config, Progress(), [], never)
     assert groups == [4] * 8 + [2] * 2
 
 
@@ -246,7 +263,7 @@ def test_an_epoch_depends_on_seed_and_epoch_only() -> None:
         translator = tiny.translator()
         torch.manual_seed(noise)  # whatever was drawn before
         optimizer = torch.optim.AdamW(translator.parameters(), fused=True)
-        train_epoch(translator, optimizer, pairs(translator, 20, seed=1), config, Progress(epoch=epoch), [])
+        train_epoch(translator, optimizer, pairs(translator, 20, seed=1), config, Progress(epoch=epoch), [], never)
         return translator.state_dict()
 
     def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -292,4 +309,162 @@ def test_validation_is_the_mean_over_all_samples_whatever_the_batch_size() -> No
     assert (list(without), judged) == (["val_loss"], {})
 
 
-# ---- checkpoints -------------------------------------------------------------------------------------------------
+# ---- checkpoints within an epoch ---------------------------------------------------------------------------------
+def entries(progress: Progress) -> list[dict[str, float]]:
+    """The history without what differs from machine to machine."""
+    noisy = ("time", "samples_per_second")
+    return [{key: value for key, value in entry.items() if key not in noisy} for entry in progress.history]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", [*FORMS, "captioner on rewards"])
+def test_an_epoch_goes_on_from_its_middle_to_the_last_bit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, augmentation and drawn captions, whatever was drawn before; gradients of two batches a step."""
+    monkeypatch.setattr(checkpoints, "get_device", lambda: torch.device("cpu"))
+    config = TrainConfig(epochs=2, batch_size=2, accumulate=2, learning_rate=1e-2, warmup_steps=1)
+
+    def begun() -> tuple[Hybrid, torch.optim.Optimizer, Any]:
+        hybrid, samples = some_of(name)
+        optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], fused=True)
+        return hybrid, optimizer, Samples([{"length": np.array(1), **sample} for sample in (samples * 50)[:50]])
+
+    def keep() -> None:
+        checkpoints.write_checkpoint(tmp_path, hybrid, optimizer, progress)
+
+    hybrid, optimizer, samples = begun()
+    progress = Progress(epoch=1)
+    train_epoch(hybrid, optimizer, samples, config, progress, [], keep)
+    assert (progress.step, progress.batches) == (13, 0)
+
+    again, moments, samples = begun()
+    resumed = checkpoints.load_checkpoint(again, moments, str(tmp_path))
+    assert (resumed.epoch, resumed.step, resumed.batches) == (1, 10, 20)
+    assert entries(resumed) == entries(progress)[:1]
+    torch.manual_seed(99)
+    told: list[tuple[str, dict[str, float]]] = []
+    train_epoch(again, moments, samples, config, resumed, told, never)
+    assert told[0] == ("start", {"steps": 13, "done": 5 * 2})
+    assert entries(resumed) == entries(progress)
+    expected = hybrid.state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in again.state_dict().items()), "bit for bit"
+    for one, other in zip(optimizer.state.values(), moments.state.values(), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_checkpoint_of_a_version_that_had_none_within_epochs_is_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "get_device", lambda: torch.device("cpu"))
+    config = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, warmup_steps=1)
+    nets = [tiny.translator() for _ in range(2)]
+    optimizers = [torch.optim.AdamW(net.parameters(), fused=True) for net in nets]
+    samples, progress = pairs(nets[0], 20, seed=1), Progress()
+    train_epoch(nets[0], optimizers[0], samples, config, progress, [], never)
+    checkpoints.write_checkpoint(tmp_path, nets[0], optimizers[0], progress)
+    earlier = {"epoch": 1, "step": 5, "best": 2.5, "stale": 0, "history": progress.history, "fallbacks": 0}
+    (tmp_path / "progress.json").write_text(json.dumps(earlier))
+    resumed = checkpoints.load_checkpoint(nets[1], optimizers[1], str(tmp_path))
+    assert (resumed.epoch, resumed.step, resumed.batches) == (1, 5, 0)
+    progress.epoch = 1
+    for net, optimizer, place in zip(nets, optimizers, (progress, resumed), strict=True):
+        train_epoch(net, optimizer, samples, config, place, [], never)
+    expected = nets[0].state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in nets[1].state_dict().items())
+
+
+class StoppedError(Exception):
+    """The end of a worker in the middle of an epoch."""
+
+
+GROUPS = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-2, warmup_steps=5, seed=3)
+STEPS, LEFT = 33, {"first": (0, 10, 12), "second": (10, 20, 25), "third": (20, 0, 33)}
+"""Steps of an epoch; of three workers' groups, one after another: where each begins, which checkpoint it leaves, and
+the last step that it makes."""
+
+
+def numbered(count: int) -> tuple[Translator, Any]:
+    """A translator without dropout, and pairs for it, whose batches hold the numbers of their samples."""
+    translator = tiny.translator()
+    translator.config = replace(translator.config, dropout=0.0)
+    for module in translator.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    samples = pairs(translator, count, seed=1)
+    for number in range(count):
+        samples[number]["number"] = np.array(number)
+    collate = translator.collate
+
+    def with_numbers(members: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
+        return {**collate(members, rng), "number": torch.tensor([int(member["number"]) for member in members])}
+
+    translator.collate = with_numbers  # type: ignore[method-assign]
+    return translator, samples
+
+
+def _group(rank: int, together: int, part: str, folder: str) -> None:
+    """A worker of a group: goes on from the checkpoint there is, notes what each step saw, leaves one, and stops."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/{part}", rank=rank, world_size=together)
+    torch.set_num_threads(1)
+    workers.world_size, workers.rank = lambda: together, lambda: rank
+    workers.tell = lambda *args: None
+    for module in (workers, loop, checkpoints):
+        module.get_device = lambda: torch.device("cpu")
+    contract.bf16_is_fast = lambda device: False
+    first, kept, last = LEFT[part]
+    translator, samples = numbered(265)
+    optimizer = torch.optim.AdamW(translator.parameters(), fused=True)
+    progress = checkpoints.load_checkpoint(translator, optimizer, f"{folder}/kept") if first else Progress()
+    assert progress.step == progress.batches == first
+    seen: list[list[int]] = []
+    translator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]["number"].tolist()))
+
+    def keep() -> None:
+        if rank == 0 and progress.step == kept:
+            Path(folder, "kept").mkdir(exist_ok=True)
+            checkpoints.write_checkpoint(Path(folder, "kept"), translator, optimizer, progress)
+
+    def step_or_stop(*args: Any) -> torch.Tensor:
+        if first + len(seen) > last:
+            raise StoppedError
+        return made(*args)
+
+    made, loop.step = loop.step, step_or_stop
+    model = nn.parallel.DistributedDataParallel(translator) if together > 1 else translator
+    with contextlib.suppress(StoppedError):
+        train_epoch(model, optimizer, samples, GROUPS, progress, None, keep)
+    Path(folder, f"{part}-{rank}.json").write_text(json.dumps({"seen": seen, "history": entries(progress)}))
+
+
+@pytest.mark.usefixtures("alone")
+def test_two_workers_then_one_then_two_see_each_sample_once_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each group is lost some steps after its checkpoint, and the next one goes on from there: they learn what one
+    worker does that nobody disturbs."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for part, together in (("first", 2), ("second", 1), ("third", 2)):
+        torch.multiprocessing.spawn(_group, (together, part, str(tmp_path)), nprocs=together)
+        found[part] = [json.loads((tmp_path / f"{part}-{rank}.json").read_text()) for rank in range(together)]
+    translator, samples = numbered(265)
+    plan = [batch.tolist() for batch in plan_epoch(samples.lengths, 8, seed=3, epoch=0)]
+    assert len(plan) == STEPS
+    assert sorted(number for batch in plan for number in batch) == list(range(265))
+    for part, (first, _, last) in LEFT.items():
+        shares = [worker["seen"] for worker in found[part]]
+        for number, batch in enumerate(plan[first:last]):
+            mine = [share[number] for share in shares]
+            assert sorted(n for own in mine for n in own) == sorted(batch), "the plan's batch, whoever is there"
+            assert mine == [batch[rank :: len(shares)] for rank in range(len(shares))]
+    history = found["third"][0]["history"]
+    assert [entry["step"] for entry in history] == [10, 20, 30, 33], "no step is repeated or missing"
+    assert found["third"][1]["history"] == history
+    monkeypatch.setattr(contract, "bf16_is_fast", lambda device: False)
+    optimizer, undisturbed = torch.optim.AdamW(translator.parameters(), fused=True), Progress()
+    train_epoch(translator, optimizer, samples, GROUPS, undisturbed, [], never)
+    for key in ("loss", "gradient_norm"):
+        assert [entry[key] for entry in history] == pytest.approx(
+            [entry[key] for entry in undisturbed.history], rel=1e-3
+        )

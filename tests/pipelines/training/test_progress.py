@@ -18,7 +18,7 @@ def test_every_epoch_is_one_line_also_the_last(caplog: pytest.LogCaptureFixture)
     caplog.set_level(logging.INFO, "pipelines.training.progress")
     with progress.followed("run", epochs=2) as reporter:
         for epoch in (0, 1):
-            reporter.update.remote("start", epoch, 3 * epoch, {"steps": 3})
+            reporter.update.remote("start", epoch, 3 * epoch, {"steps": 3, "done": 0})
             reporter.update.remote("step", epoch, 3 * epoch + 2, {"loss": 2.5, "samples_per_second": 10.0})
             ray.get(
                 reporter.update.remote(

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def test_impossible_jobs_are_refused(job: TrainJob, tmp_path: Path) -> None:
     assert refusal(replace(job, num_workers=17)) == (
         "`train.batch_size` 16 is too small for `num_workers` 17: it must be at least 17"
     )
+    assert refusal(replace(job, num_workers=(0, 2))) == "`num_workers` is 0: it must be at least 1"
+    assert refusal(replace(job, num_workers=(4, 2))) == "`num_workers` is 4..2: the least comes first, 2..4"
+    assert refusal(replace(job, num_workers=(1, 17))) == (
+        "`train.batch_size` 16 is too small for `num_workers` 17: it must be at least 17"
+    )
+    runs.check(replace(job, num_workers=(1, 16)))
+    for minutes in (-1.0, math.nan, math.inf):
+        assert refusal(replace(job, checkpoint_minutes=minutes)) == (
+            f"`checkpoint_minutes` is {minutes}: it must be 0 or more"
+        )
     rewards = Recipe("captioner", CaptionerConfig(reward_share=0.4), CaptionerDecoding(), TrainConfig(batch_size=15))
     assert refusal(replace(job, recipe=rewards, num_workers=8)).endswith("it must be at least 16"), "two images each"
     assert refusal(replace(job, data=str(tmp_path))).startswith(f"no shards found at {tmp_path}/train: ")
