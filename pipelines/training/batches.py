@@ -11,11 +11,10 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +26,6 @@ from pipelines import storage
 from pipelines.reading.samples import unpack
 from pipelines.staging.pieces import Piece
 
-T = TypeVar("T")
 COLUMNS = ["sample", "length"]
 ORDER = "order.npy"
 """Beside the samples: their numbers in the order of their shards."""
@@ -138,14 +136,3 @@ def plan_epoch(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> l
     by_length = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in chunks])
     batches = np.array_split(by_length, max(1, len(by_length) // batch_size))
     return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def prefetch(make: Callable[[int], T], first: int, stop: int, ahead: int = 2) -> Iterator[T]:
-    """`make(first) … make(stop - 1)` in order, computed by a thread while the caller works on earlier ones."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(make, i) for i in range(first, min(first + ahead, stop))]
-        for i in range(first, stop):
-            result = pending.pop(0).result()
-            if i + ahead < stop:
-                pending.append(pool.submit(make, i + ahead))
-            yield result

@@ -42,6 +42,8 @@ class Progress:
     """Finished optimizer steps."""
     batches: int = 0
     """Batches of the epoch's plan that its finished steps have seen; 0 between two epochs."""
+    scale: dict[str, float] = field(default_factory=dict)
+    """Of gradients in float16, as `torch.amp.GradScaler` keeps it; empty where they are in other numbers."""
     best: float | None = None
     """Best validation metric so far."""
     stale: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,18 @@ from ray import train as ray_train
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
-from hybrid_models.contract import Batch, Hybrid, to_device
+from hybrid_models.contract import Batch, Hybrid, half_type, to_device
+from pipelines.models.ahead import made_ahead
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
 from pipelines.training import failures, workers
-from pipelines.training.batches import PreparedSamples, plan_epoch, prefetch
+from pipelines.training.batches import PreparedSamples, plan_epoch
 from pipelines.training.checkpoints import Interval, Metrics, Progress, restore, save, save_within
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainTask
 
 LOG_EVERY = 10
+AHEAD = 2  # batches
 FINAL_RATE = 0.02
 
 
@@ -121,21 +123,23 @@ def train_epoch(
     started, seen = time.perf_counter(), 0
     shares: list[Tensor] = []
     norms: list[Tensor] = []
+    scaler = scaler_of(get_device(), progress.scale)
     workers.tell(reporter, "start", progress, {"steps": steps, "done": progress.batches // config.accumulate})
     for number, batch in training_batches(hybrid, samples, plan, config.seed, progress):
         last = (number + 1) % config.accumulate == 0 or number + 1 == len(plan)
         group = min(config.accumulate, len(plan) - number // config.accumulate * config.accumulate)
         seed_draws(config.seed, progress.epoch, number, workers.rank())
-        shares.append(backward(model, batch, group, synchronise=last))
+        shares.append(backward(model, batch, group, scaler, synchronise=last))
         seen += len(plan[number])
         if not last:
             continue
         rate = learning_rate(progress.step, config.epochs * steps, config)
-        norms.append(step(model, optimizer, rate, config.clip_norm))
+        norms.append(step(model, optimizer, rate, config.clip_norm, scaler))
         progress.step += 1
         progress.batches = (number + 1) % len(plan)
         if progress.step % LOG_EVERY == 0 or not progress.batches:
-            values = {**look(shares, norms), "learning_rate": rate}
+            values = {**look(shares, norms, scaler.is_enabled()), "learning_rate": rate}
+            progress.scale = scaler.state_dict()
             values["samples_per_second"] = seen / (time.perf_counter() - started)
             progress.note(values)
             workers.tell(reporter, "step", progress, values)
@@ -156,7 +160,8 @@ def seed_draws(*numbers: int) -> None:
 def training_batches(
     hybrid: Hybrid, samples: PreparedSamples, plan: Sequence[np.ndarray], seed: int, progress: Progress
 ) -> Iterator[tuple[int, Batch]]:
-    """This worker's share of every batch of the plan that is left, with the batch's number, collated ahead by a thread.
+    """This worker's share of every batch of the plan that is left, with the batch's number, collated and copied to its
+    device ahead by a thread.
 
     The plan has no workers in it: when their number changes, each takes more or less of the same batches.
     """
@@ -165,24 +170,42 @@ def training_batches(
 
     def make(number: int) -> Batch:
         rng = np.random.default_rng((seed, epoch, number, mine))
-        return hybrid.collate([samples[i] for i in plan[number][mine::together]], rng)
+        return to_device(hybrid.collate([samples[i] for i in plan[number][mine::together]], rng), device)
 
-    for number, batch in enumerate(prefetch(make, first, len(plan)), first):
-        yield number, to_device(batch, device)
+    for number, batch in made_ahead(make, range(first, len(plan)), AHEAD):
+        yield number, batch()
 
 
-def backward(model: nn.Module, batch: Batch, accumulate: int, synchronise: bool) -> Tensor:
+def scaler_of(device: torch.device, state: Mapping[str, float]) -> torch.amp.GradScaler:
+    """What keeps gradients of float16 from vanishing (Micikevicius et al. 2018, arXiv:1710.03740); of a device that
+    computes in other numbers one that does nothing.
+
+    Args:
+        device: that computes.
+        state: where it was; empty at the beginning.
+    """
+    scaler = torch.amp.GradScaler(device.type, enabled=half_type(device) is torch.float16)
+    if state:
+        scaler.load_state_dict(dict(state))
+    return scaler
+
+
+def backward(
+    model: nn.Module, batch: Batch, accumulate: int, scaler: torch.amp.GradScaler, synchronise: bool
+) -> Tensor:
     """Adds the gradients of the batch's mean loss, exact over workers of unequal shares; returns that mean."""
     hold = contextlib.nullcontext() if synchronise or workers.world_size() == 1 else model.no_sync()  # type: ignore[operator]
     with hold:
         loss = model(batch)
         count = workers.all_sum(loss.terms.detach().float())
         # DDP averages gradients over workers, so the sum over workers needs their number.
-        (loss.total * (workers.world_size() / (count * accumulate))).backward()
+        scaler.scale(loss.total * (workers.world_size() / (count * accumulate))).backward()
     return workers.all_sum(loss.total.detach().float()) / count / accumulate
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float) -> Tensor:
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip_norm: float, scaler: torch.amp.GradScaler
+) -> Tensor:
     """One step of a fused optimizer at this learning rate; returns the gradients' norm before clipping.
 
     Where that is not finite, nothing changes. To know so here, a GPU would have to be waited for: `look` tells.
@@ -192,26 +215,31 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip_n
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
+    scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm).detach()
-    optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # as `torch.amp.GradScaler` says it
-    optimizer.step()
+    if not scaler.is_enabled():
+        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # as a scaler says it
+    scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return norm
 
 
-def look(shares: Sequence[Tensor], norms: Sequence[Tensor]) -> dict[str, float]:
+def look(shares: Sequence[Tensor], norms: Sequence[Tensor], scaled: bool = False) -> dict[str, float]:
     """Waits for some steps to be done; returns their mean `loss` and the last `gradient_norm`.
 
     Args:
         shares: what `backward` gave.
         norms: what `step` gave.
+        scaled: gradients are, so that some steps are left out until the scale fits.
 
     Raises:
-        FloatingPointError: the gradients of one were not finite.
+        FloatingPointError: the gradients of one were not finite; of all, if they are scaled.
     """
     values: list[float] = torch.stack([*shares, *norms]).tolist()
     losses, found = values[: len(shares)], values[len(shares) :]
-    if not all(map(math.isfinite, found)):
+    finite = [math.isfinite(norm) for norm in found]
+    if not (any(finite) if scaled else all(finite)):
         raise FloatingPointError("the gradients are not finite: lower `train.learning_rate`")
     return {"loss": sum(losses) / len(norms), "gradient_norm": found[-1]}
 

@@ -107,13 +107,13 @@ def main(options: Options) -> None:
     judged = sequences(test, options.test, np.random.default_rng(0))
     net, loss_of, draw = NETS[options.net](config)
     optimizer = torch.optim.AdamW(net.parameters(), lr=rates.learning_rate, weight_decay=0.0, fused=True)
-    rng, seconds = np.random.default_rng(options.seed), 0.0
+    rng, seconds, unscaled = np.random.default_rng(options.seed), 0.0, torch.amp.GradScaler("cpu", enabled=False)
     for done in range(options.steps):
         frames = sequences(train[:-MNIST_VAL_DIGITS], rates.batch_size, rng)
         started = time.perf_counter()
         loss = loss_of(frames, done / options.steps)
         (loss.total / loss.terms).backward()
-        step(net, optimizer, learning_rate(done, options.steps, rates), rates.clip_norm)
+        step(net, optimizer, learning_rate(done, options.steps, rates), rates.clip_norm, unscaled)
         seconds += time.perf_counter() - started
         if (done + 1) % options.judge_every == 0:
             figures = judge(draw, judged)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_models.contract import Hybrid, Loss, autocast, bf16_is_fast, module_device, to_device
+from hybrid_models.contract import Hybrid, Loss, autocast, bf16_is_fast, half_type, module_device, to_device
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig, HybridConfig
 
@@ -48,6 +48,24 @@ def test_to_device_moves_every_tensor():
     batch = {"a": torch.arange(3), "b": torch.zeros(2, 2)}
     moved = to_device(batch, torch.device("meta"))
     assert {name: tensor.device.type for name, tensor in moved.items()} == {"a": "meta", "b": "meta"}
+
+
+@pytest.mark.parametrize(
+    ("native", "capability", "kind"),
+    [
+        (True, (8, 0), torch.bfloat16),
+        (False, (7, 5), torch.float16),
+        (False, (7, 0), torch.float16),
+        (False, (6, 1), None),
+    ],
+)
+def test_gpus_compute_in_what_they_are_fast_in(
+    monkeypatch: pytest.MonkeyPatch, native: bool, capability: tuple[int, int], kind: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert half_type(torch.device("cuda")) is kind
+    assert half_type(torch.device("cpu")) is (torch.bfloat16 if bf16_is_fast(torch.device("cpu")) else None)
 
 
 def test_autocast_is_bf16_where_it_is_fast_and_nothing_elsewhere():

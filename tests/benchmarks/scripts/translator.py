@@ -44,7 +44,7 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
         def work(batch: list[dict[str, Any]]) -> int:
             loss = hybrid(hybrid.collate(batch))
             (loss.total / loss.terms).backward()
-            step(hybrid, optimizer, 1e-4, 1.0)
+            step(hybrid, optimizer, 1e-4, 1.0, torch.amp.GradScaler("cpu", enabled=False))
             return sum(len(pair["target"]) + 1 for pair in batch)
     else:
         hybrid.eval()

@@ -12,7 +12,7 @@ from pipelines import storage
 from pipelines.reading.samples import pack
 from pipelines.staging.pieces import Piece
 from pipelines.training import batches
-from pipelines.training.batches import CHUNK_BATCHES, PreparedSamples, plan_epoch, prefetch
+from pipelines.training.batches import CHUNK_BATCHES, PreparedSamples, plan_epoch
 
 LENGTHS = np.random.default_rng(0).integers(1, 200, 1003)
 
@@ -152,35 +152,3 @@ def test_the_copy_is_shared_until_the_pieces_change(tmp_path: Path) -> None:
     assert len({first.folder, changed.folder, other.folder}) == 3
     for samples in (first, changed, other):
         samples.remove()
-
-
-def test_prefetch_keeps_the_order_and_works_ahead() -> None:
-    made: list[int] = []
-    second = threading.Event()
-
-    def make(number: int) -> int:
-        made.append(number)
-        if number == 1:
-            second.set()
-        return number * number
-
-    results = prefetch(make, 0, 5, ahead=2)
-    assert next(results) == 0
-    assert second.wait(5), "the second is computed before it is asked for"
-    assert list(results) == [1, 4, 9, 16]
-    assert made == [0, 1, 2, 3, 4]
-    assert list(prefetch(make, 3, 5)) == [9, 16]
-    assert list(prefetch(make, 0, 0)) == list(prefetch(make, 2, 2)) == []
-    assert list(prefetch(make, 0, 1, ahead=4)) == [0]
-
-
-def test_prefetch_passes_errors_on_in_their_place() -> None:
-    def make(number: int) -> int:
-        if number == 2:
-            raise RuntimeError("batch 2")
-        return number
-
-    results = prefetch(make, 0, 5)
-    assert [next(results), next(results)] == [0, 1]
-    with pytest.raises(RuntimeError, match="batch 2"):
-        next(results)

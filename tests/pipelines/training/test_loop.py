@@ -33,6 +33,7 @@ def never() -> None:
     """No checkpoint within an epoch."""
 
 
+UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
 CONFIG = TrainConfig(learning_rate=2.0, warmup_steps=10, schedule="cosine")
 
 
@@ -83,7 +84,7 @@ def test_a_step_clips_the_global_norm_and_uses_the_rate(clip: float, scale: floa
     layer = small([0.5, -0.5])
     layer.weight.grad = torch.tensor([[3.0, 4.0]])  # norm 5
     optimizer = torch.optim.SGD(layer.parameters(), lr=99.0, fused=True)
-    assert step(layer, optimizer, 0.1, clip).item() == pytest.approx(5.0)
+    assert step(layer, optimizer, 0.1, clip, UNSCALED).item() == pytest.approx(5.0)
     expected = [0.5 - 0.1 * 3.0 * scale, -0.5 - 0.1 * 4.0 * scale]
     assert layer.weight.tolist()[0] == pytest.approx(expected, abs=1e-5)
     assert layer.weight.grad is None
@@ -97,7 +98,7 @@ def test_gradients_that_are_not_finite_stop_training(value: float) -> None:
     for number, second in enumerate((4.0, value, 4.0)):
         before = layer.weight.tolist()
         layer.weight.grad = torch.tensor([[3.0, second]])
-        norms.append(step(layer, optimizer, 0.1, 1.0))
+        norms.append(step(layer, optimizer, 0.1, 1.0, UNSCALED))
         assert (layer.weight.tolist() == before) is (number == 1), "nothing but finite gradients changes weights"
     assert layer.weight.isfinite().all()
     shares = [torch.tensor(7.0)] * 3
@@ -127,7 +128,8 @@ def test_gradients_of_accumulated_batches_are_the_mean_of_their_means() -> None:
     ]
     model = Squares()
     losses = [
-        backward(model, batch, 2, synchronise=last).item() for batch, last in zip(batches, (False, True), strict=True)
+        backward(model, batch, 2, UNSCALED, synchronise=last).item()
+        for batch, last in zip(batches, (False, True), strict=True)
     ]
     gradient, means = np.zeros(2), []
     for batch in batches:
@@ -245,10 +247,62 @@ def test_training_waits_for_its_device_every_tenth_step_only(name: str) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", ["translator", "captioner", "captioner of clips", "nowcaster", "recogniser"])
+def test_in_float16_a_hybrid_learns_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs that have tensor cores for nothing better; a CPU computes in it, too, though slowly."""
+    config = TrainConfig(epochs=1, batch_size=2, learning_rate=1e-3, warmup_steps=1)
+
+    def trained(kind: torch.dtype | None) -> tuple[list[float], Progress, list[Any]]:
+        monkeypatch.setattr("hybrid_models.contract.half_type", lambda device: kind)
+        monkeypatch.setattr(loop, "half_type", lambda device: kind)
+        hybrid, samples = some_of(name)
+        optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], fused=True)
+        many = Samples([{"length": np.array(1), **sample} for sample in (samples * 40)[:40]])
+        progress = Progress()
+        train_epoch(hybrid, optimizer, many, config, progress, [], never)  # type: ignore[arg-type]
+        with torch.inference_mode():
+            predicted = hybrid.eval().predict(hybrid.collate(samples[:2]), hybrid.decoding)
+        return [entry["loss"] for entry in progress.history], progress, predicted
+
+    whole, plain, _ = trained(None)
+    half, scaled, predicted = trained(torch.float16)
+    assert len(predicted) == 2
+    assert half == pytest.approx(whole, rel=0.05)
+    assert plain.scale == {}
+    assert 1 <= scaled.scale["scale"] <= 2.0**16
+    assert loop.scaler_of(torch.device("cpu"), scaled.scale).state_dict() == scaled.scale
+
+
+def test_scaled_gradients_are_those_without_a_scale_and_too_large_a_scale_shrinks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "half_type", lambda device: torch.float16)
+    scaler = loop.scaler_of(torch.device("cpu"), {})
+    layers = [small([0.5, -0.5]) for _ in range(2)]
+    for layer, own in zip(layers, (UNSCALED, scaler), strict=True):
+        optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+        own.scale((layer.weight * torch.tensor([[3.0, 4.0]])).sum()).backward()
+        assert step(layer, optimizer, 0.1, 1.0, own).item() == pytest.approx(5.0)
+    assert torch.equal(layers[0].weight, layers[1].weight)
+    before = scaler.get_scale()
+    norms = []
+    for value in (math.inf, 1.0):
+        scaler.scale((layers[1].weight * value).sum()).backward()
+        norms.append(step(layers[1], optimizer, 0.1, 1.0, scaler))
+    assert scaler.get_scale() == before / 2
+    shares = [torch.tensor(7.0)] * 2
+    assert loop.look(shares, norms, scaled=True)["loss"] == 7.0, "until the scale fits"
+    with pytest.raises(FloatingPointError):
+        loop.look(shares, [norms[0]] * 2, scaled=True)
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_last_group_of_fewer_batches_weighs_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
     nothing = torch.tensor(0.0)
-    monkeypatch.setattr(loop, "backward", lambda model, batch, group, synchronise: groups.append(group) or nothing)
+    monkeypatch.setattr(
+        loop, "backward", lambda model, batch, group, scaler, synchronise: groups.append(group) or nothing
+    )
     monkeypatch.setattr(loop, "step", lambda *args: nothing)
     config = TrainConfig(epochs=1, batch_size=4, accumulate=4)
     translator = tiny.translator()
