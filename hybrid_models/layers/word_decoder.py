@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hybrid_models.contract import Loss
 from hybrid_models.layers.attention import AdditiveAttention
+from hybrid_models.layers.attention_walk import attention_walk
 from hybrid_models.layers.recurrent import GATES, RNNS, Cell, RepeatedProduct, advance
 from hybrid_models.search.beam import Hypothesis, State, search
 from hybrid_models.search.options import SearchOptions
@@ -101,24 +102,32 @@ class WordDecoder(nn.Module, abc.ABC):
             weights: [N], by which each text's tokens are weighted.
         """
         embedded_NTE = self.dropout(self.embedding(targets[:, :-1]))
-        features_NTF, _ = self.unroll(embedded_NTE, state, memory)
         words_M = targets[:, 1:].flatten()
         chosen = F.pad(written, (0, -len(written) % ROWS))
-        logits = self._logits(features_NTF.flatten(0, 1)[chosen], embedded_NTE.flatten(0, 1)[chosen])[: len(written)]
+        logits = self._logits(self.read(embedded_NTE, chosen, state, memory))[: len(written)]
         costs = F.cross_entropy(logits.float(), words_M[written], label_smoothing=label_smoothing, reduction="none")
         if weights is not None:
             costs = costs * weights.repeat_interleave(targets.shape[1] - 1)[written]
         return Loss(costs.sum(), (words_M != PAD).sum())
 
+    def read(self, embedded: Tensor, chosen: Tensor, state: State, memory: State) -> Tensor:
+        """`R [features; embedding]` [M,E] of chosen places in [N·T]; the other arguments are those of `unroll`."""
+        features_NTF, _ = self.unroll(embedded, state, memory)
+        return self._readout(features_NTF.flatten(0, 1)[chosen], embedded.flatten(0, 1)[chosen])
+
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
         """One step of a search, see `search.beam.Step`: tokens [N] → log_probs float32 [N,V]."""
         embedded_N1E = self.embedding(tokens).unsqueeze(1)
         features_N1F, state = self.unroll(embedded_N1E, state, memory)
-        logits_NV = self._logits(features_N1F[:, 0], embedded_N1E[:, 0])
+        logits_NV = self._logits(self._readout(features_N1F[:, 0], embedded_N1E[:, 0]))
         return torch.log_softmax(logits_NV.float(), dim=-1), state
 
-    def _logits(self, features: Tensor, embedded: Tensor) -> Tensor:
-        readout = self.dropout(torch.tanh(self.readout(torch.cat([features, embedded.to(features.dtype)], dim=-1))))
+    def _readout(self, features: Tensor, embedded: Tensor) -> Tensor:
+        read: Tensor = self.readout(torch.cat([features, embedded.to(features.dtype)], dim=-1))
+        return read
+
+    def _logits(self, read: Tensor) -> Tensor:
+        readout = self.dropout(torch.tanh(read))
         weight = self.embedding.weight if self.output_weight is None else self.output_weight
         return F.linear(readout, weight, self.output_bias)
 
@@ -185,6 +194,28 @@ class AttentionDecoder(WordDecoder):
         hidden, contexts, _, state = self._walk(embedded, state, memory)
         hidden_NTD, contexts_NTK = torch.stack(hidden, dim=1), torch.stack(contexts, dim=1)
         return torch.cat([hidden_NTD.to(contexts_NTK.dtype), contexts_NTK], dim=2), state
+
+    def read(self, embedded: Tensor, chosen: Tensor, state: State, memory: State) -> Tensor:
+        """As `look_up` does, multiplies keys instead of contexts where there are fewer of them."""
+        sources, places, _ = memory["keys"].shape
+        if sources * places >= embedded.shape[0] * embedded.shape[1]:
+            return super().read(embedded, chosen, state, memory)
+        readout_ED, readout_EK, readout_EE = self._readout_parts()
+        values_BSX = F.linear(memory["keys"], torch.cat([self.context_gates.weight, readout_EK]))
+        gates_BSG, readout_BSE = values_BSX.split([self.context_gates.out_features, len(readout_EK)], dim=2)
+        hidden_NTD, weights_NTS = attention_walk(
+            self.word_gates(embedded),
+            state,
+            gates_BSG,
+            memory["projected"],
+            memory["mask"],
+            (self.hidden_gates.weight, self.hidden_gates.bias),
+            self.attention.query.weight,
+            self.attention.energy.weight[0],
+        )
+        context_NTE = _mean(weights_NTS.flatten(0, 1), readout_BSE).view(*embedded.shape)
+        own_NTE = F.linear(hidden_NTD, readout_ED, self.readout.bias) + F.linear(embedded, readout_EE)
+        return (own_NTE + context_NTE).flatten(0, 1)[chosen]
 
     def attend(self, texts: Sequence[Sequence[int]], state: State, memory: State) -> list[np.ndarray]:
         written_NT = torch.from_numpy(pad_rows([np.asarray([BOS, *tokens]) for tokens in texts]))
