@@ -1,7 +1,8 @@
 """Recurrent word decoders, with and without attention: the RNN half of the captioner and of the translator.
 
 Training unrolls whole target sequences at once: what does not depend on the previous state (embeddings, their gates,
-keys) is computed up front; the softmax, and the gradients of matrices, once after the loop; for real tokens only.
+keys) is computed up front; the softmax, and the gradients of matrices, once after the loop; for real tokens only. Where
+the keys are few for so many words, the loop is `attention_walk`.
 """
 
 # ruff: noqa: N806 - shape suffixes, see contract.py
@@ -77,6 +78,10 @@ class WordDecoder(nn.Module, abc.ABC):
         """A memory for `step` alone, with products of it that cost less once than at each step of a search."""
         return memory
 
+    def share(self, memory: State, words: int) -> State:
+        """A memory for `step` and `loss`, with products of it that cost less once than for each of so many words."""
+        return memory
+
     def attend(self, texts: Sequence[Sequence[int]], state: State, memory: State) -> list[np.ndarray] | None:
         """Where it looks while it writes a text's T tokens and the end symbol: float32 [T+1,S] of each of N texts; None
         without attention."""
@@ -97,7 +102,7 @@ class WordDecoder(nn.Module, abc.ABC):
             targets: int64 [N,T]: start symbol, words, end symbol, padding (`PAD`, which costs nothing).
             written: int64 [M], the targets' `text.written_places`.
             state: initial state, leading axis N.
-            memory: as `prepare` gives it, leading axis B, where N = B·R.
+            memory: as `prepare` or `share` gives it, leading axis B, where N = B·R.
             label_smoothing: share of the target mass spread over all words; 0 when not training.
             weights: [N], by which each text's tokens are weighted.
         """
@@ -196,24 +201,21 @@ class AttentionDecoder(WordDecoder):
         return torch.cat([hidden_NTD.to(contexts_NTK.dtype), contexts_NTK], dim=2), state
 
     def read(self, embedded: Tensor, chosen: Tensor, state: State, memory: State) -> Tensor:
-        """As `look_up` does, multiplies keys instead of contexts where there are fewer of them."""
-        sources, places, _ = memory["keys"].shape
-        if sources * places >= embedded.shape[0] * embedded.shape[1]:
+        memory = self.share(memory, embedded.shape[0] * embedded.shape[1])
+        if "keys" in memory:
             return super().read(embedded, chosen, state, memory)
-        readout_ED, readout_EK, readout_EE = self._readout_parts()
-        values_BSX = F.linear(memory["keys"], torch.cat([self.context_gates.weight, readout_EK]))
-        gates_BSG, readout_BSE = values_BSX.split([self.context_gates.out_features, len(readout_EK)], dim=2)
+        readout_ED, _, readout_EE = self._readout_parts()
         hidden_NTD, weights_NTS = attention_walk(
             self.word_gates(embedded),
             state,
-            gates_BSG,
+            memory["gates"],
             memory["projected"],
             memory["mask"],
             (self.hidden_gates.weight, self.hidden_gates.bias),
             self.attention.query.weight,
             self.attention.energy.weight[0],
         )
-        context_NTE = _mean(weights_NTS.flatten(0, 1), readout_BSE).view(*embedded.shape)
+        context_NTE = _mean(weights_NTS.flatten(0, 1), memory["readout"]).view(*embedded.shape)
         own_NTE = F.linear(hidden_NTD, readout_ED, self.readout.bias) + F.linear(embedded, readout_EE)
         return (own_NTE + context_NTE).flatten(0, 1)[chosen]
 
@@ -229,6 +231,17 @@ class AttentionDecoder(WordDecoder):
         keys_BSK = memory["keys"]
         if 2 * keys_BSK.shape[0] * keys_BSK.shape[1] >= options.most_tokens(max_length):
             return memory
+        return self._multiplied(memory)
+
+    def share(self, memory: State, words: int) -> State:
+        """As `look_up`, but for texts that are known to have so many words, padding included. Keys of a frozen encoder
+        need no gradients, which is one product of three: so they may be half as many again."""
+        if "keys" not in memory or 2 * memory["keys"].shape[0] * memory["keys"].shape[1] >= 3 * words:
+            return memory
+        return self._multiplied(memory)
+
+    def _multiplied(self, memory: State) -> State:
+        keys_BSK = memory["keys"]
         _, readout_EK, _ = self._readout_parts()
         return {
             "mask": memory["mask"],
