@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hybrid_models.layers.attention import masked_softmax, tanh_
+from hybrid_models.layers.attention import half_tanh, masked_softmax
 from hybrid_models.layers.recurrent import advance
 from hybrid_models.search.beam import State
 
@@ -66,7 +66,7 @@ class _Walk(torch.autograd.Function):
         cells, meetings = [], []
         values_BSG = values_BSG.contiguous()  # or each step would copy it
         with torch.autocast(words_NTG.device.type, enabled=False):
-            keys_B1SA, energy_A1 = keys_BSA.float().unsqueeze(1), energy_A.unsqueeze(1)
+            keys_BSA, energy_A1 = keys_BSA.float(), 2 * energy_A.unsqueeze(1)
             for t in range(steps):
                 gates_NG = words_NTG[:, t]
                 if t > 0:
@@ -74,8 +74,8 @@ class _Walk(torch.autograd.Function):
                 gates = gates_NG, torch.addmm(bias_G, hidden_NTD[:, t], weight_GD.t())
                 state, cell = _advance(state, gates, recorded)
                 hidden_NTD[:, t + 1] = state["hidden"]
-                query_BR1A = (hidden_NTD[:, t + 1] @ query_AD.t()).float().view(sources, -1, 1, size)
-                meetings_XA = tanh_(keys_B1SA + query_BR1A).to(words_NTG.dtype).view(-1, size)
+                query_BRA = (hidden_NTD[:, t + 1] @ query_AD.t()).view(sources, -1, size)
+                meetings_XA = half_tanh(keys_BSA, query_BRA).to(words_NTG.dtype).view(-1, size)
                 energies_BRS = (meetings_XA @ energy_A1).view(sources, -1, places)
                 weights_BRS = masked_softmax(energies_BRS, mask_BS.unsqueeze(1))
                 weights_NTS[:, t] = weights_BRS.flatten(0, 1)
@@ -109,12 +109,13 @@ class _Walk(torch.autograd.Function):
             expected_N1 = (weights_NS * grad_weights_NS).sum(dim=1, keepdim=True)
             grad_energies_NS = (weights_NS * (grad_weights_NS - expected_N1)).to(energy_A.dtype)
             meetings_NSA = meetings.pop().view(rows, places, size)
-            grad_energy_A += (grad_energies_NS.view(1, -1) @ meetings_NSA.flatten(0, 1))[0]
-            torch.addcmul(one, meetings_NSA, meetings_NSA, value=-1, out=meetings_NSA)  # the slope of tanh
+            grad_energy_A += 2 * (grad_energies_NS.view(1, -1) @ meetings_NSA.flatten(0, 1))[0]
+            torch.addcmul(one, meetings_NSA, meetings_NSA, value=-4, out=meetings_NSA)  # tanh's slope
             grad_query_NA = torch.bmm(grad_energies_NS.unsqueeze(1), meetings_NSA).squeeze(1) * energy_A
             grad_query_NTA[:, t] = grad_query_NA
             meetings_NSA *= grad_energies_NS.unsqueeze(2)
-            grad_keys_BSA += meetings_NSA.view(sources, -1, places, size).sum(dim=1)
+            for row_BSA in meetings_NSA.view(sources, -1, places, size).unbind(1):
+                grad_keys_BSA += row_BSA
             grads[0] = grads[0] + grad_hidden_NTD[:, t] + grad_query_NA @ query_AD
             given, made = cells.pop()
             grad_words_NG, grad_gates_NG, *grads = torch.autograd.grad(
