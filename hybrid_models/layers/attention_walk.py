@@ -4,7 +4,7 @@ Autograd would keep some forty small results a step, and add up the gradients of
 a step keeps its state and where it met the keys, and such gradients are one product each, after the last step.
 """
 
-# ruff: noqa: N806 - shape suffixes, see contract.py
+# ruff: noqa: N803, N806 - shape suffixes, see contract.py
 
 from __future__ import annotations
 
@@ -62,16 +62,15 @@ class _Walk(torch.autograd.Function):
         hidden_NTD = words_NTG.new_empty(rows, steps + 1, hidden_ND.shape[1])
         hidden_NTD[:, 0] = hidden_ND
         weights_NTS = hidden_ND.new_empty(rows, steps, places)
+        weights_BRS = hidden_ND.new_zeros(sources, rows // sources, places)
         state = {"hidden": hidden_ND} if cell_ND is None else {"hidden": hidden_ND, "cell": cell_ND}
         cells, meetings = [], []
         values_BSG = values_BSG.contiguous()  # or each step would copy it
         with torch.autocast(words_NTG.device.type, enabled=False):
             keys_BSA, energy_A1 = keys_BSA.float(), 2 * energy_A.unsqueeze(1)
             for t in range(steps):
-                gates_NG = words_NTG[:, t]
-                if t > 0:
-                    gates_NG = gates_NG + torch.bmm(weights_BRS.to(words_NTG.dtype), values_BSG).flatten(0, 1)
-                gates = gates_NG, torch.addmm(bias_G, hidden_NTD[:, t], weight_GD.t())
+                looked_BRG = torch.bmm(weights_BRS.to(words_NTG.dtype), values_BSG)
+                gates = words_NTG[:, t] + looked_BRG.flatten(0, 1), torch.addmm(bias_G, hidden_NTD[:, t], weight_GD.t())
                 state, cell = _advance(state, gates, recorded)
                 hidden_NTD[:, t + 1] = state["hidden"]
                 query_BRA = (hidden_NTD[:, t + 1] @ query_AD.t()).view(sources, -1, size)
@@ -88,12 +87,13 @@ class _Walk(torch.autograd.Function):
         return hidden_NTD[:, 1:], weights_NTS
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_hidden_NTD: Tensor, grad_weights_NTS: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NTD, weights_NTS, values_BSG, weight_GD, query_AD, energy_A = ctx.saved_tensors
         meetings, cells, ctx.meetings, ctx.cells = ctx.meetings, ctx.cells, None, None
         (rows, steps, places), (sources, _, gates), size = weights_NTS.shape, values_BSG.shape, len(energy_A)
         grad_words_NTG = values_BSG.new_empty(rows, steps, gates)
+        grad_words_NG = values_BSG.new_zeros(rows, gates)  # of the next step
         grad_gates_NTG = torch.empty_like(grad_words_NTG)
         grad_query_NTA = values_BSG.new_empty(rows, steps, size)
         grad_keys_BSA = energy_A.new_zeros(sources, places, size, dtype=torch.float32)
@@ -102,10 +102,8 @@ class _Walk(torch.autograd.Function):
         one = values_BSG.new_ones(())
         grads = [torch.zeros_like(tensor) for tensor in cells[-1][1].values()]
         for t in reversed(range(steps)):
-            grad_weights_NS, weights_NS = grad_weights_NTS[:, t], weights_NTS[:, t]
-            if t + 1 < steps:
-                next_BRG = grad_words_NG.view(sources, -1, gates)
-                grad_weights_NS = grad_weights_NS + torch.bmm(next_BRG, values_BGS).flatten(0, 1)
+            grad_looked_BRS = torch.bmm(grad_words_NG.view(sources, -1, gates), values_BGS)
+            grad_weights_NS, weights_NS = grad_weights_NTS[:, t] + grad_looked_BRS.flatten(0, 1), weights_NTS[:, t]
             expected_N1 = (weights_NS * grad_weights_NS).sum(dim=1, keepdim=True)
             grad_energies_NS = (weights_NS * (grad_weights_NS - expected_N1)).to(energy_A.dtype)
             meetings_NSA = meetings.pop().view(rows, places, size)
@@ -147,4 +145,3 @@ def _advance(state: State, gates: tuple[Tensor, Tensor], recorded: bool) -> tupl
     with torch.set_grad_enabled(recorded):
         made = advance(dict(zip(state, given[2:], strict=True)), given[0], given[1])
     return {name: made[name].detach() for name in state}, (given, made)
-

@@ -1,6 +1,6 @@
 """Texts drawn from a word decoder's own distribution."""
 
-# ruff: noqa: N806 - shape suffixes, see contract.py
+# ruff: noqa: N803, N806 - shape suffixes, see contract.py
 
 from __future__ import annotations
 
