@@ -147,16 +147,19 @@ class Captioner(CaptionerInterface, VisualHybrid):
     def _reward_loss(self, batch: Batch) -> Loss:
         """Negative log likelihood of drawn captions, each weighted by its advantage: see `self_critical`."""
         captions_BRL = batch["captions"]
-        with inference(self), autocast(module_device(self)):
+        most, options = captions_BRL.shape[2], CaptionerDecoding().search_options()
+        with autocast(module_device(self)):
             state, memory = self._start(batch)
-            options = CaptionerDecoding().search_options()
-            drawn = sample_words(self.decoder.step, state, memory, captions_BRL.shape[2], options, DRAWN)
+            memory = self.decoder.share(memory, len(captions_BRL) * DRAWN * most)
+        with inference(self), autocast(module_device(self)):
+            # an encoder that is trained sees otherwise in evaluation mode
+            start = (state, memory) if "features" in batch else self._start(batch)
+            drawn = sample_words(self.decoder.step, *start, most, options, DRAWN)
         texts = [[self._rewarded_text(tokens) for tokens in group] for group in drawn]
         references = [[self._rewarded_text(row) for row in rows if row[0] == BOS] for rows in captions_BRL.tolist()]
         weights_N = torch.from_numpy(advantages(texts, references)).to(captions_BRL.device, torch.float32).flatten()
         targets = pad_rows([np.asarray([BOS, *tokens]) for group in drawn for tokens in group])
         with autocast(module_device(self)):
-            state, memory = self._start(batch)
             state = {name: tensor.repeat_interleave(DRAWN, dim=0) for name, tensor in state.items()}
             words_NT, written_M = (torch.from_numpy(a).to(weights_N.device) for a in (targets, written_places(targets)))
             return self.decoder.loss(words_NT, written_M, state, memory, 0.0, weights_N)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hybrid_models.errors import UsageError
-from hybrid_models.scores.texts import cider_d
+from hybrid_models.scores.texts import CiderD
 
 DRAWN = 5
 """Captions drawn of each image."""
@@ -37,6 +37,6 @@ def advantages(drawn: Sequence[Sequence[str]], references: Sequence[Sequence[str
     if len(references) < 2:
         raise UsageError("rewards compare images: raise train.batch_size to 2 or more for each worker")
     count = len(drawn[0])
-    columns = [[texts[k] for texts in drawn] for k in range(count)]
-    rewards = np.stack([cider_d(texts, references).parts[:, 0] for texts in columns], axis=1)
+    judge = CiderD(references)
+    rewards = np.asarray([[judge.score(i, text) for text in texts] for i, texts in enumerate(drawn)])
     return np.asarray((rewards - rewards.mean(axis=1, keepdims=True)) * (count / (count - 1)))

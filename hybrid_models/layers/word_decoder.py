@@ -1,7 +1,8 @@
 """Recurrent word decoders, with and without attention: the RNN half of the captioner and of the translator.
 
 Training unrolls whole target sequences at once: what does not depend on the previous state (embeddings, their gates,
-keys) is computed up front; the softmax, and the gradients of matrices, once after the loop; for real tokens only.
+keys) is computed up front; the softmax, and the gradients of matrices, once after the loop; for real tokens only. Where
+the keys are few for so many words, the loop is `attention_walk`.
 """
 
 # ruff: noqa: N806 - shape suffixes, see contract.py
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from hybrid_models.contract import Loss
 from hybrid_models.layers.attention import AdditiveAttention
+from hybrid_models.layers.attention_walk import attention_walk
 from hybrid_models.layers.recurrent import GATES, RNNS, Cell, RepeatedProduct, advance
 from hybrid_models.search.beam import Hypothesis, State, search
 from hybrid_models.search.options import SearchOptions
@@ -76,6 +78,10 @@ class WordDecoder(nn.Module, abc.ABC):
         """A memory for `step` alone, with products of it that cost less once than at each step of a search."""
         return memory
 
+    def share(self, memory: State, words: int) -> State:
+        """A memory for `step` and `loss`, with products of it that cost less once than for each of so many words."""
+        return memory
+
     def attend(self, texts: Sequence[Sequence[int]], state: State, memory: State) -> list[np.ndarray] | None:
         """Where it looks while it writes a text's T tokens and the end symbol: float32 [T+1,S] of each of N texts; None
         without attention."""
@@ -96,29 +102,37 @@ class WordDecoder(nn.Module, abc.ABC):
             targets: int64 [N,T]: start symbol, words, end symbol, padding (`PAD`, which costs nothing).
             written: int64 [M], the targets' `text.written_places`.
             state: initial state, leading axis N.
-            memory: as `prepare` gives it, leading axis B, where N = B·R.
+            memory: as `prepare` or `share` gives it, leading axis B, where N = B·R.
             label_smoothing: share of the target mass spread over all words; 0 when not training.
             weights: [N], by which each text's tokens are weighted.
         """
         embedded_NTE = self.dropout(self.embedding(targets[:, :-1]))
-        features_NTF, _ = self.unroll(embedded_NTE, state, memory)
         words_M = targets[:, 1:].flatten()
         chosen = F.pad(written, (0, -len(written) % ROWS))
-        logits = self._logits(features_NTF.flatten(0, 1)[chosen], embedded_NTE.flatten(0, 1)[chosen])[: len(written)]
+        logits = self._logits(self.read(embedded_NTE, chosen, state, memory))[: len(written)]
         costs = F.cross_entropy(logits.float(), words_M[written], label_smoothing=label_smoothing, reduction="none")
         if weights is not None:
             costs = costs * weights.repeat_interleave(targets.shape[1] - 1)[written]
         return Loss(costs.sum(), (words_M != PAD).sum())
 
+    def read(self, embedded: Tensor, chosen: Tensor, state: State, memory: State) -> Tensor:
+        """`R [features; embedding]` [M,E] of chosen places in [N·T]; the other arguments are those of `unroll`."""
+        features_NTF, _ = self.unroll(embedded, state, memory)
+        return self._readout(features_NTF.flatten(0, 1)[chosen], embedded.flatten(0, 1)[chosen])
+
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
         """One step of a search, see `search.beam.Step`: tokens [N] → log_probs float32 [N,V]."""
         embedded_N1E = self.embedding(tokens).unsqueeze(1)
         features_N1F, state = self.unroll(embedded_N1E, state, memory)
-        logits_NV = self._logits(features_N1F[:, 0], embedded_N1E[:, 0])
+        logits_NV = self._logits(self._readout(features_N1F[:, 0], embedded_N1E[:, 0]))
         return torch.log_softmax(logits_NV.float(), dim=-1), state
 
-    def _logits(self, features: Tensor, embedded: Tensor) -> Tensor:
-        readout = self.dropout(torch.tanh(self.readout(torch.cat([features, embedded.to(features.dtype)], dim=-1))))
+    def _readout(self, features: Tensor, embedded: Tensor) -> Tensor:
+        read: Tensor = self.readout(torch.cat([features, embedded.to(features.dtype)], dim=-1))
+        return read
+
+    def _logits(self, read: Tensor) -> Tensor:
+        readout = self.dropout(torch.tanh(read))
         weight = self.embedding.weight if self.output_weight is None else self.output_weight
         return F.linear(readout, weight, self.output_bias)
 
@@ -186,6 +200,25 @@ class AttentionDecoder(WordDecoder):
         hidden_NTD, contexts_NTK = torch.stack(hidden, dim=1), torch.stack(contexts, dim=1)
         return torch.cat([hidden_NTD.to(contexts_NTK.dtype), contexts_NTK], dim=2), state
 
+    def read(self, embedded: Tensor, chosen: Tensor, state: State, memory: State) -> Tensor:
+        memory = self.share(memory, embedded.shape[0] * embedded.shape[1])
+        if "keys" in memory:
+            return super().read(embedded, chosen, state, memory)
+        readout_ED, _, readout_EE = self._readout_parts()
+        hidden_NTD, weights_NTS = attention_walk(
+            self.word_gates(embedded),
+            state,
+            memory["gates"],
+            memory["projected"],
+            memory["mask"],
+            (self.hidden_gates.weight, self.hidden_gates.bias),
+            self.attention.query.weight,
+            self.attention.energy.weight[0],
+        )
+        context_NTE = _mean(weights_NTS.flatten(0, 1), memory["readout"]).view(*embedded.shape)
+        own_NTE = F.linear(hidden_NTD, readout_ED, self.readout.bias) + F.linear(embedded, readout_EE)
+        return (own_NTE + context_NTE).flatten(0, 1)[chosen]
+
     def attend(self, texts: Sequence[Sequence[int]], state: State, memory: State) -> list[np.ndarray]:
         written_NT = torch.from_numpy(pad_rows([np.asarray([BOS, *tokens]) for tokens in texts]))
         *_, weights, _ = self._walk(self.embedding(written_NT.to(memory["keys"].device)), state, memory)
@@ -198,6 +231,17 @@ class AttentionDecoder(WordDecoder):
         keys_BSK = memory["keys"]
         if 2 * keys_BSK.shape[0] * keys_BSK.shape[1] >= options.most_tokens(max_length):
             return memory
+        return self._multiplied(memory)
+
+    def share(self, memory: State, words: int) -> State:
+        """As `look_up`, but for texts that are known to have so many words, padding included. Keys of a frozen encoder
+        need no gradients, which is one product of three: so they may be half as many again."""
+        if "keys" not in memory or 2 * memory["keys"].shape[0] * memory["keys"].shape[1] >= 3 * words:
+            return memory
+        return self._multiplied(memory)
+
+    def _multiplied(self, memory: State) -> State:
+        keys_BSK = memory["keys"]
         _, readout_EK, _ = self._readout_parts()
         return {
             "mask": memory["mask"],

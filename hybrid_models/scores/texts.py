@@ -141,16 +141,30 @@ def cider_d(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> T
     those of all samples where the tally is resampled.
     """
     _check_pairs(hypotheses, references)
-    references_counts = [[_ngram_counts(caption_tokens(ref)) for ref in refs] for refs in references]
-    frequency = Counter(ngram for refs in references_counts for ngram in set().union(*refs))
-    log_samples = math.log(len(hypotheses))
-    idf = {ngram: log_samples - math.log(count) for ngram, count in frequency.items()}
-
-    scores = []
-    for hypothesis, refs in zip(hypotheses, references_counts, strict=True):
-        vector = _TfIdf(_ngram_counts(caption_tokens(hypothesis)), idf, log_samples)
-        scores.append(10 * sum(vector.similarity(_TfIdf(ref, idf, log_samples)) for ref in refs) / len(refs))
+    judge = CiderD(references)
+    scores = [judge.score(i, hypothesis) for i, hypothesis in enumerate(hypotheses)]
     return Tally(np.stack([scores, np.ones(len(scores))], axis=1), lambda total: float(total[0] / total[1]))
+
+
+class CiderD:
+    """`cider_d` against the same references again and again.
+
+    Args:
+        references: one or more of each sample.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]]) -> None:
+        counts = [[_ngram_counts(caption_tokens(ref)) for ref in refs] for refs in references]
+        frequency = Counter(ngram for refs in counts for ngram in set().union(*refs))
+        self._unseen = math.log(len(references))
+        self._idf = {ngram: self._unseen - math.log(count) for ngram, count in frequency.items()}
+        self._references = [[_TfIdf(ref, self._idf, self._unseen) for ref in refs] for refs in counts]
+
+    def score(self, sample: int, hypothesis: str) -> float:
+        """Of a caption of the sample of this number."""
+        refs = self._references[sample]
+        vector = _TfIdf(_ngram_counts(caption_tokens(hypothesis)), self._idf, self._unseen)
+        return 10 * sum(vector.similarity(ref) for ref in refs) / len(refs)
 
 
 def _ngram_counts(tokens: Sequence[str]) -> Counter[Ngram]:

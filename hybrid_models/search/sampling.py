@@ -1,6 +1,6 @@
 """Texts drawn from a word decoder's own distribution."""
 
-# ruff: noqa: N806 - shape suffixes, see contract.py
+# ruff: noqa: N803, N806 - shape suffixes, see contract.py
 
 from __future__ import annotations
 
@@ -37,9 +37,17 @@ def sample_words(
         log_probs_NV, state = step(tokens_N, state, memory)
         for token in options.never:
             log_probs_NV[:, token] = float("-inf")
-        tokens_N = torch.multinomial(log_probs_NV.exp(), 1).squeeze(1)
+        tokens_N = _draw(log_probs_NV.exp())
         written.append(tokens_N)
         ended_N |= tokens_N == options.end
     rows = torch.stack(written, dim=1).tolist()
     outputs = [row[: row.index(options.end) + 1] if options.end in row else row for row in rows]
     return [outputs[start : start + count] for start in range(0, len(outputs), count)]
+
+
+def _draw(probs_NV: Tensor) -> Tensor:
+    """A token [N] of each distribution: where a uniform number falls among its cumulated probabilities. One number for
+    each text; `torch.multinomial` draws one for each word of the vocabulary."""
+    sums_NV = probs_NV.cumsum(dim=1)
+    drawn_N1 = torch.rand_like(sums_NV[:, :1]) * sums_NV[:, -1:]  # below their sum: the number is 1 - 2⁻²⁴ at most
+    return torch.searchsorted(sums_NV, drawn_N1, right=True).squeeze(1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybrid_models.layers.attention import AdditiveAttention, masked_softmax
+from hybrid_models.layers.attention import AdditiveAttention, half_tanh, masked_softmax
 
 B, S, Q, K, A = 3, 5, 4, 6, 7
 
@@ -72,6 +72,20 @@ def test_projected_keys_and_several_queries_give_the_same(case):
         context_r, weights_r = attention(queries[:, r], keys, mask)
         torch.testing.assert_close(context[:, r], context_r)
         torch.testing.assert_close(weights[:, r], weights_r)
+
+
+def test_without_gradients_weights_are_the_same():
+    attention, query, keys = AdditiveAttention(Q, K, A), torch.randn(B, 2, Q), torch.randn(B, S, K)
+    mask = torch.arange(S) < torch.tensor([[5], [3], [1]])
+    expected = attention(query, keys, mask)
+    with torch.inference_mode():
+        torch.testing.assert_close(attention(query, keys, mask), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_half_of_a_hyperbolic_tangent_is_right_to_rounding():
+    keys, query = torch.linspace(-30, 30, 60001).view(1, -1, 1), torch.tensor([[[0.0], [1e-4]]])
+    expected = torch.tanh(keys.double().unsqueeze(1) + query.double().unsqueeze(2)) / 2
+    torch.testing.assert_close(half_tanh(keys, query).double(), expected, atol=1.5e-7, rtol=0)
 
 
 def test_gradients(case):

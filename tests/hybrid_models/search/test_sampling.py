@@ -32,3 +32,11 @@ def test_drawn_outputs_keep_to_their_length_and_words():
     state, memory = model.initial([0, 1, 2])
     options = SearchOptions(START, END, never=(START, 2))
     assert sample_words(model.step, state, memory, 4, options, 2) == [[[3] * 4] * 2] * 3
+
+
+@pytest.mark.parametrize(("uniform", "output"), [(0.0, [END]), (1 - 2**-24, [2, 2, 2])])
+def test_a_word_without_probability_is_not_drawn_by_the_outermost_numbers(uniform, output, monkeypatch):
+    monkeypatch.setattr(torch, "rand_like", lambda like: torch.full_like(like, uniform))
+    model = TableModel(2)
+    options = SearchOptions(START, END, never=(START, V - 1))
+    assert sample_words(model.step, *model.initial([0, 1]), 3, options, 2) == [[output] * 2] * 2

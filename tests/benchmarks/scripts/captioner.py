@@ -1,0 +1,84 @@
+"""Trains this project's captioner on kept features, step by step: asked by `tests.benchmarks.stepping`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from hybrid_models.captioner.captioner import Captioner
+from hybrid_models.captioner.preprocess import CaptionerConfig
+from hybrid_models.inputs import Sample
+from hybrid_models.text import BOS, EOS, pad_rows
+from pipelines.training.batches import plan_epoch
+from pipelines.training.loop import step
+
+
+def make(question: dict[str, Any]) -> tuple[Captioner, list[Sample]]:
+    """The recipe's net, and samples: features that mean nothing, captions of made-up words."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(3, 9))) for _ in range(question["words"])]
+    often = [1 / (rank + 3) for rank in range(len(words))]
+    texts = [[" ".join(draw.choices(words, often, k=10)) for _ in range(5)] for _ in range(question["samples"])]
+    config = CaptionerConfig(image_size=288, mirror=True, dropout=0.5, reward_share=0.5, freeze_encoder=True)
+    torch.manual_seed(0)
+    hybrid = Captioner(config, Captioner.learn_assets(config, [text for each in texts for text in each]))
+    place = np.random.default_rng(0)
+    samples = []
+    for captions in texts:
+        rows = [np.concatenate([[BOS], hybrid._tokenizer.encode(text, 60), [EOS]]) for text in captions]
+        seen = {
+            name: place.standard_normal((hybrid.encoder.cells, hybrid.encoder.channels)).astype(np.float16)
+            for name in ("features", "mirrored_features")
+        }
+        samples.append({"captions": pad_rows(rows).astype(np.int32), "frame_count": np.asarray(1), **seen})
+    return hybrid, samples
+
+
+def main(question: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the clock and of the processor of each step, losses; or where the time goes."""
+    torch.set_num_threads(question["threads"])
+    hybrid, samples = make(question)
+    optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], lr=1e-3, fused=True)
+    lengths = np.asarray([sample["captions"].shape[1] for sample in samples])
+    hybrid.train()
+    hybrid.start_epoch(1 if question["rewards"] else 0, 2)
+
+    def train(number: int, members: np.ndarray) -> float:
+        torch.manual_seed(number)
+        batch = hybrid.collate([samples[i] for i in members], np.random.default_rng(number))
+        with record_function("## forward"):
+            loss = hybrid(batch)
+        with record_function("## backward"):
+            (loss.total / loss.terms).backward()
+        with record_function("## optimizer"):
+            step(hybrid, optimizer, 1e-3, 1.0)
+        return float(loss.total.detach() / loss.terms)
+
+    for number, members in enumerate(plan_epoch(lengths, question["batch"], 0, 0)):
+        train(number, members)  # a product compiles anew for each size not seen yet
+    plan = plan_epoch(lengths, question["batch"], 0, 1)
+    if question["profile"]:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+            for number, members in enumerate(plan):
+                train(number, members)
+        averages = profiler.key_averages(group_by_input_shape=question["profile"] == "shapes")
+        return {"table": averages.table(sort_by="self_cpu_time_total", row_limit=45, max_name_column_width=50)}
+    seconds, cpu, losses = [], [], []
+    for number, members in enumerate(plan):
+        began, spent = time.perf_counter(), sum(os.times()[:2])
+        losses.append(train(number, members))
+        seconds.append(time.perf_counter() - began)
+        cpu.append(sum(os.times()[:2]) - spent)
+    return {"seconds": seconds, "cpu": cpu, "losses": losses, "longest": lengths[plan[0]].tolist()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.stdin.read()))))
