@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from pipelines.nights.tables import (
     open_table,
     patiently,
 )
+from pipelines.staging.checks import RefusedError
 from pipelines.staging.pieces import Piece
 
 COMMIT_ATTEMPTS = 5
@@ -119,6 +120,29 @@ def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schem
     return _persistently("commit to", uri, lambda: _commit(uri, ds, actions, schema, run))
 
 
+def rewrite_night(partition: Partition, before: Collection[str], pieces: Sequence[Piece]) -> int | None:
+    """Replaces the files of a night by others that have the same rows, in one transaction.
+
+    Args:
+        partition: the night.
+        before: paths, relative to the table, of the files whose rows these are.
+        pieces: what it shall consist of.
+
+    Returns:
+        The table's new version.
+
+    Raises:
+        RefusedError: the night does not consist of the former files any more.
+        CommitFailedError: other writers were faster, several times over.
+        StorageError: the store kept failing.
+    """
+    uri, ds = partition.table, partition.ds
+    root = storage.absolute(uri) + "/"
+    actions = [_add_action(piece.file.uri.removeprefix(root), piece, ds) for piece in pieces]
+    run = {"run_id": uuid.uuid4().hex, "rewritten": str(len(before))}
+    return _persistently("rewrite", uri, lambda: _commit(uri, ds, actions, None, run, frozenset(before)))
+
+
 def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
     """Brings a table back as it was, or one night of it, in one transaction.
 
@@ -180,11 +204,20 @@ def _writable(uri: str, schema: pa.Schema | None, actions: Sequence[AddAction]) 
 
 
 def _commit(
-    uri: str, ds: str, actions: Sequence[AddAction], schema: pa.Schema | None, run: dict[str, str]
+    uri: str,
+    ds: str,
+    actions: Sequence[AddAction],
+    schema: pa.Schema | None,
+    run: dict[str, str],
+    before: Collection[str] | None = None,
 ) -> int | None:
+    """One attempt; only if the night is as it was `before`, where that is given."""
     table = _writable(uri, schema, actions)
-    if night_files(table, ds) == {action.path for action in actions}:
+    files = night_files(table, ds)
+    if files == {action.path for action in actions}:
         return _version_of(uri, table.version(), ds, run)
+    if before is not None and files != before:
+        raise RefusedError(f"{uri} ds={ds} was replaced by another writer meanwhile: nothing was changed")
     have = table.schema().fields
     grown = [field for name, field in columns(schema or COMMON).items() if name not in {known.name for known in have}]
     app_id = f"ds={ds}"

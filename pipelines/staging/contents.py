@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,6 +61,11 @@ class Contents:
             return cls(Counter(known["errors"]), known["lost"], frozenset(known["fields"]))
         except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError):
             return None
+
+    @classmethod
+    def of_file(cls, data: bytes) -> Contents:
+        """Of a whole file: as its end tells, or its rows where that does not."""
+        return cls.told(data) or _of_rows(pa.BufferReader(data))
 
 
 Known = dict[tuple[str, int], Contents]
@@ -125,10 +131,11 @@ def total(pieces: Sequence[Piece], known: Known | None = None) -> Contents:
         found += [] if told is None else [told]
         untold += [file.uri] if told is None else []
     with ThreadPoolExecutor(READERS) as threads:
-        return _sum([*found, *threads.map(_read, untold)])
+        return added([*found, *threads.map(_read, untold)])
 
 
-def _sum(parts: Iterable[Contents]) -> Contents:
+def added(parts: Iterable[Contents]) -> Contents:
+    """What is in all of these together."""
     errors: Counter[str] = Counter()
     lost, fields = 0, set[str]()
     for part in parts:
@@ -140,4 +147,8 @@ def _sum(parts: Iterable[Contents]) -> Contents:
 
 def _read(uri: str) -> Contents:
     with storage.open_input(uri) as stream:
-        return Contents.of(pq.ParquetFile(stream).read(columns=["error", "lost_rows", "fields"]))
+        return _of_rows(stream)
+
+
+def _of_rows(stream: Any) -> Contents:
+    return Contents.of(pq.ParquetFile(stream).read(columns=["error", "lost_rows", "fields"]))
