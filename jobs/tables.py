@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         ("version", pa.int64()),
         ("ds", pa.string()),
         ("rows", pa.int64()),
+        ("bad", pa.int64()),  # of them, where the log tells
         ("files", pa.int64()),
         ("bytes", pa.int64()),
         ("written", pa.timestamp("s")),
@@ -188,9 +189,7 @@ def compact(argv: Sequence[str]) -> dict[str, Any]:
     if options.ds:
         check_ds(options.ds)
     elif options.input and "{ds}" not in options.input:
-        raise UsageError(
-            f"--input {options.input} has no {{ds}}: every night would have the same shards; or name a --ds"
-        )
+        raise UsageError(f"--input {options.input} has no {{ds}}: it is the input of one night; name its --ds")
     uri = storage.join(options.tables, name)
     if options.input:
         places.check_apart({"input": options.input}, "tables", [uri])

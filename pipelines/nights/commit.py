@@ -27,6 +27,7 @@ from pipelines.nights.tables import (
     HISTORY,
     LOG,
     AsOf,
+    bad_rows,
     commit_uri,
     file_actions,
     night_files,
@@ -254,7 +255,10 @@ def _version_of(uri: str, newest: int, ds: str, run: dict[str, str]) -> int | No
     Reads the log itself: `DeltaTable.history` of deltalake 1.6 never returns on S3.
     """
     for version in range(newest, max(-1, newest - HISTORY), -1):
-        entries = storage.read_text(commit_uri(uri, version)).splitlines()
+        try:
+            entries = storage.read_text(commit_uri(uri, version)).splitlines()
+        except FileNotFoundError:  # a log forgets what its checkpoints hold
+            return None
         commit: dict[str, Any] = next((info for e in entries if (info := json.loads(e).get("commitInfo"))), {})
         if commit.get("ds") == ds:
             return version if commit["run_id"] == run["run_id"] else None
@@ -262,14 +266,19 @@ def _version_of(uri: str, newest: int, ds: str, run: dict[str, str]) -> int | No
 
 
 def _add_action(path: str, piece: Piece, ds: str) -> AddAction:
-    stats = json.dumps({"numRecords": piece.rows})
-    return AddAction(path, piece.file.size, {"ds": ds}, int(time.time() * 1000), True, stats)
+    return AddAction(path, piece.file.size, {"ds": ds}, int(time.time() * 1000), True, _stats(piece.rows, piece.bad))
 
 
 def _add_again(action: Mapping[str, Any]) -> AddAction:
-    stats = json.dumps({"numRecords": action["num_records"]})
     partition = {"ds": action["partition.ds"]}
+    stats = _stats(action["num_records"], bad_rows(action))
     return AddAction(action["path"], action["size_bytes"], partition, action["modification_time"], True, stats)
+
+
+def _stats(rows: int, bad: int | None) -> str:
+    """What the log, and each checkpoint of it, says of a file's rows: whoever lists nights reads none."""
+    known = {} if bad is None else {"nullCount": {"error": rows - bad}}
+    return json.dumps({"numRecords": rows, **known})
 
 
 def _check_kept(uri: str, version: int, actions: Iterable[AddAction], ds: str) -> None:

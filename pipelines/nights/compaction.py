@@ -281,7 +281,9 @@ def rewrite(found: Plan) -> int | None:
     """
     with ThreadPoolExecutor(WRITERS) as threads:
         made = list(threads.map(_write, found.joined))
-    return commit.rewrite_night(found.partition, found.before, [*found.kept, *made])
+    told = contents.each(found.kept)
+    kept = [replace(piece, bad=each.bad) for piece, each in zip(found.kept, told, strict=True)]
+    return commit.rewrite_night(found.partition, found.before, [*kept, *made])
 
 
 def _write(joined: Joined) -> Piece:
@@ -291,14 +293,15 @@ def _write(joined: Joined) -> Piece:
     for source, reader in zip(joined.sources, readers, strict=True):
         if reader.metadata.num_rows != source.rows:
             raise RuntimeError(f"{source.file.uri} has {reader.metadata.num_rows} rows, and its name says otherwise")
-    schema = contents.added(map(Contents.of_file, files)).noted(_schema(readers).empty_table()).schema
+    found = contents.added(map(Contents.of_file, files))
+    schema = found.noted(_schema(readers).empty_table()).schema
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
         for rows in _blocks(readers, schema):
             writer.write_table(rows)
     piece = joined.piece
     storage.write_bytes(piece.file.uri, buffer.getvalue())
-    return replace(piece, file=replace(piece.file, size=buffer.tell()))
+    return replace(piece, file=replace(piece.file, size=buffer.tell()), bad=found.bad)
 
 
 def _schema(readers: Sequence[pq.ParquetFile]) -> pa.Schema:

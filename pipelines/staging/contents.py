@@ -34,6 +34,11 @@ class Contents:
     fields: frozenset[str] = frozenset()
     """Which fields of the input were kept in some of them."""
 
+    @property
+    def bad(self) -> int:
+        """How many of the rows are error rows."""
+        return self.errors.total() - self.lost
+
     @classmethod
     def of(cls, rows: pa.Table) -> Contents:
         """Of rows with the columns `error`, `lost_rows` and `fields`; pieces of earlier versions lack the last two."""
@@ -121,17 +126,21 @@ def total(pieces: Sequence[Piece], known: Known | None = None) -> Contents:
         FileNotFoundError: a file is gone.
         StorageError: the store kept failing.
     """
+    return added(each(pieces, known))
+
+
+def each(pieces: Sequence[Piece], known: Known | None = None) -> list[Contents]:
+    """What is in each of these pieces, as `total` has it."""
     known = known or {}
     keys = [(piece.file.name, piece.file.size) for piece in pieces]
-    found = [known[key] for key in keys if key in known]
-    others = [piece.file for piece, key in zip(pieces, keys, strict=True) if key not in known]
-    untold: list[str] = []
-    for file, end in zip(others, storage.read_ends(others, FOOTER_BYTES), strict=True):
-        told = None if end is None else Contents.told(end)
-        found += [] if told is None else [told]
-        untold += [file.uri] if told is None else []
+    found = [known.get(key) for key in keys]
+    others = [number for number, told in enumerate(found) if told is None]
+    for number, end in zip(others, storage.read_ends([pieces[n].file for n in others], FOOTER_BYTES), strict=True):
+        found[number] = None if end is None else Contents.told(end)
     with ThreadPoolExecutor(READERS) as threads:
-        return added([*found, *threads.map(_read, untold)])
+        untold = [piece.file.uri for piece, told in zip(pieces, found, strict=True) if told is None]
+        read = threads.map(_read, untold)
+        return [next(read) if told is None else told for told in found]
 
 
 def added(parts: Iterable[Contents]) -> Contents:

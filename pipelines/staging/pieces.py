@@ -78,7 +78,7 @@ class Piece:
     """One staged file: the rows of a unit from place `first` up to `stop`, where the next row's is.
 
     One that was made of others has the second of its making. Where places are left out, at the end of a small shard,
-    `count` is how many rows the file has.
+    `count` is how many rows the file has; `bad` is how many of them are error rows, where somebody looked.
     """
 
     file: storage.FileInfo
@@ -87,6 +87,7 @@ class Piece:
     end: bool
     renewed: int = 0
     count: int | None = None
+    bad: int | None = None
 
     @property
     def rows(self) -> int:

@@ -1,7 +1,6 @@
 """A night in fewer files: the same rows, found by the same night."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +28,7 @@ from pipelines.staging import checks, contents
 from pipelines.staging.checks import RefusedError, verify
 from pipelines.staging.pieces import list_pieces, tiling
 from tests import tiny
-from tests.pipelines.nights.made import ONE, RUN, TWO, commit_as_before, night, read
+from tests.pipelines.nights.made import ONE, RUN, TWO, commit_as_before, meanwhile, night, read
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 from tests.pipelines.staging.test_sink import stage
 
@@ -197,19 +196,6 @@ def test_files_of_earlier_versions_are_joined_with_newer_ones(table: str) -> Non
 
 
 # ---- other writers ---------------------------------------------------------------------------------------------------
-def meanwhile(monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> None:
-    """Does something else after the next commit has looked at its night, and before it commits."""
-    looked = tables.night_files
-
-    def look(delta: DeltaTable, ds: str = "") -> set[str]:
-        files = looked(delta, ds)
-        monkeypatch.setattr(commit, "night_files", looked)
-        work()
-        return files
-
-    monkeypatch.setattr(commit, "night_files", look)
-
-
 def test_a_night_that_is_replaced_meanwhile_is_left(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the commit looks, or between its look and its commit."""
     uri = old.partition.table
