@@ -114,8 +114,7 @@ def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schem
         StorageError: the store kept failing.
     """
     uri, ds = partition.table, partition.ds
-    root = storage.absolute(uri) + "/"
-    actions = [_add_action(piece.file.uri.removeprefix(root), piece, ds) for piece in pieces]
+    actions = _add_actions(partition, pieces)
     if partition.files() == {action.path for action in actions}:
         return None
     return _persistently("commit to", uri, lambda: _commit(uri, ds, actions, schema, run))
@@ -138,8 +137,7 @@ def rewrite_night(partition: Partition, before: Collection[str], pieces: Sequenc
         StorageError: the store kept failing.
     """
     uri, ds = partition.table, partition.ds
-    root = storage.absolute(uri) + "/"
-    actions = [_add_action(piece.file.uri.removeprefix(root), piece, ds) for piece in pieces]
+    actions = _add_actions(partition, pieces)
     run = {"run_id": uuid.uuid4().hex, "rewritten": str(len(before))}
     return _persistently("rewrite", uri, lambda: _commit(uri, ds, actions, None, run, frozenset(before)))
 
@@ -263,6 +261,12 @@ def _version_of(uri: str, newest: int, ds: str, run: dict[str, str]) -> int | No
         if commit.get("ds") == ds:
             return version if commit["run_id"] == run["run_id"] else None
     return None
+
+
+def _add_actions(partition: Partition, pieces: Sequence[Piece]) -> list[AddAction]:
+    root = storage.absolute(partition.table) + "/"
+    assert all(piece.file.uri.startswith(root) for piece in pieces), f"no files of {partition}"
+    return [_add_action(piece.file.uri.removeprefix(root), piece, partition.ds) for piece in pieces]
 
 
 def _add_action(path: str, piece: Piece, ds: str) -> AddAction:

@@ -129,7 +129,7 @@ def compact(uri: str, given: str = "", ds: str = "", dry_run: bool = False) -> C
     done = Compacted()
     for night in (night for night in nights if night.files >= LEAST_GAIN):
         try:
-            found = plan(table, Partition(uri, night.ds), given.replace("{ds}", night.ds))
+            found = plan(table, Partition(storage.absolute(uri), night.ds), given.replace("{ds}", night.ds))
             version = rewrite(found) if found.gains and not dry_run else None
         except (RefusedError, NoShardsError) as error:
             if ds:

@@ -97,7 +97,9 @@ def test_a_night_is_brought_back(lake: str, capfdbinary: pytest.CaptureFixture[b
     assert [(n["ds"], n["rows"]) for n in listed(capfdbinary, "--tables", lake)] == [("2026-01-30", 3)]
 
 
-def test_nights_are_put_into_fewer_files(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_nights_are_put_into_fewer_files(
+    lake: str, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = f"{lake}/captions"
     for ds, shards in (("2026-02-01", 4), ("2026-02-02", 3)):
         folder = f"{table}/ds={ds}/0123456789ab"
@@ -119,11 +121,15 @@ def test_nights_are_put_into_fewer_files(lake: str, capfdbinary: pytest.CaptureF
     assert shown is not None
     assert shown.pop("skipped")["2026-02-02"].startswith(why)
     assert shown == {"table": "captions", "tables": lake, "dry_run": True, "nights": [gained(None)]}
-    assert main([*command, "--ds", "2026-02-01"]) == {
-        "table": "captions", "tables": lake, "dry_run": False, "nights": [gained(5)], "skipped": {},
+    monkeypatch.chdir(Path(lake).parent)
+    here = ["compact", "captions", "--tables", "tables", "--input", "tables-in/{ds}", "--ds", "2026-02-01"]
+    assert main(here) == {
+        "table": "captions", "tables": "tables", "dry_run": False, "nights": [gained(5)], "skipped": {},
     }  # fmt: skip
     files = [(night["ds"], night["files"], night["rows"]) for night in listed(capfdbinary, "--tables", lake)]
     assert files == [("2026-01-30", 1, 3), ("2026-01-31", 1, 1), ("2026-02-01", 1, 4), ("2026-02-02", 3, 3)]
+    query.main(["SELECT count(sample_id) AS n FROM captions", "--tables", "tables", "--format", "csv"])
+    assert capfdbinary.readouterr().out == b'"n"\n10\n'
     with pytest.raises(RefusedError, match=r"is not what .* infer the night again first, or leave `input` out"):
         main([*command, "--ds", "2026-02-02"])
 
