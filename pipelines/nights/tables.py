@@ -118,11 +118,11 @@ def _check_kept(uri: str, moment: datetime) -> None:
     """Refuses a moment before the first commit that the log still has, if that is not the table's first one: delta-rs
     would give that version for all that was before it."""
     log = storage.list_all(storage.join(uri, LOG))
-    first = next(file for file in log if COMMIT.fullmatch(file.uri.rsplit("/", 1)[-1]))
-    if first.uri != storage.absolute(commit_uri(uri, 0)) and first.modified > moment:
-        raise UsageError(
-            f"{uri} as of {moment} is not kept any more: its log begins at {first.modified:%Y-%m-%dT%H:%M}"
-        )
+    commits = [file for file in log if COMMIT.fullmatch(file.uri.rsplit("/", 1)[-1])]
+    if not commits or commits[0].uri == storage.absolute(commit_uri(uri, 0)) or commits[0].modified <= moment:
+        return
+    began = f"{commits[0].modified:%Y-%m-%dT%H:%M}"
+    raise UsageError(f"{uri} as of {moment} is not kept any more: its log begins at {began}")
 
 
 def parse_as_of(text: str) -> AsOf:
