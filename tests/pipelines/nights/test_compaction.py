@@ -1,6 +1,9 @@
 """A night in fewer files: the same rows, found by the same night."""
 
+import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
@@ -26,7 +30,7 @@ from pipelines.reading.shards import NoShardsError, Shard, list_shards
 from pipelines.reading.units import Unit
 from pipelines.staging import checks, contents
 from pipelines.staging.checks import RefusedError, verify
-from pipelines.staging.pieces import list_pieces, tiling
+from pipelines.staging.pieces import Piece, list_pieces, tiling
 from tests import tiny
 from tests.pipelines.nights.made import ONE, RUN, TWO, commit_as_before, meanwhile, night, read
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
@@ -232,6 +236,44 @@ def test_a_night_of_another_date_does_not_matter(old: Night, monkeypatch: pytest
     assert done.files_after == 1
     assert len(read(uri, "2026-02-01")) == 2
     assert [row for row in everything(uri) if row["ds"] == DS] == before
+
+
+def test_nights_and_compactions_at_once_leave_each_row_once(tmp_path: Path) -> None:
+    """In every version, of two dates whose nights are done over and over while both are compacted."""
+    table, dates = str(tmp_path / "captions"), ("2026-01-01", "2026-01-02")
+    staged: dict[tuple[str, str], list[Piece]] = {}
+    for ds in dates:
+        for number in range(4):
+            storage.write_bytes(f"{tmp_path}/in/{ds}/{number}.tar", b"12345")
+        shards = list_shards(f"{tmp_path}/in/{ds}")
+        for name in (ONE, TWO):
+            folder = storage.join(table, f"ds={ds}", name)
+            stage(folder, *(rows(shard, 0, 3, 2) for shard in shards))
+            staged[ds, name] = verify(shards, folder)
+        commit_night(Partition(table, ds), staged[ds, ONE], SCHEMA, RUN)
+
+    def nights(seed: int) -> int:
+        draw, done = random.Random(seed), 0
+        for _ in range(15):
+            ds = draw.choice(dates)
+            with suppress(CommitFailedError):
+                pieces = staged[ds, draw.choice((ONE, TWO))]
+                done += commit_night(Partition(table, ds), pieces, SCHEMA, {"run_id": str(seed)}) is not None
+        return done
+
+    def compactions(seed: int) -> int:
+        done = 0
+        for number in range(15):
+            with suppress(CommitFailedError, RefusedError):
+                done += len(compact(table, f"{tmp_path}/in/{{ds}}", dates[number % 2]).nights)
+        return done
+
+    with ThreadPoolExecutor() as threads:
+        made = threads.submit(nights, 1), threads.submit(nights, 2), threads.submit(compactions, 3)
+        assert all(work.result() > 0 for work in made)
+    for version in range(2, DeltaTable(table).version() + 1):
+        found = Counter((row["ds"], row["sample_id"]) for row in everything(table, version))
+        assert (len(found), set(found.values())) == (24, {1}), version
 
 
 def test_one_that_is_killed_changes_nothing_and_is_done_again(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
