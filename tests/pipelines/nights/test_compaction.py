@@ -37,7 +37,7 @@ from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 from tests.pipelines.staging.test_sink import stage
 
 DS = "2026-01-31"
-SHARDS = 12
+SHARDS = 24
 
 
 def everything(uri: str, version: int | None = None) -> list[dict]:
@@ -79,7 +79,7 @@ def opened(uri: str) -> DeltaTable:
 
 
 def test_shards_that_lie_each_for_itself_become_their_units(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "UNIT_BYTES", 20_000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 40_000)
     uri = old.partition.table
     before, paths = everything(uri), night_files(uri, DS)
     assert len(paths) == SHARDS
@@ -112,7 +112,7 @@ def test_what_is_replaced_is_tidied_when_it_is_old(old: Night, monkeypatch: pyte
     assert removed == paths
     assert everything(uri) == before
     assert again(old) == (0, None)
-    with pytest.raises(UsageError, match="12 of its files are not kept any more"):
+    with pytest.raises(UsageError, match=f"{SHARDS} of its files are not kept any more"):
         commit.restore(uri, 1, DS)
 
 
@@ -125,6 +125,7 @@ def test_an_earlier_state_is_brought_back_and_rewritten_again(old: Night) -> Non
     (done,) = compact(uri, given(old)).nights
     assert done.version == 4
     assert everything(uri) == everything(uri, version=2) == before
+    assert not night_files(uri, DS) & tables.night_files(DeltaTable(uri, version=2), DS), "nothing is written over"
 
 
 def test_pieces_of_a_unit_become_one_without_its_input(table: str) -> None:
@@ -277,7 +278,7 @@ def test_nights_and_compactions_at_once_leave_each_row_once(tmp_path: Path) -> N
 
 
 def test_one_that_is_killed_changes_nothing_and_is_done_again(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "UNIT_BYTES", 20_000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 40_000)
     uri = old.partition.table
     before, paths = everything(uri), night_files(uri, DS)
     write, room = compaction._write, iter([True])
@@ -326,20 +327,42 @@ def test_another_input_is_refused(old: Night) -> None:
 
 def test_late_shards_beside_old_ones_stay_with_their_own(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """Units of which an earlier version staged only a part are left as they are: all others are rewritten."""
-    monkeypatch.setattr(units, "UNIT_BYTES", 20_000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 40_000)
     folder = old.shards[0].uri.rsplit("/", 1)[0]
-    for name in ("late.txt", "later.txt"):
+
+    def halves(names: tuple[str, str]) -> tuple[int, int]:
+        """Old shards in the unit that late ones of these names would share, and in others."""
+        late = [Shard(f"{folder}/{name}", 9, "") for name in names]
+        sizes = [len(unit.shards) - 2 for unit in units.units([*old.shards, *late]) if {*late} <= {*unit.shards}]
+        return (sizes[0], SHARDS - sizes[0]) if sizes else (0, 0)
+
+    names = next(pair for pair in ((f"late-{n}.txt", f"later-{n}.txt") for n in range(1000)) if min(halves(pair)) > 1)
+    for name in names:
         storage.write_bytes(f"{folder}/{name}", b"der Hund\n")
     late = replace(old, shards=list_shards(folder))
     for part in checks.incomplete(late.shards, late.folder):
         row = {"shard": part.shard.uri, "index": 0, "last": True, "status": "ok"}
         tiny.stage(late.folder, late.schema, part, pa.Table.from_pylist([row], schema=late.schema))
+    uri = late.partition.table
     assert again(late) == (0, 2)
-    before = everything(late.partition.table)
-    (done,) = compact(late.partition.table, given(late)).nights
-    assert done.files_after < done.files / 2
-    assert everything(late.partition.table) == before
+    before = everything(uri)
+    found = plan(opened(uri), late.partition, folder)
+    assert len(found.kept) >= halves(names)[0]
+    assert sum(len(each.sources) for each in found.joined) == SHARDS + 2 - len(found.kept) >= 2
+    assert rewrite(found) == 3
+    assert everything(uri) == before
     assert again(late) == (0, None)
+
+
+def test_a_night_that_is_not_whole_stays_as_it_is(table: str) -> None:
+    """No night is: another program took a file out."""
+    folder = storage.join(table, "ds=2026-01-01", ONE)
+    for first in (0, 1, 3):
+        stage(folder, rows(A, first, first + 1, 3))
+    commit_night(Partition(table, "2026-01-01"), list_pieces(folder)[A.key], SCHEMA, RUN)
+    assert compact(table) == compaction.Compacted()
+    stage(folder, rows(A, 2, 3, 3))
+    assert compact(table) == compaction.Compacted(), "it lies there, and is not the table's"
 
 
 def test_tables_and_files_of_others_are_refused(table: str) -> None:

@@ -58,6 +58,7 @@ def test_the_log_tells_how_many_rows_are_bad(table: str) -> None:
     pieces = [piece for found in list_pieces(folder).values() for piece in found]
     known = [replace(piece, bad=each.bad) for piece, each in zip(pieces, contents.each(pieces), strict=True)]
     commit_night(Partition(table, "2026-01-01"), known, SCHEMA, RUN)
+    assert [stored.bad for stored in tables.nights(DeltaTable(table))] == [3]
     commit_night(Partition(table, "2026-01-01"), night(table, TWO, rows(B, 0, 3, 2)), SCHEMA, RUN)
     assert commit.restore(table, 1, "2026-01-01") == 3
     DeltaTable(table).create_checkpoint()
