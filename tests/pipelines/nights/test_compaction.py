@@ -151,6 +151,20 @@ def test_pieces_of_a_unit_become_one_without_its_input(table: str) -> None:
     assert contents.total(chosen).errors == Counter(X=3, Z=2)
 
 
+def test_a_night_that_gains_little_is_left(table: str) -> None:
+    """Three files would become two, which is not half as many; four would."""
+    folder = storage.join(table, "ds=2026-01-01", ONE)
+    for block in (rows(A, 0, 2, 3), rows(A, 2, 4, 3), rows(B, 0, 2, 3)):
+        stage(folder, block)
+    whole = [*list_pieces(folder)[A.key], *list_pieces(folder)[B.key]]
+    commit_night(Partition(table, "2026-01-01"), whole, SCHEMA, RUN)
+    assert compact(table) == compaction.Compacted()
+    stage(folder, rows(B, 2, 4, 3))
+    commit_night(Partition(table, "2026-01-01"), [*whole, list_pieces(folder)[B.key][1]], SCHEMA, RUN)
+    (done,) = compact(table).nights
+    assert (done.files, done.files_after) == (4, 2)
+
+
 def test_a_piece_has_no_more_than_has_room(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """And rows are read and written some at a time."""
     uri = old.partition.table
