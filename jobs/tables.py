@@ -1,12 +1,12 @@
 """`hybrid tables`: the nights that the tables hold; `tidy` frees the space of what nobody needs, `restore` brings an
-earlier state back."""
+earlier state back, `compact` puts the rows of a night into fewer files."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -15,10 +15,10 @@ from deltalake import DeltaTable
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs.command import cli
-from jobs.command.options import FLAT
+from jobs.command.options import FLAT, check_ds
 from jobs.command.writers import WRITERS
-from pipelines import storage
-from pipelines.nights import commit, ownership, tables, upkeep
+from pipelines import places, storage
+from pipelines.nights import commit, compaction, ownership, tables, upkeep
 from pipelines.nights.rules import Retention
 from pipelines.nights.tables import AsOf, parse_as_of
 from pipelines.nights.upkeep import Tidied
@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         ("version", pa.int64()),
         ("ds", pa.string()),
         ("rows", pa.int64()),
+        ("bad", pa.int64()),  # of them, where the log tells
         ("files", pa.int64()),
         ("bytes", pa.int64()),
         ("written", pa.timestamp("s")),
@@ -73,13 +74,29 @@ class RestoreOptions:
     """The night to bring back, YYYY-MM-DD; without one the whole table."""
 
 
+@dataclass(frozen=True)
+class CompactOptions:
+    """What `hybrid tables compact` needs to know."""
+
+    tables: str
+    """URI of the folder of tables."""
+    input: str = ""
+    """The input that the nights were made of, as `hybrid nightly` has it: s3://lake/photos/ds={ds}/*.tar. It alone
+    tells which small shards belong together; without it, only pieces of the same shards are put together."""
+    ds: str = ""
+    """The night to rewrite, YYYY-MM-DD; without one all nights that would have half as many files, or fewer."""
+    dry_run: bool = False
+    """Write nothing: say which nights would have how many files."""
+
+
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
-    """The nights on stdout and nothing else; or a summary of what was removed or brought back."""
+    """The nights on stdout and nothing else; or a summary of what was removed, brought back or rewritten."""
     if argv and argv[0] in VERBS:
         return VERBS[argv[0]](argv[1:])
     options = cli.parse(
         TablesOptions, argv, "hybrid tables",
-        "List the nights of the tables; `hybrid tables tidy` frees space, `hybrid tables restore` brings a state back.",
+        "List the nights of the tables; `hybrid tables tidy` frees space, `hybrid tables restore` brings a state back, "
+        "`hybrid tables compact` puts nights into fewer files.",
     )  # fmt: skip
     as_of = parse_as_of(options.as_of) if options.as_of else None
     found, notes = existing(options.tables, as_of)
@@ -159,7 +176,32 @@ def restore(argv: Sequence[str]) -> dict[str, Any]:
     return {"table": name, "ds": options.ds or None, "changed": version is not None, "version": version}
 
 
-VERBS: Mapping[str, Callable[[Sequence[str]], dict[str, Any]]] = {"tidy": tidy, "restore": restore}
+def compact(argv: Sequence[str]) -> dict[str, Any]:
+    """Puts the rows of nights into fewer files; returns the nights that gain, and those that cannot be rewritten."""
+    known = ownership.names(cli.peek(argv, "--tables") or ".")
+    name, rest = cli.positional(argv, "table", known, "hybrid tables compact")
+    options = cli.parse(
+        CompactOptions,
+        rest,
+        f"hybrid tables compact {name}",
+        f"Put the rows of nights of `{name}` into fewer files, which the same nights, inferred again, use.",
+    )
+    if options.ds:
+        check_ds(options.ds)
+    elif options.input and "{ds}" not in options.input:
+        raise UsageError(f"--input {options.input} has no {{ds}}: it is the input of one night; name its --ds")
+    uri = storage.join(options.tables, name)
+    if options.input:
+        places.check_apart({"input": options.input}, "tables", [uri])
+    done = compaction.compact(uri, options.input, options.ds, options.dry_run)
+    return {"table": name, "tables": options.tables, "dry_run": options.dry_run, **asdict(done)}
+
+
+VERBS: Mapping[str, Callable[[Sequence[str]], dict[str, Any]]] = {
+    "tidy": tidy,
+    "restore": restore,
+    "compact": compact,
+}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from pipelines.nights.tables import (
     HISTORY,
     LOG,
     AsOf,
+    bad_rows,
     commit_uri,
     file_actions,
     night_files,
@@ -34,6 +35,7 @@ from pipelines.nights.tables import (
     open_table,
     patiently,
 )
+from pipelines.staging.checks import RefusedError
 from pipelines.staging.pieces import Piece
 
 COMMIT_ATTEMPTS = 5
@@ -112,11 +114,32 @@ def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schem
         StorageError: the store kept failing.
     """
     uri, ds = partition.table, partition.ds
-    root = storage.absolute(uri) + "/"
-    actions = [_add_action(piece.file.uri.removeprefix(root), piece, ds) for piece in pieces]
+    actions = _add_actions(partition, pieces)
     if partition.files() == {action.path for action in actions}:
         return None
     return _persistently("commit to", uri, lambda: _commit(uri, ds, actions, schema, run))
+
+
+def rewrite_night(partition: Partition, before: Collection[str], pieces: Sequence[Piece]) -> int | None:
+    """Replaces the files of a night by others that have the same rows, in one transaction.
+
+    Args:
+        partition: the night.
+        before: paths, relative to the table, of the files whose rows these are.
+        pieces: what it shall consist of.
+
+    Returns:
+        The table's new version.
+
+    Raises:
+        RefusedError: the night does not consist of the former files any more.
+        CommitFailedError: other writers were faster, several times over.
+        StorageError: the store kept failing.
+    """
+    uri, ds = partition.table, partition.ds
+    actions = _add_actions(partition, pieces)
+    run = {"run_id": uuid.uuid4().hex, "rewritten": str(len(before))}
+    return _persistently("rewrite", uri, lambda: _commit(uri, ds, actions, None, run, frozenset(before)))
 
 
 def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
@@ -180,11 +203,20 @@ def _writable(uri: str, schema: pa.Schema | None, actions: Sequence[AddAction]) 
 
 
 def _commit(
-    uri: str, ds: str, actions: Sequence[AddAction], schema: pa.Schema | None, run: dict[str, str]
+    uri: str,
+    ds: str,
+    actions: Sequence[AddAction],
+    schema: pa.Schema | None,
+    run: dict[str, str],
+    before: Collection[str] | None = None,
 ) -> int | None:
+    """One attempt; only if the night is as it was `before`, where that is given."""
     table = _writable(uri, schema, actions)
-    if night_files(table, ds) == {action.path for action in actions}:
+    files = night_files(table, ds)
+    if files == {action.path for action in actions}:
         return _version_of(uri, table.version(), ds, run)
+    if before is not None and files != before:
+        raise RefusedError(f"{uri} ds={ds} was replaced by another writer meanwhile: nothing was changed")
     have = table.schema().fields
     grown = [field for name, field in columns(schema or COMMON).items() if name not in {known.name for known in have}]
     app_id = f"ds={ds}"
@@ -221,22 +253,36 @@ def _version_of(uri: str, newest: int, ds: str, run: dict[str, str]) -> int | No
     Reads the log itself: `DeltaTable.history` of deltalake 1.6 never returns on S3.
     """
     for version in range(newest, max(-1, newest - HISTORY), -1):
-        entries = storage.read_text(commit_uri(uri, version)).splitlines()
+        try:
+            entries = storage.read_text(commit_uri(uri, version)).splitlines()
+        except FileNotFoundError:  # a log forgets what its checkpoints hold
+            return None
         commit: dict[str, Any] = next((info for e in entries if (info := json.loads(e).get("commitInfo"))), {})
         if commit.get("ds") == ds:
             return version if commit["run_id"] == run["run_id"] else None
     return None
 
 
+def _add_actions(partition: Partition, pieces: Sequence[Piece]) -> list[AddAction]:
+    root = storage.absolute(partition.table) + "/"
+    assert all(piece.file.uri.startswith(root) for piece in pieces), f"no files of {partition}"
+    return [_add_action(piece.file.uri.removeprefix(root), piece, partition.ds) for piece in pieces]
+
+
 def _add_action(path: str, piece: Piece, ds: str) -> AddAction:
-    stats = json.dumps({"numRecords": piece.rows})
-    return AddAction(path, piece.file.size, {"ds": ds}, int(time.time() * 1000), True, stats)
+    return AddAction(path, piece.file.size, {"ds": ds}, int(time.time() * 1000), True, _stats(piece.rows, piece.bad))
 
 
 def _add_again(action: Mapping[str, Any]) -> AddAction:
-    stats = json.dumps({"numRecords": action["num_records"]})
     partition = {"ds": action["partition.ds"]}
+    stats = _stats(action["num_records"], bad_rows(action))
     return AddAction(action["path"], action["size_bytes"], partition, action["modification_time"], True, stats)
+
+
+def _stats(rows: int, bad: int | None) -> str:
+    """What the log, and each checkpoint of it, says of a file's rows: whoever lists nights reads none."""
+    known = {} if bad is None else {"nullCount": {"error": rows - bad}}
+    return json.dumps({"numRecords": rows, **known})
 
 
 def _check_kept(uri: str, version: int, actions: Iterable[AddAction], ds: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -129,12 +130,13 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
     pieces = upkeep.renew(night.partition, verify(night.shards, night.folder))
-    found = contents.total(pieces, written.contents)
+    told = contents.each(pieces, written.contents)
+    found = contents.added(told)
     _tell_what_is_absent(night, found)
     rows = sum(piece.rows for piece in pieces)
     check_errors(found.errors, rows + found.lost, night.rules.max_error_fraction)
-    lineage_note = {key: str(value) for key, value in asdict(lineage).items()}
-    version = commit.commit_night(night.partition, pieces, night.schema, lineage_note)
+    known = [replace(piece, bad=each.bad) for piece, each in zip(pieces, told, strict=True)]
+    version = commit.commit_night(night.partition, known, night.schema, _note(lineage, rows, found))
     verify(night.shards, night.folder)  # whoever else may remove files there, this night says so
     committed = time.perf_counter()
     tidied = _tidy(night)
@@ -166,6 +168,12 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         seconds={name: round(value, 3) for name, value in seconds.items()},
         **asdict(lineage),
     )
+
+
+def _note(lineage: Lineage, rows: int, found: Contents) -> dict[str, str]:
+    """What the log keeps of a night with its commit."""
+    counts = {"rows": rows, "rows_lost": found.lost, "errors": json.dumps(dict(found.errors.most_common()))}
+    return {key: str(value) for key, value in {**asdict(lineage), **counts}.items()}
 
 
 def _compute(night: Night, todo: Sequence[Part], lineage: Lineage, resources: Resources) -> Staged:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -26,6 +26,8 @@ COMMIT = re.compile(r"\d{20}\.json")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 RESERVED = {"reports", "evaluations", "runs", "features"}
 """Folders that lie beside tables."""
+TOLD = ("path", "size_bytes", "modification_time", "num_records", "null_count.error", "partition.ds")
+"""What is asked of the log for each file."""
 T = TypeVar("T")
 AsOf = int | datetime
 """A version of a table, or a moment."""
@@ -107,7 +109,20 @@ def open_once(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
             table.load_as_version(as_of)
         except DeltaError as error:
             raise UsageError(f"{uri} as of {as_of} is not kept any more: {str(error).splitlines()[0]}") from None
+    if isinstance(as_of, datetime):
+        _check_kept(uri, as_of)
     return table
+
+
+def _check_kept(uri: str, moment: datetime) -> None:
+    """Refuses a moment before the first commit that the log still has, if that is not the table's first one: delta-rs
+    would give that version for all that was before it."""
+    log = storage.list_all(storage.join(uri, LOG))
+    commits = [file for file in log if COMMIT.fullmatch(file.uri.rsplit("/", 1)[-1])]
+    if not commits or commits[0].uri == storage.absolute(commit_uri(uri, 0)) or commits[0].modified <= moment:
+        return
+    began = f"{commits[0].modified:%Y-%m-%dT%H:%M}"
+    raise UsageError(f"{uri} as of {moment} is not kept any more: its log begins at {began}")
 
 
 def parse_as_of(text: str) -> AsOf:
@@ -131,6 +146,8 @@ class StoredNight:
 
     ds: str
     rows: int
+    bad: int | None
+    """How many of them are error rows; None if an earlier version wrote some of its files, and did not tell."""
     files: int
     bytes: int
     written: datetime
@@ -146,12 +163,24 @@ def nights(table: DeltaTable) -> list[StoredNight]:
         StoredNight(
             ds,
             sum(action["num_records"] for action in actions),
+            _sum(bad_rows(action) for action in actions),
             len(actions),
             sum(action["size_bytes"] for action in actions),
             datetime.fromtimestamp(max(action["modification_time"] for action in actions) / 1000, UTC),
         )
         for ds, actions in sorted(found.items())
     ]
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(filter(None, known))
+
+
+def bad_rows(action: Mapping[str, Any]) -> int | None:
+    """How many rows of a file are error rows, by what the log says of it."""
+    good = action.get("null_count.error")
+    return None if good is None else action["num_records"] - good
 
 
 def night_files(table: DeltaTable, ds: str = "") -> set[str]:
@@ -162,8 +191,9 @@ def night_files(table: DeltaTable, ds: str = "") -> set[str]:
 
 
 def file_actions(table: DeltaTable) -> list[dict[str, Any]]:
-    """What the log says of the table's files."""
-    return list(pa.table(table.get_add_actions(flatten=True)).to_pylist())
+    """What the log says of the table's files, as far as somebody asks for it."""
+    actions = pa.table(table.get_add_actions(flatten=True))
+    return list(actions.select([name for name in TOLD if name in actions.column_names]).to_pylist())
 
 
 def check_commits(uri: str, commits: Sequence[str]) -> None:

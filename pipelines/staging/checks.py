@@ -11,17 +11,17 @@ from pipelines.staging.pieces import Piece, beginning, leading, list_pieces, til
 
 
 class RefusedError(RuntimeError):
-    """Too many samples were bad, shards were gone, or a model was worse than the one in use: nothing was changed."""
+    """Too many samples were bad, shards were gone, a night was not as a compaction found it, or a model was worse than
+    the one in use: nothing was changed."""
 
 
 def incomplete(shards: Sequence[Shard], folder: str) -> list[Part]:
     """What is to be computed: of each unit of these shards whose staged pieces do not tile it, the parts from the first
     row that is missing on. Nothing is skipped because a job said that it finished."""
-    staged = list_pieces(folder)
     return [
         part
-        for unit in _units(shards, staged)
-        if tiling(own := staged.get(unit.key, [])) is None
+        for unit, own, tiles in tiled(shards, list_pieces(folder))
+        if tiles is None
         for part in unit.parts(beginning(own))
     ]
 
@@ -38,11 +38,8 @@ def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
     Raises:
         RuntimeError: a shard is incomplete, although the computation ended without an error.
     """
-    staged = list_pieces(folder)
     chosen: list[Piece] = []
-    for unit in _units(shards, staged):
-        own = staged.get(unit.key, [])
-        tiles = tiling(own)
+    for unit, own, tiles in tiled(shards, list_pieces(folder)):
         if tiles is None:
             missing = unit.parts(beginning(own))[0].shard
             raise RuntimeError(
@@ -54,6 +51,13 @@ def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
 
 Staging = Mapping[str, Sequence[Piece]]
 """What lies in a folder, by the key of its unit."""
+
+
+def tiled(shards: Sequence[Shard], staged: Staging) -> Iterator[tuple[Unit, Sequence[Piece], list[Piece] | None]]:
+    """The units of these shards, what is staged of each, and which of it makes it up exactly; None if nothing does."""
+    for unit in _units(shards, staged):
+        own = staged.get(unit.key, [])
+        yield unit, own, tiling(own)
 
 
 def _units(shards: Sequence[Shard], staged: Staging) -> Iterator[Unit]:

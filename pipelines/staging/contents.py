@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +33,11 @@ class Contents:
     """How many have no row of their own: they are lost with one that says so."""
     fields: frozenset[str] = frozenset()
     """Which fields of the input were kept in some of them."""
+
+    @property
+    def bad(self) -> int:
+        """How many of the rows are error rows."""
+        return self.errors.total() - self.lost
 
     @classmethod
     def of(cls, rows: pa.Table) -> Contents:
@@ -60,6 +66,11 @@ class Contents:
             return cls(Counter(known["errors"]), known["lost"], frozenset(known["fields"]))
         except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError):
             return None
+
+    @classmethod
+    def of_file(cls, data: bytes) -> Contents:
+        """Of a whole file: as its end tells, or its rows where that does not."""
+        return cls.told(data) or _of_rows(pa.BufferReader(data))
 
 
 Known = dict[tuple[str, int], Contents]
@@ -115,20 +126,25 @@ def total(pieces: Sequence[Piece], known: Known | None = None) -> Contents:
         FileNotFoundError: a file is gone.
         StorageError: the store kept failing.
     """
+    return added(each(pieces, known))
+
+
+def each(pieces: Sequence[Piece], known: Known | None = None) -> list[Contents]:
+    """What is in each of these pieces, as `total` has it."""
     known = known or {}
     keys = [(piece.file.name, piece.file.size) for piece in pieces]
-    found = [known[key] for key in keys if key in known]
-    others = [piece.file for piece, key in zip(pieces, keys, strict=True) if key not in known]
-    untold: list[str] = []
-    for file, end in zip(others, storage.read_ends(others, FOOTER_BYTES), strict=True):
-        told = None if end is None else Contents.told(end)
-        found += [] if told is None else [told]
-        untold += [file.uri] if told is None else []
+    found = [known.get(key) for key in keys]
+    others = [number for number, told in enumerate(found) if told is None]
+    for number, end in zip(others, storage.read_ends([pieces[n].file for n in others], FOOTER_BYTES), strict=True):
+        found[number] = None if end is None else Contents.told(end)
     with ThreadPoolExecutor(READERS) as threads:
-        return _sum([*found, *threads.map(_read, untold)])
+        untold = [piece.file.uri for piece, told in zip(pieces, found, strict=True) if told is None]
+        read = threads.map(_read, untold)
+        return [next(read) if told is None else told for told in found]
 
 
-def _sum(parts: Iterable[Contents]) -> Contents:
+def added(parts: Iterable[Contents]) -> Contents:
+    """What is in all of these together."""
     errors: Counter[str] = Counter()
     lost, fields = 0, set[str]()
     for part in parts:
@@ -140,4 +156,8 @@ def _sum(parts: Iterable[Contents]) -> Contents:
 
 def _read(uri: str) -> Contents:
     with storage.open_input(uri) as stream:
-        return Contents.of(pq.ParquetFile(stream).read(columns=["error", "lost_rows", "fields"]))
+        return _of_rows(stream)
+
+
+def _of_rows(stream: Any) -> Contents:
+    return Contents.of(pq.ParquetFile(stream).read(columns=["error", "lost_rows", "fields"]))

@@ -5,9 +5,9 @@ Rows are staged one object per piece, `<unit>-<first>-<stop>[-n<rows>][-end][-r<
 its stem and a hash of URI and etag, and its places are its rows' indices. Small shards share one, named by a hash of
 all of theirs; the rows of the second begin at place 2^32, those of the third at twice that. A piece's `stop` is the
 place of the row that follows its last one, be it the next shard's first; `-n` tells how many rows it has where that is
-not `stop - first`. `-end` if no row follows, `-r` if it is a copy made in that second (since 1970) of a piece that had
-waited for long. A put is atomic, so a listing alone tells what is complete: pieces that lead from place 0 to an `-end`,
-each beginning where another one stops.
+not `stop - first`. `-end` if no row follows, `-r` if it was made in that second (since 1970) of other pieces: a copy of
+one that had waited for long, or several in one. A put is atomic, so a listing alone tells what is complete: pieces that
+lead from place 0 to an `-end`, each beginning where another one stops.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def later_columns(schema: pa.Schema) -> set[str]:
 class Piece:
     """One staged file: the rows of a unit from place `first` up to `stop`, where the next row's is.
 
-    A copy of an older one has the second of its making. Where places are left out, at the end of a small shard, `count`
-    is how many rows the file has.
+    One that was made of others has the second of its making. Where places are left out, at the end of a small shard,
+    `count` is how many rows the file has; `bad` is how many of them are error rows, where somebody looked.
     """
 
     file: storage.FileInfo
@@ -87,6 +87,7 @@ class Piece:
     end: bool
     renewed: int = 0
     count: int | None = None
+    bad: int | None = None
 
     @property
     def rows(self) -> int:

@@ -1,12 +1,14 @@
 """What the driver of a night does for N shards, without their payload: seconds, requests and memory by step.
 
-    python -m tests.benchmarks.scale [--shards 1000] [--store s3|disk] [--compute]
+    python -m tests.benchmarks.scale [--shards 1000] [--store s3|disk] [--compute] [--compact] [--nights 0]
 
 A night of N text shards is listed, its read tasks and its sink are packed as Ray Data sends them, its pieces (one for
 each unit, which are put there as copies of one) are looked at, counted and committed, then the same night comes again.
 Every step is the driver's own function, on a local S3 server or a disk; a translator of 6,000 words travels with the
 tasks. Requests are those of s3fs; delta-rs has a client of its own. With `--compute` a whole night of as many
-shards of ten sentences comes first, by a tiny translator on a cluster of two nodes of one CPU. Prints one JSON object.
+shards of ten sentences comes first, by a tiny translator on a cluster of two nodes of one CPU. With `--compact` the
+night is also put there with an object for each shard, and compacted. With `--nights` a table of so many nights of 100
+files is opened, of which there is the log alone. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +35,7 @@ import s3fs
 import tyro
 from deltalake import DeltaTable
 
+from hybrid_models import HYBRIDS
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from pipelines import storage
 from pipelines.cluster import connection
@@ -39,19 +43,19 @@ from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
-from pipelines.nights import commit, infer, upkeep
+from pipelines.nights import commit, compaction, infer, query, tables, upkeep
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.reading.datasource import ShardDatasource, bundled
 from pipelines.reading.shards import list_shards
 from pipelines.reading.units import SPAN, Unit, units
 from pipelines.staging import checks, contents
-from pipelines.staging.pieces import Lineage, piece_name
+from pipelines.staging.pieces import Lineage, Piece, piece_name, table_schema
 from pipelines.staging.sink import StageSink
 from tests import tiny
 from tests.servers import BUCKET, RayNode, S3Server
 
-WORDS, ROWS = 6_000, 100
+WORDS, ROWS, NIGHT_FILES = 6_000, 100, 100
 DS = "2026-01-01"
 
 
@@ -65,6 +69,10 @@ class Options:
     """Where they lie: on a local S3 server, or on a disk."""
     compute: bool = False
     """A whole night, too."""
+    compact: bool = False
+    """A night with an object for each shard, too, which is compacted."""
+    nights: int = 0
+    """A table of so many nights, too."""
 
 
 @dataclass
@@ -98,6 +106,8 @@ def main(options: Options) -> None:
         if options.compute:
             computed(options, storage.join(root, "computed"), steps)
         night_of(options, root, str(Path(scratch) / "model"), steps)
+        if options.nights:
+            years(options.nights, storage.join(root, "years"), steps)
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(figures)}" for name, figures in steps.found.items())
     print(f'{{"shards": {options.shards}, "store": "{options.store}", "steps": {{\n{lines}\n}}}}')
 
@@ -163,12 +173,12 @@ def count_requests(steps: Steps) -> None:
 
 def night_of(options: Options, root: str, model: str, steps: Steps) -> None:
     """All steps, one after the other."""
-    source, tables = storage.join(root, "in"), storage.join(root, "tables")
+    source = storage.join(root, "in")
     put(options.shards, lambda number: storage.join(source, f"part-{number:07d}.txt"), b"ein Hund\n" * ROWS)
     with steps.step("list shards"):
         shards = list_shards(source)
     inference = Inference.of(artifacts.read(translator(model)))
-    night = Night(shards, Partition.of(tables, "translations", DS), inference)
+    night = Night(shards, Partition.of(storage.join(root, "tables"), "translations", DS), inference)
     with steps.step("look for pieces, none there"):
         assert len(checks.incomplete(shards, night.folder)) == options.shards
     packed(night, steps)
@@ -193,6 +203,59 @@ def night_of(options: Options, root: str, model: str, steps: Steps) -> None:
             DeltaTable(storage.absolute(night.partition.table))
         with steps.step(f"tidy{again}"):
             upkeep.tidy(night.partition.table, 168, ds=night.partition.ds)
+    if options.compact:
+        apart = replace(night, partition=Partition.of(storage.join(root, "apart"), "translations", DS))
+        compacted(apart, source, steps)
+
+
+def compacted(night: Night, source: str, steps: Steps) -> None:
+    """A night with an object for each shard, put there as copies of one."""
+    alone = [Unit.of([shard]) for shard in night.shards]
+    content = one_piece(night, alone[0])
+    put(len(alone), lambda number: storage.join(night.folder, whole_piece(alone[number])), content)
+    pieces = checks.verify(night.shards, night.folder)
+    commit.commit_night(night.partition, pieces, night.schema, {"run_id": "run"})
+    with steps.step("compact") as figures:
+        (done,) = compaction.compact(night.partition.table, source, DS).nights
+        figures |= {"files": done.files, "files_after": done.files_after, "rows": done.rows}
+    assert commit.commit_night(night.partition, checks.verify(night.shards, night.folder), night.schema, {}) is None
+
+
+def years(nights: int, root: str, steps: Steps) -> None:
+    """A table of many nights, opened, listed, and asked for one night: what it takes until a file would be read."""
+    days = [(date(2024, 1, 1) + timedelta(number)).isoformat() for number in range(nights)]
+    partition = Partition.of(root, "translations", days[0])
+    schema = table_schema(HYBRIDS["translator"].payload_schema)
+    commit.commit_night(partition, staged(partition), schema, {"run_id": "run"})
+    log = DeltaTable(partition.table)
+    above = f"{storage.absolute(partition.table)}/"
+    actions = [
+        commit._add_action(piece.file.uri.removeprefix(above), piece, ds)
+        for ds in days[1:]
+        for piece in staged(replace(partition, ds=ds))
+    ]
+    log.create_write_transaction(actions, "append", log.schema(), ["ds"])
+    DeltaTable(partition.table).create_checkpoint()
+    with steps.step("open a table of years") as figures:
+        table = tables.open_table(partition.table)
+        assert table is not None
+        figures["files"] = NIGHT_FILES * nights
+    with steps.step("list its nights"):
+        assert len(tables.nights(table)) == nights
+    with (
+        steps.step("open it for a query of one night"),
+        query.open_views(root, ["translations"], dates=(days[-1], days[-1])),
+    ):
+        pass
+
+
+def staged(partition: Partition) -> list[Piece]:
+    """Files of a night that are not there."""
+    names = [piece_name(f"unit-of-38-{number:016x}", 0, SPAN, 380, end=True) for number in range(NIGHT_FILES)]
+    return [
+        Piece(storage.FileInfo(storage.join(partition.folder, "0" * 12, name), 40_000, ""), 0, SPAN, True, 0, 380, 1)
+        for name in names
+    ]
 
 
 def put(count: int, name: Callable[[int], str], content: bytes) -> None:

@@ -167,3 +167,39 @@ def test_one_corrupt_shard_of_twenty_and_every_row_is_accounted_for(s3: str, tmp
     assert "2 of " in strict.stderr
     assert "nothing was committed" in strict.stderr
     assert DeltaTable(f"{s3}/tables/captions").version() == summary["version"]
+
+
+def test_a_night_of_an_object_for_each_shard_is_compacted_and_is_the_same_night(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk and on S3; late shards and tidying go on from there."""
+    tiny.write_translator(f"{place}/model")
+    tiny.write_sentences(f"{place}/in/ds={DS}", shards=30, rows=4)
+    argv = [*infer(place, f"in/ds={DS}", "tables"), "--resources.actors", "1"]
+    with monkeypatch.context() as before:
+        before.setattr(units, "UNIT_BYTES", 0)  # as versions were that staged each shard for itself
+        first = tiny.hybrid_here(*argv, cwd=tmp_path)
+    assert first.code == 0, first.stderr
+    assert len(objects(f"{place}/tables")) == 30
+    night = rows(f"{place}/tables")
+
+    monkeypatch.setattr(units, "UNIT_BYTES", 60_000)
+    known = len(units.units(list_shards(f"{place}/in/ds={DS}")))
+    compact = ["tables", "compact", "translations", "--tables", f"{place}/tables"]
+    compact += ["--input", f"{place}/in/ds={{ds}}"]
+    gained = {"ds": DS, "rows": 120, "files": 30, "files_after": known}
+    shown = tiny.hybrid_here(*compact, "--dry-run", cwd=tmp_path)
+    assert shown.summary["nights"] == [{**gained, "version": None}], shown.stderr
+    done = tiny.hybrid_here(*compact, cwd=tmp_path)
+    assert (done.code, done.summary["nights"]) == (0, [{**gained, "version": 2}]), done.stderr
+    assert rows(f"{place}/tables") == night
+    assert len(objects(f"{place}/tables")) == 30 + known, "earlier versions need the others"
+
+    same = tiny.hybrid_here(*argv, cwd=tmp_path)
+    assert (same.code, same.summary["rows_computed"], same.summary["changed"]) == (0, 0, False), same.stderr
+    assert DeltaTable(f"{place}/tables/translations").version() == 2
+    storage.write_bytes(f"{place}/in/ds={DS}/late.txt", b"der Hund\ndie Katze\n")
+    late = tiny.hybrid_here(*argv, cwd=tmp_path)
+    assert (late.code, late.summary["changed"], late.summary["rows"]) == (0, True, 122), late.stderr
+    assert late.summary["shards_computed"] < 31, "its unit, and no other"
+    assert sum((night - rows(f"{place}/tables")).values()) == 0

@@ -11,7 +11,11 @@ from jobs import query
 from jobs.command import cli
 from jobs.tables import main
 from pipelines import storage
-from tests.pipelines.nights.test_query import write_night
+from pipelines.nights.commit import Partition, commit_night
+from pipelines.reading.shards import list_shards
+from pipelines.staging.checks import RefusedError, verify
+from tests import tiny
+from tests.pipelines.nights.test_query import SCHEMA, write_night
 
 
 @pytest.fixture
@@ -93,6 +97,43 @@ def test_a_night_is_brought_back(lake: str, capfdbinary: pytest.CaptureFixture[b
     assert [(n["ds"], n["rows"]) for n in listed(capfdbinary, "--tables", lake)] == [("2026-01-30", 3)]
 
 
+def test_nights_are_put_into_fewer_files(
+    lake: str, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = f"{lake}/captions"
+    for ds, shards in (("2026-02-01", 4), ("2026-02-02", 3)):
+        folder = f"{table}/ds={ds}/0123456789ab"
+        for number in range(shards):
+            storage.write_bytes(f"{lake}-in/{ds}/{number}.tar", b"12345")
+        found = list_shards(f"{lake}-in/{ds}")
+        for shard in found:
+            row = {"sample_id": shard.uri, "shard": shard.uri, "index": 0, "last": True, "status": "ok"}
+            tiny.stage(folder, SCHEMA, shard, pa.Table.from_pylist([row], schema=SCHEMA))
+        commit_night(Partition(table, ds), verify(found, folder), SCHEMA, {"run_id": "run"})
+    storage.delete(f"{lake}-in/2026-02-02/2.tar")
+
+    def gained(version: int | None) -> dict:
+        return {"ds": "2026-02-01", "rows": 4, "files": 4, "files_after": 1, "version": version}
+
+    command = ["compact", "captions", "--tables", lake, "--input", f"{lake}-in/{{ds}}"]
+    shown = main([*command, "--dry-run"])
+    why = f"{table} ds=2026-02-02 is not what {lake}-in/2026-02-02 would become now: a shard came, went or changed, "
+    assert shown is not None
+    assert shown.pop("skipped")["2026-02-02"].startswith(why)
+    assert shown == {"table": "captions", "tables": lake, "dry_run": True, "nights": [gained(None)]}
+    monkeypatch.chdir(Path(lake).parent)
+    here = ["compact", "captions", "--tables", "tables", "--input", "tables-in/{ds}", "--ds", "2026-02-01"]
+    assert main(here) == {
+        "table": "captions", "tables": "tables", "dry_run": False, "nights": [gained(5)], "skipped": {},
+    }  # fmt: skip
+    files = [(night["ds"], night["files"], night["rows"]) for night in listed(capfdbinary, "--tables", lake)]
+    assert files == [("2026-01-30", 1, 3), ("2026-01-31", 1, 1), ("2026-02-01", 1, 4), ("2026-02-02", 3, 3)]
+    query.main(["SELECT count(sample_id) AS n FROM captions", "--tables", "tables", "--format", "csv"])
+    assert capfdbinary.readouterr().out == b'"n"\n10\n'
+    with pytest.raises(RefusedError, match=r"is not what .* infer the night again first, or leave `input` out"):
+        main([*command, "--ds", "2026-02-02"])
+
+
 def test_an_earlier_state_is_asked_by_the_command(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     sql = "SELECT count(*) AS n FROM captions"
     query.main([sql, "--tables", lake, "--as-of", "1", "--format", "csv"])
@@ -117,3 +158,9 @@ def test_mistakes_are_one_line(lake: str) -> None:
     assert "--as-of" in refusal("restore", "captions", "--tables", lake)
     gone = refusal("restore", "captions", "--tables", lake, "--as-of", "1", "--ds", "2026-01-31")
     assert gone == f"{lake}/captions had no rows of 2026-01-31 in version 1: `hybrid tables --as-of` lists nights"
+    compact = ["compact", "captions", "--tables", lake]
+    assert refusal(*compact, "--ds", "yesterday").startswith("--ds 'yesterday' is not a date: write YYYY-MM-DD")
+    assert refusal(*compact, "--input", "in") == "--input in has no {ds}: it is the input of one night; name its --ds"
+    assert refusal(*compact, "--input", f"{lake}/captions/{{ds}}").startswith(f"--input {lake}/captions/{{ds}} lies in")
+    assert refusal(*compact, "--ds", "2026-02-09").startswith(f"{lake}/captions has no rows of 2026-02-09: ")
+    assert refusal("compact", "--tables", lake).startswith("hybrid tables compact needs a table first: captions, ")

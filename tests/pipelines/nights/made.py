@@ -3,6 +3,8 @@
 import io
 import json
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +14,7 @@ from deltalake.transaction import AddAction
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.nights import ownership
+from pipelines.nights import commit, ownership, tables
 from pipelines.staging.pieces import Piece, later_columns, list_pieces, tiling
 from tests.pipelines.staging.test_pieces import SCHEMA
 from tests.pipelines.staging.test_sink import stage
@@ -64,3 +66,16 @@ def commit_as_before(uri: str, pieces: list[Piece], name: str | None = None, sch
     delta.create_write_transaction(
         actions, "overwrite", delta_schema, ["ds"], [("ds", "=", "2026-01-01")], commit_properties=properties
     )
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> None:
+    """Does something else after the next commit has looked at its night, and before it commits."""
+    looked = tables.night_files
+
+    def look(delta: DeltaTable, ds: str = "") -> set[str]:
+        files = looked(delta, ds)
+        monkeypatch.setattr(commit, "night_files", looked)
+        work()
+        return files
+
+    monkeypatch.setattr(commit, "night_files", look)

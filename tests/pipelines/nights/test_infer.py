@@ -1,4 +1,5 @@
 import io
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipelines.nights import commit, infer
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.nights.rules import Rules
+from pipelines.nights.tables import nights
 from pipelines.reading import objects, units
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
@@ -80,6 +82,11 @@ def test_a_night_is_what_the_model_says_of_every_row(artifact: Artifact, tmp_pat
     assert rows["index"].to_pylist() == [*range(13), *range(6)]
     assert [row["sample_id"] for row in rows.to_pylist() if row["last"]] == ["a.txt:12", "b.txt:5"]
     assert len(set(rows["run_id"].to_pylist())) == 1
+    table = DeltaTable(night.partition.table)
+    told = table.history(1)[0]
+    assert (told["rows"], told["rows_lost"], told["run_id"]) == ("19", "0", summary["run_id"])
+    assert json.loads(told["errors"]) == summary["errors"]
+    assert [(stored.rows, stored.bad) for stored in nights(table)] == [(19, 2)]
 
     again = run(night)
     assert (again["shards_computed"], again["rows_computed"], again["rows"]) == (0, 0, 19)

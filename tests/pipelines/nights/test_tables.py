@@ -1,16 +1,22 @@
+import os
 import time
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.nights import ownership, tables
+from pipelines.nights import commit, ownership, query, tables, upkeep
 from pipelines.nights.commit import Partition, commit_night
-from tests.pipelines.nights.made import ONE, RUN, THREE, TWO, night, read, refusal
+from pipelines.staging import contents
+from pipelines.staging.pieces import list_pieces
+from tests.pipelines.nights.made import ONE, RUN, THREE, TWO, meanwhile, night, read, refusal
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
+from tests.pipelines.staging.test_sink import stage
 
 
 def test_a_table_as_it_was(table: str) -> None:
@@ -27,6 +33,7 @@ def test_a_table_as_it_was(table: str) -> None:
         assert found is not None
         assert [stored.ds for stored in tables.nights(found)] == expected
     newest = tables.nights(found)[-1]
+    assert newest.bad is None, "nobody told"
     assert (newest.rows, newest.files, newest.bytes) == (3, 1, sum(piece.file.size for piece in pieces))
     assert abs((newest.written - datetime.now(UTC)).total_seconds()) < 60
     with pytest.raises(UsageError, match=f"{table} has no version 9: its newest is {found.version()}"):
@@ -43,10 +50,93 @@ def test_a_version_or_a_moment() -> None:
             tables.parse_as_of(text)
 
 
-# ---- ours or not -------------------------------------------------------------------------------------------------
+def test_the_log_tells_how_many_rows_are_bad(table: str) -> None:
+    """Of nights that say so, also after one of them was brought back; and readers leave out what has none."""
+    folder = storage.join(table, "ds=2026-01-01", ONE)
+    stage(folder, rows(A, 0, 4, 3))
+    stage(folder, rows(B, 0, 3, 2, "X: y"))
+    pieces = [piece for found in list_pieces(folder).values() for piece in found]
+    known = [replace(piece, bad=each.bad) for piece, each in zip(pieces, contents.each(pieces), strict=True)]
+    commit_night(Partition(table, "2026-01-01"), known, SCHEMA, RUN)
+    assert [stored.bad for stored in tables.nights(DeltaTable(table))] == [3]
+    commit_night(Partition(table, "2026-01-01"), night(table, TWO, rows(B, 0, 3, 2)), SCHEMA, RUN)
+    assert commit.restore(table, 1, "2026-01-01") == 3
+    DeltaTable(table).create_checkpoint()
+    (found,) = tables.nights(DeltaTable(table))
+    assert (found.rows, found.bad) == (7, 3)
+    dataset = DeltaTable(table).to_pyarrow_dataset()
+    assert dataset.filter(pc.field("error").is_valid()).count_rows() == 3
+    assert dataset.filter(pc.field("error").is_null()).count_rows() == 4
 
 
-# ---- going back --------------------------------------------------------------------------------------------------
+# ---- a log that forgot what its checkpoints hold -------------------------------------------------------------------
+def forget(table: str, hours: float) -> None:
+    """As if the log so far had been written so long ago, and were cleaned of what is older than an hour."""
+    delta = DeltaTable(table)
+    delta.alter.set_table_properties({"delta.logRetentionDuration": "interval 1 hours"})
+    then = time.time() - 3600 * hours
+    for path in Path(table, "_delta_log").glob("*.json"):
+        os.utime(path, (then, then))
+    delta = DeltaTable(table)
+    delta.create_checkpoint()
+    delta.cleanup_metadata()
+
+
+def test_a_table_goes_on_after_its_log_was_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables_uri, table = str(tmp_path), str(tmp_path / "captions")
+    first, second = (Partition(table, ds) for ds in ("2026-01-01", "2026-01-02"))
+    one = night(table, ONE, rows(A, 0, 2, 1))
+    commit_night(first, one, SCHEMA, RUN)
+    commit_night(second, night(table, ONE, rows(A, 0, 2, 1), ds=second.ds), SCHEMA, RUN)
+    commit_night(first, two := night(table, TWO, rows(A, 0, 3, 2)), SCHEMA, RUN)
+    forget(table, 5)
+    log = sorted(path.name for path in Path(table, "_delta_log").glob("*.json"))
+    assert log == ["00000000000000000004.json"], "the commits of both nights are gone"
+
+    ownership.check(table, SCHEMA)
+    assert "captions" in ownership.names(tables_uri)
+    now = tables.open_table(table)
+    assert now is not None
+    assert [(night.ds, night.rows) for night in tables.nights(now)] == [(first.ds, 3), (second.ds, 2)]
+    sql = "SELECT ds, count(*) AS n FROM captions GROUP BY ds ORDER BY ds"
+    with query.open_views(tables_uri, ["captions"]) as connection:
+        assert connection.execute(sql).fetchall() == [(first.ds, 3), (second.ds, 2)]
+    assert commit_night(first, two, SCHEMA, RUN) is None, "the same night again"
+    theirs, ours = (
+        night(table, name, rows(B, 0, count, count - 1), ds=second.ds) for name, count in ((TWO, 1), (THREE, 4))
+    )
+    meanwhile(monkeypatch, lambda: commit_night(second, theirs, SCHEMA, RUN))
+    assert commit_night(second, ours, SCHEMA, RUN) == 6, "after it looked again"
+    assert (len(read(table, second.ds)), DeltaTable(table).transaction_version(f"ds={second.ds}")) == (4, 3)
+    assert commit.restore(table, 4, second.ds) == 7
+    assert len(read(table, second.ds)) == 2
+    assert commit_night(first, one, SCHEMA, RUN) == 8
+    assert commit.restore(table, 7) == 9
+    assert len(read(table)) == 3
+
+    for as_of in (1, datetime.now(UTC) - timedelta(hours=6)):
+        for open_ in (tables.open_table, commit.restore):
+            with pytest.raises(UsageError, match="is not kept any more: "):
+                open_(table, as_of)
+    before = tables.open_table(table, datetime.now(UTC) - timedelta(hours=4))
+    assert before is not None
+    assert before.version() == 4
+
+    monkeypatch.setattr(upkeep, "_now", lambda: datetime.now(UTC) + timedelta(hours=30))
+    assert upkeep.tidy(table, 48).removed == []
+    monkeypatch.setattr(upkeep, "_now", lambda: datetime.now(UTC) + timedelta(hours=60))
+    removed = {file.uri for file in upkeep.tidy(table, 48).removed}
+    assert removed == {piece.file.uri for piece in (*one, *theirs, *ours)}
+    assert (len(read(table)), len(read(table, second.ds))) == (3, 2)
+
+
+def test_who_looks_for_a_commit_that_the_log_forgot_finds_none(tmp_path: Path) -> None:
+    """A writer whose night is there already asks whether it was its own doing."""
+    table = str(tmp_path / "captions")
+    pieces = night(table, ONE, rows(A, 0, 2, 1))
+    commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
+    forget(table, 5)
+    assert commit._version_of(table, DeltaTable(table).version(), "2026-01-01", RUN) is None
 
 
 # ---- a damaged log -----------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def test_rows_that_are_lost_with_an_error_are_counted() -> None:
     assert Contents.of(before) == Contents(Counter(X=1))
     assert later_columns(SCHEMA) == {"lost_rows", "object", "fields", "start_seconds", "end_seconds"}
     assert all(SCHEMA.field(name).nullable for name in later_columns(SCHEMA))
+    assert (Contents.of(torn()).bad, Contents.of(before).bad, Contents().bad) == (3, 1, 0)
 
 
 @pytest.mark.parametrize("fields", ["5", "[[1]]", '"city"', "{", "[" * 100_000, "null"])
