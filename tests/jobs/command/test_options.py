@@ -34,9 +34,9 @@ def test_a_shared_option_is_declared_in_one_class() -> None:
             if name.endswith("Options") and is_dataclass(kind) and kind.__module__ == module.__name__:
                 twice += [f"{name}.{field.name}" for field in fields(kind) if field.name in shared]
     # The recipe's own limits and what is not one of the group: a training's storage, what `doctor` looks at, of which
-    # nothing is needed, decoding for features, a query's limits, and what tidying would remove.
+    # nothing is needed, decoding for features, a query's limits, what tidying would remove, and compacting rewrite.
     assert sorted(twice) == [
-        "DemoOptions.storage", "DoctorOptions.mlflow", "DoctorOptions.storage", "QueryOptions.limits",
+        "CompactOptions.dry_run", "DemoOptions.storage", "DoctorOptions.mlflow", "DoctorOptions.storage", "QueryOptions.limits",
         "TidyOptions.dry_run", "TidyOptions.dry_run", "TidyOptions.storage",
         "TrainOptions.limits", "TrainOptions.resources", "TrainOptions.storage",
     ]  # fmt: skip
