@@ -36,8 +36,8 @@ def test_a_shared_option_is_declared_in_one_class() -> None:
     # The recipe's own limits and what is not one of the group: a training's storage, what `doctor` looks at, of which
     # nothing is needed, decoding for features, a query's limits, what tidying would remove, and compacting rewrite.
     assert sorted(twice) == [
-        "CompactOptions.dry_run", "DemoOptions.storage", "DoctorOptions.mlflow", "DoctorOptions.storage", "QueryOptions.limits",
-        "TidyOptions.dry_run", "TidyOptions.dry_run", "TidyOptions.storage",
+        "CompactOptions.dry_run", "DemoOptions.storage", "DoctorOptions.mlflow", "DoctorOptions.storage",
+        "QueryOptions.limits", "TidyOptions.dry_run", "TidyOptions.dry_run", "TidyOptions.storage",
         "TrainOptions.limits", "TrainOptions.resources", "TrainOptions.storage",
     ]  # fmt: skip
 
