@@ -45,7 +45,8 @@ def attention_walk(
         The hidden states [N,T,D], in the type of `words`, and the weights float32 [N,T,S].
     """
     shared = (t.to(words.dtype) for t in (values, projected_keys, *hidden_gates, query, energy))
-    found: tuple[Tensor, Tensor] = _Walk.apply(words, state["hidden"], state.get("cell"), mask, *shared)  # type: ignore[no-untyped-call]
+    own = words, state["hidden"], state.get("cell"), mask
+    found: tuple[Tensor, Tensor] = _Walk.apply(torch.is_grad_enabled(), *own, *shared)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -54,11 +55,10 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, words_NTG: Tensor, hidden_ND: Tensor, cell_ND: Tensor | None, mask_BS: Tensor, values_BSG: Tensor,
-        keys_BSA: Tensor, weight_GD: Tensor, bias_G: Tensor, query_AD: Tensor, energy_A: Tensor,
+        ctx: Any, recorded: bool, words_NTG: Tensor, hidden_ND: Tensor, cell_ND: Tensor | None, mask_BS: Tensor,
+        values_BSG: Tensor, keys_BSA: Tensor, weight_GD: Tensor, bias_G: Tensor, query_AD: Tensor, energy_A: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         (rows, steps, _), (sources, places, size) = words_NTG.shape, keys_BSA.shape
-        recorded = any(ctx.needs_input_grad)
         hidden_NTD = words_NTG.new_empty(rows, steps + 1, hidden_ND.shape[1])
         hidden_NTD[:, 0] = hidden_ND
         weights_NTS = hidden_ND.new_empty(rows, steps, places)
@@ -132,7 +132,7 @@ class _Walk(torch.autograd.Function):
         shared = (
             grad_values_BSG, grad_keys_BSA * energy_A, grad_weight_GD, grad_bias_G, grad_query_AD, grad_energy_A,
         )  # fmt: skip
-        return grad_words_NTG, *initial, None, *(t.to(energy_A.dtype) for t in shared)
+        return None, grad_words_NTG, *initial, None, *(t.to(energy_A.dtype) for t in shared)
 
 
 Cells = tuple[list[Tensor], State]

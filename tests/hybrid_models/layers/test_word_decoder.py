@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from hybrid_models.layers import attention_walk
 from hybrid_models.layers.recurrent import RepeatedProduct
 from hybrid_models.layers.word_decoder import AttentionDecoder, PlainDecoder, WordDecoder
 from hybrid_models.search.beam import search
@@ -157,6 +158,19 @@ def test_a_walk_asks_for_its_gradients_once():
     total.backward(retain_graph=True)
     with pytest.raises(TypeError):
         total.backward()
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_walk_without_gradients_keeps_no_steps(mode, monkeypatch):
+    recorded = []
+    monkeypatch.setattr(
+        attention_walk, "_advance", lambda *step, own=attention_walk._advance: recorded.append(step[2]) or own(*step)
+    )
+    decoder, state, memory = make("attention", "lstm")
+    expected = decoder.loss(TARGETS, WRITTEN, state, decoder.prepare(memory), 0.0)
+    with mode():
+        torch.testing.assert_close(decoder.loss(TARGETS, WRITTEN, state, decoder.prepare(memory), 0.0), expected)
+    assert recorded == [True] * 3 + [False] * 3
 
 
 def test_a_shared_memory_is_that_of_a_loss():
