@@ -67,8 +67,8 @@ class AdditiveAttention(nn.Module):
 def half_tanh(keys: Tensor, query: Tensor) -> Tensor:
     """tanh(key_s + query_r) / 2, float32 [B,R,S,A], of keys [B,S,A] and queries [B,R,A]; without gradients.
 
-    On CPUs torch's tanh takes about ten times as long as its logistic function σ, and tanh(x) / 2 = σ(2 x) - 1/2; on GPUs
-    each pass over so many numbers counts.
+    On CPUs torch's tanh takes about ten times as long as its logistic function σ, and tanh(x) / 2 = σ(2 x) - 1/2; on
+    GPUs each pass over so many numbers counts.
     """
     if keys.device.type != "cpu":
         return (keys.float().unsqueeze(1) + query.float().unsqueeze(2)).tanh_().mul_(0.5)
