@@ -15,6 +15,7 @@ Shape legend used all over this package:
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -145,13 +146,19 @@ def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     """
     if device.type != "cuda":
         return {name: tensor.to(device) for name, tensor in batch.items()}
-    beside, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    beside, computing = _copying(device), torch.cuda.current_stream(device)
     with torch.cuda.stream(beside):
         copies = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
     beside.synchronize()
     for copy in copies.values():
         copy.record_stream(computing)  # its memory is not used again before what computes with it is done
     return copies
+
+
+@functools.cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """One for all batches of a process: each stream keeps memory of its own."""
+    return torch.cuda.Stream(device)
 
 
 def bf16_is_fast(device: torch.device) -> bool:

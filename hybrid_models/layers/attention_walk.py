@@ -90,6 +90,8 @@ class _Walk(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_hidden_NTD: Tensor, grad_weights_NTS: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NTD, weights_NTS, values_BSG, weight_GD, query_AD, energy_A = ctx.saved_tensors
+        if ctx.meetings is None:
+            raise RuntimeError("the gradients of a walk can be asked for once")
         meetings, cells, ctx.meetings, ctx.cells = ctx.meetings, ctx.cells, None, None
         (rows, steps, places), (sources, _, gates), size = weights_NTS.shape, values_BSG.shape, len(energy_A)
         grad_words_NTG = values_BSG.new_empty(rows, steps, gates)

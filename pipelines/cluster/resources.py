@@ -106,6 +106,8 @@ class Resources:
         small = not self.actors and size <= SMALL_INPUT
         most = min(self.max_actors or shards, shards)
         actors = self.actors or (1 if small else min(max(1, there) if on_gpus else on_cpus, most))
+        # Those that are added go to nodes that have the memory, too.
+        room = {"memory": min([MODEL_MEMORY, *(int(node["memory"]) for node in nodes)])} if self.max_actors else {}
         fits = max(1, (there if on_gpus else on_cpus) // max(1, len(nodes)))
         cpus = max(1, int(min((node["CPU"] for node in nodes), default=1)))
         grown = max(actors, most) if self.max_actors else actors
@@ -118,6 +120,6 @@ class Resources:
             actors,
             grown,
             Compute(self.batch_size, threads, on_gpus, min(1.0, share)),
-            {"num_gpus": share} if on_gpus else {"num_cpus": reserved},
+            {"num_gpus": share} if on_gpus else {"num_cpus": reserved, **room},
             max(len(nodes), -(-grown // fits)) if self.max_actors else len(nodes),
         )

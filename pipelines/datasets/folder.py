@@ -158,7 +158,7 @@ def _rows(members: Sequence[Member], described: Mapping[str, Described]) -> Iter
     for member, content in contents(members):
         said = described[member.sample_id]
         captions = {"captions": said.captions} if said.captions else {}
-        fields = {**said.fields, **captions, "file": member.sample_id}
+        fields = {"file": member.sample_id, **said.fields, **captions}
         suffix = str(objects.media_type_of(member.uri))
         yield _key(member.sample_id), {suffix: content, "json": json.dumps(fields, ensure_ascii=False).encode()}
 
@@ -267,7 +267,9 @@ def _by_file(rows: Sequence[Mapping[str, Any]], uri: str, columns: Columns) -> d
     if not known or known[0] not in rows[0]:
         told = f"'{columns.file}'" if columns.file else f"one of {', '.join(FILE_COLUMNS)}"
         raise UsageError(f"{uri} has no column {told} that names files; it has {', '.join(map(str, rows[0]))}")
-    if columns.group and columns.group not in rows[0]:
+    if columns.group in (known[0], columns.caption):
+        raise UsageError(f"`group_column` '{columns.group}' names files or captions: another column is to group by")
+    if columns.group and not any(columns.group in row for row in rows):
         raise UsageError(f"{uri} has no column '{columns.group}' to group by; it has {', '.join(map(str, rows[0]))}")
     described: dict[str, Described] = {}
     for number, row in enumerate(rows):

@@ -114,7 +114,7 @@ def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schem
         StorageError: the store kept failing.
     """
     uri, ds = partition.table, partition.ds
-    actions = _add_actions(partition, pieces)
+    actions = _add_actions(partition, pieces, int(time.time() * 1000))
     if partition.files() == {action.path for action in actions}:
         return None
     return _persistently("commit to", uri, lambda: _commit(uri, ds, actions, schema, run))
@@ -137,7 +137,10 @@ def rewrite_night(partition: Partition, before: Collection[str], pieces: Sequenc
         StorageError: the store kept failing.
     """
     uri, ds = partition.table, partition.ds
-    actions = _add_actions(partition, pieces)
+    table = open_table(uri)
+    known = {action["path"]: action for action in file_actions(table)} if table is not None else {}
+    written = max((known[path]["modification_time"] for path in before if path in known), default=0)
+    actions = _add_actions(partition, pieces, written)  # the night is as old as before
     run = {"run_id": uuid.uuid4().hex, "rewritten": str(len(before))}
     return _persistently("rewrite", uri, lambda: _commit(uri, ds, actions, None, run, frozenset(before)))
 
@@ -263,14 +266,14 @@ def _version_of(uri: str, newest: int, ds: str, run: dict[str, str]) -> int | No
     return None
 
 
-def _add_actions(partition: Partition, pieces: Sequence[Piece]) -> list[AddAction]:
+def _add_actions(partition: Partition, pieces: Sequence[Piece], written: int) -> list[AddAction]:
     root = storage.absolute(partition.table) + "/"
     assert all(piece.file.uri.startswith(root) for piece in pieces), f"no files of {partition}"
-    return [_add_action(piece.file.uri.removeprefix(root), piece, partition.ds) for piece in pieces]
-
-
-def _add_action(path: str, piece: Piece, ds: str) -> AddAction:
-    return AddAction(path, piece.file.size, {"ds": ds}, int(time.time() * 1000), True, _stats(piece.rows, piece.bad))
+    ds = {"ds": partition.ds}
+    return [
+        AddAction(piece.file.uri.removeprefix(root), piece.file.size, ds, written, True, _stats(piece.rows, piece.bad))
+        for piece in pieces
+    ]
 
 
 def _add_again(action: Mapping[str, Any]) -> AddAction:

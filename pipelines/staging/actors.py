@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +49,8 @@ class _Worker:
         import torch
 
         torch.set_num_threads(compute.threads)
+        if compute.gpu and compute.gpu_share < 1:  # or it would take what is another process's
+            torch.cuda.set_per_process_memory_fraction(compute.gpu_share)
         chosen: Inference = ray.get(inference) if isinstance(inference, ray.ObjectRef) else inference
         self.session = chosen.load("cuda" if compute.gpu else "cpu")
         self.hybrid = self.session.hybrid
@@ -78,9 +80,9 @@ class _Worker:
         import torch
 
         held = torch.cuda.memory_allocated()  # the weights
-        free, _ = torch.cuda.mem_get_info()
-        there = free + torch.cuda.memory_reserved() - held
-        return torch.cuda.max_memory_allocated() - held, int(there * self.compute.gpu_share)
+        free, total = torch.cuda.mem_get_info()
+        there = min(free + torch.cuda.memory_reserved(), int(total * self.compute.gpu_share)) - held
+        return torch.cuda.max_memory_allocated() - held, there
 
     def _note_path(self, samples: pa.Table, purpose: str) -> Path | None:
         """The same for the process that gets these samples when this one has died."""
@@ -142,13 +144,13 @@ class Predictor(_Worker):
             chosen = [unpack(packed[i].as_py()) for i in batch]
             return Made(chosen, self.session.collate(chosen))
 
-        places = [i for i, row in enumerate(rows) if row["status"] == "error"]
+        bad = tuple(i for i, row in enumerate(rows) if row["status"] == "error")
+        parts: list[tuple[Rows, Future[pa.Table]]] = []
         with ThreadPoolExecutor(1) as thread:  # a GPU does not wait for the tables of what it computed
-            tables = [thread.submit(self._table, rows, places, [])]
+            parts.append((bad, thread.submit(self._table, rows, bad, [])))
             for part, outputs in self.outcomes(samples, made, self._predict, self.lineage["fingerprint"]):
-                tables.append(thread.submit(self._table, rows, part, outputs))
-                places += part
-        return _in_order(pa.concat_tables(table.result() for table in tables), places)
+                parts.append((part, thread.submit(self._table, rows, part, outputs)))
+        return _in_order([(part, table.result()) for part, table in parts])
 
     def _table(self, rows: Sequence[Row], part: Sequence[int], outputs: list[Row] | str) -> pa.Table:
         """Rows at some positions, with what was predicted of them."""
@@ -173,8 +175,16 @@ def room_of(used: int, memory: int) -> int:
     return max(1, min(MOST_ROOM, memory // (2 * max(1, used))))
 
 
-def _in_order(table: pa.Table, places: Sequence[int]) -> pa.Table:
-    """Rows at the places that they are given; `take` refuses columns of more than 2 GiB, such as frames may be."""
+def _in_order(parts: Sequence[tuple[Rows, pa.Table]]) -> pa.Table:
+    """Tables in one, each row at its place; `take` refuses columns of more than 2 GiB, such as frames may be.
+
+    Raises:
+        AssertionError: there is not one row for each place.
+    """
+    places = [place for part, _ in parts for place in part]
+    assert sorted(places) == list(range(len(places))), "a place twice, or none"
+    assert all(len(part) == len(table) for part, table in parts), "not as many rows as places"
+    table = pa.concat_tables(table for _, table in parts)
     return pa.concat_tables(table.slice(int(i), 1) for i in np.argsort(places)).combine_chunks() if places else table
 
 

@@ -27,6 +27,8 @@ from pipelines.training.runs import TrainTask
 
 LOG_EVERY = 10
 AHEAD = 2  # batches
+LEAST_SCALE = 1.0
+"""Gradients that are too large for float16 even so are too large."""
 FINAL_RATE = 0.02
 
 
@@ -138,8 +140,8 @@ def train_epoch(
         progress.step += 1
         progress.batches = (number + 1) % len(plan)
         if progress.step % LOG_EVERY == 0 or not progress.batches:
-            values = {**look(shares, norms, scaler.is_enabled()), "learning_rate": rate}
             progress.scale = scaler.state_dict()
+            values = {**look(shares, norms, progress.scale.get("scale")), "learning_rate": rate}
             values["samples_per_second"] = seen / (time.perf_counter() - started)
             progress.note(values)
             workers.tell(reporter, "step", progress, values)
@@ -225,23 +227,25 @@ def step(
     return norm
 
 
-def look(shares: Sequence[Tensor], norms: Sequence[Tensor], scaled: bool = False) -> dict[str, float]:
-    """Waits for some steps to be done; returns their mean `loss` and the last `gradient_norm`.
+def look(shares: Sequence[Tensor], norms: Sequence[Tensor], scale: float | None = None) -> dict[str, float]:
+    """Waits for some steps to be done; returns their mean `loss` and the last `gradient_norm` that is finite.
 
     Args:
         shares: what `backward` gave.
         norms: what `step` gave.
-        scaled: gradients are, so that some steps are left out until the scale fits.
+        scale: of the gradients, if they are scaled: then steps are left out until it fits.
 
     Raises:
-        FloatingPointError: the gradients of one were not finite; of all, if they are scaled.
+        FloatingPointError: the loss or the gradients of one were not finite, and no scale is to blame.
     """
     values: list[float] = torch.stack([*shares, *norms]).tolist()
     losses, found = values[: len(shares)], values[len(shares) :]
-    finite = [math.isfinite(norm) for norm in found]
-    if not (any(finite) if scaled else all(finite)):
+    finite = [norm for norm in found if math.isfinite(norm)]
+    fits = len(finite) == len(found) or (scale is not None and scale >= LEAST_SCALE)
+    if not (fits and all(map(math.isfinite, losses))):
         raise FloatingPointError("the gradients are not finite: lower `train.learning_rate`")
-    return {"loss": sum(losses) / len(norms), "gradient_norm": found[-1]}
+    mean = {"loss": sum(losses) / len(norms)}
+    return {**mean, "gradient_norm": finite[-1]} if finite else mean
 
 
 def learning_rate(done: int, total: int, config: TrainConfig) -> float:

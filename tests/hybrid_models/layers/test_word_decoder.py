@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from hybrid_models.layers import attention_walk
 from hybrid_models.layers.recurrent import RepeatedProduct
-from hybrid_models.layers.word_decoder import AttentionDecoder, PlainDecoder, WordDecoder
+from hybrid_models.layers.word_decoder import AttentionDecoder, PlainDecoder
 from hybrid_models.search.beam import search
 from hybrid_models.search.options import SearchOptions
 from hybrid_models.text import BOS, EOS, PAD, written_places
@@ -122,55 +121,6 @@ def test_gradients_equal_those_of_plain_autograd(cell, monkeypatch):
     collected = gradients()
     monkeypatch.setattr(RepeatedProduct, "__call__", lambda self, x: x @ self.matrix)
     torch.testing.assert_close(collected, gradients(), atol=1e-5, rtol=1e-4)
-
-
-def reading(read, cell, bf16=False):
-    """A loss and its gradients, of a decoder that reads its texts by `read`."""
-    decoder, state, memory = make("attention", cell)
-    state = {name: tensor.requires_grad_() for name, tensor in state.items()}
-    decoder.read = read.__get__(decoder)
-    with torch.autocast("cpu", torch.bfloat16, bf16):
-        total = decoder.loss(TARGETS, WRITTEN, state, decoder.prepare(memory), 0.1).total
-    total.backward()
-    leaves = {**dict(decoder.named_parameters()), **state, "keys": memory["keys"]}
-    return total.detach(), {name: leaf.grad for name, leaf in leaves.items()}
-
-
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_a_walk_with_multiplied_keys_learns_what_autograd_does_step_by_step(cell):
-    torch.testing.assert_close(
-        reading(AttentionDecoder.read, cell), reading(WordDecoder.read, cell), atol=1e-5, rtol=1e-4
-    )
-
-
-@pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_a_walk_in_bfloat16_is_as_near_to_float32_as_autograd_is(cell):
-    exact, walked, stepped = (
-        torch.cat([grad.flatten() for grad in reading(read, cell, bf16)[1].values()])
-        for read, bf16 in ((WordDecoder.read, False), (AttentionDecoder.read, True), (WordDecoder.read, True))
-    )
-    assert (walked - exact).norm() < 1.5 * (stepped - exact).norm() < 0.05 * exact.norm()
-
-
-def test_a_walk_asks_for_its_gradients_once():
-    decoder, state, memory = make("attention", "lstm")
-    total = decoder.loss(TARGETS, WRITTEN, state, decoder.prepare(memory), 0.1).total
-    total.backward(retain_graph=True)
-    with pytest.raises(TypeError):
-        total.backward()
-
-
-@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_a_walk_without_gradients_keeps_no_steps(mode, monkeypatch):
-    recorded = []
-    monkeypatch.setattr(
-        attention_walk, "_advance", lambda *step, own=attention_walk._advance: recorded.append(step[2]) or own(*step)
-    )
-    decoder, state, memory = make("attention", "lstm")
-    expected = decoder.loss(TARGETS, WRITTEN, state, decoder.prepare(memory), 0.0)
-    with mode():
-        torch.testing.assert_close(decoder.loss(TARGETS, WRITTEN, state, decoder.prepare(memory), 0.0), expected)
-    assert recorded == [True] * 3 + [False] * 3
 
 
 def test_a_shared_memory_is_that_of_a_loss():

@@ -105,11 +105,13 @@ def test_gpus_that_come_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch)
 
 def test_processes_without_gpus_grow_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one thread each, as no one knows how many CPUs the nodes have that come."""
-    asks = {"num_cpus": 0.5}
+    asks = {"num_cpus": 0.5, "memory": 2 * GIB}
     nodes(monkeypatch, {"CPU": 2.0, "memory": 8.0 * GIB})
     assert Resources(actors=1, max_actors=6).plan(99, GIB) == Plan(1, 6, Compute(32, 1, False), asks, 3)
     assert Resources(max_actors=6).plan(99, GIB) == Plan(2, 6, Compute(32, 1, False), asks, 3)
     assert Resources(max_actors=6).plan(4, GIB).most == 4, "no more than shards"
+    nodes(monkeypatch, {"CPU": 2.0, "memory": 8.0 * GIB}, {"CPU": 2.0, "memory": 1.0 * GIB})
+    assert Resources(max_actors=6).plan(99, GIB).asks["memory"] == GIB, "or one would wait for ever"
 
 
 @pytest.mark.parametrize("asked", [{"gpu": "no"}, {}, {"gpu": "yes"}])

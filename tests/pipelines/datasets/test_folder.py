@@ -143,6 +143,22 @@ def test_a_manifest_that_names_what_it_may_not_or_nothing_is_refused(tmp_path: P
     assert sum(packed(place, "photos/said.jsonl", "photo", place).splits.values()) == 13
 
 
+def test_columns_of_a_manifest_are_kept_and_grouped_by(tmp_path: Path) -> None:
+    place = str(tmp_path)
+    write(f"{place}/photos", 30)
+    lines = [{"photo": f"photos/{name}", "file": f"mine {number}"} for number, name in enumerate(names(30))]
+    lines[1:] = [{**line, "shop": number // 3} for number, line in enumerate(lines[1:])]
+    (tmp_path / "said.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    packed(place, "said.jsonl")
+    found = [json.loads(row["fields"]) for split in ("train", "val", "test") for row in rows(place, split)]
+    assert sorted(fields["file"] for fields in found) == sorted(f"mine {number}" for number in range(30))
+    assert sum("shop" in fields for fields in found) == 29
+    named = InputOptions(uri_column="photo")
+    for group in ("photo", "caption"):
+        with pytest.raises(UsageError, match=rf"^`group_column` '{group}' names files or captions"):
+            prepare_manifest(f"{place}/said.jsonl", named, f"{place}/other", Columns(group=group), 7, SHARES, seed=0)
+
+
 def test_new_files_move_no_others_from_split_to_split() -> None:
     counts = [split_of(str(number), SHARES, 0) for number in range(4000)]
     for split, share in (("test", 0.25), ("val", 0.25), ("train", 0.5)):

@@ -40,6 +40,20 @@ def test_nothing_is_made_before_it_is_asked_for() -> None:
         made()
 
 
+def test_what_failed_beside_other_work_is_made_again_by_its_call() -> None:
+    """A device's memory may have been another batch's."""
+    calls: list[int] = []
+
+    def make(number: int) -> int:
+        calls.append(number)
+        if calls.count(number) == 1 and number == 1:
+            raise MemoryError
+        return number
+
+    assert [made() for _, made in made_ahead(make, range(3), 1)] == [0, 1, 2]
+    assert sorted(calls) == [0, 1, 1, 2]
+
+
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_an_error_is_raised_by_its_own_call(ahead: int) -> None:
     told: list[object] = []

@@ -116,6 +116,19 @@ def test_what_is_replaced_is_tidied_when_it_is_old(old: Night, monkeypatch: pyte
         commit.restore(uri, 1, DS)
 
 
+def test_a_night_is_as_old_as_before(old: Night) -> None:
+    uri = old.partition.table
+
+    def written() -> dict[str, datetime]:
+        table = tables.open_table(uri)
+        assert table is not None
+        return {night.ds: night.written for night in tables.nights(table)}
+
+    before = written()
+    compact(uri, given(old))
+    assert written() == before
+
+
 def test_an_earlier_state_is_brought_back_and_rewritten_again(old: Night) -> None:
     uri = old.partition.table
     before, paths = everything(uri), night_files(uri, DS)

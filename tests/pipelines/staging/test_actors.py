@@ -104,6 +104,38 @@ def test_batches_have_similar_lengths(artifact: Artifact, monkeypatch: pytest.Mo
     assert lengths == sorted(lengths)
 
 
+def test_tables_that_are_built_late_have_their_own_rows_alone(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first one is begun when all batches are done."""
+    samples = tokenized(artifact, TEXTS)
+    samples[4:4] = [BadSample("TextTooLong", "201 characters")]
+    predictor = Predictor(Inference(artifact, DECODING), Compute(4, 1, False), LINEAGE)
+    expected = predictor(samples_table(samples)).to_pylist()
+    done, build, predict = threading.Event(), predictor._table, predictor._predict
+    left = [None, None]
+
+    def last(made: Made) -> list[dict[str, Any]]:
+        outputs = predict(made)
+        if not left:
+            done.set()
+        else:
+            left.pop()
+        return outputs
+
+    def late(*arguments: Any) -> pa.Table:
+        assert done.wait(60)
+        return build(*arguments)
+
+    monkeypatch.setattr(predictor, "_predict", last)
+    monkeypatch.setattr(predictor, "_table", late)
+    rows = predictor(samples_table(samples)).to_pylist()
+    timed = ("created_at", "predict_seconds")
+    assert [{n: v for n, v in row.items() if n not in timed} for row in rows] == [
+        {n: v for n, v in row.items() if n not in timed} for row in expected
+    ]
+
+
 class Device:
     """A model's predictor beside whose work batches are made and tables are built, or else it waits in vain."""
 

@@ -291,9 +291,27 @@ def test_scaled_gradients_are_those_without_a_scale_and_too_large_a_scale_shrink
         norms.append(step(layers[1], optimizer, 0.1, 1.0, scaler))
     assert scaler.get_scale() == before / 2
     shares = [torch.tensor(7.0)] * 2
-    assert loop.look(shares, norms, scaled=True)["loss"] == 7.0, "until the scale fits"
+    assert loop.look(shares, norms, scale=2.0) == {"loss": 7.0, "gradient_norm": pytest.approx(norms[1].item())}
+    assert loop.look(shares[:1], norms[:1], scale=2.0) == {"loss": 7.0}, "until the scale fits"
     with pytest.raises(FloatingPointError):
-        loop.look(shares, [norms[0]] * 2, scaled=True)
+        loop.look(shares, norms, scale=0.5)
+    with pytest.raises(FloatingPointError):
+        loop.look([torch.tensor(math.nan)] * 2, norms[1:] * 2, scale=2.0)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("count", [2, 22])
+def test_an_epoch_in_float16_may_end_with_a_step_that_is_left_out(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybrid_models.contract.half_type", lambda device: torch.float16)
+    monkeypatch.setattr(loop, "half_type", lambda device: torch.float16)
+    hybrid, samples = some_of("translator")
+    optimizer = torch.optim.AdamW(hybrid.parameters(), fused=True)
+    many = Samples([{"length": np.array(1), **sample} for sample in (samples * count)[:count]])
+    progress = Progress(scale={**torch.amp.GradScaler("cpu").state_dict(), "scale": 2.0**60})
+    config = TrainConfig(epochs=1, batch_size=2, learning_rate=1e-3, warmup_steps=1)
+    train_epoch(hybrid, optimizer, many, config, progress, [], never)  # type: ignore[arg-type]
+    assert progress.scale["scale"] == 2.0 ** (60 - count // 2), "halved by each of its steps"
+    assert all(math.isfinite(value) for entry in progress.history for value in entry.values())
 
 
 @pytest.mark.usefixtures("alone")
