@@ -33,6 +33,7 @@ from pipelines.training.checkpoints import CHECKPOINT_VALIDATION, WORST
 from pipelines.training.loop import train_worker
 from pipelines.training.model_card import model_card
 from pipelines.training.preparation import initial_artifact, prepare
+from pipelines.training.prepared import SampleIndex
 from pipelines.training.runs import RunState, Shards, Trained, TrainJob, TrainTask, plain, read_state, shards_digest
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ def _fit(
         task = TrainTask(
             recipe=job.recipe,
             initial=ray.put(initial),
-            train_pieces=prepared[0][0],
-            val_pieces=prepared[1][0],
+            train=ray.put(SampleIndex.of(prepared[0][0])),
+            val=ray.put(SampleIndex.of(prepared[1][0])),
             run=job.run,
             tracking_uri=job.tracking_uri,
             mlflow_run_id=tracker.run_id,

@@ -20,8 +20,9 @@ from pipelines.models.ahead import made_ahead
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
 from pipelines.training import failures, workers
-from pipelines.training.batches import PreparedSamples, plan_epoch
+from pipelines.training.batches import plan_epoch, share
 from pipelines.training.checkpoints import Interval, Metrics, Progress, restore, save, save_within
+from pipelines.training.prepared import PreparedSamples
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainTask
 
@@ -55,8 +56,8 @@ def _train(task: TrainTask) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = restore(hybrid, optimizer, task)
     model = prepare_model(hybrid, parallel_strategy="ddp" if workers.world_size() > 1 else None)
-    train_set = PreparedSamples(task.train_pieces, task.run)
-    val_set = PreparedSamples(task.val_pieces, task.run)
+    train_set = PreparedSamples(ray.get(task.train), task.run)
+    val_set = PreparedSamples(ray.get(task.val), task.run)
     try:
         train_epochs(model, optimizer, train_set, val_set, progress, task)
     finally:
@@ -118,7 +119,7 @@ def train_epoch(
         keep: called within the epoch where a checkpoint may be made: after a step that is finished and logged.
     """
     hybrid = workers.unwrap(model)
-    plan = plan_epoch(samples.lengths, config.batch_size, config.seed, progress.epoch)
+    plan = plan_epoch(samples.index.lengths, config.batch_size, config.seed, progress.epoch)
     steps = math.ceil(len(plan) / config.accumulate)
     hybrid.start_epoch(progress.epoch, config.epochs)
     model.train()
@@ -167,14 +168,16 @@ def training_batches(
 
     The plan has no workers in it: when their number changes, each takes more or less of the same batches.
     """
-    first, epoch = progress.batches, progress.epoch
-    device, mine, together = get_device(), workers.rank(), workers.world_size()
+    epoch, device, worker = progress.epoch, get_device(), workers.rank()
+    left = range(progress.batches, len(plan))
+    shares = {number: share(plan[number], samples.index.places, worker, workers.world_size()) for number in left}
+    samples.fetch(np.concatenate([np.empty(0, np.int64), *shares.values()]))
 
     def make(number: int) -> Batch:
-        rng = np.random.default_rng((seed, epoch, number, mine))
-        return to_device(hybrid.collate([samples[i] for i in plan[number][mine::together]], rng), device)
+        rng = np.random.default_rng((seed, epoch, number, worker))
+        return to_device(hybrid.collate([samples[i] for i in shares[number]], rng), device)
 
-    for number, batch in made_ahead(make, range(first, len(plan)), AHEAD):
+    for number, batch in made_ahead(make, left, AHEAD):
         yield number, batch()
 
 
@@ -274,8 +277,8 @@ def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> tuple[
     device = get_device()
     sums = torch.zeros(2, dtype=torch.float64)
     records: list[tuple[int, dict[str, Any]]] = []
-    mine = np.arange(workers.rank(), len(samples), workers.world_size())
-    mine = mine[np.argsort(samples.lengths[mine], kind="stable")]
+    mine = _validated(samples, recipe.train.validate_samples)
+    samples.fetch(mine)
     for start in range(0, len(mine), recipe.train.batch_size):
         numbers = mine[start : start + recipe.train.batch_size]
         members = [samples[i] for i in numbers]
@@ -291,3 +294,13 @@ def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> tuple[
     judged = hybrid.summarise(everyone) if everyone else {}
     metrics = {f"val_{name}": value for name, value in judged.get("metrics", {}).items()}
     return {"val_loss": total / count, **metrics}, judged
+
+
+def _validated(samples: PreparedSamples, decoded: int) -> np.ndarray:
+    """The numbers of the samples that this worker validates, similar lengths together: of the first ones, which take
+    long as they are decoded, every n-th one, and its share of the others."""
+    index, worker, together = samples.index, workers.rank(), workers.world_size()
+    first = np.arange(worker, min(decoded, len(samples)), together)
+    others = share(np.arange(min(decoded, len(samples)), len(samples)), index.places, worker, together)
+    mine = np.concatenate([first, others])
+    return mine[np.argsort(index.lengths[mine], kind="stable")]

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +15,7 @@ from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts, tracking
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.secrets import shown
-from pipelines.staging.pieces import Piece
+from pipelines.training.prepared import SampleIndex
 from pipelines.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -228,8 +227,8 @@ class TrainTask:
     recipe: Recipe
     initial: ray.ObjectRef[artifacts.Artifact]
     """The untrained `Artifact`, the same for all workers."""
-    train_pieces: Sequence[Piece]
-    val_pieces: Sequence[Piece]
+    train: ray.ObjectRef[SampleIndex]
+    val: ray.ObjectRef[SampleIndex]
     run: str
     """URI of the run's folder."""
     tracking_uri: str

@@ -28,8 +28,8 @@ import tyro
 from pipelines import storage
 from pipelines.reading.samples import pack
 from pipelines.staging.pieces import Piece
-from pipelines.training import batches
-from pipelines.training.batches import PreparedSamples
+from pipelines.training import prepared
+from pipelines.training.prepared import PreparedSamples, SampleIndex
 from tests.servers import BUCKET, S3Server
 
 ROW = pack({"noise": np.random.default_rng(0).integers(0, 256, 1024, np.uint8)})
@@ -45,7 +45,7 @@ class Options:
     """Of each."""
     milliseconds: float = 20.0
     """By which each answer is late."""
-    at_once: int = batches.READERS
+    at_once: int = prepared.READERS
     """Pieces that are read at once."""
 
 
@@ -58,9 +58,10 @@ def main(options: Options) -> None:
             with ThreadPoolExecutor(16) as threads:
                 pieces = list(threads.map(lambda number: put(number, options.rows), range(options.pieces)))
             delay(options.milliseconds / 1000)
-            batches.READERS = options.at_once
+            prepared.READERS = options.at_once
             wall, cpu = time.perf_counter(), time.process_time()
-            samples = PreparedSamples(pieces, scratch)
+            samples = PreparedSamples(SampleIndex.of(pieces), scratch)
+            samples.fetch(np.arange(len(samples)))
             took = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         finally:
             server.kill()

@@ -25,8 +25,8 @@ from pipelines.models import artifacts
 from pipelines.staging import checks
 from pipelines.storage import StorageError
 from pipelines.training import driver, loop, preparation, runs, workers
-from pipelines.training.batches import PreparedSamples
 from pipelines.training.checkpoints import Progress
+from pipelines.training.prepared import PreparedSamples, SampleIndex
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainJob, TrainTask
 from tests import tiny
@@ -393,7 +393,8 @@ def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, floa
     torch.set_num_threads(1)
     initial = artifacts.read(f"{job.run}/initial")
     folder = preparation.features_folder(job, initial, initial.load())
-    sets = [PreparedSamples(checks.verify(shards, folder), f"{job.run} alone") for shards in runs.check(job)]
+    indices = [SampleIndex.of(checks.verify(shards, folder)) for shards in runs.check(job)]
+    sets = [PreparedSamples(index, f"{job.run} alone") for index in indices]
     config = job.recipe.train
     hybrid, progress, values = initial.load(), Progress(), []
     optimizer = torch.optim.AdamW(

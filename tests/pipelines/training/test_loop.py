@@ -3,6 +3,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from hybrid_models.contract import Batch, Hybrid, Loss
 from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator.translator import Translator, TranslatorDecoding
 from pipelines.training import checkpoints, loop, workers
-from pipelines.training.batches import plan_epoch
+from pipelines.training.batches import plan_epoch, share
 from pipelines.training.checkpoints import Progress
 from pipelines.training.loop import backward, learning_rate, step, train_epoch, validate
+from pipelines.training.prepared import SampleIndex
 from pipelines.training.recipe import Recipe, TrainConfig
 from tests import tiny
 from tests.hybrid_models.captioner import test_captioner
@@ -143,17 +145,23 @@ def test_gradients_of_accumulated_batches_are_the_mean_of_their_means() -> None:
 
 
 class Samples:
-    """Prepared samples in memory."""
+    """Prepared samples in memory, whose files hold them in an order of their own; only those fetched are given."""
 
     def __init__(self, samples: list[Sample]) -> None:
-        self._samples = samples
-        self.lengths = np.array([int(sample["length"]) for sample in samples])
+        self._samples, self.fetched = samples, set[int]()
+        places, lengths = np.random.default_rng(9).permutation(len(samples)), [int(each["length"]) for each in samples]
+        self.index = SampleIndex([], np.array([0, len(samples)]), places, np.array(lengths))
 
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self._samples[index]
+    def __getitem__(self, number: int) -> Sample:
+        assert number in self.fetched
+        return self._samples[number]
+
+    def fetch(self, numbers: np.ndarray) -> None:
+        """These can be read now."""
+        self.fetched |= set(numbers.tolist())
 
 
 def pairs(translator: Translator, count: int, seed: int) -> Any:
@@ -355,6 +363,7 @@ def test_validation_is_the_mean_over_all_samples_whatever_the_batch_size() -> No
     recipe = Recipe("translator", translator.config, TranslatorDecoding(beam_size=1, max_length=12), CONFIG)
 
     total = terms = 0.0
+    samples.fetch(np.arange(13))
     with torch.inference_mode():
         for i in range(13):
             loss = translator.eval()(translator.collate([samples[i]]))
@@ -366,6 +375,7 @@ def test_validation_is_the_mean_over_all_samples_whatever_the_batch_size() -> No
     ]
     summary = Translator.summarise(records)
     expected = summary["metrics"]
+    samples.fetched.clear()
     translator.train()
     for size in (1, 4, 13):
         train = replace(recipe.train, batch_size=size, validate_samples=5)
@@ -379,6 +389,25 @@ def test_validation_is_the_mean_over_all_samples_whatever_the_batch_size() -> No
 
     without, judged = validate(translator, samples, replace(recipe, train=replace(recipe.train, validate_samples=0)))
     assert (list(without), judged) == (["val_loss"], {})
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_workers_validate_each_sample_once_and_decode_equally_many(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples: Any = pairs(tiny.translator(), 41, seed=2)
+    lengths, places = samples.index.lengths, samples.index.places
+    monkeypatch.setattr(workers, "world_size", lambda: together)
+    found = []
+    for rank in range(together):
+        monkeypatch.setattr(workers, "rank", lambda rank=rank: rank)
+        mine = loop._validated(samples, 10)
+        assert lengths[mine].tolist() == sorted(lengths[mine].tolist())
+        assert sorted(mine[mine < 10].tolist()) == list(range(rank, 10, together))
+        found.append(mine)
+    assert sorted(np.concatenate(found).tolist()) == list(range(41))
+    ends = [(places[mine[mine >= 10]].min(), places[mine[mine >= 10]].max()) for mine in found]
+    assert all(last < first for (_, last), (first, _) in pairwise(ends)), "neighbours in the files"
 
 
 # ---- checkpoints within an epoch ---------------------------------------------------------------------------------
@@ -465,8 +494,10 @@ def numbered(count: int) -> tuple[Translator, Any]:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     samples = pairs(translator, count, seed=1)
+    samples.fetch(np.arange(count))
     for number in range(count):
         samples[number]["number"] = np.array(number)
+    samples.fetched.clear()
     collate = translator.collate
 
     def with_numbers(members: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
@@ -521,15 +552,17 @@ def test_two_workers_then_one_then_two_see_each_sample_once_an_epoch(
         torch.multiprocessing.spawn(_group, (together, part, str(tmp_path)), nprocs=together)
         found[part] = [json.loads((tmp_path / f"{part}-{rank}.json").read_text()) for rank in range(together)]
     translator, samples = numbered(265)
-    plan = [batch.tolist() for batch in plan_epoch(samples.lengths, 8, seed=3, epoch=0)]
+    plan = [batch.tolist() for batch in plan_epoch(samples.index.lengths, 8, seed=3, epoch=0)]
     assert len(plan) == STEPS
     assert sorted(number for batch in plan for number in batch) == list(range(265))
     for part, (first, _, last) in LEFT.items():
         shares = [worker["seen"] for worker in found[part]]
         for number, batch in enumerate(plan[first:last]):
-            mine = [share[number] for share in shares]
+            mine = [own[number] for own in shares]
             assert sorted(n for own in mine for n in own) == sorted(batch), "the plan's batch, whoever is there"
-            assert mine == [batch[rank :: len(shares)] for rank in range(len(shares))]
+            assert mine == [
+                share(np.array(batch), samples.index.places, rank, len(shares)).tolist() for rank in range(len(shares))
+            ]
     history = found["third"][0]["history"]
     assert [entry["step"] for entry in history] == [10, 20, 30, 33], "no step is repeated or missing"
     assert found["third"][1]["history"] == history
