@@ -22,14 +22,10 @@ import pyarrow as pa
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.nights import tables
+from pipelines.nights import statement, tables
+from pipelines.nights.statement import Dates
 from pipelines.nights.tables import AsOf
 
-READING = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-"""The kinds of query that only read, as DuckDB's parser calls them. `COPY_QUERY_NODE`, say, may stand in a WITH."""
-MAKING_ROWS = {"generate_series", "json_each", "json_tree", "range", "repeat", "unnest"}
-"""Functions that may stand where a table does; others read files, settings, memory at an address, or run SQL."""
-EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
 BATCH_ROWS = 2048
 # What DuckDB makes of an error of the store while it reads a table: the statement is not to blame.
 _UNREAD = re.compile(
@@ -69,7 +65,7 @@ def open_views(
     names: Sequence[str],
     as_of: AsOf | None = None,
     limits: QueryLimits = DEFAULT_LIMITS,
-    dates: tuple[str, str] | None = None,
+    dates: Dates | None = None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with, for each table that exists, the views NAME (good rows) and NAME_all (error rows, too).
 
@@ -114,36 +110,6 @@ def open_views(
         for name, value in settings.items():
             connection.execute(f"SET {name} = ?", [value])
         yield connection
-
-
-def check_reads_only(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Refuses all but one statement that reads: SELECT, FROM, VALUES, DESCRIBE, SUMMARIZE, SHOW, or EXPLAIN of one.
-
-    Raises:
-        UsageError: it is another statement, several, none, or calls a function that it must not.
-    """
-    read = EXPLAIN.sub("", sql, count=1) if EXPLAIN.match(sql) else sql
-    (text,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [read]).fetchall()[0]
-    try:
-        parsed = json.loads(text, object_hook=_check_node)
-    except RecursionError:
-        raise UsageError("the statement is nested too deeply: write it as several WITH … AS") from None
-    if parsed["error"] and parsed["error_type"] == "parser":
-        connection.execute(read)  # says where
-    if parsed["error"] or len(parsed["statements"]) != 1:
-        raise UsageError("a query is one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN) and nothing else")
-
-
-def _check_node(node: dict[str, Any]) -> dict[str, Any]:
-    """A part of a parsed statement, if it may be there."""
-    kind = str(node.get("type"))
-    if kind.endswith("_NODE") and kind not in READING:
-        raise UsageError(f"a query only reads: {kind.removesuffix('_NODE').removesuffix('_QUERY')} is not allowed")
-    if kind == "TABLE_FUNCTION" and (name := node["function"]["function_name"].lower()) not in MAKING_ROWS:
-        raise UsageError(
-            f"{name}(…) is not allowed in a query: it asks the views, and {', '.join(sorted(MAKING_ROWS))}"
-        )
-    return node
 
 
 def render(rows: pa.Table) -> str:
@@ -211,7 +177,7 @@ def query(
     as_of: AsOf | None = None,
     parameters: Sequence[Any] = (),
     limits: QueryLimits = DEFAULT_LIMITS,
-    dates: tuple[str, str] | None = None,
+    dates: Dates | None = None,
 ) -> pa.Table:
     """The result of one SQL statement, in which each `?` stands for one of the parameters.
 
@@ -222,7 +188,7 @@ def query(
         as_of: a version or moment of theirs.
         parameters: in the order of the `?`.
         limits: what it may cost.
-        dates: the first and the last night that it asks for, where that is known.
+        dates: the first and the last night that it asks for, where that is known; otherwise what the statement tells.
 
     Raises:
         UsageError: the statement is wrong, with DuckDB's reason in one line; or it is more than a query, or costs more
@@ -230,22 +196,27 @@ def query(
         StorageError: the store kept failing.
     """
     deadline = time.monotonic() + limits.max_seconds
+    with duckdb.connect(config={"enable_external_access": False}) as parser, _bounded(parser, limits, deadline):
+        parsed = statement.parse_reading(parser, sql)
+    asked = dates or statement.dates(parsed, [view for name in names for view in (name, f"{name}_all")])
 
     def ask() -> pa.Table:
-        with open_views(tables_uri, names, as_of, limits, dates) as connection:
-            return _ask(connection, sql, parameters, limits, deadline)
+        with (
+            open_views(tables_uri, names, as_of, limits, asked) as connection,
+            _bounded(connection, limits, deadline),
+        ):
+            return _fetch(connection.sql(sql, params=list(parameters)), limits)
 
     return tables.patiently("query", tables_uri, ask)
 
 
-def _ask(
-    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any], limits: QueryLimits, deadline: float
-) -> pa.Table:
+@contextmanager
+def _bounded(connection: duckdb.DuckDBPyConnection, limits: QueryLimits, deadline: float) -> Iterator[None]:
+    """Ends what takes too long, and tells what went wrong in one line."""
     timer = threading.Timer(deadline - time.monotonic(), connection.interrupt)
     timer.start()
     try:
-        check_reads_only(connection, sql)
-        return _fetch(connection.sql(sql, params=list(parameters)), limits)
+        yield
     except duckdb.InterruptException:
         raise UsageError(f"the statement takes longer than {_option('max_seconds', limits)} allows") from None
     except duckdb.OutOfMemoryException as error:

@@ -12,7 +12,7 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.nights import query, tables
+from pipelines.nights import query, statement, tables
 from pipelines.nights.commit import Partition, commit_night
 from pipelines.reading.shards import Shard
 from pipelines.staging.pieces import list_pieces, table_schema, tiling
@@ -217,7 +217,7 @@ def test_temporary_files_are_out_of_reach(
         (scratch,) = connection.execute("SELECT current_setting('temp_directory')").fetchall()[0]
         assert Path(scratch).stat().st_mode & 0o077 == 0
         with pytest.raises(UsageError, match="a query"):
-            query.check_reads_only(connection, sql.format(scratch=scratch))
+            statement.parse_reading(connection, sql.format(scratch=scratch))
     assert not Path(scratch).exists()
     assert [path.name for path in (tmp_path / ".tmp").iterdir()] == ["theirs"]
 
