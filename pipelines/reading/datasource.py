@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -15,14 +16,15 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import BLOCK_BYTES
 from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.sandbox.protocol import Step
-from pipelines.reading.units import PLACED, Part, cost, placed
+from pipelines.reading.units import END, PLACED, Part, cost, placed
 
 TASK_BYTES = 1 << 20
 """Of small shards so many are read in one task, ten thousand sentences: what is done again if its process dies."""
 TASKS_A_PROCESS = 16
 """At least, where there are so many shards: the last process is done a sixteenth later than the first, at most."""
-TABLE_ROWS = 256
-"""Smaller tables are put together: a model takes a batch from one of them."""
+TABLE_ROWS, UNIT_ROWS = 256, 1024
+"""Smaller tables are put together: a model takes a batch from one of them. Up to so many rows, until their unit ends:
+each table of it becomes an object."""
 
 
 class ShardDatasource(Datasource):
@@ -69,20 +71,26 @@ def bundled(parts: Sequence[Part], processes: int) -> list[list[Part]]:
     """Neighbours that one task reads. Each task costs the driver 12 ms, and the model a batch that is not full.
 
     Args:
-        parts: in an order that stays; those of a unit may be read by several tasks, so that small nights have some.
+        parts: in an order that stays, those of a unit together; several tasks read them where the night is small.
         processes: how many there are for these tasks.
     """
-    costs = [cost(part.shard) for part in parts]
-    most = min(TASK_BYTES, sum(costs) / (TASKS_A_PROCESS * processes))
+    most = min(TASK_BYTES, sum(cost(part.shard) for part in parts) / (TASKS_A_PROCESS * processes))
     bundles: list[list[Part]] = []
     held = most
-    for part, each in zip(parts, costs, strict=True):
-        if held + each > most:
-            bundles.append([])
-            held = 0
-        bundles[-1].append(part)
-        held += each
+    for _, neighbours in groupby(parts, lambda part: part.unit):
+        unit = list(neighbours)
+        whole = _cost(unit) <= most
+        for piece in [unit] if whole else [[part] for part in unit]:
+            if held + _cost(piece) > most:
+                bundles.append([])
+                held = 0
+            bundles[-1] += piece
+            held += _cost(piece)
     return bundles
+
+
+def _cost(parts: Sequence[Part]) -> int:
+    return sum(cost(part.shard) for part in parts)
 
 
 def _numbered(step: Step) -> bool:
@@ -92,7 +100,7 @@ def _numbered(step: Step) -> bool:
 def _read(bundle: Sequence[Part], given: ray.ObjectRef[tuple[ReadOptions, Step]]) -> Iterator[pa.Table]:
     """A task. What all have in common, a vocabulary for one, is a hundred times as large as a task of its own."""
     options, step = ray.get(given)
-    return _together(table for part in bundle for table in _rows(part, options, step))
+    return _together((part, table) for part in bundle for table in _rows(part, options, step))
 
 
 def _rows(part: Part, options: ReadOptions, step: Step) -> Iterator[pa.Table]:
@@ -101,15 +109,21 @@ def _rows(part: Part, options: ReadOptions, step: Step) -> Iterator[pa.Table]:
     return (placed(table, part) for table in tables) if _numbered(step) else tables
 
 
-def _together(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def _together(tables: Iterator[tuple[Part, pa.Table]]) -> Iterator[pa.Table]:
     """The same rows in tables that are not too small."""
     held: list[pa.Table] = []
     rows = size = 0
-    for table in tables:
+    for part, table in tables:
         held.append(table)
         rows, size = rows + len(table), size + table.nbytes
-        if rows >= TABLE_ROWS or size >= BLOCK_BYTES:
+        most = UNIT_ROWS if _goes_on(part, table) else TABLE_ROWS
+        if rows >= most or size >= BLOCK_BYTES:
             yield pa.concat_tables(held)
             held, rows, size = [], 0, 0
     if held:
         yield pa.concat_tables(held)
+
+
+def _goes_on(part: Part, table: pa.Table) -> bool:
+    """Whether a table ends within a unit of several shards."""
+    return not part.alone and "unit_next" in table.column_names and table["unit_next"][-1].as_py() != END

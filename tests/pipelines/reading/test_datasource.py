@@ -79,6 +79,34 @@ def test_bundles_of_small_shards_keep_all_processes_busy_and_are_bounded(process
     assert TASKS_A_PROCESS * processes <= len(bundles) < len(small) / 4
 
 
+def test_a_task_reads_whole_units_where_there_are_enough_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(1)
+    shards = [Shard(f"s3://lake/in/{n:06d}.txt", draw.randrange(20_000), "1") for n in range(10_000)]
+    together = units(shards)
+    assert 300 < len(together) < 2_000
+    small = [part for unit in together for part in unit.parts()]
+    bundles = bundled(small, 4)
+    assert [part for bundle in bundles for part in bundle] == small
+    assert sum(len({part.unit for part in bundle}) for bundle in bundles) == len(together), "none is cut"
+    assert max(sum(part.shard.size + OPEN_BYTES for part in bundle) for bundle in bundles) <= TASK_BYTES
+    few = [part for unit in together[:8] for part in unit.parts()]
+    cut = bundled(few, 4)
+    assert [part for bundle in cut for part in bundle] == few
+    assert len(cut) >= TASKS_A_PROCESS * 4, "a small night has a task for each process, and some more"
+
+
+def test_a_table_ends_with_its_unit_or_is_large(tmp_path: Path) -> None:
+    """Of 30, 7 and 150 shards of ten rows: a table each, and more of what is larger than a table may be."""
+    tiny.write_sentences(str(tmp_path), shards=187, rows=10)
+    shards = list_shards(str(tmp_path))
+    together = [Unit.of(shards[:30]), Unit.of(shards[30:37]), Unit.of(shards[37:])]
+    bundle = [part for unit in together for part in unit.parts()]
+    (task,) = ShardDatasource([bundle], ReadOptions(), Hostile()).get_read_tasks(1)
+    tables = list(task())
+    assert [len(table) for table in tables] == [300, 70 + 960, 540]
+    assert [table["unit_next"][-1].as_py() == END for table in tables] == [True, False, True]
+
+
 def test_shards_of_a_bundle_fill_one_table_and_stay_apart_in_it(tmp_path: Path) -> None:
     """Each row knows its shard, and each shard has its last row."""
     tiny.write_sentences(str(tmp_path), shards=TABLE_ROWS // 10, rows=14)
