@@ -1,13 +1,16 @@
-"""The benchmarks' report; what they measure is not run here."""
+"""The benchmarks' report; of what they measure the driver's steps are run here, for a few shards."""
 
 import importlib
 import inspect
 import json
+import subprocess
+import sys
 
 import pytest
 
+from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import peers
+from tests.benchmarks import peers, scale
 from tests.benchmarks.figures import Row, in_turn
 
 
@@ -67,3 +70,25 @@ def test_an_artifact_for_both_has_what_both_know():
     files = {"config.json": json.dumps({"config": {"cell": "gru", "hidden_size": 8}}).encode(), "weights": b"w"}
     assert json.loads(peers.for_both(files)["config.json"]) == {"config": {"hidden_size": 8}}
     assert peers.for_both(files)["weights"] == b"w"
+
+
+def test_steps_of_the_driver_are_measured_and_their_growth_is_fitted():
+    command = [sys.executable, "-m", "tests.benchmarks.scale", "--store", "disk", "--shards", "20", "60", "--compact"]
+    ran = subprocess.run(
+        [*command, "--nights", "3", "--night-files", "4"], cwd=tiny.ROOT, check=True, capture_output=True, text=True
+    )
+    found = json.loads(ran.stdout)
+    assert list(found) == ["store", "20 shards", "60 shards", "growth"]
+    few, many = found["20 shards"], found["60 shards"]
+    assert list(many)[: len(few)] == list(few)
+    assert (few["compact"]["files"], few["compact"]["files_after"]) == (20, few["group shards"]["units"])
+    assert many["open a table of years"]["files"] == 12
+    assert many["read tasks"]["peak_mib"] > 100
+    figures = {
+        1_000: {"cpu": 0.1, "requests": 0},
+        10_000: {"cpu": 1.0, "requests": 5},
+        100_000: {"cpu": 10, "requests": 50},
+    }
+    assert scale._fitted(figures) == {"cpu": 1.0, "requests": 1.0}
+    assert scale._fitted({n: {**each, "cpu": each["cpu"] / 10} for n, each in figures.items()})["cpu"] == 1.0
+    assert "cpu" not in scale._fitted({n: {**each, "cpu": 0.01} for n, each in figures.items()})

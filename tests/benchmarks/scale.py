@@ -1,14 +1,17 @@
 """What the driver of a night does for N shards, without their payload: seconds, requests and memory by step.
 
-    python -m tests.benchmarks.scale [--shards 1000] [--store s3|disk] [--compute] [--compact] [--nights 0]
+    python -m tests.benchmarks.scale [--shards 1000 10000] [--store s3|disk] [--compute] [--compact] [--nights 0]
 
 A night of N text shards is listed, its read tasks and its sink are packed as Ray Data sends them, its pieces (one for
-each unit, which are put there as copies of one) are looked at, counted and committed, then the same night comes again.
-Every step is the driver's own function, on a local S3 server or a disk; a translator of 6,000 words travels with the
-tasks. Requests are those of s3fs; delta-rs has a client of its own. With `--compute` a whole night of as many
-shards of ten sentences comes first, by a tiny translator on a cluster of two nodes of one CPU. With `--compact` the
-night is also put there with an object for each shard, and compacted. With `--nights` a table of so many nights of 100
-files is opened, of which there is the log alone. Prints one JSON object.
+each unit, which are put there as copies of one) are looked at, counted and committed, then the same night comes again,
+and two other nights are committed. Every step is the driver's own function, on a local S3 server or a disk; a
+translator of 6,000 words travels with the tasks. Requests are those of s3fs; delta-rs has a client of its own. Memory
+is the process's highest within a step, and how much of it the step added. With several numbers of shards, the growth of
+each step is fitted: the exponent of a power law by least squares of the logarithms, where a step takes 0.05 s or more.
+
+With `--compute` a whole night of as many shards of ten sentences comes first, by a tiny translator on a cluster of two
+nodes of one CPU. With `--compact` the night is also put there with an object for each shard, and compacted. With
+`--nights` a table of so many nights is opened, of which there is the log alone. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -17,10 +20,9 @@ import io
 import json
 import os
 import random
-import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -55,16 +58,20 @@ from pipelines.staging.sink import StageSink
 from tests import tiny
 from tests.servers import BUCKET, RayNode, S3Server
 
-WORDS, ROWS, NIGHT_FILES = 6_000, 100, 100
-DS = "2026-01-01"
+WORDS, ROWS = 6_000, 100
+DS, LATER = "2026-01-01", ("2026-01-02", "2026-01-03")
+LEAST_SECONDS = 0.05
+"""Of CPU; below, a step's growth is not fitted."""
+AT_ONCE = 100
+"""Nights of a table of years that one commit brings."""
 
 
 @dataclass(frozen=True)
 class Options:
     """What to measure."""
 
-    shards: int = 1000
-    """How many."""
+    shards: tuple[int, ...] = (1000,)
+    """How many; of several numbers, one after another."""
     store: Literal["s3", "disk"] = "s3"
     """Where they lie: on a local S3 server, or on a disk."""
     compute: bool = False
@@ -73,6 +80,8 @@ class Options:
     """A night with an object for each shard, too, which is compacted."""
     nights: int = 0
     """A table of so many nights, too."""
+    night_files: int = 100
+    """How many files each of them has."""
 
 
 @dataclass
@@ -85,31 +94,64 @@ class Steps:
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, float]]:
         """Times what is done inside, which may add figures of its own."""
-        requests, wall, cpu = self.requests, time.perf_counter(), time.process_time()
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest memory, see proc_pid_clear_refs(5)
+        before, requests, wall, cpu = memory("VmRSS"), self.requests, time.perf_counter(), time.process_time()
         more: dict[str, float] = {}
         yield more
         self.found[name] = {
             "seconds": round(time.perf_counter() - wall, 3),
             "cpu": round(time.process_time() - cpu, 3),
             "requests": self.requests - requests,
-            "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "peak_mib": round(memory("VmHWM")),
+            "more_mib": round(memory("VmHWM") - before),
             **more,
         }
 
 
+def memory(name: str) -> float:
+    """MiB that this process holds now (VmRSS), or held at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+
 def main(options: Options) -> None:
     """Measures and prints."""
-    steps = Steps()
+    found: dict[int, Steps] = {shards: Steps() for shards in options.shards}
     with tempfile.TemporaryDirectory() as scratch, store(options, scratch) as root, cluster(options, scratch):
         connection.start(quiet=True, cpus=1)
-        count_requests(steps)
-        if options.compute:
-            computed(options, storage.join(root, "computed"), steps)
-        night_of(options, root, str(Path(scratch) / "model"), steps)
+        for shards, steps in found.items():
+            place = storage.join(root, str(shards))
+            with counted_requests(steps):
+                if options.compute:
+                    computed(shards, storage.join(place, "computed"), steps)
+                night_of(shards, options.compact, place, str(Path(scratch) / "model"), steps)
         if options.nights:
-            years(options.nights, storage.join(root, "years"), steps)
-    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(figures)}" for name, figures in steps.found.items())
-    print(f'{{"shards": {options.shards}, "store": "{options.store}", "steps": {{\n{lines}\n}}}}')
+            with counted_requests(steps):
+                years(options, storage.join(root, "years"), steps)
+    told = [table(f"{shards} shards", steps.found) for shards, steps in found.items()]
+    told += [table("growth", growth(found))] if len(found) > 1 else []
+    print(f'{{"store": "{options.store}",\n' + ",\n".join(told) + "}")
+
+
+def table(title: str, lines: Mapping[str, Mapping[str, float]]) -> str:
+    """A member of the JSON object, a line for each step."""
+    each = ",\n".join(f" {json.dumps(name)}: {json.dumps(figures)}" for name, figures in lines.items())
+    return f"{json.dumps(title)}: {{\n{each}\n}}"
+
+
+def growth(found: Mapping[int, Steps]) -> dict[str, dict[str, float]]:
+    """By step, with which power of the number of shards its CPU and its requests grow."""
+    first, *_ = found.values()
+    return {name: fitted for name in first.found if (fitted := _fitted({n: s.found[name] for n, s in found.items()}))}
+
+
+def _fitted(figures: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    exponents = {}
+    for what, least in (("cpu", LEAST_SECONDS), ("requests", 1)):
+        points = [(shards, each[what]) for shards, each in figures.items() if each[what] >= least]
+        if len(points) > 1:
+            exponents[what] = round(float(np.polyfit(*np.log(points).T, 1)[0]), 2)
+    return exponents
 
 
 @contextmanager
@@ -146,22 +188,21 @@ def cluster(options: Options, scratch: str) -> Iterator[None]:
             node.kill()
 
 
-def computed(options: Options, root: str, steps: Steps) -> None:
+def computed(count: int, root: str, steps: Steps) -> None:
     """A night from its listing to its commit."""
     source = storage.join(root, "in")
-    put(
-        options.shards, lambda number: storage.join(source, f"part-{number:07d}.txt"), b"ein Hund schl\xc3\xa4ft\n" * 10
-    )
+    put(count, lambda number: storage.join(source, f"part-{number:07d}.txt"), b"ein Hund schl\xc3\xa4ft\n" * 10)
     inference = Inference.of(artifacts.read(tiny.write_translator(storage.join(root, "model"))))
     with steps.step("a night, computed") as figures:
         night = Night(list_shards(source), Partition.of(storage.join(root, "tables"), "translations", DS), inference)
         summary = infer.infer(night, Resources(), Tracker(""))
-        assert (summary.ok, summary.shards_computed) == (10 * options.shards, options.shards)
+        assert (summary.ok, summary.shards_computed) == (10 * count, count)
         figures |= {"model_busy": summary.model_busy, "pieces": len(storage.list_files(night.folder))}
 
 
-def count_requests(steps: Steps) -> None:
-    """Of s3fs in this process."""
+@contextmanager
+def counted_requests(steps: Steps) -> Iterator[None]:
+    """Counts those of s3fs in this process."""
     original: Callable[..., Any] = s3fs.S3FileSystem._call_s3
 
     async def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -169,18 +210,22 @@ def count_requests(steps: Steps) -> None:
         return await original(self, *args, **kwargs)
 
     s3fs.S3FileSystem._call_s3 = counted
+    try:
+        yield
+    finally:
+        s3fs.S3FileSystem._call_s3 = original
 
 
-def night_of(options: Options, root: str, model: str, steps: Steps) -> None:
+def night_of(count: int, compact: bool, root: str, model: str, steps: Steps) -> None:
     """All steps, one after the other."""
     source = storage.join(root, "in")
-    put(options.shards, lambda number: storage.join(source, f"part-{number:07d}.txt"), b"ein Hund\n" * ROWS)
+    put(count, lambda number: storage.join(source, f"part-{number:07d}.txt"), b"ein Hund\n" * ROWS)
     with steps.step("list shards"):
         shards = list_shards(source)
     inference = Inference.of(artifacts.read(translator(model)))
     night = Night(shards, Partition.of(storage.join(root, "tables"), "translations", DS), inference)
     with steps.step("look for pieces, none there"):
-        assert len(checks.incomplete(shards, night.folder)) == options.shards
+        assert len(checks.incomplete(shards, night.folder)) == count
     packed(night, steps)
     with steps.step("group shards") as figures:
         grouped = units(shards)
@@ -196,14 +241,21 @@ def night_of(options: Options, root: str, model: str, steps: Steps) -> None:
             pieces = upkeep.renew(night.partition, checks.verify(shards, night.folder))
         with steps.step(f"count errors{again}"):
             assert not contents.total(pieces).errors
-        with steps.step(f"commit{again}"):
+        with steps.step(f"commit{again}") as figures:
             version = commit.commit_night(night.partition, pieces, night.schema, {"run_id": "run"})
+            figures["log_bytes"] = log_bytes(night.partition.table)
         assert (version is None) == bool(again)
         with steps.step(f"open the table{again}"):
             DeltaTable(storage.absolute(night.partition.table))
         with steps.step(f"tidy{again}"):
             upkeep.tidy(night.partition.table, 168, ds=night.partition.ds)
-    if options.compact:
+    for ds in LATER:
+        later = replace(night.partition, ds=ds)
+        commit.commit_night(later, staged(later, len(grouped)), night.schema, {"run_id": "run"})
+    with steps.step("open the table with three nights") as figures:
+        DeltaTable(storage.absolute(night.partition.table))
+        figures["log_bytes"] = log_bytes(night.partition.table)
+    if compact:
         apart = replace(night, partition=Partition.of(storage.join(root, "apart"), "translations", DS))
         compacted(apart, source, steps)
 
@@ -221,37 +273,43 @@ def compacted(night: Night, source: str, steps: Steps) -> None:
     assert commit.commit_night(night.partition, checks.verify(night.shards, night.folder), night.schema, {}) is None
 
 
-def years(nights: int, root: str, steps: Steps) -> None:
-    """A table of many nights, opened, listed, and asked for one night: what it takes until a file would be read."""
-    days = [(date(2024, 1, 1) + timedelta(number)).isoformat() for number in range(nights)]
+def log_bytes(uri: str) -> int:
+    """Of a table's log, its checkpoints and all."""
+    return sum(file.size for file in storage.list_files(storage.join(uri, tables.LOG)))
+
+
+def years(options: Options, root: str, steps: Steps) -> None:
+    """A table of many nights, opened, listed, asked for one night until a file would be read, and tidied of one."""
+    days = [(date(2024, 1, 1) + timedelta(number)).isoformat() for number in range(options.nights)]
     partition = Partition.of(root, "translations", days[0])
     schema = table_schema(HYBRIDS["translator"].payload_schema)
-    commit.commit_night(partition, staged(partition), schema, {"run_id": "run"})
-    log = DeltaTable(partition.table)
-    above = f"{storage.absolute(partition.table)}/"
-    actions = [
-        commit._add_action(piece.file.uri.removeprefix(above), piece, ds)
-        for ds in days[1:]
-        for piece in staged(replace(partition, ds=ds))
-    ]
-    log.create_write_transaction(actions, "append", log.schema(), ["ds"])
+    files = options.night_files
+    commit.commit_night(partition, staged(partition, files), schema, {"run_id": "run"})
+    for first in range(1, len(days), AT_ONCE):
+        nights = [replace(partition, ds=ds) for ds in days[first : first + AT_ONCE]]
+        actions = [action for night in nights for action in commit._add_actions(night, staged(night, files), 0)]
+        log = DeltaTable(partition.table)
+        log.create_write_transaction(actions, "append", log.schema(), ["ds"])
     DeltaTable(partition.table).create_checkpoint()
     with steps.step("open a table of years") as figures:
-        table = tables.open_table(partition.table)
-        assert table is not None
-        figures["files"] = NIGHT_FILES * nights
+        whole = tables.open_table(partition.table)
+        assert whole is not None
+        figures |= {"files": files * len(days), "log_bytes": log_bytes(partition.table)}
     with steps.step("list its nights"):
-        assert len(tables.nights(table)) == nights
+        assert len(tables.nights(whole)) == len(days)
+    del whole
     with (
         steps.step("open it for a query of one night"),
         query.open_views(root, ["translations"], dates=(days[-1], days[-1])),
     ):
         pass
+    with steps.step("tidy one night of it"):
+        upkeep.tidy(partition.table, 168, ds=days[-1])
 
 
-def staged(partition: Partition) -> list[Piece]:
+def staged(partition: Partition, files: int) -> list[Piece]:
     """Files of a night that are not there."""
-    names = [piece_name(f"unit-of-38-{number:016x}", 0, SPAN, 380, end=True) for number in range(NIGHT_FILES)]
+    names = [piece_name(f"unit-of-38-{number:016x}", 0, SPAN, 380, end=True) for number in range(files)]
     return [
         Piece(storage.FileInfo(storage.join(partition.folder, "0" * 12, name), 40_000, ""), 0, SPAN, True, 0, 380, 1)
         for name in names
@@ -306,8 +364,8 @@ def one_piece(night: Night, unit: Unit) -> bytes:
         for i in range(ROWS)
     ]
     buffer = io.BytesIO()
-    table = pa.Table.from_pylist(rows, schema=night.schema)
-    pq.write_table(contents.Contents.of(table).noted(table), buffer, compression="zstd")
+    written = pa.Table.from_pylist(rows, schema=night.schema)
+    pq.write_table(contents.Contents.of(written).noted(written), buffer, compression="zstd")
     return buffer.getvalue()
 
 
