@@ -116,8 +116,7 @@ def run(
     )
     if not options.dry_run:
         storage.check_writable(partition.tables)
-    infer.check_table(night)
-    infer.check_shards(night)
+    infer.check(night)
     if options.dry_run:
         with connection.on_demand():
             foreseen = preview.preview(night, options.work.resources, tracking_uri)

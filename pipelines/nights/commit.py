@@ -115,9 +115,10 @@ def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schem
     """
     uri, ds = partition.table, partition.ds
     actions = _add_actions(partition, pieces, int(time.time() * 1000))
-    if partition.files() == {action.path for action in actions}:
+    table = open_table(uri)
+    if table is not None and night_files(table, ds) == {action.path for action in actions}:
         return None
-    return _persistently("commit to", uri, lambda: _commit(uri, ds, actions, schema, run))
+    return _persistently("commit to", uri, lambda: _commit(table, uri, ds, actions, schema, run))
 
 
 def rewrite_night(partition: Partition, before: Collection[str], pieces: Sequence[Piece]) -> int | None:
@@ -142,7 +143,7 @@ def rewrite_night(partition: Partition, before: Collection[str], pieces: Sequenc
     written = max((known[path]["modification_time"] for path in before if path in known), default=0)
     actions = _add_actions(partition, pieces, written)  # the night is as old as before
     run = {"run_id": uuid.uuid4().hex, "rewritten": str(len(before))}
-    return _persistently("rewrite", uri, lambda: _commit(uri, ds, actions, None, run, frozenset(before)))
+    return _persistently("rewrite", uri, lambda: _commit(table, uri, ds, actions, None, run, frozenset(before)))
 
 
 def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
@@ -172,7 +173,7 @@ def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
     _check_kept(uri, version, actions, ds)
     run = {"run_id": uuid.uuid4().hex, "restored": str(version)}
     if ds:
-        return _persistently("restore", uri, lambda: _commit(uri, ds, actions, None, run))
+        return _persistently("restore", uri, lambda: _commit(None, uri, ds, actions, None, run))
     table = DeltaTable(storage.absolute(uri))
     patiently("restore", uri, lambda: table.restore(version, commit_properties=CommitProperties(run)))
     _shorten(uri, table)
@@ -191,9 +192,12 @@ def _persistently(operation: str, uri: str, work: Callable[[], int | None]) -> i
     raise AssertionError("unreachable")
 
 
-def _writable(uri: str, schema: pa.Schema | None, actions: Sequence[AddAction]) -> DeltaTable:
-    """The table, ours and marked so."""
-    table = open_once(uri)
+def _writable(table: DeltaTable | None, uri: str, schema: pa.Schema | None, actions: Sequence[AddAction]) -> DeltaTable:
+    """The table in its newest version, ours and marked so."""
+    if table is None:
+        table = open_once(uri)
+    else:
+        table.update_incremental()
     if table is None:
         assert schema is not None
         check_folder(uri, {action.path for action in actions})
@@ -206,6 +210,7 @@ def _writable(uri: str, schema: pa.Schema | None, actions: Sequence[AddAction]) 
 
 
 def _commit(
+    table: DeltaTable | None,
     uri: str,
     ds: str,
     actions: Sequence[AddAction],
@@ -213,8 +218,12 @@ def _commit(
     run: dict[str, str],
     before: Collection[str] | None = None,
 ) -> int | None:
-    """One attempt; only if the night is as it was `before`, where that is given."""
-    table = _writable(uri, schema, actions)
+    """One attempt; only if the night is as it was `before`, where that is given.
+
+    Args:
+        table: as somebody opened it earlier, if so: what came since is read, and not all of it again.
+    """
+    table = _writable(table, uri, schema, actions)
     files = night_files(table, ds)
     if files == {action.path for action in actions}:
         return _version_of(uri, table.version(), ds, run)
@@ -232,9 +241,9 @@ def _commit(
         [("ds", "=", ds)],
         commit_properties=CommitProperties({**run, "ds": ds}, app_transactions=[Transaction(app_id, number)]),
     )
-    now = DeltaTable(storage.absolute(uri))
-    _shorten(uri, now)
-    return int(now.version())
+    table.update_incremental()
+    _shorten(uri, table)
+    return int(table.version())
 
 
 def _shorten(uri: str, table: DeltaTable) -> None:

@@ -23,6 +23,7 @@ from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, ownership, upkeep
 from pipelines.nights.commit import Partition
 from pipelines.nights.rules import Retention, Rules
+from pipelines.nights.tables import night_files
 from pipelines.nights.upkeep import Tidied
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import Part, units
@@ -202,28 +203,21 @@ def _tidy(night: Night) -> Tidied:
 
 
 # ---- what is looked at before any work -----------------------------------------------------------------------------
-def check_table(night: Night) -> None:
-    """Refuses a table, or a folder for one, that this night cannot be written to.
-
-    Raises:
-        UsageError: what was found there, and the way out.
-    """
-    ownership.check(night.partition.table, night.schema)
-
-
-def check_shards(night: Night) -> None:
-    """Refuses a night that would lose the rows of shards that are gone: a listing may have gone wrong.
+def check(night: Night) -> None:
+    """Refuses a table, or a folder for one, that this night cannot be written to, and a night that would lose the rows
+    of shards that are gone: a listing may have gone wrong.
 
     Shards, and lone objects, are compared by address: one that was replaced is not gone.
 
     Raises:
-        RefusedError: names some of them, and the way out.
+        UsageError: what was found there, and the way out.
+        RefusedError: names some of the shards, and the way out.
     """
-    if night.rules.allow_missing:
+    table = ownership.check(night.partition.table, night.schema)
+    if table is None or night.rules.allow_missing:
         return
-    gone = sorted(
-        _addresses(night, night.partition.files()) - {address for shard in night.shards for address in shard.addresses}
-    )
+    before = _addresses(night, night_files(table, night.partition.ds))
+    gone = sorted(before - {address for shard in night.shards for address in shard.addresses})
     if gone:
         raise RefusedError(
             f"{night.partition}: {len(gone)} of its shards are gone, such as {', '.join(gone[:GONE_SHOWN])}: "

@@ -21,12 +21,15 @@ COMMON = table_schema(pa.schema([]))
 """Columns that every table of ours has."""
 
 
-def check(uri: str, schema: pa.Schema) -> None:
+def check(uri: str, schema: pa.Schema) -> DeltaTable | None:
     """Refuses a table that this version cannot write nights to, or a folder in which none may be made.
 
     Args:
         uri: the table, or where it is to be.
         schema: the columns of a file.
+
+    Returns:
+        The table; None where it is to be made.
 
     Raises:
         UsageError: what was found there, and the way out.
@@ -38,6 +41,7 @@ def check(uri: str, schema: pa.Schema) -> None:
     else:
         check_ours(table, uri, schema)
         check_commits(uri, [commit_uri(uri, table.version())])
+    return table
 
 
 def names(tables_uri: str) -> list[str]:

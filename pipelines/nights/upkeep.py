@@ -95,9 +95,11 @@ def renew(partition: Partition, pieces: Sequence[Piece]) -> list[Piece]:
         RuntimeError: one is gone already.
         StorageError: the store kept failing.
     """
+    old = _old({piece.file.uri.rsplit("/", 1)[0] for piece in pieces}, RENEWED_HOURS)
+    if not any(piece.file.uri in old for piece in pieces):
+        return list(pieces)
     in_use = partition.files()
     root = storage.absolute(partition.table) + "/"
-    old = _old({piece.file.uri.rsplit("/", 1)[0] for piece in pieces}, RENEWED_HOURS)
     return [
         _renewed(piece) if piece.file.uri in old and piece.file.uri.removeprefix(root) not in in_use else piece
         for piece in pieces

@@ -236,7 +236,7 @@ def night_of(count: int, compact: bool, root: str, model: str, steps: Steps) -> 
         with steps.step(f"look for pieces{again}"):
             assert not checks.incomplete(shards, night.folder)
         with steps.step(f"refuse shards that are gone{again}"):
-            infer.check_shards(night)
+            infer.check(night)
         with steps.step(f"verify pieces{again}"):
             pieces = upkeep.renew(night.partition, checks.verify(shards, night.folder))
         with steps.step(f"count errors{again}"):

@@ -98,7 +98,7 @@ def test_shards_that_lie_each_for_itself_become_their_units(old: Night, monkeypa
     assert set(list_pieces(old.folder)) >= set(known)
     assert again(old) == (0, None)
     assert compact(uri, given(old)) == compaction.Compacted()
-    infer.check_shards(old)
+    infer.check(old)
 
 
 def test_what_is_replaced_is_tidied_when_it_is_old(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference, Session
 from pipelines.models.tracking import Tracker
-from pipelines.nights import commit, infer
+from pipelines.nights import commit, infer, tables
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.nights.rules import Rules
@@ -54,7 +54,9 @@ def run(night: Night) -> dict:
 
 # ---- the loop ----------------------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_night_is_what_the_model_says_of_every_row(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_night_is_what_the_model_says_of_every_row(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = {"a.txt": tiny.sentences(13, seed=1), "b.txt": ["", *tiny.sentences(4, seed=2), "x" * 300]}
     for name, texts in lines.items():
         storage.write_bytes(str(tmp_path / "in" / name), ("\n".join(texts) + "\n").encode())
@@ -88,10 +90,27 @@ def test_a_night_is_what_the_model_says_of_every_row(artifact: Artifact, tmp_pat
     assert json.loads(told["errors"]) == summary["errors"]
     assert [(stored.rows, stored.bad) for stored in nights(table)] == [(19, 2)]
 
+    opened = [0]
+
+    class Counted(DeltaTable):
+        def __init__(self, *args: Any) -> None:
+            opened[0] += 1
+            super().__init__(*args)
+
+    for module in (commit, tables):
+        monkeypatch.setattr(module, "DeltaTable", Counted)
+    infer.check(night)
     again = run(night)
+    assert opened[0] == 3, "to be checked, to be committed to, and to be tidied"
     assert (again["shards_computed"], again["rows_computed"], again["rows"]) == (0, 0, 19)
     assert (again["changed"], again["version"]) == (False, None)
     assert again["errors"] == summary["errors"]
+
+    opened[0] = 0
+    next_one = replace(night, partition=partition(tmp_path, "2026-02-01"))
+    infer.check(next_one)
+    assert run(next_one)["version"] == 2
+    assert opened[0] == 3
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -119,11 +138,11 @@ def test_the_staging_folder_tells_night_and_fingerprint(artifact: Artifact, tmp_
 def test_a_table_of_other_columns_is_refused(artifact: Artifact, tmp_path: Path) -> None:
     tiny.write_sentences(str(tmp_path / "in"), 1, 1)
     night = night_of(artifact, tmp_path)
-    infer.check_table(night)
+    infer.check(night)
     schema = table_schema(pa.schema([pa.field("translation", pa.string())])).append(pa.field("ds", pa.string()))
     DeltaTable.create(night.partition.table, schema, partition_by=["ds"])
     with pytest.raises(UsageError, match=r"translations has other columns than this version writes \(no \w+\): use"):
-        infer.check_table(night)
+        infer.check(night)
 
 
 # ---- a night whose input has shrunk ------------------------------------------------------------------------------
@@ -147,34 +166,34 @@ def test_shards_that_are_gone_are_refused(stored: Night) -> None:
     for uri in others:
         storage.delete(uri)
     with pytest.raises(RefusedError) as caught:
-        infer.check_shards(listed_again(stored))
+        infer.check(listed_again(stored))
     assert str(caught.value) == (
         f"{stored.partition}: 3 of its shards are gone, such as {', '.join(others)}: "
         "nothing was changed; bring them back, or let their rows go by `allow_missing`"
     )
-    infer.check_shards(listed_again(stored, rules=Rules(allow_missing=True)))
-    infer.check_shards(listed_again(stored, partition=replace(stored.partition, ds="2026-02-01")))
+    infer.check(listed_again(stored, rules=Rules(allow_missing=True)))
+    infer.check(listed_again(stored, partition=replace(stored.partition, ds="2026-02-01")))
     storage.write_bytes(others[0].replace("part-00001", "renamed"), storage.read_bytes(first))
     with pytest.raises(RefusedError, match="3 of its shards are gone"):
-        infer.check_shards(listed_again(stored))
+        infer.check(listed_again(stored))
 
 
 def test_shards_that_were_replaced_or_came_late_are_not_gone(stored: Night) -> None:
-    infer.check_shards(stored)
+    infer.check(stored)
     for shard in stored.shards[1:]:
         storage.write_bytes(shard.uri, b"another sentence\n")
     tiny.write_sentences(stored.shards[0].uri.rsplit("/", 1)[0] + "/late", 1, 2)
     wider = Inference(stored.inference.artifact, TranslatorDecoding(beam_size=2))
     again = listed_again(stored, inference=wider)
     assert len(again.shards) == 5
-    infer.check_shards(again)
+    infer.check(again)
 
 
 def test_a_night_whose_files_are_gone_is_mended(stored: Night, caplog: pytest.LogCaptureFixture) -> None:
     for piece in verify(stored.shards, stored.folder):
         storage.delete(piece.file.uri)
     storage.write_bytes(stored.shards[0].uri, b"another sentence\n")
-    infer.check_shards(listed_again(stored))
+    infer.check(listed_again(stored))
     (said,) = [record.getMessage() for record in caplog.records if record.name == infer.__name__]
     assert said.startswith(f"{stored.partition.table} lacks its file ds=2026-01-31/")
 
@@ -196,12 +215,12 @@ def test_shards_of_a_unit_that_are_gone_are_refused_and_others_are_not_read(
     for piece in pieces:
         if not piece.file.name.startswith(first.key):
             Path(piece.file.uri).unlink()
-    infer.check_shards(night)
+    infer.check(night)
     gone = first.shards[0].uri
     fewer = replace(night, shards=[shard for shard in night.shards if shard.uri != gone])
     with pytest.raises(RefusedError, match=f"1 of its shards are gone, such as {gone}: nothing was changed"):
-        infer.check_shards(fewer)
-    infer.check_shards(replace(fewer, rules=Rules(allow_missing=True)))
+        infer.check(fewer)
+    infer.check(replace(fewer, rules=Rules(allow_missing=True)))
 
 
 # ---- lone objects ------------------------------------------------------------------------------------------------
@@ -233,12 +252,12 @@ def test_a_photograph_that_comes_costs_its_group_and_one_that_goes_is_missed(
     storage.write_bytes(f"{place}/in/late.jpg", tiny.jpeg(99))
     later = listed_again(night, f"{place}/in")
     assert 1 <= len(incomplete(later.shards, later.folder)) <= 2, "two if it was full"
-    infer.check_shards(later)
+    infer.check(later)
     storage.delete(f"{place}/in/03.jpg")
     with pytest.raises(
         RefusedError, match=rf"1 of its shards are gone, such as {place}/in/03.jpg: nothing was changed"
     ):
-        infer.check_shards(listed_again(night, f"{place}/in"))
+        infer.check(listed_again(night, f"{place}/in"))
 
 
 # ---- what is counted and verified --------------------------------------------------------------------------------
