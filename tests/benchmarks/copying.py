@@ -1,9 +1,10 @@
 """How long a node takes to copy the prepared samples of a training from a store far away.
 
-    python -m tests.benchmarks.copying [--pieces 1000] [--rows 50] [--milliseconds 20] [--at-once 16]
+    python -m tests.benchmarks.copying [--pieces 1000] [--rows 50] [--milliseconds 20] [--at-once 16] [--nodes 1]
 
-So many pieces with so many rows of one KiB lie on a local S3 server whose every answer takes so many milliseconds more;
-`PreparedSamples` copies them. Prints one JSON object.
+So many pieces with so many rows of one KiB lie on a local S3 server whose every answer takes so many milliseconds more.
+What the driver reads of them is timed, and the copy that a node in the middle makes for three epochs, if each of so many
+nodes has one worker with 64 samples of every batch. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +32,11 @@ from pipelines import storage
 from pipelines.reading.samples import pack
 from pipelines.staging.pieces import Piece
 from pipelines.training import prepared
+from pipelines.training.batches import plan_epoch, share
 from pipelines.training.prepared import PreparedSamples, SampleIndex
 from tests.servers import BUCKET, S3Server
 
+BATCH, EPOCHS = 64, 3
 ROW = pack({"noise": np.random.default_rng(0).integers(0, 256, 1024, np.uint8)})
 
 
@@ -47,6 +52,8 @@ class Options:
     """By which each answer is late."""
     at_once: int = prepared.READERS
     """Pieces that are read at once."""
+    nodes: int = 1
+    """Which share the samples."""
 
 
 def main(options: Options) -> None:
@@ -59,15 +66,34 @@ def main(options: Options) -> None:
                 pieces = list(threads.map(lambda number: put(number, options.rows), range(options.pieces)))
             delay(options.milliseconds / 1000)
             prepared.READERS = options.at_once
-            wall, cpu = time.perf_counter(), time.process_time()
-            samples = PreparedSamples(SampleIndex.of(pieces), scratch)
-            samples.fetch(np.arange(len(samples)))
-            took = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+            with timed("index") as indexed:
+                index = SampleIndex.of(pieces)
+            assert len(index) == options.pieces * options.rows
+            read = np.unique(np.concatenate([seen(index, epoch, options.nodes) for epoch in range(EPOCHS)]))
+            samples = PreparedSamples(index, scratch)
+            with timed("copy") as copied:
+                samples.fetch(read)
         finally:
             server.kill()
-        assert len(samples) == options.pieces * options.rows
         samples.remove()
-    print(json.dumps({**vars(options), **{name: round(value, 2) for name, value in took.items()}}))
+    part = len(np.unique(index.pieces_of(read))) / len(pieces)
+    print(json.dumps({**vars(options), **indexed, **copied, "part": round(part, 3)}))
+
+
+@contextmanager
+def timed(name: str) -> Iterator[dict[str, float]]:
+    """Seconds of the clock, and of CPU."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    took: dict[str, float] = {}
+    yield took
+    took[f"{name}_seconds"] = round(time.perf_counter() - wall, 2)
+    took[f"{name}_cpu"] = round(time.process_time() - cpu, 2)
+
+
+def seen(index: SampleIndex, epoch: int, nodes: int) -> np.ndarray:
+    """The samples that the worker in the middle sees in an epoch."""
+    plan = plan_epoch(index.lengths, BATCH * nodes, 0, epoch)
+    return np.concatenate([share(batch, index.places, nodes // 2, nodes) for batch in plan])
 
 
 def put(number: int, rows: int) -> Piece:
