@@ -292,7 +292,9 @@ def _add_again(action: Mapping[str, Any]) -> AddAction:
 
 
 def _stats(rows: int, bad: int | None) -> str:
-    """What the log, and each checkpoint of it, says of a file's rows: whoever lists nights reads none."""
+    """What the log, and each checkpoint of it, says of a file's rows: whoever lists nights reads none, and whoever asks
+    for errors opens no file without one. It has no least and greatest values: where a file has those of some columns,
+    delta-rs 1.6 compares the others with null, and DuckDB and pandas get none of its rows."""
     known = {} if bad is None else {"nullCount": {"error": rows - bad}}
     return json.dumps({"numRecords": rows, **known})
 

@@ -35,7 +35,7 @@ from pipelines.reading.units import SPAN, Unit, units
 from pipelines.staging import contents
 from pipelines.staging.checks import RefusedError, Staging, tiled
 from pipelines.staging.contents import Contents
-from pipelines.staging.pieces import Piece, is_own, list_pieces, piece_name, renewed_name, tiling
+from pipelines.staging.pieces import PARQUET, Piece, is_own, list_pieces, piece_name, renewed_name, tiling
 from pipelines.storage import FileInfo
 
 log = logging.getLogger(__name__)
@@ -296,7 +296,7 @@ def _write(joined: Joined) -> Piece:
     found = contents.added(map(Contents.of_file, files))
     schema = found.noted(_schema(readers).empty_table()).schema
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(buffer, schema, **PARQUET) as writer:
         for rows in _blocks(readers, schema):
             writer.write_table(rows)
     piece = joined.piece

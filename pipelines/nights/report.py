@@ -140,7 +140,7 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
     reasons = query.query(
         "SELECT split_part(error, ':', 1) AS kind, count(*) AS n, arg_min({'sample_id': sample_id, 'shard': shard, "
         f"'error': error}}, (shard, index), {ERROR_EXAMPLES}) AS examples FROM {name}_all "
-        "WHERE ds = ? AND status = 'error' GROUP BY kind ORDER BY n DESC, kind",
+        "WHERE ds = ? AND error IS NOT NULL GROUP BY kind ORDER BY n DESC, kind",
         tables_uri, [name], parameters=(ds,), dates=(ds, ds),
     ).to_pylist()  # fmt: skip
     this = nights[-1]

@@ -16,6 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -52,6 +53,9 @@ LINEAGE = [
     pa.field("start_seconds", pa.float64(), metadata=LATER),  # of a window of a clip, from the clip's first frame
     pa.field("end_seconds", pa.float64(), metadata=LATER),
 ]
+PARQUET: dict[str, Any] = {"compression": "zstd", "use_dictionary": False}
+"""How pyarrow writes a piece. Few rows have the same text, none the same frames: dictionaries of them take time and
+bytes, and what does repeat zstd finds."""
 TIMINGS = ("decode_seconds", "predict_seconds")
 PASSING = [*PLACED, *(pa.field(name, pa.float32()) for name in TIMINGS)]
 """Columns that rows have until they are written: what their piece is named by, and how long each took."""

@@ -18,7 +18,7 @@ from pipelines import storage
 from pipelines.cluster import counters
 from pipelines.reading.units import END, PLACED
 from pipelines.staging.contents import Contents, Staged, kind_of
-from pipelines.staging.pieces import PIECE, TIMINGS, piece_name
+from pipelines.staging.pieces import PARQUET, PIECE, TIMINGS, piece_name
 
 PUTS = 8
 """Objects that a task writes at the same time."""
@@ -74,7 +74,7 @@ class StageSink(Datasink[Staged]):
         found = Contents.of(rows)
         buffer = io.BytesIO()
         file = found.noted(rows.select(self._schema.names).cast(self._schema))
-        pq.write_table(file, buffer, compression="zstd")
+        pq.write_table(file, buffer, **PARQUET)
         storage.write_bytes(storage.join(self._folder, name), buffer.getvalue())
         return name, buffer.tell(), found
 

@@ -99,6 +99,7 @@ def test_the_maps_of_a_nowcast_are_arrays(lake: str) -> None:
     ("beginning", "rows"),
     [
         ("SELECT sample_id, caption", ['"a","two dogs"', '"b","a dog runs"']),
+        ("SELECT sample_id, error", ['"bad","ImageDecodeError: cut"']),
         ("SELECT sample_id, unnest", ['"clip","runs",0.5', '"clip","walks",0.25'] * 2),
         ("SELECT fields->>'product'", [',"a cat",', ',"a dog runs",', '"A7","two dogs","s3://x/a.jpg"']),
     ],

@@ -1,22 +1,30 @@
 """A night is one transaction."""
 
 import json
+import math
+import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
 
+import duckdb
 import polars
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.nights import commit, ownership, tables
+from pipelines.nights import commit, ownership, query, tables
 from pipelines.nights.commit import Partition, commit_night
-from pipelines.staging.pieces import list_pieces, tiling
+from pipelines.reading.shards import Shard
+from pipelines.staging import contents
+from pipelines.staging.pieces import Piece, list_pieces, table_schema, tiling
+from tests import tiny
 from tests.pipelines.nights.made import ONE, RUN, THREE, TWO, commit_as_before, night, read, refusal
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 from tests.pipelines.staging.test_sink import stage
@@ -98,6 +106,99 @@ def test_twenty_nights_that_are_committed_at_once_are_all_there(table: str, monk
     assert [(found.ds, found.rows) for found in tables.nights(now)] == [(ds, 2) for ds in dates]
     assert now.version() <= 21, "the table is made once, or by who lost that race"
     assert len(attempts) <= 3 * len(dates), "nobody waits for everybody"
+
+
+def test_the_log_tells_of_errors_and_has_no_bounds(table: str) -> None:
+    """Readers would lose rows by them: see `commit._stats`."""
+    told, untold = night(table, ONE, rows(A, 0, 2, 1), rows(B, 0, 3, 2, "X: y"))
+    (bad,) = contents.each([told])
+    commit_night(Partition(table, "2026-01-01"), [replace(told, bad=bad.bad), untold], SCHEMA, RUN)
+    lines = storage.read_text(tables.commit_uri(table, 1)).splitlines()
+    stats = [json.loads(added["stats"]) for line in lines if (added := json.loads(line).get("add"))]
+    assert sorted(stats, key=len, reverse=True) == [
+        {"numRecords": told.rows, "nullCount": {"error": told.rows - bad.bad}},
+        {"numRecords": untold.rows},
+    ]
+
+
+SCORED = table_schema(pa.schema([pa.field("caption", pa.string()), pa.field("score", pa.float32())]))
+TEXTS = ("", "a", "b", "X: y", "~", "é", "\uffff", "\U00010000", "\U0001f600", "\U0010ffff", "a\n\"'\\", "a" * 300)
+NUMBERS = (None, 0.0, 1.5, -4.0, -4.5, 1e-45, 3.4028234663852886e38, math.nan, math.inf, -math.inf)
+
+
+def drawn_night(uri: str, draw: random.Random) -> list[dict[str, Any]]:
+    """Files with some errors, all and none, of which the log tells or does not; gives their rows."""
+    every: list[dict[str, Any]] = []
+    pieces: list[Piece] = []
+    folder = storage.join(uri, "ds=2026-01-01", ONE)
+    for number in range(draw.randint(1, 4)):
+        shard, count, often = Shard(f"s3://lake/in/{number}.tar", 1, "e"), draw.randint(1, 4), draw.choice([0, 0.5, 1])
+        rows = [
+            {
+                "sample_id": draw.choice([*TEXTS, None]), "caption": draw.choice(TEXTS), "status": "ok", "error": None,
+                "score": draw.choice(NUMBERS), "shard": shard.uri, "index": i, "last": i == count - 1,
+            }
+            for i in range(count)
+        ]  # fmt: skip
+        wrong = {"caption": None, "score": None, "status": "error", "error": draw.choice(TEXTS)}
+        rows = [row | wrong if draw.random() < often else row for row in rows]
+        tiny.stage(folder, SCORED, shard, pa.Table.from_pylist(rows, schema=SCORED))
+        own = tiling(list_pieces(folder)[shard.key]) or []
+        told = zip(own, contents.each(own), strict=True)
+        pieces += own if draw.random() < 0.3 else [replace(piece, bad=each.bad) for piece, each in told]
+        every += rows
+    commit_night(Partition(uri, "2026-01-01"), pieces, SCORED, RUN)
+    return every
+
+
+def question(draw: random.Random) -> tuple[str, pc.Expression]:
+    """Of a column, in SQL and for pyarrow."""
+    name = draw.choice(["sample_id", "caption", "score", "status", "error"])
+    column = pc.field(name)
+    if draw.random() < 0.3:
+        return draw.choice([(f"{name} IS NULL", column.is_null()), (f"{name} IS NOT NULL", column.is_valid())])
+    if name == "score":
+        value, shown = (number := draw.choice([0.0, 1.5, -4.0, -4.25])), f"{number}::FLOAT"
+    else:
+        value = draw.choice(["ok", "error"] if name == "status" else TEXTS)
+        shown = "'" + value.replace("'", "''") + "'"
+    return draw.choice(
+        [
+            (f"{name} = {shown}", column == value),
+            (f"{name} < {shown}", column < value),
+            (f"{name} >= {shown}", column >= value),
+        ]
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_reader_loses_a_row_by_what_the_log_says(tmp_path: Path, seed: int) -> None:
+    """Each finds in the table what it finds in the rows themselves: of NaN they think differently."""
+    draw = random.Random(seed)
+    uri = str(tmp_path / "captions")
+    rows = pa.Table.from_pylist(drawn_night(uri, draw), schema=SCORED)
+    if seed % 2:
+        DeltaTable(uri).create_checkpoint()
+    for _ in range(8):
+        sql, expression = question(draw)
+        select = f'SELECT shard, "index" FROM {{}} WHERE {sql} ORDER BY ALL'
+        readers = {
+            "DuckDB": (
+                duckdb.sql(select.format("rows")).to_arrow_table(),
+                query.query(select.format("captions_all"), str(tmp_path), ["captions"]),
+            ),
+            "Polars": (
+                polars.from_arrow(rows).lazy().sql(select.format("self")).collect().to_arrow(),
+                polars.scan_delta(uri).sql(select.format("self")).collect().to_arrow(),
+            ),
+            "pyarrow": (rows.filter(expression), DeltaTable(uri).to_pyarrow_dataset().to_table(filter=expression)),
+        }
+        for name, (expected, found) in readers.items():
+            assert placed_rows(found) == placed_rows(expected), f"{name}: {sql}"
+
+
+def placed_rows(rows: pa.Table) -> list[tuple[str, int]]:
+    return sorted(zip(rows["shard"].to_pylist(), rows["index"].to_pylist(), strict=True))
 
 
 @pytest.mark.parametrize("folder", ["captions", "my lake/é/captions"])

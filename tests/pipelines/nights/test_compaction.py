@@ -209,7 +209,7 @@ def test_large_rows_are_read_few_at_a_time() -> None:
 
 
 def test_files_of_earlier_versions_are_joined_with_newer_ones(table: str) -> None:
-    """They lack columns and do not tell how many of their rows are bad."""
+    """They lack columns, have dictionaries, and do not tell how many of their rows are bad."""
     folder = storage.join(table, "ds=2026-01-01", ONE)
     stage(folder, rows(A, 0, 2, 5))
     stage(folder, rows(A, 2, 3, 5, "X: y"))
@@ -224,7 +224,11 @@ def test_files_of_earlier_versions_are_joined_with_newer_ones(table: str) -> Non
     assert everything(table) == before
     (piece,) = tiling(list_pieces(folder)[A.key]) or []
     assert contents.total([piece]).errors == Counter(X=4)
-    assert set(pq.read_schema(pa.BufferReader(storage.read_bytes(piece.file.uri))).names) == set(SCHEMA.names)
+    joined = pq.ParquetFile(pa.BufferReader(storage.read_bytes(piece.file.uri)))
+    assert set(joined.schema_arrow.names) == set(SCHEMA.names)
+    group = joined.metadata.row_group(0)
+    assert not any(group.column(number).has_dictionary_page for number in range(group.num_columns))
+    assert joined.read(["index"])["index"].to_pylist() == list(range(6)), "in their order"
 
 
 # ---- other writers ---------------------------------------------------------------------------------------------------

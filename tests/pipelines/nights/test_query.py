@@ -2,6 +2,7 @@ import contextlib
 import json
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipelines import storage
 from pipelines.nights import query, statement, tables
 from pipelines.nights.commit import Partition, commit_night
 from pipelines.reading.shards import Shard
+from pipelines.staging import contents
 from pipelines.staging.pieces import list_pieces, table_schema, tiling
 from tests import tiny
 
@@ -89,6 +91,26 @@ def test_a_query_of_one_night_opens_no_file_of_another(lake: str, where: str) ->
     ]
     with pytest.raises((UsageError, storage.StorageError), match="ds=2026-01-30"):
         ask("SELECT min(caption) FROM captions", lake)
+
+
+def test_who_asks_for_errors_opens_no_file_without_one(lake: str) -> None:
+    """As the log tells of those of which somebody looked. They are gone here, which a query that needs them says."""
+    table = f"{storage.absolute(lake)}/captions"
+    folder = f"{table}/ds=2026-01-31/0123456789ab"
+    for number, error in enumerate((None, "X: y", None)):
+        shard = Shard(f"s3://lake/in/{number}.tar", 10, "1")
+        row = {"sample_id": str(number), "error": error, "status": "error" if error else "ok", "shard": shard.uri}
+        tiny.stage(folder, SCHEMA, shard, pa.Table.from_pylist([{**row, "index": 0, "last": True}], schema=SCHEMA))
+    pieces = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
+    told = [replace(piece, bad=each.bad) for piece, each in zip(pieces, contents.each(pieces), strict=True)]
+    commit_night(Partition(table, "2026-01-31"), told, SCHEMA, {"run_id": "r"})
+    for piece in told:
+        if not piece.bad:
+            storage.delete(piece.file.uri)
+    asked = "SELECT sample_id, error FROM captions_all WHERE ds = '2026-01-31' AND {}"
+    assert ask(asked.format("error IS NOT NULL"), lake) == [{"sample_id": "1", "error": "X: y"}]
+    with pytest.raises((UsageError, storage.StorageError), match="ds=2026-01-31"):
+        ask(asked.format("status = 'error'"), lake)
 
 
 def test_good_rows_have_a_view_and_all_rows_another(lake: str) -> None:

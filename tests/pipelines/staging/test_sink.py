@@ -61,6 +61,20 @@ def test_the_sink_says_what_all_tasks_have_written(tmp_path: Path) -> None:
     assert total(pieces, sink.staged.contents) == total(pieces) == Contents(Counter(X=3))
 
 
+def test_a_piece_is_laid_out_for_its_readers(tmp_path: Path) -> None:
+    """Its rows in their order, together, without dictionaries; its footer says what each column lies between."""
+    stage(str(tmp_path), rows(A, 2, 4, 3, "X: y"), rows(A, 0, 2, 3))
+    (path,) = tmp_path.iterdir()
+    file = pq.ParquetFile(path)
+    assert (file.metadata.num_row_groups, file.read()["index"].to_pylist()) == (1, [0, 1, 2, 3])
+    columns = [file.metadata.row_group(0).column(number) for number in range(file.metadata.num_columns)]
+    assert {column.compression for column in columns} == {"ZSTD"}
+    assert not any(column.has_dictionary_page for column in columns)
+    told = {column.path_in_schema: column.statistics for column in columns}
+    assert (told["sample_id"].min, told["sample_id"].max) == (f"{A.uri}#0", f"{A.uri}#3")
+    assert (told["status"].min, told["status"].max, told["error"].null_count) == ("error", "ok", 2)
+
+
 @pytest.mark.parametrize("key", [None, "../../elsewhere-0123456789abcdef", "a/b-0123456789abcdef", "a"])
 def test_a_row_of_no_unit_is_not_written(tmp_path: Path, key: str | None) -> None:
     """Which would be lost, or lie elsewhere."""
