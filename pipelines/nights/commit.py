@@ -24,11 +24,10 @@ from pipelines import storage
 from pipelines.nights.ownership import COMMON, check_folder, check_ours, columns, mark
 from pipelines.nights.tables import (
     COMMIT,
-    HISTORY,
     LOG,
     AsOf,
     bad_rows,
-    commit_uri,
+    commit_notes,
     file_actions,
     night_files,
     open_once,
@@ -260,18 +259,10 @@ def _shorten(uri: str, table: DeltaTable) -> None:
 
 
 def _version_of(uri: str, newest: int, ds: str, run: dict[str, str]) -> int | None:
-    """The newest commit of this night, if this run made it: a store may have done what it said it could not do.
-
-    Reads the log itself: `DeltaTable.history` of deltalake 1.6 never returns on S3.
-    """
-    for version in range(newest, max(-1, newest - HISTORY), -1):
-        try:
-            entries = storage.read_text(commit_uri(uri, version)).splitlines()
-        except FileNotFoundError:  # a log forgets what its checkpoints hold
-            return None
-        commit: dict[str, Any] = next((info for e in entries if (info := json.loads(e).get("commitInfo"))), {})
-        if commit.get("ds") == ds:
-            return version if commit["run_id"] == run["run_id"] else None
+    """The newest commit of this night, if this run made it: a store may have done what it said it could not do."""
+    for version, told in commit_notes(uri, newest):
+        if told.get("ds") == ds:
+            return version if told["run_id"] == run["run_id"] else None
     return None
 
 

@@ -39,8 +39,10 @@ class Past:
 
     ds: str
     rows: int
-    errors: int
+    errors: int | None
+    """None where an earlier version wrote the night, which did not tell."""
     run_id: str
+    """Empty where the log has forgotten it."""
     rows_per_second: float | None = None
 
 
@@ -130,26 +132,39 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
 
     lost = "sum(lost_rows)" if any(field.name == "lost_rows" for field in table.schema().fields) else "0"
     recent = [night for night in sorted(stored) if night <= ds][-NIGHTS_SHOWN:]
-    nights = query.query(
-        f"SELECT ds, count(*) AS n, count(*) FILTER (status = 'error') AS errors, count(DISTINCT shard) AS shards, "
+    (this,) = query.query(
+        f"SELECT count(*) AS n, count(*) FILTER (status = 'error') AS errors, count(DISTINCT shard) AS shards, "
         f"coalesce({lost}, 0)::BIGINT AS lost, "
-        f"arg_max(model, created_at) AS model, arg_max(run_id, created_at) AS run FROM {name}_all "
-        "WHERE ds >= ? AND ds <= ? GROUP BY ds ORDER BY ds",
-        tables_uri, [name], parameters=(recent[0], ds), dates=(recent[0], ds),
+        f"arg_max(model, created_at) AS model, arg_max(run_id, created_at) AS run FROM {name}_all WHERE ds = ?",
+        tables_uri, [name], parameters=(ds,), dates=(ds, ds),
     ).to_pylist()  # fmt: skip
+    runs = {**_runs(storage.join(tables_uri, name), table.version(), recent), ds: this["run"]}
     reasons = query.query(
         "SELECT split_part(error, ':', 1) AS kind, count(*) AS n, arg_min({'sample_id': sample_id, 'shard': shard, "
         f"'error': error}}, (shard, index), {ERROR_EXAMPLES}) AS examples FROM {name}_all "
         "WHERE ds = ? AND error IS NOT NULL GROUP BY kind ORDER BY n DESC, kind",
         tables_uri, [name], parameters=(ds,), dates=(ds, ds),
     ).to_pylist()  # fmt: skip
-    this = nights[-1]
     return Section(
         name, this["n"], this["errors"], this["lost"], this["shards"], this["model"], this["run"], table.version(),
         stored[ds].bytes,
-        [Past(night["ds"], night["n"], night["errors"], night["run"]) for night in nights],
+        [Past(night, stored[night].rows, stored[night].bad, runs.get(night, "")) for night in recent],
         [Reason(row["kind"], row["n"], row["examples"]) for row in reasons],
     )  # fmt: skip
+
+
+def _runs(uri: str, version: int, nights: Sequence[str]) -> dict[str, str]:
+    """The run that wrote each of these nights, as the commits of the table's log tell, as far as it has them."""
+    wanted, found = set(nights), dict[str, str]()
+    try:
+        for _, told in tables.commit_notes(uri, version):
+            if told.get("ds") in wanted - set(found) and "rewritten" not in told:
+                found[told["ds"]] = told["run_id"]
+            if len(found) == len(wanted):
+                break
+    except ValueError as error:
+        log.warning("%s: an entry of its log is damaged, so that earlier nights have no speeds: %s", uri, error)
+    return found
 
 
 def _table(tables_uri: str, name: str) -> DeltaTable | None:
@@ -171,7 +186,8 @@ def _ask_mlflow(sections: Sequence[Section], uri: str) -> None:
     try:
         client = server.client(uri)
         for section in sections:
-            runs = {past.run_id: server.find_run(client, past.run_id) for past in section.history}
+            ids = {past.run_id for past in section.history if past.run_id}
+            runs = {run_id: server.find_run(client, run_id) for run_id in ids}
             metrics = {name: run.data.metrics for name, run in runs.items() if run is not None}
             section.history = [
                 replace(past, rows_per_second=metrics.get(past.run_id, {}).get("rows_per_second"))

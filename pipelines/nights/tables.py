@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 
 READ_ATTEMPTS = 5
-HISTORY = 50  # commits in which a disturbed writer looks for its own
+HISTORY = 50  # commits in which a disturbed writer looks for its own, and a report for earlier nights
 LOG = "_delta_log"
 COMMIT = re.compile(r"\d{20}\.json")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -210,6 +210,23 @@ def check_commits(uri: str, commits: Sequence[str]) -> None:
             newest = "move it out of the log and infer its night again, as docs/querying.md tells"
             way_out = newest if commit == newest_first[0] else "bring it back from a backup"
             raise UsageError(f"{uri} cannot be read: {commit}, an entry of its log, is damaged; {way_out}")
+
+
+def commit_notes(uri: str, newest: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Versions of a table and what their commits say of themselves, from the newest back: as many as the log still has,
+    `HISTORY` at most.
+
+    Reads the log itself: `DeltaTable.history` of deltalake 1.6 never returns on S3.
+
+    Raises:
+        StorageError: the store kept failing.
+    """
+    for version in range(newest, max(-1, newest - HISTORY), -1):
+        try:
+            entries = storage.read_text(commit_uri(uri, version)).splitlines()
+        except FileNotFoundError:  # a log forgets what its checkpoints hold
+            return
+        yield version, next((told for entry in entries if (told := json.loads(entry).get("commitInfo"))), {})
 
 
 def commit_uri(uri: str, version: int) -> str:

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.copying [--pieces 1000] [--rows 50] [--milliseconds 20] [--at-once 16] [--nodes 1]
 
 So many pieces with so many rows of one KiB lie on a local S3 server whose every answer takes so many milliseconds more.
-What the driver reads of them is timed, and the copy that a node in the middle makes for three epochs, if each of so many
-nodes has one worker with 64 samples of every batch. Prints one JSON object.
+What the driver reads of them is timed, and the copy that a node in the middle makes for three epochs, if each of so
+many nodes has one worker with 64 samples of every batch. Prints one JSON object.
 """
 
 from __future__ import annotations
