@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.reading.units import Part, placed
-from pipelines.staging import checks
+from pipelines.staging import checks, contents
 from pipelines.staging.actors import Predictor
 from pipelines.staging.pieces import Lineage, table_schema
 from pipelines.staging.sink import StageSink
@@ -174,7 +174,8 @@ def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: s
     for shard in night.shards:
         stage(night.folder, night.schema, shard, *(predictor(decode(rows)) for rows in read_blocks(shard, options)))
     pieces = checks.verify(night.shards, night.folder)
-    commit.commit_night(partition, pieces, night.schema, {"run_id": run_id})
+    known = [replace(piece, bad=found.bad) for piece, found in zip(pieces, contents.each(pieces), strict=True)]
+    commit.commit_night(partition, known, night.schema, {"run_id": run_id})
 
 
 def stage(folder: str, schema: pa.Schema, shard: Shard | Part, *rows: pa.Table) -> None:

@@ -10,7 +10,7 @@ from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.nights import commit, ownership, query, tables, upkeep
+from pipelines.nights import commit, ownership, query, report, tables, upkeep
 from pipelines.nights.commit import Partition, commit_night
 from pipelines.staging import contents
 from pipelines.staging.pieces import list_pieces
@@ -101,6 +101,8 @@ def test_a_table_goes_on_after_its_log_was_cleaned(tmp_path: Path, monkeypatch: 
     sql = "SELECT ds, count(*) AS n FROM captions GROUP BY ds ORDER BY ds"
     with query.open_views(tables_uri, ["captions"]) as connection:
         assert connection.execute(sql).fetchall() == [(first.ds, 3), (second.ds, 2)]
+    _, (page,) = report.report(tables_uri, ["captions"], second.ds, f"sqlite:///{tmp_path}/mlflow.db", 0)
+    assert (page.rows, [(past.ds, past.rows) for past in page.history]) == (2, [(first.ds, 3), (second.ds, 2)])
     assert commit_night(first, two, SCHEMA, RUN) is None, "the same night again"
     theirs, ours = (
         night(table, name, rows(B, 0, count, count - 1), ds=second.ds) for name, count in ((TWO, 1), (THREE, 4))
