@@ -228,12 +228,8 @@ def years(nights: int, root: str, steps: Steps) -> None:
     schema = table_schema(HYBRIDS["translator"].payload_schema)
     commit.commit_night(partition, staged(partition), schema, {"run_id": "run"})
     log = DeltaTable(partition.table)
-    above = f"{storage.absolute(partition.table)}/"
-    actions = [
-        commit._add_action(piece.file.uri.removeprefix(above), piece, ds)
-        for ds in days[1:]
-        for piece in staged(replace(partition, ds=ds))
-    ]
+    others = [replace(partition, ds=ds) for ds in days[1:]]
+    actions = [action for other in others for action in commit._add_actions(other, staged(other), 0)]
     log.create_write_transaction(actions, "append", log.schema(), ["ds"])
     DeltaTable(partition.table).create_checkpoint()
     with steps.step("open a table of years") as figures:
