@@ -54,8 +54,10 @@ from tests.benchmarks.scale import store
 
 DS = "2026-01-31"
 BLOCK, TAR, LINES = 256, 1000, 100_000
-WORDS, SIDE, LEADS, EVENT, MAPS = 6_000, 64, 12, 256, 64
-"""Rows of an event, of which as many as have 16 MiB are a block."""
+WORDS, SIDE, LEADS, MAPS = 6_000, 64, 12, 64
+EVENT = 256
+"""Nowcasts of a file of radar; as many as have 16 MiB are a block."""
+SOME = 100
 BAD = 0.0005
 """The share of error rows."""
 STATES = ("staged", "compacted")
@@ -143,6 +145,7 @@ def main(options: Options) -> None:
             for state in STATES
         }
         asked = measured(places, options, counted)
+        asked["writing"] = writing(chosen, blocks, options.rounds, scratch) if options.store == "disk" else {}
     lines = [f"{json.dumps(name)}: {json.dumps(told)}" for name, told in {**vars(options), **written, **asked}.items()]
     print("{" + ",\n".join(lines) + "}")
 
@@ -324,8 +327,27 @@ def bounded(actions: Sequence[AddAction], partition: Partition) -> list[AddActio
     return found
 
 
+def writing(chosen: Sequence[str], blocks: Blocks, rounds: int, scratch: str) -> dict[str, dict[str, float]]:
+    """Seconds of CPU that the first `SOME` blocks of each table take to be written, by each variant in turn."""
+    found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in chosen}
+    for _ in range(rounds):
+        for name in chosen:
+            for hybrid, own in blocks.items():
+                sink = StageSink(storage.join(scratch, "written"), table_schema(HYBRIDS[hybrid].payload_schema))
+                some = [table for _, tables in own for table in tables][:SOME]
+                with varied(VARIANTS[name]):
+                    cpu = time.process_time()
+                    for table in some:
+                        sink.write([table], None)
+                    found[name][TABLES[hybrid]].append(time.process_time() - cpu)
+    return {
+        name: {table: round(statistics.median(seconds), 3) for table, seconds in each.items()}
+        for name, each in found.items()
+    }
+
+
 def laid(place: str, blocks: Blocks, state: str) -> dict[str, Any]:
-    """Puts the tables there; of each how many files, bytes, and seconds of CPU it took."""
+    """Puts the tables there; of each, what its files are like."""
     return {TABLES[hybrid]: one(place, hybrid, own, state) for hybrid, own in blocks.items()}
 
 
@@ -333,20 +355,16 @@ def one(place: str, hybrid: str, blocks: Sequence[tuple[Shard, Sequence[pa.Table
     partition = Partition.of(place, TABLES[hybrid], DS)
     folder = storage.join(partition.folder, "0123456789ab")
     schema = table_schema(HYBRIDS[hybrid].payload_schema)
-    cpu = time.process_time()
     for _, tables in blocks:
         for table in tables:
             StageSink(folder, schema).write([table], None)
-    seconds = time.process_time() - cpu
     pieces = checks.verify([shard for shard, _ in blocks], folder)
     told = contents.each(pieces)
     known = [replace(piece, bad=each.bad) for piece, each in zip(pieces, told, strict=True)]
     commit.commit_night(partition, known, schema, {"run_id": "run"})
     if state == "compacted":
-        cpu = time.process_time()
         compaction.compact(partition.table, ds=DS)
-        seconds = time.process_time() - cpu
-    return {"write_cpu": round(seconds, 2), **sizes(partition)}
+    return sizes(partition)
 
 
 def sizes(partition: Partition) -> dict[str, Any]:
