@@ -72,7 +72,7 @@ def stage(
             ShardDatasource(bundles, decode.options(stride), decode),
             override_num_blocks=len(bundles),
             num_cpus=DECODE_CPUS if decode.cut is None else APART_CPUS,
-            concurrency=resources.actors or None if actor is None else None,
+            concurrency=(resources.max_actors or resources.min_actors or None) if actor is None else None,
         )
     if actor is not None:
         # Whole blocks, of which a model process makes batches itself: `map_batches` itself refuses that with GPUs.

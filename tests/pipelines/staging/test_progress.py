@@ -80,7 +80,9 @@ def test_a_computation_tells_how_far_it_is(
     schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
     todo = checks.incomplete(shards, str(tmp_path / "staged"))
     with caplog.at_level(logging.INFO):
-        engine.stage(todo, str(tmp_path / "staged"), schema, inference.decode(), None, Resources(actors=2), "features")
+        engine.stage(
+            todo, str(tmp_path / "staged"), schema, inference.decode(), None, Resources(min_actors=2), "features"
+        )
     tasks = sum(counted[0][1:])
     assert 1 < tasks <= 12
     *during, last = counted
