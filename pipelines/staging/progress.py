@@ -15,7 +15,7 @@ from typing import Any
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from pipelines.cluster import counters
+from pipelines.cluster import counters, words
 
 log = logging.getLogger(__name__)
 TOLD_SECONDS, COUNTED_SECONDS = 60.0, 5.0
@@ -133,11 +133,4 @@ def time_left(began: tuple[float, float] | None, now: float, share: float) -> st
     if began is None or share <= began[1]:
         return "time left not known yet"
     seconds = (1 - share) * (now - began[0]) / (share - began[1])
-    return f"about {duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"about {words.duration(seconds)} left"
