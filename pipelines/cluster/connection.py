@@ -253,7 +253,7 @@ def bound_waiting(nodes: int) -> None:
 
 
 def configure_data() -> None:
-    """Ray Data's settings for shards: bounded blocks, no bars in log files, errors that say the cause."""
+    """Ray Data's settings for shards: bounded blocks, bars on terminals alone, errors that say the cause."""
     import ray.data
 
     context: Any = ray.data.DataContext.get_current()

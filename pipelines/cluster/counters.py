@@ -18,8 +18,8 @@ COUNTERS = {
     BYTES: ("bytes that were staged", ("table",)),
 }
 """What is counted, and its labels."""
-TASKS = "hybrid_tasks"
-GAUGES = {TASKS: ("tasks of reading, each of some shards: waiting, running and finished", ("table", "state"))}
+UNITS = "hybrid_units"
+GAUGES = {UNITS: ("units, each of some small shards or a large one: waiting, running and finished", ("table", "state"))}
 """What goes up and down, and its labels."""
 
 
@@ -36,8 +36,8 @@ def _gauge(name: str) -> Gauge:
     return Gauge(name, description, labels)
 
 
-def gauge_tasks(table: str, waiting: int, running: int, finished: int) -> None:
-    """Tells how many tasks there are; all zero when nothing is computed.
+def gauge_units(table: str, waiting: int, running: int, finished: int) -> None:
+    """Tells how many units there are; all zero when nothing is computed.
 
     Args:
         table: as in `count_staged`.
@@ -46,7 +46,7 @@ def gauge_tasks(table: str, waiting: int, running: int, finished: int) -> None:
         finished: of this computation.
     """
     for state, number in (("waiting", waiting), ("running", running), ("finished", finished)):
-        _gauge(TASKS).set(number, tags={"table": table, "state": state})
+        _gauge(UNITS).set(number, tags={"table": table, "state": state})
 
 
 def count_staged(table: str, rows: int, errors: Mapping[str, int], seconds: Mapping[str, float], size: int) -> None:
