@@ -420,7 +420,7 @@ def test_the_dashboard_draws_metrics_that_exist_by_labels_that_they_have() -> No
         for name in re.findall(r"ray_(hybrid_\w+)\{", query):
             if not name.endswith("_total"):
                 drawn.add(name)
-                by = re.search(r"sum by \(([^)]*)\)", query)[1].split(", ")
+                by = re.search(r"(?:sum|avg) by \(([^)]*)\)", query)[1].split(", ")
                 assert set(by) <= set(counters.GAUGES[name][1]), query
     assert drawn == {*counters.COUNTERS, *counters.GAUGES}
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
