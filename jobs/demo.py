@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 NIGHTS = ("2026-01-01", "2026-01-02")
 EXAMPLES = 3
 NIGHT_ROWS, ROWS_PER_SHARD, SEED = 90, 2000, 0
-SMALL = WorkOptions(Resources(actors=1, threads=1))
+SMALL = WorkOptions(Resources(min_actors=1, threads=1))
 """A second process would take longer to start than it works, and a second thread makes no small net faster."""
 CPUS = 4
 """Of a cluster that is started here, also where there are fewer: three trainings and what else is going on take a share

@@ -72,12 +72,20 @@ class TrainOptions:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, checks everything that can be checked, connects, trains."""
     name, rest = cli.positional(argv, "recipe", list(RECIPES), "hybrid train")
+    return run(name, RECIPES[name]().hybrid, parse(name, rest))
+
+
+def parse(name: str, argv: Sequence[str]) -> TrainOptions:
+    """A recipe's options, some of them overridden.
+
+    Raises:
+        UsageError: what is wrong, in one line.
+    """
     recipe = RECIPES[name]()
-    options = cli.parse(
-        TrainOptions, rest, f"hybrid train {name}", f"Train the {recipe.hybrid} of recipe `{name}`.",
+    return cli.parse(
+        TrainOptions, argv, f"hybrid train {name}", f"Train the {recipe.hybrid} of recipe `{name}`.",
         TrainOptions(MISSING, recipe.model, recipe.decoding, recipe.train, recipe.limits),
     )  # fmt: skip
-    return run(name, recipe.hybrid, options)
 
 
 def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
@@ -98,7 +106,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         storage=options.storage,
         name=name,
         tracking_uri=options.tracking.uri,
-        num_workers=_workers(options.num_workers),
+        num_workers=workers(options.num_workers),
         resources=_with_gpu(options.resources, options.gpu),
         checkpoint_minutes=options.checkpoint_minutes,
         pictures=options.pictures,
@@ -117,7 +125,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         return asdict(driver.train(job, shards))
 
 
-def _workers(text: str) -> int | tuple[int, int]:
+def workers(text: str) -> int | tuple[int, int]:
     """A number of workers, or the least and the most of them.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,16 @@ def ray_cluster(s3_server: S3Server) -> Iterator[str]:
     connection.configure_data()
     yield context.address_info["gcs_address"]
     ray.shutdown()
+
+
+@pytest.fixture
+def retried(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What the metric of retries is told, by where."""
+    from pipelines.cluster import counters
+
+    told = Counter[str]()
+    monkeypatch.setattr(counters, "count_retries", lambda where, number=1: told.update({where: number}))
+    return told
 
 
 @pytest.fixture(params=["local", "s3"])

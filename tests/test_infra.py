@@ -26,10 +26,11 @@ import yaml
 from packaging.requirements import Requirement
 
 from hybrid_models.errors import UsageError
-from jobs import nightly, submit, tables
+from jobs import nightly, submit, tables, train
 from jobs.command import cli
 from jobs.recipes import RECIPES
 from pipelines.cluster import counters
+from pipelines.cluster.resources import Resources
 from pipelines.models.registry import fetch_model
 from pipelines.models.tracking import Tracker
 from tests import tiny
@@ -420,7 +421,7 @@ def test_the_dashboard_draws_metrics_that_exist_by_labels_that_they_have() -> No
         for name in re.findall(r"ray_(hybrid_\w+)\{", query):
             if not name.endswith("_total"):
                 drawn.add(name)
-                by = re.search(r"sum by \(([^)]*)\)", query)[1].split(", ")
+                by = re.search(r"(?:sum|avg) by \(([^)]*)\)", query)[1].split(", ")
                 assert set(by) <= set(counters.GAUGES[name][1]), query
     assert drawn == {*counters.COUNTERS, *counters.GAUGES}
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
@@ -456,7 +457,11 @@ def test_commands_are_ones_that_the_package_has(where: str, command: str) -> Non
         assert re.fullmatch(r"(nightly|tidy)-\d{4}-\d\d-\d\d", options.submission_id)
         submit.check(verb)
     if verb[0] == "train":
-        assert verb[1] in RECIPES
+        recipe, asked = RECIPES[verb[1]](), train.parse(verb[1], verb[2:])
+        assert asked.gpu == "yes"
+        assert train.workers(asked.num_workers) == (1, gpus())
+        assert asked.resources.max_actors == gpus()
+        assert asked.train.batch_size >= gpus() * recipe.model.least_share
         return
     if verb[0] == "tables":
         assert verb[1] == "tidy"
@@ -467,6 +472,20 @@ def test_commands_are_ones_that_the_package_has(where: str, command: str) -> Non
     night = cli.parse(nightly.NightlyOptions, rest, "hybrid nightly", "")
     nightly.check(night, chosen)
     assert nightly.nights(night)
+    resources = night.night.work.resources
+    if where.startswith(("compose", "crontab")):
+        assert resources == Resources(), "whatever GPUs there are; none come"
+    else:
+        assert resources == Resources(gpu="yes", max_actors=gpus()), "as many processes as GPUs that can come"
+
+
+def gpus() -> int:
+    """How many may come to the cluster of the manifests, which has none at first."""
+    (cluster,) = (one["spec"] for one in documents() if one["kind"] == "RayCluster")
+    (group,) = (group for group in cluster["workerGroupSpecs"] if group["groupName"] == "gpu")
+    assert (group["replicas"], group["minReplicas"], cluster["enableInTreeAutoscaling"]) == (0, 0, True)
+    (container,) = group["template"]["spec"]["containers"]
+    return group["maxReplicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])  # type: ignore[no-any-return]
 
 
 def _words(command: str) -> list[str]:

@@ -2,7 +2,8 @@
 
 The timetable with data intervals makes `ds` the day that has ended. Airflow's own retries start the same command again:
 what is done is not done twice. The worker needs this package, and RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE=token and
-RAY_AUTH_TOKEN in its environment.
+RAY_AUTH_TOKEN in its environment. A night asks for up to four GPUs, and waits for one: without any, leave out
+`--resources.gpu yes`.
 """
 
 import pendulum
@@ -12,7 +13,8 @@ from airflow.timetables.interval import CronDataIntervalTimetable
 
 NIGHTLY = (
     'hybrid submit --submission-id "nightly-{{ ds }}" -- nightly --all-tasks '
-    '--input "s3://lake/{task}/ds={ds}/*" --tables s3://lake/tables --ds "{{ ds }}"'
+    '--input "s3://lake/{task}/ds={ds}/*" --tables s3://lake/tables --ds "{{ ds }}" '
+    "--resources.gpu yes --resources.max-actors 4"
 )
 
 TIDY = 'hybrid submit --submission-id "tidy-{{ ds }}" -- tables tidy --tables s3://lake/tables'

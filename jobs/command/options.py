@@ -135,7 +135,8 @@ class NightOptions:
     source: Annotated[SourceOptions, FLAT] = field(default_factory=SourceOptions)
     work: Annotated[WorkOptions, FLAT] = field(default_factory=WorkOptions)
     dry_run: bool = False
-    """Write nothing: say what would be computed, on how many processes, and about how long it would take."""
+    """Write nothing: say what would be computed and reused, how many files there would be, on which resources, and, at
+    the pace of an earlier night, about how long it would compute."""
 
     def check(self) -> None:
         """Refuses options that cannot be or do not go together.

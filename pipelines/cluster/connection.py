@@ -72,7 +72,7 @@ def connect(quiet: bool = False, cpus: int | None = None) -> Iterator[None]:
 @contextmanager
 def on_demand() -> Iterator[None]:
     """A connection that is made inside by `start`, if there is work for a cluster, ends with the outermost block."""
-    if _connected() or _LEFT_TO_OTHERS.get():
+    if connected() or _LEFT_TO_OTHERS.get():
         yield
         return
     token = _LEFT_TO_OTHERS.set(True)
@@ -80,7 +80,7 @@ def on_demand() -> Iterator[None]:
         yield
     finally:
         _LEFT_TO_OTHERS.reset(token)
-        if _connected():
+        if connected():
             import ray
 
             ray.shutdown()
@@ -105,8 +105,9 @@ def side_by_side(jobs: int) -> int:
     return max(1, min(jobs, int(there.get("GPU", 0)) or int(there.get("CPU", 1))))
 
 
-def _connected() -> bool:
-    """Ray takes a second to load, which who has nothing for it need not wait for."""
+def connected() -> bool:
+    """Whether this process is one of a cluster. Ray takes a second to load, which who has nothing for it need not wait
+    for."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
@@ -123,7 +124,7 @@ def start(quiet: bool = False, cpus: int | None = None) -> None:
     Raises:
         UsageError, ConnectionError: as `knock`.
     """
-    if _connected():
+    if connected():
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
@@ -253,7 +254,7 @@ def bound_waiting(nodes: int) -> None:
 
 
 def configure_data() -> None:
-    """Ray Data's settings for shards: bounded blocks, no bars in log files, errors that say the cause."""
+    """Ray Data's settings for shards: bounded blocks, bars on terminals alone, errors that say the cause."""
     import ray.data
 
     context: Any = ray.data.DataContext.get_current()

@@ -19,8 +19,9 @@ QUIET = {
     **dict.fromkeys(("alembic", "httpx", "aiobotocore", "botocore", "fsspec", "s3fs"), logging.WARNING),
     "mlflow": logging.ERROR,  # it warns of every model without a signature
 }
-OWN = ("shard", "index")
-"""What a single record may know besides the context: `log.warning(…, extra={"shard": …})`."""
+OWN = ("shard", "index", "units", "units_done", "rows", "seconds_left")
+"""What a single record may know besides the context: `log.warning(…, extra={"shard": …})`. The last four tell how far a
+computation is."""
 _context: ContextVar[dict[str, Any] | None] = ContextVar("context", default=None)
 
 

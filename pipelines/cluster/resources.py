@@ -49,12 +49,12 @@ class Plan:
 class Resources:
     """What a batch job may take of the cluster; 0 means: decide by what the cluster has."""
 
-    actors: int = 0
-    """Processes that hold the model, or that read where no model is needed: by default one for each GPU, or without
-    GPUs one for each CPU and 2 GiB."""
+    min_actors: int = 0
+    """Processes that hold the model, from the beginning on: by default one for each GPU, or without GPUs one for each
+    CPU and 2 GiB."""
     max_actors: int = 0
-    """To how many of these processes a job grows while there is work for them, as nodes join; by default it stays as
-    it begins."""
+    """To how many of them a job grows while there is work for them, as nodes join; by default it stays as it begins.
+    Where no model is needed, so many processes read at the most, or `min_actors` if that alone is given."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Whether each process that predicts takes a GPU: auto, if the cluster has any now; yes waits for those that an
     autoscaler brings."""
@@ -91,21 +91,22 @@ class Resources:
             raise UsageError("no node of the cluster has CPUs for its jobs: add one (a head's num-cpus may be 0)")
         if on_gpus and not there:
             connection.check_grows("`resources.gpu` is yes")
-        if self.gpu == "auto" and 0 < there < self.actors:
+        if self.gpu == "auto" and 0 < there < self.min_actors:
             raise UsageError(
-                f"`resources.actors` is {self.actors}, but the cluster has GPUs for {there}: use at most as many, or "
-                "`resources.gpu` yes where the cluster grows"
+                f"`resources.min_actors` is {self.min_actors}, but the cluster has GPUs for {there}: use at most as "
+                "many, or `resources.gpu` yes where the cluster grows"
             )
-        if self.max_actors and self.max_actors < self.actors:
+        if self.max_actors and self.max_actors < self.min_actors:
             raise UsageError(
-                f"`resources.max_actors` is {self.max_actors}: it must be at least `resources.actors`, {self.actors}"
+                f"`resources.max_actors` is {self.max_actors}: it must be at least `resources.min_actors`, "
+                f"{self.min_actors}"
             )
         # Without GPUs, processes of one thread make more of the same cores than one process of many threads: measured
         # 1.25 times as many images/s with two cores.
         on_cpus = sum(max(1, int(min(node["CPU"], node["memory"] // MODEL_MEMORY))) for node in nodes)
-        small = not self.actors and size <= SMALL_INPUT
+        small = not self.min_actors and size <= SMALL_INPUT
         most = min(self.max_actors or shards, shards)
-        actors = self.actors or (1 if small else min(max(1, there) if on_gpus else on_cpus, most))
+        actors = self.min_actors or (1 if small else min(max(1, there) if on_gpus else on_cpus, most))
         # Those that are added go to nodes that have the memory, too.
         room = {"memory": min([MODEL_MEMORY, *(int(node["memory"]) for node in nodes)])} if self.max_actors else {}
         fits = max(1, (there if on_gpus else on_cpus) // max(1, len(nodes)))

@@ -106,7 +106,7 @@ def _compute(job: Evaluation, todo: Sequence[Part], resources: Resources) -> Sta
     from pipelines.staging.actors import RECORD_SCHEMA, Predictor
 
     lineage = Lineage(job.artifact.model, job.artifact.version, job.fingerprint, "")
-    actor = engine.Actor(Predictor, (job.inference,), (lineage, True))
+    actor = engine.Actor(Predictor, (job.inference,), (lineage, True, "evaluations"))
     decode, schema = job.inference.decode(with_target=True), table_schema(RECORD_SCHEMA)
     return engine.stage(todo, job.folder, schema, decode, actor, resources, "evaluations", job.stride)
 

@@ -34,6 +34,8 @@ class Note:
         self._path = path
         self.deaths: Counter[Rows] = Counter()
         """How many processes each batch has cost."""
+        self.retried = 0
+        """How often something of this work was tried again, or in parts."""
         self.inherited = False
         """A process died before it was done with this work, of whatever it was."""
         self._file = -1
@@ -88,6 +90,7 @@ def halve(
     """
     single, deaths = len(batch) == 1, note.deaths[batch]
     if deaths < (TRIES if whole or single else 1):
+        note.retried += int(not whole or deaths > 0)
         outputs = _try(batch, work, note)
         if single or not isinstance(outputs, str):
             yield batch, outputs

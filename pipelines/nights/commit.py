@@ -21,6 +21,7 @@ from deltalake.transaction import AddAction
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
+from pipelines.cluster import counters
 from pipelines.nights.ownership import COMMON, check_folder, check_ours, columns, mark
 from pipelines.nights.tables import (
     COMMIT,
@@ -187,6 +188,7 @@ def _persistently(operation: str, uri: str, work: Callable[[], int | None]) -> i
         except CommitFailedError:
             if attempt == COMMIT_ATTEMPTS - 1:
                 raise
+            counters.count_retries("commit")
             time.sleep(0.2 * 2**attempt)
     raise AssertionError("unreachable")
 

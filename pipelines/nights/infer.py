@@ -182,8 +182,8 @@ def _compute(night: Night, todo: Sequence[Part], lineage: Lineage, resources: Re
     from pipelines.staging.actors import Predictor  # with Ray, which takes longer to load than a complete night needs
     from pipelines.staging.engine import Actor, stage
 
-    actor = Actor(Predictor, (night.inference,), (lineage,))
     decode, name = night.inference.decode(), night.partition.name
+    actor = Actor(Predictor, (night.inference,), (lineage, False, name))
     return stage(todo, night.folder, night.schema, decode, actor, resources, name)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from hybrid_models.errors import UsageError
-from pipelines.cluster import connection
-from pipelines.cluster.resources import Resources
+from pipelines.cluster import connection, words
+from pipelines.cluster.resources import Plan, Resources
 from pipelines.models import server
 from pipelines.nights.infer import Night
+from pipelines.reading.units import Part
 from pipelines.secrets import shown
 from pipelines.staging.checks import incomplete, reused
 
@@ -38,29 +39,39 @@ class Preview:
     shards: int
     shards_computed: int
     """The others are complete, and so are those that small ones share a unit with."""
+    units_computed: int
+    """Units that these shards make up."""
     input_bytes: int
     bytes_computed: int
     """Of the shards that are computed, the larger ones perhaps in part."""
     files_there: int
-    """Pieces that are reused; what is computed becomes one more for each unit at least."""
+    """Pieces that are reused."""
+    files_at_least: int
+    """Of how many the night will consist: these, and one for each unit that a task computes; more where the samples of
+    a unit fill more than one of Ray's blocks."""
     rows_there: int
-    """In these pieces."""
+    """In the pieces that are reused."""
     processes: int | None
     """That would hold the model; None if none is needed."""
     processes_most: int | None
     """To how many they may grow."""
     threads: int | None
     """Of each."""
-    gpu: bool | None
-    """Whether each takes one."""
+    gpus_each: float | None
+    """What each asks of the cluster: GPUs, or a part of one,"""
+    cpus_each: float | None
+    """CPUs, of which reading and writing take others,"""
+    memory_each: int | None
+    """and bytes; 0 asks for none."""
     seconds: float | None
-    """How long it would compute at the pace of an earlier night; None if there is none."""
+    """How long it would compute at the pace of an earlier night; None if there is none. A cluster that starts and the
+    commit are not in it, and waiting for nodes as far as that night waited."""
     pace_of_run: str | None
     """That night's run in MLflow; it may have had another model, and more or fewer processes."""
 
 
 def preview(night: Night, resources: Resources, tracking_uri: str) -> Preview:
-    """Looks at input, table and cluster; writes nothing.
+    """Looks at input, table and cluster, and logs what it finds; writes nothing.
 
     Raises:
         UsageError: the cluster has not what is asked for.
@@ -74,20 +85,71 @@ def preview(night: Night, resources: Resources, tracking_uri: str) -> Preview:
     if todo:
         connection.start()
         plan = resources.plan(len(todo), size)
-    return Preview(
+    found = Preview(
         **asdict(night.partition),
         shards=len(night.shards),
         shards_computed=len(todo),
+        units_computed=len({part.unit for part in todo}),
         input_bytes=sum(shard.size for shard in night.shards),
         bytes_computed=size,
         files_there=len(pieces),
+        files_at_least=len(pieces) + (_files(todo, plan) if plan else 0),
         rows_there=sum(piece.rows for piece in pieces),
         processes=plan.actors if plan else None,
         processes_most=plan.most if plan else None,
         threads=plan.compute.threads if plan else None,
-        gpu=plan.compute.gpu if plan else None,
+        gpus_each=plan.asks.get("num_gpus", 0) if plan else None,
+        cpus_each=plan.asks.get("num_cpus", 0) if plan else None,
+        memory_each=int(plan.asks.get("memory", 0)) if plan else None,
         seconds=round(size / pace.bytes_per_second, 1) if pace else None,
         pace_of_run=pace.run_id if pace else None,
+    )
+    for line in told(found):
+        log.info("%s: %s", night.partition, line)
+    return found
+
+
+def _files(todo: Sequence[Part], plan: Plan) -> int:
+    """How many pieces these parts become, at the least: a task writes one for each unit that it has some rows of."""
+    from pipelines.reading.datasource import bundled  # with Ray, which takes longer to load than a complete night needs
+
+    return sum(len({part.unit for part in bundle}) for bundle in bundled(todo, plan.most))
+
+
+def told(found: Preview) -> list[str]:
+    """The same for people, in a few lines."""
+    there = f"{words.count(found.files_there, 'file')} of {words.count(found.rows_there, 'row')}"
+    if found.processes is None:
+        return [f"nothing to compute: all is there, in {there}"]
+    computed = f"{found.shards_computed:,} of {words.count(found.shards, 'shard')}"
+    sizes = f"{words.size(found.bytes_computed)} of {words.size(found.input_bytes)}"
+    return [
+        f"to compute: {computed}, {sizes}, in {words.count(found.units_computed, 'unit')}; there already: {there}",
+        f"the night would have {words.count(found.files_at_least, 'file')} or more",
+        f"on {_processes(found)}",
+        _time(found),
+    ]
+
+
+def _processes(found: Preview) -> str:
+    assert found.processes is not None
+    assert found.threads is not None
+    grow = f", or up to {found.processes_most:,}," if found.processes_most != found.processes else ""
+    asks = {"GPUs": found.gpus_each, "CPUs": found.cpus_each}
+    each = [f"{words.number(amount)} {what}" for what, amount in asks.items() if amount]
+    each += [words.size(found.memory_each)] if found.memory_each else []
+    return (
+        f"{words.count(found.processes, 'process')}{grow} of {words.count(found.threads, 'thread')}; "
+        f"each asks for {' and '.join(each)}"
+    )
+
+
+def _time(found: Preview) -> str:
+    if found.seconds is None:
+        return "how long is not known: MLflow has no night of this table that was computed as a whole"
+    return (
+        f"about {words.duration(found.seconds)} at the pace of the night of run {found.pace_of_run}; a cluster that "
+        "starts and the commit are not counted"
     )
 
 

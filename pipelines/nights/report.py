@@ -7,7 +7,6 @@ cannot become markup (Jinja2 escapes all of it, and the page's own policy forbid
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hybrid_models.errors import UsageError
 from pipelines import secrets, storage
+from pipelines.cluster import words
 from pipelines.models import server
 from pipelines.models.forecasts import NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H
 from pipelines.nights import ownership, query, tables
@@ -118,7 +118,7 @@ def report(
     )
     page = environment.get_template(TEMPLATE).render(
         ds=ds, tables=secrets.shown(tables_uri), sections=sections, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
-        rain=list(zip(RAIN_MM_H, RAIN_COLOURS, strict=True)), grey=NO_COVERAGE, size=_size, number=_number,
+        rain=list(zip(RAIN_MM_H, RAIN_COLOURS, strict=True)), grey=NO_COVERAGE, size=words.size, number=words.number,
     )  # fmt: skip
     return page, sections
 
@@ -210,15 +210,3 @@ def _add_links(section: Section, root: str, run: Run | None) -> None:
     if section.model.startswith("models:/"):
         _, hybrid, version = section.model.split("/")
         section.model_link = f"{root}/models/{hybrid}/versions/{version}"
-
-
-def _size(count: float) -> str:
-    """Bytes for people."""
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    power = min(len(units) - 1, int(math.log(max(count, 1), 1024)))
-    return f"{_number(count / 1024**power)} {units[power]}"
-
-
-def _number(value: float) -> str:
-    """Three digits that count, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

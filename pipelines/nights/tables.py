@@ -18,6 +18,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from pipelines import storage
+from pipelines.cluster import counters
 
 READ_ATTEMPTS = 5
 HISTORY = 50  # commits in which a disturbed writer looks for its own, and a report for earlier nights
@@ -49,6 +50,7 @@ def patiently(operation: str, uri: str, work: Callable[[], T]) -> T:
         retry=retry_if_exception(_is_the_stores),
         stop=stop_after_attempt(READ_ATTEMPTS),
         wait=wait_random_exponential(multiplier=0.1, max=2),
+        before_sleep=lambda _: counters.count_retries("store"),
         reraise=True,
     )
     try:

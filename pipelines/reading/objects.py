@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from functools import partial
 
 from hybrid_models.errors import BadSample
 from pipelines import storage
+from pipelines.cluster import counters
 from pipelines.reading import grouping
 from pipelines.reading.grouping import Hashed
 from pipelines.reading.limits import Limits
@@ -195,7 +197,9 @@ class Fetched:
         if (refusal := self._refusal(member)) is not None:
             raise refusal
         try:
-            data = storage.finish_reading(_file(member), self._coming.pop(number))
+            data = storage.finish_reading(
+                _file(member), self._coming.pop(number), partial(counters.count_retries, "store")
+            )
         except FileNotFoundError:
             raise _gone(member) from None
         if data is None:

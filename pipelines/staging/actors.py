@@ -20,6 +20,8 @@ import pyarrow as pa
 import ray
 
 from hybrid_models.inputs import Sample
+from pipelines.cluster import counters
+from pipelines.cluster.counters import Busy
 from pipelines.cluster.resources import Compute
 from pipelines.models.session import Inference, by_row, outcomes
 from pipelines.models.suspects import Note, Rows
@@ -43,9 +45,10 @@ class _Worker:
     Args:
         inference: the model and how it predicts, or a reference to that in Ray's object store.
         compute: batch size, threads, device.
+        name: how Ray's metrics call it; without one they are not told how busy it is.
     """
 
-    def __init__(self, inference: Inference | ray.ObjectRef[Inference], compute: Compute) -> None:
+    def __init__(self, inference: Inference | ray.ObjectRef[Inference], compute: Compute, name: str = "") -> None:
         import torch
 
         torch.set_num_threads(compute.threads)
@@ -55,6 +58,7 @@ class _Worker:
         self.session = chosen.load("cuda" if compute.gpu else "cpu")
         self.hybrid = self.session.hybrid
         self.compute = compute
+        self._busy = Busy(name)
         self._room: int | None = None  # found with the first full batches
 
     def outcomes(
@@ -71,7 +75,13 @@ class _Worker:
         """
         note, ahead = Note(self._note_path(samples, purpose)), int(self.compute.gpu)
         size, room = self.compute.batch_size, self._room or 1
-        yield from outcomes(samples, size, make, work, note, self._check_device, ahead, room)
+
+        def computed(made: T) -> list[Any]:
+            with self._busy.computing():
+                return work(made)
+
+        yield from outcomes(samples, size, make, computed, note, self._check_device, ahead, room)
+        counters.count_retries("model", note.retried)
         if self.compute.gpu and self._room is None and len(samples) - samples["length"].null_count >= size:
             self._room = room_of(*self._memory())
 
@@ -120,12 +130,18 @@ class Predictor(_Worker):
         compute: batch size, threads, device.
         lineage: recorded in every row.
         judge: keep what evaluation needs of each prediction instead of the prediction itself.
+        name: how Ray's metrics call it; without one they are not told how busy it is.
     """
 
     def __init__(
-        self, inference: Inference | ray.ObjectRef[Inference], compute: Compute, lineage: Lineage, judge: bool = False
+        self,
+        inference: Inference | ray.ObjectRef[Inference],
+        compute: Compute,
+        lineage: Lineage,
+        judge: bool = False,
+        name: str = "",
     ) -> None:
-        super().__init__(inference, compute)
+        super().__init__(inference, compute, name)
         self.lineage = asdict(lineage)
         self.judge = judge
         payload = RECORD_SCHEMA if judge else self.hybrid.payload_schema

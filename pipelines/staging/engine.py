@@ -67,12 +67,12 @@ def stage(
         log.warning("%s: waits for a GPU: the cluster has none now", folder)
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
     bundles = bundled(parts, plan.most)
-    with telling(Work(name, [sum(part.shard.size for part in bundle) for bundle in bundles])):
+    with telling(Work.of(name, bundles)):
         dataset = ray.data.read_datasource(
             ShardDatasource(bundles, decode.options(stride), decode),
             override_num_blocks=len(bundles),
             num_cpus=DECODE_CPUS if decode.cut is None else APART_CPUS,
-            concurrency=resources.actors or None if actor is None else None,
+            concurrency=(resources.max_actors or resources.min_actors or None) if actor is None else None,
         )
     if actor is not None:
         # Whole blocks, of which a model process makes batches itself: `map_batches` itself refuses that with GPUs.

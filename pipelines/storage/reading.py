@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, BinaryIO, cast
@@ -83,8 +83,16 @@ def start_reading(file: FileInfo) -> Future[bytes | None]:
     return _readers().submit(read_listed, file)
 
 
-def finish_reading(file: FileInfo, reading: Future[bytes | None]) -> bytes | None:
-    """Waits for what was started; an answer that broke off is asked for again. Raises as `read_listed` does."""
+def finish_reading(
+    file: FileInfo, reading: Future[bytes | None], again: Callable[[], None] = lambda: None
+) -> bytes | None:
+    """Waits for what was started; an answer that broke off is asked for again. Raises as `read_listed` does.
+
+    Args:
+        file: the object.
+        reading: what `start_reading` gave.
+        again: is told of an answer that broke off.
+    """
     try:
         return reading.result()
     except (FileNotFoundError, NotADirectoryError):
@@ -93,6 +101,7 @@ def finish_reading(file: FileInfo, reading: Future[bytes | None]) -> bytes | Non
         raise
     except Exception as error:
         log.debug("read %s once more: %s", shown(file.uri), shown(str(error)))
+        again()
         return read_listed(file)
 
 

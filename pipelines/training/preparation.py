@@ -76,7 +76,7 @@ def prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list
     if todo := checks.incomplete(shards, folder):
         log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
         inference = Inference.of(initial, recipe.limits, recipe.cut)
-        actor = engine.Actor(Featurizer, (inference,)) if hybrid.has_frozen_features else None
+        actor = engine.Actor(Featurizer, (inference,), ("features",)) if hybrid.has_frozen_features else None
         decode = inference.decode(with_target=True)
         staged = engine.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
     pieces = checks.verify(shards, folder)

@@ -53,7 +53,7 @@ class Task:
 
     def argv(self, tables_name: str, which: str = NEW, actors: int = 0) -> list[str]:
         """`hybrid` …, with so many model processes; by default one on each node, and more as nodes join."""
-        pool = ["--resources.actors", str(actors)] if actors else ["--resources.max-actors", str(MOST)]
+        pool = ["--resources.min-actors", str(actors)] if actors else ["--resources.max-actors", str(MOST)]
         return [
             "infer", self.table, "--input", self.shards, "--tables", self.tables(tables_name), "--ds", DS,
             "--model", self.model(which), "--max-error-fraction", "0.5", *pool,

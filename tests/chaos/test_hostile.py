@@ -348,7 +348,7 @@ def test_lost_rows_count_as_bad_ones(tmp_path: Path, ray_cluster: str) -> None:
     tiny.write_sentences(str(tmp_path / "in"), shards=1, rows=60)
     storage.write_bytes(str(tmp_path / "in/x.parquet"), parquet_damaged_at(0))
     command = ("infer", "translations", "--input", str(tmp_path / "in"), "--tables", str(tmp_path / "tables"),
-               "--ds", "2026-01-31", "--model", model, "--resources.actors", "1")  # fmt: skip
+               "--ds", "2026-01-31", "--model", model, "--resources.min-actors", "1")  # fmt: skip
     refused = tiny.hybrid_here(*command, cwd=tmp_path)
     assert refused.code == 3, "40 of 100 rows are more than one in twenty"
     assert "40 of 100" in refused.stderr

@@ -79,7 +79,7 @@ def test_small_shards_share_objects_and_a_late_one_redoes_its_unit(
     tiny.write_translator(f"{s3}/model")
     tiny.write_sentences(f"{s3}/in", shards=60, rows=4)
     storage.write_bytes(f"{s3}/in/large.jsonl", b'{"text": "der Hund", "note": "' + 60_000 * b"-" + b'"}\n')
-    argv = [*infer(s3, "in", "tables"), "--resources.actors", "1"]
+    argv = [*infer(s3, "in", "tables"), "--resources.min-actors", "1"]
     first = tiny.hybrid_here(*argv, cwd=tmp_path)
     assert first.code == 0, first.stderr
     assert (first.summary["shards"], first.summary["shards_computed"], first.summary["rows"]) == (61, 61, 241)
@@ -111,7 +111,7 @@ def test_a_night_that_lost_some_objects_computes_the_rest_of_their_units(
     monkeypatch.setattr(units, "UNIT_BYTES", 60_000)
     tiny.write_translator(f"{s3}/model")
     tiny.write_sentences(f"{s3}/in", shards=60, rows=4)
-    argv = [*infer(s3, "in", "whole"), "--resources.actors", "1"]
+    argv = [*infer(s3, "in", "whole"), "--resources.min-actors", "1"]
     whole = tiny.hybrid_here(*argv, cwd=tmp_path)
     assert whole.code == 0, whole.stderr
     folder = f"translations/ds={DS}/{whole.summary['fingerprint'][:12]}"
@@ -121,7 +121,7 @@ def test_a_night_that_lost_some_objects_computes_the_rest_of_their_units(
         storage.write_bytes(f"{s3}/partial/{folder}/{file.name}", storage.read_bytes(file.uri))
     todo = checks.incomplete(list_shards(f"{s3}/in"), f"{s3}/partial/{folder}")
     assert 0 < len(todo) < 60
-    argv = [*infer(s3, "in", "partial"), "--resources.actors", "1"]
+    argv = [*infer(s3, "in", "partial"), "--resources.min-actors", "1"]
     partial = tiny.hybrid_here(*argv, cwd=tmp_path)
     assert partial.code == 0, partial.stderr
     assert (partial.summary["shards_computed"], partial.summary["rows"]) == (len(todo), 240)
@@ -175,7 +175,7 @@ def test_a_night_of_an_object_for_each_shard_is_compacted_and_is_the_same_night(
     """On a disk and on S3; late shards and tidying go on from there."""
     tiny.write_translator(f"{place}/model")
     tiny.write_sentences(f"{place}/in/ds={DS}", shards=30, rows=4)
-    argv = [*infer(place, f"in/ds={DS}", "tables"), "--resources.actors", "1"]
+    argv = [*infer(place, f"in/ds={DS}", "tables"), "--resources.min-actors", "1"]
     with monkeypatch.context() as before:
         before.setattr(units, "UNIT_BYTES", 0)  # as versions were that staged each shard for itself
         first = tiny.hybrid_here(*argv, cwd=tmp_path)

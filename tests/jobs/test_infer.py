@@ -67,9 +67,11 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(lake: Path, tmp_path: P
     assert (seen["dry_run"], seen["shards"], seen["shards_computed"], seen["rows_there"]) == (True, 2, 2, 0)
     assert (seen["processes"], seen["seconds"]) == (1, None)
     assert list(tmp_path.iterdir()) == []
-    run_id = main(wanted)["mlflow_run_id"]
+    foreseen, run_id = seen["files_at_least"], main(wanted)["mlflow_run_id"]
+    assert len(DeltaTable(tmp_path / "tables/translations").file_uris()) == foreseen
     seen = main([*wanted, "--dry-run"])
     assert (seen["shards_computed"], seen["rows_there"], seen["processes"]) == (0, 20, None)
+    assert seen["files_there"] == seen["files_at_least"] == foreseen
     seen = main([*wanted, "--dry-run", "--decoding.max-length", "7"])
     assert (seen["shards_computed"], seen["pace_of_run"]) == (2, run_id)
     assert 0 < seen["seconds"] < 600

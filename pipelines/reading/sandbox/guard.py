@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
+from pipelines.cluster import counters
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.rows import DEMUX, READ, last_row, unwatched
@@ -42,7 +43,9 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
             wasted += death.seconds
             row = death.row if death.row == STARTING else max(death.row, done)
             failures[death.phase, row] += 1
-            if failures[death.phase, row] >= TRIES:
+            if failures[death.phase, row] < TRIES:
+                counters.count_retries("decoder")
+            else:
                 if row == STARTING:
                     raise RuntimeError(f"cannot read {shard.uri}: {death} before it began") from None
                 if row in poison.uncounted:  # whatever it dies of, it is not to be read again

@@ -24,7 +24,7 @@ OPTIONS = {
     "demo": ["--out", "--storage", "--scenes", "--digits", "--sentences", "--epochs"],
     "prepare": ["--out", "--scenes", "--digits", "--sentences", "--night-rows", "--rows-per-shard", "--seed"],
     "train": ["--data", "--storage", "--name", "--num-workers", "--mlflow", "--model.hidden-size", "--train.epochs",
-              "--train.metric", "--decoding.beam-size", "--limits.max-bytes", "--resources.actors"],
+              "--train.metric", "--decoding.beam-size", "--limits.max-bytes", "--resources.min-actors"],
     "evaluate": ["--model", "--input", "--storage", "--stride", "--mlflow", "--resources.batch-size",
                  "--limits.max-pixels"],
     "infer": ["--input", "--tables", "--ds", "--model", "--decoding.beam-size", "--decoding.max-length",

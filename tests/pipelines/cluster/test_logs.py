@@ -59,7 +59,7 @@ def test_json_lines_know_what_they_are_about(
     with logs.about(task="captions", ds="2026-01-31"):
         with logs.about(run="r"):
             emit(root, "ä %s\nand more", "b", shard="s3://lake/a.tar", index=4, other=1)
-        emit(root, "after")
+        emit(root, "after", units=3, units_done=1, rows=20, seconds_left=None)
     emit(root, "outside")
     try:
         raise ValueError("broken")
@@ -72,6 +72,7 @@ def test_json_lines_know_what_they_are_about(
         "ds": "2026-01-31", "run": "r", "shard": "s3://lake/a.tar", "index": 4,
     }  # fmt: skip
     assert (after["ds"], "run" in after) == ("2026-01-31", False)
+    assert [after[name] for name in ("units", "units_done", "rows", "seconds_left")] == [3, 1, 20, None]
     assert "ds" not in outside
     assert failed["traceback"].endswith("ValueError: broken")
 

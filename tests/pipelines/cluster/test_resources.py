@@ -40,14 +40,14 @@ def test_memory_and_shards_bound_the_model_processes(monkeypatch: pytest.MonkeyP
 
 def test_processes_of_one_node_share_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, CPUS16, CPUS16)
-    assert Resources(actors=5).plan(1, GIB) == Plan(5, 5, Compute(32, 5, False), {"num_cpus": 2.5}, 2)
-    assert Resources(actors=5, threads=2).plan(1, GIB).compute.threads == 2
+    assert Resources(min_actors=5).plan(1, GIB) == Plan(5, 5, Compute(32, 5, False), {"num_cpus": 2.5}, 2)
+    assert Resources(min_actors=5, threads=2).plan(1, GIB).compute.threads == 2
     nodes(monkeypatch, {"CPU": 1.0, "memory": 8.0 * GIB})
-    assert Resources(actors=4).plan(1, GIB) == Plan(4, 4, Compute(32, 1, False), {"num_cpus": 0.5}, 1)
+    assert Resources(min_actors=4).plan(1, GIB) == Plan(4, 4, Compute(32, 1, False), {"num_cpus": 0.5}, 1)
 
 
 @pytest.mark.parametrize(
-    ("cpus", "asked"), [(2, {"threads": 2}), (2, {"threads": 8}), (8, {"actors": 4, "threads": 4})]
+    ("cpus", "asked"), [(2, {"threads": 2}), (2, {"threads": 8}), (8, {"min_actors": 4, "threads": 4})]
 )
 def test_something_is_left_for_reading_and_writing(
     monkeypatch: pytest.MonkeyPatch, cpus: int, asked: dict[str, int]
@@ -63,7 +63,7 @@ def test_a_small_night_starts_one_process(monkeypatch: pytest.MonkeyPatch) -> No
     alone = Plan(1, 1, Compute(32, 8, False), {"num_cpus": 0.5}, 1)
     assert Resources().plan(3, 16 << 10) == alone
     assert Resources().plan(3, (16 << 10) + 1).actors == 3
-    assert Resources(actors=2).plan(3, 10).actors == 2
+    assert Resources(min_actors=2).plan(3, 10).actors == 2
     assert Resources(threads=4).plan(3, 10).compute.threads == 4
 
 
@@ -71,7 +71,7 @@ def test_one_model_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None
     nodes(monkeypatch, {**CPUS16, "GPU": 4.0}, {**CPUS16, "GPU": 4.0})
     assert Resources().plan(20, GIB) == Plan(8, 8, Compute(32, 4, True), {"num_gpus": 1}, 2)
     assert Resources().plan(3, GIB).actors == 3
-    assert Resources(actors=2).plan(20, GIB).actors == 2
+    assert Resources(min_actors=2).plan(20, GIB).actors == 2
 
 
 CPUS16 = {"CPU": 16.0, "memory": 64.0 * GIB}
@@ -80,11 +80,11 @@ CPUS16 = {"CPU": 16.0, "memory": 64.0 * GIB}
 def test_no_more_model_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """They would wait for each other for ever."""
     nodes(monkeypatch, {"CPU": 16.0, "GPU": 2.0, "memory": 64.0 * GIB})
-    assert Resources(actors=2).plan(100, GIB).actors == 2
+    assert Resources(min_actors=2).plan(100, GIB).actors == 2
     with pytest.raises(
-        UsageError, match=r"`resources\.actors` is 3, but the cluster has GPUs for 2: .* `resources\.gpu` yes"
+        UsageError, match=r"`resources\.min_actors` is 3, but the cluster has GPUs for 2: .* `resources\.gpu` yes"
     ):
-        Resources(actors=3).plan(100, GIB)
+        Resources(min_actors=3).plan(100, GIB)
 
 
 def test_gpus_that_come_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,11 +92,11 @@ def test_gpus_that_come_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch)
     asks = {"num_gpus": 1}
     nodes(monkeypatch, {"memory": 64.0 * GIB})
     assert Resources(gpu="yes").plan(99, GIB) == Plan(1, 1, Compute(32, 1, True), asks, 0)
-    assert Resources(gpu="yes", actors=4).plan(99, GIB) == Plan(4, 4, Compute(32, 1, True), asks, 0)
+    assert Resources(gpu="yes", min_actors=4).plan(99, GIB) == Plan(4, 4, Compute(32, 1, True), asks, 0)
     assert Resources(gpu="yes", max_actors=8).plan(99, GIB) == Plan(1, 8, Compute(32, 1, True), asks, 8)
-    assert Resources(gpu="yes", actors=2, max_actors=8).plan(5, GIB).most == 5, "no more than shards"
+    assert Resources(gpu="yes", min_actors=2, max_actors=8).plan(5, GIB).most == 5, "no more than shards"
     nodes(monkeypatch, {**CPUS16, "GPU": 2.0})
-    assert Resources(gpu="yes", actors=3).plan(99, GIB).actors == 3, "more than there are now"
+    assert Resources(gpu="yes", min_actors=3).plan(99, GIB).actors == 3, "more than there are now"
     assert Resources(gpu="yes").plan(99, GIB).actors == 2
     assert Resources(gpu="yes", max_actors=8).plan(99, GIB) == Plan(2, 8, Compute(32, 8, True), asks, 4)
     assert Resources(gpu="yes", max_actors=1).plan(99, GIB) == Plan(1, 1, Compute(32, 16, True), asks, 1)
@@ -107,7 +107,7 @@ def test_processes_without_gpus_grow_too(monkeypatch: pytest.MonkeyPatch) -> Non
     """With one thread each, as no one knows how many CPUs the nodes have that come."""
     asks = {"num_cpus": 0.5, "memory": 2 * GIB}
     nodes(monkeypatch, {"CPU": 2.0, "memory": 8.0 * GIB})
-    assert Resources(actors=1, max_actors=6).plan(99, GIB) == Plan(1, 6, Compute(32, 1, False), asks, 3)
+    assert Resources(min_actors=1, max_actors=6).plan(99, GIB) == Plan(1, 6, Compute(32, 1, False), asks, 3)
     assert Resources(max_actors=6).plan(99, GIB) == Plan(2, 6, Compute(32, 1, False), asks, 3)
     assert Resources(max_actors=6).plan(4, GIB).most == 4, "no more than shards"
     nodes(monkeypatch, {"CPU": 2.0, "memory": 8.0 * GIB}, {"CPU": 2.0, "memory": 1.0 * GIB})
@@ -117,9 +117,9 @@ def test_processes_without_gpus_grow_too(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("asked", [{"gpu": "no"}, {}, {"gpu": "yes"}])
 def test_processes_do_not_grow_to_fewer(monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]) -> None:
     nodes(monkeypatch, CPUS16)
-    told = r"^`resources\.max_actors` is 2: it must be at least `resources\.actors`, 3$"
+    told = r"^`resources\.max_actors` is 2: it must be at least `resources\.min_actors`, 3$"
     with pytest.raises(UsageError, match=told):
-        Resources(actors=3, max_actors=2, **asked).plan(99, GIB)
+        Resources(min_actors=3, max_actors=2, **asked).plan(99, GIB)
 
 
 def test_processes_share_a_gpu_or_take_several(monkeypatch: pytest.MonkeyPatch) -> None:

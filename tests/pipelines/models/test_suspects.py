@@ -41,8 +41,10 @@ def test_a_failing_batch_is_halved_down_to_the_row() -> None:
             ((3,), "PredictionError: MemoryError: no room"),
             ((4,), [40]),
         ]
+        assert note.retried == 6, "four halves, two of which are a row, and the two of the last one"
         assert list(halve((3,), work, note)) == [((3,), "PredictionError: MemoryError: no room")]
         assert list(halve((1, 2), work, note)) == [((1, 2), [10, 20])]
+        assert note.retried == 6, "first tries of others"
 
 
 def test_a_note_of_work_that_ended_accuses_nobody(tmp_path: Path) -> None:
@@ -56,6 +58,8 @@ def test_a_note_of_work_that_ended_accuses_nobody(tmp_path: Path) -> None:
     with Note(path) as note:
         assert dict(note.deaths) == {(2, 3): 1, (4, 5): 1}
         assert note.inherited
+        assert list(halve((4, 5), work, note)) == [((4, 5), [40, 50])]
+        assert note.retried == 1, "as it was"
 
 
 @pytest.mark.parametrize(("bad", "deaths"), [({3}, 1 + 1 + 1 + 1 + 2), (set(), 1)])

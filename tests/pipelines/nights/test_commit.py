@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,9 @@ def test_the_same_files_are_not_committed_twice(table: str) -> None:
     assert DeltaTable(table).version() == 1
 
 
-def test_of_two_first_writers_of_a_night_one_replaces_the_other(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_first_writers_of_a_night_one_replaces_the_other(
+    table: str, monkeypatch: pytest.MonkeyPatch, retried: Counter[str]
+) -> None:
     """Both look at the table before either commits; the loser has to look again, so the night is never mixed."""
     ours, theirs = night(table, ONE, rows(A, 0, 2, 1)), night(table, TWO, rows(B, 0, 1, 0))
     looked = tables.night_files
@@ -82,6 +85,7 @@ def test_of_two_first_writers_of_a_night_one_replaces_the_other(table: str, monk
 
     monkeypatch.setattr(commit, "night_files", look)
     assert commit_night(Partition(table, "2026-01-01"), ours, SCHEMA, RUN) == 2
+    assert retried == {"commit": 1}
     assert read(table) == [f"{A.uri}#0", f"{A.uri}#1"]
     assert pa.table(DeltaTable(table, version=1).get_add_actions())["num_records"].to_pylist() == [1]
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pipelines.models.tracking import Tracker
 from pipelines.nights import preview
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
-from pipelines.nights.preview import Pace, pace_before, speed_of
+from pipelines.nights.preview import Pace, Preview, pace_before, speed_of, told
 from pipelines.reading.shards import list_shards
 from pipelines.staging import checks
 from tests import tiny
@@ -88,7 +89,9 @@ def test_what_is_there_is_not_computed_and_nothing_is_written(night: Night, tmp_
     sizes = [shard.size for shard in night.shards]
     assert (seen.shards, seen.shards_computed, seen.input_bytes, seen.bytes_computed) == (2, 2, sum(sizes), sum(sizes))
     assert (seen.files_there, seen.rows_there, seen.seconds, seen.pace_of_run) == (0, 0, None, None)
-    assert (seen.processes, seen.processes_most, seen.gpu) == (1, 1, False), "so small an input needs one process"
+    assert (seen.processes, seen.processes_most, seen.threads) == (1, 1, 1), "so small an input needs one process"
+    assert (seen.gpus_each, seen.cpus_each, seen.memory_each) == (0, 0.5, 0)
+    assert (seen.units_computed, seen.files_at_least) == (1, 2), "a unit, of which two tasks read a shard each"
     assert storage.list_all(str(tmp_path)) == before
 
     run_id = ran(uri, "translations 2026-01-29", night.partition.tables, WHOLE)
@@ -104,7 +107,32 @@ def test_what_is_there_is_not_computed_and_nothing_is_written(night: Night, tmp_
     storage.delete(first.file.uri)
     partly = preview.preview(night, preview.Resources(), uri)
     assert (partly.shards_computed, partly.files_there, partly.rows_there) == (1, 1, 3)
+    assert (partly.units_computed, partly.files_at_least) == (1, 2)
     tiny.write_night(night.partition.tables, "2026-01-31", f"{tmp_path}/in", f"{tmp_path}/model")
     done = preview.preview(night, preview.Resources(), uri)
     assert (done.shards_computed, done.processes, done.seconds) == (0, None, None)
-    assert (done.files_there, done.rows_there) == (2, 6)
+    assert (done.files_there, done.rows_there, done.units_computed, done.files_at_least) == (2, 6, 0, 2)
+    assert (done.gpus_each, done.cpus_each, done.memory_each) == (None, None, None)
+
+
+FORESEEN = Preview(
+    "s3://lake/tables/captions", "2026-01-31", shards=3000, shards_computed=1200, units_computed=40,
+    input_bytes=3 << 30, bytes_computed=1 << 30, files_there=60, files_at_least=110, rows_there=180_000,
+    processes=1, processes_most=4, threads=8, gpus_each=0.5, cpus_each=0, memory_each=0, seconds=700.0,
+    pace_of_run="r1",
+)  # fmt: skip
+
+
+def test_it_is_told_to_people() -> None:
+    assert told(FORESEEN) == [
+        "to compute: 1,200 of 3,000 shards, 1 GiB of 3 GiB, in 40 units; there already: 60 files of 180,000 rows",
+        "the night would have 110 files or more",
+        "on 1 process, or up to 4, of 8 threads; each asks for 0.5 GPUs",
+        "about 12 min at the pace of the night of run r1; a cluster that starts and the commit are not counted",
+    ]
+    alone = replace(FORESEEN, processes_most=1, threads=1, gpus_each=0, cpus_each=0.5, memory_each=2 << 30)
+    assert told(alone)[2] == "on 1 process of 1 thread; each asks for 0.5 CPUs and 2 GiB"
+    assert told(replace(FORESEEN, seconds=None))[3].startswith("how long is not known: MLflow has no night of this")
+    assert told(replace(FORESEEN, shards_computed=0, processes=None)) == [
+        "nothing to compute: all is there, in 60 files of 180,000 rows"
+    ]

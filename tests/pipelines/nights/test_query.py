@@ -2,6 +2,7 @@ import contextlib
 import json
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -153,7 +154,9 @@ def test_a_wrong_statement_is_one_line(local: str) -> None:
     assert refusal("", local) == ONE_SELECT
 
 
-def test_a_file_that_cannot_be_read_is_no_mistake_of_the_statement(lake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_no_mistake_of_the_statement(
+    lake: str, monkeypatch: pytest.MonkeyPatch, retried: Counter[str]
+) -> None:
     """It is asked for several times, as all that stores do, and then named."""
     tries = []
     whole = query.open_views
@@ -167,6 +170,7 @@ def test_a_file_that_cannot_be_read_is_no_mistake_of_the_statement(lake: str, mo
     assert lost[0].name in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(tries) == tables.READ_ATTEMPTS
+    assert retried["store"] == tables.READ_ATTEMPTS - 1
     assert ask("SELECT caption FROM captions WHERE ds = '2026-01-30' ORDER BY index", lake)[0] == {"caption": "a dog"}
 
 

@@ -204,13 +204,6 @@ def test_models_and_runs_are_linked_to_an_mlflow_server(lake: Path) -> None:
     )
 
 
-def test_numbers_are_for_people() -> None:
-    assert [report._size(size) for size in (0, 7, 1030, 1024**2 * 1.5, 999 * 1024**3)] == [
-        "0 B", "7 B", "1.01 KiB", "1.5 MiB", "999 GiB",
-    ]  # fmt: skip
-    assert [report._number(value) for value in (0.123456, 12.345, 1234.5)] == ["0.123", "12.3", "1,234"]
-
-
 def test_a_night_that_is_not_there(lake: Path) -> None:
     with pytest.raises(UsageError, match=f"no table at {lake}/tables has rows of 2027-01-01: `hybrid tables --tables"):
         page_of(lake, "2027-01-01")

@@ -113,9 +113,19 @@ def test_a_store_that_is_away_is_nobodys_bad_row(monkeypatch: pytest.MonkeyPatch
         raise storage.StorageError("cannot read")
 
     monkeypatch.setattr(storage, "start_reading", lambda file: Future())
-    monkeypatch.setattr(storage, "finish_reading", lambda file, reading: away(file))
+    monkeypatch.setattr(storage, "finish_reading", lambda file, reading, again: away(file))
     with pytest.raises(storage.StorageError):
         fetch(one, Limits())
+
+
+def test_an_answer_that_breaks_off_is_counted(
+    monkeypatch: pytest.MonkeyPatch, retried: Counter[str], tmp_path: Path
+) -> None:
+    broken: Future[bytes | None] = Future()
+    broken.set_exception(OSError("the connection was lost"))
+    monkeypatch.setattr(storage, "start_reading", lambda file: broken)
+    assert fetch(listed(f"{tmp_path}/a.jpg", b"abc"), Limits()) == b"abc"
+    assert retried == {"store": 1}
 
 
 def test_objects_are_fetched_ahead_but_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -216,7 +217,9 @@ def failing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, bad: Callable
     return seen
 
 
-def test_a_row_that_the_model_fails_on_costs_only_itself(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_the_model_fails_on_costs_only_itself(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, retried: Counter[str]
+) -> None:
     predictor = Predictor(Inference(artifact, DECODING), Compute(8, 1, False), LINEAGE)
     samples = tokenized(artifact, TEXTS)
     whole = predictor(samples_table(samples)).to_pylist()
@@ -231,6 +234,7 @@ def test_a_row_that_the_model_fails_on_costs_only_itself(artifact: Artifact, mon
         row["translation"] for i, row in enumerate(whole) if i != 3
     ]
     assert sorted(seen, reverse=True) == [8, 4, 4, 3, 2, 2, 1, 1]
+    assert retried == {"model": 6}, "all but the two whole batches"
 
 
 def test_the_batch_size_decides_no_output(artifact: Artifact) -> None:

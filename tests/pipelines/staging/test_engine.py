@@ -29,7 +29,7 @@ from tests import tiny
 from tests.servers import RayNode
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-RESOURCES = Resources(actors=1, batch_size=4)
+RESOURCES = Resources(min_actors=1, batch_size=4)
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_job_without_gpus_grows_and_ends(inference: Inference, tmp_path: Path,
     tiny.write_sentences(str(tmp_path / "many"), shards=60, rows=7)
     shards, folder = list_shards(str(tmp_path / "many")), str(tmp_path / "staged")
     schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
-    resources, actor = Resources(actors=1, max_actors=most), engine.Actor(Slow, ())
+    resources, actor = Resources(min_actors=1, max_actors=most), engine.Actor(Slow, ())
     with joining(tmp_path, ray_cluster, [1.0], gpus=0):
         engine.stage(parts(shards), folder, schema, inference.decode(), actor, resources, "test")
     found = rows(folder, shards)

@@ -49,8 +49,10 @@ def test_an_object_is_read_as_it_was_listed_or_not_at_all(
     async def breaks_off(*_: object) -> bytes:
         raise OSError("the connection was lost")
 
+    again: list[bool] = []
+
     def read(file: storage.FileInfo) -> bytes | None:
-        return storage.finish_reading(file, storage.start_reading(file))
+        return storage.finish_reading(file, storage.start_reading(file), lambda: again.append(broken))
 
     if broken:
         monkeypatch.setattr(reading, "_get", breaks_off)
@@ -65,3 +67,4 @@ def test_an_object_is_read_as_it_was_listed_or_not_at_all(
     storage.delete(f"{place}/a")
     with pytest.raises(FileNotFoundError):
         read(one)
+    assert again == [True] * (7 if broken and place.startswith("s3://") else 0)

@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +49,10 @@ def test_a_poison_row_costs_only_itself(
     assert [row["text"] for row in found] == ["x", trick, "y"]
 
 
-def test_each_of_several_poison_rows_has_its_own_tries(tmp_path: Path) -> None:
+def test_each_of_several_poison_rows_has_its_own_tries(tmp_path: Path, retried: Counter[str]) -> None:
     found = rows(shard(tmp_path, "leave", "x", "leave"))
     assert [row["error"] is None for row in found] == [False, True, False]
+    assert retried == {"decoder": 2}
 
 
 def test_what_happens_once_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
