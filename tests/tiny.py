@@ -163,6 +163,16 @@ def write_photos(folder: str, shards: int, rows: int) -> None:
 
 def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: str = "run", **decoding: object) -> None:
     """A night of a table, computed in this process, with some decoding options changed; an object for each shard."""
+    night = stage_night(tables_uri, ds, shards_uri, model, run_id, **decoding)
+    pieces = checks.verify(night.shards, night.folder)
+    known = [replace(piece, bad=found.bad) for piece, found in zip(pieces, contents.each(pieces), strict=True)]
+    commit.commit_night(night.partition, known, night.schema, {"run_id": run_id})
+
+
+def stage_night(
+    tables_uri: str, ds: str, shards_uri: str, model: str, run_id: str = "run", **decoding: object
+) -> Night:
+    """The same as far as its commit, which whoever infers it finds to be all that is to be done."""
     artifact = artifacts.read(model)
     inference = Inference(artifact, artifacts.override(artifact.decoding, decoding))
     partition = Partition.of(tables_uri, artifact.table, ds)
@@ -173,9 +183,7 @@ def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: s
     options = ReadOptions(decode.preprocess.window, limits=inference.limits)
     for shard in night.shards:
         stage(night.folder, night.schema, shard, *(predictor(decode(rows)) for rows in read_blocks(shard, options)))
-    pieces = checks.verify(night.shards, night.folder)
-    known = [replace(piece, bad=found.bad) for piece, found in zip(pieces, contents.each(pieces), strict=True)]
-    commit.commit_night(partition, known, night.schema, {"run_id": run_id})
+    return night
 
 
 def stage(folder: str, schema: pa.Schema, shard: Shard | Part, *rows: pa.Table) -> None:

@@ -41,6 +41,9 @@ from pipelines.staging.pieces import Piece
 COMMIT_ATTEMPTS = 5
 LOG_BYTES = 8 << 20
 """Of commits that no checkpoint has: the lines of 25,000 files."""
+ONCE = CommitProperties(max_commit_retries=0)
+"""Of several writers that find no table one makes it, and the others look again. Repeated, as delta-rs would, each of
+them makes it anew in a version of its own."""
 CHECKPOINT = re.compile(r"\d{20}\.checkpoint.*\.parquet")
 DIGITS = 20
 logger = logging.getLogger(__name__)
@@ -203,7 +206,7 @@ def _writable(table: DeltaTable | None, uri: str, schema: pa.Schema | None, acti
         assert schema is not None
         check_folder(uri, {action.path for action in actions})
         fields = DeltaSchema(list(columns(schema).values()))
-        return DeltaTable.create(storage.absolute(uri), fields, "ignore", ["ds"], mark(uri))
+        return DeltaTable.create(storage.absolute(uri), fields, "ignore", ["ds"], mark(uri), commit_properties=ONCE)
     check_ours(table, uri, schema)
     if not table.metadata().name:
         table.alter.set_table_name(mark(uri))

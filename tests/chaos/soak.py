@@ -1,52 +1,66 @@
-"""`python -m tests.chaos.soak`: a small table night after night, and whether memory, disk or logs grow with it.
+"""`python -m tests.chaos.soak`: small nights, one after the other, and whether memory, disk or logs grow with them.
 
-A Ray cluster and an MLflow server run all the time. Jobs come one after the other, as a scheduler starts them; each
-does some nights in a row (`hybrid nightly --backfill`), so that its own memory can be watched, too. The last nights are
-done again, with other shards. After each job all that could grow is measured. A straight line through what was measured
-after the warm-up tells how much a night adds.
+A Ray cluster, an MLflow server and an S3 store run all the time. Two writers fill nights of different dates of one
+table at once, in jobs as a scheduler starts them; each does some nights in a row (`hybrid nightly --backfill`), so that
+its own memory can be watched, too. Half of a job's nights are there already and are replaced, from other shards. Nights
+tidy, and so does `hybrid tables tidy` all the time; an hour of a file's age takes them seconds (`hurried`), so that
+files are removed. All that could grow is measured after the first night of each writer and after each round of jobs. A
+reader asks for all nights over and over: it must never fail, and see each night as a whole.
 """
 
 from __future__ import annotations
 
 import datetime
-import re
+import itertools
+import json
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from os import environ
 from pathlib import Path
 
 import numpy as np
 import psutil
+import s3fs
 import tyro
 
+from pipelines import storage
 from pipelines.cluster import connection
+from pipelines.nights import query, tables
 from tests import tiny
-from tests.servers import MlflowServer, RayNode
+from tests.chaos import growth, hurried
+from tests.chaos.beside import Seen, over_and_over
+from tests.chaos.growth import Measured, Places
+from tests.servers import BUCKET, MlflowServer, RayNode, S3Server
 
 README = Path(__file__).with_name("README.md")
 START, END = "<!-- soak -->\n", "<!-- end of soak -->\n"
-FIRST = datetime.date(2026, 1, 1)
+FIRST = (datetime.date(2026, 1, 1), datetime.date(2036, 1, 1))
+"""Of each writer."""
 TASK = "translations"
+LAKE = f"s3://{BUCKET}/soak"
 SHARDS, ROWS = 2, 20
+RETAIN_HOURS = 24
 NIGHT_SECONDS = 600
 START_SECONDS = 240
-GROWS_BY = 0.0005
-"""Of its mean a night: what grows slower, a tenth in 200 nights, is called flat."""
+READ_PAUSE, TIDY_PAUSE = 0.1, 10.0
 
 
 @dataclass(frozen=True)
 class Options:
     """What is run."""
 
-    nights: int = 200
-    """Nights."""
-    each: int = 10
-    """Nights of one job."""
-    warm_up: int = 40
-    """Nights before the first measurement that counts."""
+    minutes: float = 15.0
+    """For so long new rounds are begun."""
+    each: int = 6
+    """Nights of one job; the first half of them has been done before."""
+    hour: float = 5.0
+    """Seconds that an hour of a file's age takes: nothing is removed until 24 of them are over."""
     write: bool = True
     """Put the table into README.md."""
 
@@ -56,8 +70,10 @@ class World:
     """What runs all the time."""
 
     folder: Path
+    store: S3Server
     mlflow: MlflowServer
     node: RayNode
+    hour: float
 
     @property
     def env(self) -> dict[str, str]:
@@ -66,168 +82,213 @@ class World:
             "RAY_ADDRESS": self.node.address,
             "RAY_AUTH_MODE": "disabled",
             "MLFLOW_TRACKING_URI": self.mlflow.uri,
-            "TMPDIR": str(self.temporary),
+            "TMPDIR": str(self.places.temporary),
         }
-        return {**tiny.environment(self.folder), **connection.LOCAL_CLUSTER, **own}
+        return {**tiny.environment(self.folder), **connection.LOCAL_CLUSTER, **self.store.env(), **own}
 
     @property
-    def temporary(self) -> Path:
-        """Where nights and the cluster's workers put their temporary files."""
-        return self.folder / "tmp"
+    def places(self) -> Places:
+        """Where it is measured."""
+        return Places(self.node, self.mlflow, f"{LAKE}/tables", f"{LAKE}/tables/{TASK}", self.folder / "tmp")
 
 
-# ---- nights ------------------------------------------------------------------------------------------------------
-def date(number: int) -> str:
+# ---- writers -----------------------------------------------------------------------------------------------------
+def date(writer: int, number: int) -> str:
     """Of a night, from 0."""
-    return (FIRST + datetime.timedelta(days=number)).isoformat()
+    return (FIRST[writer] + datetime.timedelta(days=number)).isoformat()
+
+
+def write_shards(ds: str, edition: int) -> None:
+    """A night's input; its rows' ids tell which edition of it they are of."""
+    for shard in range(SHARDS):
+        lines = [
+            json.dumps({"id": f"{edition}-{shard}-{row}", "text": text})
+            for row, text in enumerate(tiny.sentences(ROWS, 1000 * edition + shard))
+        ]
+        storage.write_bytes(f"{LAKE}/in/ds={ds}/part-{shard}.jsonl", "\n".join(lines).encode())
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A job: its seconds, and its driver's memory in MB."""
+    """A job: its seconds, its driver's memory in MB, and what it removed."""
 
     seconds: float
     peak: float
     grown: float
-    """From the second quarter of its time to the last."""
+    """From the third quarter of its time, when all libraries are loaded, to the last."""
+    removed: int
+    """Files, by the tidying of its nights."""
 
 
-def nightly(world: World, first: int, last: int) -> Ran:
+def nightly(world: World, writer: int, first: int, count: int) -> Ran:
     """A job of some nights.
 
     Raises:
         RuntimeError: it did not end well.
     """
-    argv = tiny.command(
-        "nightly", TASK, "--input", f"{world.folder}/in/ds={{ds}}", "--tables", f"{world.folder}/tables",
-        "--backfill", f"{date(first)}..{date(last)}", "--model", f"{world.folder}/model", "--retain-hours", "1",
+    argv = hurried.command(
+        world.hour, "nightly", TASK, "--input", f"{LAKE}/in/ds={{ds}}", "--tables", f"{LAKE}/tables",
+        "--backfill", f"{date(writer, first)}..{date(writer, first + count - 1)}", "--model", f"{LAKE}/model",
+        "--retain-hours", str(RETAIN_HOURS),
     )  # fmt: skip
     started, seen = time.monotonic(), list[float]()
-    log = world.folder / "night.log"
-    with log.open("wb") as said:
-        driver = psutil.Popen(argv, cwd=world.folder, env=world.env, stdout=said, stderr=said)
+    log, summary = world.folder / f"night-{writer}.log", world.folder / f"night-{writer}.json"
+    with log.open("wb") as said, summary.open("wb") as told:
+        driver = psutil.Popen(argv, cwd=world.folder, env=world.env, stdout=told, stderr=said)
         while driver.poll() is None:
-            seen.append(_resident(driver) / 2**20)
-            if time.monotonic() - started > NIGHT_SECONDS * (last - first + 1):
+            seen.append(growth.resident(driver) / 2**20)
+            if time.monotonic() - started > NIGHT_SECONDS * count:
                 driver.kill()
             time.sleep(0.2)
     if driver.returncode != 0:
         raise RuntimeError(f"a job ended with exit code {driver.returncode}: {log.read_text()[-2000:]}")
+    done = json.loads(summary.read_text().splitlines()[-1])
     quarter = max(1, len(seen) // 4)
-    grown = float(np.mean(seen[-quarter:-1] or seen) - np.mean(seen[quarter : 2 * quarter] or seen))
-    return Ran(time.monotonic() - started, max(seen), grown)
+    grown = float(np.mean(seen[-quarter:-1] or seen) - np.mean(seen[-2 * quarter : -quarter] or seen))
+    return Ran(time.monotonic() - started, max(seen), grown, sum(night["files_removed"] for night in done["nights"]))
 
 
-# ---- what could grow ---------------------------------------------------------------------------------------------
-def _resident(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:  # it has just ended
+def rounds(each: int) -> Iterator[tuple[int, int]]:
+    """The first night of a writer's job, and how many it has: one at first, then so many, of which half are new."""
+    yield 0, 1
+    for first in itertools.count(0, each - each // 2):
+        yield first, each
+
+
+def round_of(world: World, edition: int, first: int, count: int) -> list[Ran]:
+    """A job of each writer, at the same time."""
+    for writer in range(len(FIRST)):
+        for number in range(first, first + count):
+            write_shards(date(writer, number), edition)
+    with ThreadPoolExecutor() as threads:
+        jobs = [threads.submit(nightly, world, writer, first, count) for writer in range(len(FIRST))]
+        return [job.result() for job in jobs]
+
+
+# ---- beside them -------------------------------------------------------------------------------------------------
+SQL = (
+    "SELECT ds, count(*) AS n, count(DISTINCT sample_id) AS ids, "
+    f"count(DISTINCT split_part(sample_id, '-', 1)) AS editions FROM {TASK}_all GROUP BY ds"
+)
+WHOLE = {"n": SHARDS * ROWS, "ids": SHARDS * ROWS, "editions": 1}
+
+
+def nights_there() -> int:
+    """How many a reader finds.
+
+    Raises:
+        RuntimeError: one of them is not whole.
+    """
+    if tables.open_table(f"{LAKE}/tables/{TASK}") is None:
         return 0
+    found = query.query(SQL, f"{LAKE}/tables", [TASK]).to_pylist()
+    for night in found:
+        if night != {"ds": night["ds"], **WHOLE}:
+            raise RuntimeError(f"not a whole night: {night}")
+    return len(found)
 
 
-def _size(*folders: Path) -> int:
-    """Bytes of all files below; those that vanish meanwhile count nothing."""
-    total = 0
-    for folder in folders:
-        for path in folder.rglob("*"):
-            try:
-                total += path.lstat().st_size if not path.is_dir() else 0
-            except FileNotFoundError:
-                continue
-    return total
+def tidied(world: World) -> int:
+    """Files that `hybrid tables tidy` removes now.
 
-
-def _named(processes: Sequence[psutil.Process], pattern: str) -> int:
-    """Memory of the processes whose command fits."""
-    total = 0
-    for process in processes:
-        try:
-            command = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        total += _resident(process) if re.search(pattern, command) else 0
-    return total
-
-
-def measure(world: World) -> dict[str, float]:
-    """All that could grow: MB, or counts of files."""
-    ray = world.node.workers()
-    table = world.folder / "tables" / TASK
-    log = table / "_delta_log"
-    megabytes = {
-        "raylet": _named(ray, r"raylet/raylet"),
-        "GCS": _named(ray, r"gcs_server"),
-        "dashboard and agents": _named(ray, r"dashboard|agent"),
-        "workers": _named(ray, r"^ray::"),
-        "decoders": _named(ray, r"pipelines\.(jail|guard)"),
-        "MLflow's server": _named(psutil.Process().children(recursive=True), r"mlflow(\.| )server|uvicorn"),
-        "Ray's folder": _size(Path(world.node.scratch)),
-        "/dev/shm": psutil.disk_usage("/dev/shm").used,
-        "temporary files": _size(world.temporary),
-        "table's log": _size(log),
-        "table's data": _size(*table.glob("ds=*")),
-        "pages": _size(world.folder / "tables" / "reports"),
-        "MLflow's database": (world.mlflow.folder / "mlflow.db").stat().st_size,
-        "MLflow's artifacts": _size(world.mlflow.folder / "artifacts"),
-    }
-    counts = {
-        "files of the log": len(list(log.iterdir())),
-        "files of the data": sum(1 for _ in table.glob("ds=*/*/*.parquet")),
-        "processes of Ray": len(ray),
-        "open files of the raylet": sum(_open_files(p) for p in ray if _named([p], r"raylet/raylet")),
-    }
-    return {**{f"{name}, MB": value / 2**20 for name, value in megabytes.items()}, **counts}
-
-
-def _open_files(process: psutil.Process) -> int:
-    try:
-        return int(process.num_fds())
-    except psutil.Error:
+    Raises:
+        RuntimeError: it did not end well.
+    """
+    if tables.open_table(f"{LAKE}/tables/{TASK}") is None:
         return 0
+    argv = hurried.command(
+        world.hour, "tables", "tidy", "--tables", f"{LAKE}/tables", "--retain-hours", str(RETAIN_HOURS)
+    )
+    done = subprocess.run(argv, cwd=world.folder, env=world.env, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.decode()[-2000:])
+    return int(json.loads(done.stdout.splitlines()[-1])["removed"][TASK]["files"])
 
 
-# ---- the table ---------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Trend:
-    """How one figure went."""
+# ---- all of it ---------------------------------------------------------------------------------------------------
+@dataclass
+class Soaked:
+    """What came of it."""
 
-    name: str
-    first: float
-    last: float
-    a_night: float
-    """Slope of the straight line through what was measured."""
+    reader: Seen[int]
+    tidying: Seen[int]
+    measured: list[Measured] = field(default_factory=list)
+    nights: int = 0
+    removed: int = 0
+    """Files, by the tidying of nights; others are by that of the table."""
+    minutes: float = 0.0
 
     @property
-    def verdict(self) -> str:
-        """`flat`, or what a night adds."""
-        mean = (self.first + self.last) / 2
-        if abs(self.a_night) <= GROWS_BY * mean or abs(self.last - self.first) < 0.1:
-            return "flat"
-        return f"{self.a_night:+.3g} a night"
+    def removed_in_all(self) -> int:
+        """Files."""
+        return self.removed + sum(self.tidying.found)
+
+    def text(self, options: Options) -> str:
+        """What is written to README.md."""
+        more = "" if options.hour == Options.hour else f", an hour of a file's age in {options.hour:g} seconds"
+        return (
+            f"`make soak MINUTES={options.minutes:g}`{more}: {self.nights} nights of {SHARDS * ROWS} rows in "
+            f"{self.minutes:.0f} minutes, by two writers, {options.each} to a job. "
+            f"{self.removed_in_all} files were removed meanwhile. A reader asked {len(self.reader.found)} times, at "
+            f"most {self.reader.slowest:.1f} s long; it never failed and saw whole nights only.\n\n"
+        ) + growth.table(self.measured)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong; empty if nothing is."""
+        for who, seen in (("a reader", self.reader), ("tidying", self.tidying)):
+            if seen.wrong:
+                return f"{who} failed {len(seen.wrong)} times: {seen.wrong[0]}"
+        if not all(measured.figures[growth.DECODERS] for measured in self.measured):
+            return "no decoder was seen: who looks for it does not know it"
+        return "" if self.removed_in_all and self.reader.found else "nothing was removed, or read: take more minutes"
 
 
-def trends(nights: Sequence[int], measured: Sequence[Mapping[str, float]]) -> list[Trend]:
-    """One for each figure."""
-    found = []
-    for name in measured[0]:
-        values = [one[name] for one in measured]
-        slope = float(np.polyfit(nights, values, 1)[0]) if len(values) > 1 else 0.0
-        found.append(Trend(name, values[0], values[-1], slope))
-    return found
+def soak(world: World, options: Options) -> Soaked:
+    """Round after round, until the time is over."""
+    began = time.monotonic()
+    with (
+        over_and_over(nights_there, READ_PAUSE) as reader,
+        over_and_over(lambda: tidied(world), TIDY_PAUSE) as tidying,
+    ):
+        done = Soaked(reader, tidying)
+        for edition, (first, count) in enumerate(rounds(options.each)):
+            with growth.most(world.node) as most:
+                ran = round_of(world, edition, first, count)
+            done.removed += sum(job.removed for job in ran)
+            done.nights += len(ran) * count
+            own = {
+                "seconds of a night": max(job.seconds for job in ran) / count,
+                "a driver at most, MB": max(job.peak for job in ran),
+                "a driver's growth in a job, MB": max(job.grown for job in ran),
+            }
+            measured = Measured(done.nights, {**own, **most, **growth.now(world.places)})
+            done.measured.append(measured)
+            told = {name: round(value, 2) for name, value in measured.figures.items()}
+            wrong = [*reader.wrong, *tidying.wrong][:1]
+            print(done.nights, done.removed_in_all, len(reader.found), wrong, told, file=sys.stderr, flush=True)
+            if time.monotonic() > began + 60 * options.minutes:
+                break
+    done.minutes = (time.monotonic() - began) / 60
+    return done
 
 
-def table(nights: Sequence[int], measured: Sequence[Mapping[str, float]], options: Options, minutes: float) -> str:
-    """What is written to README.md."""
-    lines = [
-        f"`make soak NIGHTS={options.nights}`: {options.nights} nights of {SHARDS * ROWS} rows in {minutes:.0f} "
-        f"minutes, {options.each} to a job; the last ones again.",
-        "",
-        f"| what | after {nights[0]} nights | after {nights[-1]} | trend |",
-        "|---|---|---|---|",
-    ]
-    lines += [f"| {t.name} | {t.first:,.1f} | {t.last:,.1f} | {t.verdict} |" for t in trends(nights, measured)]
-    return "\n".join([*lines, ""])
+@contextmanager
+def running(hour: float) -> Iterator[World]:
+    """All servers; this process's own S3 variables lead to the store."""
+    with tempfile.TemporaryDirectory(prefix="soak") as scratch, ExitStack() as stack:
+        folder = Path(scratch).resolve()
+        store = S3Server(folder / "store").start(START_SECONDS)
+        stack.callback(store.kill)
+        environ.update(store.env())
+        s3fs.S3FileSystem.clear_instance_cache()
+        mlflow = MlflowServer(folder / "mlflow").start(START_SECONDS)
+        stack.callback(mlflow.kill)
+        world = World(folder, store, mlflow, RayNode(folder / "ray", 2), hour)
+        world.places.temporary.mkdir()
+        world.node.start(START_SECONDS, world.env)
+        stack.callback(world.node.kill)
+        yield world
 
 
 def write_table(text: str) -> None:
@@ -236,47 +297,16 @@ def write_table(text: str) -> None:
     README.write_text(readme.split(START)[0] + START + text + END + readme.split(END)[1])
 
 
-# ---- all of it ---------------------------------------------------------------------------------------------------
-def soak(world: World, options: Options) -> tuple[list[int], list[dict[str, float]]]:
-    """Job after job; what was measured after which night."""
-    nights: list[int] = []
-    measured: list[dict[str, float]] = []
-    starts = [*range(0, options.nights, options.each), options.nights - options.each]
-    for job, first in enumerate(starts):
-        last = first + options.each - 1
-        for number in range(first, last + 1):
-            seed = number + 10_000 * (job == len(starts) - 1)
-            tiny.write_sentences(f"{world.folder}/in/ds={date(number)}", SHARDS, ROWS, seed)
-        ran = nightly(world, first, last)
-        own = {
-            "seconds of a night": ran.seconds / options.each,
-            "driver at most, MB": ran.peak,
-            "driver's growth in a job, MB": ran.grown,
-        }
-        one = {**own, **measure(world)}
-        print(last + 1, {name: round(value, 2) for name, value in one.items()}, file=sys.stderr, flush=True)
-        if last + 1 >= min(options.warm_up, options.nights):
-            nights.append(last + 1)
-            measured.append(one)
-    return nights[:-1], measured[:-1]
-
-
 def main() -> None:
-    """Exit code 1 if a night failed."""
+    """Exit code 1 if a night failed, or a reader did, or saw a part of a night; or if nothing was removed."""
     options = tyro.cli(Options, description=__doc__)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="soak") as scratch, ExitStack() as stack:
-        folder = Path(scratch).resolve()
-        mlflow = MlflowServer(folder / "mlflow").start(START_SECONDS)
-        stack.callback(mlflow.kill)
-        world = World(folder, mlflow, RayNode(folder / "ray", 2))
-        world.temporary.mkdir()
-        world.node.start(START_SECONDS, world.env)
-        stack.callback(world.node.kill)
-        tiny.write_translator(f"{folder}/model")
-        nights, measured = soak(world, options)
-    text = table(nights, measured, options, (time.monotonic() - began) / 60)
+    with running(options.hour) as world:
+        tiny.write_translator(f"{LAKE}/model")
+        done = soak(world, options)
+    text = done.text(options)
     print(text)
+    if done.problem:
+        sys.exit(done.problem)
     if options.write:
         write_table(text)
 

@@ -92,6 +92,19 @@ def test_ray_gives_users_no_advice_about_its_workers_memory(ray_cluster: str) ->
     assert detectors.high_memory_detector_config.detection_time_interval_s == -1
 
 
+def test_samples_that_wait_are_bounded_by_the_nodes_that_may_compute(ray_cluster: str) -> None:
+    """Connecting bounds them by the nodes that are there; a job, by those to which it may grow."""
+
+    def bound() -> float:
+        return ray.data.DataContext.get_current().execution_options.resource_limits.object_store_memory
+
+    for nodes, room in ((0, 1), (1, 1), (3, 3), (100, 100)):
+        connection.bound_waiting(nodes)
+        assert bound() == room * connection.WAITING_BYTES == room * 256 * 2**20
+    connection.configure_data()
+    assert bound() == connection.WAITING_BYTES, "of one node"
+
+
 def test_bars_are_for_terminals_only(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     context = ray.data.DataContext.get_current()
     for terminal in (True, False):

@@ -45,11 +45,12 @@ def refusal(uri: str, schema: pa.Schema = SCHEMA) -> str:
 
 
 def commit_as_before(uri: str, pieces: list[Piece], name: str | None = None, schema: pa.Schema = SCHEMA) -> None:
-    """A night as the version wrote it that marked no table and had none of the later columns."""
+    """A night of the version that marked no table, had none of the later columns, and told nothing in a footer."""
     before = pa.schema([field for field in schema if field.name not in later_columns(schema)])
     delta_schema = before.append(pa.field("ds", pa.string()))
     for piece in pieces:
         old = pq.read_table(io.BytesIO(storage.read_bytes(piece.file.uri))).select(before.names)
+        old = old.replace_schema_metadata(None)
         buffer = io.BytesIO()
         pq.write_table(old, buffer, compression="zstd")
         storage.write_bytes(piece.file.uri, buffer.getvalue())

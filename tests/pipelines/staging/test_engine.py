@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ from pipelines.reading.units import Part, units
 from pipelines.staging import checks, engine
 from pipelines.staging.actors import Predictor
 from pipelines.staging.contents import Contents
-from pipelines.staging.pieces import PASSING, Lineage, list_pieces, table_schema
+from pipelines.staging.pieces import PASSING, Lineage, list_pieces, table_schema, tiling
 from tests import tiny
 from tests.servers import RayNode
 
@@ -157,7 +158,7 @@ def test_nobody_waits_for_gpus_on_this_machine(
 
 
 class Slow:
-    """Keeps with each row which process had it."""
+    """Keeps with each row which process had it, and on which node."""
 
     def __init__(self, compute: Compute) -> None:
         assert not compute.gpu
@@ -165,23 +166,30 @@ class Slow:
     def __call__(self, samples: pa.Table) -> pa.Table:
         time.sleep(1)
         place = samples.schema.get_field_index("fields")
-        told = pa.array([ray.get_runtime_context().get_actor_id()] * len(samples))
-        return samples.set_column(place, samples.schema.field(place), told)
+        context = ray.get_runtime_context()
+        told = json.dumps([context.get_actor_id(), context.get_node_id()])
+        return samples.set_column(place, samples.schema.field(place), pa.array([told] * len(samples)))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("most", [3, 1000])
 def test_a_job_without_gpus_grows_and_ends(inference: Inference, tmp_path: Path, ray_cluster: str, most: int) -> None:
-    """Also where there is no room for all: no process keeps others from reading and writing."""
+    """Also where there is no room for all: no process keeps others from reading and writing. The node that comes in the
+    middle computes, too."""
     tiny.write_sentences(str(tmp_path / "many"), shards=60, rows=7)
     shards, folder = list_shards(str(tmp_path / "many")), str(tmp_path / "staged")
     schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
     resources, actor = Resources(min_actors=1, max_actors=most), engine.Actor(Slow, ())
     with joining(tmp_path, ray_cluster, [1.0], gpus=0):
         engine.stage(parts(shards), folder, schema, inference.decode(), actor, resources, "test")
+    limits = ray.data.DataContext.get_current().execution_options.resource_limits
+    nodes = min(most, len(shards))  # each of one CPU, as the one that is there
+    assert limits.object_store_memory == nodes * connection.WAITING_BYTES, "what waits grows with them"
     found = rows(folder, shards)
     assert [(row["shard"], row["index"]) for row in found] == [(shard.uri, i) for shard in shards for i in range(7)]
-    assert 2 <= len({row["fields"] for row in found}) <= most
+    places = [json.loads(row["fields"]) for row in found]
+    assert 2 <= len({actor for actor, _ in places}) <= most
+    assert {node for _, node in places} - {ray.get_runtime_context().get_node_id()}, "rows of the node that came"
 
 
 @pytest.mark.long
@@ -201,3 +209,117 @@ def test_a_job_waits_for_gpus_and_grows_as_they_come(
     assert len({node for node, _ in places}) == 2
     assert {gpu for _, gpu in places} == {"0"}
     assert f"{folder}: waits for a GPU: the cluster has none now" in caplog.text
+
+
+HURRY = "hurry"
+
+
+class Noting:
+    """Takes its time until it is told to hurry; notes on which node it has which rows in hand, and when it is done."""
+
+    def __init__(self, compute: Compute, notes: str) -> None:
+        context = ray.get_runtime_context()
+        self._lines = Path(notes, f"{context.get_node_id()}-{context.get_actor_id()}")
+
+    def __call__(self, samples: pa.Table) -> pa.Table:
+        self._note(json.dumps(samples["unit_key"].to_pylist()))
+        time.sleep(0.05 if (self._lines.parent / HURRY).exists() else 3)
+        self._note("done")
+        return samples
+
+    def _note(self, line: str) -> None:
+        with self._lines.open("a") as lines:
+            lines.write(f"{line}\n")
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What a node's processes have had."""
+
+    rows: list[str]
+    """For each row that was begun with its unit's key; one that was begun twice is there twice."""
+    done: int
+    """Calls that were ended."""
+    busy: bool
+
+
+def noted(notes: Path) -> dict[str, Noted]:
+    """By the node's id."""
+    found: dict[str, Noted] = {}
+    for path in sorted(path for path in notes.iterdir() if path.name != HURRY):
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        begun = [json.loads(line) for line in lines if line != "done\n"]
+        node = path.name.split("-")[0]
+        before = found.get(node, Noted([], 0, False))
+        rows, done = [key for keys in begun for key in keys], len(lines) - len(begun)
+        found[node] = Noted([*before.rows, *rows], before.done + done, before.busy or done < len(begun))
+    return found
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A node that went, and what was staged just before."""
+
+    node: str
+    staged: set[str]
+    """URIs of pieces."""
+
+
+def kill_a_busy_one(nodes: dict[str, RayNode], notes: Path, folder: str) -> Killed:
+    """One that has done something, and has something in hand, once some pieces are staged."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        staged = {file.uri for file in storage.list_all(folder)}
+        for name, seen in noted(notes).items():
+            if len(staged) > 2 and name in nodes and seen.done >= 2 and seen.busy:
+                nodes[name].kill()
+                (notes / HURRY).touch()
+                return Killed(name, staged)
+        time.sleep(0.05)
+    raise AssertionError(f"none of {list(nodes)} works: {noted(notes)}")
+
+
+@contextmanager
+def there(folder: Path, address: str, count: int) -> Iterator[dict[str, RayNode]]:
+    """Nodes of two CPUs by their ids."""
+    nodes: dict[str, RayNode] = {}
+    before = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    try:
+        for number in range(count):
+            node = RayNode(folder / f"node-{number}", 2, address).start()
+            (name,) = {known["NodeID"] for known in ray.nodes() if known["Alive"]} - before - set(nodes)
+            nodes[name] = node
+        yield nodes
+    finally:
+        for node in nodes.values():
+            node.kill()
+        while {known["NodeID"] for known in ray.nodes() if known["Alive"]} != before:
+            time.sleep(0.2)
+
+
+@pytest.mark.long
+def test_a_node_that_goes_costs_its_units_only(
+    inference: Inference, tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more rows are computed twice than the units have that it had in hand."""
+    monkeypatch.setattr("pipelines.reading.units.UNIT_BYTES", 20_000)
+    tiny.write_sentences(str(tmp_path / "many"), shards=80, rows=7)
+    shards, folder, notes = list_shards(str(tmp_path / "many")), str(tmp_path / "staged"), tmp_path / "notes"
+    together = {unit.key: unit for unit in units(shards)}
+    assert 20 < len(together) < 60
+    notes.mkdir()
+    schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
+    actor = engine.Actor(Noting, (), (str(notes),))
+    with there(tmp_path, ray_cluster, 2) as nodes, ThreadPoolExecutor(1) as thread:
+        killing = thread.submit(kill_a_busy_one, nodes, notes, folder)
+        engine.stage(parts(shards), folder, schema, inference.decode(), actor, Resources(actors=6), "test")
+        killed = killing.result()
+    found = rows(folder, shards)
+    assert sorted((row["shard"], row["index"]) for row in found) == [(s.uri, i) for s in shards for i in range(7)]
+    staged = {
+        key: [piece for piece in own if piece.file.uri in killed.staged] for key, own in list_pieces(folder).items()
+    }
+    seen = noted(notes)
+    in_hand = [key for key in set(seen[killed.node].rows) if tiling(staged[key]) is None]
+    computed = sum(len(own.rows) for own in seen.values())
+    assert 0 < computed - len(found) <= sum(7 * len(together[key].shards) for key in in_hand)
