@@ -54,7 +54,7 @@ class Resources:
     CPU and 2 GiB."""
     max_actors: int = 0
     """To how many of them a job grows while there is work for them, as nodes join; by default it stays as it begins.
-    Where no model is needed, so many processes read at the most, or `min_actors` if that alone is given."""
+    Where no model is needed, so many processes read at the most, or `resources.min_actors` if that alone is given."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Whether each process that predicts takes a GPU: auto, if the cluster has any now; yes waits for those that an
     autoscaler brings."""

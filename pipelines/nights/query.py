@@ -23,7 +23,7 @@ import pyarrow as pa
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import statement, tables
-from pipelines.nights.statement import Dates
+from pipelines.nights.statement import EVER, Dates
 from pipelines.nights.tables import AsOf
 
 BATCH_ROWS = 2048
@@ -88,8 +88,8 @@ def open_views(
             table = tables.open_table(storage.join(storage.absolute(tables_uri), name), as_of)
             if table is None:
                 continue
-            chosen = None if dates is None else [("ds", ">=", dates[0]), ("ds", "<=", dates[1])]
-            connection.register(f"{name}_all", table.to_pyarrow_dataset(file_pruning_predicate=chosen))
+            chosen = table.to_pyarrow_dataset(file_pruning_predicate=_files_of(dates))
+            connection.register(f"{name}_all", chosen)
             connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM "{name}_all" WHERE status = \'ok\'')
             found.append(name)
         if not found:
@@ -110,6 +110,12 @@ def open_views(
         for name, value in settings.items():
             connection.execute(f"SET {name} = ?", [value])
         yield connection
+
+
+def _files_of(dates: Dates | None) -> list[tuple[str, str, Any]] | None:
+    """What delta-rs chooses files by; for an end that is open nothing, as it takes an empty text for null."""
+    ends = zip(("ds", "ds"), (">=", "<="), dates or EVER, strict=True)
+    return [end for end in ends if end[2] not in EVER] or None
 
 
 def render(rows: pa.Table) -> str:
@@ -222,6 +228,8 @@ def _bounded(connection: duckdb.DuckDBPyConnection, limits: QueryLimits, deadlin
     except duckdb.OutOfMemoryException as error:
         option = "max_disk" if "max_temp_directory_size" in str(error) else "max_memory"
         raise UsageError(f"the statement needs more than {_option(option, limits)} allows: ask for less") from None
+    except pa.ArrowInvalid as error:
+        raise UsageError(f"the result cannot be told: {error}") from None
     except duckdb.Error as error:
         if (unread := _UNREAD.search(str(error))) is not None:
             raise OSError(unread[1]) from error

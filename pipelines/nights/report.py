@@ -158,9 +158,10 @@ def _runs(uri: str, version: int, nights: Sequence[str]) -> dict[str, str]:
     wanted, found = set(nights), dict[str, str]()
     try:
         for _, told in tables.commit_notes(uri, version):
-            if told.get("ds") in wanted - set(found) and "rewritten" not in told:
-                found[told["ds"]] = told["run_id"]
-            if len(found) == len(wanted):
+            restored, night = "restored" in told, told.get("ds")
+            if night in wanted - set(found) and "rewritten" not in told:
+                found[night] = "" if restored else told.get("run_id", "")
+            if len(found) == len(wanted) or (restored and night is None):  # before that, all was as it is not now
                 break
     except ValueError as error:
         log.warning("%s: an entry of its log is damaged, so that earlier nights have no speeds: %s", uri, error)

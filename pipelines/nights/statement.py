@@ -19,6 +19,8 @@ EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
 Dates = tuple[str, str]
 """The first and the last night that may be asked for."""
 EVER = ("", "\U0010ffff")
+MOST_CHARACTERS = 1_000_000
+"""Of a statement: nothing ends its parsing, which takes more than a second for each million."""
 FROM, UNTIL = "COMPARE_GREATERTHAN", "COMPARE_LESSTHAN"
 MIRRORED = {FROM: UNTIL, UNTIL: FROM}
 
@@ -33,6 +35,8 @@ def parse_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, 
         UsageError: it is another statement, several, none, or calls a function that it must not.
         duckdb.Error: it is no SQL.
     """
+    if len(sql) > MOST_CHARACTERS:
+        raise UsageError(f"the statement has {len(sql):,} characters: {MOST_CHARACTERS:,} are allowed")
     read = EXPLAIN.sub("", sql, count=1) if EXPLAIN.match(sql) else sql
     (text,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [read]).fetchall()[0]
     try:
@@ -84,7 +88,7 @@ def _dates(node: Any, views: Collection[str]) -> Iterator[Dates]:
     if node.get("type") == "BASE_TABLE" and node["table_name"].lower() in views:
         yield EVER
         return
-    if node.get("type") == "SELECT_NODE" and _is_view(table := node["from_table"], views):
+    if node.get("type") == "SELECT_NODE" and not node["sample"] and _is_view(table := node["from_table"], views):
         node = dict(node, from_table=None)
         yield EVER if node["where_clause"] is None else _passing(node["where_clause"], table)
     for child in node.values():
@@ -92,7 +96,7 @@ def _dates(node: Any, views: Collection[str]) -> Iterator[Dates]:
 
 
 def _is_view(table: Mapping[str, Any], views: Collection[str]) -> bool:
-    """Whether a SELECT is from a view alone, whole and with the columns' own names."""
+    """Whether a SELECT is from a view alone, whole (a sample is drawn before WHERE) and with the columns' own names."""
     if table["type"] != "BASE_TABLE" or table["sample"] or table["column_name_alias"]:
         return False
     return table["table_name"].lower() in views

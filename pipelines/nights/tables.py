@@ -222,13 +222,16 @@ def commit_notes(uri: str, newest: int) -> Iterator[tuple[int, dict[str, Any]]]:
 
     Raises:
         StorageError: the store kept failing.
+        ValueError: an entry of the log is damaged.
     """
     for version in range(newest, max(-1, newest - HISTORY), -1):
         try:
-            entries = storage.read_text(commit_uri(uri, version)).splitlines()
+            entries = [json.loads(line) for line in storage.read_text(commit_uri(uri, version)).splitlines()]
         except FileNotFoundError:  # a log forgets what its checkpoints hold
             return
-        yield version, next((told for entry in entries if (told := json.loads(entry).get("commitInfo"))), {})
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{commit_uri(uri, version)} is damaged")
+        yield version, next((told for entry in entries if (told := entry.get("commitInfo"))), {})
 
 
 def commit_uri(uri: str, version: int) -> str:

@@ -23,7 +23,7 @@ TASK_BYTES = 1 << 20
 TASKS_A_PROCESS = 16
 """At least, where there are so many shards: the last process is done a sixteenth later than the first, at most."""
 TABLE_ROWS, UNIT_ROWS = 256, 1024
-"""Smaller tables are put together: a model takes a batch from one of them. Up to so many rows, until their unit ends:
+"""Smaller tables are put together: a model takes a batch from one of them. A unit of up to so many rows is not cut, as
 each table of it becomes an object."""
 
 
@@ -112,14 +112,16 @@ def _rows(part: Part, options: ReadOptions, step: Step) -> Iterator[pa.Table]:
 def _together(tables: Iterator[tuple[Part, pa.Table]]) -> Iterator[pa.Table]:
     """The same rows in tables that are not too small."""
     held: list[pa.Table] = []
-    rows = size = 0
+    rows = own = size = 0
+    unit = ""
     for part, table in tables:
+        own, unit = (own if part.unit == unit else 0) + len(table), part.unit
         held.append(table)
         rows, size = rows + len(table), size + table.nbytes
-        most = UNIT_ROWS if _goes_on(part, table) else TABLE_ROWS
-        if rows >= most or size >= BLOCK_BYTES:
+        enough = own >= UNIT_ROWS if _goes_on(part, table) else rows >= TABLE_ROWS
+        if enough or size >= BLOCK_BYTES:
             yield pa.concat_tables(held)
-            held, rows, size = [], 0, 0
+            held, rows, own, size = [], 0, 0, 0
     if held:
         yield pa.concat_tables(held)
 

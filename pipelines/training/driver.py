@@ -13,7 +13,8 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
@@ -39,6 +40,7 @@ from pipelines.training.runs import RunState, Shards, Trained, TrainJob, TrainTa
 log = logging.getLogger(__name__)
 MAX_OUTAGES = 5
 OUTAGE_SECONDS = 600.0
+T = TypeVar("T")
 
 
 def train(job: TrainJob, shards: Shards) -> Trained:
@@ -89,12 +91,13 @@ def _fit(
     threads: int,
 ) -> Result:
     config, attempt = job.recipe.train, uuid.uuid4().hex
+    train, val = (_through_outages(partial(SampleIndex.of, pieces), job) for pieces, _ in prepared)
     with progress.followed(job.name, config.epochs) as reporter:
         task = TrainTask(
             recipe=job.recipe,
             initial=ray.put(initial),
-            train=ray.put(SampleIndex.of(prepared[0][0])),
-            val=ray.put(SampleIndex.of(prepared[1][0])),
+            train=ray.put(train),
+            val=ray.put(val),
             run=job.run,
             tracking_uri=job.tracking_uri,
             mlflow_run_id=tracker.run_id,
@@ -124,8 +127,8 @@ def _fit(
             raise
 
 
-def _through_outages(fit: Callable[[], Result], job: TrainJob) -> Result:
-    """Fits; when the store is away, waits for it, and fits again, which goes on from the last checkpoint.
+def _through_outages(work: Callable[[], T], job: TrainJob) -> T:
+    """Works; when the store is away, waits for it, and works again. A training goes on from its last checkpoint.
 
     Raises:
         TrainingFailedError: it was no outage, or one too many.
@@ -133,19 +136,19 @@ def _through_outages(fit: Callable[[], Result], job: TrainJob) -> Result:
     """
     for left in range(MAX_OUTAGES, 0, -1):
         try:
-            return fit()
-        except TrainingFailedError as error:
+            return work()
+        except (TrainingFailedError, storage.StorageError) as error:
             cause = _outage(error)
             if cause is None:
                 raise
             log.warning("%s: the store failed, waiting until it answers (%d more times): %s", job.name, left - 1, cause)
             storage.wait_for(job.storage, OUTAGE_SECONDS)
-    return fit()
+    return work()
 
 
-def _outage(error: TrainingFailedError) -> str | None:
-    """What the store did to a worker or to Ray's controller; None if something else failed."""
-    causes = [getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
+def _outage(error: TrainingFailedError | storage.StorageError) -> str | None:
+    """What the store did to the driver, a worker or Ray's controller; None if something else failed."""
+    causes = [error, getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
     store = [str(cause) for cause in causes if isinstance(cause, OSError | storage.StorageError)]
     return store[0].splitlines()[0] if store else None
 

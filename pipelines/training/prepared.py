@@ -41,10 +41,11 @@ COPIED = b"pieces"
 class SampleIndex:
     """The good samples of some staged pieces, without the samples.
 
-    They are in the order of their shards' addresses, however these were staged: the same data elsewhere train alike.
+    These are in the order of their shards' addresses, however they were staged: the same data elsewhere train alike.
     """
 
     pieces: Sequence[Piece]
+    """In an order drawn by chance: workers take neighbours, who shall not be those of one class, day or event."""
     starts: np.ndarray
     """[pieces + 1] the place of each piece's first sample, if the pieces lay end to end, and of what follows."""
     places: np.ndarray
@@ -60,6 +61,7 @@ class SampleIndex:
             FileNotFoundError: a piece is gone.
             StorageError: the store cannot be reached or refuses.
         """
+        pieces = [pieces[number] for number in np.random.default_rng(0).permutation(len(pieces))]
         starts, lengths = [0], [np.empty(0, np.int64)]
         runs: list[tuple[str, int, np.ndarray]] = []
         for rows in _read_ahead(pieces, lambda piece: _good_rows(piece, [LENGTH, "shard", "index"])):

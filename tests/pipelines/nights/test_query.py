@@ -1,5 +1,6 @@
 import contextlib
 import json
+import random
 import tempfile
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -20,6 +22,7 @@ from pipelines.reading.shards import Shard
 from pipelines.staging import contents
 from pipelines.staging.pieces import list_pieces, table_schema, tiling
 from tests import tiny
+from tests.pipelines.nights.test_statement import condition
 
 NAMES = ["captions", "nowcasts", "translations"]
 ONE_SELECT = "a query is one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN) and nothing else"
@@ -112,6 +115,33 @@ def test_who_asks_for_errors_opens_no_file_without_one(lake: str) -> None:
     assert ask(asked.format("error IS NOT NULL"), lake) == [{"sample_id": "1", "error": "X: y"}]
     with pytest.raises((UsageError, storage.StorageError), match="ds=2026-01-31"):
         ask(asked.format("status = 'error'"), lake)
+
+
+def test_an_open_end_of_dates_leaves_no_night_out(lake: str) -> None:
+    for where, expected in {
+        "ds <= '2026-01-30'": 3, "ds < '2026-01-31'": 3, "'2026-01-31' >= ds": 4, "ds BETWEEN '' AND '2026-01-31'": 4,
+        "ds >= '2026-01-31'": 1, "ds = '2026-01-31' OR ds < '2025'": 1, "ds > ''": 4, "ds = ''": 0, "ds < ''": 0,
+    }.items():  # fmt: skip
+        assert ask(f"SELECT count(*) AS n FROM captions_all WHERE {where}", lake) == [{"n": expected}], where
+
+
+def test_what_a_statement_finds_does_not_depend_on_the_files_it_opens(
+    local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Conditions drawn at random: the same rows from the nights that it tells of as from all."""
+    nights = [f"2026-01-{day:02d}" for day in range(1, 8)]
+    for ds in nights:
+        write_night(local, ds, ["a dog", None])
+    draw, told = random.Random(2), 0
+    for _ in range(60):
+        sql = f"SELECT ds, sample_id FROM captions_all c WHERE {condition(draw, nights, 2)} ORDER BY ALL"
+        found = ask(sql.replace("score", "index"), local)
+        with monkeypatch.context() as patched:
+            patched.setattr(statement, "dates", lambda *args: None)
+            assert found == ask(sql.replace("score", "index"), local), sql
+        with duckdb.connect() as parser:
+            told += statement.dates(statement.parse_reading(parser, sql), ["captions_all"]) is not None
+    assert told > 10
 
 
 def test_good_rows_have_a_view_and_all_rows_another(lake: str) -> None:

@@ -19,9 +19,11 @@ from hybrid_models.explanations import Alignment, Forecast, Gaze
 from pipelines import storage
 from pipelines.models import server
 from pipelines.models.tracking import Tracker
-from pipelines.nights import figures, report
+from pipelines.nights import commit, figures, report, tables
 from tests import tiny
+from tests.pipelines.nights.made import ONE, THREE, TWO, night
 from tests.pipelines.reading.media.test_radar import event_bytes
+from tests.pipelines.staging.test_pieces import SCHEMA, A, rows
 
 HOSTILE = ("<script>alert(1)</script>", '<img src=x onerror="a()">', "& \"q\" 'too' {{ 7 * 7 }}")
 
@@ -250,3 +252,31 @@ def test_explanations_are_drawn_by_their_kind() -> None:
     assert content["leads"][1] == {"minutes": 2.0, "mean": 0.25, "max": 0.75, "wet": None}
     with pytest.raises(TypeError, match="cannot draw str"):
         figures.element("a word", {})
+
+
+def test_runs_of_earlier_nights_are_told_by_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of nights that were brought back nothing is told, rather than what the commit after them says."""
+    table, (first, second) = str(tmp_path / "captions"), ("2026-01-01", "2026-01-02")
+
+    def write(ds: str, run_id: str, fingerprint: str) -> int:
+        pieces = night(table, fingerprint, rows(A, 0, 2, 1), ds=ds)
+        version = commit.commit_night(commit.Partition(table, ds), pieces, SCHEMA, {"run_id": run_id})
+        assert version is not None
+        return version
+
+    def runs(version: int | None) -> dict[str, str]:
+        assert version is not None
+        return report._runs(table, version, [first, second])
+
+    write(first, "a", ONE)
+    both = write(second, "b", ONE)
+    assert runs(both) == {first: "a", second: "b"}
+    assert runs(write(second, "c", TWO)) == {first: "a", second: "c"}
+    assert runs(commit.restore(table, both, second)) == {first: "a", second: ""}
+    assert runs(newest := write(first, "d", TWO)) == {first: "d", second: ""}
+    assert runs(commit.restore(table, both)) == {}
+    last = write(first, "e", THREE)
+    assert runs(last) == {first: "e"}
+    storage.write_bytes(tables.commit_uri(table, newest), b"[1]\n")
+    assert report._runs(table, newest, [first]) == {}
+    assert "is damaged, so that earlier nights have no speeds" in caplog.text

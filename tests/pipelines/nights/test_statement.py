@@ -76,6 +76,7 @@ def test_nights_that_a_condition_lets_pass(where: str, expected: Any) -> None:
         (f"SELECT * FROM captions, nowcasts WHERE captions.ds = '{ONE}'", None),
         (f"SELECT * FROM captions AS c(ds, sample_id) WHERE ds = '{ONE}'", None),
         (f"SELECT * FROM captions TABLESAMPLE 10 ROWS WHERE ds = '{ONE}'", None),
+        (f"SELECT * FROM captions WHERE ds = '{ONE}' USING SAMPLE reservoir(5 ROWS) REPEATABLE (1)", None),
         (f"SELECT count(*) FILTER (ds = '{ONE}') FROM captions", None),
         (f"SELECT ds FROM captions GROUP BY ds HAVING ds = '{ONE}'", None),
         (f"WITH captions AS (SELECT * FROM captions_all) SELECT * FROM captions WHERE ds = '{ONE}'", None),
@@ -125,6 +126,11 @@ def condition(draw: random.Random, nights: list[str], depth: int) -> str:
         return draw.choice(simple)
     left, right = condition(draw, nights, depth - 1), condition(draw, nights, depth - 1)
     return draw.choice([f"({left} AND {right})", f"({left} OR {right})", f"(NOT {left})", f"({left}) AND {right}"])
+
+
+def test_a_statement_that_is_too_long_is_not_parsed() -> None:
+    with pytest.raises(UsageError, match=r"^the statement has 2,000,007 characters: 1,000,000 are allowed$"):
+        dates("SELECT " + "1" * 2_000_000)
 
 
 @pytest.mark.parametrize("sql", ["SELECT 1; SELECT 2", "", "SET threads = 1"])

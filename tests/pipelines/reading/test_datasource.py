@@ -103,7 +103,7 @@ def test_a_table_ends_with_its_unit_or_is_large(tmp_path: Path) -> None:
     bundle = [part for unit in together for part in unit.parts()]
     (task,) = ShardDatasource([bundle], ReadOptions(), Hostile()).get_read_tasks(1)
     tables = list(task())
-    assert [len(table) for table in tables] == [300, 70 + 960, 540]
+    assert [len(table) for table in tables] == [300, 70 + 1030, 470]
     assert [table["unit_next"][-1].as_py() == END for table in tables] == [True, False, True]
 
 

@@ -84,16 +84,30 @@ def test_prepared_samples_are_the_good_rows_of_the_pieces(tmp_path: Path) -> Non
         stage(tmp_path, "c", [7]),
     ]
     index = SampleIndex.of(pieces)
-    assert index.starts.tolist() == [0, 2, 2, 3]
-    assert index.places.tolist() == [0, 1, 2]
+    assert dict(zip(index.pieces, index.counts.tolist(), strict=True)) == dict(zip(pieces, (2, 0, 1), strict=True))
+    assert index.starts.tolist() == [0, *np.cumsum(index.counts)]
     assert index.lengths.tolist() == [4, 2, 7]
-    assert index.pieces_of(np.arange(3)).tolist() == [0, 0, 2]
+    assert [index.pieces[number] for number in index.pieces_of(np.arange(3))] == [pieces[0], pieces[0], pieces[2]]
+    first = index.starts[index.pieces.index(pieces[0])]
+    assert index.places[:2].tolist() == [first, first + 1]
     samples = copied(pieces, str(tmp_path))
     assert len(samples) == 3
     assert [samples[i]["n"].tolist() for i in range(3)] == [list(range(n)) for n in (4, 2, 7)]
     samples.remove()
     assert not samples.folder.exists()
     assert samples[2]["n"].tolist() == list(range(7)), "an open map stays valid"
+
+
+def test_neighbours_in_the_files_are_not_neighbours_in_the_data(tmp_path: Path) -> None:
+    """Where the data are sorted, a worker's part of them is not one end."""
+    pieces = [stage(tmp_path, f"{number:03d}", [number + 1] * 3) for number in range(120)]
+    index = SampleIndex.of(pieces)
+    assert index.lengths.tolist() == sorted(index.lengths.tolist())
+    by_place = index.lengths[np.argsort(index.places)]
+    for part in np.array_split(by_place, 4):
+        assert 45 < part.mean() < 76
+    again = SampleIndex.of(pieces)
+    assert again.places.tolist() == index.places.tolist(), "the same for a training that goes on"
 
 
 def test_a_node_copies_the_pieces_that_its_workers_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +119,6 @@ def test_a_node_copies_the_pieces_that_its_workers_read(tmp_path: Path, monkeypa
         stage(tmp_path, f"{number}", lengths[first:stop], [("s", index) for index in range(first, stop)])
         for number, (first, stop) in enumerate(pairwise(cuts))
     ]
-    rng.shuffle(pieces)  # type: ignore[arg-type]  # a list is shuffled in place
     index, owner = SampleIndex.of(pieces), str(tmp_path)
     opened: list[str] = []
     open_input = storage.open_input
@@ -127,7 +140,7 @@ def test_a_node_copies_the_pieces_that_its_workers_read(tmp_path: Path, monkeypa
             known |= set(wanted.tolist())
             assert [int(worker[number]["length"]) for number in known] == [lengths[number] for number in known]
     assert sorted(opened) == sorted(set(opened)), "each piece once, whichever worker asked for it"
-    needed = {pieces[piece].file.uri for piece in index.pieces_of(np.array(sorted(set.union(*have))))}
+    needed = {index.pieces[piece].file.uri for piece in index.pieces_of(np.array(sorted(set.union(*have))))}
     assert set(opened) == needed
     workers[0].remove()
 
