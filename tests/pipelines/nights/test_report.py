@@ -21,7 +21,8 @@ from pipelines.models import server
 from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, figures, report, tables
 from tests import tiny
-from tests.pipelines.nights.made import ONE, THREE, TWO, night
+from tests.pipelines.nights import made
+from tests.pipelines.nights.made import ONE, THREE, TWO
 from tests.pipelines.reading.media.test_radar import event_bytes
 from tests.pipelines.staging.test_pieces import SCHEMA, A, rows
 
@@ -259,7 +260,7 @@ def test_runs_of_earlier_nights_are_told_by_the_log(tmp_path: Path, caplog: pyte
     table, (first, second) = str(tmp_path / "captions"), ("2026-01-01", "2026-01-02")
 
     def write(ds: str, run_id: str, fingerprint: str) -> int:
-        pieces = night(table, fingerprint, rows(A, 0, 2, 1), ds=ds)
+        pieces = made.night(table, fingerprint, rows(A, 0, 2, 1), ds=ds)
         version = commit.commit_night(commit.Partition(table, ds), pieces, SCHEMA, {"run_id": run_id})
         assert version is not None
         return version
@@ -273,7 +274,8 @@ def test_runs_of_earlier_nights_are_told_by_the_log(tmp_path: Path, caplog: pyte
     assert runs(both) == {first: "a", second: "b"}
     assert runs(write(second, "c", TWO)) == {first: "a", second: "c"}
     assert runs(commit.restore(table, both, second)) == {first: "a", second: ""}
-    assert runs(newest := write(first, "d", TWO)) == {first: "d", second: ""}
+    newest = write(first, "d", TWO)
+    assert runs(newest) == {first: "d", second: ""}
     assert runs(commit.restore(table, both)) == {}
     last = write(first, "e", THREE)
     assert runs(last) == {first: "e"}

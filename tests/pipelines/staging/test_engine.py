@@ -158,15 +158,17 @@ def test_nobody_waits_for_gpus_on_this_machine(
 
 
 class Slow:
-    """Keeps with each row which process had it, and on which node."""
+    """Keeps with each row which process had it, and on which node; takes its time as long as there is but one."""
 
-    def __init__(self, compute: Compute) -> None:
+    def __init__(self, compute: Compute, seen: str) -> None:
         assert not compute.gpu
+        self._seen = Path(seen)
 
     def __call__(self, samples: pa.Table) -> pa.Table:
-        time.sleep(1)
-        place = samples.schema.get_field_index("fields")
         context = ray.get_runtime_context()
+        (self._seen / context.get_node_id()).touch()
+        time.sleep(1 if len(list(self._seen.iterdir())) > 1 else 5)
+        place = samples.schema.get_field_index("fields")
         told = json.dumps([context.get_actor_id(), context.get_node_id()])
         return samples.set_column(place, samples.schema.field(place), pa.array([told] * len(samples)))
 
@@ -179,7 +181,8 @@ def test_a_job_without_gpus_grows_and_ends(inference: Inference, tmp_path: Path,
     tiny.write_sentences(str(tmp_path / "many"), shards=60, rows=7)
     shards, folder = list_shards(str(tmp_path / "many")), str(tmp_path / "staged")
     schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
-    resources, actor = Resources(min_actors=1, max_actors=most), engine.Actor(Slow, ())
+    (tmp_path / "seen").mkdir()
+    resources, actor = Resources(min_actors=1, max_actors=most), engine.Actor(Slow, (), (str(tmp_path / "seen"),))
     with joining(tmp_path, ray_cluster, [1.0], gpus=0):
         engine.stage(parts(shards), folder, schema, inference.decode(), actor, resources, "test")
     limits = ray.data.DataContext.get_current().execution_options.resource_limits
