@@ -315,7 +315,7 @@ def test_a_node_that_goes_costs_its_units_only(
     actor = engine.Actor(Noting, (), (str(notes),))
     with there(tmp_path, ray_cluster, 2) as nodes, ThreadPoolExecutor(1) as thread:
         killing = thread.submit(kill_a_busy_one, nodes, notes, folder)
-        engine.stage(parts(shards), folder, schema, inference.decode(), actor, Resources(actors=6), "test")
+        engine.stage(parts(shards), folder, schema, inference.decode(), actor, Resources(min_actors=6), "test")
         killed = killing.result()
     found = rows(folder, shards)
     assert sorted((row["shard"], row["index"]) for row in found) == [(s.uri, i) for s in shards for i in range(7)]
