@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -22,20 +23,20 @@ def count() -> None:
     counters.count_staged("poems", 3, {}, {"decode": 0.5}, 24)
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_concurrency=2)
 class Model:
-    """Computes, or waits."""
+    """Computes until it is told to wait."""
 
     def __init__(self) -> None:
         counters.BUSY_SECONDS = 0.5
-        self._busy = counters.Busy("poems")
+        self._busy, self._enough = counters.Busy("poems"), threading.Event()
 
-    def compute(self, seconds: float) -> None:
+    def compute(self) -> None:
         with self._busy.computing():
-            time.sleep(seconds)
+            assert self._enough.wait(300)
 
     def wait(self) -> None:
-        """All that it does between two blocks."""
+        self._enough.set()
 
 
 def page() -> str:
@@ -55,10 +56,13 @@ def values(page: str, name: str) -> dict[str, float]:
     return found
 
 
-def seen(wanted: dict[str, dict[str, float]], seconds: float = 60) -> str:
-    """The page on which these metrics have these values; it is renewed every few seconds."""
+def seen(wanted: dict[str, dict[str, float]], *units: int, seconds: float = 90) -> str:
+    """The page on which these metrics have these values; it is renewed every few seconds. Meanwhile so many units are
+    told of, as Ray forgets what nobody tells it again."""
     deadline = time.monotonic() + seconds
     while True:
+        if units:
+            counters.gauge_units("poems", *units)
         found = page()
         told = {name: values(found, name) for name in wanted}
         if told == wanted:
@@ -81,15 +85,14 @@ def test_counts_reach_the_page_that_prometheus_reads() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_page_tells_units_and_whether_models_compute() -> None:
-    counters.gauge_units("poems", 5, 2, 1)
     model = Model.remote()  # type: ignore[attr-defined]
-    computing = model.compute.remote(30)
-    told = seen({"hybrid_units": {"waiting": 5.0, "running": 2.0, "finished": 1.0}, "hybrid_model_busy": {"": 1.0}})
+    computing = model.compute.remote()
+    units = {"waiting": 5.0, "running": 2.0, "finished": 1.0}
+    told = seen({"hybrid_units": units, "hybrid_model_busy": {"": 1.0}}, 5, 2, 1)
     (busy,) = re.findall(r'^ray_hybrid_model_busy\{.*table="poems".*$', told, re.MULTILINE)
     assert 'WorkerId="' in busy, "each process has its own"
     ray.get([computing, model.wait.remote()])
-    counters.gauge_units("poems", 0, 0, 0)
-    seen({"hybrid_units": {"waiting": 0.0, "running": 0.0, "finished": 0.0}, "hybrid_model_busy": {"": 0.0}})
+    seen({"hybrid_units": dict.fromkeys(units, 0.0), "hybrid_model_busy": {"": 0.0}}, 0, 0, 0)
     ray.kill(model)
     seen({"hybrid_model_busy": {}})
 
