@@ -2,7 +2,7 @@
 
 Why not `ray.train.get_dataset_shard`: it splits equally and may drop rows, does not keep the order from run to run, and
 cannot group samples by length. Ray Data decodes and featurizes once (see `infer.stage`); the result is read by
-`prepared`.
+`staging.prepared`.
 """
 
 from __future__ import annotations

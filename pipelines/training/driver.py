@@ -29,12 +29,12 @@ from pipelines.models.session import Session
 from pipelines.models.tracking import Tracker
 from pipelines.secrets import shown
 from pipelines.staging.pieces import Piece
+from pipelines.staging.prepared import SampleIndex
 from pipelines.training import failures, progress
 from pipelines.training.checkpoints import CHECKPOINT_VALIDATION, WORST
 from pipelines.training.loop import train_worker
 from pipelines.training.model_card import model_card
 from pipelines.training.preparation import initial_artifact, prepare
-from pipelines.training.prepared import SampleIndex
 from pipelines.training.runs import RunState, Shards, Trained, TrainJob, TrainTask, plain, read_state, shards_digest
 
 log = logging.getLogger(__name__)

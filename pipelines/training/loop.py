@@ -19,10 +19,10 @@ from hybrid_models.contract import Batch, Hybrid, half_type, to_device
 from pipelines.models.ahead import made_ahead
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
+from pipelines.staging.prepared import PreparedSamples
 from pipelines.training import failures, workers
 from pipelines.training.batches import plan_epoch, share
 from pipelines.training.checkpoints import Interval, Metrics, Progress, restore, save, save_within
-from pipelines.training.prepared import PreparedSamples
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainTask
 

@@ -15,7 +15,7 @@ from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts, tracking
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.secrets import shown
-from pipelines.training.prepared import SampleIndex
+from pipelines.staging.prepared import SampleIndex
 from pipelines.training.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -30,10 +30,10 @@ import tyro
 
 from pipelines import storage
 from pipelines.reading.samples import pack
+from pipelines.staging import prepared
 from pipelines.staging.pieces import Piece
-from pipelines.training import prepared
+from pipelines.staging.prepared import PreparedSamples, SampleIndex
 from pipelines.training.batches import plan_epoch, share
-from pipelines.training.prepared import PreparedSamples, SampleIndex
 from tests.servers import BUCKET, S3Server
 
 BATCH, EPOCHS = 64, 3

@@ -20,8 +20,8 @@ import torch
 from hybrid_models.inputs import Sample
 from hybrid_models.translator.translator import Translator
 from pipelines.cluster import connection
+from pipelines.staging.prepared import PreparedSamples
 from pipelines.training import loop
-from pipelines.training.prepared import PreparedSamples
 from pipelines.training.runs import TrainTask
 from tests import tiny
 from tests.servers import RayNode

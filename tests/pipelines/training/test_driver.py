@@ -23,10 +23,10 @@ from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.staging import checks
+from pipelines.staging.prepared import PreparedSamples, SampleIndex
 from pipelines.storage import StorageError
 from pipelines.training import driver, loop, preparation, runs, workers
 from pipelines.training.checkpoints import Progress
-from pipelines.training.prepared import PreparedSamples, SampleIndex
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainJob, TrainTask
 from tests import tiny

@@ -17,11 +17,11 @@ from hybrid_models import contract
 from hybrid_models.contract import Batch, Hybrid, Loss
 from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator.translator import Translator, TranslatorDecoding
+from pipelines.staging.prepared import SampleIndex
 from pipelines.training import checkpoints, loop, workers
 from pipelines.training.batches import plan_epoch, share
 from pipelines.training.checkpoints import Progress
 from pipelines.training.loop import backward, learning_rate, step, train_epoch, validate
-from pipelines.training.prepared import SampleIndex
 from pipelines.training.recipe import Recipe, TrainConfig
 from tests import tiny
 from tests.hybrid_models.captioner import test_captioner

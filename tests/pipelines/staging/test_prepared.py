@@ -14,9 +14,9 @@ import pytest
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.reading.samples import pack
+from pipelines.staging import prepared
 from pipelines.staging.pieces import Piece
-from pipelines.training import prepared
-from pipelines.training.prepared import PreparedSamples, SampleIndex
+from pipelines.staging.prepared import PreparedSamples, SampleIndex
 
 
 def stage(folder: Path, name: str, rows: Sequence[int | None], places: Sequence[tuple[str, int]] = ()) -> Piece:
