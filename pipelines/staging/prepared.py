@@ -1,7 +1,7 @@
 """Prepared samples, read for a training: what is known of all of them, and a node's own copy of those that it reads.
 
 The driver reads of the staged pieces how long the samples are, which is all that a plan of epochs needs
-(`training.batches.plan_epoch`). Nodes copy the pieces that their workers' shares are in (`training.batches.share`), and map them.
+(`training.batches.plan_epoch`). Nodes copy the pieces that their workers' shares of batches are in, and map them.
 """
 
 from __future__ import annotations
