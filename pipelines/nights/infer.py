@@ -27,7 +27,7 @@ from pipelines.nights.tables import night_files
 from pipelines.nights.upkeep import Tidied
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import Part, units
-from pipelines.staging import contents
+from pipelines.staging import contents, joining
 from pipelines.staging.checks import RefusedError, check_errors, incomplete, verify
 from pipelines.staging.contents import Contents, Staged
 from pipelines.staging.pieces import PIECE, Lineage, table_schema
@@ -111,7 +111,7 @@ class NightSummary:
 
 
 def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
-    """Runs one night: list, skip what is complete, compute the rest, verify, commit, tidy.
+    """Runs one night: list, skip what is complete, compute the rest, join what tasks have cut, verify, commit, tidy.
 
     Raises:
         RefusedError: too many samples were bad.
@@ -130,6 +130,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         computing = time.perf_counter()
         written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
+    written.contents |= joining.join({part.unit for part in todo if not part.alone}, night.folder)
     pieces = upkeep.renew(night.partition, verify(night.shards, night.folder))
     told = contents.each(pieces, written.contents)
     found = contents.added(told)

@@ -28,7 +28,7 @@ from pipelines.nights.infer import Night
 from pipelines.reading import units
 from pipelines.reading.shards import NoShardsError, Shard, list_shards
 from pipelines.reading.units import Unit
-from pipelines.staging import checks, contents
+from pipelines.staging import checks, contents, joining
 from pipelines.staging.checks import RefusedError, verify
 from pipelines.staging.pieces import Piece, list_pieces, tiling
 from tests import tiny
@@ -183,8 +183,8 @@ def test_a_piece_has_no_more_than_has_room(old: Night, monkeypatch: pytest.Monke
     uri = old.partition.table
     before = everything(uri)
     sizes = [piece.file.size for piece in verify(old.shards, old.folder)]
-    monkeypatch.setattr(compaction, "PIECE_BYTES", 4 * max(sizes))
-    monkeypatch.setattr(compaction, "ROWS_BYTES", 2000)
+    monkeypatch.setattr(joining, "PIECE_BYTES", 4 * max(sizes))
+    monkeypatch.setattr(joining, "ROWS_BYTES", 2000)
     (done,) = compact(uri, given(old)).nights
     assert SHARDS / 4 <= done.files_after <= SHARDS / 2
     assert everything(uri) == before
@@ -193,19 +193,8 @@ def test_a_piece_has_no_more_than_has_room(old: Night, monkeypatch: pytest.Monke
         with storage.open_input(piece.file.uri) as stream:
             file = pq.ParquetFile(stream)
             assert 1 < file.num_row_groups < file.metadata.num_rows
-    monkeypatch.setattr(compaction, "PIECE_BYTES", 0)
+    monkeypatch.setattr(joining, "PIECE_BYTES", 0)
     assert compact(uri, given(old)).nights == []
-
-
-def test_large_rows_are_read_few_at_a_time() -> None:
-    def batch_rows(size: int, rows: int) -> int:
-        buffer = pa.BufferOutputStream()
-        pq.write_table(pa.table({"frames": [bytes([row % 256]) * size for row in range(rows)]}), buffer)
-        return compaction._batch_rows(pq.read_metadata(pa.BufferReader(buffer.getvalue())))
-
-    assert batch_rows(10, 2000) == compaction.MOST_ROWS
-    assert batch_rows(compaction.ROWS_BYTES // 4, 6) in (3, 4)
-    assert batch_rows(2 * compaction.ROWS_BYTES, 2) == 1
 
 
 def test_files_of_earlier_versions_are_joined_with_newer_ones(table: str) -> None:
@@ -312,15 +301,15 @@ def test_one_that_is_killed_changes_nothing_and_is_done_again(old: Night, monkey
     monkeypatch.setattr(units, "UNIT_BYTES", 40_000)
     uri = old.partition.table
     before, paths = everything(uri), night_files(uri, DS)
-    write, room = compaction._write, iter([True])
+    write, room = joining._write, iter([True])
 
-    def killed(joined: compaction.Joined) -> Any:
+    def killed(joined: joining.Joined) -> Any:
         if next(room, False):
             return write(joined)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(compaction, "_write", killed)
+        patched.setattr(joining, "_write", killed)
         with pytest.raises(KeyboardInterrupt):
             compact(uri, given(old))
     assert night_files(uri, DS) == paths

@@ -1,0 +1,119 @@
+"""What several tasks staged of a unit, in fewer files."""
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import storage
+from pipelines.reading.units import Unit
+from pipelines.staging import contents, joining
+from pipelines.staging.joining import join
+from pipelines.staging.pieces import list_pieces, tiling
+from tests.pipelines.staging.test_pieces import A, B, rows
+from tests.pipelines.staging.test_sink import stage
+
+UNIT = Unit.of([A, B])
+
+
+@pytest.fixture
+def folder(place: str) -> str:
+    """Seven rows of two small shards, two of them bad, in four files."""
+    folder = storage.join(place, "staged")
+    a, b = UNIT.parts()
+    for block in (rows(a, 0, 2, 3), rows(a, 2, 4, 3), rows(b, 0, 1, 2), rows(b, 1, 3, 2, "Z: y")):
+        stage(folder, block)
+    return folder
+
+
+def chosen(folder: str) -> list[dict[str, Any]]:
+    """The rows that a night would take, in their order."""
+    found: list[dict[str, Any]] = []
+    for piece in tiling(list_pieces(folder)[UNIT.key]) or []:
+        found += pq.read_table(pa.BufferReader(storage.read_bytes(piece.file.uri))).to_pylist()
+    return found
+
+
+def test_the_pieces_of_a_unit_become_one(folder: str) -> None:
+    before, whole = chosen(folder), list_pieces(folder)[UNIT.key]
+    known = join({UNIT.key}, folder)
+    (piece,) = tiling(list_pieces(folder)[UNIT.key]) or []
+    assert (piece.first, piece.end, piece.rows) == (0, True, 7)
+    assert chosen(folder) == before
+    assert known == {(piece.file.name, piece.file.size): contents.total(whole)}
+    assert contents.total([piece]).errors == Counter(Z=2)
+    assert {*whole} < {*list_pieces(folder)[UNIT.key]}, "nothing is removed"
+
+
+def test_what_is_one_already_is_left(folder: str) -> None:
+    join({UNIT.key}, folder)
+    before = storage.list_files(folder)
+    assert join({UNIT.key}, folder) == {}
+    assert storage.list_files(folder) == before
+
+
+def test_other_units_are_left(folder: str) -> None:
+    before = storage.list_files(folder)
+    assert join(set(), folder) == join({"unit-of-2-0123456789abcdef"}, folder) == {}
+    assert storage.list_files(folder) == before
+
+
+def test_a_unit_that_lacks_something_is_left(folder: str) -> None:
+    second = sorted(list_pieces(folder)[UNIT.key], key=joining.first)[1]
+    storage.delete(second.file.uri)
+    before = storage.list_files(folder)
+    assert join({UNIT.key}, folder) == {}
+    assert storage.list_files(folder) == before
+
+
+def test_of_one_that_was_killed_the_pieces_are_used(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had written the first of two."""
+    before, size = chosen(folder), max(piece.file.size for piece in list_pieces(folder)[UNIT.key])
+    write, room = joining._write, iter([True])
+
+    def killed(joined: joining.Joined) -> Any:
+        if next(room, False):
+            return write(joined)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(joining, "PIECE_BYTES", 2 * size)
+    with monkeypatch.context() as patched:
+        patched.setattr(joining, "_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            join({UNIT.key}, folder)
+    assert len(tiling(list_pieces(folder)[UNIT.key]) or []) == 3
+    assert chosen(folder) == before
+    assert len(join({UNIT.key}, folder)) == 1
+    assert len(tiling(list_pieces(folder)[UNIT.key]) or []) == 2
+    assert chosen(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("gone", "was removed meanwhile: start again"), ("other", "has 1 rows, and its name says")]
+)
+def test_a_piece_that_is_not_what_was_listed_is_named(
+    folder: str, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
+) -> None:
+    pieces = {"listed": list_pieces(folder)}
+    first = pieces["listed"][UNIT.key][0].file.uri
+    monkeypatch.setattr(joining, "list_pieces", lambda folder: pieces["listed"])
+    if name == "gone":
+        storage.delete(first)
+    else:
+        small = next(piece for piece in pieces["listed"][UNIT.key] if piece.rows == 1)
+        storage.write_bytes(first, storage.read_bytes(small.file.uri))
+    with pytest.raises(RuntimeError, match=f"{first} {reason}"):
+        join({UNIT.key}, folder)
+
+
+def test_large_rows_are_read_few_at_a_time() -> None:
+    def batch_rows(size: int, rows: int) -> int:
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.table({"frames": [bytes([row % 256]) * size for row in range(rows)]}), buffer)
+        return joining._batch_rows(pq.read_metadata(pa.BufferReader(buffer.getvalue())))
+
+    assert batch_rows(10, 2000) == joining.MOST_ROWS
+    assert batch_rows(joining.ROWS_BYTES // 4, 6) in (3, 4)
+    assert batch_rows(2 * joining.ROWS_BYTES, 2) == 1
