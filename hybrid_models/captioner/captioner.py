@@ -211,22 +211,27 @@ class Captioner(CaptionerInterface, VisualHybrid):
         grid = looks[:, -(side**2) :].reshape(-1, side, side)
         return grid, None if self.frame_keys is None else looks[:, : len(sample["frames"])]
 
-    def caption(self, images: Sequence[Any], batch_size: int = 32, **decoding: Any) -> list[str]:
+    def caption(
+        self, images: Sequence[Any], batch_size: int = 32, frame_rate: float | None = None, **decoding: Any
+    ) -> list[str]:
         """Captions images and clips of any size, in order.
 
         Args:
             images: PIL images, uint8 arrays [H,W,3], or clips as uint8 arrays [T,H,W,3].
             batch_size: samples captioned at a time.
+            frame_rate: frames a second of clips, by which `--model.sampling fps` chooses; see `frames_of`.
             decoding: options of `CaptionerDecoding` that differ from the model's own, such as `beam_size=1`.
 
         Raises:
             BadSample: something is none of these.
+            UsageError: a frame rate that is none.
         """
         options = replace(self.decoding, **decoding)
         preprocess = self.preprocess(self.config, self.assets)
+        visual = cast(Visual, preprocess.visual)
         captions: list[str] = []
         for start in range(0, len(images), batch_size):
-            media = [frames_of(image, cast(Visual, preprocess.visual)) for image in images[start : start + batch_size]]
+            media = [frames_of(image, visual, frame_rate) for image in images[start : start + batch_size]]
             batch = self.collate([preprocess(Inputs(frames, {}), with_target=False) for frames in media])
             captions += [row["caption"] for row in self.predict(to_device(batch, module_device(self)), options)]
         return captions

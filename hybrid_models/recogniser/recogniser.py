@@ -110,20 +110,23 @@ class Recogniser(RecogniserInterface, VisualHybrid):
             for sample, row in zip(samples, found, strict=True)
         ]  # fmt: skip
 
-    def recognise(self, clips: Sequence[Any], batch_size: int = 32) -> list[str]:
+    def recognise(self, clips: Sequence[Any], batch_size: int = 32, frame_rate: float | None = None) -> list[str]:
         """The label of each clip of any size, in order.
 
         Args:
             clips: uint8 arrays [T,H,W,3], or PIL images, which are clips of one frame.
             batch_size: clips at a time.
+            frame_rate: frames a second, by which `--model.sampling fps` chooses; see `frames_of`.
 
         Raises:
             BadSample: something is none of these.
+            UsageError: a frame rate that is none.
         """
         preprocess = self.preprocess(self.config, self.assets)
+        visual = cast(Visual, preprocess.visual)
         found: list[str] = []
         for start in range(0, len(clips), batch_size):
-            media = [frames_of(clip, cast(Visual, preprocess.visual)) for clip in clips[start : start + batch_size]]
+            media = [frames_of(clip, visual, frame_rate) for clip in clips[start : start + batch_size]]
             batch = self.collate([preprocess(Inputs(frames, {}), with_target=False) for frames in media])
             found += [row["label"] for row in self.predict(to_device(batch, module_device(self)), self.decoding)]
         return found

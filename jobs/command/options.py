@@ -61,8 +61,14 @@ class WindowOptions:
     """Seconds from the start of one window to that of the next; by default they follow one another."""
 
     def cut_for(self, config: HybridConfig) -> Cut | None:
-        """How clips are cut for a model; not at all, if it reads none."""
-        return self._cut if config.visual is not None else None
+        """How clips are cut for a model.
+
+        Raises:
+            UsageError: it reads none.
+        """
+        if self._cut is not None and config.visual is None:
+            raise UsageError("--window-seconds cuts clips, and this model reads none: leave it out")
+        return self._cut
 
     @property
     def _cut(self) -> Cut | None:
@@ -124,6 +130,11 @@ class SourceOptions:
         """
         self.named.check()
         self.windows.check()
+        if self.named.uri_column and self.named.uri_column in self.keep:
+            raise UsageError(
+                f"`keep` names '{self.named.uri_column}', as `uri_column` does: each row's address is in the "
+                "table's column 'object'"
+            )
 
 
 @dataclass(frozen=True)

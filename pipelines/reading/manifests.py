@@ -40,6 +40,10 @@ ROW_SCHEMA = pa.schema(
 )
 ADDRESS_SHOWN = 200
 """Characters of an address that is refused."""
+MOST_BYTES = 4 << 30
+"""So much memory rows of manifests may take in the process that lists them: four million, if they say little."""
+ROW_BYTES = 900
+"""What a row takes there beside its texts."""
 
 
 def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS, cut: bool = False) -> list[Shard]:
@@ -53,13 +57,18 @@ def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS,
 
     Raises:
         NoShardsError: there is nothing.
-        UsageError: something there cannot be read; or a manifest has no such column.
+        UsageError: something there cannot be read; a manifest has no such column; or manifests have too many rows.
         StorageError: the store failed.
     """
     options.check()
     if not options.uri_column:
         return list_shards(uri, cut)
-    return [shard for manifest in _manifests(uri) for shard in read_manifest(manifest, options, limits, cut)]
+    room = _Room()
+    return [
+        shard
+        for manifest in _manifests(uri)
+        for shard in grouped(manifest.uri, _members(manifest, options, limits, room), cut)
+    ]
 
 
 def list_members(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS) -> list[Member]:
@@ -68,7 +77,8 @@ def list_members(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMIT
     Raises: as `list_input`.
     """
     options.check()
-    return [member for manifest in _manifests(uri) for member in _members(manifest, options, limits)]
+    room = _Room()
+    return [member for manifest in _manifests(uri) for member in _members(manifest, options, limits, room)]
 
 
 def _manifests(uri: str) -> list[Shard]:
@@ -89,20 +99,13 @@ def list_references(uri: str, options: InputOptions, limits: Limits = DEFAULT_LI
     return list_input(uri, options if are_manifests else InputOptions(), limits, cut)
 
 
-def read_manifest(manifest: Shard, options: InputOptions, limits: Limits, cut: bool = False) -> list[Shard]:
-    """The objects that a manifest names, in groups: every row is a member, with why it is not read where it is not.
-
-    Raises:
-        NoShardsError: it has no row.
-        UsageError: no row has the column.
-        StorageError: the store failed.
-    """
-    return grouped(manifest.uri, _members(manifest, options, limits), cut)
-
-
-def _members(manifest: Shard, options: InputOptions, limits: Limits) -> list[Member]:
+def _members(manifest: Shard, options: InputOptions, limits: Limits, room: _Room) -> list[Member]:
+    """The objects that a manifest names: every row is a member, with why it is not read where it is not."""
     step = _Addresses(options.uri_column)
-    rows = [row for block in guarded(manifest, ReadOptions(limits=limits), step) for row in block.to_pylist()]
+    rows: list[dict[str, Any]] = []
+    for block in guarded(manifest, ReadOptions(limits=limits), step):
+        room.take(block, manifest.uri)
+        rows += block.to_pylist()
     if rows and all(row["address"] is None and row["error"] is None for row in rows):
         raise UsageError(
             f"{manifest.uri} has no column '{options.uri_column}', which `uri_column` names; "
@@ -114,6 +117,22 @@ def _members(manifest: Shard, options: InputOptions, limits: Limits) -> list[Mem
     members = [_member(row, number, manifest.uri, allowed) for number, row in enumerate(rows)]
     there = storage.look_up({member.uri for member in members if not member.problem})
     return [_as_it_is(member, there.get(member.uri)) for member in members]
+
+
+class _Room:
+    """What is left of `MOST_BYTES`: a manifest, which may be a stranger's, has to leave the driver alive."""
+
+    def __init__(self) -> None:
+        self._left = MOST_BYTES
+
+    def take(self, rows: pa.Table, manifest: str) -> None:
+        """Raises `UsageError` where there is none left for these rows."""
+        self._left -= rows.nbytes + ROW_BYTES * len(rows)
+        if self._left < 0:
+            raise UsageError(
+                f"{manifest}: the rows of these manifests need more than {MOST_BYTES >> 30} GiB where they are listed: "
+                "split them, and infer each part into a table of its own, or pack the objects into shards"
+            )
 
 
 def _own_place(manifest: str) -> str:

@@ -107,6 +107,9 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path, tmp_path: Path) -> 
     assert "--decoding.beam-size" in night(**{"decoding.beam_size": "wide"})
     assert night(allow_prefix="s3://x") == "--allow-prefix goes with --uri-column: it bounds what a manifest may name"
     assert night(uri_column="photo").startswith(f"{lake}/in/part-00000.txt is no manifest (")
+    kept = night(uri_column="photo", keep="photo")
+    assert kept == "--keep names 'photo', as --uri-column does: each row's address is in the table's column 'object'"
+    assert night(window_seconds="10") == "--window-seconds cuts clips, and this model reads none: leave it out"
     assert night(max_error_fraction="1.5") == "--max-error-fraction is 1.5: it must be from 0 to 1"
     assert not (tmp_path / "tables").exists() or not any((tmp_path / "tables").iterdir())
     wrong = refusal(["captions", *argv(lake)])

@@ -54,13 +54,18 @@ def test_python_and_a_night_say_the_same(tmp_path: Path) -> None:
 
 
 def test_frames_of_a_clip_are_chosen_alike_from_python_and_from_a_shard() -> None:
-    visual = Visual(24, 32, 4)
-    for count in (3, 4, 9, 30):
+    visual, by_time = Visual(24, 32, 4), Visual(24, 32, 4, "fps", 5.0)
+    for count in (3, 4, 9, 12, 15, 30):
         greys = [round(grey) for grey in np.linspace(20, 230, count)]
         there = decode_media(clip_bytes("matroska", "libx264", greys), "mkv", visual, Limits()).array
         here = frames_of(np.stack([np.full((48, 64, 3), grey, np.uint8) for grey in greys]), visual)
         assert here.shape == there.shape == (4, 24, 32, 3)
         assert np.abs(here.astype(int) - there).max() < 6, "but for the codec's rounding"
+        there = decode_media(clip_bytes("matroska", "libx264", greys), "mkv", by_time, Limits()).array
+        clip = np.stack([np.full((48, 64, 3), grey, np.uint8) for grey in greys])
+        here = frames_of(clip, by_time, frame_rate=25)
+        assert here.shape == there.shape == (min(4, max(1, round(count / 5))), 24, 32, 3)
+        assert np.abs(here.astype(int) - there).max() < 6, "by their times"
     assert len(frames_of(np.zeros((48, 64, 3), np.uint8), visual)) == 1, "a photograph is one frame"
 
 

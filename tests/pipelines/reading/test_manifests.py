@@ -13,8 +13,9 @@ import pytest
 from hybrid_models.errors import UsageError
 from pipelines import places, storage
 from pipelines.places import InputOptions
+from pipelines.reading import manifests
 from pipelines.reading.formats.entry import ReadOptions
-from pipelines.reading.manifests import address_of, list_input, list_references
+from pipelines.reading.manifests import address_of, list_input, list_members, list_references
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import NoShardsError, Shard, list_shards
 
@@ -180,6 +181,24 @@ def test_what_is_wrong_with_a_manifest_is_said_before_any_work(tmp_path: Path) -
     with pytest.raises(UsageError, match="`allow_prefix` https://x is no object store"):
         list_input(str(tmp_path), InputOptions("photo", ("https://x",)))
     InputOptions("photo", ("data", "http", "s3://data")).check()
+
+
+def test_rows_that_would_not_fit_the_memory_of_who_lists_them_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their number or by what they say, and those of several manifests together; before all of them are held."""
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    monkeypatch.setattr(manifests, "MOST_BYTES", 400 * manifests.ROW_BYTES)
+    rows = [{"id": str(n), "photo": "a.jpg"} for n in range(200)]
+    storage.write_bytes(f"{tmp_path}/in/a.jsonl", written(rows, ".jsonl"))
+    allowed = InputOptions("photo", (str(tmp_path),))
+    assert len(rows_of(list_input(f"{tmp_path}/in", allowed))) == len(list_members(f"{tmp_path}/in", allowed)) == 200
+    storage.write_bytes(f"{tmp_path}/long/a.jsonl", written([*rows, {"photo": "x" * 200_000}], ".jsonl"))
+    storage.write_bytes(f"{tmp_path}/in/b.jsonl", written(rows, ".jsonl"))
+    for folder, which in (("in", "b"), ("long", "a")):
+        for listed in (list_input, list_members):
+            with pytest.raises(UsageError, match=rf"/{which}.jsonl: the rows of these manifests need more than 0 GiB"):
+                listed(f"{tmp_path}/{folder}", allowed)
 
 
 @pytest.mark.parametrize(("suffix", "content", "said"), UNREADABLE)
