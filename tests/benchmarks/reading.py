@@ -6,7 +6,9 @@
 Read and decoded, without a model: the same photographs (as they are, and enlarged) in tars and as lone objects; clips
 as lone objects, and in tars, beside a bare PyAV loop over the same bytes in memory, which decodes from the start to the
 last frame that is wanted. A process for each core does each; all are started, and have read something, before the clock
-is. The server takes its share of the same cores.
+is, and all have as many parts. The server takes its share of the same cores.
+
+A video of ten minutes, and of an hour, in windows: one process reads each, as the bare loop does.
 
 With the model: `hybrid infer captions`' own loop over the same photographs as lone objects and in tars, and over clips,
 as the slope between two sizes, so that start-up is excluded.
@@ -30,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,11 +40,12 @@ from typing import Any
 
 import av
 import numpy as np
+import psutil
 import tyro
 from PIL import Image
 
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig
-from hybrid_models.inputs import Visual
+from hybrid_models.inputs import Cut, Visual
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.models import artifacts
@@ -62,12 +65,15 @@ from tests.servers import BUCKET, S3Server
 
 VISUAL = Visual(224, 224, 8)
 CORES = os.cpu_count() or 1
-SHARD_PHOTOS, SHARD_CLIPS = 250, 55
-
+SHARD_PHOTOS = 250
+PARTS = 4 * CORES
+"""Of the clips, in tars and in the bare loop."""
+WINDOW_SECONDS = 10.0
 
 ROUNDS = 3
 PHOTOS, COPIES = 1000, 10
 """How many photographs are read, how often each of the enlarged ones and each clip."""
+CLIP_SECONDS, RATE = 7, 30
 SIDE = 1280
 """Pixels that photographs are enlarged to, as a web shop has them."""
 FEW, MANY = 512, 2048
@@ -121,6 +127,39 @@ def bare_loop(clips: Sequence[bytes]) -> int:
                     break
             np.stack(frames)
     return len(clips)
+
+
+def read_windows(first: Shard, shard: Shard) -> tuple[float, float]:
+    """Windows a second of a video, and the most MiB of the child that decodes it, which has read another one before;
+    called in a process of its own."""
+    read_shard(first)
+    decode = replace(decoding(), cut=Cut(WINDOW_SECONDS, WINDOW_SECONDS))
+    started, count = time.perf_counter(), 0
+    for block in guarded(shard, decode.options(), decode):
+        assert block["error"].null_count == len(block), block["error"]
+        count += len(block)
+    seconds = time.perf_counter() - started
+    (child,) = psutil.Process().children()
+    kept = dict(line.split(":", 1) for line in Path(f"/proc/{child.pid}/status").read_text().splitlines())
+    return count / seconds, int(kept["VmHWM"].split()[0]) / 1024
+
+
+def bare_windows(video: bytes) -> float:
+    """Windows a second, as a script would get them that decodes on and on."""
+    started, window, windows = time.perf_counter(), list[np.ndarray](), 0
+    with av.open(io.BytesIO(video)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        every = int(RATE * WINDOW_SECONDS)
+        wanted = set(VISUAL.positions(every))
+        for index, frame in enumerate(container.decode(stream)):
+            if index % every in wanted:
+                small = frame.reformat(VISUAL.width, VISUAL.height, "rgb24", interpolation="BICUBIC")
+                window.append(small.to_ndarray())
+            if len(window) == len(wanted):
+                windows += len(np.stack(window)) > 0
+                window = []
+    return windows / (time.perf_counter() - started)
 
 
 def rate(pool: ProcessPoolExecutor, work: Callable[[Any], int], parts: Sequence[Any]) -> float:
@@ -180,15 +219,33 @@ def photograph(number: int) -> bytes:
 
 def clip() -> bytes:
     """Seven seconds of 320 x 240, in which a camera pans."""
-    scene = textured(np.random.default_rng(0), 320 + 210, 240)
+    count = CLIP_SECONDS * RATE
+    scene = textured(np.random.default_rng(0), 320 + count, 240)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=30)
+        stream = output.add_stream("libx264", rate=RATE)
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
-        for left in range(210):
+        for left in range(count):
             view = np.ascontiguousarray(scene[:, left : left + 320])
             output.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")))
         output.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def repeated(clip: bytes, seconds: int) -> bytes:
+    """A longer video, of the same packets over and over."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(clip)) as one, av.open(buffer, "w", format="mp4") as output:
+        source = one.streams.video[0]
+        stream = output.add_stream_from_template(source)
+        stored = [packet for packet in one.demux(source) if packet.size]
+        length = sum(packet.duration or 0 for packet in stored)
+        times = [(packet.pts or 0, packet.dts or 0) for packet in stored]
+        for number in range(max(1, seconds // CLIP_SECONDS)):
+            for packet, (pts, dts) in zip(stored, times, strict=True):
+                packet.pts, packet.dts, packet.stream = pts + number * length, dts + number * length, stream
+                packet.time_base = source.time_base
+                output.mux(packet)
     return buffer.getvalue()
 
 
@@ -242,7 +299,7 @@ def rows(full: bool, scratch: Path, options: Options | None = None) -> list[Row]
     server = S3Server(scratch / "s3").start()
     os.environ.update(server.env())
     try:
-        return [*without_a_model(options), *with_a_model(options, scratch), *manifests(full, scratch)]
+        return [*without_a_model(options), *long_videos(), *with_a_model(options, scratch), *manifests(full, scratch)]
     finally:
         server.kill()
 
@@ -256,10 +313,10 @@ def without_a_model(options: Options) -> list[Row]:
     folders = {
         "small": put(named(pictures, PHOTOS), f"{lake}/small", SHARD_PHOTOS),
         "large": put(named(large, PHOTOS), f"{lake}/large", SHARD_PHOTOS),
-        "clips": put(moving, f"{lake}/clips", SHARD_CLIPS),
+        "clips": put(moving, f"{lake}/clips", -(-len(moving) // PARTS)),
     }
     shards = {f"{what} {kind}": list_shards(uri) for what, kinds in folders.items() for kind, uri in kinds.items()}
-    parts = [[data for _, data in moving[start :: 4 * CORES]] for start in range(4 * CORES)]
+    parts = [[data for _, data in moving[start::PARTS]] for start in range(PARTS)]
     with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
         list(pool.map(read_shard, shards["clips tars"][:1] * 2 * CORES))
         measures: dict[str, Callable[[], float]] = {
@@ -279,13 +336,37 @@ def without_a_model(options: Options) -> list[Row]:
     ]  # fmt: skip
 
 
+def long_videos() -> list[Row]:
+    """In windows."""
+    videos = {minutes: repeated(clip(), 60 * minutes) for minutes in (0, 10, 60)}
+    shards = {}
+    for minutes, video in videos.items():
+        storage.write_bytes(f"s3://{BUCKET}/long/{minutes}.mp4", video)
+        (shards[minutes],) = list_shards(f"s3://{BUCKET}/long/{minutes}.mp4", cut=minutes > 0)
+    peaks: dict[int, float] = {}
+
+    def ours(minutes: int) -> float:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            windows, peaks[minutes] = pool.submit(read_windows, shards[0], shards[minutes]).result()
+        return windows
+
+    found = in_turn(ROUNDS, {"ours": partial(ours, 60), "bare": partial(bare_windows, videos[60])})
+    ours(10)
+    what = "windows of ten seconds of a video of an hour"
+    return [
+        Row(what, found["ours"], "a second", found["bare"], "a bare PyAV loop", goal_times=0.9),
+        Row(f"{what}: peak memory of the process that decodes", peaks[60], "MiB", peaks[10], "of ten minutes",
+            goal_times=0.95),
+    ]  # fmt: skip
+
+
 def with_a_model(options: Options, scratch: Path) -> list[Row]:
     """Captioned, as a night does it."""
     captioning.make_model(str(scratch / "model"))
     artifact = artifacts.read(str(scratch / "model"))
     lake, pictures, moving = f"s3://{BUCKET}", photographs(options.photos, PHOTOS), clips(options.clips)
     folders = {n: put(named(pictures, n), f"{lake}/night-{n}", SHARD_PHOTOS // 2) for n in (FEW, MANY)}
-    short = {n: put(moving[:n], f"{lake}/clips-{n}", SHARD_CLIPS) for n in (FEW_CLIPS, MANY_CLIPS)}
+    short = {n: put(moving[:n], f"{lake}/clips-{n}", n // PARTS) for n in (FEW_CLIPS, MANY_CLIPS)}
     with connection.connect():
         captioning.night(list_shards(folders[FEW]["tars"])[:1], artifact, str(scratch / "first"))
         found = in_turn(
