@@ -111,10 +111,13 @@ def test_models_know_neither_ray_nor_storage_nor_mlflow() -> None:
 
 @pytest.mark.parametrize("package", ["pipelines", "jobs"])
 def test_no_hybrid_is_treated_apart(package: str) -> None:
-    """A hybrid is one folder, one line in the registry and its recipes: nothing compares a hybrid's or table's name."""
+    """A hybrid is one folder, one line in the registry and its recipes: nothing compares a hybrid's or table's name,
+    and only recipes say a hybrid's at all."""
     names = {*TABLES, *TABLES.values()}
     for path in files(package):
         for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and node.value in TABLES:
+                assert path.parent.name == "recipes", f"{path.name}:{node.lineno} says {node.value}"
             if isinstance(node, ast.Compare):
                 constants = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
                 assert not constants & names, f"{path.name}:{node.lineno} compares with {constants & names}"
