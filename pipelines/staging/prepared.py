@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -96,7 +98,7 @@ class PreparedSamples:
 
     def __init__(self, index: SampleIndex, owner: str) -> None:
         self.index = index
-        self.folder = Path(tempfile.gettempdir()) / f"hybrid-samples-{os.getuid()}" / _copy_name(index.pieces, owner)
+        self.folder = _copies_of_this_user() / _copy_name(index.pieces, owner)
         self._copies: list[pa.ChunkedArray] = []
         self._where: np.ndarray = np.full((len(index.pieces), 2), -1)  # of a piece: its copy, its first sample there
 
@@ -117,12 +119,13 @@ class PreparedSamples:
         Raises:
             FileNotFoundError: a piece is gone.
             StorageError: the store cannot be reached or refuses.
-            UsageError: a piece has other rows than the index says.
+            UsageError: a piece has other rows than the index says; or the folder of copies is another user's.
         """
         wanted = np.unique(self.index.pieces_of(numbers))
         if (self._where[wanted, 0] >= 0).all():
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        _make_private(self.folder.parent)
+        self.folder.mkdir(exist_ok=True)
         with FileLock(self.folder / "lock"):
             self._open_copies()
             missing = wanted[self._where[wanted, 0] < 0]
@@ -136,7 +139,11 @@ class PreparedSamples:
     def _open_copies(self) -> None:
         """Opens those that any worker of this node made since the last time."""
         while (path := self._name(len(self._copies))).exists():
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            try:
+                table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            except pa.ArrowInvalid:  # the machine went down before its disk had it all
+                path.unlink()
+                return
             numbers = np.frombuffer(table.schema.metadata[COPIED], "<i8")
             firsts = np.cumsum([0, *self.index.counts[numbers]])[:-1]
             self._where[numbers] = np.stack([np.full(len(numbers), len(self._copies)), firsts], axis=1)
@@ -145,6 +152,20 @@ class PreparedSamples:
     def remove(self) -> None:
         """Deletes the node's copies; open maps stay valid until they are closed."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _copies_of_this_user() -> Path:
+    return Path(tempfile.gettempdir()) / f"hybrid-samples-{os.getuid()}"
+
+
+def _make_private(folder: Path) -> None:
+    """Makes a folder that nobody else can read or write. Anybody may know its name, and have made it before."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UsageError(f"{folder} is no folder of this user: remove it, or set TMPDIR to another place")
+    folder.chmod(0o700)
 
 
 def _copy_name(pieces: Sequence[Piece], owner: str) -> str:

@@ -1,5 +1,8 @@
 """What is known of prepared samples, and a node's copy of those it reads."""
 
+import os
+import stat
+import tempfile
 import threading
 from collections.abc import Sequence
 from itertools import pairwise
@@ -196,3 +199,44 @@ def test_a_copy_is_shared_until_the_pieces_change(tmp_path: Path) -> None:
     assert len({first.folder, changed.folder, other.folder}) == 3
     for samples in (first, changed, other):
         samples.remove()
+
+
+def test_copies_are_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has an account on the node may know the folder's name, and have made it."""
+    piece = stage(tmp_path, "a", [4, 2])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there"))
+    samples = copied([piece], "run")
+    private = samples.folder.parent
+    assert private.parent == tmp_path / "there"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    private.chmod(0o777)
+    assert read(copied([piece], "another run")) == [4, 2]
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700, "an earlier version left it open to read"
+
+    said = rf"^{private} is no folder of this user: remove it, or set TMPDIR to another place$"
+    private.rename(tmp_path / "others")
+    private.symlink_to(tmp_path / "others")
+    with pytest.raises(UsageError, match=said):
+        copied([piece], "run")
+    private.unlink()
+    private.touch()
+    with pytest.raises(UsageError, match=said):
+        copied([piece], "run")
+    private.unlink()
+    private.mkdir()
+    monkeypatch.setattr(prepared, "_copies_of_this_user", lambda: private)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(UsageError, match=said):
+        copied([piece], "run")
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_copy_that_a_power_failure_cut_off_is_made_again(tmp_path: Path, left: int) -> None:
+    pieces = [stage(tmp_path, "a", [4, 2]), stage(tmp_path, "b", [7])]
+    samples = copied(pieces, str(tmp_path))
+    os.truncate(samples.folder / "000000.arrow", left)
+    again = copied(pieces, str(tmp_path))
+    assert again.folder == samples.folder
+    assert read(again) == [4, 2, 7]
+    assert {path.name for path in again.folder.iterdir()} == {"000000.arrow", "lock"}
+    again.remove()
