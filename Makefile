@@ -57,7 +57,7 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 # The matrix of accidents (about half a minute a run) and its table in tests/chaos/README.md.
-RUNS ?= 208
+RUNS ?= 224
 SEED ?= 1
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --runs $(RUNS) --seed $(SEED)

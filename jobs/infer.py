@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     name = options.table or task
     check_name(name, task)
     options.night.check()
+    options.night.source.windows.check_for(artifact.config)
     places.check_apart({"input": options.input}, "tables", [storage.join(options.tables, name)])
     partition = Partition.of(options.tables, name, options.ds)
     return run(options.input, partition, artifact, options.decoding, options.night, tracking.uri)

@@ -61,14 +61,17 @@ class WindowOptions:
     """Seconds from the start of one window to that of the next; by default they follow one another."""
 
     def cut_for(self, config: HybridConfig) -> Cut | None:
-        """How clips are cut for a model.
+        """How clips are cut for a model; not at all, if it reads none."""
+        return self._cut if config.visual is not None else None
+
+    def check_for(self, config: HybridConfig) -> None:
+        """Refuses windows for the only model that they are given for, where they would do nothing.
 
         Raises:
-            UsageError: it reads none.
+            UsageError: it reads no clips.
         """
         if self._cut is not None and config.visual is None:
             raise UsageError("--window-seconds cuts clips, and this model reads none: leave it out")
-        return self._cut
 
     @property
     def _cut(self) -> Cut | None:

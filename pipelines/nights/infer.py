@@ -28,7 +28,7 @@ from pipelines.nights.upkeep import Tidied
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import Part, units
 from pipelines.staging import contents, joining
-from pipelines.staging.checks import RefusedError, check_errors, incomplete, verify
+from pipelines.staging.checks import RefusedError, check_errors, check_there, incomplete, verify
 from pipelines.staging.contents import Contents, Staged
 from pipelines.staging.pieces import PIECE, Lineage, table_schema
 
@@ -130,7 +130,8 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         computing = time.perf_counter()
         written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
-    written.contents |= joining.join({part.unit for part in todo if not part.alone}, night.folder)
+    joined = joining.join(joining.small_units(todo), night.folder)
+    written.contents |= joined
     pieces = upkeep.renew(night.partition, verify(night.shards, night.folder))
     told = contents.each(pieces, written.contents)
     found = contents.added(told)
@@ -139,7 +140,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     check_errors(found.errors, rows + found.lost, night.rules.max_error_fraction)
     known = [replace(piece, bad=each.bad) for piece, each in zip(pieces, told, strict=True)]
     version = commit.commit_night(night.partition, known, night.schema, _note(lineage, rows, found))
-    verify(night.shards, night.folder)  # whoever else may remove files there, this night says so
+    check_there(pieces, night.folder)  # whoever else may remove files there, this night says so
     committed = time.perf_counter()
     tidied = _tidy(night)
     busy = written.seconds["predict"] / (written.actors * (staged - computing))
@@ -163,7 +164,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         rows_per_second=round(written.rows / (staged - computing), 2),
         model_busy=round(busy, 4),
         input_bytes=sum(shard.size for shard in night.shards),
-        staged_bytes=written.bytes,
+        staged_bytes=written.bytes + sum(size for _, size in joined),
         files_removed=len(tidied.removed),
         bytes_removed=tidied.bytes,
         files_unknown=len(tidied.unknown),

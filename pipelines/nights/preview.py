@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 
 from hybrid_models.errors import UsageError
 from pipelines.cluster import connection, words
-from pipelines.cluster.resources import Plan, Resources
+from pipelines.cluster.resources import Resources
 from pipelines.models import server
 from pipelines.nights.infer import Night
 from pipelines.reading.units import Part
 from pipelines.secrets import shown
 from pipelines.staging.checks import incomplete, reused
+from pipelines.staging.joining import small_units
+from pipelines.staging.pieces import PIECE, Piece
 
 log = logging.getLogger(__name__)
 NIGHTS_LOOKED_AT = 200
@@ -47,8 +49,8 @@ class Preview:
     files_there: int
     """Pieces that are reused."""
     files_at_least: int
-    """Of how many the night will consist: these, and one for each unit that a task computes; more where the samples of
-    a unit fill more than one of Ray's blocks."""
+    """Of how many the night will consist: those of them that are not put together with what is computed, and one for
+    each unit of this; more where the samples of a large one fill more than one of Ray's blocks."""
     rows_there: int
     """In the pieces that are reused."""
     processes: int | None
@@ -93,7 +95,7 @@ def preview(night: Night, resources: Resources, tracking_uri: str) -> Preview:
         input_bytes=sum(shard.size for shard in night.shards),
         bytes_computed=size,
         files_there=len(pieces),
-        files_at_least=len(pieces) + (_files(todo, plan) if plan else 0),
+        files_at_least=_files(pieces, todo),
         rows_there=sum(piece.rows for piece in pieces),
         processes=plan.actors if plan else None,
         processes_most=plan.most if plan else None,
@@ -109,11 +111,11 @@ def preview(night: Night, resources: Resources, tracking_uri: str) -> Preview:
     return found
 
 
-def _files(todo: Sequence[Part], plan: Plan) -> int:
-    """How many pieces these parts become, at the least: a task writes one for each unit that it has some rows of."""
-    from pipelines.reading.datasource import bundled  # with Ray, which takes longer to load than a complete night needs
-
-    return sum(len({part.unit for part in bundle}) for bundle in bundled(todo, plan.most))
+def _files(there: Sequence[Piece], todo: Sequence[Part]) -> int:
+    """Of how many a night will consist, at the least, that has these pieces and computes these parts."""
+    joined = small_units(todo)
+    names = [match["unit"] for piece in there if (match := PIECE.fullmatch(piece.file.name))]
+    return sum(name not in joined for name in names) + len({part.unit for part in todo})
 
 
 def told(found: Preview) -> list[str]:

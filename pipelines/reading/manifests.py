@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hybrid_models.errors import UsageError
 from pipelines import places, storage
@@ -42,8 +43,12 @@ ADDRESS_SHOWN = 200
 """Characters of an address that is refused."""
 MOST_BYTES = 4 << 30
 """So much memory rows of manifests may take in the process that lists them: four million, if they say little."""
-ROW_BYTES = 900
+ROW_BYTES = 700
 """What a row takes there beside its texts."""
+HELD = 3
+"""Times that an address is there: as it stands in the row, as a name, in what is wrong with it."""
+MOST_CHARACTERS = 4096
+"""Of an address: a path on a disk has no more, an object's name a quarter of it."""
 
 
 def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS, cut: bool = False) -> list[Shard]:
@@ -127,12 +132,19 @@ class _Room:
 
     def take(self, rows: pa.Table, manifest: str) -> None:
         """Raises `UsageError` where there is none left for these rows."""
-        self._left -= rows.nbytes + ROW_BYTES * len(rows)
+        self._left -= rows.nbytes + HELD * _held_bytes(rows["address"]) + ROW_BYTES * len(rows)
         if self._left < 0:
             raise UsageError(
                 f"{manifest}: the rows of these manifests need more than {MOST_BYTES >> 30} GiB where they are listed: "
                 "split them, and infer each part into a table of its own, or pack the objects into shards"
             )
+
+
+def _held_bytes(texts: pa.ChunkedArray) -> int:
+    """What these are in Python: four bytes for each character of a text with one that is rare."""
+    characters = pc.fill_null(pc.utf8_length(texts), 0)
+    wide = pc.greater(pc.fill_null(pc.binary_length(texts), 0), characters)
+    return int(pc.sum(pc.multiply(characters, pc.if_else(wide, 4, 1)), min_count=0).as_py())
 
 
 def _own_place(manifest: str) -> str:
@@ -178,8 +190,23 @@ def address_of(address: str | None, manifest: str, allowed: Iterable[str]) -> st
     """
     if not address:
         raise ValueError("AddressMissing: the row names no object")
-    told = shown(address)[:ADDRESS_SHOWN]
-    refused = ValueError(f"AddressNotAllowed: {told} lies below none of the addresses that `allow_prefix` allows")
+    if len(address) > MOST_CHARACTERS:
+        raise ValueError(f"AddressNotAllowed: it has {len(address):,} characters, more than {MOST_CHARACTERS:,}")
+    try:
+        return _allowed(address, manifest, allowed)
+    except _NotAllowedError:
+        told = shown(address)[:ADDRESS_SHOWN]
+        raise ValueError(
+            f"AddressNotAllowed: {told} lies below none of the addresses that `allow_prefix` allows"
+        ) from None
+
+
+class _NotAllowedError(Exception):
+    """An address that nobody reads."""
+
+
+def _allowed(address: str, manifest: str, allowed: Iterable[str]) -> str:
+    refused = _NotAllowedError()
     if "::" in address or "\0" in address:
         raise refused
     given = address

@@ -96,14 +96,15 @@ def units(shards: Sequence[Shard]) -> list[Unit]:
     order: dict[str, int] = {}
     for number, shard in enumerate(shards):
         order.setdefault(shard.uri, number)
-    small = [shard for shard in shards if not _is_alone(shard)]
-    found = [Unit.of([shard]) for shard in shards if _is_alone(shard)]
+    small = [shard for shard in shards if may_share(shard)]
+    found = [Unit.of([shard]) for shard in shards if not may_share(shard)]
     found += [Unit.of(own) for _, own in grouping.split(grouping.hashed(small, _uri), _uri, _fit)]
     return sorted(found, key=lambda unit: min(order[shard.uri] for shard in unit.shards))
 
 
-def _is_alone(shard: Shard) -> bool:
-    return shard.cut or bool(shard.members) or cost(shard) > UNIT_BYTES
+def may_share(shard: Shard) -> bool:
+    """Whether a shard may share a unit with others."""
+    return not shard.cut and not shard.members and cost(shard) <= UNIT_BYTES
 
 
 def _uri(shard: Shard) -> str:

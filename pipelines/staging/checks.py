@@ -49,6 +49,17 @@ def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
     return chosen
 
 
+def check_there(pieces: Sequence[Piece], folder: str) -> None:
+    """Refuses a night of which a file is gone.
+
+    Raises:
+        RuntimeError: names it.
+    """
+    there = {piece.file.uri for staged in list_pieces(folder).values() for piece in staged}
+    if gone := next((piece.file.uri for piece in pieces if piece.file.uri not in there), None):
+        raise RuntimeError(f"{gone} is gone from its folder: start the job again, it computes what is missing")
+
+
 Staging = Mapping[str, Sequence[Piece]]
 """What lies in a folder, by the key of its unit."""
 

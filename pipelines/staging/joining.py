@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.reading.units import Part, may_share
 from pipelines.staging import contents
 from pipelines.staging.contents import Contents, Known
 from pipelines.staging.pieces import PARQUET, Piece, list_pieces, piece_name, renewed_name, tiling
@@ -26,8 +27,8 @@ PIECE_BYTES = 32 << 20
 ROWS_BYTES = 16 << 20
 """So much of rows is in memory at a time, and lies together in a file."""
 MOST_ROWS = 1024
-WRITERS = 4
-"""Pieces that are made at the same time."""
+WRITERS, READERS = 4, 8
+"""Pieces that are made at the same time, and of each of them those that are read."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,13 @@ class Joined:
     """Those that have its rows now, in their order."""
 
 
+def small_units(parts: Iterable[Part]) -> set[str]:
+    """Of these parts the units, by their keys, that become one piece: those of small shards."""
+    return {part.unit for part in parts if may_share(part.shard)}
+
+
 def join(units: Collection[str], folder: str) -> Known:
-    """Puts together what several tasks staged of these units.
+    """Puts together what was staged of these units in several pieces.
 
     Args:
         units: by their keys; one of which something is not staged stays as it is.
@@ -121,7 +127,8 @@ def write(joined: Sequence[Joined]) -> list[tuple[Piece, Contents]]:
 
 
 def _write(joined: Joined) -> tuple[Piece, Contents]:
-    files = [_data(source) for source in joined.sources]
+    with ThreadPoolExecutor(READERS) as threads:
+        files = list(threads.map(_data, joined.sources))
     readers = [pq.ParquetFile(pa.BufferReader(data)) for data in files]
     for source, reader in zip(joined.sources, readers, strict=True):
         if reader.metadata.num_rows != source.rows:
@@ -133,8 +140,8 @@ def _write(joined: Joined) -> tuple[Piece, Contents]:
         for rows in _blocks(readers, schema):
             writer.write_table(rows)
     piece = joined.piece
-    storage.write_bytes(piece.file.uri, buffer.getvalue())
-    return replace(piece, file=replace(piece.file, size=buffer.tell()), bad=found.bad), found
+    storage.write_new(piece.file.uri, buffer.getvalue())
+    return replace(piece, file=storage.info(piece.file.uri), bad=found.bad), found
 
 
 def _data(source: Piece) -> bytes:

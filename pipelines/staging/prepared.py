@@ -141,7 +141,7 @@ class PreparedSamples:
         while (path := self._name(len(self._copies))).exists():
             try:
                 table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-            except pa.ArrowInvalid:  # the machine went down before its disk had it all
+            except (pa.ArrowInvalid, OSError, KeyError):  # the machine went down before its disk had it all
                 path.unlink()
                 return
             numbers = np.frombuffer(table.schema.metadata[COPIED], "<i8")

@@ -25,7 +25,10 @@ PUTS = 8
 
 
 class StageSink(Datasink[Staged]):
-    """Ray Data sink that puts one Parquet object per contiguous piece of a unit; a retried task overwrites its own.
+    """Ray Data sink that puts one Parquet object per contiguous piece of a unit.
+
+    What is there by its name has the same rows, of a task that was taken for dead or of another job for the same night,
+    which may have committed it: it stays.
 
     Rows have the columns of the files, and some of `PASSING`, of which those of `PLACED` are needed. After the write,
     `staged` sums up what all tasks report.
@@ -75,7 +78,7 @@ class StageSink(Datasink[Staged]):
         buffer = io.BytesIO()
         file = found.noted(rows.select(self._schema.names).cast(self._schema))
         pq.write_table(file, buffer, **PARQUET)
-        storage.write_bytes(storage.join(self._folder, name), buffer.getvalue())
+        storage.write_new(storage.join(self._folder, name), buffer.getvalue())
         return name, buffer.tell(), found
 
     def on_write_complete(self, write_result: Any) -> None:

@@ -17,7 +17,7 @@ from pipelines.storage.reading import (
     read_text,
     start_reading,
 )
-from pipelines.storage.writing import check_writable, delete, write_bytes
+from pipelines.storage.writing import check_writable, delete, write_bytes, write_new
 
 __all__ = [
     "GLOB",
@@ -46,4 +46,5 @@ __all__ = [
     "start_reading",
     "wait_for",
     "write_bytes",
+    "write_new",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import defaultdict
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -83,9 +84,9 @@ def _list_folder(uri: str) -> list[FileInfo]:
     fs, path = filesystem(uri)
     try:
         return [file_info(scheme(uri), entry) for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
     except Exception as error:
+        if _is_nowhere(error):
+            return []
         raise failed("list", uri, error) from error
 
 
@@ -93,11 +94,16 @@ def _info_if_there(uri: str) -> FileInfo | None:
     fs, path = filesystem(uri)
     try:
         entry = fs.info(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except Exception as error:
+        if _is_nowhere(error):
+            return None
         raise failed("look up", uri, error) from error
     return file_info(scheme(uri), entry) if entry["type"] == "file" else None
+
+
+def _is_nowhere(error: Exception) -> bool:
+    """Whether nothing is, or can be, at an address."""
+    return isinstance(error, FileNotFoundError | NotADirectoryError) or getattr(error, "errno", 0) == errno.ENAMETOOLONG
 
 
 def exists(uri: str) -> bool:

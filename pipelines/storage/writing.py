@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hybrid_models.errors import UsageError
 from pipelines.storage.addresses import StorageError, absolute, failed, filesystem, is_local, join
-from pipelines.storage.lookup import check_bucket
+from pipelines.storage.lookup import check_bucket, exists
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -20,6 +20,17 @@ def write_bytes(uri: str, data: bytes) -> None:
             fs.pipe_file(path, data)
     except Exception as error:
         raise failed("write", uri, error) from error
+
+
+def write_new(uri: str, data: bytes) -> None:
+    """Writes an object, unless there is one: what another process wrote by this name, and may have committed, stays. Of
+    two that write at the same moment one replaces the other's.
+
+    Raises:
+        StorageError: the store cannot be reached or refuses.
+    """
+    if not exists(uri):
+        write_bytes(uri, data)
 
 
 def _replace_local(path: Path, data: bytes) -> None:

@@ -6,9 +6,10 @@
 Read and decoded, without a model: the same photographs (as they are, and enlarged) in tars and as lone objects; clips
 as lone objects, and in tars, beside a bare PyAV loop over the same bytes in memory, which decodes from the start to the
 last frame that is wanted. A process for each core does each; all are started, and have read something, before the clock
-is, and all have as many parts. The server takes its share of the same cores.
+is, and clips have as many parts in tars as in the loop. The server takes its share of the same cores.
 
-A video of ten minutes, and of an hour, in windows: one process reads each, as the bare loop does.
+A video of ten minutes, and of an hour, in windows, one after the other: its child decodes, as the bare loop does, which
+has the video in memory.
 
 With the model: `hybrid infer captions`' own loop over the same photographs as lone objects and in tars, and over clips,
 as the slope between two sizes, so that start-up is excluded.
@@ -366,7 +367,7 @@ def with_a_model(options: Options, scratch: Path) -> list[Row]:
     artifact = artifacts.read(str(scratch / "model"))
     lake, pictures, moving = f"s3://{BUCKET}", photographs(options.photos, PHOTOS), clips(options.clips)
     folders = {n: put(named(pictures, n), f"{lake}/night-{n}", SHARD_PHOTOS // 2) for n in (FEW, MANY)}
-    short = {n: put(moving[:n], f"{lake}/clips-{n}", n // PARTS) for n in (FEW_CLIPS, MANY_CLIPS)}
+    short = {n: put(moving[:n], f"{lake}/clips-{n}", max(1, n // PARTS)) for n in (FEW_CLIPS, MANY_CLIPS)}
     with connection.connect():
         captioning.night(list_shards(folders[FEW]["tars"])[:1], artifact, str(scratch / "first"))
         found = in_turn(

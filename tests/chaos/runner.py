@@ -1,6 +1,6 @@
 """Kills a chosen victim at a chosen point of a night, starts the night again, and compares it with an undisturbed one.
 
-`python -m tests.chaos --runs 208 --seed 1` goes through the matrix of tasks, victims and points, and writes what came
+`python -m tests.chaos --runs 224 --seed 1` goes through the matrix of tasks, victims and points, and writes what came
 of it to README.md. All choices of a run are drawn from the seed and the run's number: `--only 17` repeats one.
 """
 
@@ -79,6 +79,7 @@ POINTS = {
     "predicting": Point(_reads, "after", choices=nights.SHARDS, delay=1.0, computing=True),
     "joining": Point(_reads, "before", choices=nights.SHARDS, computing=True),  # see run
     "between files": Point(_puts(r"/ds=.*\.parquet$"), "after", choices=nights.SHARDS - 1, computing=True),
+    "putting together": Point(_puts(r"/ds=.*-r\d+\.parquet$"), "before"),
     "before commit": Point(_puts(COMMIT.pattern), "before"),
     "after commit": Point(_puts(COMMIT.pattern), "after"),
     "checkpoint": Point(_puts(r"/_delta_log/.*checkpoint"), "before", choices=2),

@@ -66,3 +66,12 @@ def test_other_text_stays(address: str) -> None:
 def test_a_link_for_others_has_no_login() -> None:
     assert without_login("http://someone:pass@host:5000/#/runs") == "http://host:5000/#/runs"
     assert without_login("https://token@host") == "https://host"
+
+
+@pytest.mark.parametrize("piece", ["a", "a://", "a://b:", "?", "a:1/", "http://u:p@h/ ", '"', "?key"])
+def test_a_text_may_be_long(piece: str) -> None:
+    """A stranger's manifest may have a megabyte for an address: looked at by the square of it, it would take days."""
+    long = piece * (1_000_000 // len(piece))
+    assert shown(long) == long.replace("u:p@", "***@")
+    assert shown(f"http://u:p@h {long}") == f"http://***@h {shown(long)}"
+    assert shown(f"{'x' * 1_000_000}://u:p@h") == f"{'x' * 1_000_000}://***@h"

@@ -62,9 +62,11 @@ def test_clips_are_cut_for_models_that_read_some() -> None:
     assert WindowOptions(2.0).cut_for(video) == Cut(2.0, 2.0)
     assert WindowOptions(2.0, 0.5).cut_for(video) == Cut(2.0, 0.5)
     assert WindowOptions().cut_for(video) is None
-    assert WindowOptions().cut_for(rain) is None
+    assert WindowOptions(2.0).cut_for(rain) is None, "among several models"
+    for options, config in ((WindowOptions(), rain), (WindowOptions(2.0), video)):
+        options.check_for(config)
     with pytest.raises(UsageError, match="--window-seconds cuts clips, and this model reads none: leave it out"):
-        WindowOptions(2.0).cut_for(rain)
+        WindowOptions(2.0).check_for(rain)
     for options, said in ((WindowOptions(stride_seconds=1), "goes with --window-seconds"), (WindowOptions(-1), "-1")):
         for checked in (options.check, lambda windows=options: JudgingOptions(windows=windows).check("")):
             with pytest.raises(UsageError, match=said):

@@ -91,7 +91,7 @@ def test_what_is_there_is_not_computed_and_nothing_is_written(night: Night, tmp_
     assert (seen.files_there, seen.rows_there, seen.seconds, seen.pace_of_run) == (0, 0, None, None)
     assert (seen.processes, seen.processes_most, seen.threads) == (1, 1, 1), "so small an input needs one process"
     assert (seen.gpus_each, seen.cpus_each, seen.memory_each) == (0, 0.5, 0)
-    assert (seen.units_computed, seen.files_at_least) == (1, 2), "a unit, of which two tasks read a shard each"
+    assert (seen.units_computed, seen.files_at_least) == (1, 1), "a unit, of which two tasks read a shard each"
     assert storage.list_all(str(tmp_path)) == before
 
     run_id = ran(uri, "translations 2026-01-29", night.partition.tables, WHOLE)

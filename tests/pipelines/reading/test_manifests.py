@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,28 @@ def test_what_is_wrong_with_a_manifest_is_said_before_any_work(tmp_path: Path) -
     with pytest.raises(UsageError, match="`allow_prefix` https://x is no object store"):
         list_input(str(tmp_path), InputOptions("photo", ("https://x",)))
     InputOptions("photo", ("data", "http", "s3://data")).check()
+
+
+@pytest.mark.parametrize("address", ["x" * 5000, "a://" * 250_000, "file:///" + "\N{CLOUD}" * 5000])
+def test_an_address_longer_than_any_is_refused(tmp_path: Path, address: str) -> None:
+    storage.write_bytes(f"{tmp_path}/m.jsonl", written([{"id": "1", "photo": address}], ".jsonl"))
+    (row,) = rows_of(list_input(f"{tmp_path}/m.jsonl", NAMED))
+    assert row["error"] == f"AddressNotAllowed: it has {len(address):,} characters, more than 4,096"
+
+
+def test_a_name_longer_than_a_disk_has_is_of_no_object(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "photo": name} for n, name in enumerate(("x" * 300 + ".jpg", "y" * 300 + "/a.jpg", "a.jpg"))]
+    storage.write_bytes(f"{tmp_path}/m.jsonl", written(rows, ".jsonl"))
+    storage.write_bytes(f"{tmp_path}/a.jpg", b"x")
+    found = rows_of(list_input(f"{tmp_path}/m.jsonl", NAMED))
+    assert [row["error"] and row["error"].split(":")[0] for row in found] == ["ObjectMissing", "ObjectMissing", None]
+
+
+def test_texts_are_counted_as_python_holds_them() -> None:
+    texts = ["a" * 1000, "\N{CLOUD}" * 1000, "\N{LATIN SMALL LETTER E WITH ACUTE}" + "a" * 999, None, ""]
+    counted = manifests._held_bytes(pa.chunked_array([pa.array(texts[:2]), pa.array(texts[2:])]))
+    assert sum(sys.getsizeof(text) - 80 for text in texts if text) < counted == 1000 + 4000 + 4000
+    assert manifests._held_bytes(pa.chunked_array([], pa.string())) == 0
 
 
 def test_rows_that_would_not_fit_the_memory_of_who_lists_them_are_refused(

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import storage
+from pipelines.reading.shards import Shard
 from pipelines.reading.units import Unit
 from pipelines.staging import contents, joining
-from pipelines.staging.joining import join
+from pipelines.staging.joining import join, small_units
 from pipelines.staging.pieces import list_pieces, tiling
 from tests.pipelines.staging.test_pieces import A, B, rows
 from tests.pipelines.staging.test_sink import stage
@@ -52,6 +53,36 @@ def test_what_is_one_already_is_left(folder: str) -> None:
     before = storage.list_files(folder)
     assert join({UNIT.key}, folder) == {}
     assert storage.list_files(folder) == before
+
+
+def test_another_job_joins_in_the_same_second(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it wrote may be committed, and stays as it is."""
+    staged = list_pieces(folder)
+    monkeypatch.setattr(joining.time, "time", lambda: 1_800_000_000.5)
+    join({UNIT.key}, folder)
+    (piece,) = tiling(list_pieces(folder)[UNIT.key]) or []
+    with storage.open_input(piece.file.uri) as stream:
+        table = pq.read_table(stream)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="none")
+    others = buffer.getvalue().to_pybytes()
+    storage.write_bytes(piece.file.uri, others)
+    monkeypatch.setattr(joining, "list_pieces", lambda folder: staged)
+    ((name, size),) = join({UNIT.key}, folder)
+    assert (name, size) == (piece.file.name, len(others))
+    assert storage.read_bytes(piece.file.uri) == others
+
+
+def test_a_small_shard_that_is_alone_is_one_piece_and_a_large_one_some(place: str) -> None:
+    small, large = Shard(f"{place}/a.txt", 1000, "1"), Shard(f"{place}/b.txt", 1 << 20, "1")
+    parts = [*Unit.of([small]).parts(), *Unit.of([large]).parts(), *UNIT.parts()]
+    assert small_units(parts) == {small.key, UNIT.key}
+    folder = storage.join(place, "staged")
+    for block in (rows(small, 0, 2, 3), rows(small, 2, 4, 3)):
+        stage(folder, block)
+    join(small_units(parts), folder)
+    (piece,) = tiling(list_pieces(folder)[small.key]) or []
+    assert piece.rows == 4
 
 
 def test_other_units_are_left(folder: str) -> None:

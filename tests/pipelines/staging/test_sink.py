@@ -75,6 +75,21 @@ def test_a_piece_is_laid_out_for_its_readers(tmp_path: Path) -> None:
     assert (told["status"].min, told["status"].max, told["error"].null_count) == ("error", "ok", 2)
 
 
+def test_a_piece_that_is_there_stays(tmp_path: Path) -> None:
+    """Another job may have committed it, by its size: the log would tell where another file ends."""
+    stage(str(tmp_path), rows(A, 0, 3, 3))
+    (path,) = tmp_path.iterdir()
+    before = path.read_bytes()
+    other = rows(A, 0, 3, 3)
+    column = other.schema.get_field_index("run_id")
+    other = other.set_column(column, other.schema.field(column), pa.array(["another run's"] * 3, pa.string()))
+    done = StageSink(str(tmp_path), SCHEMA).write([other], None)
+    assert done.rows == 3
+    assert path.read_bytes() == before
+    (piece,) = list_pieces(str(tmp_path))[A.key]
+    assert total([piece], done.contents) == total([piece])
+
+
 @pytest.mark.parametrize("key", [None, "../../elsewhere-0123456789abcdef", "a/b-0123456789abcdef", "a"])
 def test_a_row_of_no_unit_is_not_written(tmp_path: Path, key: str | None) -> None:
     """Which would be lost, or lie elsewhere."""

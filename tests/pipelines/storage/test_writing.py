@@ -43,3 +43,9 @@ def test_a_name_that_looks_like_a_pattern_removes_itself_only(place: str) -> Non
     assert [file.uri for file in storage.list_all(place)] == [
         f"{root}/{name}" for name in ("1/x.tar", "2/x.tar", "ab.tar")
     ]
+
+
+def test_what_is_there_is_not_written_over(place: str) -> None:
+    for data in (b"first", b"second"):
+        storage.write_new(f"{place}/deep/x", data)
+    assert storage.read_bytes(f"{place}/deep/x") == b"first"
