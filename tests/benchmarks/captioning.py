@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks captioning [--full]
     python -m tests.benchmarks.captioning --input FOLDER_OF_TARS --model ARTIFACT
+    python -m tests.benchmarks.captioning --others
 
 The pipeline runs on some shards and on `GROWTH` copies of them; the slope between the two is its throughput, so that
 start-up (actors, imports, weights) is excluded; a night of one shard goes before both, so that neither waits for what
@@ -62,6 +63,7 @@ from tests.benchmarks.figures import Row, in_turn
 IMAGES = 1000
 GROWTH = 16
 BATCH = 32
+ROUNDS = 2
 CORES = os.cpu_count() or 1
 SHARD_IMAGES = IMAGES // max(4, CORES)
 """So that each core has a shard."""
@@ -86,7 +88,11 @@ class Options:
     model: str = ""
     """A captioner's artifact; an untrained EfficientNet-Lite0 + LSTM with attention by default."""
     full: bool = False
-    """The commit that goals were set against, too."""
+    """Other programs and the commit that goals were set against, too."""
+    others: bool = False
+    """These alone, beside the whole command."""
+    rounds: int = ROUNDS
+    """How often each of these runs at both sizes."""
     part: tuple[int, int] | None = None
     """Internal: run the bare loop over this one of so many parts of the shards, and print its images per second."""
 
@@ -264,8 +270,12 @@ def unpack(folder: Path, target: Path) -> None:
             archive.extractall(target / shard.stem, filter="data")
 
 
-def beside_others(folders: dict[int, Path], model: str, scratch: Path, ours: Mapping[str, str]) -> list[Row]:
-    """`hybrid infer` beside that of an earlier commit and other programs."""
+def beside_others(photos: Path, model: str, scratch: Path, rounds: int = ROUNDS) -> list[Row]:
+    """`hybrid infer` beside other programs and that of an earlier commit, on the photographs and on four copies."""
+    copies(photos, scratch / "middle", 4)
+    command(tiny.ROOT, model, photos, scratch / "first-tables")
+    ours = table(scratch / "first-tables")
+    folders = {len(ours): photos, 4 * len(ours): scratch / "middle"}
     lone = {images: scratch / "lone" / folder.name for images, folder in folders.items()}
     for images, folder in folders.items():
         unpack(folder, lone[images])
@@ -278,7 +288,7 @@ def beside_others(folders: dict[int, Path], model: str, scratch: Path, ours: Map
         measures[name] = partial(slope, given, scratch, partial(other, script, peer, model), checked)
     with peers.checkout(peers.BASELINE) as before_us:
         run = partial(command, before_us, model)
-        found = in_turn(2, measures | {EARLIER: partial(slope, folders, scratch, run, unchecked)})
+        found = in_turn(rounds, measures | {EARLIER: partial(slope, folders, scratch, run, unchecked)})
     rate, goals = found.pop("ours"), {EARLIER: 1.5}
     return [
         Row("`hybrid infer captions`", rate, "images/s", reference, name, goal_times=goals.get(name, 1.15))
@@ -287,9 +297,9 @@ def beside_others(folders: dict[int, Path], model: str, scratch: Path, ours: Map
 
 
 # ---- the line ----------------------------------------------------------------------------------------------------
-def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[Row]:
-    """Throughput and memory."""
-    photos, grown = scratch / "photos", scratch / "grown"
+def prepared(scratch: Path, source: str, model: str) -> tuple[Path, str]:
+    """A folder of shards, and a model; made up where none is given."""
+    photos = scratch / "photos"
     if source:
         take(source, photos, IMAGES)
     else:
@@ -297,6 +307,13 @@ def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[R
     if not model:
         model = str(scratch / "model")
         make_model(model)
+    return photos, model
+
+
+def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[Row]:
+    """Throughput and memory."""
+    photos, model = prepared(scratch, source, model)
+    grown = scratch / "grown"
     copies(photos, grown, GROWTH)
     counts = sorted({1, CORES})
     before = {processes: loops(photos, model, processes) for processes in counts}
@@ -314,9 +331,7 @@ def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[R
         Row(f"peak memory of a night of {many:,} images", high, "MiB", low, f"of {few:,}", goal_times=0.95),
     ]
     if full:
-        middle = scratch / "middle"
-        copies(photos, middle, 4)
-        made += beside_others({few: photos, 4 * few: middle}, model, scratch, table(scratch / "small"))
+        made += beside_others(photos, model, scratch)
     return made
 
 
@@ -328,7 +343,11 @@ def main(options: Options) -> None:
         print(bare_loop(shards, artifacts.read(options.model), CORES // parts))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        found = rows(options.full, Path(scratch), options.input, options.model)
+        if options.others:
+            given = prepared(Path(scratch), options.input, options.model)
+            found = beside_others(*given, Path(scratch), options.rounds)
+        else:
+            found = rows(options.full, Path(scratch), options.input, options.model)
         print(json.dumps([asdict(row) for row in found], indent=2))
 
 
