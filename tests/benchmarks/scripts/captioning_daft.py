@@ -2,6 +2,13 @@
 method of a `daft.cls`, `write_parquet`. Asked by `tests.benchmarks.captioning`.
 
 Daft reads no tars: it gets each photograph as a lone file of this disk, which is generous to it.
+
+Tried on two cores, two instances of one thread in processes of their own, the sum of all processes' CPU in ms for a
+photograph, start-up excluded, other work beside it:
+
+- photographs decoded by Daft: 13.6 ms; the one that is taken. Its pixels are by up to 5 of 255 others than Pillow's,
+  and an untrained model is sensitive: 59 % of the captions are ours
+- decoded in the class as a night decodes them: 15.1 ms, all captions ours
 """
 
 from __future__ import annotations
@@ -15,7 +22,7 @@ from daft.functions import decode_image, download, regexp_extract
 
 from tests.benchmarks.scripts.our_captioner import Captioner, Photographs
 
-BEST: dict[str, Any] = {"instances": 2, "processes": True, "threads": 1, "decoded": "class", "into_batches": 0}
+BEST: dict[str, Any] = {"instances": 2, "processes": True, "threads": 1, "decoded": "daft", "into_batches": 0}
 
 
 def captions_of(question: dict[str, Any], settings: dict[str, Any]) -> Any:

@@ -3,6 +3,12 @@ asked by `tests.benchmarks.captioning`.
 
 Each of `processes` has the model and takes its share of the shards as torchrun's processes do (`RANK`, `WORLD_SIZE`);
 `workers` of each decode and collate for it.
+
+Tried on two cores, the sum of its processes' CPU in ms for a photograph, start-up excluded, or seconds of all for 1,500
+photographs, start-up included, other work beside it:
+
+- two processes of one thread without workers, which decode themselves: 13.6 ms, 26 s; the one that is taken
+- the same with a worker each: 31 s, and 20 instead of 11 s of CPU to start
 """
 
 from __future__ import annotations
