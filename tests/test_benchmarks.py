@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import peers, scale
+from tests.benchmarks import captioning, peers, scale
 from tests.benchmarks.figures import Row, in_turn
 
 
@@ -70,6 +72,37 @@ def test_an_artifact_for_both_has_what_both_know():
     files = {"config.json": json.dumps({"config": {"cell": "gru", "hidden_size": 8}}).encode(), "weights": b"w"}
     assert json.loads(peers.for_both(files)["config.json"]) == {"config": {"hidden_size": 8}}
     assert peers.for_both(files)["weights"] == b"w"
+
+
+def test_captions_of_another_program_are_one_for_each_photograph_and_most_of_them_ours(tmp_path):
+    ours = {"a": "a dog", "b": "a cat", "c": "a ball"}
+
+    def check(*rows):
+        pq.write_table(pa.table(dict(zip(("sample_id", "caption"), zip(*rows, strict=True), strict=True))), file)
+        captioning.check_captions(ours, 3, tmp_path)
+
+    file = tmp_path / "captions.parquet"
+    check(("c", "a ball"), ("a", "a dog"), ("b", "a dog"))
+    with pytest.raises(AssertionError, match="2 rows"):
+        check(("a", "a dog"), ("b", "a cat"))
+    with pytest.raises(AssertionError, match="3 rows"):
+        check(("a", "a dog"), ("b", "a cat"), ("b", "a cat"))
+    with pytest.raises(AssertionError, match="of 3 captions 1 are ours"):
+        check(("a", "a dog"), ("b", "a dog"), ("c", "a dog"))
+
+
+@pytest.mark.parametrize("name", captioning.OTHERS)
+def test_other_programs_caption_by_our_model(name, tmp_path):
+    script, peer = captioning.OTHERS[name]
+    if peer and not peers.is_ready(peer):
+        pytest.skip(f"{peer} is in no environment of its own: make bench-full ONLY=captioning")
+    shards, model = tmp_path / "shards", tiny.write_captioner(str(tmp_path / "model"))
+    tiny.write_photos(str(shards), shards=2, rows=5)
+    tiny.write_night(str(tmp_path / "tables"), "2026-01-01", str(shards), model)
+    captioning.unpack(shards, tmp_path / "lone")
+    given, written = tmp_path / "lone" if peer == "daft" else shards, tmp_path / "written"
+    captioning.other(script, peer, model, given, written)
+    captioning.check_captions(captioning.table(tmp_path / "tables"), 10, written)
 
 
 def test_steps_of_the_driver_are_measured_and_their_growth_is_fitted():

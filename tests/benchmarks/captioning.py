@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks captioning [--full]
     python -m tests.benchmarks.captioning --input FOLDER_OF_TARS --model ARTIFACT
+    python -m tests.benchmarks.captioning --others
 
 The pipeline runs on some shards and on `GROWTH` copies of them; the slope between the two is its throughput, so that
 start-up (actors, imports, weights) is excluded; a night of one shard goes before both, so that neither waits for what
@@ -9,8 +10,11 @@ is loaded once. It is compared with the best of two bare loops of decode + model
 one process with a thread for each core, and a process of one thread for each core. These run before and after the
 pipeline, and their mean counts, so that a drifting machine shows in both.
 
-With `--full` the `hybrid infer` of the commit that goals were set against is timed in turn with ours, on the same
-shards and the same model.
+With `--full` the whole `hybrid infer` is timed, in turn with that of the commit that goals were set against and with
+other people's programs that caption the same photographs by the same model into Parquet: webdataset and torch's
+DataLoader, Ray Data alone, Daft. Each is a script in `scripts/`, which says what settings were tried, and has the best
+of them. All have the same batches and allocator, and the slope between two sizes counts. A program must have written a
+row for each photograph, and most of its captions must be those of our table.
 """
 
 from __future__ import annotations
@@ -19,16 +23,20 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pyarrow as pa
+import pyarrow.dataset
 import torch
 import tyro
 
@@ -40,7 +48,7 @@ from pipelines.cluster.resources import Compute, Resources
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
-from pipelines.nights import infer
+from pipelines.nights import infer, query
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.reading.formats.entry import ReadOptions
@@ -55,10 +63,20 @@ from tests.benchmarks.figures import Row, in_turn
 IMAGES = 1000
 GROWTH = 16
 BATCH = 32
+ROUNDS = 2
 CORES = os.cpu_count() or 1
 SHARD_IMAGES = IMAGES // max(4, CORES)
 """So that each core has a shard."""
 DS = "2026-01-01"
+SCRIPTS = Path(__file__).parent / "scripts"
+OTHERS: dict[str, tuple[str, str | None]] = {
+    "torch's DataLoader, webdataset": ("captioning_dataloader.py", "webdataset"),
+    "Ray Data alone": ("captioning_ray_data.py", None),
+    "Daft, of lone files": ("captioning_daft.py", "daft"),
+}
+"""Other people's programs → the script that has them caption, and the environment that it needs."""
+EARLIER = f"commit {peers.BASELINE}"
+Check = Callable[[int, Path], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +88,11 @@ class Options:
     model: str = ""
     """A captioner's artifact; an untrained EfficientNet-Lite0 + LSTM with attention by default."""
     full: bool = False
-    """The commit that goals were set against, too."""
+    """Other programs and the commit that goals were set against, too."""
+    others: bool = False
+    """These alone, beside the whole command."""
+    rounds: int = ROUNDS
+    """How often each of these runs at both sizes."""
     part: tuple[int, int] | None = None
     """Internal: run the bare loop over this one of so many parts of the shards, and print its images per second."""
 
@@ -195,25 +217,97 @@ def night(shards: list[Shard], artifact: artifacts.Artifact, tables: str) -> tup
     return summary.rows, seconds, peak[0]
 
 
-def command_rate(tree: Path, folders: dict[int, Path], model: str, scratch: Path) -> float:
-    """Images per second of this checkout's `hybrid infer`: the slope between two sizes."""
+# ---- whole commands, beside others -------------------------------------------------------------------------------
+def slope(folders: dict[int, Path], scratch: Path, run: Callable[[Path, Path], None], check: Check) -> float:
+    """Images per second between two sizes, start-up excluded.
+
+    Args:
+        folders: of so many images each.
+        scratch: for what is written.
+        run: what is timed; reads a folder, writes into an empty one.
+        check: of so many images, what was written; not timed.
+    """
     seconds = {}
     for images, folder in folders.items():
-        with tempfile.TemporaryDirectory(dir=scratch) as tables:
-            argv = ["captions", "--input", str(folder), "--tables", tables, "--ds", DS, "--model", model]
-            argv += ["--mlflow", f"sqlite:///{tables}/mlflow.db", "--resources.batch-size", str(BATCH)]
-            env = peers.clean(PYTHONPATH=str(tree))
+        with tempfile.TemporaryDirectory(dir=scratch) as written:
             started = time.perf_counter()
-            peers.finish([sys.executable, "-m", "jobs.infer", *argv], tree, env)
+            run(folder, Path(written))
             seconds[images] = time.perf_counter() - started
+            check(images, Path(written))
     (few, many) = sorted(folders)
     return (many - few) / (seconds[many] - seconds[few])
 
 
+def command(tree: Path, model: str, folder: Path, tables: Path) -> None:
+    """A night by this checkout's `hybrid infer`."""
+    argv = ["captions", "--input", str(folder), "--tables", str(tables), "--ds", DS, "--model", model]
+    argv += ["--mlflow", f"sqlite:///{tables}/mlflow.db", "--resources.batch-size", str(BATCH)]
+    peers.finish([sys.executable, "-m", "jobs.infer", *argv], tree, peers.clean(PYTHONPATH=str(tree)))
+
+
+def other(script: str, peer: str | None, model: str, folder: Path, written: Path) -> None:
+    """The same captions by somebody else's program."""
+    question = {"photographs": str(folder), "model": model, "batch": BATCH, "written": str(written)}
+    peers.answer(SCRIPTS / script, question, peer)
+
+
+def table(tables: Path) -> dict[str, str]:
+    """A night's captions by their photographs' ids."""
+    found = query.query("SELECT sample_id, caption FROM captions", str(tables), ["captions"])
+    return dict(zip(*found.to_pydict().values(), strict=True))
+
+
+def check_captions(ours: Mapping[str, str], images: int, written: Path) -> None:
+    """Of what another program has written.
+
+    Raises:
+        AssertionError: there is not one row for each photograph and copy of it, or most captions are not ours.
+    """
+    rows = pa.dataset.dataset(written, format="parquet").to_table().to_pylist()
+    copied, left = divmod(images, len(ours))
+    assert not left
+    assert Counter(row["sample_id"] for row in rows) == dict.fromkeys(ours, copied), f"{len(rows)} rows"
+    same = sum(row["caption"] == ours[row["sample_id"]] for row in rows)
+    assert same > images / 2, f"of {images} captions {same} are ours"
+
+
+def unpack(folder: Path, target: Path) -> None:
+    """A folder's tars as folders of lone files."""
+    for shard in folder.iterdir():
+        with tarfile.open(shard) as archive:
+            archive.extractall(target / shard.stem, filter="data")
+
+
+def beside_others(photos: Path, model: str, scratch: Path, rounds: int = ROUNDS) -> list[Row]:
+    """`hybrid infer` beside other programs and that of an earlier commit, on the photographs and on four copies."""
+    copies(photos, scratch / "middle", 4)
+    command(tiny.ROOT, model, photos, scratch / "first-tables")
+    ours = table(scratch / "first-tables")
+    folders = {len(ours): photos, 4 * len(ours): scratch / "middle"}
+    lone = {images: scratch / "lone" / folder.name for images, folder in folders.items()}
+    for images, folder in folders.items():
+        unpack(folder, lone[images])
+    checked, unchecked = partial(check_captions, ours), lambda *_: None
+    measures = {"ours": partial(slope, folders, scratch, partial(command, tiny.ROOT, model), unchecked)}
+    for name, (script, peer) in OTHERS.items():
+        if peer:
+            peers.environment(peer)  # is not what is timed
+        given = lone if peer == "daft" else folders
+        measures[name] = partial(slope, given, scratch, partial(other, script, peer, model), checked)
+    with peers.checkout(peers.BASELINE) as before_us:
+        run = partial(command, before_us, model)
+        found = in_turn(rounds, measures | {EARLIER: partial(slope, folders, scratch, run, unchecked)})
+    rate, goals = found.pop("ours"), {EARLIER: 1.5}
+    return [
+        Row("`hybrid infer captions`", rate, "images/s", reference, name, goal_times=goals.get(name, 1.15))
+        for name, reference in found.items()
+    ]
+
+
 # ---- the line ----------------------------------------------------------------------------------------------------
-def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[Row]:
-    """Throughput and memory."""
-    photos, grown = scratch / "photos", scratch / "grown"
+def prepared(scratch: Path, source: str, model: str) -> tuple[Path, str]:
+    """A folder of shards, and a model; made up where none is given."""
+    photos = scratch / "photos"
     if source:
         take(source, photos, IMAGES)
     else:
@@ -221,6 +315,13 @@ def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[R
     if not model:
         model = str(scratch / "model")
         make_model(model)
+    return photos, model
+
+
+def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[Row]:
+    """Throughput and memory."""
+    photos, model = prepared(scratch, source, model)
+    grown = scratch / "grown"
     copies(photos, grown, GROWTH)
     counts = sorted({1, CORES})
     before = {processes: loops(photos, model, processes) for processes in counts}
@@ -238,21 +339,7 @@ def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[R
         Row(f"peak memory of a night of {many:,} images", high, "MiB", low, f"of {few:,}", goal_times=0.95),
     ]
     if full:
-        middle = scratch / "middle"
-        copies(photos, middle, 4)
-        folders = {few: photos, 4 * few: middle}
-        with peers.checkout(peers.BASELINE) as before_us:
-            found = in_turn(
-                2,
-                {
-                    "ours": lambda: command_rate(tiny.ROOT, folders, model, scratch),
-                    "reference": lambda: command_rate(before_us, folders, model, scratch),
-                },
-            )
-        against = f"commit {peers.BASELINE}"
-        made.append(
-            Row("`hybrid infer captions`", found["ours"], "images/s", found["reference"], against, goal_times=1.5)
-        )
+        made += beside_others(photos, model, scratch)
     return made
 
 
@@ -264,7 +351,11 @@ def main(options: Options) -> None:
         print(bare_loop(shards, artifacts.read(options.model), CORES // parts))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        found = rows(options.full, Path(scratch), options.input, options.model)
+        if options.others:
+            given = prepared(Path(scratch), options.input, options.model)
+            found = beside_others(*given, Path(scratch), options.rounds)
+        else:
+            found = rows(options.full, Path(scratch), options.input, options.model)
         print(json.dumps([asdict(row) for row in found], indent=2))
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,12 @@ REQUIREMENTS = {
     # The last two are what JoeyNMT needs and does not ask for, or no longer works with.
     "joeynmt": ("joeynmt==2.3.0", f"torch=={version('torch').split('+')[0]}", "importlib_metadata", "numpy<2"),
     "pysteps": ("pysteps==1.21.5", "opencv-python-headless", "numpy<2.3"),
+    "webdataset": ("webdataset==1.0.2", "braceexpand==0.1.7"),
+    "daft": ("daft==0.7.26",),
 }
+WITH_OURS = {"webdataset", "daft"}
+"""Peers that run our model: their environments see the packages of this one, which has all else that they need, in the
+versions that ours runs with."""
 LATER_FIELDS = {"attention", "cell", "temporal", "sampling", "fps"}
 """Of configurations: what the baseline does not know, and does as today's defaults do."""
 OURS_TO_CHOOSE = (
@@ -56,20 +62,30 @@ def git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=tiny.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
+def is_ready(name: str) -> bool:
+    """Whether the virtual environment of a peer is there, with what is asked for now."""
+    done = ENVIRONMENTS / name / ".ready"
+    return done.exists() and done.read_text() == "\n".join(REQUIREMENTS[name])
+
+
 def environment(name: str) -> Path:
     """The Python of a virtual environment with a peer's packages, kept in `.venv/peers/` while the same are asked for.
 
     Raises:
         RuntimeError: they cannot be installed.
     """
-    folder, wanted = ENVIRONMENTS / name, "\n".join(REQUIREMENTS[name])
-    python, done = folder / "bin" / "python", folder / ".ready"
-    if not done.exists() or done.read_text() != wanted:
+    folder = ENVIRONMENTS / name
+    python = folder / "bin" / "python"
+    if not is_ready(name):
         uv = str(Path(sys.executable).with_name("uv"))
         env = {**clean(), "UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
         finish([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], tiny.ROOT, env)
-        finish([uv, "pip", "install", "--quiet", "--python", str(python), *REQUIREMENTS[name]], tiny.ROOT, env)
-        done.write_text(wanted)
+        alone = ["--no-deps"] if name in WITH_OURS else []
+        finish([uv, "pip", "install", "--quiet", "--python", str(python), *alone, *REQUIREMENTS[name]], tiny.ROOT, env)
+        if name in WITH_OURS:
+            (packages,) = folder.glob("lib/python*/site-packages")
+            (packages / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        (folder / ".ready").write_text("\n".join(REQUIREMENTS[name]))
     return python
 
 
@@ -87,13 +103,14 @@ def clean(**env: str) -> dict[str, str]:
 
 def answer(script: Path, question: Any, peer: str | None = None) -> Any:
     """What a script prints in its last line, JSON, for a question that it reads as JSON: in the environment of a peer,
-    or in this one; with a worker's settings.
+    or in this one; with a worker's settings, and with this checkout where its packages are there.
 
     Raises:
         RuntimeError: it failed; with the end of what it said.
     """
     python = str(environment(peer)) if peer else sys.executable
-    env = clean(**worker_env(), **({} if peer else {"PYTHONPATH": str(tiny.ROOT)}))
+    ours = {"PYTHONPATH": str(tiny.ROOT)} if peer is None or peer in WITH_OURS else {}
+    env = clean(**worker_env(), **ours)
     return json.loads(finish([python, str(script)], tiny.ROOT, env, json.dumps(question)).strip().splitlines()[-1])
 
 
