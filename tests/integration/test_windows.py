@@ -24,7 +24,7 @@ from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, Captio
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut, Inputs, Visual
 from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
-from jobs import evaluate, infer, models, nightly, promote, train
+from jobs import evaluate, infer, models, nightly, promote, report, train
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.models.tracking import Tracker
@@ -173,9 +173,10 @@ def test_a_manifest_is_read_by_every_verb_and_its_night_goes_on_in_the_middle_of
 
     command = [
         "captions", "--input", f"{s3}/{{ds}}.jsonl", "--keep", "camera", "--tables", f"{s3}/named", "--ds", DS,
-        "--model", "models:/shop.captions@champion", "--references", f"{s3}/{{ds}}.jsonl", *windows,
+        "--model", "models:/shop.captions@champion", *windows,
     ]  # fmt: skip
-    (night,) = nightly.main(command)["nights"]
+    judging = ["--references", f"{s3}/{{ds}}.jsonl"]
+    (night,) = nightly.main([*command, *judging])["nights"]
     assert night["model"] == "models:/shop.captions/1"
     assert night["evaluation"] == {"samples": 6, "errors": {}, **evaluated["metrics"]}
     named = rows(s3, "named")
@@ -186,7 +187,13 @@ def test_a_manifest_is_read_by_every_verb_and_its_night_goes_on_in_the_middle_of
         ("short.mkv", 0.0, '{"camera": 1}'),
     ]
 
-    by_second = [{"30": "1", "20": "1", f"{s3}/named": f"{s3}/second"}.get(word, word) for word in command]
+    there = infer.main([word.replace("{ds}", DS) for word in command])
+    assert (there["model"], there["changed"], there["rows_computed"]) == ("models:/shop.captions/1", False, 0)
+    page = report.main(["--tables", f"{s3}/named", "--ds", DS, "--mlflow", tracking_uri])
+    assert page["tables"] == {"captions": {"rows": 6, "errors": 0}}
+    assert storage.read_bytes(page["out"]).count(b"<figure") >= 3, "one of each object; the model is found by its name"
+
+    by_second = [{"30": "1", "20": "1", f"{s3}/named": f"{s3}/second"}.get(word, word) for word in [*command, *judging]]
     kill_in_the_middle(["nightly", *by_second], f"{s3}/second", ray_cluster)
     again = nightly.main(by_second)["nights"][0]
     assert again["rows"] == again["ok"] == 1 + 2 + SECONDS
