@@ -65,12 +65,13 @@ def translator(seed: int = 0) -> Translator:
     return Translator(config, assets).eval()
 
 
-def captioner(seed: int = 0) -> Captioner:
-    """A captioner on 32 x 32 images with random weights."""
+def captioner(seed: int = 0, **changes: Any) -> Captioner:
+    """A captioner on 32 x 32 images with random weights, with some fields of its configuration changed."""
     config = CaptionerConfig(
         encoder="test_efficientnet", encoder_weights="none", freeze_encoder=False, image_size=32, frames=2,
         embedding_size=16, hidden_size=32, attention_size=16, vocab_size=300,
     )  # fmt: skip
+    config = replace(config, **changes)
     assets = Captioner.learn_assets(config, sentences(200))
     torch.manual_seed(seed)
     return Captioner(config, assets).eval()
@@ -99,10 +100,10 @@ def write_translator(uri: str, seed: int = 0) -> str:
     return uri
 
 
-def write_captioner(uri: str, seed: int = 0) -> str:
+def write_captioner(uri: str, seed: int = 0, **changes: Any) -> str:
     """Stores a captioner's artifact and returns its URI."""
     decoding = CaptionerDecoding(beam_size=1, max_length=8)
-    artifacts.write(artifacts.make(captioner(seed), decoding, {}, "A test's model.\n"), uri)
+    artifacts.write(artifacts.make(captioner(seed, **changes), decoding, {}, "A test's model.\n"), uri)
     return uri
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, Captio
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut, Inputs, Visual
 from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
-from jobs import evaluate, infer, models, nightly, promote, train
+from jobs import evaluate, infer, models, nightly, promote, report, train
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.models.tracking import Tracker
@@ -37,6 +38,7 @@ from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.integration.test_kinds import clip
 from tests.pipelines.hostile import AsItIs
+from tests.pipelines.reading.media import test_bad_clips
 from tests.pipelines.reading.media.test_decode import image_bytes
 from tests.pipelines.reading.media.test_video import film, steady
 
@@ -171,9 +173,10 @@ def test_a_manifest_is_read_by_every_verb_and_its_night_goes_on_in_the_middle_of
 
     command = [
         "captions", "--input", f"{s3}/{{ds}}.jsonl", "--keep", "camera", "--tables", f"{s3}/named", "--ds", DS,
-        "--model", "models:/shop.captions@champion", "--references", f"{s3}/{{ds}}.jsonl", *windows,
+        "--model", "models:/shop.captions@champion", *windows,
     ]  # fmt: skip
-    (night,) = nightly.main(command)["nights"]
+    judging = ["--references", f"{s3}/{{ds}}.jsonl"]
+    (night,) = nightly.main([*command, *judging])["nights"]
     assert night["model"] == "models:/shop.captions/1"
     assert night["evaluation"] == {"samples": 6, "errors": {}, **evaluated["metrics"]}
     named = rows(s3, "named")
@@ -184,13 +187,61 @@ def test_a_manifest_is_read_by_every_verb_and_its_night_goes_on_in_the_middle_of
         ("short.mkv", 0.0, '{"camera": 1}'),
     ]
 
-    by_second = [{"30": "1", "20": "1", f"{s3}/named": f"{s3}/second"}.get(word, word) for word in command]
+    there = infer.main([word.replace("{ds}", DS) for word in command])
+    assert (there["model"], there["changed"], there["rows_computed"]) == ("models:/shop.captions/1", False, 0)
+    page = report.main(["--tables", f"{s3}/named", "--ds", DS, "--mlflow", tracking_uri])
+    assert page["tables"] == {"captions": {"rows": 6, "errors": 0}}
+    assert storage.read_bytes(page["out"]).count(b"<figure") >= 3, "one of each object; the model is found by its name"
+
+    by_second = [{"30": "1", "20": "1", f"{s3}/named": f"{s3}/second"}.get(word, word) for word in [*command, *judging]]
     kill_in_the_middle(["nightly", *by_second], f"{s3}/second", ray_cluster)
     again = nightly.main(by_second)["nights"][0]
     assert again["rows"] == again["ok"] == 1 + 2 + SECONDS
     assert 0 < again["rows_computed"] <= again["rows"] - 13, "what was staged is not computed again"
     starts = sorted(row["start_seconds"] for row in rows(s3, "second") if row["object"].endswith("long.mp4"))
     assert starts == list(range(SECONDS))
+
+
+@pytest.mark.long
+def test_an_address_twice_is_two_rows_each_with_its_fields(s3: str, ray_cluster: str, tracking_uri: str) -> None:
+    """Whole and in windows, good and cut off in the middle; some rows are the same in all."""
+    tiny.write_captioner(f"{s3}/model")
+    media = {"a.jpg": tiny.jpeg(1), "good.mkv": test_bad_clips.good("mkv"), "half.mkv": test_bad_clips.half("mkv")}
+    for name, content in media.items():
+        storage.write_bytes(f"{s3}/in/{name}", content)
+    manifest = [
+        json.dumps({"id": f"{camera}-{name}", "where": f"in/{name}", "camera": camera}) + "\n"
+        for camera in (1, 2, 2)
+        for name in media
+    ]
+    storage.write_bytes(f"{s3}/m.jsonl", "".join(manifest).encode())
+    command = [
+        "captions", "--input", f"{s3}/m.jsonl", "--uri-column", "where", "--keep", "camera", "--ds", DS,
+        "--model", f"{s3}/model", "--max-error-fraction", "0.5", "--mlflow", tracking_uri,
+    ]  # fmt: skip
+    whole: dict[str, list[tuple[float | None, float | None]]] = {name: [(None, None)] for name in media}
+    seconds = [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 4.0), (4.0, 4.4)]
+    windows = {**whole, "good.mkv": seconds, "half.mkv": [(0.0, 1.0), (1.0, None)]}
+    for tables, more, spans in (("whole", [], whole), ("windows", ["--window-seconds", "1"], windows)):
+        summary = infer.main([*command, "--tables", f"{s3}/{tables}", *more])
+        found = rows(s3, tables)
+        assert summary["rows"] == len(found) == 3 * sum(map(len, spans.values()))
+        assert summary["errors"] == {"VideoDecodeError": 3}
+        assert {(row["object"], row["end_seconds"]) for row in found if row["error"]} == {(f"{s3}/in/half.mkv", None)}
+        told = Counter((row["object"], row["start_seconds"], row["end_seconds"], row["fields"]) for row in found)
+        assert told == {
+            (f"{s3}/in/{name}", *span, f'{{"camera": {camera}}}'): camera
+            for camera in (1, 2)
+            for name in media
+            for span in spans[name]
+        }
+        assert {row["sample_id"].partition("#")[0] for row in found} == {
+            f"{n}-{name}" for n in (1, 2) for name in media
+        }
+        captions = {(row["object"], row["start_seconds"], row["caption"]) for row in found}
+        assert len(captions) == sum(map(len, spans.values())), "what is seen twice is said twice"
+        again = infer.main([*command, "--tables", f"{s3}/{tables}", *more])
+        assert (again["changed"], again["rows_computed"]) == (False, 0)
 
 
 def write_lossless(uri: str, frames: np.ndarray) -> None:

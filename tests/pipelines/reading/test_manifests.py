@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,11 +15,12 @@ import pytest
 from hybrid_models.errors import UsageError
 from pipelines import places, storage
 from pipelines.places import InputOptions
-from pipelines.reading import manifests
+from pipelines.reading import manifests, objects
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.manifests import address_of, list_input, list_members, list_references
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import NoShardsError, Shard, list_shards
+from tests import tiny
 
 NAMED = InputOptions(uri_column="photo")
 
@@ -39,6 +41,24 @@ def written(rows: Sequence[dict], suffix: str) -> bytes:
     pq.write_table(pa.Table.from_pylist(list(rows)), buffer)
     return buffer.getvalue()
 
+
+TOLD_OF_A_MILLION = """
+import json, re, sys
+from collections import Counter
+from pathlib import Path
+from pipelines.places import InputOptions
+from pipelines.reading.manifests import list_input
+shards = list_input(sys.argv[1], InputOptions("photo"))
+members = [member for shard in shards for member in shard.members]
+print(json.dumps({
+    "rows": len({member.sample_id for member in members}),
+    "members": len(members),
+    "largest": max(len(shard.members) for shard in shards),
+    "named": len({member.uri for member in members}),
+    "problems": Counter(member.problem.partition(":")[0] for member in members),
+    "peak": int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10,
+}))
+"""
 
 UNREADABLE = (
     (".parquet", b"", "ShardReadError: ArrowInvalid: Parquet file size is 0 bytes"),
@@ -244,3 +264,21 @@ def test_a_torn_manifest_tells_what_is_lost(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "m.parquet"), whole[:middle] + b"\xff" * 64 + whole[middle + 64 :])
     found = rows_of(list_input(str(tmp_path / "m.parquet"), NAMED))
     assert len(found) + sum(row["lost_rows"] or 0 for row in found) == 5000
+
+
+@pytest.mark.long
+def test_a_million_addresses_some_of_them_nowhere_fit_into_two_gibibytes(tmp_path: Path) -> None:
+    """Every tenth is nowhere, and of these every other one is named twice; the others are 301 objects."""
+    for number in range(301):
+        storage.write_bytes(f"{tmp_path}/photos/{number}.jpg", b"x" * number)
+    with (tmp_path / "m.jsonl").open("w") as manifest:
+        for number in range(1_000_000):
+            name = f"gone-{number // 30 * 2 + (number % 30 > 10)}" if number % 10 == 9 else number % 301
+            manifest.write(json.dumps({"id": f"row-{number}", "photo": f"photos/{name}.jpg"}) + "\n")
+    command = [sys.executable, "-c", TOLD_OF_A_MILLION, f"{tmp_path}/m.jsonl"]
+    found = json.loads(subprocess.run(command, cwd=tiny.ROOT, check=True, stdout=subprocess.PIPE).stdout)
+    assert (found["rows"], found["members"]) == (1_000_000, 1_000_000)
+    assert found["problems"] == {"": 900_000, "ObjectMissing": 100_000}
+    assert found["named"] == 301 + 66_667
+    assert found["largest"] <= objects.GROUP_OBJECTS
+    assert found["peak"] < 2 << 30, f"{found['peak']:,} bytes"

@@ -4,9 +4,11 @@ frames are those of a decoder of everything, or an error row that names what is 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -23,7 +25,7 @@ from hybrid_models.inputs import Cut, Visual
 from pipelines import storage
 from pipelines.reading.limits import DEFAULT_LIMITS, Limits
 from pipelines.reading.media.clip import CLIP_FORMATS, Clip
-from pipelines.reading.media.video import is_cut
+from pipelines.reading.media.video import cut_clip, is_cut
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.samples import Decode, unpack
 from pipelines.reading.sandbox import guard
@@ -48,6 +50,7 @@ CUTS = {
 SOUND = {"mp4": "aac", "mov": "aac", "mkv": "aac", "webm": "libopus", "avi": "mp2"}
 COUNT = 110
 """Frames of a clip, 4.4 seconds."""
+MILLION = 1_000_000
 MANY = DEFAULT_LIMITS.max_frames + 1
 HUGE = 16_000
 """Pixels of a side, four times as many pixels as are allowed."""
@@ -424,17 +427,27 @@ def test_windows_before_the_trouble_are_good(
 
 
 # ---- floods ---------------------------------------------------------------------------------------------------------
+def many(kind: str, count: int, side: int) -> bytes:
+    """Very many small frames, each stored whole."""
+    if kind == "gif":
+        return many_of_gif(count)
+    codec = {"webm": "libvpx"}.get(kind, "mpeg4")
+    one = encoded(codec, 1, (side, side))[0].data
+    return muxed(kind, codec, [Stored(one, number, number, True) for number in range(count)], (side, side))
+
+
+def many_of_gif(count: int) -> bytes:
+    """Of 2 x 2, in black."""
+    screen = b"GIF89a" + struct.pack("<HHBBB", 2, 2, 0x80, 0, 0) + bytes(6)
+    shown = b"\x21\xf9\x04\0" + struct.pack("<HBB", 100 // RATE, 0, 0)
+    pixels = (4 | 4 << 9 | 5 << 18).to_bytes(3, "little")  # codes of three bits: clear, 0, 0, clear, 0, 0, end
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 2, 2, 0) + b"\x02\x03" + pixels + b"\0"
+    return screen + (shown + frame) * count + b"\x3b"
+
+
 @cache
 def flood(kind: str, count: int) -> bytes:
-    """Very many frames of 16 x 16, each stored whole."""
-    codec = {"webm": "libvpx"}.get(kind, "mpeg4")
-    one = tiny_frame(codec)
-    return muxed(kind, codec, [Stored(one, number, number, True) for number in range(count)], (16, 16))
-
-
-@cache
-def tiny_frame(codec: str) -> bytes:
-    return encoded(codec, 1, (16, 16))[0].data
+    return many(kind, count, 16)
 
 
 @pytest.fixture
@@ -476,6 +489,37 @@ def test_of_a_flood_that_is_allowed_only_what_is_wanted_is_decoded(
     assert [row["error"] for row in rows] == [None] * 9
     assert [row["length"] for row in rows[:8]] == [wanted] * 8
     assert len(decoded) <= wanted * 10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", [*CLIPS, "gif"])
+def test_a_million_frames_of_two_by_two(tmp_path: Path, decoded: list[float], kind: str) -> None:
+    """Whole they are refused; of the windows, some at the start and some at the end are read."""
+    media = many(kind, MILLION, 2)
+    for policy in ("uniform", "keyframes"):
+        for windows in (None, Cut(1000.0, 1000.0)):
+            (row,) = read(tmp_path, f"a.{kind}", media, policy, windows)
+            assert row["error"] == "VideoTooLarge: more than max_frames=20,000 frames"
+            assert row["decode_seconds"] < 10
+    assert decoded == []
+    if not is_cut(kind):
+        return
+    count, some = MILLION // RATE, 1000
+    for policy in ("uniform", "keyframes"):
+        for first in (0, count - some):
+            started = time.process_time()
+            windows = cut_clip(io.BytesIO(media), kind, POLICIES[policy], Cut(1.0, 1.0), first=first)
+            found = list(itertools.islice(windows, some))
+            if first:
+                assert next(windows, None) is None
+            assert time.process_time() - started < 30, "no window costs more than the one before"
+            assert [(window.number, window.error) for window in found] == [(first + n, None) for n in range(some)]
+            for window in (found[0], found[-1]):
+                times = [window.number + n / RATE for n in range(RATE)]
+                wanted = POLICIES[policy].times(window.start, window.number + 1.0, times, times)
+                np.testing.assert_allclose([] if window.frames is None else window.frames.times, wanted, atol=1e-2)
+            assert len(decoded) <= 4 * some
+            decoded.clear()
 
 
 # ---- in a process of its own ----------------------------------------------------------------------------------------
