@@ -131,6 +131,12 @@ class Clip:
         return not any(packet.shown for packet in self._held)
 
     @property
+    def crowded(self) -> bool:
+        """Whether half of what may be held is."""
+        frames, size = len(self._held), self._held_bytes
+        return 2 * frames > self._limits.max_frames or 2 * size > self._limits.max_bytes
+
+    @property
     def start(self) -> float:
         """When the first frame that is held is shown."""
         return min(packet.time for packet in self._held if packet.shown)

@@ -86,7 +86,9 @@ def cut_clip(
     number = first
     try:
         with bad_sample("VideoDecodeError"), Clip(stream, media_type, limits, timed=True) as clip:
-            number, failed = (first if first and clip.seek(cut.start(first)) else 0), 0
+            number, failed = 0, 0
+            if first and clip.seek(cut.start(first)):
+                number = min(first, int(clip.start / cut.stride_seconds))
             while True:
                 start, stop = cut.start(number), cut.start(number) + cut.window_seconds
                 clip.read(stop)
@@ -95,9 +97,12 @@ def cut_clip(
                 if clip.empty:
                     raise BadSample("VideoDecodeError", f"there are no frames from {start:g} s on")
                 end = clip.end if clip.ended and clip.end < stop - clip.rounding else stop
+                window = ClipWindow(number, start, end)
+                needed = number >= first and wanted(number)
+                if needed or clip.crowded:  # what was decoded can be let go of, however far a whole frame is behind
+                    decoded = _decoded(clip, visual, window)
+                    window = decoded if needed else window
                 if number >= first:
-                    window = ClipWindow(number, start, end)
-                    window = _decoded(clip, visual, window) if wanted(number) else window
                     failed = 0 if window.error is None else failed + 1
                     yield window
                 following = cut.start(number + 1)

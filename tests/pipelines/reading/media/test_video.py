@@ -171,6 +171,22 @@ def test_reading_goes_on_at_any_window_as_if_it_had_never_stopped(kind: str, gop
         assert same(cut(media, kind, 1.0, stride, first=first), whole[first:]), first
 
 
+@pytest.mark.parametrize("kind", CLIPS)
+def test_a_whole_frame_may_be_further_behind_than_may_be_held(kind: str) -> None:
+    """An hour of a screen may have one, at its start: going on at a window, or wanting a late one alone, decodes what
+    is between, and lets go of it."""
+    once = {"x264-params": "keyint=infinite:scenecut=0"} if CLIPS[kind][1] == "libx264" else {}
+    media = film(kind, steady(300), gop=1000, **once)
+    limits = Limits(max_frames=80)
+    whole = cut(media, kind, 1.0, limits=limits)
+    assert [window.error for window in whole] == [None] * 12
+    for first in range(1, 12):
+        assert same(cut(media, kind, 1.0, limits=limits, first=first), whole[first:]), first
+    (*others, last) = cut(media, kind, 1.0, limits=limits, wanted=lambda number: number == 11)
+    assert same([last], whole[11:])
+    assert [(window.frames, window.error) for window in others] == [(None, None)] * 11
+
+
 def test_a_window_that_is_not_wanted_is_not_decoded_and_the_others_are_as_ever() -> None:
     media = film("mp4", steady(100))
     whole = cut(media, "mp4", 1.0)
