@@ -334,15 +334,15 @@ def translator(place: str) -> str:
 
 
 def packed(night: Night, steps: Steps) -> None:
-    """What Ray Data sends: read tasks, each once, with references to what they read, and the sink, with each write
-    task."""
+    """What Ray Data sends: read tasks, each once, what they refer to, and the sink, with each write task."""
     decode = night.inference.decode()
     parts = checks.incomplete(night.shards, night.folder)
     with steps.step("read tasks") as figures:
         bundles = bundled(parts, 2)
         tasks = ShardDatasource(bundles, decode.options(1), decode).get_read_tasks(1)
         figures |= {"bytes": sum(len(ray.cloudpickle.dumps(task)) for task in tasks), "tasks": len(tasks)}
-    figures["bundle_bytes"] = sum(len(ray.cloudpickle.dumps(tuple(bundle))) for bundle in bundles)
+    with steps.step("what read tasks refer to") as figures:
+        figures["bytes"] = sum(len(ray.cloudpickle.dumps(tuple(bundle))) for bundle in bundles)
     with steps.step("sink") as figures:
         sink = ray.cloudpickle.dumps(StageSink(night.folder, night.schema, "scale"))
         figures["bytes"] = len(sink)
