@@ -17,7 +17,7 @@ from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.options import FLAT, check_ds
 from jobs.command.writers import WRITERS
-from pipelines import places, storage
+from pipelines import storage
 from pipelines.nights import commit, compaction, ownership, tables, upkeep
 from pipelines.nights.rules import Retention
 from pipelines.nights.tables import AsOf, parse_as_of
@@ -80,9 +80,6 @@ class CompactOptions:
 
     tables: str
     """URI of the folder of tables."""
-    input: str = ""
-    """The input that the nights were made of, as `hybrid nightly` has it: s3://lake/photos/ds={ds}/*.tar. It alone
-    tells which small shards belong together; without it, only pieces of the same shards are put together."""
     ds: str = ""
     """The night to rewrite, YYYY-MM-DD; without one all nights that would have half as many files, or fewer."""
     dry_run: bool = False
@@ -188,12 +185,7 @@ def compact(argv: Sequence[str]) -> dict[str, Any]:
     )
     if options.ds:
         check_ds(options.ds)
-    elif options.input and "{ds}" not in options.input:
-        raise UsageError(f"--input {options.input} has no {{ds}}: it is the input of one night; name its --ds")
-    uri = storage.join(options.tables, name)
-    if options.input:
-        places.check_apart({"input": options.input}, "tables", [uri])
-    done = compaction.compact(uri, options.input, options.ds, options.dry_run)
+    done = compaction.compact(storage.join(options.tables, name), options.ds, options.dry_run)
     return {"table": name, "tables": options.tables, "dry_run": options.dry_run, **asdict(done)}
 
 

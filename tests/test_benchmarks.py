@@ -114,7 +114,7 @@ def test_steps_of_the_driver_are_measured_and_their_growth_is_fitted():
     assert list(found) == ["store", "20 shards", "60 shards", "growth"]
     few, many = found["20 shards"], found["60 shards"]
     assert list(many)[: len(few)] == list(few)
-    assert (few["compact"]["files"], few["compact"]["files_after"]) == (20, few["group shards"]["units"])
+    assert (few["compact"]["files"], few["compact"]["files_after"]) == (20, 1)
     assert many["open a table of years"]["files"] == 12
     assert many["read tasks"]["peak_mib"] > 100
     figures = {

@@ -1,37 +1,35 @@
 """Compaction: the rows of a night in fewer files, under names by which the same night, inferred again, finds them.
 
-Pieces that follow one another in a unit become one piece of that unit, and their names say all that is needed. Small
-shards that lie there each for itself, as versions before units staged them, become pieces of the unit that
-`reading.units` puts them in. Which one that is, and its key, depend on the addresses, sizes and etags of all shards of
-the night: no piece has these, so the night's input must be listed again. It is believed only if the files that the
-table has are what the night, inferred from it now, consists of; so what is no work before a compaction is none after.
+Small files become packs (`staging.pieces`), up to `PACK_BYTES` of them in one, whatever units they are of; large ones
+stay. What is no work before a compaction is none after; where a shard has come or changed since, a night makes a new
+pack of the other pieces (`joining.files`), and computes no more than it would have. That keeps a log small in which
+nights of thousands of files come for years: whoever opens a table holds what its log says of all files.
 
-A new piece is written over none (`staging.joining`), so earlier versions keep theirs. The commit wants the night to be
-as it was looked at: of a night and a compaction of one date, whoever is second looks again, a night replaces, a
-compaction gives up. One that was killed leaves whole pieces that no version has: a night of this date uses them instead
-of the old ones, or tidying frees them.
+Nothing is written over, so earlier versions keep their files. The commit wants the night to be as it was looked at: of
+a night and a compaction of one date, whoever is second looks again, a night replaces, a compaction gives up. One that
+was killed leaves whole packs that no version has: a night of this date uses them instead of what they were made of, or
+tidying frees them.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import commit, ownership, tables
 from pipelines.nights.commit import Partition
-from pipelines.reading.shards import NoShardsError, list_shards
-from pipelines.reading.units import SPAN, Unit, units
 from pipelines.staging import contents, joining
-from pipelines.staging.checks import RefusedError, Staging, tiled
+from pipelines.staging.checks import RefusedError
 from pipelines.staging.joining import Joined
 from pipelines.staging.pieces import Piece, is_own, list_pieces
 
 log = logging.getLogger(__name__)
+PACK_BYTES = 64 << 20
+"""No more than so much of files is put into one; files of half as much stay as they are."""
 LEAST_GAIN = 2
 """A night is rewritten if it had at least so many times as many files as it gets."""
 
@@ -44,18 +42,8 @@ class Plan:
     before: frozenset[str]
     """Paths, relative to the table, of the files that it has."""
     kept: Sequence[Piece]
-    """Those of them that stay."""
-    joined: Sequence[Joined]
-
-    @property
-    def files(self) -> int:
-        """How many it would have."""
-        return len(self.kept) + len(self.joined)
-
-    @property
-    def gains(self) -> bool:
-        """Whether it is worth it."""
-        return self.files * LEAST_GAIN <= len(self.before)
+    """Those of them that stay, each as one."""
+    packs: Sequence[Joined]
 
 
 @dataclass(frozen=True)
@@ -81,19 +69,17 @@ class Compacted:
     """Those that cannot be rewritten, and why."""
 
 
-def compact(uri: str, given: str = "", ds: str = "", dry_run: bool = False) -> Compacted:
-    """Rewrites the nights of a table that gain by it, each in a commit of its own.
+def compact(uri: str, ds: str = "", dry_run: bool = False) -> Compacted:
+    """Rewrites the nights of a table that gain by it, each in a commit of its own. Which these are its log tells.
 
     Args:
         uri: the table.
-        given: the input that its nights were made of, in which `{ds}` stands for the night; without it, shards that
-            lie there each for itself are not put together.
         ds: this night alone; without one all nights, of which those that cannot be rewritten are skipped.
         dry_run: write nothing.
 
     Raises:
         UsageError: there is no such table or night, or the table is another program's.
-        RefusedError, NoShardsError: the night that was asked for cannot be rewritten; nothing was changed.
+        RefusedError: the night that was asked for cannot be rewritten; nothing was changed.
         StorageError: the store kept failing.
     """
     table = tables.open_table(uri)
@@ -103,60 +89,69 @@ def compact(uri: str, given: str = "", ds: str = "", dry_run: bool = False) -> C
     nights = [night for night in tables.nights(table) if ds in ("", night.ds)]
     if ds and not nights:
         raise UsageError(f"{uri} has no rows of {ds}: `hybrid tables` lists its nights")
+    sizes: dict[str, dict[str, int]] = defaultdict(dict)
+    for action in tables.file_actions(table):
+        sizes[action["partition.ds"]][action["path"]] = action["size_bytes"]
     done = Compacted()
-    for night in (night for night in nights if night.files >= LEAST_GAIN):
+    for night in nights:
+        after = len(runs(sizes[night.ds]))
+        if after * LEAST_GAIN > night.files:
+            continue
         try:
-            found = plan(table, Partition(storage.absolute(uri), night.ds), given.replace("{ds}", night.ds))
-            version = rewrite(found) if found.gains and not dry_run else None
-        except (RefusedError, NoShardsError) as error:
+            found = plan(Partition(storage.absolute(uri), night.ds), sizes[night.ds])
+            version = None if dry_run else rewrite(found)
+        except RefusedError as error:
             if ds:
                 raise
             log.warning("%s ds=%s is left alone: %s", uri, night.ds, error)
             done.skipped[night.ds] = str(error)
         else:
-            log.info("%s ds=%s: %d files of %d", uri, night.ds, found.files, night.files)
-            if found.gains:
-                done.nights.append(CompactedNight(night.ds, night.rows, night.files, found.files, version))
+            log.info("%s ds=%s: %d files of %d", uri, night.ds, after, night.files)
+            done.nights.append(CompactedNight(night.ds, night.rows, night.files, after, version))
     return done
 
 
-def plan(table: DeltaTable, partition: Partition, given: str = "") -> Plan:
+def runs(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Which files of a night, by their paths and sizes, become one; large ones stay by themselves."""
+    large = [path for path in sorted(sizes) if sizes[path] >= PACK_BYTES // 2]
+    together: list[list[str]] = []
+    room = 0
+    for path in sorted(set(sizes) - set(large)):
+        if sizes[path] > room:
+            together.append([])
+            room = PACK_BYTES
+        together[-1].append(path)
+        room -= sizes[path]
+    return [*([path] for path in large), *together]
+
+
+def plan(partition: Partition, sizes: Mapping[str, int]) -> Plan:
     """How a night would be rewritten.
 
     Args:
-        table: it, opened.
         partition: the night.
-        given: the input that it was made of, or nothing; see `compact`.
+        sizes: of the files that it has, by their paths relative to the table.
 
     Raises:
-        RefusedError: the night is not what this program staged, or not what the input would become.
-        NoShardsError: there is no input.
+        RefusedError: the night is not what this program staged.
         StorageError: the store kept failing.
     """
-    before = frozenset(tables.night_files(table, partition.ds))
-    folder = _folder(partition, before)
-    staged = list_pieces(folder)
-    night = _in_use(partition, before, staged)
-    groups = dict(night)
-    for unit in _apart(partition, night, given) if given else []:
-        groups[unit.key] = [
-            _placed(piece, number, len(unit.shards))
-            for number, shard in enumerate(unit.shards)
-            for piece in groups.pop(shard.key)
-        ]
+    folder = _folder(partition, sizes)
+    pieces = _in_use(partition, sizes, folder)
     kept: list[Piece] = []
-    joined: list[Joined] = []
-    for key, own in groups.items():
-        stay, made = joining.fewer(folder, key, own, staged.get(key, []))
-        kept += stay
-        joined += made
-    return Plan(partition, before, kept, joined)
+    packs: list[Joined] = []
+    for run in runs(sizes):
+        if len(run) == 1:
+            kept.append(joining.whole_file(pieces[run[0]]))
+        else:
+            packs.append(joining.pack(folder, [piece for path in run for piece in pieces[path]]))
+    return Plan(partition, frozenset(sizes), kept, packs)
 
 
-def _folder(partition: Partition, before: frozenset[str]) -> str:
+def _folder(partition: Partition, paths: Iterable[str]) -> str:
     """Where all files of a night lie."""
-    foreign = sorted(path for path in before if not is_own(path))
-    folders = {path.rpartition("/")[0] for path in before}
+    foreign = sorted(path for path in paths if not is_own(path))
+    folders = {path.rpartition("/")[0] for path in paths}
     if foreign or len(folders) > 1:
         raise RefusedError(
             f"{partition} has {foreign[0] if foreign else 'files of several folders'}, which no night of this program "
@@ -165,50 +160,30 @@ def _folder(partition: Partition, before: frozenset[str]) -> str:
     return storage.join(partition.table, *folders)
 
 
-def _in_use(partition: Partition, before: frozenset[str], staged: Staging) -> dict[str, list[Piece]]:
-    """Those of the staged pieces that a night has, by the key of their unit."""
+def _in_use(partition: Partition, paths: Iterable[str], folder: str) -> dict[str, list[Piece]]:
+    """The pieces that a night has, by the path of their file."""
     root = storage.absolute(partition.table) + "/"
-    used = {
-        key: sorted((piece for piece in pieces if piece.file.uri.removeprefix(root) in before), key=joining.first)
-        for key, pieces in staged.items()
-    }
-    there = {piece.file.uri.removeprefix(root) for pieces in used.values() for piece in pieces}
-    if gone := sorted(before - there):
+    found: dict[str, list[Piece]] = defaultdict(list)
+    for own in list_pieces(folder).values():
+        for piece in own:
+            found[piece.file.uri.removeprefix(root)].append(piece)
+    if gone := sorted(set(paths) - set(found)):
         raise RefusedError(f"{partition} lacks its file {gone[0]}: infer the night again")
-    return {key: pieces for key, pieces in used.items() if pieces}
-
-
-def _apart(partition: Partition, night: Staging, given: str) -> list[Unit]:
-    """Units whose shards lie there each for itself."""
-    shards = list_shards(given)
-    wanted = [tiles for _, _, tiles in tiled(shards, night)]
-    if None in wanted or sum(map(len, filter(None, wanted))) != sum(map(len, night.values())):
-        raise RefusedError(
-            f"{partition} is not what {given} would become now: a shard came, went or changed, or this is not its "
-            "`input`; infer the night again first, or leave `input` out"
-        )
-    return [unit for unit in units(shards) if len(unit.shards) > 1 and all(shard.key in night for shard in unit.shards)]
-
-
-def _placed(piece: Piece, number: int, shards: int) -> Piece:
-    """A piece of the shard of this number, as one of a unit of so many."""
-    base, last = SPAN * number, number == shards - 1
-    stop = SPAN * (number + 1) if piece.end and not last else base + piece.stop
-    return replace(piece, first=base + piece.first, stop=stop, end=piece.end and last, count=piece.rows)
+    return found
 
 
 def rewrite(found: Plan) -> int | None:
-    """Writes the new pieces and commits the night with them.
+    """Writes the packs and commits the night with them.
 
     Returns:
         The table's new version.
 
     Raises:
         RefusedError: another writer has replaced the night.
-        RuntimeError: a piece has not the rows that its name tells.
+        RuntimeError: a file has not the rows that its name tells.
         StorageError: the store kept failing.
     """
-    made = [piece for piece, _ in joining.write(found.joined)]
+    made = [piece for piece, _ in joining.write(found.packs)]
     told = contents.each(found.kept)
     kept = [replace(piece, bad=each.bad) for piece, each in zip(found.kept, told, strict=True)]
     return commit.rewrite_night(found.partition, found.before, [*kept, *made])

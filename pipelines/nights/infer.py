@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError
 
@@ -30,7 +31,7 @@ from pipelines.reading.units import Part, units
 from pipelines.staging import contents, joining
 from pipelines.staging.checks import RefusedError, check_errors, check_there, incomplete, verify
 from pipelines.staging.contents import Contents, Staged
-from pipelines.staging.pieces import PIECE, Lineage, table_schema
+from pipelines.staging.pieces import Lineage, names_in, table_schema, unit_of
 
 log = logging.getLogger(__name__)
 GONE_SHOWN = 3
@@ -132,7 +133,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     staged = time.perf_counter()
     joined = joining.join(joining.small_units(todo), night.folder)
     written.contents |= joined
-    pieces = upkeep.renew(night.partition, verify(night.shards, night.folder))
+    pieces = upkeep.renew(night.partition, joining.files(verify(night.shards, night.folder)))
     told = contents.each(pieces, written.contents)
     found = contents.added(told)
     _tell_what_is_absent(night, found)
@@ -231,18 +232,27 @@ def _addresses(night: Night, files: set[str]) -> set[str]:
     """Shards and lone objects that files of the table were made of; only of those that are not listed as they were."""
     keys = {shard.key for shard in night.shards} | {unit.key for unit in units(night.shards)}
 
-    def changed(path: str) -> bool:
-        piece = PIECE.fullmatch(path.rsplit("/", 1)[-1])
-        return piece is None or piece["unit"] not in keys
-
     def read(path: str) -> set[str]:
         try:
-            with storage.open_input(storage.join(night.partition.table, path)) as stream:
-                rows = pq.ParquetFile(stream).read(columns=["shard", "object"])  # earlier versions have but the first
+            file = storage.info(storage.join(night.partition.table, path))
+            if all(unit_of(name) in keys for name in names_in(file)):
+                return set()
+            with storage.open_input(file.uri) as stream:
+                return _sources(pq.ParquetFile(stream))
         except FileNotFoundError:  # nothing reads this night any more; it is mended by doing it again
             log.warning("%s lacks its file %s", night.partition.table, path)
             return set()
-        return {row.get("object") or row["shard"] for row in rows.to_pylist()}
 
+    perhaps = [path for path in sorted(files) if unit_of(path.rsplit("/", 1)[-1]) not in keys]
     with ThreadPoolExecutor(contents.READERS) as threads:
-        return set[str]().union(*threads.map(read, filter(changed, sorted(files))))
+        return set[str]().union(*threads.map(read, perhaps))
+
+
+def _sources(file: pq.ParquetFile) -> set[str]:
+    """What the rows of a file were made of: lone objects, or shards."""
+    found: set[str] = set()
+    for batch in file.iter_batches(columns=["shard", "object"]):  # earlier versions have but the first
+        shards = batch.column("shard")
+        objects = batch.column("object") if "object" in batch.schema.names else pa.nulls(len(batch), pa.string())
+        found.update(pc.unique(pc.coalesce(objects, shards)).to_pylist())
+    return found

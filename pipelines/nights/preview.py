@@ -15,7 +15,7 @@ from pipelines.reading.units import Part
 from pipelines.secrets import shown
 from pipelines.staging.checks import incomplete, reused
 from pipelines.staging.joining import small_units
-from pipelines.staging.pieces import PIECE, Piece
+from pipelines.staging.pieces import Piece, unit_of
 
 log = logging.getLogger(__name__)
 NIGHTS_LOOKED_AT = 200
@@ -47,7 +47,7 @@ class Preview:
     bytes_computed: int
     """Of the shards that are computed, the larger ones perhaps in part."""
     files_there: int
-    """Pieces that are reused."""
+    """Files with rows that are reused."""
     files_at_least: int
     """Of how many the night will consist: those of them that are not put together with what is computed, and one for
     each unit of this; more where the samples of a large one fill more than one of Ray's blocks."""
@@ -94,7 +94,7 @@ def preview(night: Night, resources: Resources, tracking_uri: str) -> Preview:
         units_computed=len({part.unit for part in todo}),
         input_bytes=sum(shard.size for shard in night.shards),
         bytes_computed=size,
-        files_there=len(pieces),
+        files_there=len({piece.file.uri for piece in pieces}),
         files_at_least=_files(pieces, todo),
         rows_there=sum(piece.rows for piece in pieces),
         processes=plan.actors if plan else None,
@@ -114,8 +114,8 @@ def preview(night: Night, resources: Resources, tracking_uri: str) -> Preview:
 def _files(there: Sequence[Piece], todo: Sequence[Part]) -> int:
     """Of how many a night will consist, at the least, that has these pieces and computes these parts."""
     joined = small_units(todo)
-    names = [match["unit"] for piece in there if (match := PIECE.fullmatch(piece.file.name))]
-    return sum(name not in joined for name in names) + len({part.unit for part in todo})
+    stay = {piece.file.uri for piece in there if unit_of(piece.name) not in joined}
+    return len(stay) + len({part.unit for part in todo})
 
 
 def told(found: Preview) -> list[str]:

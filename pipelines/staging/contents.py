@@ -20,6 +20,8 @@ NOTE = b"hybrid.contents"
 FOOTER_BYTES = 32 << 10
 """So much of a file's end is asked for at once; most footers are a fifth of it."""
 READERS = 16
+TOLD_BY = ("error", "lost_rows", "fields")
+"""Columns that tell it; pieces of earlier versions lack the last two."""
 STAGES = ("decode", "predict", "write")
 
 
@@ -41,7 +43,7 @@ class Contents:
 
     @classmethod
     def of(cls, rows: pa.Table) -> Contents:
-        """Of rows with the columns `error`, `lost_rows` and `fields`; pieces of earlier versions lack the last two."""
+        """Of rows with the columns `TOLD_BY`."""
         errors: Counter[str] = Counter()
         lost = 0
         told = rows.select([name for name in ("error", "lost_rows") if name in rows.column_names])
@@ -160,4 +162,4 @@ def _read(uri: str) -> Contents:
 
 
 def _of_rows(stream: Any) -> Contents:
-    return Contents.of(pq.ParquetFile(stream).read(columns=["error", "lost_rows", "fields"]))
+    return Contents.of(pq.ParquetFile(stream).read(columns=list(TOLD_BY)))

@@ -1,16 +1,19 @@
-"""Pieces of a unit that follow one another, put together: the same rows in fewer files.
+"""Pieces put together: the same rows in fewer files. Those of a unit that follow one another become one piece of it;
+pieces of any units a pack, in which they stay what they are (`staging.pieces`).
 
-A new piece has the second of its making in its name, as a copy has: none is ever written over. Nothing is removed here;
-tidying does it, when no version needs the old pieces any more.
+What is made has the second of its making in its name, as a copy has: nothing is ever written over. Nothing is removed
+here; tidying does it, when no version needs the old files any more.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +22,16 @@ from pipelines import storage
 from pipelines.reading.units import Part, may_share
 from pipelines.staging import contents
 from pipelines.staging.contents import Contents, Known
-from pipelines.staging.pieces import PARQUET, Piece, list_pieces, piece_name, renewed_name, tiling
+from pipelines.staging.pieces import (
+    PACKED,
+    PARQUET,
+    Piece,
+    list_pieces,
+    pack_name,
+    piece_name,
+    renewed_name,
+    tiling,
+)
 from pipelines.storage import FileInfo
 
 PIECE_BYTES = 32 << 20
@@ -33,11 +45,14 @@ WRITERS, READERS = 4, 8
 
 @dataclass(frozen=True)
 class Joined:
-    """A piece to be made of others."""
+    """A file to be made of others."""
 
     piece: Piece
+    """All of it, as one; a pack's unit is its own."""
     sources: Sequence[Piece]
-    """Those that have its rows now, in their order."""
+    """Those that have its rows now, in their order; of one pack together, as they are there."""
+    notes: Mapping[bytes, bytes] = field(default_factory=dict)
+    """What stands in its footer."""
 
 
 def small_units(parts: Iterable[Part]) -> set[str]:
@@ -65,35 +80,17 @@ def join(units: Collection[str], folder: str) -> Known:
 
 
 def _fewer_of(folder: str, key: str, staged: Sequence[Piece]) -> list[Joined]:
-    return fewer(folder, key, tiling(staged) or [], staged)[1]
-
-
-def fewer(folder: str, key: str, own: Sequence[Piece], staged: Sequence[Piece]) -> tuple[list[Piece], list[Joined]]:
-    """Of a unit's pieces those that stay, and those to be made of the others. All stay if that would not make them
-    fewer, or if a night would choose others among what is staged.
-
-    Args:
-        folder: where they lie.
-        key: the unit's.
-        own: what the night has of it, at their places in the unit.
-        staged: whatever lies there under this key.
-    """
+    """What is to be made of a unit's pieces: nothing if that would not make them fewer, or if a night would choose
+    others among what is staged."""
+    own = tiling(staged) or []
     second = max(int(time.time()), *(piece.renewed + 1 for piece in staged), 0)
-    kept: list[Piece] = []
-    joined: list[Joined] = []
-    for run in _runs(own):
-        if len(run) == 1 and run[0] in staged:
-            kept += run
-        else:
-            joined.append(_made(folder, key, run, second))
-    after = sorted([*kept, *(each.piece for each in joined)], key=first)
-    if len(after) < len(own) and tiling(own) == own and tiling([*staged, *after]) == after:
-        return kept, joined
-    return list(own), []
+    runs = _runs(own)
+    joined = [_made(folder, key, run, second) for run in runs if len(run) > 1]
+    after = sorted([*(run[0] for run in runs if len(run) == 1), *(each.piece for each in joined)], key=_first)
+    return joined if len(after) < len(own) and tiling([*staged, *after]) == after else []
 
 
-def first(piece: Piece) -> int:
-    """The place that a piece begins at, by which they are ordered."""
+def _first(piece: Piece) -> int:
     return piece.first
 
 
@@ -117,8 +114,53 @@ def _made(folder: str, key: str, run: Sequence[Piece], second: int) -> Joined:
     return Joined(Piece(file, run[0].first, run[-1].stop, run[-1].end, second, rows), run)
 
 
+def pack(folder: str, pieces: Sequence[Piece]) -> Joined:
+    """A file of all these pieces, to be put into a folder."""
+    sources = [piece for own in by_file(pieces) for piece in own]
+    names = [piece.name for piece in sources]
+    rows = sum(piece.rows for piece in sources)
+    second = max(int(time.time()), *(piece.pack.second + 1 for piece in sources if piece.pack), 0)
+    name = renewed_name(pack_name(names, rows), second)
+    file = FileInfo(storage.join(folder, name), 0, "")
+    return Joined(Piece(file, 0, rows, True, second, rows), sources, {PACKED: json.dumps(names).encode()})
+
+
+def by_file(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """These pieces by the file that they are in, those of a pack in their order there."""
+    found: dict[FileInfo, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        found[piece.file].append(piece)
+    return [sorted(own, key=_row) for own in found.values()]
+
+
+def _row(piece: Piece) -> int:
+    return piece.pack.row if piece.pack else 0
+
+
+def files(pieces: Sequence[Piece]) -> list[Piece]:
+    """The files that have the rows of these pieces and no others, each as one piece. Of a pack some of whose pieces are
+    not among these, a new one is made of those that are.
+
+    Raises: as `join`.
+    """
+    found = by_file(pieces)
+    whole = [whole_file(own) for own in found if _is_whole(own)]
+    parts = [pack(own[0].file.uri.rpartition("/")[0], own) for own in found if not _is_whole(own)]
+    return whole + [piece for piece, _ in write(parts)]
+
+
+def _is_whole(own: Sequence[Piece]) -> bool:
+    return own[0].pack is None or sum(piece.rows for piece in own) == own[0].pack.of
+
+
+def whole_file(own: Sequence[Piece]) -> Piece:
+    """All pieces of a file as one."""
+    within = own[0].pack
+    return own[0] if within is None else Piece(own[0].file, 0, within.of, True, within.second, within.of)
+
+
 def write(joined: Sequence[Joined]) -> list[tuple[Piece, Contents]]:
-    """Puts pieces into the store; each of them as it lies there, and what it contains.
+    """Puts files into the store; each of them as it lies there, and what it contains.
 
     Raises: as `join`.
     """
@@ -128,27 +170,68 @@ def write(joined: Sequence[Joined]) -> list[tuple[Piece, Contents]]:
 
 def _write(joined: Joined) -> tuple[Piece, Contents]:
     with ThreadPoolExecutor(READERS) as threads:
-        files = list(threads.map(_data, joined.sources))
-    readers = [pq.ParquetFile(pa.BufferReader(data)) for data in files]
-    for source, reader in zip(joined.sources, readers, strict=True):
-        if reader.metadata.num_rows != source.rows:
-            raise RuntimeError(f"{source.file.uri} has {reader.metadata.num_rows} rows, and its name says otherwise")
-    found = contents.added(map(Contents.of_file, files))
-    schema = found.noted(_schema(readers).empty_table()).schema
+        taken = list(threads.map(_Taken.read, by_file(joined.sources)))
+    found = contents.added(each.contents() for each in taken)
+    schema = found.noted(_schema([each.reader for each in taken]).empty_table()).schema
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, schema, **PARQUET) as writer:
-        for rows in _blocks(readers, schema):
+    with pq.ParquetWriter(buffer, schema.with_metadata({**schema.metadata, **joined.notes}), **PARQUET) as writer:
+        for rows in _blocks(taken, schema):
             writer.write_table(rows)
     piece = joined.piece
     storage.write_new(piece.file.uri, buffer.getvalue())
     return replace(piece, file=storage.info(piece.file.uri), bad=found.bad), found
 
 
-def _data(source: Piece) -> bytes:
-    try:
-        return storage.read_bytes(source.file.uri)
-    except FileNotFoundError:
-        raise RuntimeError(f"{source.file.uri} was removed meanwhile: start again") from None
+@dataclass(frozen=True)
+class _Taken:
+    """A file in memory, of which some rows are taken."""
+
+    data: bytes
+    reader: pq.ParquetFile
+    spans: Sequence[tuple[int, int]]
+    """From one row up to another, in their order."""
+
+    @classmethod
+    def read(cls, own: Sequence[Piece]) -> _Taken:
+        """Of the file that all these pieces are in."""
+        uri = own[0].file.uri
+        try:
+            data = storage.read_bytes(uri)
+        except FileNotFoundError:
+            raise RuntimeError(f"{uri} was removed meanwhile: start again") from None
+        reader = pq.ParquetFile(pa.BufferReader(data))
+        told = whole_file(own).rows
+        if reader.metadata.num_rows != told:
+            raise RuntimeError(f"{uri} has {reader.metadata.num_rows} rows, and its name says otherwise")
+        return cls(data, reader, _spans(own))
+
+    def contents(self) -> Contents:
+        """Of the rows that are taken."""
+        if sum(stop - first for first, stop in self.spans) == self.reader.metadata.num_rows:
+            return Contents.of_file(self.data)
+        told = [name for name in contents.TOLD_BY if name in self.reader.schema_arrow.names]
+        return contents.added(map(Contents.of, self.rows(told)))
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows that are taken, a few at a time."""
+        start = 0
+        for batch in self.reader.iter_batches(_batch_rows(self.reader.metadata), columns=columns):
+            for first, stop in self.spans:
+                first, stop = max(first - start, 0), min(stop - start, len(batch))
+                if first < stop:
+                    yield pa.Table.from_batches([batch.slice(first, stop - first)])
+            start += len(batch)
+
+
+def _spans(own: Sequence[Piece]) -> list[tuple[int, int]]:
+    """The rows of pieces of one file, from one up to another; neighbours are one."""
+    spans: list[tuple[int, int]] = []
+    for piece in own:
+        first, stop = _row(piece), _row(piece) + piece.rows
+        if spans and spans[-1][1] == first:
+            first = spans.pop()[0]
+        spans.append((first, stop))
+    return spans
 
 
 def _schema(readers: Sequence[pq.ParquetFile]) -> pa.Schema:
@@ -157,20 +240,20 @@ def _schema(readers: Sequence[pq.ParquetFile]) -> pa.Schema:
     metadata: dict[bytes, bytes] = {}
     for schema in schemas:
         metadata |= schema.metadata or {}
+    metadata.pop(PACKED, None)
     return pa.unify_schemas(schemas).with_metadata(metadata)
 
 
-def _blocks(readers: Sequence[pq.ParquetFile], schema: pa.Schema) -> Iterator[pa.Table]:
+def _blocks(taken: Sequence[_Taken], schema: pa.Schema) -> Iterator[pa.Table]:
     """All rows of these files, so many together as `ROWS_BYTES` has room for."""
     held: list[pa.Table] = []
     size = 0
-    for reader in readers:
-        for batch in reader.iter_batches(_batch_rows(reader.metadata)):
-            held.append(pa.Table.from_batches([batch]))
-            size += batch.nbytes
-            if size >= ROWS_BYTES:
-                yield _table(held, schema)
-                held, size = [], 0
+    for rows in (rows for each in taken for rows in each.rows()):
+        held.append(rows)
+        size += rows.nbytes
+        if size >= ROWS_BYTES:
+            yield _table(held, schema)
+            held, size = [], 0
     if held:
         yield _table(held, schema)
 

@@ -8,17 +8,26 @@ place of the row that follows its last one, be it the next shard's first; `-n` t
 not `stop - first`. `-end` if no row follows, `-r` if it was made in that second (since 1970) of other pieces: a copy of
 one that had waited for long, or several in one. A put is atomic, so a listing alone tells what is complete: pieces that
 lead from place 0 to an `-end`, each beginning where another one stops.
+
+A *pack* has the rows of many pieces, of any units, one piece after another: `pack-of-<pieces>-<hash>-…`. Their names
+stand in its footer, so they are pieces as before; that they lie in one file is all that is new.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hybrid_models.interface import LATER
 from pipelines import storage
@@ -63,8 +72,14 @@ PIECE = re.compile(
     r"(?P<unit>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(-n(?P<rows>\d+))?(?P<end>-end)?"
     r"(-r(?P<renewed>\d+))?\.parquet"
 )
+PACK = re.compile(r"pack-of-\d+-[0-9a-f]{16}-\d+-\d+-end(-r\d+)?\.parquet")
+PACKED = b"hybrid.pieces"
+"""Key of a pack's metadata: the names of its pieces, in the order of their rows."""
+READERS = 16
+PACKS_KNOWN = 1024
 PLACE = re.compile(r"ds=\d{4}-\d\d-\d\d/[0-9a-f]{12}/(?P<name>[^/]+)")
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")  # what a put to a disk leaves that was cut short
+log = logging.getLogger(__name__)
 
 
 def table_schema(payload: pa.Schema) -> pa.Schema:
@@ -78,11 +93,28 @@ def later_columns(schema: pa.Schema) -> set[str]:
 
 
 @dataclass(frozen=True)
+class Within:
+    """Where in a pack a piece is.
+
+    Args:
+        name: the piece's own name.
+        row: the row of the file that is its first.
+        of: how many rows the file has.
+        second: in which the file was made.
+    """
+
+    name: str
+    row: int
+    of: int
+    second: int
+
+
+@dataclass(frozen=True)
 class Piece:
-    """One staged file: the rows of a unit from place `first` up to `stop`, where the next row's is.
+    """Staged rows, those of a unit from place `first` up to `stop`, where the next row's is: a file, or part of a pack.
 
     One that was made of others has the second of its making. Where places are left out, at the end of a small shard,
-    `count` is how many rows the file has; `bad` is how many of them are error rows, where somebody looked.
+    `count` is how many rows it has; `bad` is how many of them are error rows, where somebody looked.
     """
 
     file: storage.FileInfo
@@ -92,11 +124,17 @@ class Piece:
     renewed: int = 0
     count: int | None = None
     bad: int | None = None
+    pack: Within | None = None
 
     @property
     def rows(self) -> int:
-        """How many rows the file has."""
+        """How many rows it has."""
         return self.stop - self.first if self.count is None else self.count
+
+    @property
+    def name(self) -> str:
+        """By which its unit, its places and its rows are known."""
+        return self.pack.name if self.pack else self.file.name
 
 
 def piece_name(unit: str, first: int, stop: int, rows: int, end: bool) -> str:
@@ -105,15 +143,78 @@ def piece_name(unit: str, first: int, stop: int, rows: int, end: bool) -> str:
     return f"{unit}-{first:08d}-{stop:08d}{count}{'-end' if end else ''}.parquet"
 
 
+def pack_name(names: Sequence[str], rows: int) -> str:
+    """The name of a pack of the pieces of these names, which have so many rows together."""
+    digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
+    return piece_name(f"pack-of-{len(names)}-{digest}", 0, rows, rows, end=True)
+
+
 def list_pieces(folder: str) -> dict[str, list[Piece]]:
-    """The staged pieces in a folder by their unit's key."""
+    """The staged pieces in a folder by their unit's key.
+
+    Raises:
+        StorageError: the store kept failing.
+    """
+    files = storage.list_files(folder)
+    own = [file for file in files if PIECE.fullmatch(file.name)]
     pieces: dict[str, list[Piece]] = defaultdict(list)
-    for file in storage.list_files(folder):
-        if match := PIECE.fullmatch(file.name):
-            first, stop, renewed = (int(match[part] or 0) for part in ("first", "stop", "renewed"))
-            count = None if match["rows"] is None else int(match["rows"])
-            pieces[match["unit"]].append(Piece(file, first, stop, match["end"] is not None, renewed, count))
+    with ThreadPoolExecutor(READERS) as threads:
+        packs = [file for file in own if PACK.fullmatch(file.name)]
+        packed = dict(zip(packs, threads.map(names_in, packs), strict=True))
+    for file in own:
+        _, whole = _named(file, file.name)
+        row = 0
+        for name in packed.get(file, [file.name]):
+            unit, piece = _named(file, name)
+            within = None if name == file.name else Within(name, row, whole.rows, whole.renewed)
+            pieces[unit].append(replace(piece, pack=within))
+            row += piece.rows
     return pieces
+
+
+def unit_of(name: str) -> str | None:
+    """Which unit's piece has this name; None if it is no piece's."""
+    match = PIECE.fullmatch(name)
+    return match["unit"] if match else None
+
+
+def _named(file: storage.FileInfo, name: str) -> tuple[str, Piece]:
+    """A piece of this name, with its unit's key."""
+    match = PIECE.fullmatch(name)
+    assert match is not None, name
+    first, stop, renewed = (int(match[part] or 0) for part in ("first", "stop", "renewed"))
+    count = None if match["rows"] is None else int(match["rows"])
+    return match["unit"], Piece(file, first, stop, match["end"] is not None, renewed, count)
+
+
+def names_in(file: storage.FileInfo) -> Sequence[str]:
+    """The names of the pieces in a file: of a pack those that its footer tells, its own of any other one.
+
+    Raises:
+        StorageError: the store kept failing.
+    """
+    return (PACK.fullmatch(file.name) and _packed(file)) or [file.name]
+
+
+@lru_cache(PACKS_KNOWN)
+def _packed(file: storage.FileInfo) -> Sequence[str] | None:
+    """The names of a pack's pieces; None if its footer tells of none that it could have, or it is gone."""
+    try:
+        with storage.open_input(file.uri) as stream:
+            footer = pq.ParquetFile(stream).metadata
+        names = json.loads((footer.metadata or {}).get(PACKED, b"null"))
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
+        log.warning("%s is damaged, and is left alone: %s", file.uri, error)
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) and PIECE.fullmatch(name) for name in names):
+        log.warning("%s does not tell whose rows it has, and is left alone", file.uri)
+        return None
+    if sum(_named(file, name)[1].rows for name in names) != footer.num_rows:
+        log.warning("%s has not the rows that its pieces have, and is left alone", file.uri)
+        return None
+    return tuple(names)
 
 
 def renewed_name(name: str, second: int) -> str:
@@ -134,7 +235,7 @@ def tiling(pieces: Sequence[Piece]) -> list[Piece] | None:
     """Pieces that lead from place 0 to an `-end` without gap or overlap; None if there is no such choice.
 
     A retried task may have left overlapping pieces, so this looks for a path from 0 to an end piece. Of a piece and its
-    copies the newest is taken: the others may be tidied.
+    copies the newest is taken, and rather one in a pack: the others may be tidied.
     """
     arriving, last = _arriving(pieces)
     return None if last is None else [*_path(arriving, last.first), last]
@@ -154,13 +255,17 @@ def beginning(pieces: Sequence[Piece]) -> int:
 def _arriving(pieces: Sequence[Piece]) -> tuple[dict[int, Piece | None], Piece | None]:
     """Places up to which pieces lead from 0 on → the last of these pieces; and an end piece that goes on from there."""
     arriving: dict[int, Piece | None] = {0: None}
-    for piece in sorted(pieces, key=lambda piece: (piece.first, -piece.stop, -piece.renewed)):
+    for piece in sorted(pieces, key=_longest_and_newest):
         if piece.first not in arriving:
             continue
         if piece.end:
             return arriving, piece
         arriving.setdefault(piece.stop, piece)
     return arriving, None
+
+
+def _longest_and_newest(piece: Piece) -> tuple[int, ...]:
+    return piece.first, -piece.stop, -piece.renewed, -piece.pack.second if piece.pack else 0
 
 
 def _path(arriving: dict[int, Piece | None], position: int) -> list[Piece]:

@@ -46,7 +46,7 @@ from pipelines.nights import commit, compaction, query
 from pipelines.nights.commit import Partition
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import Part, placed
-from pipelines.staging import checks, contents
+from pipelines.staging import checks, contents, joining
 from pipelines.staging.pieces import list_pieces, table_schema
 from pipelines.staging.sink import StageSink
 from tests.benchmarks.scale import Options as Place
@@ -300,7 +300,7 @@ def varied(variant: Variant) -> Iterator[None]:
         if variant.parquet:
             stack.enter_context(mock.patch.object(pq, "ParquetWriter", opened))
         if variant.together:
-            stack.enter_context(mock.patch.object(compaction, "ROWS_BYTES", variant.together))
+            stack.enter_context(mock.patch.object(joining, "ROWS_BYTES", variant.together))
         if variant.bounds:
             told = mock.patch.object(commit, "_add_actions", lambda *given: bounded(add(*given), given[0]))
             stack.enter_context(told)
@@ -372,7 +372,7 @@ def sizes(partition: Partition) -> dict[str, Any]:
     paths = partition.files()
     root = storage.absolute(partition.table)
     files = [file for own in list_pieces(storage.join(partition.folder, "0123456789ab")).values() for file in own]
-    used = [piece.file for piece in files if piece.file.uri.removeprefix(f"{root}/") in paths]
+    used = sorted({piece.file for piece in files if piece.file.uri.removeprefix(f"{root}/") in paths}, key=str)
     ends = [end for end in storage.read_ends(used, contents.FOOTER_BYTES) if end is not None]
     log = storage.list_files(storage.join(root, "_delta_log"))
     newest = max(file.name for file in log if file.name.endswith(".json"))

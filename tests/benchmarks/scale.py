@@ -52,7 +52,7 @@ from pipelines.nights.infer import Night
 from pipelines.reading.datasource import ShardDatasource, bundled
 from pipelines.reading.shards import list_shards
 from pipelines.reading.units import SPAN, Unit, units
-from pipelines.staging import checks, contents
+from pipelines.staging import checks, contents, joining
 from pipelines.staging.pieces import Lineage, Piece, piece_name, table_schema
 from pipelines.staging.sink import StageSink
 from tests import tiny
@@ -257,10 +257,10 @@ def night_of(count: int, compact: bool, root: str, model: str, steps: Steps) -> 
         figures["log_bytes"] = log_bytes(night.partition.table)
     if compact:
         apart = replace(night, partition=Partition.of(storage.join(root, "apart"), "translations", DS))
-        compacted(apart, source, steps)
+        compacted(apart, steps)
 
 
-def compacted(night: Night, source: str, steps: Steps) -> None:
+def compacted(night: Night, steps: Steps) -> None:
     """A night with an object for each shard, put there as copies of one."""
     alone = [Unit.of([shard]) for shard in night.shards]
     content = one_piece(night, alone[0])
@@ -268,9 +268,14 @@ def compacted(night: Night, source: str, steps: Steps) -> None:
     pieces = checks.verify(night.shards, night.folder)
     commit.commit_night(night.partition, pieces, night.schema, {"run_id": "run"})
     with steps.step("compact") as figures:
-        (done,) = compaction.compact(night.partition.table, source, DS).nights
+        (done,) = compaction.compact(night.partition.table, DS).nights
         figures |= {"files": done.files, "files_after": done.files_after, "rows": done.rows}
-    assert commit.commit_night(night.partition, checks.verify(night.shards, night.folder), night.schema, {}) is None
+    with steps.step("the same night, compacted"):
+        assert not checks.incomplete(night.shards, night.folder)
+        infer.check(night)
+        files = joining.files(checks.verify(night.shards, night.folder))
+        assert not contents.total(files).errors
+        assert commit.commit_night(night.partition, files, night.schema, {}) is None
 
 
 def log_bytes(uri: str) -> int:

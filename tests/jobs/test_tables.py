@@ -110,27 +110,29 @@ def test_nights_are_put_into_fewer_files(
             row = {"sample_id": shard.uri, "shard": shard.uri, "index": 0, "last": True, "status": "ok"}
             tiny.stage(folder, SCHEMA, shard, pa.Table.from_pylist([row], schema=SCHEMA))
         commit_night(Partition(table, ds), verify(found, folder), SCHEMA, {"run_id": "run"})
-    storage.delete(f"{lake}-in/2026-02-02/2.tar")
+    gone = sorted(Path(table, "ds=2026-02-02", "0123456789ab").iterdir())[0]
+    gone.unlink()
 
     def gained(version: int | None) -> dict:
         return {"ds": "2026-02-01", "rows": 4, "files": 4, "files_after": 1, "version": version}
 
-    command = ["compact", "captions", "--tables", lake, "--input", f"{lake}-in/{{ds}}"]
+    command = ["compact", "captions", "--tables", lake]
     shown = main([*command, "--dry-run"])
-    why = f"{table} ds=2026-02-02 is not what {lake}-in/2026-02-02 would become now: a shard came, went or changed, "
+    why = f"{table} ds=2026-02-02 lacks its file ds=2026-02-02/0123456789ab/{gone.name}: infer the night again"
     assert shown is not None
-    assert shown.pop("skipped")["2026-02-02"].startswith(why)
+    assert shown.pop("skipped") == {"2026-02-02": why}
     assert shown == {"table": "captions", "tables": lake, "dry_run": True, "nights": [gained(None)]}
     monkeypatch.chdir(Path(lake).parent)
-    here = ["compact", "captions", "--tables", "tables", "--input", "tables-in/{ds}", "--ds", "2026-02-01"]
+    here = ["compact", "captions", "--tables", "tables", "--ds", "2026-02-01"]
     assert main(here) == {
         "table": "captions", "tables": "tables", "dry_run": False, "nights": [gained(5)], "skipped": {},
     }  # fmt: skip
     files = [(night["ds"], night["files"], night["rows"]) for night in listed(capfdbinary, "--tables", lake)]
     assert files == [("2026-01-30", 1, 3), ("2026-01-31", 1, 1), ("2026-02-01", 1, 4), ("2026-02-02", 3, 3)]
-    query.main(["SELECT count(sample_id) AS n FROM captions", "--tables", "tables", "--format", "csv"])
-    assert capfdbinary.readouterr().out == b'"n"\n10\n'
-    with pytest.raises(RefusedError, match=r"is not what .* infer the night again first, or leave `input` out"):
+    sql = "SELECT count(sample_id) AS n FROM captions WHERE ds < '2026-02-02'"
+    query.main([sql, "--tables", "tables", "--format", "csv"])
+    assert capfdbinary.readouterr().out == b'"n"\n7\n'
+    with pytest.raises(RefusedError, match=r"lacks its file .*: infer the night again"):
         main([*command, "--ds", "2026-02-02"])
 
 
@@ -160,7 +162,5 @@ def test_mistakes_are_one_line(lake: str) -> None:
     assert gone == f"{lake}/captions had no rows of 2026-01-31 in version 1: `hybrid tables --as-of` lists nights"
     compact = ["compact", "captions", "--tables", lake]
     assert refusal(*compact, "--ds", "yesterday").startswith("--ds 'yesterday' is not a date: write YYYY-MM-DD")
-    assert refusal(*compact, "--input", "in") == "--input in has no {ds}: it is the input of one night; name its --ds"
-    assert refusal(*compact, "--input", f"{lake}/captions/{{ds}}").startswith(f"--input {lake}/captions/{{ds}} lies in")
     assert refusal(*compact, "--ds", "2026-02-09").startswith(f"{lake}/captions has no rows of 2026-02-09: ")
     assert refusal("compact", "--tables", lake).startswith("hybrid tables compact needs a table first: captions, ")

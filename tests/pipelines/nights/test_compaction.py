@@ -25,8 +25,9 @@ from pipelines.nights import commit, compaction, infer, tables, upkeep
 from pipelines.nights.commit import Partition, commit_night
 from pipelines.nights.compaction import compact, plan, rewrite
 from pipelines.nights.infer import Night
+from pipelines.nights.rules import Rules
 from pipelines.reading import units
-from pipelines.reading.shards import NoShardsError, Shard, list_shards
+from pipelines.reading.shards import Shard, list_shards
 from pipelines.reading.units import Unit
 from pipelines.staging import checks, contents, joining
 from pipelines.staging.checks import RefusedError, verify
@@ -61,50 +62,47 @@ def old(place: str, tmp_path: Path) -> Night:
     return Night(list_shards(f"{place}/in/ds={DS}"), partition, Inference.of(artifact))
 
 
-def given(night: Night) -> str:
-    """Its input, as nights are asked for."""
-    return night.shards[0].uri.replace(DS, "{ds}").rsplit("/", 1)[0] + "/*.txt"
-
-
 def again(night: Night) -> tuple[int, int | None]:
     """The same night once more: how many rows it computes, and which version it makes."""
     done = infer.infer(night, Resources(), Tracker("sqlite:////proc/nowhere/mlflow.db"))
     return done.rows_computed, done.version
 
 
-def opened(uri: str) -> DeltaTable:
-    table = tables.open_table(uri)
-    assert table is not None
-    return table
+def sizes(partition: Partition) -> dict[str, int]:
+    """Of a night's files."""
+    return {path: storage.info(f"{partition.table}/{path}").size for path in partition.files()}
 
 
-def test_shards_that_lie_each_for_itself_become_their_units(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "UNIT_BYTES", 40_000)
+def test_many_small_files_become_a_pack(old: Night) -> None:
     uri = old.partition.table
-    before, paths = everything(uri), night_files(uri, DS)
+    before, paths, keys = everything(uri), night_files(uri, DS), set(list_pieces(old.folder))
     assert len(paths) == SHARDS
-    known = [unit.key for unit in units.units(old.shards)]
-    assert 2 <= len(known) <= SHARDS / 2
-    shown = compact(uri, given(old), dry_run=True)
+    shown = compact(uri, dry_run=True)
     assert [(night.ds, night.files, night.files_after, night.version) for night in shown.nights] == [
-        (DS, SHARDS, len(known), None)
+        (DS, SHARDS, 1, None)
     ]
     assert night_files(uri, DS) == paths
-    (done,) = compact(uri, given(old)).nights
-    assert (done.rows, done.files, done.files_after, done.version) == (3 * SHARDS, SHARDS, len(known), 2)
+    (done,) = compact(uri).nights
+    assert (done.rows, done.files, done.files_after, done.version) == (3 * SHARDS, SHARDS, 1, 2)
     assert everything(uri) == before
     assert everything(uri, version=1) == before, "the version before it is kept"
-    assert [night.rows for night in tables.nights(opened(uri))] == [3 * SHARDS], "as the log tells"
-    assert set(list_pieces(old.folder)) >= set(known)
+    assert [(night.rows, night.bad, night.files) for night in nights(uri)] == [(3 * SHARDS, 0, 1)], "as the log tells"
+    assert set(list_pieces(old.folder)) == keys, "they are the units that they were"
     assert again(old) == (0, None)
-    assert compact(uri, given(old)) == compaction.Compacted()
+    assert compact(uri) == compaction.Compacted()
     infer.check(old)
+
+
+def nights(uri: str) -> list[tables.StoredNight]:
+    table = tables.open_table(uri)
+    assert table is not None
+    return tables.nights(table)
 
 
 def test_what_is_replaced_is_tidied_when_it_is_old(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = old.partition.table
     before, paths = everything(uri), night_files(uri, DS)
-    compact(uri, given(old))
+    compact(uri)
     assert upkeep.tidy(uri, 1).removed == []
     monkeypatch.setattr(upkeep, "_now", lambda: datetime.now(UTC) + timedelta(hours=49))
     assert upkeep.tidy(uri, 72).removed == []
@@ -119,29 +117,23 @@ def test_what_is_replaced_is_tidied_when_it_is_old(old: Night, monkeypatch: pyte
 def test_a_night_is_as_old_as_before(old: Night) -> None:
     uri = old.partition.table
 
-    def written() -> dict[str, datetime]:
-        table = tables.open_table(uri)
-        assert table is not None
-        return {night.ds: night.written for night in tables.nights(table)}
-
-    before = written()
-    compact(uri, given(old))
-    assert written() == before
+    before = [night.written for night in nights(uri)]
+    compact(uri)
+    assert [night.written for night in nights(uri)] == before
 
 
 def test_an_earlier_state_is_brought_back_and_rewritten_again(old: Night) -> None:
     uri = old.partition.table
     before, paths = everything(uri), night_files(uri, DS)
-    compact(uri, given(old))
+    compact(uri)
     assert commit.restore(uri, 1, DS) == 3
     assert night_files(uri, DS) == paths
-    (done,) = compact(uri, given(old)).nights
+    (done,) = compact(uri).nights
     assert done.version == 4
     assert everything(uri) == everything(uri, version=2) == before
-    assert not night_files(uri, DS) & tables.night_files(DeltaTable(uri, version=2), DS), "nothing is written over"
 
 
-def test_pieces_of_a_unit_become_one_without_its_input(table: str) -> None:
+def test_pieces_of_several_units_become_one_file(table: str) -> None:
     """A large shard, staged by several tasks, and small ones together."""
     other = Shard("s3://lake/in/c.tar", 10, "1")
     a, b = Unit.of([A, B]).parts()
@@ -155,21 +147,32 @@ def test_pieces_of_a_unit_become_one_without_its_input(table: str) -> None:
     commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
     before = everything(table)
     (done,) = compact(table).nights
-    assert (done.rows, done.files, done.files_after, done.version) == (14, 7, 2, 2)
+    assert (done.rows, done.files, done.files_after, done.version) == (14, 7, 1, 2)
     assert everything(table) == before
     chosen = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
-    assert {f"ds=2026-01-01/{ONE}/{piece.file.name}" for piece in chosen} == night_files(table, "2026-01-01")
-    assert {piece.rows for piece in chosen} == {7}
-    assert contents.total(chosen) == contents.total(pieces)
-    assert contents.total(chosen).errors == Counter(X=3, Z=2)
+    (file,) = joining.files(chosen)
+    assert night_files(table, "2026-01-01") == {f"ds=2026-01-01/{ONE}/{file.file.name}"}
+    assert [piece.name for piece in chosen] == [piece.name for piece in pieces]
+    assert contents.total([file]) == contents.total(pieces)
+    assert contents.total([file]).errors == Counter(X=3, Z=2)
+    assert [night.bad for night in nights(table)] == [5]
 
 
-def test_a_night_that_gains_little_is_left(table: str) -> None:
+def test_large_files_stay_and_small_ones_share_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "PACK_BYTES", 100)
+    assert compaction.runs({}) == []
+    assert compaction.runs({"a": 49}) == [["a"]]
+    assert compaction.runs({"c": 49, "a": 49, "b": 50, "d": 2, "e": 1}) == [["b"], ["a", "c", "d"], ["e"]]
+    assert compaction.runs({"a": 500, "b": 20, "c": 50}) == [["a"], ["c"], ["b"]]
+
+
+def test_a_night_that_gains_little_is_left(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three files would become two, which is not half as many; four would."""
     folder = storage.join(table, "ds=2026-01-01", ONE)
     for block in (rows(A, 0, 2, 3), rows(A, 2, 4, 3), rows(B, 0, 2, 3)):
         stage(folder, block)
     whole = [*list_pieces(folder)[A.key], *list_pieces(folder)[B.key]]
+    monkeypatch.setattr(compaction, "PACK_BYTES", 2 * max(piece.file.size for piece in whole) + 2)
     commit_night(Partition(table, "2026-01-01"), whole, SCHEMA, RUN)
     assert compact(table) == compaction.Compacted()
     stage(folder, rows(B, 2, 4, 3))
@@ -178,25 +181,187 @@ def test_a_night_that_gains_little_is_left(table: str) -> None:
     assert (done.files, done.files_after) == (4, 2)
 
 
-def test_a_piece_has_no_more_than_has_room(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pack_has_no_more_than_has_room(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """And rows are read and written some at a time."""
     uri = old.partition.table
     before = everything(uri)
-    sizes = [piece.file.size for piece in verify(old.shards, old.folder)]
-    monkeypatch.setattr(joining, "PIECE_BYTES", 4 * max(sizes))
+    monkeypatch.setattr(compaction, "PACK_BYTES", 4 * max(sizes(old.partition).values()))
     monkeypatch.setattr(joining, "ROWS_BYTES", 2000)
-    (done,) = compact(uri, given(old)).nights
+    (done,) = compact(uri).nights
     assert SHARDS / 4 <= done.files_after <= SHARDS / 2
     assert everything(uri) == before
     assert again(old) == (0, None)
-    for piece in verify(old.shards, old.folder):
-        with storage.open_input(piece.file.uri) as stream:
+    for path in night_files(uri, DS):
+        with storage.open_input(f"{uri}/{path}") as stream:
             file = pq.ParquetFile(stream)
             assert 1 < file.num_row_groups < file.metadata.num_rows
-    monkeypatch.setattr(joining, "PIECE_BYTES", 0)
-    assert compact(uri, given(old)).nights == []
+    monkeypatch.setattr(compaction, "PACK_BYTES", 0)
+    assert compact(uri).nights == []
 
 
+def test_packs_become_larger_ones(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = old.partition.table
+    before, names = everything(uri), sorted(list_pieces(old.folder))
+    with monkeypatch.context() as patched:
+        patched.setattr(compaction, "PACK_BYTES", 6 * max(sizes(old.partition).values()))
+        (done,) = compact(uri).nights
+    assert 2 <= done.files_after <= 6
+    (done,) = compact(uri).nights
+    assert done.files_after == 1
+    assert everything(uri) == before
+    assert sorted(list_pieces(old.folder)) == names
+    assert again(old) == (0, None)
+
+
+# ---- the same night, when its input is another one ----------------------------------------------------------------
+def compute(night: Night, folder: str) -> tuple[Night, int]:
+    """Does a night over what is in a folder now, with rows that nobody predicted; how many rows were computed."""
+    night = replace(night, shards=list_shards(folder))
+    done = 0
+    for part in checks.incomplete(night.shards, night.folder):
+        assert part.shard.first == 0
+        lines = storage.read_text(part.shard.uri).splitlines()
+        block = [
+            {
+                "sample_id": f"{part.shard.uri}#{n}", "shard": part.shard.uri, "index": n, "last": n == len(lines) - 1,
+                "status": "error" if line == "bad" else "ok", "error": "Bad: row" if line == "bad" else None,
+                "source": line,
+            }
+            for n, line in enumerate(lines)
+        ]  # fmt: skip
+        tiny.stage(night.folder, night.schema, part, pa.Table.from_pylist(block, schema=night.schema))
+        done += len(lines)
+    infer.check(replace(night, rules=replace(night.rules, allow_missing=True)))
+    return night, done
+
+
+def told(uri: str) -> list[tuple[str, str, str | None]]:
+    """Each row: its shard, what it was made of, and its error."""
+    return [(row["sample_id"], row["source"], row["error"]) for row in everything(uri)]
+
+
+def expected(folder: str) -> list[tuple[str, str, str | None]]:
+    return sorted(
+        (f"{shard.uri}#{n}", line, "Bad: row" if line == "bad" else None)
+        for shard in list_shards(folder)
+        for n, line in enumerate(storage.read_text(shard.uri).splitlines())
+    )
+
+
+def test_a_late_shard_costs_its_unit_and_a_new_pack(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "UNIT_BYTES", 40_000)
+    uri, folder = old.partition.table, old.shards[0].uri.rsplit("/", 1)[0]
+    compact(uri)
+    (pack,) = night_files(uri, DS)
+    storage.write_bytes(f"{folder}/late.txt", b"der Hund\nbad\n")
+    late, computed = compute(old, folder)
+    assert computed == 2, "all others lie there each for itself"
+    assert again(late) == (0, 3)
+    assert len(night_files(uri, DS)) == 2
+    assert pack in night_files(uri, DS), "all its rows are needed, so it stays"
+    assert [(night.rows, night.bad) for night in nights(uri)] == [(3 * SHARDS + 2, 1)]
+    assert again(late) == (0, None)
+    (done,) = compact(uri).nights
+    assert (done.files, done.files_after) == (2, 1)
+    assert again(late) == (0, None)
+
+
+def test_a_shard_that_changes_takes_its_rows_out_of_its_pack(old: Night) -> None:
+    uri, folder = old.partition.table, old.shards[0].uri.rsplit("/", 1)[0]
+    compact(uri)
+    (pack,) = night_files(uri, DS)
+    before = {row["sample_id"]: row for row in everything(uri)}
+    changed = old.shards[7].uri
+    storage.write_bytes(changed, b"another sentence\n")
+    now, computed = compute(old, folder)
+    assert computed == 1
+    assert again(now) == (0, 3)
+    assert len(night_files(uri, DS)) == 2
+    assert pack not in night_files(uri, DS)
+    rows_now = {row["sample_id"]: row for row in everything(uri)}
+    assert rows_now.pop(f"{changed}#0")["source"] == "another sentence"
+    assert rows_now == {id_: row for id_, row in before.items() if row["shard"] != changed}
+    assert everything(uri, version=2) == list(before.values()), "the version before it is kept"
+    assert again(now) == (0, None)
+
+
+def test_a_shard_that_is_gone_is_refused_and_can_be_let_go(old: Night) -> None:
+    uri, folder = old.partition.table, old.shards[0].uri.rsplit("/", 1)[0]
+    compact(uri)
+    gone = old.shards[3].uri
+    storage.delete(gone)
+    less = replace(old, shards=list_shards(folder))
+    with pytest.raises(RefusedError, match=f"1 of its shards are gone, such as {gone}: nothing was changed"):
+        infer.check(less)
+    assert again(less) == (0, 3)
+    assert {row["shard"] for row in everything(uri)} == {shard.uri for shard in less.shards}
+    (file,) = night_files(uri, DS)
+    assert f"pack-of-{SHARDS - 1}-" in file
+    assert again(less) == (0, None)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_comes_changes_or_goes_each_row_is_there_once(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nights, compactions, tidying and restoring in a random order, over an input that changes in between."""
+    monkeypatch.setattr(units, "UNIT_BYTES", 30_000)
+    draw, folder = random.Random(seed), f"{tmp_path}/in/ds={DS}"
+    artifact = artifacts.read(tiny.write_translator(str(tmp_path / "model")))
+    partition = Partition.of(f"{tmp_path}/tables", "translations", DS)
+    night = Night([], partition, Inference.of(artifact), Rules(max_error_fraction=1.0))
+    now, names = datetime.now(UTC), [f"{n:02d}" for n in range(20)]
+    monkeypatch.setattr(upkeep, "_now", lambda: now)
+    for name in names[:12]:
+        storage.write_bytes(f"{folder}/{name}.txt", b"ein Hund\neine Katze\n")
+    for step in range(25):
+        name = draw.choice(names)
+        match draw.choice(("write", "write", "delete", "infer", "infer", "compact", "compact", "tidy", "wait")):
+            case "write":
+                lines = [draw.choice(("ein Hund", "bad", f"Nummer {step}")) for _ in range(draw.randint(1, 4))]
+                storage.write_bytes(f"{folder}/{name}.txt", "".join(f"{line}\n" for line in lines).encode())
+            case "delete" if len(storage.list_files(folder)) > 1:
+                storage.delete(f"{folder}/{name}.txt")
+            case "infer":
+                night, _ = compute(night, folder)
+                again(night)
+                assert sorted(told(partition.table)) == expected(folder), (seed, step)
+                assert again(night) == (0, None), (seed, step)
+                assert [found.rows for found in nights(partition.table)] == [len(expected(folder))]
+                assert [found.bad for found in nights(partition.table)] == [
+                    sum(error is not None for _, _, error in expected(folder))
+                ]
+            case "compact" if tables.open_table(partition.table) is not None:
+                before = everything(partition.table)
+                monkeypatch.setattr(compaction, "PACK_BYTES", draw.choice((20_000, 60_000, 64 << 20)))
+                compact(partition.table)
+                assert everything(partition.table) == before, (seed, step)
+            case "tidy" if tables.open_table(partition.table) is not None:
+                before = everything(partition.table)
+                upkeep.tidy(partition.table, 24)
+                assert everything(partition.table) == before, (seed, step)
+            case "wait":
+                now += timedelta(hours=draw.choice((1, 13, 30)))
+            case _:
+                pass
+
+
+def test_a_pack_that_waited_is_copied_and_stays_a_pack(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a compaction that was killed before its commit: a night that uses it makes it young first."""
+    uri = old.partition.table
+    before = everything(uri)
+    found = plan(old.partition, sizes(old.partition))
+    ((pack, _),) = joining.write(found.packs)
+    monkeypatch.setattr(upkeep, "_now", lambda: datetime.now(UTC) + timedelta(hours=13))
+    assert again(old) == (0, 2)
+    (path,) = night_files(uri, DS)
+    assert path.rsplit("-r", 1)[0] == f"ds={DS}/{old.folder.rsplit('/', 1)[-1]}/{pack.file.name.rsplit('-r', 1)[0]}"
+    assert not path.endswith(pack.file.name)
+    assert everything(uri) == before
+    assert again(old) == (0, None)
+
+
+# ---- files of earlier versions ------------------------------------------------------------------------------------
 def test_files_of_earlier_versions_are_joined_with_newer_ones(table: str) -> None:
     """They lack columns, have dictionaries, and do not tell how many of their rows are bad."""
     folder = storage.join(table, "ds=2026-01-01", ONE)
@@ -211,9 +376,9 @@ def test_files_of_earlier_versions_are_joined_with_newer_ones(table: str) -> Non
     (done,) = compact(table).nights
     assert (done.files, done.files_after) == (3, 1)
     assert everything(table) == before
-    (piece,) = tiling(list_pieces(folder)[A.key]) or []
-    assert contents.total([piece]).errors == Counter(X=4)
-    joined = pq.ParquetFile(pa.BufferReader(storage.read_bytes(piece.file.uri)))
+    (file,) = joining.files(tiling(list_pieces(folder)[A.key]) or [])
+    assert contents.total([file]).errors == Counter(X=4)
+    joined = pq.ParquetFile(pa.BufferReader(storage.read_bytes(file.file.uri)))
     assert set(joined.schema_arrow.names) == set(SCHEMA.names)
     group = joined.metadata.row_group(0)
     assert not any(group.column(number).has_dictionary_page for number in range(group.num_columns))
@@ -225,7 +390,7 @@ def test_a_night_that_is_replaced_meanwhile_is_left(old: Night, monkeypatch: pyt
     """Before the commit looks, or between its look and its commit."""
     uri = old.partition.table
     for number, fingerprint in enumerate((ONE, TWO)):
-        found = plan(opened(uri), old.partition, given(old).replace("{ds}", DS))
+        found = plan(old.partition, sizes(old.partition))
         new = night(uri, fingerprint, rows(A, 0, 2, 1), ds=DS)
         if number:
             meanwhile(monkeypatch, lambda new=new: commit_night(old.partition, new, old.schema, RUN))
@@ -242,7 +407,7 @@ def test_a_night_that_is_replaced_meanwhile_is_left(old: Night, monkeypatch: pyt
 def test_a_night_that_is_committed_after_it_replaces_it_whole(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = old.partition.table
     new = night(uri, ONE, rows(A, 0, 2, 1), ds=DS)
-    meanwhile(monkeypatch, lambda: compact(uri, given(old)))
+    meanwhile(monkeypatch, lambda: compact(uri))
     assert commit_night(old.partition, new, old.schema, RUN) == 3
     assert read(uri, DS) == [f"{A.uri}#0", f"{A.uri}#1"]
     assert len(everything(uri, version=2)) == 3 * SHARDS, "the compaction was first"
@@ -253,7 +418,7 @@ def test_a_night_of_another_date_does_not_matter(old: Night, monkeypatch: pytest
     before = everything(uri)
     other = night(uri, ONE, rows(A, 0, 2, 1), ds="2026-02-01")
     meanwhile(monkeypatch, lambda: commit_night(Partition(uri, "2026-02-01"), other, old.schema, RUN))
-    (done,) = compact(uri, given(old), ds=DS).nights
+    (done,) = compact(uri, ds=DS).nights
     assert done.files_after == 1
     assert len(read(uri, "2026-02-01")) == 2
     assert [row for row in everything(uri) if row["ds"] == DS] == before
@@ -286,7 +451,7 @@ def test_nights_and_compactions_at_once_leave_each_row_once(tmp_path: Path) -> N
         done = 0
         for number in range(15):
             with suppress(CommitFailedError, RefusedError):
-                done += len(compact(table, f"{tmp_path}/in/{{ds}}", dates[number % 2]).nights)
+                done += len(compact(table, dates[number % 2]).nights)
         return done
 
     with ThreadPoolExecutor() as threads:
@@ -298,7 +463,6 @@ def test_nights_and_compactions_at_once_leave_each_row_once(tmp_path: Path) -> N
 
 
 def test_one_that_is_killed_changes_nothing_and_is_done_again(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "UNIT_BYTES", 40_000)
     uri = old.partition.table
     before, paths = everything(uri), night_files(uri, DS)
     write, room = joining._write, iter([True])
@@ -309,9 +473,10 @@ def test_one_that_is_killed_changes_nothing_and_is_done_again(old: Night, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
+        patched.setattr(compaction, "PACK_BYTES", 12 * max(sizes(old.partition).values()))
         patched.setattr(joining, "_write", killed)
         with pytest.raises(KeyboardInterrupt):
-            compact(uri, given(old))
+            compact(uri)
     assert night_files(uri, DS) == paths
     assert everything(uri) == before
     (left,) = [file for file in storage.list_files(old.folder) if file.uri.removeprefix(f"{uri}/") not in paths]
@@ -321,70 +486,13 @@ def test_one_that_is_killed_changes_nothing_and_is_done_again(old: Night, monkey
     version = DeltaTable(uri).version()
     assert again(old) == (0, version + 1), "the night uses what is there"
     assert everything(uri) == before
-    (done,) = compact(uri, given(old)).nights
+    (done,) = compact(uri).nights
     assert everything(uri) == before
-    assert done.version == version + 2
+    assert (done.files_after, done.version) == (1, version + 2)
     assert again(old) == (0, None)
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------
-def test_another_input_is_refused(old: Night) -> None:
-    uri, version = old.partition.table, DeltaTable(old.partition.table).version()
-    changed = old.shards[0].uri
-    storage.write_bytes(changed, b"another sentence\n")
-    said = (
-        f"{old.partition} is not what {given(old).replace('{ds}', DS)} would become now: a shard came, went or changed"
-    )
-    with pytest.raises(RefusedError, match=said.replace("*", r"\*")):
-        compact(uri, given(old), ds=DS)
-    assert list(compact(uri, given(old)).skipped) == [DS]
-    with pytest.raises(NoShardsError):
-        compact(uri, given(old).replace("/in/", "/none/"), ds=DS)
-    assert "no shards found" in compact(uri, given(old).replace("/in/", "/none/")).skipped[DS]
-    assert compact(uri, ds=DS) == compaction.Compacted()
-    assert DeltaTable(uri).version() == version
-
-
-def test_late_shards_beside_old_ones_stay_with_their_own(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Units of which an earlier version staged only a part are left as they are: all others are rewritten."""
-    monkeypatch.setattr(units, "UNIT_BYTES", 40_000)
-    folder = old.shards[0].uri.rsplit("/", 1)[0]
-
-    def halves(names: tuple[str, str]) -> tuple[int, int]:
-        """Old shards in the unit that late ones of these names would share, and in others."""
-        late = [Shard(f"{folder}/{name}", 9, "") for name in names]
-        sizes = [len(unit.shards) - 2 for unit in units.units([*old.shards, *late]) if {*late} <= {*unit.shards}]
-        return (sizes[0], SHARDS - sizes[0]) if sizes else (0, 0)
-
-    names = next(pair for pair in ((f"late-{n}.txt", f"later-{n}.txt") for n in range(1000)) if min(halves(pair)) > 1)
-    for name in names:
-        storage.write_bytes(f"{folder}/{name}", b"der Hund\n")
-    late = replace(old, shards=list_shards(folder))
-    for part in checks.incomplete(late.shards, late.folder):
-        row = {"shard": part.shard.uri, "index": 0, "last": True, "status": "ok"}
-        tiny.stage(late.folder, late.schema, part, pa.Table.from_pylist([row], schema=late.schema))
-    uri = late.partition.table
-    assert again(late) == (0, 2)
-    before = everything(uri)
-    found = plan(opened(uri), late.partition, folder)
-    assert len(found.kept) >= halves(names)[0]
-    assert sum(len(each.sources) for each in found.joined) == SHARDS + 2 - len(found.kept) >= 2
-    assert rewrite(found) == 3
-    assert everything(uri) == before
-    assert again(late) == (0, None)
-
-
-def test_a_night_that_is_not_whole_stays_as_it_is(table: str) -> None:
-    """No night is: another program took a file out."""
-    folder = storage.join(table, "ds=2026-01-01", ONE)
-    for first in (0, 1, 3):
-        stage(folder, rows(A, first, first + 1, 3))
-    commit_night(Partition(table, "2026-01-01"), list_pieces(folder)[A.key], SCHEMA, RUN)
-    assert compact(table) == compaction.Compacted()
-    stage(folder, rows(A, 2, 3, 3))
-    assert compact(table) == compaction.Compacted(), "it lies there, and is not the table's"
-
-
 def test_tables_and_files_of_others_are_refused(table: str) -> None:
     with pytest.raises(UsageError, match="there is no table at"):
         compact(table)

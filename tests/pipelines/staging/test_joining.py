@@ -11,8 +11,8 @@ from pipelines import storage
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import Unit
 from pipelines.staging import contents, joining
-from pipelines.staging.joining import join, small_units
-from pipelines.staging.pieces import list_pieces, tiling
+from pipelines.staging.joining import by_file, files, join, pack, small_units, write
+from pipelines.staging.pieces import Piece, list_pieces, tiling
 from tests.pipelines.staging.test_pieces import A, B, rows
 from tests.pipelines.staging.test_sink import stage
 
@@ -92,7 +92,7 @@ def test_other_units_are_left(folder: str) -> None:
 
 
 def test_a_unit_that_lacks_something_is_left(folder: str) -> None:
-    second = sorted(list_pieces(folder)[UNIT.key], key=joining.first)[1]
+    second = sorted(list_pieces(folder)[UNIT.key], key=lambda piece: piece.first)[1]
     storage.delete(second.file.uri)
     before = storage.list_files(folder)
     assert join({UNIT.key}, folder) == {}
@@ -148,3 +148,84 @@ def test_large_rows_are_read_few_at_a_time() -> None:
     assert batch_rows(10, 2000) == joining.MOST_ROWS
     assert batch_rows(joining.ROWS_BYTES // 4, 6) in (3, 4)
     assert batch_rows(2 * joining.ROWS_BYTES, 2) == 1
+
+
+# ---- packs -----------------------------------------------------------------------------------------------------------
+def lying(folder: str) -> list[Piece]:
+    """What a night of the unit and of a large shard would take."""
+    staged = list_pieces(folder)
+    return [piece for key in sorted(staged) for piece in tiling(staged[key]) or []]
+
+
+@pytest.fixture
+def packed(folder: str) -> str:
+    """The unit's four pieces and two of a large shard in one file, and apart."""
+    other = Shard("s3://lake/in/c.tar", 10, "1")
+    for block in (rows(other, 0, 2, 4, "X: y"), rows(other, 2, 5, 4)):
+        stage(folder, block)
+    write([pack(folder, lying(folder))])
+    return folder
+
+
+def read(piece: Piece) -> list[dict[str, Any]]:
+    """Its rows, of its file."""
+    row = piece.pack.row if piece.pack else 0
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(piece.file.uri)))
+    return table.slice(row, piece.rows).to_pylist()
+
+
+def test_a_pack_has_its_pieces_one_after_another(packed: str) -> None:
+    """They are what they were, and rather taken than those that lie there by themselves."""
+    there = list_pieces(packed)
+    apart = {piece.name: piece for own in there.values() for piece in own if piece.pack is None}
+    chosen = lying(packed)
+    assert {piece.name for piece in chosen} == set(apart)
+    assert len({piece.file for piece in chosen}) == 1
+    for piece in chosen:
+        assert piece.pack is not None
+        own = apart[piece.name]
+        assert (piece.first, piece.stop, piece.end, piece.rows) == (own.first, own.stop, own.end, own.rows)
+        assert read(piece) == read(own)
+    (whole,) = files(chosen)
+    assert (whole.rows, whole.file, whole.pack) == (12, chosen[0].file, None)
+    assert contents.total([whole]).errors == Counter(Z=2, X=2)
+
+
+def test_of_a_pack_that_is_not_needed_whole_a_new_one_has_the_rest(packed: str) -> None:
+    chosen = lying(packed)
+    for without in ([0], [1, 2], [0, 2, 4], [5], [0, 1, 2, 3, 4]):
+        needed = [piece for number, piece in enumerate(chosen) if number not in without]
+        (file,) = files(needed)
+        now = [row for piece in by_file(needed)[0] for row in read(piece)]
+        assert read(file) == now
+        assert file.name.startswith(f"pack-of-{len(needed)}-")
+        assert file.bad == contents.total([file]).bad == sum(row["status"] == "error" for row in now)
+        newest = [piece for own in list_pieces(packed).values() for piece in own if piece.file == file.file]
+        assert [piece.name for piece in newest] == [piece.name for piece in by_file(needed)[0]]
+        assert {piece.file for piece in lying(packed) if piece.name in {p.name for p in needed}} == {file.file}
+        storage.delete(file.file.uri)
+
+
+def test_packs_and_pieces_become_one_pack(packed: str) -> None:
+    """A pack of a pack has its pieces, and not its note."""
+    stage(packed, rows(Shard("s3://lake/in/d.tar", 10, "1"), 0, 2, 1))
+    before = lying(packed)
+    assert len({piece.file for piece in before}) == 2
+    ((file, found),) = write([pack(packed, before)])
+    after = lying(packed)
+    assert [piece.name for piece in after] == [piece.name for piece in before]
+    assert {piece.file for piece in after} == {file.file}
+    assert [read(piece) for piece in after] == [read(piece) for piece in before]
+    assert found == contents.total([file])
+
+
+def test_pieces_of_a_pack_are_put_together_like_others(packed: str) -> None:
+    """Its unit's, that is: a piece of a unit, which is no pack."""
+    before = [row for piece in lying(packed) if piece.name.startswith("unit-") for row in read(piece)]
+    for piece in (piece for own in list_pieces(packed).values() for piece in own if piece.pack is None):
+        storage.delete(piece.file.uri)
+    assert len(join({UNIT.key}, packed)) == 1
+    (piece,) = tiling(list_pieces(packed)[UNIT.key]) or []
+    assert piece.pack is None
+    assert read(piece) == before
+    assert b"hybrid.pieces" not in pq.read_metadata(pa.BufferReader(storage.read_bytes(piece.file.uri))).metadata

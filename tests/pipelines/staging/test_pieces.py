@@ -1,6 +1,8 @@
+import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hybrid_models import HYBRIDS
@@ -8,11 +10,16 @@ from pipelines import storage
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import Part, Unit, placed
 from pipelines.staging.pieces import (
+    PACK,
+    PACKED,
     PASSING,
     TIMINGS,
     Piece,
+    Within,
     is_own,
     list_pieces,
+    names_in,
+    pack_name,
     piece_name,
     renewed_name,
     table_schema,
@@ -129,3 +136,54 @@ def test_what_is_our_own_is_told_by_place_and_name() -> None:
 )
 def test_everything_else_is_not(path: str) -> None:
     assert not is_own(path)
+
+
+# ---- packs -----------------------------------------------------------------------------------------------------------
+NAMES = [f"{A.key}-00000000-00000002.parquet", f"{B.key}-00000000-00000003-end.parquet"]
+
+
+def put_pack(folder: Path, note: object, rows: int, name: str | None = None) -> str:
+    """A file by the name of a pack; its own name."""
+    name = name or renewed_name(pack_name(NAMES, 5), 1700000000)
+    table = pa.table({"index": range(rows)})
+    if note is not None:
+        table = table.replace_schema_metadata({PACKED: json.dumps(note)})
+    pq.write_table(table, folder / name)
+    return name
+
+
+def test_the_pieces_of_a_pack_are_those_of_its_footer(tmp_path: Path) -> None:
+    name = put_pack(tmp_path, NAMES, 5)
+    assert is_own(f"{PLACE}/{name}")
+    found = list_pieces(str(tmp_path))
+    assert set(found) == {A.key, B.key}
+    (a,), (b,) = found[A.key], found[B.key]
+    assert [p.name for p in (a, b)] == NAMES
+    assert {p.file.name for p in (a, b)} == {name}
+    assert (a.first, a.stop, a.end, a.rows, a.pack) == (0, 2, False, 2, Within(NAMES[0], 0, 5, 1700000000))
+    assert (b.first, b.stop, b.end, b.rows, b.pack) == (0, 3, True, 3, Within(NAMES[1], 2, 5, 1700000000))
+    assert names_in(a.file) == tuple(NAMES)
+
+
+@pytest.mark.parametrize("note", [None, ["a.parquet"], [1], {}, "x", NAMES[:1], [*NAMES, NAMES[0]]])
+def test_a_file_that_does_not_tell_whose_rows_it_has_is_none_of_theirs(note: object, tmp_path: Path) -> None:
+    """Its rows are computed anew, then: nothing is believed of it."""
+    name = put_pack(tmp_path, note, 5)
+    (own,) = list_pieces(str(tmp_path))
+    assert own == name.split("-00000000-")[0], "the piece of a unit that no night has"
+
+
+def test_a_pack_that_is_cut_off_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name = put_pack(tmp_path, NAMES, 5)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-9])
+    assert [p.name for own in list_pieces(str(tmp_path)).values() for p in own] == [name]
+    assert f"{tmp_path}/{name} is damaged, and is left alone: " in caplog.text
+
+
+def test_a_shard_may_be_called_like_a_pack(tmp_path: Path) -> None:
+    shard = Shard("s3://lake/in/pack-of-2.tar", 10, "1")
+    name = piece_name(shard.key, 0, 5, 5, end=True)
+    assert not PACK.fullmatch(name), "its suffix stands between"
+    put_pack(tmp_path, NAMES, 5, name)
+    (piece_,) = list_pieces(str(tmp_path))[shard.key]
+    assert (piece_.rows, piece_.pack) == (5, None)
