@@ -19,6 +19,7 @@ from jobs.command.options import FLAT, check_ds
 from jobs.command.writers import WRITERS
 from pipelines import storage
 from pipelines.nights import commit, compaction, ownership, tables, upkeep
+from pipelines.nights.compaction import Compacted
 from pipelines.nights.rules import Retention
 from pipelines.nights.tables import AsOf, parse_as_of
 from pipelines.nights.upkeep import Tidied
@@ -58,8 +59,10 @@ class TidyOptions:
     tables: str
     """URI of the folder of tables."""
     retention: Annotated[Retention, FLAT] = field(default_factory=Retention)
+    compact: bool = False
+    """Put the rows of nights into fewer files first, as `hybrid tables compact` does, of all tables."""
     dry_run: bool = False
-    """Remove nothing; the files that would be removed are written to stdout, one a line."""
+    """Write and remove nothing; the files that would be removed are written to stdout, one a line."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,18 @@ def nights(name: str, table: DeltaTable) -> Iterator[dict[str, Any]]:
 
 
 def tidy(argv: Sequence[str]) -> dict[str, Any]:
-    """Removes what no version of the last hours needs; returns files and bytes by table, and what was left alone."""
+    """Removes what no version of the last hours needs, of nights in fewer files if that is asked for; returns files and
+    bytes by table, and what was left alone."""
     options = cli.parse(TidyOptions, argv, "hybrid tables tidy", "Remove files that no version needs any more.")
     options.retention.check()
     found, skipped = existing(options.tables)
     for name, note in skipped.items():
         log.warning("%s is left alone: %s", name, note)
+    compacted = {
+        name: _gained(compaction.compact(storage.join(options.tables, name), dry_run=options.dry_run))
+        for name in found
+        if options.compact
+    }
     tidied = {
         name: upkeep.tidy(storage.join(options.tables, name), options.retention.retain_hours, options.dry_run)
         for name in found
@@ -152,7 +161,22 @@ def tidy(argv: Sequence[str]) -> dict[str, Any]:
     if options.dry_run:
         print("\n".join(file.uri for table in tidied.values() for file in table.removed))
     counts = {name: _counts(table) for name, table in tidied.items()}
-    return {"tables": options.tables, "dry_run": options.dry_run, "removed": counts, "skipped": skipped}
+    return {
+        "tables": options.tables,
+        "dry_run": options.dry_run,
+        "compacted": compacted,
+        "removed": counts,
+        "skipped": skipped,
+    }
+
+
+def _gained(done: Compacted) -> dict[str, int]:
+    return {
+        "nights": len(done.nights),
+        "files": sum(night.files for night in done.nights),
+        "files_after": sum(night.files_after for night in done.nights),
+        "nights_skipped": len(done.skipped),
+    }
 
 
 def _counts(tidied: Tidied) -> dict[str, int]:

@@ -17,7 +17,7 @@ NIGHTLY = (
     "--resources.gpu yes --resources.max-actors 4"
 )
 
-TIDY = 'hybrid submit --submission-id "tidy-{{ ds }}" -- tables tidy --tables s3://lake/tables'
+TIDY = 'hybrid submit --submission-id "tidy-{{ ds }}" -- tables tidy --compact --tables s3://lake/tables'
 
 with DAG(
     "hybrid_nightly",

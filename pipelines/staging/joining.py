@@ -171,8 +171,8 @@ def write(joined: Sequence[Joined]) -> list[tuple[Piece, Contents]]:
 def _write(joined: Joined) -> tuple[Piece, Contents]:
     with ThreadPoolExecutor(READERS) as threads:
         taken = list(threads.map(_Taken.read, by_file(joined.sources)))
-    found = contents.added(each.contents() for each in taken)
-    schema = found.noted(_schema([each.reader for each in taken]).empty_table()).schema
+    found = contents.added(each.contents for each in taken)
+    schema = found.noted(_schema([each.schema for each in taken]).empty_table()).schema
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, schema.with_metadata({**schema.metadata, **joined.notes}), **PARQUET) as writer:
         for rows in _blocks(taken, schema):
@@ -184,12 +184,14 @@ def _write(joined: Joined) -> tuple[Piece, Contents]:
 
 @dataclass(frozen=True)
 class _Taken:
-    """A file in memory, of which some rows are taken."""
+    """A file in memory, of which some rows are taken. Of thousands no reader is kept: each takes more than its file."""
 
     data: bytes
-    reader: pq.ParquetFile
     spans: Sequence[tuple[int, int]]
     """From one row up to another, in their order."""
+    schema: pa.Schema
+    contents: Contents
+    """Of the rows that are taken."""
 
     @classmethod
     def read(cls, own: Sequence[Piece]) -> _Taken:
@@ -200,27 +202,25 @@ class _Taken:
         except FileNotFoundError:
             raise RuntimeError(f"{uri} was removed meanwhile: start again") from None
         reader = pq.ParquetFile(pa.BufferReader(data))
-        told = whole_file(own).rows
-        if reader.metadata.num_rows != told:
+        if reader.metadata.num_rows != whole_file(own).rows:
             raise RuntimeError(f"{uri} has {reader.metadata.num_rows} rows, and its name says otherwise")
-        return cls(data, reader, _spans(own))
+        spans = _spans(own)
+        if _is_whole(own):
+            return cls(data, spans, reader.schema_arrow, Contents.of_file(data))
+        told = [name for name in contents.TOLD_BY if name in reader.schema_arrow.names]
+        return cls(data, spans, reader.schema_arrow, contents.added(map(Contents.of, _rows(data, spans, told))))
 
-    def contents(self) -> Contents:
-        """Of the rows that are taken."""
-        if sum(stop - first for first, stop in self.spans) == self.reader.metadata.num_rows:
-            return Contents.of_file(self.data)
-        told = [name for name in contents.TOLD_BY if name in self.reader.schema_arrow.names]
-        return contents.added(map(Contents.of, self.rows(told)))
 
-    def rows(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows that are taken, a few at a time."""
-        start = 0
-        for batch in self.reader.iter_batches(_batch_rows(self.reader.metadata), columns=columns):
-            for first, stop in self.spans:
-                first, stop = max(first - start, 0), min(stop - start, len(batch))
-                if first < stop:
-                    yield pa.Table.from_batches([batch.slice(first, stop - first)])
-            start += len(batch)
+def _rows(data: bytes, spans: Sequence[tuple[int, int]], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """These rows of a file, a few at a time."""
+    reader = pq.ParquetFile(pa.BufferReader(data))
+    start = 0
+    for batch in reader.iter_batches(_batch_rows(reader.metadata), columns=columns):
+        for first, stop in spans:
+            first, stop = max(first - start, 0), min(stop - start, len(batch))
+            if first < stop:
+                yield pa.Table.from_batches([batch.slice(first, stop - first)])
+        start += len(batch)
 
 
 def _spans(own: Sequence[Piece]) -> list[tuple[int, int]]:
@@ -234,9 +234,8 @@ def _spans(own: Sequence[Piece]) -> list[tuple[int, int]]:
     return spans
 
 
-def _schema(readers: Sequence[pq.ParquetFile]) -> pa.Schema:
+def _schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
     """Columns that any of these files has; those of earlier versions lack some."""
-    schemas = [reader.schema_arrow for reader in readers]
     metadata: dict[bytes, bytes] = {}
     for schema in schemas:
         metadata |= schema.metadata or {}
@@ -248,7 +247,7 @@ def _blocks(taken: Sequence[_Taken], schema: pa.Schema) -> Iterator[pa.Table]:
     """All rows of these files, so many together as `ROWS_BYTES` has room for."""
     held: list[pa.Table] = []
     size = 0
-    for rows in (rows for each in taken for rows in each.rows()):
+    for rows in (rows for each in taken for rows in _rows(each.data, each.spans)):
         held.append(rows)
         size += rows.nbytes
         if size >= ROWS_BYTES:

@@ -51,7 +51,8 @@ def test_tidying_frees_what_nobody_needs(lake: str, capsys: pytest.CaptureFixtur
 
     def tidied(files: int, size: int, dry_run: bool = False) -> dict:
         counts = {"files": files, "bytes": size, "files_unknown": 1}
-        return {"tables": lake, "dry_run": dry_run, "removed": {"captions": counts}, "skipped": {}}
+        removed = {"captions": counts}
+        return {"tables": lake, "dry_run": dry_run, "compacted": {}, "removed": removed, "skipped": {}}
 
     command = ["tidy", "--tables", lake, "--retain-hours", "1"]
     assert main(command) == tidied(0, 0), "it is too young"
@@ -134,6 +135,26 @@ def test_nights_are_put_into_fewer_files(
     assert capfdbinary.readouterr().out == b'"n"\n7\n'
     with pytest.raises(RefusedError, match=r"lacks its file .*: infer the night again"):
         main([*command, "--ds", "2026-02-02"])
+
+
+def test_tidying_puts_nights_of_all_tables_into_fewer_files_if_it_is_asked(lake: str) -> None:
+    folder = f"{lake}/captions/ds=2026-02-01/0123456789ab"
+    for number in range(4):
+        storage.write_bytes(f"{lake}-in/{number}.tar", b"12345")
+    shards = list_shards(f"{lake}-in")
+    for shard in shards:
+        row = {"sample_id": shard.uri, "shard": shard.uri, "index": 0, "last": True, "status": "ok"}
+        tiny.stage(folder, SCHEMA, shard, pa.Table.from_pylist([row], schema=SCHEMA))
+    commit_night(Partition(f"{lake}/captions", "2026-02-01"), verify(shards, folder), SCHEMA, {"run_id": "run"})
+    gained = {"captions": {"nights": 1, "files": 4, "files_after": 1, "nights_skipped": 0}}
+    for dry_run, version in ((["--dry-run"], 3), ([], 4)):
+        done = main(["tidy", "--compact", "--tables", lake, *dry_run])
+        assert done is not None
+        assert done["compacted"] == gained
+        assert DeltaTable(f"{lake}/captions").version() == version
+    done = main(["tidy", "--compact", "--tables", lake])
+    assert done is not None
+    assert done["compacted"] == {"captions": dict.fromkeys(gained["captions"], 0)}
 
 
 def test_an_earlier_state_is_asked_by_the_command(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
