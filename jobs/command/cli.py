@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import select
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,17 @@ Main = Callable[[list[str]], dict[str, Any] | None]
 
 def main() -> None:
     """The console script."""
-    argv = sys.argv[1:]
+    try:
+        choose(sys.argv[1:])
+    except BrokenPipeError:
+        if not nobody_reads():
+            raise
+    finally:
+        nobody_reads()
+
+
+def choose(argv: list[str]) -> None:
+    """Runs the verb that comes first."""
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         sys.exit(DONE if argv else USAGE)
@@ -88,13 +99,29 @@ def run(verb: Main, argv: list[str]) -> None:
     except KeyboardInterrupt:
         code, message = FAILED, "interrupted; start the same command again, it goes on"
     except Exception as error:
-        code, message = outcome(error)
-        summarise(getattr(error, "summary", None))
-        if traced(error) is not None:
-            logging.error("traceback", exc_info=error)
+        if not (isinstance(error, BrokenPipeError) and nobody_reads()):
+            code, message = outcome(error)
+            summarise(getattr(error, "summary", None))
+            if traced(error) is not None:
+                logging.error("traceback", exc_info=error)
     if message:
         print(f"hybrid: {shown(message)}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def nobody_reads() -> bool:
+    """Whether who read stdout is gone, as of `hybrid query … | head`. What was to be done is done, then, and Python is
+    not to complain of it as it ends."""
+    try:
+        place = sys.stdout.fileno()
+    except (AttributeError, OSError):  # there is none, or a test reads it
+        return False
+    poll = select.poll()
+    poll.register(place, 0)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+    return gone
 
 
 def summarise(summary: dict[str, Any] | None) -> None:

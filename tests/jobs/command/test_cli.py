@@ -1,6 +1,7 @@
 import ast
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -46,6 +47,26 @@ def test_an_unknown_verb_lists_the_verbs(tmp_path: Path) -> None:
     ran = tiny.hybrid("infre", cwd=tmp_path)
     assert (ran.code, ran.stdout) == (2, "")
     assert ran.stderr.startswith("hybrid: unknown verb 'infre': use demo, prepare, train, ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], ["infer", "captions", "--help"], ["prepare", "moving-scenes", "--out", "lake", "--train", "2"]],
+    ids=["overview", "help", "summary"],
+)
+def test_who_reads_the_output_may_leave(argv: list[str], tmp_path: Path) -> None:
+    """As `head` does. What was done is done: that nobody reads the summary does not fail a job."""
+    argv += ["--val", "2", "--test", "2"] if argv[0] == "prepare" else []
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [Path(sys.executable).with_name("hybrid"), *argv]
+    try:
+        ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    finally:
+        os.close(writer)
+    assert ran.returncode == 0, ran.stderr
+    assert "Error" not in ran.stderr
+    assert "Broken pipe" not in ran.stderr
 
 
 def test_python_m_is_the_same_as_the_command(tmp_path: Path) -> None:
