@@ -149,15 +149,12 @@ def tidy(argv: Sequence[str]) -> dict[str, Any]:
     found, skipped = existing(options.tables)
     for name, note in skipped.items():
         log.warning("%s is left alone: %s", name, note)
-    compacted = {
-        name: _gained(compaction.compact(storage.join(options.tables, name), dry_run=options.dry_run))
-        for name in found
-        if options.compact
-    }
-    tidied = {
-        name: upkeep.tidy(storage.join(options.tables, name), options.retention.retain_hours, options.dry_run)
-        for name in found
-    }
+    compacted, tidied = {}, {}
+    for name in found:
+        uri = storage.join(options.tables, name)
+        if options.compact:
+            compacted[name] = _gained(compaction.compact(uri, dry_run=options.dry_run))
+        tidied[name] = upkeep.tidy(uri, options.retention.retain_hours, options.dry_run)
     if options.dry_run:
         print("\n".join(file.uri for table in tidied.values() for file in table.removed))
     counts = {name: _counts(table) for name, table in tidied.items()}

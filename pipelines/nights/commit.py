@@ -124,13 +124,14 @@ def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schem
     return _persistently("commit to", uri, lambda: _commit(table, uri, ds, actions, schema, run))
 
 
-def rewrite_night(partition: Partition, before: Collection[str], pieces: Sequence[Piece]) -> int | None:
+def rewrite_night(partition: Partition, before: Collection[str], pieces: Sequence[Piece], written: int) -> int | None:
     """Replaces the files of a night by others that have the same rows, in one transaction.
 
     Args:
         partition: the night.
         before: paths, relative to the table, of the files whose rows these are.
         pieces: what it shall consist of.
+        written: when it was written, in milliseconds since 1970: it stays as old as it is.
 
     Returns:
         The table's new version.
@@ -142,9 +143,7 @@ def rewrite_night(partition: Partition, before: Collection[str], pieces: Sequenc
     """
     uri, ds = partition.table, partition.ds
     table = open_table(uri)
-    known = {action["path"]: action for action in file_actions(table)} if table is not None else {}
-    written = max((known[path]["modification_time"] for path in before if path in known), default=0)
-    actions = _add_actions(partition, pieces, written)  # the night is as old as before
+    actions = _add_actions(partition, pieces, written)
     run = {"run_id": uuid.uuid4().hex, "rewritten": str(len(before))}
     return _persistently("rewrite", uri, lambda: _commit(table, uri, ds, actions, None, run, frozenset(before)))
 
@@ -178,6 +177,8 @@ def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
     if ds:
         return _persistently("restore", uri, lambda: _commit(None, uri, ds, actions, None, run))
     table = DeltaTable(storage.absolute(uri))
+    if table.version() == version:
+        return None
     patiently("restore", uri, lambda: table.restore(version, commit_properties=CommitProperties(run)))
     _shorten(uri, table)
     return int(table.version())

@@ -1,8 +1,8 @@
 """Compaction: the rows of a night in fewer files, under names by which the same night, inferred again, finds them.
 
 Small files become packs (`staging.pieces`), up to `PACK_BYTES` of them in one, whatever units they are of; large ones
-stay. What is no work before a compaction is none after; where a shard has come or changed since, a night makes a new
-pack of the other pieces (`joining.files`), and computes no more than it would have. That keeps a log small in which
+stay. What is no work before a compaction is none after; where a shard has changed since, a night writes the other rows
+of its pack to a new one (`joining.files`), and computes no more than it would have. That keeps a log small in which
 nights of thousands of files come for years: whoever opens a table holds what its log says of all files.
 
 Nothing is written over, so earlier versions keep their files. The commit wants the night to be as it was looked at: of
@@ -17,6 +17,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deltalake.exceptions import CommitFailedError
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
@@ -44,6 +47,8 @@ class Plan:
     kept: Sequence[Piece]
     """Those of them that stay, each as one."""
     packs: Sequence[Joined]
+    written: int
+    """When the newest of its files was committed, in milliseconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Compacted:
     nights: list[CompactedNight] = field(default_factory=list)
     """Those that gain by it."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Those that cannot be rewritten, and why."""
+    """Those that could not be rewritten, and why; of them nothing was changed."""
 
 
 def compact(uri: str, ds: str = "", dry_run: bool = False) -> Compacted:
@@ -79,7 +84,9 @@ def compact(uri: str, ds: str = "", dry_run: bool = False) -> Compacted:
 
     Raises:
         UsageError: there is no such table or night, or the table is another program's.
-        RefusedError: the night that was asked for cannot be rewritten; nothing was changed.
+        RefusedError: the night that was asked for cannot be rewritten, or another writer replaced it; nothing was
+            changed.
+        RuntimeError: one of its files is damaged.
         StorageError: the store kept failing.
     """
     table = tables.open_table(uri)
@@ -89,19 +96,19 @@ def compact(uri: str, ds: str = "", dry_run: bool = False) -> Compacted:
     nights = [night for night in tables.nights(table) if ds in ("", night.ds)]
     if ds and not nights:
         raise UsageError(f"{uri} has no rows of {ds}: `hybrid tables` lists its nights")
-    sizes: dict[str, dict[str, int]] = defaultdict(dict)
+    files: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for action in tables.file_actions(table):
-        sizes[action["partition.ds"]][action["path"]] = action["size_bytes"]
+        files[action["partition.ds"]].append(action)
     done = Compacted()
     for night in nights:
-        after = len(runs(sizes[night.ds]))
+        after = len(runs(_sizes(files[night.ds])))
         if after * LEAST_GAIN > night.files:
             continue
         try:
-            found = plan(Partition(storage.absolute(uri), night.ds), sizes[night.ds])
+            found = plan(Partition(storage.absolute(uri), night.ds), files[night.ds])
             version = None if dry_run else rewrite(found)
-        except RefusedError as error:
-            if ds:
+        except (RuntimeError, CommitFailedError) as error:
+            if ds or isinstance(error, storage.StorageError):
                 raise
             log.warning("%s ds=%s is left alone: %s", uri, night.ds, error)
             done.skipped[night.ds] = str(error)
@@ -109,6 +116,10 @@ def compact(uri: str, ds: str = "", dry_run: bool = False) -> Compacted:
             log.info("%s ds=%s: %d files of %d", uri, night.ds, after, night.files)
             done.nights.append(CompactedNight(night.ds, night.rows, night.files, after, version))
     return done
+
+
+def _sizes(files: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {action["path"]: action["size_bytes"] for action in files}
 
 
 def runs(sizes: Mapping[str, int]) -> list[list[str]]:
@@ -125,17 +136,18 @@ def runs(sizes: Mapping[str, int]) -> list[list[str]]:
     return [*([path] for path in large), *together]
 
 
-def plan(partition: Partition, sizes: Mapping[str, int]) -> Plan:
+def plan(partition: Partition, files: Sequence[Mapping[str, Any]]) -> Plan:
     """How a night would be rewritten.
 
     Args:
         partition: the night.
-        sizes: of the files that it has, by their paths relative to the table.
+        files: what the log says of those that it has, as `tables.file_actions` gives it.
 
     Raises:
         RefusedError: the night is not what this program staged.
         StorageError: the store kept failing.
     """
+    sizes = _sizes(files)
     folder = _folder(partition, sizes)
     pieces = _in_use(partition, sizes, folder)
     kept: list[Piece] = []
@@ -145,7 +157,7 @@ def plan(partition: Partition, sizes: Mapping[str, int]) -> Plan:
             kept.append(joining.whole_file(pieces[run[0]]))
         else:
             packs.append(joining.pack(folder, [piece for path in run for piece in pieces[path]]))
-    return Plan(partition, frozenset(sizes), kept, packs)
+    return Plan(partition, frozenset(sizes), kept, packs, max(action["modification_time"] for action in files))
 
 
 def _folder(partition: Partition, paths: Iterable[str]) -> str:
@@ -180,10 +192,10 @@ def rewrite(found: Plan) -> int | None:
 
     Raises:
         RefusedError: another writer has replaced the night.
-        RuntimeError: a file has not the rows that its name tells.
+        RuntimeError: a file is damaged, or has not the rows that its name tells.
         StorageError: the store kept failing.
     """
     made = [piece for piece, _ in joining.write(found.packs)]
     told = contents.each(found.kept)
     kept = [replace(piece, bad=each.bad) for piece, each in zip(found.kept, told, strict=True)]
-    return commit.rewrite_night(found.partition, found.before, [*kept, *made])
+    return commit.rewrite_night(found.partition, found.before, [*kept, *made], found.written)

@@ -132,9 +132,9 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
     joined = joining.join(joining.small_units(todo), night.folder)
-    written.contents |= joined
-    pieces = upkeep.renew(night.partition, joining.files(verify(night.shards, night.folder)))
-    told = contents.each(pieces, written.contents)
+    files, packed = joining.files(verify(night.shards, night.folder))
+    pieces = upkeep.renew(night.partition, files)
+    told = contents.each(pieces, written.contents | joined | packed)
     found = contents.added(told)
     _tell_what_is_absent(night, found)
     rows = sum(piece.rows for piece in pieces)
@@ -165,7 +165,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         rows_per_second=round(written.rows / (staged - computing), 2),
         model_busy=round(busy, 4),
         input_bytes=sum(shard.size for shard in night.shards),
-        staged_bytes=written.bytes + sum(size for _, size in joined),
+        staged_bytes=written.bytes + sum(size for _, size in [*joined, *packed]),
         files_removed=len(tidied.removed),
         bytes_removed=tidied.bytes,
         files_unknown=len(tidied.unknown),

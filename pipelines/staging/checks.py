@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import Part, Unit, units
-from pipelines.staging.pieces import Piece, beginning, leading, list_pieces, tiling
+from pipelines.staging.pieces import Piece, beginning, leading, list_pieces, tiling, whole_packs_first
 
 
 class RefusedError(RuntimeError):
@@ -38,15 +38,16 @@ def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:
     Raises:
         RuntimeError: a shard is incomplete, although the computation ended without an error.
     """
+    staged = list_pieces(folder)
     chosen: list[Piece] = []
-    for unit, own, tiles in tiled(shards, list_pieces(folder)):
+    for unit, own, tiles in tiled(shards, staged):
         if tiles is None:
             missing = unit.parts(beginning(own))[0].shard
             raise RuntimeError(
                 f"{missing.uri} is incomplete in {folder}: start the job again, it computes what is missing"
             )
         chosen += tiles
-    return chosen
+    return whole_packs_first(chosen, staged)
 
 
 def check_there(pieces: Sequence[Piece], folder: str) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,16 +62,23 @@ class Contents:
     def told(cls, footer: bytes) -> Contents | None:
         """As the end of a file tells; None where it does not: an earlier version wrote it, or the end is too short."""
         try:
-            note = (pq.read_metadata(pa.BufferReader(footer)).metadata or {})[NOTE]
-            known = json.loads(note)
+            return cls.noted_in(pq.read_metadata(pa.BufferReader(footer)))
+        except (pa.ArrowInvalid, OSError):
+            return None
+
+    @classmethod
+    def noted_in(cls, footer: pq.FileMetaData) -> Contents | None:
+        """As a file's metadata tells; None where that does not."""
+        try:
+            known = json.loads((footer.metadata or {})[NOTE])
             return cls(Counter(known["errors"]), known["lost"], frozenset(known["fields"]))
-        except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError):
             return None
 
     @classmethod
     def of_file(cls, data: bytes) -> Contents:
         """Of a whole file: as its end tells, or its rows where that does not."""
-        return cls.told(data) or _of_rows(pa.BufferReader(data))
+        return _of(pq.ParquetFile(pa.BufferReader(data)))
 
 
 Known = dict[tuple[str, int], Contents]
@@ -158,8 +164,13 @@ def added(parts: Iterable[Contents]) -> Contents:
 
 def _read(uri: str) -> Contents:
     with storage.open_input(uri) as stream:
-        return _of_rows(stream)
+        return _of(pq.ParquetFile(stream))
 
 
-def _of_rows(stream: Any) -> Contents:
-    return Contents.of(pq.ParquetFile(stream).read(columns=list(TOLD_BY)))
+def _of(file: pq.ParquetFile) -> Contents:
+    return Contents.noted_in(file.metadata) or added(map(Contents.of, _some_rows(file)))
+
+
+def _some_rows(file: pq.ParquetFile) -> Iterator[pa.Table]:
+    for batch in file.iter_batches(columns=list(TOLD_BY)):
+        yield pa.Table.from_batches([batch])

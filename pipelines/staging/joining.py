@@ -13,8 +13,10 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -76,7 +78,7 @@ def join(units: Collection[str], folder: str) -> Known:
     """
     staged = list_pieces(folder) if units else {}
     found = [joined for key in units for joined in _fewer_of(folder, key, staged.get(key, []))]
-    return {(piece.file.name, piece.file.size): told for piece, told in write(found)}
+    return _known(write(found))
 
 
 def _fewer_of(folder: str, key: str, staged: Sequence[Piece]) -> list[Joined]:
@@ -137,16 +139,20 @@ def _row(piece: Piece) -> int:
     return piece.pack.row if piece.pack else 0
 
 
-def files(pieces: Sequence[Piece]) -> list[Piece]:
+def files(pieces: Sequence[Piece]) -> tuple[list[Piece], Known]:
     """The files that have the rows of these pieces and no others, each as one piece. Of a pack some of whose pieces are
-    not among these, a new one is made of those that are.
+    not among these, a new one is made of those that are; and what such new ones contain.
 
     Raises: as `join`.
     """
     found = by_file(pieces)
     whole = [whole_file(own) for own in found if _is_whole(own)]
-    parts = [pack(own[0].file.uri.rpartition("/")[0], own) for own in found if not _is_whole(own)]
-    return whole + [piece for piece, _ in write(parts)]
+    made = write([pack(own[0].file.uri.rpartition("/")[0], own) for own in found if not _is_whole(own)])
+    return whole + [piece for piece, _ in made], _known(made)
+
+
+def _known(made: Sequence[tuple[Piece, Contents]]) -> Known:
+    return {(piece.file.name, piece.file.size): told for piece, told in made}
 
 
 def _is_whole(own: Sequence[Piece]) -> bool:
@@ -170,22 +176,34 @@ def write(joined: Sequence[Joined]) -> list[tuple[Piece, Contents]]:
 
 def _write(joined: Joined) -> tuple[Piece, Contents]:
     with ThreadPoolExecutor(READERS) as threads:
-        taken = list(threads.map(_Taken.read, by_file(joined.sources)))
+        taken = list(threads.map(_Taken.read, _as_they_lie(joined.sources)))
     found = contents.added(each.contents for each in taken)
     schema = found.noted(_schema([each.schema for each in taken]).empty_table()).schema
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, schema.with_metadata({**schema.metadata, **joined.notes}), **PARQUET) as writer:
+    with pq.ParquetWriter(buffer, schema, **PARQUET) as writer:
         for rows in _blocks(taken, schema):
             writer.write_table(rows)
+        writer.add_key_value_metadata(joined.notes)  # not in the schema, of which a file has two copies
     piece = joined.piece
     storage.write_new(piece.file.uri, buffer.getvalue())
     return replace(piece, file=storage.info(piece.file.uri), bad=found.bad), found
+
+
+def _as_they_lie(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces by the file that they are in, as far as they follow one another there."""
+    found: list[list[Piece]] = []
+    for piece in pieces:
+        if not found or found[-1][-1].file != piece.file or _row(found[-1][-1]) >= _row(piece):
+            found.append([])
+        found[-1].append(piece)
+    return found
 
 
 @dataclass(frozen=True)
 class _Taken:
     """A file in memory, of which some rows are taken. Of thousands no reader is kept: each takes more than its file."""
 
+    uri: str
     data: bytes
     spans: Sequence[tuple[int, int]]
     """From one row up to another, in their order."""
@@ -201,37 +219,45 @@ class _Taken:
             data = storage.read_bytes(uri)
         except FileNotFoundError:
             raise RuntimeError(f"{uri} was removed meanwhile: start again") from None
-        reader = pq.ParquetFile(pa.BufferReader(data))
-        if reader.metadata.num_rows != whole_file(own).rows:
-            raise RuntimeError(f"{uri} has {reader.metadata.num_rows} rows, and its name says otherwise")
+        with _undamaged(uri):
+            reader = pq.ParquetFile(pa.BufferReader(data))
+            rows, schema = reader.metadata.num_rows, reader.schema_arrow
+        if rows != whole_file(own).rows:
+            raise RuntimeError(f"{uri} has {rows} rows, and its name says otherwise")
         spans = _spans(own)
-        if _is_whole(own):
-            return cls(data, spans, reader.schema_arrow, Contents.of_file(data))
-        told = [name for name in contents.TOLD_BY if name in reader.schema_arrow.names]
-        return cls(data, spans, reader.schema_arrow, contents.added(map(Contents.of, _rows(data, spans, told))))
+        with _undamaged(uri):
+            if _is_whole(own):
+                return cls(uri, data, spans, schema, Contents.of_file(data))
+            told = [name for name in contents.TOLD_BY if name in schema.names]
+            return cls(uri, data, spans, schema, contents.added(map(Contents.of, _rows(data, spans, told))))
+
+
+@contextmanager
+def _undamaged(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(f"{uri} is damaged ({reason}): take it away, and infer its night again") from error
 
 
 def _rows(data: bytes, spans: Sequence[tuple[int, int]], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """These rows of a file, a few at a time."""
+    """These rows of a file, a few at a time; the others of it are not held."""
     reader = pq.ParquetFile(pa.BufferReader(data))
+    wanted = np.zeros(reader.metadata.num_rows, dtype=bool)
+    for first, stop in spans:
+        wanted[first:stop] = True
     start = 0
     for batch in reader.iter_batches(_batch_rows(reader.metadata), columns=columns):
-        for first, stop in spans:
-            first, stop = max(first - start, 0), min(stop - start, len(batch))
-            if first < stop:
-                yield pa.Table.from_batches([batch.slice(first, stop - first)])
+        mask = wanted[start : start + len(batch)]
         start += len(batch)
+        if mask.any():
+            yield pa.Table.from_batches([batch if mask.all() else batch.filter(pa.array(mask))])
 
 
 def _spans(own: Sequence[Piece]) -> list[tuple[int, int]]:
-    """The rows of pieces of one file, from one up to another; neighbours are one."""
-    spans: list[tuple[int, int]] = []
-    for piece in own:
-        first, stop = _row(piece), _row(piece) + piece.rows
-        if spans and spans[-1][1] == first:
-            first = spans.pop()[0]
-        spans.append((first, stop))
-    return spans
+    """The rows of pieces of one file, each from one up to another."""
+    return [(_row(piece), _row(piece) + piece.rows) for piece in own]
 
 
 def _schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
@@ -239,7 +265,6 @@ def _schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
     metadata: dict[bytes, bytes] = {}
     for schema in schemas:
         metadata |= schema.metadata or {}
-    metadata.pop(PACKED, None)
     return pa.unify_schemas(schemas).with_metadata(metadata)
 
 
@@ -247,12 +272,14 @@ def _blocks(taken: Sequence[_Taken], schema: pa.Schema) -> Iterator[pa.Table]:
     """All rows of these files, so many together as `ROWS_BYTES` has room for."""
     held: list[pa.Table] = []
     size = 0
-    for rows in (rows for each in taken for rows in _rows(each.data, each.spans)):
-        held.append(rows)
-        size += rows.nbytes
-        if size >= ROWS_BYTES:
-            yield _table(held, schema)
-            held, size = [], 0
+    for each in taken:
+        with _undamaged(each.uri):
+            for rows in _rows(each.data, each.spans):
+                held.append(rows)
+                size += rows.nbytes
+                if size >= ROWS_BYTES:
+                    yield _table(held, schema)
+                    held, size = [], 0
     if held:
         yield _table(held, schema)
 

@@ -20,7 +20,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -69,14 +69,14 @@ TIMINGS = ("decode_seconds", "predict_seconds")
 PASSING = [*PLACED, *(pa.field(name, pa.float32()) for name in TIMINGS)]
 """Columns that rows have until they are written: what their piece is named by, and how long each took."""
 PIECE = re.compile(
-    r"(?P<unit>.+-[0-9a-f]{16})-(?P<first>\d+)-(?P<stop>\d+)(-n(?P<rows>\d+))?(?P<end>-end)?"
-    r"(-r(?P<renewed>\d+))?\.parquet"
+    r"(?P<unit>.+-[0-9a-f]{16})-(?P<first>\d{1,19})-(?P<stop>\d{1,19})(-n(?P<rows>\d{1,19}))?(?P<end>-end)?"
+    r"(-r(?P<renewed>\d{1,19}))?\.parquet"
 )
-PACK = re.compile(r"pack-of-\d+-[0-9a-f]{16}-\d+-\d+-end(-r\d+)?\.parquet")
+PACK = re.compile(r"pack-of-\d{1,19}-[0-9a-f]{16}-\d{1,19}-\d{1,19}-end(-r\d{1,19})?\.parquet")
 PACKED = b"hybrid.pieces"
 """Key of a pack's metadata: the names of its pieces, in the order of their rows."""
 READERS = 16
-PACKS_KNOWN = 1024
+PACKS_KNOWN = 256
 PLACE = re.compile(r"ds=\d{4}-\d\d-\d\d/[0-9a-f]{12}/(?P<name>[^/]+)")
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}")  # what a put to a disk leaves that was cut short
 log = logging.getLogger(__name__)
@@ -156,20 +156,40 @@ def list_pieces(folder: str) -> dict[str, list[Piece]]:
         StorageError: the store kept failing.
     """
     files = storage.list_files(folder)
-    own = [file for file in files if PIECE.fullmatch(file.name)]
-    pieces: dict[str, list[Piece]] = defaultdict(list)
     with ThreadPoolExecutor(READERS) as threads:
-        packs = [file for file in own if PACK.fullmatch(file.name)]
-        packed = dict(zip(packs, threads.map(names_in, packs), strict=True))
-    for file in own:
-        _, whole = _named(file, file.name)
-        row = 0
-        for name in packed.get(file, [file.name]):
-            unit, piece = _named(file, name)
-            within = None if name == file.name else Within(name, row, whole.rows, whole.renewed)
-            pieces[unit].append(replace(piece, pack=within))
-            row += piece.rows
+        packs = [file for file in files if PACK.fullmatch(file.name)]
+        packed = dict(zip(packs, threads.map(_packed, packs), strict=True))
+    pieces: dict[str, list[Piece]] = defaultdict(list)
+    for file in files:
+        for unit, piece in _within(file, names) if (names := packed.get(file)) else _named(file, file.name):
+            pieces[unit].append(piece)
     return pieces
+
+
+def whole_packs_first(chosen: Sequence[Piece], staged: Mapping[str, Sequence[Piece]]) -> list[Piece]:
+    """The same rows, from packs that have no others, as far as there are such: the larger ones first. The newest may be
+    a pack that a night left which ended before its commit.
+
+    Args:
+        chosen: some pieces.
+        staged: whatever lies beside them.
+    """
+    packs: dict[storage.FileInfo, list[Piece]] = defaultdict(list)
+    for piece in (piece for own in staged.values() for piece in own if piece.pack):
+        packs[piece.file].append(piece)
+    found = list(chosen)
+    place = {piece.name: number for number, piece in enumerate(chosen)}
+    for own in sorted(packs.values(), key=_largest_and_newest):
+        if all(piece.name in place for piece in own):
+            for piece in own:
+                found[place.pop(piece.name)] = piece
+    return found
+
+
+def _largest_and_newest(own: Sequence[Piece]) -> tuple[int, ...]:
+    pack = own[0].pack
+    assert pack is not None
+    return -pack.of, -pack.second
 
 
 def unit_of(name: str) -> str | None:
@@ -178,13 +198,23 @@ def unit_of(name: str) -> str | None:
     return match["unit"] if match else None
 
 
-def _named(file: storage.FileInfo, name: str) -> tuple[str, Piece]:
-    """A piece of this name, with its unit's key."""
-    match = PIECE.fullmatch(name)
-    assert match is not None, name
+def _within(file: storage.FileInfo, names: Sequence[str]) -> Iterator[tuple[str, Piece]]:
+    """The pieces of a pack, each with its unit's key."""
+    ((_, whole),) = _named(file, file.name)
+    row = 0
+    for name in names:
+        for unit, piece in _named(file, name):
+            yield unit, replace(piece, pack=Within(name, row, whole.rows, whole.renewed))
+            row += piece.rows
+
+
+def _named(file: storage.FileInfo, name: str) -> list[tuple[str, Piece]]:
+    """The piece that has this name, with its unit's key; none if it is no piece's name."""
+    if not (match := PIECE.fullmatch(name)):
+        return []
     first, stop, renewed = (int(match[part] or 0) for part in ("first", "stop", "renewed"))
     count = None if match["rows"] is None else int(match["rows"])
-    return match["unit"], Piece(file, first, stop, match["end"] is not None, renewed, count)
+    return [(match["unit"], Piece(file, first, stop, match["end"] is not None, renewed, count))]
 
 
 def names_in(file: storage.FileInfo) -> Sequence[str]:
@@ -205,13 +235,13 @@ def _packed(file: storage.FileInfo) -> Sequence[str] | None:
         names = json.loads((footer.metadata or {}).get(PACKED, b"null"))
     except FileNotFoundError:
         return None
-    except (pa.ArrowInvalid, OSError, ValueError) as error:
+    except (pa.ArrowInvalid, OSError, ValueError, RecursionError) as error:
         log.warning("%s is damaged, and is left alone: %s", file.uri, error)
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) and PIECE.fullmatch(name) for name in names):
         log.warning("%s does not tell whose rows it has, and is left alone", file.uri)
         return None
-    if sum(_named(file, name)[1].rows for name in names) != footer.num_rows:
+    if sum(piece.rows for name in names for _, piece in _named(file, name)) != footer.num_rows:
         log.warning("%s has not the rows that its pieces have, and is left alone", file.uri)
         return None
     return tuple(names)

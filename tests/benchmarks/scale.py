@@ -273,7 +273,7 @@ def compacted(night: Night, steps: Steps) -> None:
     with steps.step("the same night, compacted"):
         assert not checks.incomplete(night.shards, night.folder)
         infer.check(night)
-        files = joining.files(checks.verify(night.shards, night.folder))
+        files, _ = joining.files(checks.verify(night.shards, night.folder))
         assert not contents.total(files).errors
         assert commit.commit_night(night.partition, files, night.schema, {}) is None
 

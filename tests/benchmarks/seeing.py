@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.seeing [--encoder tf_efficientnet_lite0] [--image-size 224] [--threads 1]
 
-One process, noise for pixels, weights that learned nothing. Milliseconds of CPU a photograph, the least of some rounds, in
-turn; and how far what is seen is from what float32 sees. Prints one JSON object.
+One process, noise for pixels, weights that learned nothing. Milliseconds of CPU a photograph, the least of some rounds,
+in turn; and how far what is seen is from what float32 sees. Prints one JSON object.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """A night in fewer files: the same rows, found by the same night."""
 
+import os
 import random
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -68,9 +70,16 @@ def again(night: Night) -> tuple[int, int | None]:
     return done.rows_computed, done.version
 
 
-def sizes(partition: Partition) -> dict[str, int]:
-    """Of a night's files."""
-    return {path: storage.info(f"{partition.table}/{path}").size for path in partition.files()}
+def files(partition: Partition) -> list[dict[str, Any]]:
+    """What the log says of a night's files."""
+    table = tables.open_table(partition.table)
+    assert table is not None
+    return [action for action in tables.file_actions(table) if action["partition.ds"] == partition.ds]
+
+
+def largest(partition: Partition) -> int:
+    """Bytes of a night's largest file."""
+    return max(action["size_bytes"] for action in files(partition))
 
 
 def test_many_small_files_become_a_pack(old: Night) -> None:
@@ -150,7 +159,7 @@ def test_pieces_of_several_units_become_one_file(table: str) -> None:
     assert (done.rows, done.files, done.files_after, done.version) == (14, 7, 1, 2)
     assert everything(table) == before
     chosen = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
-    (file,) = joining.files(chosen)
+    (file,), _ = joining.files(chosen)
     assert night_files(table, "2026-01-01") == {f"ds=2026-01-01/{ONE}/{file.file.name}"}
     assert [piece.name for piece in chosen] == [piece.name for piece in pieces]
     assert contents.total([file]) == contents.total(pieces)
@@ -185,7 +194,7 @@ def test_a_pack_has_no_more_than_has_room(old: Night, monkeypatch: pytest.Monkey
     """And rows are read and written some at a time."""
     uri = old.partition.table
     before = everything(uri)
-    monkeypatch.setattr(compaction, "PACK_BYTES", 4 * max(sizes(old.partition).values()))
+    monkeypatch.setattr(compaction, "PACK_BYTES", 4 * largest(old.partition))
     monkeypatch.setattr(joining, "ROWS_BYTES", 2000)
     (done,) = compact(uri).nights
     assert SHARDS / 4 <= done.files_after <= SHARDS / 2
@@ -203,7 +212,7 @@ def test_packs_become_larger_ones(old: Night, monkeypatch: pytest.MonkeyPatch) -
     uri = old.partition.table
     before, names = everything(uri), sorted(list_pieces(old.folder))
     with monkeypatch.context() as patched:
-        patched.setattr(compaction, "PACK_BYTES", 6 * max(sizes(old.partition).values()))
+        patched.setattr(compaction, "PACK_BYTES", 6 * largest(old.partition))
         (done,) = compact(uri).nights
     assert 2 <= done.files_after <= 6
     (done,) = compact(uri).nights
@@ -285,6 +294,24 @@ def test_a_shard_that_changes_takes_its_rows_out_of_its_pack(old: Night) -> None
     assert again(now) == (0, None)
 
 
+def test_a_night_that_was_refused_leaves_the_one_before_as_it_is(old: Night) -> None:
+    """It has written the rest of the pack already; when its bad shard is as it was before, so is the night."""
+    uri, folder = old.partition.table, old.shards[0].uri.rsplit("/", 1)[0]
+    compact(uri)
+    before, changed = night_files(uri, DS), old.shards[7]
+    data, state = storage.read_bytes(changed.uri), Path(changed.uri).stat() if "://" not in changed.uri else None
+    storage.write_bytes(changed.uri, b"bad\nbad\nbad\nbad\nbad\n")
+    now, _ = compute(old, folder)
+    with pytest.raises(RefusedError, match="5 of 74 samples are bad"):
+        again(now)
+    assert len([file for file in storage.list_files(old.folder) if "pack-of-" in file.name]) == 2
+    storage.write_bytes(changed.uri, data)
+    if state is not None:
+        os.utime(changed.uri, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert again(replace(old, shards=list_shards(folder))) == (0, None)
+    assert night_files(uri, DS) == before
+
+
 def test_a_shard_that_is_gone_is_refused_and_can_be_let_go(old: Night) -> None:
     uri, folder = old.partition.table, old.shards[0].uri.rsplit("/", 1)[0]
     compact(uri)
@@ -304,7 +331,8 @@ def test_a_shard_that_is_gone_is_refused_and_can_be_let_go(old: Night) -> None:
 def test_whatever_comes_changes_or_goes_each_row_is_there_once(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nights, compactions, tidying and restoring in a random order, over an input that changes in between."""
+    """Nights, compactions, tidying and restoring in a random order, over an input that changes in between. After a wait
+    tidying takes all files for old."""
     monkeypatch.setattr(units, "UNIT_BYTES", 30_000)
     draw, folder = random.Random(seed), f"{tmp_path}/in/ds={DS}"
     artifact = artifacts.read(tiny.write_translator(str(tmp_path / "model")))
@@ -316,7 +344,7 @@ def test_whatever_comes_changes_or_goes_each_row_is_there_once(
         storage.write_bytes(f"{folder}/{name}.txt", b"ein Hund\neine Katze\n")
     for step in range(25):
         name = draw.choice(names)
-        match draw.choice(("write", "write", "delete", "infer", "infer", "compact", "compact", "tidy", "wait")):
+        match draw.choice(("write", "write", "delete", *["infer", "compact"] * 2, "tidy", "wait", "restore")):
             case "write":
                 lines = [draw.choice(("ein Hund", "bad", f"Nummer {step}")) for _ in range(draw.randint(1, 4))]
                 storage.write_bytes(f"{folder}/{name}.txt", "".join(f"{line}\n" for line in lines).encode())
@@ -340,6 +368,9 @@ def test_whatever_comes_changes_or_goes_each_row_is_there_once(
                 before = everything(partition.table)
                 upkeep.tidy(partition.table, 24)
                 assert everything(partition.table) == before, (seed, step)
+            case "restore" if (table := tables.open_table(partition.table)) is not None:
+                with suppress(UsageError):  # its files are not kept
+                    commit.restore(partition.table, draw.randint(1, table.version()), draw.choice((DS, "")))
             case "wait":
                 now += timedelta(hours=draw.choice((1, 13, 30)))
             case _:
@@ -350,7 +381,7 @@ def test_a_pack_that_waited_is_copied_and_stays_a_pack(old: Night, monkeypatch: 
     """Of a compaction that was killed before its commit: a night that uses it makes it young first."""
     uri = old.partition.table
     before = everything(uri)
-    found = plan(old.partition, sizes(old.partition))
+    found = plan(old.partition, files(old.partition))
     ((pack, _),) = joining.write(found.packs)
     monkeypatch.setattr(upkeep, "_now", lambda: datetime.now(UTC) + timedelta(hours=13))
     assert again(old) == (0, 2)
@@ -376,7 +407,7 @@ def test_files_of_earlier_versions_are_joined_with_newer_ones(table: str) -> Non
     (done,) = compact(table).nights
     assert (done.files, done.files_after) == (3, 1)
     assert everything(table) == before
-    (file,) = joining.files(tiling(list_pieces(folder)[A.key]) or [])
+    (file,), _ = joining.files(tiling(list_pieces(folder)[A.key]) or [])
     assert contents.total([file]).errors == Counter(X=4)
     joined = pq.ParquetFile(pa.BufferReader(storage.read_bytes(file.file.uri)))
     assert set(joined.schema_arrow.names) == set(SCHEMA.names)
@@ -390,7 +421,7 @@ def test_a_night_that_is_replaced_meanwhile_is_left(old: Night, monkeypatch: pyt
     """Before the commit looks, or between its look and its commit."""
     uri = old.partition.table
     for number, fingerprint in enumerate((ONE, TWO)):
-        found = plan(old.partition, sizes(old.partition))
+        found = plan(old.partition, files(old.partition))
         new = night(uri, fingerprint, rows(A, 0, 2, 1), ds=DS)
         if number:
             meanwhile(monkeypatch, lambda new=new: commit_night(old.partition, new, old.schema, RUN))
@@ -473,7 +504,7 @@ def test_one_that_is_killed_changes_nothing_and_is_done_again(old: Night, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(compaction, "PACK_BYTES", 12 * max(sizes(old.partition).values()))
+        patched.setattr(compaction, "PACK_BYTES", 12 * largest(old.partition))
         patched.setattr(joining, "_write", killed)
         with pytest.raises(KeyboardInterrupt):
             compact(uri)
@@ -526,11 +557,28 @@ def test_files_that_no_night_named_or_that_are_gone_are_refused(table: str) -> N
         compact(table, ds="2026-01-01")
 
 
+def test_one_damaged_night_keeps_no_other_from_being_rewritten(table: str) -> None:
+    for day in (1, 2, 3):
+        ds = f"2026-01-0{day}"
+        stage(storage.join(table, f"ds={ds}", ONE), rows(A, 0, 2, 3))
+        pieces = night(table, ONE, rows(A, 2, 4, 3), ds=ds)
+        commit_night(Partition(table, ds), pieces, SCHEMA, RUN)
+    damaged = storage.join(table, "ds=2026-01-02", ONE, pieces[0].file.name)
+    storage.write_bytes(damaged, storage.read_bytes(damaged)[:-9])
+    done = compact(table)
+    assert [night.ds for night in done.nights] == ["2026-01-01", "2026-01-03"]
+    assert done.skipped["2026-01-02"].startswith(f"{damaged} is damaged (")
+    with pytest.raises(RuntimeError, match=f"{damaged} is damaged .*: take it away, and infer its night again"):
+        compact(table, ds="2026-01-02")
+
+
 def test_a_file_whose_rows_are_not_those_of_its_name_is_said(table: str) -> None:
     stage(storage.join(table, "ds=2026-01-01", ONE), rows(A, 0, 2, 3))
     pieces = night(table, ONE, rows(A, 2, 4, 3))
     commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
     storage.write_bytes(pieces[0].file.uri, storage.read_bytes(night(f"{table}-b", ONE, rows(A, 0, 1, 0))[0].file.uri))
-    with pytest.raises(RuntimeError, match=r"-00000000-00000002\.parquet has 1 rows, and its name says otherwise"):
-        compact(table)
+    said = "-00000000-00000002.parquet has 1 rows, and its name says otherwise"
+    assert said in compact(table).skipped["2026-01-01"]
+    with pytest.raises(RuntimeError, match=re.escape(said)):
+        compact(table, ds="2026-01-01")
     assert DeltaTable(table).version() == 1

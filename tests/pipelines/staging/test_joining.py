@@ -1,6 +1,7 @@
 """What several tasks staged of a unit, in fewer files."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -186,7 +187,8 @@ def test_a_pack_has_its_pieces_one_after_another(packed: str) -> None:
         own = apart[piece.name]
         assert (piece.first, piece.stop, piece.end, piece.rows) == (own.first, own.stop, own.end, own.rows)
         assert read(piece) == read(own)
-    (whole,) = files(chosen)
+    (whole,), known = files(chosen)
+    assert known == {}, "nothing is written"
     assert (whole.rows, whole.file, whole.pack) == (12, chosen[0].file, None)
     assert contents.total([whole]).errors == Counter(Z=2, X=2)
 
@@ -195,10 +197,11 @@ def test_of_a_pack_that_is_not_needed_whole_a_new_one_has_the_rest(packed: str) 
     chosen = lying(packed)
     for without in ([0], [1, 2], [0, 2, 4], [5], [0, 1, 2, 3, 4]):
         needed = [piece for number, piece in enumerate(chosen) if number not in without]
-        (file,) = files(needed)
+        (file,), known = files(needed)
         now = [row for piece in by_file(needed)[0] for row in read(piece)]
         assert read(file) == now
         assert file.name.startswith(f"pack-of-{len(needed)}-")
+        assert known == {(file.file.name, file.file.size): contents.total([file])}
         assert file.bad == contents.total([file]).bad == sum(row["status"] == "error" for row in now)
         newest = [piece for own in list_pieces(packed).values() for piece in own if piece.file == file.file]
         assert [piece.name for piece in newest] == [piece.name for piece in by_file(needed)[0]]
@@ -229,3 +232,47 @@ def test_pieces_of_a_pack_are_put_together_like_others(packed: str) -> None:
     assert piece.pack is None
     assert read(piece) == before
     assert b"hybrid.pieces" not in pq.read_metadata(pa.BufferReader(storage.read_bytes(piece.file.uri))).metadata
+
+
+def test_rows_of_a_unit_stay_in_their_order(folder: str) -> None:
+    """The first and third piece of it are in a pack, and nowhere else."""
+    before, pieces = chosen(folder), sorted(list_pieces(folder)[UNIT.key], key=lambda piece: piece.first)
+    write([pack(folder, pieces[::2])])
+    for piece in pieces[::2]:
+        storage.delete(piece.file.uri)
+    join({UNIT.key}, folder)
+    assert chosen(folder) == before
+
+
+def test_a_long_footer_tells_as_a_short_one_does(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a pack of hundreds is longer than what is asked for at once."""
+    staged = list_pieces(folder)[UNIT.key]
+    many = [replace(piece, file=piece.file) for piece in staged for _ in range(200)]
+    ((file, found),) = write([pack(folder, many)])
+    assert file.rows == 200 * 7
+    size = pq.read_metadata(pa.BufferReader(storage.read_bytes(file.file.uri))).serialized_size
+    assert contents.FOOTER_BYTES < size < 1.4 * sum(len(piece.name) for piece in many), "names stand there once"
+    monkeypatch.setattr(contents, "_some_rows", lambda file: pytest.fail("it reads rows"))
+    assert contents.total([file]) == found
+    assert found.errors == Counter(Z=400)
+
+
+def test_rows_that_are_not_taken_are_not_held() -> None:
+    """Every hundredth of ten thousand: a slice would hold its whole batch."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({"frames": [bytes([n % 256]) * 1000 for n in range(10_000)]}), buffer)
+    taken = list(joining._rows(buffer.getvalue().to_pybytes(), [(n, n + 1) for n in range(0, 10_000, 100)]))
+    frames = [row for table in taken for row in table["frames"].to_pylist()]
+    assert frames == [bytes([n % 256]) * 1000 for n in range(0, 10_000, 100)]
+    assert sum(table.get_total_buffer_size() for table in taken) < 200_000
+
+
+@pytest.mark.parametrize("damage", ["cut off", "a page"])
+def test_a_damaged_file_is_named(packed: str, damage: str) -> None:
+    chosen = lying(packed)
+    uri = chosen[0].file.uri
+    data = bytearray(storage.read_bytes(uri))
+    damaged = data[:-20] if damage == "cut off" else data[:100] + b"\xff" * 400 + data[500:]
+    storage.write_bytes(uri, bytes(damaged))
+    with pytest.raises(RuntimeError, match=rf"^{uri} is damaged \(.*\): take it away, and infer its night again$"):
+        files(chosen[1:])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ from pipelines.staging.pieces import (
     renewed_name,
     table_schema,
     tiling,
+    whole_packs_first,
 )
 from pipelines.storage import FileInfo
 
@@ -171,6 +173,36 @@ def test_a_file_that_does_not_tell_whose_rows_it_has_is_none_of_theirs(note: obj
     name = put_pack(tmp_path, note, 5)
     (own,) = list_pieces(str(tmp_path))
     assert own == name.split("-00000000-")[0], "the piece of a unit that no night has"
+
+
+def test_a_stranger_s_names_and_notes_end_no_listing(tmp_path: Path) -> None:
+    deep = put_pack(tmp_path, None, 5)
+    table = pa.table({"index": range(5)}).replace_schema_metadata({PACKED: "[" * 100_000})
+    pq.write_table(table, tmp_path / deep)
+    (tmp_path / f"pack-of-1-0123456789abcdef-0-{'9' * 60}-end.parquet").write_bytes(b"PAR1")
+    assert [p.name for own in list_pieces(str(tmp_path)).values() for p in own] == [deep]
+
+
+def test_packs_with_no_other_rows_come_first() -> None:
+    """The largest of them, and of equal ones the newest; pieces of others stay where they are."""
+
+    def own(file: str, second: int, *names: str) -> list[Piece]:
+        info = FileInfo(file, 1, "")
+        return [
+            replace(piece(0, 1), file=info, pack=Within(name, row, len(names), second))
+            for row, name in enumerate(names)
+        ]
+
+    alone = [replace(piece(0, 1), file=FileInfo(name, 1, "")) for name in "abcde"]
+    packs = [
+        own("more", 9, "a", "b", "c", "x"), own("old", 1, "a", "b", "c"), own("small", 8, "a", "d"), own("new", 3, "d"),
+        own("older", 2, "d"),
+    ]  # fmt: skip
+    staged = {"unit": [*alone, *(one for each in packs for one in each)]}
+    found = whole_packs_first(alone, staged)
+    assert [(p.name, p.file.name) for p in found] == [
+        ("a", "old"), ("b", "old"), ("c", "old"), ("d", "new"), ("e", "e"),
+    ]  # fmt: skip
 
 
 def test_a_pack_that_is_cut_off_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
