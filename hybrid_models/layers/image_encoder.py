@@ -20,7 +20,7 @@ from hybrid_models.visual import VisualConfig
 
 FRAMES_AT_A_TIME = 64
 """Frames that go through the CNN together when it is not trained: bounds memory for batches of clips."""
-FRAMES_A_THREAD = 4
+FRAMES_A_THREAD = 8
 """The same on CPUs, for each thread: what a few frames become stays in a core's caches from layer to layer."""
 SAME = 1e-3
 """How far what a CNN with folded batch norm makes of noise may be from what it makes without, relative to it."""
