@@ -37,7 +37,7 @@ class Captions:
 def main(question: dict[str, Any]) -> dict[str, Any]:
     """The settings that it had."""
     settings = BEST | question.get("settings", {})
-    ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    ray.init("local", include_dashboard=False, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     decoder = {"decoder": True if settings["decoded"] == "read" else None}
     photographs = ray.data.read_webdataset(question["photographs"], **decoder)
