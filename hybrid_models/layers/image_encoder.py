@@ -21,7 +21,7 @@ from hybrid_models.visual import VisualConfig
 FRAMES_AT_A_TIME = 64
 """Frames that go through the CNN together when it is not trained: bounds memory for batches of clips."""
 FRAMES_A_THREAD = 8
-"""The same on CPUs, for each thread: what a few frames become stays in a core's caches from layer to layer."""
+"""The same on CPUs, for each thread: more take no less time, and memory that is paged in anew for each layer."""
 SAME = 1e-3
 """How far what a CNN with folded batch norm makes of noise may be from what it makes without, relative to it."""
 
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
 
     def _quick(self) -> nn.Module:
         """The CNN as it is now, for evaluation alone: with its batch norm folded into the convolutions before it, where
-        that gives the same. On CPUs batch norm in bfloat16 takes two fifths of the time."""
+        that gives the same. On CPUs it takes a fifth of the time, where a batch is large and memory is not kept a third."""
         now = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in _tensors(self.cnn)]
         if self._folded is None or self._folded[0] != now:
             with torch.inference_mode(False), torch.no_grad():

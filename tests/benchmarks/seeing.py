@@ -1,14 +1,17 @@
 """What a photograph costs an encoder, in evaluation: with its batch norm as it is and folded, some at a time.
 
-    python -m tests.benchmarks.seeing [--encoder tf_efficientnet_lite0] [--image-size 224] [--threads 1]
+    python -m tests.benchmarks.seeing [--encoder tf_efficientnet_lite0] [--image-size 224] [--threads 1] [--as-it-comes]
 
-One process, noise for pixels, weights that learned nothing. Milliseconds of CPU a photograph, the least of some rounds,
-in turn; and how far what is seen is from what float32 sees. Prints one JSON object.
+One process with a worker's settings, those of its allocator above all, or with none; noise for pixels, weights that
+learned nothing. Milliseconds of CPU a photograph, the least of some rounds, in turn; and how far what is seen is from
+what float32 sees. Prints one JSON object.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 
 from hybrid_models.captioner.preprocess import CaptionerConfig
 from hybrid_models.layers.image_encoder import Encoder
+from pipelines.cluster.connection import worker_env
 
 PHOTOGRAPHS = 32
 AT_A_TIME = (1, 2, 4, 8, 16, 32)
@@ -36,10 +40,15 @@ class Options:
     """Of torch, as a night's actors have."""
     rounds: int = 5
     """Of each."""
+    as_it_comes: bool = False
+    """Without a worker's settings, as who uses the package from Python."""
 
 
 def main(options: Options) -> None:
     """Measures and prints."""
+    settings = worker_env()
+    if not options.as_it_comes and not settings.items() <= os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **settings})
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     encoder = Encoder(options.encoder, options.image_size).eval().requires_grad_(False)
