@@ -99,7 +99,8 @@ class Inference:
         Raises:
             UsageError: the weights do not belong to the configuration.
         """
-        return Session(self.artifact.load().to(device), self.decoding, self.limits, self.cut)
+        hybrid = self.artifact.load().requires_grad_(False).to(device)
+        return Session(hybrid, self.decoding, self.limits, self.cut)
 
 
 class Session:

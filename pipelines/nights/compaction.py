@@ -107,7 +107,7 @@ def compact(uri: str, ds: str = "", dry_run: bool = False) -> Compacted:
         try:
             found = plan(Partition(storage.absolute(uri), night.ds), files[night.ds])
             version = None if dry_run else rewrite(found)
-        except (RuntimeError, CommitFailedError) as error:
+        except (RuntimeError, FileNotFoundError, CommitFailedError) as error:
             if ds or isinstance(error, storage.StorageError):
                 raise
             log.warning("%s ds=%s is left alone: %s", uri, night.ds, error)

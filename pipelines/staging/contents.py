@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -72,7 +73,7 @@ class Contents:
         try:
             known = json.loads((footer.metadata or {})[NOTE])
             return cls(Counter(known["errors"]), known["lost"], frozenset(known["fields"]))
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, RecursionError):
             return None
 
     @classmethod
@@ -132,6 +133,7 @@ def total(pieces: Sequence[Piece], known: Known | None = None) -> Contents:
 
     Raises:
         FileNotFoundError: a file is gone.
+        RuntimeError: a file is damaged.
         StorageError: the store kept failing.
     """
     return added(each(pieces, known))
@@ -163,8 +165,24 @@ def added(parts: Iterable[Contents]) -> Contents:
 
 
 def _read(uri: str) -> Contents:
-    with storage.open_input(uri) as stream:
+    with storage.open_input(uri) as stream, undamaged(uri):
         return _of(pq.ParquetFile(stream))
+
+
+@contextmanager
+def undamaged(uri: str) -> Iterator[None]:
+    """What pyarrow says of a file that it cannot read becomes one line, with the way out.
+
+    Raises:
+        RuntimeError: names the file.
+    """
+    try:
+        yield
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RuntimeError(f"{uri} is damaged ({reason}): take it away, and infer its night again") from error
 
 
 def _of(file: pq.ParquetFile) -> Contents:

@@ -13,7 +13,6 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -219,26 +218,17 @@ class _Taken:
             data = storage.read_bytes(uri)
         except FileNotFoundError:
             raise RuntimeError(f"{uri} was removed meanwhile: start again") from None
-        with _undamaged(uri):
+        with contents.undamaged(uri):
             reader = pq.ParquetFile(pa.BufferReader(data))
             rows, schema = reader.metadata.num_rows, reader.schema_arrow
         if rows != whole_file(own).rows:
             raise RuntimeError(f"{uri} has {rows} rows, and its name says otherwise")
         spans = _spans(own)
-        with _undamaged(uri):
+        with contents.undamaged(uri):
             if _is_whole(own):
                 return cls(uri, data, spans, schema, Contents.of_file(data))
             told = [name for name in contents.TOLD_BY if name in schema.names]
             return cls(uri, data, spans, schema, contents.added(map(Contents.of, _rows(data, spans, told))))
-
-
-@contextmanager
-def _undamaged(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RuntimeError(f"{uri} is damaged ({reason}): take it away, and infer its night again") from error
 
 
 def _rows(data: bytes, spans: Sequence[tuple[int, int]], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -273,7 +263,7 @@ def _blocks(taken: Sequence[_Taken], schema: pa.Schema) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
     size = 0
     for each in taken:
-        with _undamaged(each.uri):
+        with contents.undamaged(each.uri):
             for rows in _rows(each.data, each.spans):
                 held.append(rows)
                 size += rows.nbytes

@@ -167,8 +167,8 @@ def list_pieces(folder: str) -> dict[str, list[Piece]]:
 
 
 def whole_packs_first(chosen: Sequence[Piece], staged: Mapping[str, Sequence[Piece]]) -> list[Piece]:
-    """The same rows, from packs that have no others, as far as there are such: the larger ones first. The newest may be
-    a pack that a night left which ended before its commit.
+    """The same rows, from packs that have no others, as far as there are such, the larger ones first; where the packs
+    that were chosen have others. The newest may be one that a night left which ended before its commit.
 
     Args:
         chosen: some pieces.
@@ -178,12 +178,22 @@ def whole_packs_first(chosen: Sequence[Piece], staged: Mapping[str, Sequence[Pie
     for piece in (piece for own in staged.values() for piece in own if piece.pack):
         packs[piece.file].append(piece)
     found = list(chosen)
+    if _are_whole(chosen):
+        return found
     place = {piece.name: number for number, piece in enumerate(chosen)}
     for own in sorted(packs.values(), key=_largest_and_newest):
         if all(piece.name in place for piece in own):
             for piece in own:
                 found[place.pop(piece.name)] = piece
     return found
+
+
+def _are_whole(chosen: Sequence[Piece]) -> bool:
+    """Whether no pack has other rows than these."""
+    taken: dict[storage.FileInfo, int] = defaultdict(int)
+    for piece in chosen:
+        taken[piece.file] += piece.rows
+    return all(piece.pack is None or taken[piece.file] == piece.pack.of for piece in chosen)
 
 
 def _largest_and_newest(own: Sequence[Piece]) -> tuple[int, ...]:
@@ -238,7 +248,8 @@ def _packed(file: storage.FileInfo) -> Sequence[str] | None:
     except (pa.ArrowInvalid, OSError, ValueError, RecursionError) as error:
         log.warning("%s is damaged, and is left alone: %s", file.uri, error)
         return None
-    if not isinstance(names, list) or not all(isinstance(name, str) and PIECE.fullmatch(name) for name in names):
+    known = isinstance(names, list) and all(isinstance(name, str) and PIECE.fullmatch(name) for name in names)
+    if not known or len(set(names)) < len(names):
         log.warning("%s does not tell whose rows it has, and is left alone", file.uri)
         return None
     if sum(piece.rows for name in names for _, piece in _named(file, name)) != footer.num_rows:

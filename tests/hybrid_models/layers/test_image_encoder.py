@@ -1,6 +1,7 @@
 """The encoder against timm's own net, and the mean over time."""
 
 import copy
+import pickle
 from typing import ClassVar
 
 import pytest
@@ -112,9 +113,41 @@ def test_what_is_folded_follows_the_weights() -> None:
     with torch.no_grad():
         next(encoder.cnn.buffers()).add_(0.5)
     torch.testing.assert_close(encoder(FRAMES), seen_without(encoder, FRAMES), atol=1e-4, rtol=1e-3)
-    encoder.double().float()
-    for one in (encoder, copy.deepcopy(encoder)):
+    for weight in encoder.cnn.parameters():
+        weight.data = 1.1 * weight.data
+    torch.testing.assert_close(encoder(FRAMES), seen_without(encoder, FRAMES), atol=1e-4, rtol=1e-3)
+    for one in (encoder, copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
         torch.testing.assert_close(one(FRAMES), seen_without(encoder, FRAMES), atol=1e-4, rtol=1e-3)
+    assert len(pickle.dumps(encoder)) < 1.2 * len(pickle.dumps(trained("test_resnet"))), "nothing of it is saved"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_type_are_not_folded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybrid_models.contract.bf16_is_fast", lambda device: dtype == torch.bfloat16)
+    encoder = trained("test_resnet")
+    before = encoder(FRAMES)
+    encoder.to(dtype)
+    assert encoder._quick() is encoder.cnn
+    torch.testing.assert_close(encoder(FRAMES), before, atol=0.2, rtol=0.2)
+    encoder.float()
+    assert encoder._quick() is not encoder.cnn
+
+
+@pytest.mark.usefixtures("float32")
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
+def test_an_optimizer_that_leaves_no_trace_is_seen(name: str) -> None:
+    """A fused one changes weights and not their versions; nets without batch norm count no batches either."""
+    encoder = Encoder(name, SIZE).train()
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.05, fused=True)
+    for _ in range(2):
+        with torch.inference_mode():
+            seen = encoder.eval()(FRAMES)
+        torch.testing.assert_close(seen, seen_without(encoder, FRAMES).detach(), atol=1e-4, rtol=1e-3)
+        optimizer.zero_grad()
+        encoder.train()(FRAMES).square().mean().backward()
+        optimizer.step()
+        with torch.inference_mode():
+            assert not torch.allclose(encoder.eval()(FRAMES), seen, rtol=1e-2)
 
 
 @pytest.mark.usefixtures("float32")

@@ -572,6 +572,18 @@ def test_one_damaged_night_keeps_no_other_from_being_rewritten(table: str) -> No
         compact(table, ds="2026-01-02")
 
 
+def test_a_damaged_file_that_would_stay_is_said_too(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = storage.join(table, "ds=2026-01-01", ONE)
+    stage(folder, rows(A, 0, 2, 3))
+    pieces = night(table, ONE, rows(A, 2, 4, 3), rows(B, 0, 300, 299))
+    large = max(pieces, key=lambda piece: piece.file.size)
+    monkeypatch.setattr(compaction, "PACK_BYTES", 2 * large.file.size - 1)
+    commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
+    monkeypatch.setattr(compaction, "LEAST_GAIN", 1)
+    storage.write_bytes(large.file.uri, storage.read_bytes(large.file.uri)[:-9])
+    assert compact(table).skipped["2026-01-01"].startswith(f"{large.file.uri} is damaged (")
+
+
 def test_a_file_whose_rows_are_not_those_of_its_name_is_said(table: str) -> None:
     stage(storage.join(table, "ds=2026-01-01", ONE), rows(A, 0, 2, 3))
     pieces = night(table, ONE, rows(A, 2, 4, 3))

@@ -167,7 +167,7 @@ def test_the_pieces_of_a_pack_are_those_of_its_footer(tmp_path: Path) -> None:
     assert names_in(a.file) == tuple(NAMES)
 
 
-@pytest.mark.parametrize("note", [None, ["a.parquet"], [1], {}, "x", NAMES[:1], [*NAMES, NAMES[0]]])
+@pytest.mark.parametrize("note", [None, ["a.parquet"], [1], {}, "x", NAMES[:1], [*NAMES, NAMES[0]], [NAMES[0]] * 2])
 def test_a_file_that_does_not_tell_whose_rows_it_has_is_none_of_theirs(note: object, tmp_path: Path) -> None:
     """Its rows are computed anew, then: nothing is believed of it."""
     name = put_pack(tmp_path, note, 5)
@@ -199,10 +199,13 @@ def test_packs_with_no_other_rows_come_first() -> None:
         own("older", 2, "d"),
     ]  # fmt: skip
     staged = {"unit": [*alone, *(one for each in packs for one in each)]}
-    found = whole_packs_first(alone, staged)
+    partly = [packs[0][0], *alone[1:]]
+    found = whole_packs_first(partly, staged)
     assert [(p.name, p.file.name) for p in found] == [
         ("a", "old"), ("b", "old"), ("c", "old"), ("d", "new"), ("e", "e"),
     ]  # fmt: skip
+    whole = [*packs[2], *packs[3][:0], *alone[1:3]]
+    assert whole_packs_first(whole, staged) == whole, "what is whole stays"
 
 
 def test_a_pack_that_is_cut_off_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
