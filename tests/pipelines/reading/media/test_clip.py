@@ -65,9 +65,10 @@ def test_a_song_with_a_cover_is_no_clip() -> None:
 
 
 def test_a_header_that_lies_about_its_length_is_not_believed() -> None:
-    media = bytearray(film("mp4", steady(75)))
+    whole = film("mp4", steady(75))  # once: under load x264 makes other bytes of the same frames
+    media = bytearray(whole)
     at = media.index(b"mvhd") + 4 + 16  # duration in units of the timescale, ISO 14496-12, 8.2.2
     media[at : at + 4] = struct.pack(">I", 4_000_000_000)
     at = media.index(b"mdhd") + 4 + 16
     media[at : at + 4] = struct.pack(">I", 7)
-    assert same(cut(bytes(media), "mp4", 1.0), cut(film("mp4", steady(75)), "mp4", 1.0))
+    assert same(cut(bytes(media), "mp4", 1.0), cut(whole, "mp4", 1.0))
