@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_models.errors import UsageError
+from hybrid_models.layers.conv_lstm_walk import conv_lstm_walk
 
 State = tuple[Tensor, Tensor]
 """Hidden and cell state `(h, c)`, each `[B, D, H, W]`."""
@@ -98,7 +99,7 @@ class ConvLSTM(nn.Module):
         return after
 
     def forward(self, frames: Tensor, states: Sequence[State] | None = None) -> tuple[Tensor, list[State]]:
-        """Runs over a sequence.
+        """Runs over a sequence, layer after layer.
 
         Args:
             frames: `[B, T, C, H, W]`.
@@ -108,12 +109,12 @@ class ConvLSTM(nn.Module):
             The hidden states of the top layer, `[B, T, D, H, W]`, and every layer's last state.
         """
         batch, _, _, height, width = frames.shape
-        current = list(states) if states is not None else self.initial_states(batch, height, width)
-        outputs = []
-        for x_t in frames.unbind(1):
-            current = self.step(x_t, current)
-            outputs.append(current[-1][0])
-        return torch.stack(outputs, dim=1), current
+        before = states if states is not None else self.initial_states(batch, height, width)
+        sequence, after = frames.transpose(0, 1), []
+        for cell, (h, c) in zip(self.cells, before, strict=True):
+            sequence, h, c = conv_lstm_walk(sequence, h, c, cell.gates.weight, cell.gates.bias)  # type: ignore[union-attr, arg-type]
+            after.append((h, c))
+        return sequence.transpose(0, 1), after
 
     def initial_states(self, batch: int, height: int, width: int) -> list[State]:
         """Zero states for every layer."""

@@ -134,18 +134,14 @@ class EncoderForecaster(nn.Module):
         """The head's maps for each lead time, `[B, channels, H/patch, W/patch]`, rounded up to whole cells."""
         margin = (0, -frames.shape[3] % self.patch, 0, -frames.shape[2] % self.patch)
         frames, covered = F.pad(frames, margin), F.pad(covered, margin)
-        batch, past, height, width = frames.shape
+        past = frames.shape[1]
         with autocast(frames.device):
-            states = self.encoder.initial_states(batch, height // self.patch, width // self.patch)
-            for t in range(past):
-                cells = self._cells(frames[:, t], covered[:, t], (t - past + 1) * step_minutes)
-                states = self.encoder.step(cells, states)
-            maps = []
-            for lead in range(1, n_leads + 1):
-                cells = self._cells(frames[:, -1], covered[:, -1], lead * step_minutes)
-                states = self.forecaster.step(cells, states)
-                maps.append(self.head(F.leaky_relu(self.neck(states[-1][0]), 0.2)).float())
-        return maps
+            seen = [self._cells(frames[:, t], covered[:, t], (t - past + 1) * step_minutes) for t in range(past)]
+            _, states = self.encoder(torch.stack(seen, dim=1))
+            leads = range(1, n_leads + 1)
+            asked = [self._cells(frames[:, -1], covered[:, -1], lead * step_minutes) for lead in leads]
+            hiddens, _ = self.forecaster(torch.stack(asked, dim=1), states)
+            return [self.head(F.leaky_relu(self.neck(h), 0.2)).float() for h in hiddens.unbind(1)]
 
     def _cells(self, frame: Tensor, covered: Tensor, minutes: Tensor) -> Tensor:
         """A frame `[B, H, W]`, where it is measured, and its time from the issue time → `[B, D, H/patch, W/patch]`."""
