@@ -139,6 +139,7 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
         tables_uri, [name], parameters=(ds,), dates=(ds, ds),
     ).to_pylist()  # fmt: skip
     runs = {**_runs(storage.join(tables_uri, name), table.version(), recent), ds: this["run"]}
+    runs |= _written_by(tables_uri, name, [night for night in recent if not runs.get(night)])
     reasons = query.query(
         "SELECT split_part(error, ':', 1) AS kind, count(*) AS n, arg_min({'sample_id': sample_id, 'shard': shard, "
         f"'error': error}}, (shard, index), {ERROR_EXAMPLES}) AS examples FROM {name}_all "
@@ -166,6 +167,18 @@ def _runs(uri: str, version: int, nights: Sequence[str]) -> dict[str, str]:
     except ValueError as error:
         log.warning("%s: an entry of its log is damaged, so that earlier nights have no speeds: %s", uri, error)
     return found
+
+
+def _written_by(tables_uri: str, name: str, nights: Sequence[str]) -> dict[str, str]:
+    """The run that wrote the newest rows of each of these nights, as the rows tell: of nights whose commits the log
+    forgot, or that were brought back."""
+    if not nights:
+        return {}
+    told = query.query(
+        f"SELECT ds, arg_max(run_id, created_at) AS run FROM {name}_all WHERE list_contains(?, ds) GROUP BY ds",
+        tables_uri, [name], parameters=(list(nights),), dates=(nights[0], nights[-1]),
+    ).to_pylist()  # fmt: skip
+    return {row["ds"]: row["run"] for row in told}
 
 
 def _table(tables_uri: str, name: str) -> DeltaTable | None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -205,6 +206,24 @@ def test_models_and_runs_are_linked_to_an_mlflow_server(lake: Path) -> None:
     assert (unlinked.run_link, unlinked.model_link) == ("", ""), (
         "an artifact folder, and a run that MLflow does not know"
     )
+
+
+def test_rows_tell_the_runs_that_the_log_forgot(lake: Path, tmp_path: Path) -> None:
+    tables_uri, name = str(tmp_path), "translations"
+    shutil.copytree(f"{lake}/tables/{name}", f"{tables_uri}/{name}")
+
+    def history() -> list[tuple[str, str, float | None]]:
+        _, (page,) = report.report(tables_uri, [name], "2026-01-02", mlflow_of(lake), 0)
+        return [(past.ds, past.run_id, past.rows_per_second) for past in page.history]
+
+    told = history()
+    assert [speed for *_, speed in told] == [2.5, 5.0]
+    table = DeltaTable(f"{tables_uri}/{name}")
+    table.create_checkpoint()
+    for version in range(table.version() + 1):
+        storage.delete(tables.commit_uri(f"{tables_uri}/{name}", version))
+    assert report._runs(f"{tables_uri}/{name}", table.version(), ["2026-01-01"]) == {}
+    assert history() == told
 
 
 def test_a_night_that_is_not_there(lake: Path) -> None:
