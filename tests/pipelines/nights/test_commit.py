@@ -90,6 +90,30 @@ def test_of_two_first_writers_of_a_night_one_replaces_the_other(
     assert pa.table(DeltaTable(table, version=1).get_add_actions())["num_records"].to_pylist() == [1]
 
 
+def test_a_night_need_not_look_again_because_another_date_was_committed_meanwhile(
+    table: str, monkeypatch: pytest.MonkeyPatch, retried: Counter[str]
+) -> None:
+    first, ours, theirs = (Partition(table, f"2026-01-0{day}") for day in (1, 2, 3))
+    staged = {partition: night(table, ONE, rows(A, 0, 2, 1), ds=partition.ds) for partition in (first, ours, theirs)}
+    assert commit_night(first, staged[first], SCHEMA, RUN) == 1
+    attempts: list[str] = []
+    once, looked = commit._commit, tables.night_files
+
+    def look(delta: DeltaTable, ds: str) -> set[str]:
+        files = looked(delta, ds)
+        if len(attempts) == 1:  # within the attempt to commit ours
+            monkeypatch.setattr(commit, "night_files", looked)
+            assert commit_night(theirs, staged[theirs], SCHEMA, RUN) == 2
+        return files
+
+    monkeypatch.setattr(commit, "_commit", lambda uri, ds, *more: attempts.append(more[0]) or once(uri, ds, *more))
+    monkeypatch.setattr(commit, "night_files", look)
+    assert commit_night(ours, staged[ours], SCHEMA, RUN) == 3
+    assert attempts == [ours.ds, theirs.ds], "one each"
+    assert retried == {}
+    assert [read(table, partition.ds) for partition in (ours, theirs)] == [[f"{A.uri}#0", f"{A.uri}#1"]] * 2
+
+
 def test_twenty_nights_that_are_committed_at_once_are_all_there(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of them makes the table."""
     attempts: list[str] = []
