@@ -170,8 +170,9 @@ class Captioner(CaptionerInterface, VisualHybrid):
         return whole(text) if EOS in tokens else text
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
+        counts = batch["frame_count"].tolist()  # before a device has anything to compute
         with inference(self):
-            found = self._search(batch, *self._start(batch), cast(CaptionerDecoding, decoding))
+            found = self._search(*self._start(batch), len(counts), cast(CaptionerDecoding, decoding))
         return [
             {
                 "caption": self._tokenizer.decode(best.tokens),
@@ -179,18 +180,17 @@ class Captioner(CaptionerInterface, VisualHybrid):
                 "caption_tokens": len(best.tokens),
                 "frames": count,
             }
-            for best, count in zip(found, batch["frame_count"].tolist(), strict=True)
+            for best, count in zip(found, counts, strict=True)
         ]
 
-    def _search(self, batch: Batch, state: State, memory: State, decoding: CaptionerDecoding) -> list[Hypothesis]:
-        limits = torch.full_like(batch["frame_count"], decoding.max_length)
-        return self.decoder.search(state, memory, limits, decoding.search_options())
+    def _search(self, state: State, memory: State, count: int, decoding: CaptionerDecoding) -> list[Hypothesis]:
+        return self.decoder.search(state, memory, [decoding.max_length] * count, decoding.search_options())
 
     def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
         batch = to_device(self.collate(samples), module_device(self))
         with inference(self):
             state, memory = self._start(batch)
-            found = self._search(batch, state, memory, cast(CaptionerDecoding, decoding))
+            found = self._search(state, memory, len(samples), cast(CaptionerDecoding, decoding))
             looks = self.decoder.attend([best.tokens for best in found], state, memory)
         places = [(None, None)] * len(samples) if looks is None else list(map(self._places, looks, samples))
         return [

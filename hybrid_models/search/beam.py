@@ -1,7 +1,7 @@
 """Greedy and beam search over any word decoder: one step function, batched over sources, finished sources leave.
 
 Scores follow Wu et al. 2016 ("Google's neural machine translation system", eq. 14) without the coverage term. What is
-found stays on the device to the end: on a GPU, only every `LOOK_EVERY`-th step is waited for.
+found stays on the device to the end: on a GPU, only every `LOOK_EVERY`-th step is waited for, and once what was found.
 """
 
 # ruff: noqa: N803, N806, N815 - shape suffixes, see contract.py
@@ -9,14 +9,14 @@ found stays on the device to the end: on a GPU, only every `LOOK_EVERY`-th step 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hybrid_models.search.options import SearchOptions
+from hybrid_models.search.options import SearchOptions, known_limits
 
 BLOCK = 64
 """Words of a vocabulary of which the best is found first."""
@@ -119,12 +119,15 @@ class _Best:
         self.score_B[rows], self.length_B[rows], self.tokens_BL[rows] = found.score_B, found.length_B, found.tokens_BL
 
     def hypotheses(self) -> list[Hypothesis]:
-        rows = torch.cat([self.length_B.unsqueeze(1), self.tokens_BL], dim=1).tolist()
-        scores = self.score_B.tolist()
-        return [Hypothesis(tokens[:length], score) for (length, *tokens), score in zip(rows, scores, strict=True)]
+        numbers_B1 = self.score_B.double().unsqueeze(1), self.length_B.double().unsqueeze(1)
+        # float64 holds tokens and scores exactly: a device is waited for once
+        rows = torch.cat([*numbers_B1, self.tokens_BL.double()], dim=1).tolist()
+        return [Hypothesis(list(map(int, tokens[: int(length)])), score) for score, length, *tokens in rows]
 
 
-def search(step: Step, state: State, memory: State, max_length: Tensor, options: SearchOptions) -> list[Hypothesis]:
+def search(
+    step: Step, state: State, memory: State, max_length: Tensor | Sequence[int], options: SearchOptions
+) -> list[Hypothesis]:
     """Finds the best output of each source by beam search; with `beam_size` 1 this is greedy search.
 
     A hypothesis ends when the end symbol is among its source's `beam_size` best continuations. A source is done when
@@ -135,23 +138,24 @@ def search(step: Step, state: State, memory: State, max_length: Tensor, options:
         step: the model; see `Step`.
         state: initial state of each source, leading axis B.
         memory: what does not change from step to step, leading axis B.
-        max_length: int64 [B], on the state's device: most tokens of each output, without the end symbol.
+        max_length: most tokens of each output, without the end symbol: B numbers, or int64 [B], whose device is waited
+            for.
         options: see `SearchOptions`.
 
     Returns:
         One hypothesis per source, in order.
     """
-    limits = max_length.tolist()
+    limits = known_limits(max_length)
     if not limits:
         return []
-    beams = _start(state, memory, max_length, max(0, *limits), options)
+    beams = _start(state, memory, limits, options)
     found = beams.best
-    every = look_every(max_length.device)
+    every = look_every(beams.limit_B.device)
     for length in range(max(limits) + 1):
         log_probs_NV, beams.state = step(beams.tokens_BKT[:, :, -1].flatten(), beams.state, beams.memory)
         _constrain(log_probs_NV, beams, length, length >= min(limits), options)
         _advance(beams, log_probs_NV, length, options)
-        if (length + 1) % every:
+        if (length + 1) % every or length == max(limits):
             continue
         rows = (~beams.done_B).nonzero().squeeze(1)
         if len(rows) == 0:
@@ -163,8 +167,8 @@ def search(step: Step, state: State, memory: State, max_length: Tensor, options:
     return found.hypotheses()
 
 
-def _start(state: State, memory: State, max_length: Tensor, most: int, options: SearchOptions) -> _Beams:
-    batch, device = len(max_length), max_length.device
+def _start(state: State, memory: State, limits: Sequence[int], options: SearchOptions) -> _Beams:
+    batch, device = len(limits), next(iter(state.values())).device
     log_prob_BK = torch.full((batch, options.beam_size), float("-inf"), device=device)
     log_prob_BK[:, 0] = 0.0  # one empty hypothesis, or all K would be the same
     nothing_B = torch.zeros(batch, dtype=torch.long, device=device)
@@ -173,10 +177,10 @@ def _start(state: State, memory: State, max_length: Tensor, most: int, options: 
         source_B=torch.arange(batch, device=device),
         tokens_BKT=torch.full((batch, options.beam_size, 1), options.start, device=device),
         log_prob_BK=log_prob_BK,
-        limit_B=max_length,
+        limit_B=torch.tensor(limits).to(device, non_blocking=True),
         ended_B=nothing_B,
         done_B=torch.zeros(batch, dtype=torch.bool, device=device),
-        best=_Best(nowhere_B, nothing_B.clone(), nothing_B.new_zeros(batch, most)),
+        best=_Best(nowhere_B, nothing_B.clone(), nothing_B.new_zeros(batch, max(0, *limits))),
         state={name: tensor.repeat_interleave(options.beam_size, dim=0) for name, tensor in state.items()},
         memory=memory,
     )

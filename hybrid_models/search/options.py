@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,9 +55,14 @@ class SearchOptions:
         if self.no_repeat < 0:
             raise UsageError(f"no_repeat is {self.no_repeat}: it must be 0 (any) or a number of tokens")
 
-    def most_tokens(self, max_length: Tensor) -> int:
+    def most_tokens(self, max_length: Tensor | Sequence[int]) -> int:
         """Most tokens that a search writes in all its hypotheses, of sources with so many [B] at the most."""
-        return self.beam_size * int(max_length.sum())
+        return self.beam_size * sum(known_limits(max_length))
+
+
+def known_limits(max_length: Tensor | Sequence[int]) -> Sequence[int]:
+    """Most tokens [B] as numbers of the host, which asks a tensor's device for them."""
+    return max_length if isinstance(max_length, Sequence) else max_length.tolist()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.layers.recurrent import STATES, BidirectionalRNN, initial_state
 from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, bleu, chrf
-from hybrid_models.search.beam import Hypothesis, State, inference
+from hybrid_models.search.beam import State, inference
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -115,31 +115,29 @@ class Translator(TranslatorInterface, Hybrid):
             return self.decoder.loss(batch["target"], batch["written"], state, memory, smoothing)
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
+        decoding = cast(TranslatorDecoding, decoding)
+        sources, limits = _read(batch, decoding)
         with inference(self):
-            found = self._search(batch, *self.encode(batch), cast(TranslatorDecoding, decoding))
-        lengths = batch["source_length"].tolist()
+            found = self.decoder.search(*self.encode(batch), limits, decoding.search_options())
         return [
             {
-                "source": self._source.decode(source[: length - 1]),
+                "source": self._source.decode(source[:-1]),
                 "translation": self._target.decode(best.tokens),
                 "score": best.score,
-                "source_tokens": length - 1,
+                "source_tokens": len(source) - 1,
                 "target_tokens": len(best.tokens),
             }
-            for source, length, best in zip(batch["source"].tolist(), lengths, found, strict=True)
+            for source, best in zip(sources, found, strict=True)
         ]
 
-    def _search(self, batch: Batch, state: State, memory: State, decoding: TranslatorDecoding) -> list[Hypothesis]:
-        limits = decoding.limits(batch["source_length"])
-        return self.decoder.search(state, memory, limits, decoding.search_options())
-
     def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
+        decoding = cast(TranslatorDecoding, decoding)
         batch = to_device(self.collate(samples), module_device(self))
+        sources, limits = _read(batch, decoding)
         with inference(self):
             state, memory = self.encode(batch)
-            found = self._search(batch, state, memory, cast(TranslatorDecoding, decoding))
+            found = self.decoder.search(state, memory, limits, decoding.search_options())
             looks = self.decoder.attend([best.tokens for best in found], state, memory)
-        sources = [row[:length] for row, length in zip(batch["source"].tolist(), batch["source_length"], strict=True)]
         return [
             Alignment(
                 self._source.pieces(source),
@@ -200,6 +198,15 @@ class Translator(TranslatorInterface, Hybrid):
     @classmethod
     def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
         return _tallies([record["hypothesis"] for record in records], [record["references"] for record in records])
+
+
+def _read(batch: Batch, decoding: TranslatorDecoding) -> tuple[list[list[int]], list[int]]:
+    """Each source's tokens, end symbol included, and the most tokens of its translation: a device is asked for both at
+    once, before it has anything to compute."""
+    lengths_B = batch["source_length"]
+    numbers_B2 = torch.stack([lengths_B, decoding.limits(lengths_B)], dim=1)
+    rows = torch.cat([numbers_B2, batch["source"]], dim=1).tolist()
+    return [tokens[:length] for length, _, *tokens in rows], [limit for _, limit, *_ in rows]
 
 
 def _tallies(hypotheses: list[str], references: list[list[str]]) -> dict[str, Tally]:

@@ -12,8 +12,10 @@ from PIL import Image
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
+from hybrid_models.search import beam
 from hybrid_models.text import PAD
 from tests import tiny
+from tests.waits import Waits
 
 SIZE, ENCODER = 32, "test_resnet"
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 60, 220)}
@@ -342,6 +344,23 @@ def test_rows_fit_the_schema_in_order():
     assert all(colour in caption for colour, caption in zip([*COLOURS] * 2, table["caption"].to_pylist(), strict=True))
     assert all(score < 0 for score in table["score"].to_pylist())
     assert all(0 < tokens <= 40 for tokens in table["caption_tokens"].to_pylist())
+
+
+@pytest.mark.parametrize("most", [20, 40])
+def test_a_search_waits_for_its_device_every_eighth_step_and_at_its_ends(monkeypatch, most):
+    """Once for the numbers of frames, once for what was found."""
+    model = tiny.captioner()
+    batch = model.collate(samples_of(model, with_target=False, frames=2))
+    decoding = CaptionerDecoding(min_length=most, max_length=most)
+    expected = model.predict(batch, decoding)
+    monkeypatch.setattr(beam, "look_every", lambda device: beam.LOOK_EVERY)
+    assert model.predict(batch, decoding) == expected
+    with Waits() as waits:
+        rows = model.predict(batch, decoding)
+    assert [row["caption_tokens"] for row in rows] == [most] * 3
+    steps = most + 1
+    assert waits.count == 2 + steps // 8
+    assert waits.count <= 0.2 * steps
 
 
 def test_caption_takes_images_arrays_and_clips_of_any_size():

@@ -169,9 +169,10 @@ def test_the_best_continuations_are_those_of_a_whole_vocabulary(vocabulary, coun
     )
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("every", [1, 8])
-def test_a_search_waits_for_its_device_every_few_steps_only(monkeypatch, every):
-    """And three times more: for its limits, and for what it has found."""
+def test_a_search_waits_for_its_device_every_few_steps_only(monkeypatch, every, known):
+    """Not after the last one. And once more for what it has found, and for limits that the host does not know."""
 
     waits = Waits()
 
@@ -185,9 +186,11 @@ def test_a_search_waits_for_its_device_every_few_steps_only(monkeypatch, every):
     options = {"beam_size": 3, "no_repeat": 9, "min_length": 2, "never": (START,)}
     expected = run(model, list(range(10)), limits, **options)
     monkeypatch.setattr(beam, "look_every", lambda device: every)
+    state, memory = model.initial(list(range(10)))
+    limits = limits if known else torch.tensor(limits)
     with waits:
-        found = run(model, list(range(10)), limits, **options)
+        found = search(model.step, state, memory, limits, SearchOptions(START, END, **options))
     assert found == expected
     steps = max(len(hypothesis.tokens) for hypothesis in found) + 1
     assert steps == 40
-    assert waits.count == steps // every + 3
+    assert waits.count == (steps - 1) // every + 1 + (not known)

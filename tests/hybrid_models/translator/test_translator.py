@@ -9,9 +9,11 @@ import torch
 
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Inputs
+from hybrid_models.search import beam
 from hybrid_models.text import BOS, EOS, PAD, Tokenizer, written_places
 from hybrid_models.translator.translator import TOKENIZER, Translator, TranslatorConfig, TranslatorDecoding
 from tests import tiny
+from tests.waits import Waits
 
 PAIRS = {
     "a dog runs": "ein Hund rennt",
@@ -188,6 +190,24 @@ def test_predict_leaves_mode_and_gradients_as_they_were():
     loss = model(model.collate(samples_of(model)))
     loss.total.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("most", [20, 40])
+def test_a_search_waits_for_its_device_every_eighth_step_and_at_its_ends(monkeypatch, most):
+    """Once for sources and limits, once for what was found."""
+    model = tiny.translator()
+    preprocess = model.preprocess(model.config, model.assets)
+    batch = model.collate([preprocess(Inputs(None, {"en": text}), False) for text in tiny.sentences(6)])
+    decoding = TranslatorDecoding(min_length=most, max_length=most, max_length_extra=most)
+    expected = model.predict(batch, decoding)
+    monkeypatch.setattr(beam, "look_every", lambda device: beam.LOOK_EVERY)
+    assert model.predict(batch, decoding) == expected
+    with Waits() as waits:
+        rows = model.predict(batch, decoding)
+    assert [row["target_tokens"] for row in rows] == [most] * 6
+    steps = most + 1
+    assert waits.count == 2 + steps // 8
+    assert waits.count <= 0.2 * steps
 
 
 def test_length_limits():
