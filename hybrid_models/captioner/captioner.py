@@ -154,18 +154,25 @@ class Captioner(CaptionerInterface, VisualHybrid):
         with inference(self), autocast(module_device(self)):
             # an encoder that is trained sees otherwise in evaluation mode
             start = (state, memory) if "features" in batch else self._start(batch)
-            drawn = sample_words(self.decoder.step, *start, most, options, DRAWN)
-        texts = [[self._rewarded_text(tokens) for tokens in group] for group in drawn]
-        references = [[self._rewarded_text(row) for row in rows if row[0] == BOS] for rows in captions_BRL.tolist()]
-        weights_N = torch.from_numpy(advantages(texts, references)).to(captions_BRL.device, torch.float32).flatten()
+            # texts are scored by the host: it asks for both at once
+            texts = sample_words(self.decoder.step, *start, most, options, DRAWN, beside=captions_BRL)
+        drawn = [group[:DRAWN] for group in texts]
+        references = [[row for row in group[DRAWN:] if row[0] == BOS] for group in texts]
+        weights = advantages(self._rewarded_texts(drawn), self._rewarded_texts(references))
         targets = pad_rows([np.asarray([BOS, *tokens]) for group in drawn for tokens in group])
+        arrays = targets, written_places(targets), weights.astype(np.float32).flatten()
         with autocast(module_device(self)):
             state = {name: tensor.repeat_interleave(DRAWN, dim=0) for name, tensor in state.items()}
-            words_NT, written_M = (torch.from_numpy(a).to(weights_N.device) for a in (targets, written_places(targets)))
+            words_NT, written_M, weights_N = (
+                torch.from_numpy(array).to(captions_BRL.device, non_blocking=True) for array in arrays
+            )
             return self.decoder.loss(words_NT, written_M, state, memory, 0.0, weights_N)
 
+    def _rewarded_texts(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[list[str]]:
+        """The texts of groups of tokens; the last word of one tells that it ends."""
+        return [[self._rewarded_text(tokens) for tokens in group] for group in groups]
+
     def _rewarded_text(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, whose last word tells that they end."""
         text = self._tokenizer.decode(tokens)
         return whole(text) if EOS in tokens else text
 

@@ -16,6 +16,8 @@ from torch import nn
 from hybrid_models import contract
 from hybrid_models.contract import Batch, Hybrid, Loss
 from hybrid_models.inputs import Inputs, Sample
+from hybrid_models.search import sampling
+from hybrid_models.search.beam import LOOK_EVERY
 from hybrid_models.translator.translator import Translator, TranslatorDecoding
 from pipelines.staging.prepared import SampleIndex
 from pipelines.training import checkpoints, loop, workers
@@ -242,16 +244,32 @@ def some_of(name: str) -> tuple[Hybrid, list[Sample]]:
 FORMS = ["translator", "captioner", "captioner of clips", "nowcaster", "recogniser"]
 
 
+def waits_of_twenty_steps(name: str, epoch: int) -> int:
+    """How often a second epoch's or a first one's steps, of two samples each, wait for their device."""
+    hybrid, samples = some_of(name)
+    config = TrainConfig(epochs=2, batch_size=2, learning_rate=1e-3, warmup_steps=1)
+    optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], fused=True)
+    many = Samples([{"length": np.array(1), **sample} for sample in (samples * 40)[:40]])
+    progress = Progress(epoch=epoch)
+    with Waits() as waits:
+        train_epoch(hybrid, optimizer, many, config, progress, [], never)  # type: ignore[arg-type]
+    assert progress.step == 20
+    return waits.count
+
+
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("name", FORMS)
 def test_training_waits_for_its_device_every_tenth_step_only(name: str) -> None:
-    hybrid, samples = some_of(name)
-    config = TrainConfig(epochs=1, batch_size=2, learning_rate=1e-3, warmup_steps=1)
-    optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], fused=True)
-    many = Samples([{"length": np.array(1), **sample} for sample in (samples * 40)[:40]])
-    with Waits() as waits:
-        train_epoch(hybrid, optimizer, many, config, Progress(), [], never)  # type: ignore[arg-type]
-    assert waits.count == 2, "of 20 steps"
+    assert waits_of_twenty_steps(name, epoch=0) == 2
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_step_on_rewards_waits_once_for_what_it_has_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions are scored as texts, so the host has to know them. The drawn ones have seven words at most: of longer
+    ones it is asked at every eighth word whether all have ended."""
+    monkeypatch.setattr(sampling, "look_every", lambda device: LOOK_EVERY)
+    assert waits_of_twenty_steps("captioner on rewards", epoch=0) == 2, "not on rewards yet"
+    assert waits_of_twenty_steps("captioner on rewards", epoch=1) == 20 + 2
 
 
 @pytest.mark.usefixtures("alone")
