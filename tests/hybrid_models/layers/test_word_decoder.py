@@ -208,6 +208,26 @@ def test_a_search_with_multiplied_keys_steps_as_one_with_contexts(cell, tie):
         torch.testing.assert_close(other["hidden"], state["hidden"])
 
 
+@pytest.mark.parametrize("kind", ["plain", "attention", "multiplied"])
+def test_a_step_compiles_as_one_graph(kind):
+    """Torch's own RNN, which is all that is recurrent without attention, it takes as one operator."""
+    decoder, state, memory = make("plain" if kind == "plain" else "attention", "lstm")
+    decoder.eval()
+    words = torch.arange(4, 4 + B * R)
+    with torch.no_grad(), torch._dynamo.config.patch(allow_rnn=True):
+        memory = decoder.prepare(memory)
+        if kind == "multiplied":
+            memory = decoder.look_up(memory, [9, 9], OPTIONS)
+        compiled = torch.compile(decoder.step, fullgraph=True, backend="eager")
+        other = state
+        for tokens in (torch.full((B * R,), BOS), words):  # a first step has looked nowhere yet
+            expected, state = decoder.step(tokens, state, memory)
+            found, other = compiled(tokens, other, memory)
+            assert torch.equal(found, expected)
+            assert other.keys() == state.keys()
+            assert all(torch.equal(other[name], state[name]) for name in state)
+
+
 def test_a_search_with_multiplied_keys_finds_what_one_with_contexts_does():
     decoder, _, memory = make("attention", "gru")
     state, options = {"hidden": torch.randn(B, D)}, SearchOptions(BOS, EOS, beam_size=R, never=(PAD, BOS))
