@@ -92,17 +92,16 @@ def test_captions_of_another_program_are_one_for_each_photograph_and_most_of_the
 
 
 @pytest.mark.parametrize("name", captioning.OTHERS)
-def test_other_programs_caption_by_our_model(name, tmp_path):
+def test_other_programs_caption_by_our_model(name, tmp_path, s3):
     script, peer = captioning.OTHERS[name]
     if peer and not peers.is_ready(peer):
         pytest.skip(f"{peer} is in no environment of its own: make bench-full ONLY=captioning")
     shards, model = tmp_path / "shards", tiny.write_captioner(str(tmp_path / "model"))
     tiny.write_photos(str(shards), shards=2, rows=5)
     tiny.write_night(str(tmp_path / "tables"), "2026-01-01", str(shards), model)
-    captioning.unpack(shards, tmp_path / "lone")
-    given, written = tmp_path / "lone" if peer == "daft" else shards, tmp_path / "written"
+    given, written = (captioning.unpack if peer == "daft" else captioning.copies)(shards, s3, 2), tmp_path / "written"
     captioning.other(script, peer, model, given, written)
-    captioning.check_captions(captioning.table(tmp_path / "tables"), 10, written)
+    captioning.check_captions(captioning.table(tmp_path / "tables"), 20, written)
 
 
 def test_steps_of_the_driver_are_measured_and_their_growth_is_fitted():

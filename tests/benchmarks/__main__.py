@@ -35,7 +35,7 @@ LINES = {
     "setup": "`make setup`, the package cache warm",
     "demo": "`hybrid demo` from nothing",
     "waiting": "waiting for an answer",
-    "captioning": "photographs in tars → a committed table",
+    "captioning": "photographs in tars on S3 → a committed table",
     "reading": "photographs and clips as lone objects on S3",
     "translating": "a translator of 6.7 M weights",
     "fitting": "training a captioner by `hybrid train`, features kept",

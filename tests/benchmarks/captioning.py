@@ -1,4 +1,4 @@
-"""Batch captioning end to end: photographs in tars → a committed table, and memory as data grows.
+"""Batch captioning end to end: photographs in tars on S3 → a committed table, and memory as data grows.
 
     python -m tests.benchmarks captioning [--full]
     python -m tests.benchmarks.captioning --input FOLDER_OF_TARS --model ARTIFACT
@@ -8,13 +8,15 @@ The pipeline runs on some shards and on `GROWTH` copies of them; the slope betwe
 start-up (actors, imports, weights) is excluded; a night of one shard goes before both, so that neither waits for what
 is loaded once. It is compared with the best of two bare loops of decode + model with the same batches and allocator:
 one process with a thread for each core, and a process of one thread for each core. These run before and after the
-pipeline, and their mean counts, so that a drifting machine shows in both.
+pipeline, and their mean counts, so that a drifting machine shows in both. They read a disk: nobody is faster than they
+are, and the pipeline's store, a local S3 server, takes its share of the same cores.
 
 With `--full` the whole `hybrid infer` is timed, in turn with that of the commit that goals were set against and with
-other people's programs that caption the same photographs by the same model into Parquet: webdataset and torch's
-DataLoader, Ray Data alone, Daft. Each is a script in `scripts/`, which says what settings were tried, and has the best
-of them. All have the same batches and allocator, and the slope between two sizes counts. A program must have written a
-row for each photograph, and most of its captions must be those of our table.
+other people's programs that caption the same objects by the same model into Parquet: webdataset and torch's
+DataLoader, Ray Data alone, Daft, which reads no tars and has lone objects. Each is a script in `scripts/`, which says
+what settings were tried, and has the best of them. All have the same batches and allocator, and the slope between two
+sizes counts. A program must have written a row for each photograph, and most of its captions must be those of our
+table.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -59,6 +62,7 @@ from pipelines.staging.pieces import Lineage
 from tests import tiny
 from tests.benchmarks import peers
 from tests.benchmarks.figures import Row, in_turn
+from tests.servers import BUCKET, S3Server
 
 IMAGES = 1000
 GROWTH = 16
@@ -68,11 +72,13 @@ CORES = os.cpu_count() or 1
 SHARD_IMAGES = IMAGES // max(4, CORES)
 """So that each core has a shard."""
 DS = "2026-01-01"
+SERVER = "weed"
+"""How the S3 server's process is called."""
 SCRIPTS = Path(__file__).parent / "scripts"
 OTHERS: dict[str, tuple[str, str | None]] = {
     "torch's DataLoader, webdataset": ("captioning_dataloader.py", "webdataset"),
     "Ray Data alone": ("captioning_ray_data.py", None),
-    "Daft, of lone files": ("captioning_daft.py", "daft"),
+    "Daft, of lone objects": ("captioning_daft.py", "daft"),
 }
 """Other people's programs → the script that has them caption, and the environment that it needs."""
 EARLIER = f"commit {peers.BASELINE}"
@@ -115,11 +121,12 @@ def make_photos(folder: Path, count: int) -> None:
         storage.write_bytes(str(folder / f"photos-{number:06d}.tar"), tiny.tar(members))
 
 
-def copies(folder: Path, target: Path, count: int) -> None:
-    """So many copies of each shard of a folder."""
+def copies(folder: Path, target: str, count: int) -> str:
+    """So many copies of each shard of a folder, at an address; returns that."""
     for shard in folder.iterdir():
         for number in range(count):
-            storage.write_bytes(str(target / f"{number}-{shard.name}"), shard.read_bytes())
+            storage.write_bytes(storage.join(target, f"{number}-{shard.name}"), shard.read_bytes())
+    return target
 
 
 def take(source: str, folder: Path, count: int) -> None:
@@ -133,6 +140,17 @@ def take(source: str, folder: Path, count: int) -> None:
         storage.write_bytes(
             str(folder / f"photos-{number:06d}.tar"), tiny.tar(members[number : min(count, number + SHARD_IMAGES)])
         )
+
+
+@contextmanager
+def store(folder: Path) -> Iterator[str]:
+    """A local S3 server, which this process and those that it starts reach; yields the address of its bucket."""
+    server = S3Server(folder).start()
+    os.environ.update(server.env())
+    try:
+        yield f"s3://{BUCKET}"
+    finally:
+        server.kill()
 
 
 # ---- the bare loop -----------------------------------------------------------------------------------------------
@@ -188,17 +206,18 @@ def peak_memory() -> Iterator[list[float]]:
 
 
 def own_memory() -> float:
-    """MiB of this process and its descendants, without shared memory and mapped files. The kernel counts them as they
-    come and go; for a proportional set size it walks all pages, which takes a tenth of two cores if asked each second.
+    """MiB of this process and its descendants but the S3 server, without shared memory and mapped files. The kernel
+    counts them as they come and go; for a proportional set size it walks all pages, which takes a tenth of two cores if
+    asked each second.
     """
     total = 0
     me = psutil.Process()
     for process in [me, *me.children(recursive=True)]:
         try:
             info = process.memory_info()
+            total += 0 if process.name() == SERVER else info.rss - info.shared
         except psutil.Error:
             continue
-        total += info.rss - info.shared
     return total / 2**20
 
 
@@ -218,11 +237,11 @@ def night(shards: list[Shard], artifact: artifacts.Artifact, tables: str) -> tup
 
 
 # ---- whole commands, beside others -------------------------------------------------------------------------------
-def slope(folders: dict[int, Path], scratch: Path, run: Callable[[Path, Path], None], check: Check) -> float:
+def slope(folders: dict[int, str], scratch: Path, run: Callable[[str, Path], None], check: Check) -> float:
     """Images per second between two sizes, start-up excluded.
 
     Args:
-        folders: of so many images each.
+        folders: addresses of so many images each.
         scratch: for what is written.
         run: what is timed; reads a folder, writes into an empty one.
         check: of so many images, what was written; not timed.
@@ -238,16 +257,16 @@ def slope(folders: dict[int, Path], scratch: Path, run: Callable[[Path, Path], N
     return (many - few) / (seconds[many] - seconds[few])
 
 
-def command(tree: Path, model: str, folder: Path, tables: Path) -> None:
+def command(tree: Path, model: str, folder: str, tables: Path) -> None:
     """A night by this checkout's `hybrid infer`."""
-    argv = ["captions", "--input", str(folder), "--tables", str(tables), "--ds", DS, "--model", model]
+    argv = ["captions", "--input", folder, "--tables", str(tables), "--ds", DS, "--model", model]
     argv += ["--mlflow", f"sqlite:///{tables}/mlflow.db", "--resources.batch-size", str(BATCH)]
     peers.finish([sys.executable, "-m", "jobs.infer", *argv], tree, peers.clean(PYTHONPATH=str(tree)))
 
 
-def other(script: str, peer: str | None, model: str, folder: Path, written: Path) -> None:
+def other(script: str, peer: str | None, model: str, folder: str, written: Path) -> None:
     """The same captions by somebody else's program."""
-    question = {"photographs": str(folder), "model": model, "batch": BATCH, "written": str(written)}
+    question = {"photographs": folder, "model": model, "batch": BATCH, "written": str(written)}
     peers.answer(SCRIPTS / script, question, peer)
 
 
@@ -271,22 +290,28 @@ def check_captions(ours: Mapping[str, str], images: int, written: Path) -> None:
     assert same > images / 2, f"of {images} captions {same} are ours"
 
 
-def unpack(folder: Path, target: Path) -> None:
-    """A folder's tars as folders of lone files."""
+def unpack(folder: Path, target: str, count: int) -> str:
+    """So many copies of a folder's photographs as lone objects at an address; returns that."""
+    lone = {}
     for shard in folder.iterdir():
         with tarfile.open(shard) as archive:
-            archive.extractall(target / shard.stem, filter="data")
+            for member in archive:
+                held = archive.extractfile(member)
+                assert held is not None
+                lone[f"{shard.stem}/{member.name}"] = held.read()
+    named = [(storage.join(target, str(number), name), data) for number in range(count) for name, data in lone.items()]
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda one: storage.write_bytes(*one), named))
+    return target
 
 
-def beside_others(photos: Path, model: str, scratch: Path, rounds: int = ROUNDS) -> list[Row]:
+def beside_others(photos: Path, model: str, scratch: Path, lake: str, rounds: int = ROUNDS) -> list[Row]:
     """`hybrid infer` beside other programs and that of an earlier commit, on the photographs and on four copies."""
-    copies(photos, scratch / "middle", 4)
-    command(tiny.ROOT, model, photos, scratch / "first-tables")
+    few = copies(photos, f"{lake}/few", 1)
+    command(tiny.ROOT, model, few, scratch / "first-tables")
     ours = table(scratch / "first-tables")
-    folders = {len(ours): photos, 4 * len(ours): scratch / "middle"}
-    lone = {images: scratch / "lone" / folder.name for images, folder in folders.items()}
-    for images, folder in folders.items():
-        unpack(folder, lone[images])
+    folders = {len(ours): few, 4 * len(ours): copies(photos, f"{lake}/many", 4)}
+    lone = {count * len(ours): unpack(photos, f"{lake}/lone-{count}", count) for count in (1, 4)}
     checked, unchecked = partial(check_captions, ours), lambda *_: None
     measures = {"ours": partial(slope, folders, scratch, partial(command, tiny.ROOT, model), unchecked)}
     for name, (script, peer) in OTHERS.items():
@@ -321,26 +346,29 @@ def prepared(scratch: Path, source: str, model: str) -> tuple[Path, str]:
 def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[Row]:
     """Throughput and memory."""
     photos, model = prepared(scratch, source, model)
-    grown = scratch / "grown"
-    copies(photos, grown, GROWTH)
+    with store(scratch / "s3") as lake:
+        made = beside_loops(photos, model, scratch, lake)
+        return [*made, *(beside_others(photos, model, scratch, lake) if full else [])]
+
+
+def beside_loops(photos: Path, model: str, scratch: Path, lake: str) -> list[Row]:
+    """The pipeline beside the best bare loop, and its memory."""
+    small, grown = copies(photos, f"{lake}/small", 1), copies(photos, f"{lake}/grown", GROWTH)
     counts = sorted({1, CORES})
     before = {processes: loops(photos, model, processes) for processes in counts}
     artifact = artifacts.read(model)
     with connection.connect():
-        night(list_shards(str(photos))[:1], artifact, str(scratch / "first"))
-        few, short, low = night(list_shards(str(photos)), artifact, str(scratch / "small"))
-        many, long, high = night(list_shards(str(grown)), artifact, str(scratch / "large"))
+        night(list_shards(small)[:1], artifact, str(scratch / "first"))
+        few, short, low = night(list_shards(small), artifact, str(scratch / "small"))
+        many, long, high = night(list_shards(grown), artifact, str(scratch / "large"))
     after = {processes: loops(photos, model, processes) for processes in counts}
     best = max((before[processes] + after[processes]) / 2 for processes in counts)
     rate = (many - few) / (long - short)
-    made = [
+    return [
         Row("pipeline beside the best bare loop", rate, "images/s", best, "loop of decode + model", goal_times=0.97),
         Row(f"{few:,} images on a cluster that runs, actors' start included", few / short, "images/s"),
         Row(f"peak memory of a night of {many:,} images", high, "MiB", low, f"of {few:,}", goal_times=0.95),
     ]
-    if full:
-        made += beside_others(photos, model, scratch)
-    return made
 
 
 def main(options: Options) -> None:
@@ -353,7 +381,8 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if options.others:
             given = prepared(Path(scratch), options.input, options.model)
-            found = beside_others(*given, Path(scratch), options.rounds)
+            with store(Path(scratch) / "s3") as lake:
+                found = beside_others(*given, Path(scratch), lake, options.rounds)
         else:
             found = rows(options.full, Path(scratch), options.input, options.model)
         print(json.dumps([asdict(row) for row in found], indent=2))

@@ -62,7 +62,7 @@ from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
 from tests.benchmarks import captioning, peers
 from tests.benchmarks.figures import Row, in_turn
-from tests.servers import BUCKET, S3Server
+from tests.servers import BUCKET
 
 VISUAL = Visual(224, 224, 8)
 CORES = os.cpu_count() or 1
@@ -297,12 +297,8 @@ def write_manifest(folder: Path, count: int) -> str:
 def rows(full: bool, scratch: Path, options: Options | None = None) -> list[Row]:
     """All of it."""
     options = options or Options()
-    server = S3Server(scratch / "s3").start()
-    os.environ.update(server.env())
-    try:
+    with captioning.store(scratch / "s3"):
         return [*without_a_model(options), *long_videos(), *with_a_model(options, scratch), *manifests(full, scratch)]
-    finally:
-        server.kill()
 
 
 def without_a_model(options: Options) -> list[Row]:

@@ -1,10 +1,10 @@
 """Captions of photographs by Daft, as its guides write batch inference: paths, `download`, `decode_image`, a batch
 method of a `daft.cls`, `write_parquet`. Asked by `tests.benchmarks.captioning`.
 
-Daft reads no tars: it gets each photograph as a lone file of this disk, which is generous to it.
+Daft reads no tars: it gets each photograph as a lone object of the S3 store.
 
-Tried on two cores, two instances of one thread in processes of their own, the sum of all processes' CPU in ms for a
-photograph, start-up excluded, other work beside it:
+Tried on two cores, with files on a disk, two instances of one thread in processes of their own, the sum of all
+processes' CPU in ms for a photograph, start-up excluded, other work beside it:
 
 - photographs decoded by Daft: 13.6 ms; the one that is taken. Its pixels are by up to 5 of 255 others than Pillow's,
   and an untrained model is sensitive: 59 % of the captions are ours

@@ -1,8 +1,8 @@
-"""Captions of photographs in tars by Ray Data alone, as its guides write batch inference: `read_webdataset`, a class of
-`map_batches`, `write_parquet`. Asked by `tests.benchmarks.captioning`.
+"""Captions of photographs in tars on S3 by Ray Data alone, as its guides write batch inference: `read_webdataset`, a
+class of `map_batches`, `write_parquet`. Asked by `tests.benchmarks.captioning`.
 
-Tried on two cores, two actors of one thread that reserve half a CPU each so that reading has the other, the sum of all
-processes' CPU in ms for a photograph, start-up excluded, other work beside it:
+Tried on two cores, with tars on a disk, two actors of one thread that reserve half a CPU each so that reading has the
+other, the sum of all processes' CPU in ms for a photograph, start-up excluded, other work beside it:
 
 - photographs decoded by `read_webdataset`, its default: 14.4 ms; the one that is taken
 - decoded by the actors as a night decodes them (`decoder` None): 15.4 ms
