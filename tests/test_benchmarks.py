@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import captioning, peers, scale
+from tests.benchmarks import beside, captioning, peers, scale
 from tests.benchmarks.figures import Row, in_turn
 
 
@@ -48,6 +48,69 @@ def test_measures_are_taken_in_turn_and_their_medians_count():
     assert order == ["a", "b", "b", "a", "a", "b"]
 
 
+def test_a_night_waits_for_a_slow_device_and_for_more_where_its_steps_take_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(beside, "BATCHES", 4)
+    monkeypatch.setattr(beside, "ROUNDS", 1)
+    by_device, in_turn = beside.rows(False, tmp_path)
+    assert (by_device.reference, by_device.goal) == (0.16, 0.18)
+    assert in_turn.ours >= 4 * sum(beside.SECONDS.values()) > by_device.reference
+    assert by_device.ours >= by_device.reference
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """A report without figures."""
+    monkeypatch.setattr(benchmarks, "REPORT", tmp_path / "benchmarks.md")
+    monkeypatch.setattr(benchmarks, "FIGURES", tmp_path / "benchmarks.json")
+    benchmarks.REPORT.write_text(f"# Benchmarks\n{benchmarks.BEGIN}{benchmarks.END}The end.\n")
+    return benchmarks.REPORT
+
+
+def test_a_line_alone_and_one_beside_others_have_both_their_place(page, monkeypatch, capsys):
+    seconds = iter([60, 30, 90])
+
+    def run(name, full, commit):
+        took = next(seconds)
+        return {
+            "about": benchmarks.LINES[name], "command": "python …", "full": full, "date": "2026-01-01",
+            "commit": commit, "machine": benchmarks.machine(), "versions": {"torch": "2"},
+            "peers": {"webdataset": {"webdataset": "1"}} if full else {}, "seconds": took,
+            "rows": [{"what": "a", "ours": took, "unit": "s"}],
+        }  # fmt: skip
+
+    monkeypatch.setattr(benchmarks, "run", run)
+    monkeypatch.setattr(benchmarks, "ADDITIONS", 1)
+    assert benchmarks.main(benchmarks.Options(("captioning",), full=True)) == 0
+    assert benchmarks.main(benchmarks.Options(("captioning",))) == 0
+    assert "1 lines took 0 min" in capsys.readouterr().err
+    kept = json.loads(benchmarks.FIGURES.read_text())
+    assert {name: line["seconds"] for name, line in kept.items()} == {"captioning": 30, "captioning --full": 60}
+    text = page.read_text()
+    assert text.index("## Beside others") < text.index("| a | 60 s |") < text.index("beside it webdataset 1")
+    assert text.index("beside it webdataset 1") < text.index("## Ours alone") < text.index("| a | 30 s |")
+    assert "By `make bench-full`; these lines took 1 min." in text
+    assert "GiB" in text
+    assert benchmarks.main(benchmarks.Options(("captioning",))) == 0
+    assert "| a | 60 s |" in page.read_text()
+    assert "| a | 90 s |" in page.read_text()
+    assert "| a | 30 s |" not in page.read_text()
+
+
+def test_a_line_that_fails_leaves_what_there_is(page, monkeypatch, capsys):
+    monkeypatch.setattr(benchmarks, "run", lambda *_: None)
+    before = page.read_text()
+    assert benchmarks.main(benchmarks.Options(("demo",))) == 1
+    assert "failed: demo" in capsys.readouterr().err
+    assert page.read_text() == before
+
+
+@pytest.mark.parametrize("name", ["webdataset", "daft"])
+def test_versions_of_another_program_are_those_of_its_environment(name):
+    if not peers.is_ready(name):
+        pytest.skip(f"{name} is in no environment of its own: make bench-full ONLY=captioning")
+    assert [f"{package}=={found}" for package, found in peers.versions(name).items()] == list(peers.REQUIREMENTS[name])
+
+
 @pytest.mark.parametrize("name", benchmarks.LINES)
 def test_every_line_can_be_measured(name):
     module = importlib.import_module(f"tests.benchmarks.{name}")
@@ -60,7 +123,7 @@ def test_the_page_shows_what_was_measured_and_nothing_else():
     before, after = benchmarks.around_figures()
     shown = benchmarks.report(known)
     assert benchmarks.REPORT.read_text() == before + benchmarks.BEGIN + shown + benchmarks.END + after
-    assert all(f"**{name}**" in shown for name in known)
+    assert all(f"**{place.split()[0]}**" in shown for place in known)
 
 
 def test_a_command_that_fails_is_told_with_what_it_said(tmp_path):

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks [LINE ...] [--full]
 
-Each line runs alone in a process of its own. Without `--full` only this project is run;
-with it, other people's programs, too, in their own environments (`.venv/peers/`), and the commit of this project that
-the goals were set against. A line that fails leaves its earlier figures as they are, and the command ends with 1; one
-that ran `--full` is not replaced by one without.
+Each line runs alone in a process of its own. Without `--full` only this project is run, in half an hour of two cores:
+what takes longest, once (`fitting`, `reading`). With it, other people's programs, too, in their own environments
+(`.venv/peers/`), and the commit of this project that the goals were set against. A line has a place for each way, so
+that neither takes the other's. One that fails leaves its earlier figures as they are, and the command ends with 1.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 import tyro
 
 from pipelines.cluster.connection import worker_env
@@ -41,10 +43,15 @@ LINES = {
     "fitting": "training a captioner by `hybrid train`, features kept",
     "convlstm": "ConvLSTM in OpenSTL's configuration",
     "nowcasting": "nowcasts with probabilities",
+    "beside": "a night's model process and a slow device",
 }
 """A line's module here → what it is about."""
 LIKE_A_WORKER = {"convlstm", "nowcasting"}
 """Lines that compute in their own process, with the settings that workers of a cluster have."""
+PEERS = {"captioning": ("webdataset", "daft"), "translating": ("joeynmt",), "nowcasting": ("pysteps",)}
+"""A line → the environments that it runs other programs in, with `--full`."""
+WAYS = {True: ("Beside others", "make bench-full"), False: ("Ours alone", "make bench")}
+"""`full` → a heading, and the command for all lines."""
 REPORT = tiny.ROOT / "docs" / "benchmarks.md"
 FIGURES = REPORT.with_suffix(".json")
 WRITTEN = (REPORT, FIGURES)
@@ -76,7 +83,7 @@ def main(options: Options) -> int:
     around_figures()  # a page without its marks is told before anything is measured
     changed = peers.git("status", "--porcelain", "--", ".", *(f":!{path.relative_to(tiny.ROOT)}" for path in WRITTEN))
     commit = peers.git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
-    failed = []
+    failed, began = [], time.perf_counter()
     for name in options.lines or LINES:
         print(f"{name}: {LINES[name]} …", file=sys.stderr, flush=True)
         line = run(name, options.full, commit)
@@ -84,14 +91,26 @@ def main(options: Options) -> int:
             failed.append(name)
             continue
         print(report({name: line}), file=sys.stderr, flush=True)
-        if options.full or not known.get(name, {}).get("full"):
-            known[name] = line
-            FIGURES.write_text(json.dumps({name: known[name] for name in LINES if name in known}, indent=2) + "\n")
-            before, after = around_figures()
-            REPORT.write_text(before + BEGIN + report(json.loads(FIGURES.read_text())) + END + after)
+        known[place(name, options.full)] = line
+        write(known)
+    print(f"{len(options.lines or LINES)} lines took {_minutes(time.perf_counter() - began)}", file=sys.stderr)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def place(name: str, full: bool) -> str:
+    """Where a line's figures are among all."""
+    return f"{name} --full" if full else name
+
+
+def write(known: dict[str, Any]) -> None:
+    """Both files, in the order of `LINES`."""
+    places = [place(name, full) for name in LINES for full in WAYS]
+    ordered = {key: known[key] for key in places if key in known}
+    FIGURES.write_text(json.dumps(ordered, indent=2) + "\n")
+    before, after = around_figures()
+    REPORT.write_text(before + BEGIN + report(ordered) + END + after)
 
 
 def around_figures() -> tuple[str, str]:
@@ -129,13 +148,14 @@ def run(name: str, full: bool, commit: str) -> dict[str, Any] | None:
         "commit": commit,
         "machine": machine(),
         "versions": {package: version(package) for package in ("torch", "ray", "pyarrow", "mlflow")},
+        "peers": {peer: peers.versions(peer) for peer in PEERS.get(name, ()) if full},
         "seconds": round(time.perf_counter() - began),
         "rows": json.loads(done.stdout.strip().splitlines()[-1]),
     }
 
 
 def machine() -> dict[str, Any]:
-    """The processor, and how fast it is just now."""
+    """The processor, how fast it is just now, memory, and the GPU where there is one."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     began, total = time.perf_counter(), 0
@@ -144,26 +164,53 @@ def machine() -> dict[str, Any]:
     return {
         "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "seconds_of_20_million_additions": round(time.perf_counter() - began, 2),
     }
 
 
-def report(lines: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+def report(known: dict[str, Any]) -> str:
+    """The figures as Markdown: what ran beside others, and what ran alone."""
+    text: list[str] = []
+    for full, (title, command) in WAYS.items():
+        lines = {key.split()[0]: line for key, line in known.items() if line["full"] is full}
+        if lines:
+            took = _minutes(sum(line["seconds"] for line in lines.values()))
+            text += [*([""] if text else []), f"## {title}", "", f"By `{command}`; these lines took {took}.", ""]
+            text += _section(lines)
+    return "\n".join(text) + "\n"
+
+
+def _section(lines: dict[str, dict[str, Any]]) -> list[str]:
     text = ["| what | ours | reference | times as good | goal | |", "|---|---|---|---|---|---|"]
     for name, line in lines.items():
-        text.append(f"| **{name}**: {line['about']} | | | | | |")
+        text.append(f"| **{name}**: {line['about']}, at {line['commit']} | | | | | |")
         text += [_row(Row(**row)) for row in line["rows"]]
-    text += ["", "Where and when, and how again:", ""]
-    for name, line in lines.items():
-        where, versions = line["machine"], ", ".join(f"{k} {v}" for k, v in line["versions"].items())
-        pace = f"{where['seconds_of_20_million_additions']} s for 20 million additions"
-        text.append(
-            f"- **{name}**: `{line['command']}` at {line['commit']} on {line['date']}, {line['seconds']} s; "
-            f"{where['cores']} cores of {where['processor']} ({pace}), Python {where['python']}, {versions}"
-        )
-    return "\n".join(text) + "\n"
+    return [*text, "", "Where and when, and how again:", "", *(_where(name, line) for name, line in lines.items())]
+
+
+def _where(name: str, line: dict[str, Any]) -> str:
+    where = line["machine"]
+    pace = f"{where['seconds_of_20_million_additions']} s for 20 million additions"
+    # Figures of before these were told have none.
+    memory = f", {where['memory_gib']} GiB" if "memory_gib" in where else ""
+    gpu = f", {where['gpu']}" if where.get("gpu") else ""
+    others = "".join(f"; beside it {_versions(found)}" for found in line.get("peers", {}).values())
+    return (
+        f"- **{name}**: `{line['command']}` at {line['commit']} on {line['date']}, {line['seconds']} s; "
+        f"{where['cores']} cores of {where['processor']} ({pace}){memory}{gpu}, Python {where['python']}, "
+        f"{_versions(line['versions'])}{others}"
+    )
+
+
+def _versions(found: dict[str, str]) -> str:
+    return ", ".join(f"{package} {number}" for package, number in found.items())
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min"
 
 
 def _row(row: Row) -> str:

@@ -1,6 +1,6 @@
 """A night's model process on a device that is slow: how much longer it takes than the device itself.
 
-    python -m tests.benchmarks.beside
+    python -m tests.benchmarks beside
 
 The device is made up, on a CPU: it waits, as who waits for a GPU does. So do the making of batches and the building of
 tables, for less long; a tiny translator, as no real work is to be measured. In turn: as on a GPU, where both are done
@@ -9,11 +9,11 @@ beside the device's work, and as on a CPU, one after another.
 
 from __future__ import annotations
 
-import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -27,10 +27,13 @@ from pipelines.reading.samples import SAMPLE_SCHEMA, pack
 from pipelines.staging.actors import Predictor
 from pipelines.staging.pieces import Lineage
 from tests import tiny
+from tests.benchmarks.figures import Row, in_turn
 
 BATCHES, BATCH = 64, 4
 SECONDS = {"collate": 0.02, "infer": 0.04, "_table": 0.02}
 ROUNDS = 5
+MOST = 1.1
+"""Times as long as the device may a night's process take."""
 
 
 class OnDevice(Predictor):
@@ -56,32 +59,35 @@ def _slowly(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     return slow
 
 
-def main() -> None:
-    """Prints seconds beside those of the device alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        artifact = artifacts.read(tiny.write_translator(folder))
-    inference = Inference(artifact, TranslatorDecoding(beam_size=1, max_length=2))
+def rows(full: bool, scratch: Path) -> list[Row]:
+    """Seconds of the clock beside those of the device, which is the slowest of the three."""
+    table, inference = samples(str(scratch / "model"))
+    on_cpu, on_gpu = (OnDevice(inference, Compute(BATCH, 1, gpu=False), Lineage("a", "1", "f", "run")) for _ in "ab")
+    on_gpu.compute = replace(on_gpu.compute, gpu=True)
+    measures = {name: partial(taken, made, table) for name, made in (("beside", on_gpu), ("after", on_cpu))}
+    found, device = in_turn(ROUNDS, measures), BATCHES * SECONDS["infer"]
+    what = f"{BATCHES} batches, made and put into tables"
+    return [
+        Row(
+            f"{what} beside the device's work", found["beside"], "s", device, "the device", goal=round(MOST * device, 2)
+        ),
+        Row(f"{what} one after another", found["after"], "s", device, "the device"),
+    ]
+
+
+def samples(model: str) -> tuple[pa.Table, Inference]:
+    """Rows of `SAMPLE_SCHEMA`, and the model, written to a folder, that they are for."""
+    artifact = artifacts.read(tiny.write_translator(model))
     decode = artifact.hybrid_class.preprocess(artifact.config, artifact.assets)
     row = {"shard": "a", "sample_id": "a", "output_bytes": 0, "decode_seconds": 0.0, "last": False}
-    samples = [decode(Inputs(None, {"en": text}), False) for text in tiny.sentences(BATCHES * BATCH, seed=1)]
-    rows = [
-        {**row, "index": i, "sample": pack(sample), "length": int(sample["length"])} for i, sample in enumerate(samples)
-    ]
-    table = pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA)
-    on_cpu = OnDevice(inference, Compute(BATCH, 1, gpu=False), Lineage("a", "1", "f", "run"))
-    on_gpu = OnDevice(inference, Compute(BATCH, 1, gpu=False), Lineage("a", "1", "f", "run"))
-    on_gpu.compute = replace(on_gpu.compute, gpu=True)
-    seconds: dict[str, list[float]] = {"beside each other": [], "one after another": []}
-    for _ in range(ROUNDS):
-        for (_, found), predictor in zip(seconds.items(), (on_gpu, on_cpu), strict=True):
-            started = time.perf_counter()
-            predictor(table)
-            found.append(time.perf_counter() - started)
-    device = BATCHES * SECONDS["infer"]
-    for name, found in seconds.items():
-        took = statistics.median(found)
-        print(f"{name}: {took:.2f} s for {BATCHES} batches, {took / device:.2f} times the {device:.2f} s of the device")
+    made = [decode(Inputs(None, {"en": text}), False) for text in tiny.sentences(BATCHES * BATCH, seed=1)]
+    found = [{**row, "index": i, "sample": pack(one), "length": int(one["length"])} for i, one in enumerate(made)]
+    decoding = TranslatorDecoding(beam_size=1, max_length=2)
+    return pa.Table.from_pylist(found, schema=SAMPLE_SCHEMA), Inference(artifact, decoding)
 
 
-if __name__ == "__main__":
-    main()
+def taken(predictor: OnDevice, table: pa.Table) -> float:
+    """Seconds of the clock."""
+    began = time.perf_counter()
+    predictor(table)
+    return time.perf_counter() - began

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -35,6 +36,10 @@ WITH_OURS = {"webdataset", "daft"}
 versions that ours runs with."""
 LATER_FIELDS = {"attention", "cell", "temporal", "sampling", "fps"}
 """Of configurations: what the baseline does not know, and does as today's defaults do."""
+VERSIONS = """
+import importlib.metadata, json, sys
+print(json.dumps({name: importlib.metadata.version(name) for name in sys.argv[1:]}))
+"""
 OURS_TO_CHOOSE = (
     "RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL",
 )  # fmt: skip
@@ -87,6 +92,12 @@ def environment(name: str) -> Path:
             (packages / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
         (folder / ".ready").write_text("\n".join(REQUIREMENTS[name]))
     return python
+
+
+def versions(name: str) -> dict[str, str]:
+    """Of the packages that a peer's environment was made for, as they are there."""
+    asked = [re.split("[<=>]", requirement)[0] for requirement in REQUIREMENTS[name]]
+    return dict(json.loads(finish([str(environment(name)), "-c", VERSIONS, *asked], tiny.ROOT, clean())))
 
 
 def for_both(files: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ has the video in memory.
 With the model: `hybrid infer captions`' own loop over the same photographs as lone objects and in tars, and over clips,
 as the slope between two sizes, so that start-up is excluded.
 
-All of these are measured `ROUNDS` times in turn, and medians are compared.
+All of these are measured `ROUNDS` times in turn with `--full`, and medians are compared; once without.
 
 A manifest of addresses, a tenth of which names nothing, becomes groups of objects in a process of its own, whose CPU
 and memory are told: a hundred thousand, with `--full` a million.
@@ -298,10 +298,12 @@ def rows(full: bool, scratch: Path, options: Options | None = None) -> list[Row]
     """All of it."""
     options = options or Options()
     with captioning.store(scratch / "s3"):
-        return [*without_a_model(options), *long_videos(), *with_a_model(options, scratch), *manifests(full, scratch)]
+        rounds = ROUNDS if full else 1
+        made = [*without_a_model(options, rounds), *long_videos(rounds), *with_a_model(options, scratch, rounds)]
+        return [*made, *manifests(full, scratch)]
 
 
-def without_a_model(options: Options) -> list[Row]:
+def without_a_model(options: Options, rounds: int) -> list[Row]:
     """Read and decoded."""
     pictures = photographs(options.photos, PHOTOS)
     large = [enlarged(picture) for picture in pictures[: PHOTOS // COPIES]]
@@ -319,7 +321,7 @@ def without_a_model(options: Options) -> list[Row]:
         measures: dict[str, Callable[[], float]] = {
             name: partial(rate, pool, read_shard, found) for name, found in shards.items()
         }
-        found = in_turn(ROUNDS, {**measures, "bare": partial(rate, pool, bare_loop, parts)})
+        found = in_turn(rounds, {**measures, "bare": partial(rate, pool, bare_loop, parts)})
     small, big = (round(statistics.fmean(map(len, some)) / 1000) for some in (pictures, large))
     alone, tars, bare = "as lone objects, read and decoded", "the same in tars", "a bare PyAV loop"
     return [
@@ -333,7 +335,7 @@ def without_a_model(options: Options) -> list[Row]:
     ]  # fmt: skip
 
 
-def long_videos() -> list[Row]:
+def long_videos(rounds: int) -> list[Row]:
     """In windows."""
     videos = {minutes: repeated(clip(), 60 * minutes) for minutes in (0, 10, 60)}
     shards = {}
@@ -347,7 +349,7 @@ def long_videos() -> list[Row]:
             windows, peaks[minutes] = pool.submit(read_windows, shards[0], shards[minutes]).result()
         return windows
 
-    found = in_turn(ROUNDS, {"ours": partial(ours, 60), "bare": partial(bare_windows, videos[60])})
+    found = in_turn(rounds, {"ours": partial(ours, 60), "bare": partial(bare_windows, videos[60])})
     ours(10)
     what = "windows of ten seconds of a video of an hour"
     return [
@@ -357,7 +359,7 @@ def long_videos() -> list[Row]:
     ]  # fmt: skip
 
 
-def with_a_model(options: Options, scratch: Path) -> list[Row]:
+def with_a_model(options: Options, scratch: Path, rounds: int) -> list[Row]:
     """Captioned, as a night does it."""
     captioning.make_model(str(scratch / "model"))
     artifact = artifacts.read(str(scratch / "model"))
@@ -367,7 +369,7 @@ def with_a_model(options: Options, scratch: Path) -> list[Row]:
     with connection.connect():
         captioning.night(list_shards(folders[FEW]["tars"])[:1], artifact, str(scratch / "first"))
         found = in_turn(
-            ROUNDS,
+            rounds,
             {
                 kind: partial(night_rate, {n: kinds[kind] for n, kinds in folders.items()}, artifact, scratch)
                 for kind in ("alone", "tars")

@@ -1,14 +1,14 @@
 """How long people wait for an answer: a small night, the same again, lists, a question, help texts.
 
 Each command is started from nothing, `ROUNDS` times, with `--full` in turn with those of the commit that goals were set
-against; the smallest time of each counts: noise only adds. `ray.init()` alone is what no command with a cluster can be
-faster than.
+against; medians count. `ray.init()` alone is what no command with a cluster can be faster than.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+import statistics
 import sys
 import time
 from collections import defaultdict
@@ -39,8 +39,8 @@ def rows(full: bool, scratch: Path) -> list[Row]:
         trees = {"ours": tiny.ROOT}
         if full:
             trees["reference"] = stack.enter_context(peers.checkout(peers.BASELINE))
-        for _ in range(ROUNDS):
-            for name, tree in trees.items():
+        for number in range(ROUNDS):
+            for name, tree in list(trees.items())[:: 1 if number % 2 == 0 else -1]:
                 shutil.rmtree(scratch / "tables", ignore_errors=True)
                 for what, argv in commands(scratch).items():
                     # there, `hybrid` is `jobs.cli`
@@ -51,10 +51,10 @@ def rows(full: bool, scratch: Path) -> list[Row]:
             )
     made = []
     for what, times in found.items():
-        ours, reference = min(times["ours"]), min(times["reference"], default=None)
+        ours = statistics.median(times["ours"])
         made.append(Row(what, ours, "s", goal=GOALS.get(what)))
-        if reference is not None:
-            made.append(Row(what, ours, "s", reference, f"commit {peers.BASELINE}"))
+        if times["reference"]:
+            made.append(Row(what, ours, "s", statistics.median(times["reference"]), f"commit {peers.BASELINE}"))
     return made
 
 
