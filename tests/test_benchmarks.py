@@ -9,11 +9,12 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import beside, captioning, peers, scale
-from tests.benchmarks.figures import Row, in_turn
+from tests.benchmarks.figures import Row, Sizes, clock, device, in_turn, sizes
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,15 @@ def test_measures_are_taken_in_turn_and_their_medians_count():
     found = in_turn(3, {name: lambda name=name: measure(name) for name in values})
     assert found == {"a": 2.0, "b": 5.0}
     assert order == ["a", "b", "b", "a", "a", "b"]
+
+
+def test_without_a_gpu_sizes_are_those_of_a_cpu():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert device() == torch.device("cpu")
+    assert sizes() == Sizes(training=32, searching=64, captioning=32, sequences=1, nowcasts=1)
+    began = clock()
+    assert clock() >= began
 
 
 def test_a_night_waits_for_a_slow_device_and_for_more_where_its_steps_take_turns(tmp_path, monkeypatch):

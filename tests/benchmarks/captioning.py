@@ -7,9 +7,9 @@
 The pipeline runs on some shards and on `GROWTH` copies of them; the slope between the two is its throughput, so that
 start-up (actors, imports, weights) is excluded; a night of one shard goes before both, so that neither waits for what
 is loaded once. It is compared with the best of two bare loops of decode + model with the same batches and allocator:
-one process with a thread for each core, and a process of one thread for each core. These run before and after the
-pipeline, and their mean counts, so that a drifting machine shows in both. They read a disk: nobody is faster than they
-are, and the pipeline's store, a local S3 server, takes its share of the same cores.
+one process with a thread for each core, and a process of one thread for each core; on a GPU with the first. These run
+before and after the pipeline, and their mean counts, so that a drifting machine shows in both. They read a disk: nobody
+is faster than they are, and the pipeline's store, a local S3 server, takes its share of the same cores.
 
 With `--full` the whole `hybrid infer` is timed, in turn with that of the commit that goals were set against and with
 other people's programs that caption the same objects by the same model into Parquet: webdataset and torch's
@@ -61,12 +61,12 @@ from pipelines.staging.actors import Predictor
 from pipelines.staging.pieces import Lineage
 from tests import tiny
 from tests.benchmarks import peers
-from tests.benchmarks.figures import Row, in_turn
+from tests.benchmarks.figures import Row, device, in_turn, sizes
 from tests.servers import BUCKET, S3Server
 
 IMAGES = 1000
 GROWTH = 16
-BATCH = 32
+BATCH = sizes().captioning
 ROUNDS = 2
 CORES = os.cpu_count() or 1
 SHARD_IMAGES = IMAGES // max(4, CORES)
@@ -158,7 +158,7 @@ def bare_loop(shards: list[Shard], artifact: artifacts.Artifact, threads: int) -
     """Images per second of read → decode → predict, one after the other, after one batch of warm-up."""
     inference = Inference.of(artifact)
     decode = inference.decode()
-    predictor = Predictor(inference, Compute(BATCH, threads, False), Lineage("", "", "", ""))
+    predictor = Predictor(inference, Compute(BATCH, threads, gpu=device().type == "cuda"), Lineage("", "", "", ""))
     warm = next(read_blocks(shards[0], ReadOptions())).slice(0, BATCH)
     predictor(decode(warm))
     started, count = time.perf_counter(), 0
@@ -354,7 +354,7 @@ def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[R
 def beside_loops(photos: Path, model: str, scratch: Path, lake: str) -> list[Row]:
     """The pipeline beside the best bare loop, and its memory."""
     small, grown = copies(photos, f"{lake}/small", 1), copies(photos, f"{lake}/grown", GROWTH)
-    counts = sorted({1, CORES})
+    counts = [1] if device().type == "cuda" else sorted({1, CORES})
     before = {processes: loops(photos, model, processes) for processes in counts}
     artifact = artifacts.read(model)
     with connection.connect():

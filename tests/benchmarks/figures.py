@@ -3,8 +3,47 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is computed at once."""
+
+    training: int
+    """Sentences of a translator's step."""
+    searching: int
+    """Sentences of a batch that is translated."""
+    captioning: int
+    """Photographs of a batch."""
+    sequences: int
+    """Of frames, of a ConvLSTM's step."""
+    nowcasts: int
+
+
+SIZES = {"cpu": Sizes(32, 64, 32, 1, 1), "cuda": Sizes(512, 512, 256, 16, 8)}
+"""A kind of device → what fills it."""
+
+
+def device() -> torch.device:
+    """That which models are measured on: a GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def sizes() -> Sizes:
+    """Of that device."""
+    return SIZES[device().type]
+
+
+def clock() -> float:
+    """Seconds, read when all that was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)

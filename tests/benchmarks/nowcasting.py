@@ -1,4 +1,4 @@
-"""How long a nowcast of twelve leads, with probabilities, takes on one core, beside pysteps, whose have none.
+"""How long a nowcast of twelve leads, with probabilities, takes on one core, or a GPU, beside pysteps, whose have none.
 
 Rain is made up: smooth fields above a threshold, moving along. `pysteps` extrapolates along its Lucas-Kanade motion,
 or runs S-PROG; it needs an environment of its own and runs with `--full` only.
@@ -6,7 +6,6 @@ or runs S-PROG; it needs an environment of its own and runs with `--full` only.
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +13,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from hybrid_models.contract import to_device
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.nowcaster import Nowcaster
 from hybrid_models.nowcaster.preprocess import NowcasterConfig
 from tests.benchmarks import peers
-from tests.benchmarks.figures import Row, in_turn
+from tests.benchmarks.figures import Row, clock, device, in_turn, sizes
 
 SCRIPT = Path(__file__).parent / "scripts" / "pysteps_peer.py"
 SIDES = (256, 1024)
@@ -36,21 +36,21 @@ def rain(side: int) -> np.ndarray:
 
 
 def nowcast_seconds(model: Nowcaster, frames: np.ndarray) -> float:
-    """Of one nowcast, as a night makes it: frames, columns and probabilities."""
+    """Of one nowcast, of as many at once as fill the device, as a night makes it: frames, columns and probabilities."""
     sample = {
         "past": frames.astype(np.float16), "step_minutes": np.float32(MINUTES), "n_leads": np.int64(LEADS),
         "issue_time": np.int64(0),
     }  # fmt: skip
-    began = time.perf_counter()
-    model.predict(model.collate([sample]), NowcasterDecoding())
-    return time.perf_counter() - began
+    began, count = clock(), sizes().nowcasts
+    model.predict(to_device(model.collate([sample] * count), device()), NowcasterDecoding())
+    return (clock() - began) / count
 
 
 def rows(full: bool, scratch: Path) -> list[Row]:
     """Both sizes; with pysteps' two, too, if `full`."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = Nowcaster(NowcasterConfig(past_frames=PAST), {}).eval()
+    model = Nowcaster(NowcasterConfig(past_frames=PAST), {}).eval().to(device())
     made = []
     for side in SIDES:
         frames = rain(side)
@@ -64,7 +64,8 @@ def rows(full: bool, scratch: Path) -> list[Row]:
         for measure in measures.values():
             measure()
         found = in_turn(ROUNDS, measures)
-        what = f"{LEADS} leads of {side} x {side}, one core"
+        where = "one core" if device().type == "cpu" else f"one GPU, {sizes().nowcasts} at once"
+        what = f"{LEADS} leads of {side} x {side}, {where}"
         if full:
             made.append(Row(what, found["ours"], "s", found["extrapolation"], "pysteps, Lucas-Kanade", goal_times=1.0))
             made.append(Row(what, found["ours"], "s", found["sprog"], "pysteps, S-PROG", goal_times=2.5))

@@ -1,9 +1,9 @@
 """How fast a translator of 6.7 M weights trains and searches, beside JoeyNMT's of as many.
 
-Both get the same made-up tokens in the same batches, in the lengths that Multi30k's sentences have, the same threads,
-torch and allocator; nets are untrained and write `LENGTH` tokens for each sentence, so that both make equal steps. Ours
-trains in bfloat16 where the hardware computes in it, and searches in float32; JoeyNMT does both in both. Of as many
-weights its output layer has more (414 by 6,000, where ours is 256 by 6,000 and the embedding, too).
+Both get the same made-up tokens in the same batches, in the lengths that Multi30k's sentences have, the same device,
+threads, torch and allocator; nets are untrained and write `LENGTH` tokens for each sentence, so that both make equal
+steps. Ours trains in bfloat16 where the hardware computes in it, and searches in float32; JoeyNMT does both in both. Of
+as many weights its output layer has more (414 by 6,000, where ours is 256 by 6,000 and the embedding, too).
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from hybrid_models.contract import bf16_is_fast
 from tests.benchmarks import peers
-from tests.benchmarks.figures import Row, in_turn
+from tests.benchmarks.figures import Row, device, in_turn, sizes
 
 SCRIPTS = Path(__file__).parent / "scripts"
 VOCABULARY = 6000
@@ -42,13 +41,20 @@ def batches(count: int, size: int) -> list[list[tuple[list[int], list[int]]]]:
 
 def rows(full: bool, scratch: Path) -> list[Row]:
     """Training, beam 5 and greedy; JoeyNMT in float32, and in bfloat16 where the hardware computes in it."""
-    common = {"vocabulary": VOCABULARY, "threads": os.cpu_count(), "length": LENGTH, "dropout": 0.4}
+    common = {
+        "vocabulary": VOCABULARY, "threads": os.cpu_count(), "length": LENGTH, "dropout": 0.4, "device": str(device()),
+    }  # fmt: skip
+    train, search = sizes().training, sizes().searching
     questions: dict[str, tuple[dict[str, Any], str, float]] = {
-        "training, batches of 32": ({"what": "train", "batches": batches(30, 32)}, "target tokens/s", 2.5),
-        "beam 5, batches of 64": ({"what": "search", "beam": 5, "batches": batches(4, 64)}, "sentences/s", 3.0),
-        "greedy, batches of 64": ({"what": "search", "beam": 1, "batches": batches(10, 64)}, "sentences/s", 2.5),
-    }
-    precisions = [False, True] if bf16_is_fast(torch.device("cpu")) else [False]
+        f"training, batches of {train}": ({"what": "train", "batches": batches(30, train)}, "target tokens/s", 2.5),
+        f"beam 5, batches of {search}": (
+            {"what": "search", "beam": 5, "batches": batches(4, search)}, "sentences/s", 3.0,
+        ),
+        f"greedy, batches of {search}": (
+            {"what": "search", "beam": 1, "batches": batches(10, search)}, "sentences/s", 2.5,
+        ),
+    }  # fmt: skip
+    precisions = [False, True] if bf16_is_fast(device()) else [False]
     made = []
     for what, (question, unit, goal) in questions.items():
         asked = {**common, **question}

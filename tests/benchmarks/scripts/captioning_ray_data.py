@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from tests.benchmarks.scripts.our_captioner import Captioner, Photographs
 
@@ -47,6 +48,7 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
         batch_size=question["batch"],
         compute=ray.data.ActorPoolStrategy(size=settings["actors"]),
         num_cpus=settings["cpus"],
+        num_gpus=torch.cuda.is_available() / settings["actors"],
     )
     captions.write_parquet(question["written"])
     return settings

@@ -11,6 +11,7 @@ from hybrid_models.visual import frames_of
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.reading.media.decode import decode_media
+from tests.benchmarks.figures import device
 
 
 class Photographs:
@@ -32,11 +33,11 @@ class Photographs:
 
 
 class Captioner:
-    """Samples → captions, as many at once as it is given, by so many threads."""
+    """Samples → captions, as many at once as it is given, by so many threads, or by a GPU where there is one."""
 
     def __init__(self, model: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.session = Inference.of(artifacts.read(model)).load()
+        self.session = Inference.of(artifacts.read(model)).load(device().type)
 
     def __call__(self, samples: list[Sample]) -> list[str]:
         """Collates and predicts."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import random
 import sys
-import time
 from typing import Any
 
 import numpy as np
 import torch
 
+from hybrid_models.contract import to_device
 from hybrid_models.translator.decoding import TranslatorDecoding
 from hybrid_models.translator.preprocess import TranslatorConfig
 from hybrid_models.translator.translator import Translator
 from pipelines.training.loop import step
+from tests.benchmarks.figures import clock
 
 WORDS = 30_000
 
@@ -32,7 +33,8 @@ def make(question: dict[str, Any]) -> Translator:
 def main(question: dict[str, Any]) -> dict[str, Any]:
     """Tokens (or sentences) a second, and the number of weights."""
     torch.set_num_threads(question["threads"])
-    hybrid = make(question)
+    device = torch.device(question["device"])
+    hybrid = make(question).to(device)
     batches = [
         [{"source": np.asarray(source), "target": np.asarray(target)} for source, target in batch]
         for batch in question["batches"]
@@ -42,24 +44,25 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
         hybrid.train()
 
         def work(batch: list[dict[str, Any]]) -> int:
-            loss = hybrid(hybrid.collate(batch))
+            loss = hybrid(to_device(hybrid.collate(batch), device))
             (loss.total / loss.terms).backward()
-            step(hybrid, optimizer, 1e-4, 1.0, torch.amp.GradScaler("cpu", enabled=False))
+            step(hybrid, optimizer, 1e-4, 1.0, torch.amp.GradScaler(device.type, enabled=False))
             return sum(len(pair["target"]) + 1 for pair in batch)
     else:
         hybrid.eval()
         decoding = TranslatorDecoding(beam_size=question["beam"], max_length=question["length"])
 
         def work(batch: list[dict[str, Any]]) -> int:
-            found = hybrid.predict(hybrid.collate([{"source": pair["source"]} for pair in batch]), decoding)
+            sources = hybrid.collate([{"source": pair["source"]} for pair in batch])
+            found = hybrid.predict(to_device(sources, device), decoding)
             assert all(one["target_tokens"] == question["length"] for one in found)
             return len(found)
 
     for batch in batches[:2]:
         work(batch)
-    began = time.perf_counter()
+    began = clock()
     done = sum(map(work, batches))
-    return {"weights": sum(p.numel() for p in hybrid.parameters()), "rate": done / (time.perf_counter() - began)}
+    return {"weights": sum(p.numel() for p in hybrid.parameters()), "rate": done / (clock() - began)}
 
 
 if __name__ == "__main__":
