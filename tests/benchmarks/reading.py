@@ -221,8 +221,8 @@ def photograph(number: int) -> bytes:
 
 
 def clip() -> bytes:
-    """Seven seconds of 320 x 240, in which a camera pans: as many bytes as MSVD's clips have (160 KB), which take as long
-    to decode."""
+    """Seven seconds of 320 x 240, in which a camera pans. It has as many bytes as MSVD's clips (160 KB), and takes as
+    long to decode."""
     count = CLIP_SECONDS * RATE
     draw = np.random.default_rng(0)
     scene = textured(draw, 320 + count, 240)

@@ -17,7 +17,6 @@ from hybrid_models.captioner.preprocess import CaptionerConfig
 from hybrid_models.inputs import Sample
 from hybrid_models.text import BOS, EOS, pad_rows
 from pipelines.training.batches import plan_epoch
-from pipelines.training.loop import step
 
 
 def make(question: dict[str, Any]) -> tuple[Captioner, list[Sample]]:
@@ -58,7 +57,9 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
         with record_function("## backward"):
             (loss.total / loss.terms).backward()
         with record_function("## optimizer"):
-            step(hybrid, optimizer, 1e-3, 1.0)
+            torch.nn.utils.clip_grad_norm_(hybrid.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return float(loss.total.detach() / loss.terms)
 
     plan = plan_epoch(lengths, question["batch"], 0, 0)[: question["steps"]]
