@@ -6,13 +6,14 @@ import abc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from hybrid_models.errors import UsageError
 
-Sample = dict[str, np.ndarray]
+if TYPE_CHECKING:
+    import numpy as np
+
+Sample: TypeAlias = "dict[str, np.ndarray]"
 """One preprocessed sample: named arrays without a batch axis. Always has `length`, an int64 scalar: its cost in steps
 (tokens, frames), by which training groups samples of similar size."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Preprocess, Visual
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LATER = {b"hybrid.later": b"yes"}
 """Metadata of a table's column that an earlier schema version lacks: it is null there, and is added in place."""

@@ -1,4 +1,7 @@
-"""`hybrid infer TASK`: run a model over shards into one night of a table."""
+"""`hybrid infer TASK`: run a model over shards into one night of a table.
+
+What reads, computes and writes is imported where it is used: a help text does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro import MISSING
 
@@ -17,16 +20,14 @@ from jobs.command import cli
 from jobs.command.options import TASKS, Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
-from pipelines.models import artifacts, server
-from pipelines.models.artifacts import Artifact
-from pipelines.models.session import Inference
+from pipelines.models import server
 from pipelines.models.tracking import Tracker
-from pipelines.nights import infer, preview
-from pipelines.nights.commit import Partition
-from pipelines.nights.infer import Night, NightSummary
-from pipelines.nights.tables import check_name
-from pipelines.reading.manifests import list_input
 from pipelines.secrets import shown
+
+if TYPE_CHECKING:
+    from pipelines.models.artifacts import Artifact
+    from pipelines.nights.commit import Partition
+    from pipelines.nights.infer import NightSummary
 
 NUMBERS = (
     "rows", "rows_lost", "ok", "shards", "shards_computed", "rows_computed", "rows_per_second", "model_busy",
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     model = cli.peek(rest, "--model")
     if model and model.startswith("models:/") and "--dry-run" in rest:
         server.check_there(tracking.uri)
-    artifact = None if model is None else artifacts.read(model, hybrid, tracking.uri)
+    artifact = None if model is None else _artifact(model, hybrid, tracking.uri)
     decoding = interface_of(hybrid).Decoding() if artifact is None else artifact.decoding
     options = cli.parse(
         InferOptions, rest, f"hybrid infer {task}", f"Run a {hybrid} over shards into a night of `{task}`.",
@@ -71,6 +72,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )  # fmt: skip
     if artifact is None:
         raise UsageError("--model is needed: an artifact folder or models:/NAME@ALIAS")
+    from pipelines.nights.commit import Partition
+    from pipelines.nights.tables import check_name
+
     check_ds(options.ds)
     name = options.table or task
     check_name(name, task)
@@ -79,6 +83,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     places.check_apart({"input": options.input}, "tables", [storage.join(options.tables, name)])
     partition = Partition.of(options.tables, name, options.ds)
     return run(options.input, partition, artifact, options.decoding, options.night, tracking.uri)
+
+
+def _artifact(model: str, hybrid: str, tracking_uri: str) -> Artifact:
+    from pipelines.models import artifacts
+
+    return artifacts.read(model, hybrid, tracking_uri)
 
 
 def run(
@@ -107,6 +117,11 @@ def run(
         StorageError: the store kept failing.
         RefusedError, RuntimeError: see `pipelines.nights.infer`.
     """
+    from pipelines.models.session import Inference
+    from pipelines.nights import infer, preview
+    from pipelines.nights.infer import Night
+    from pipelines.reading.manifests import list_input
+
     limits, cut = options.work.limits, options.source.windows.cut_for(artifact.config)
     night = Night(
         shards=list_input(given, options.source.named, limits, cut is not None),

@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import pyarrow as pa
-
 from jobs.command import cli
 from jobs.command.options import Mlflow, MlflowOptions
-from jobs.command.writers import WRITERS
 from pipelines.models import registry
 from pipelines.models.registry import Version
 
@@ -36,6 +33,10 @@ def main(argv: Sequence[str]) -> None:
     if options.format == "text":
         print("\n".join(text(each) for each in rows) or "no models: `hybrid train` registers them")
         return
+    import pyarrow as pa  # lists for people do without it
+
+    from jobs.command.writers import WRITERS
+
     table = pa.Table.from_pylist(rows, schema=pa.schema([pa.field(name, pa.string()) for name in COLUMNS]))
     sys.stdout.buffer.write(WRITERS[options.format](table))
     sys.stdout.flush()

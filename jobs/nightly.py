@@ -1,4 +1,7 @@
-"""`hybrid nightly TASK`: what a scheduler runs every night: find the shards, infer with the champion, report."""
+"""`hybrid nightly TASK`: what a scheduler runs every night: find the shards, infer with the champion, report.
+
+What reads, computes and writes is imported where it is used: a help text does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro import MISSING
 
@@ -21,19 +24,14 @@ from jobs.command.errors import EndedError
 from jobs.command.options import TASKS, Mlflow, MlflowOptions, Nightly, NightOptions, check_ds
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
-from pipelines.judging import evaluate
-from pipelines.judging.evaluate import Evaluation
-from pipelines.models import artifacts, registry, server
-from pipelines.models.artifacts import Artifact
+from pipelines.models import registry, server
 from pipelines.models.registry import CHAMPION
-from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
-from pipelines.nights import ownership, tables
-from pipelines.nights.commit import Partition
-from pipelines.reading.manifests import list_references
-from pipelines.reading.shards import NoShardsError
 from pipelines.secrets import shown
-from pipelines.staging.pieces import table_schema
+
+if TYPE_CHECKING:
+    from pipelines.models.artifacts import Artifact
+    from pipelines.nights.commit import Partition
 
 log = logging.getLogger(__name__)
 ALL_TASKS = "--all-tasks"
@@ -79,6 +77,8 @@ class Unit:
     @classmethod
     def of(cls, task: str, ds: str, options: NightlyOptions) -> Unit:
         """In the table that the options name."""
+        from pipelines.nights.commit import Partition
+
         return cls(task, Partition.of(options.tables, options.table or task, ds))
 
     def fill(self, pattern: str) -> str:
@@ -132,6 +132,10 @@ def ready(
     Raises:
         UsageError, ConnectionError, StorageError: none can be done.
     """
+    from pipelines.models import artifacts
+    from pipelines.nights import ownership
+    from pipelines.staging.pieces import table_schema
+
     champions: dict[str, Artifact] = {}
     problems: list[Problem] = []
     if len(chosen) > 1:
@@ -167,6 +171,8 @@ def check(options: NightlyOptions, chosen: Sequence[str]) -> None:
     Raises:
         UsageError: says which.
     """
+    from pipelines.nights.tables import check_name
+
     if bool(options.ds) == bool(options.backfill):
         raise UsageError("--ds is needed, a date or today or yesterday; or --backfill FIRST..LAST")
     if options.catch_up < 0 or (options.catch_up and options.backfill):
@@ -181,7 +187,7 @@ def check(options: NightlyOptions, chosen: Sequence[str]) -> None:
             if given:
                 raise UsageError(f"{name} is of one task: leave it out with {ALL_TASKS}")
     elif options.table:
-        tables.check_name(options.table, chosen[0])
+        check_name(options.table, chosen[0])
     options.night.check()
 
 
@@ -294,6 +300,8 @@ CODES = (cli.FAILED, cli.REFUSED, cli.USAGE)
 
 def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: str) -> dict[str, Any]:
     """One night's rows; a note where there are no shards."""
+    from pipelines.reading.shards import NoShardsError
+
     try:
         night = infer.run(
             unit.fill(options.input), unit.partition, champion, champion.decoding, options.night, tracking_uri
@@ -312,6 +320,12 @@ def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tra
     """`evaluation`: the model's metrics on a night's references, also in its MLflow run; nothing without references."""
     if not options.references:
         return {}
+    from pipelines.judging import evaluate
+    from pipelines.judging.evaluate import Evaluation
+    from pipelines.models.session import Inference
+    from pipelines.reading.manifests import list_references
+    from pipelines.reading.shards import NoShardsError
+
     limits, cut = options.night.work.limits, options.night.source.windows.cut_for(champion.config)
     try:
         shards = list_references(unit.fill(options.references), options.night.source.named, limits, cut is not None)

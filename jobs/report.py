@@ -12,7 +12,6 @@ from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.options import Mlflow, MlflowOptions, check_ds
 from pipelines import places, storage
-from pipelines.nights import ownership
 
 log = logging.getLogger(__name__)
 EXAMPLES = 6
@@ -38,6 +37,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     options = cli.parse(ReportOptions, argv, "hybrid report", "Write a page about a night: one HTML file.")
     check_ds(options.ds)
     if options.out:
+        from pipelines.nights import ownership  # a help text does not wait for it
+
         written = [storage.join(options.tables, name) for name in ownership.names(options.tables)]
         places.check_outside("out", options.out, written, "the table")
     if options.examples < 0:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 def write(tables_uri: str, ds: str, out: str, tracking_uri: str, examples: int = EXAMPLES) -> dict[str, Any]:
     """Writes the page of a night; returns where it is and what it says."""
-    from pipelines.nights import report  # drawing takes half a second to import
+    from pipelines.nights import ownership, report  # drawing takes half a second to import
 
     page, sections = report.report(tables_uri, ownership.names(tables_uri), ds, tracking_uri, examples)
     place = out or storage.join(tables_uri, "reports", f"{ds}.html")

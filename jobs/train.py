@@ -21,9 +21,7 @@ from pipelines.cluster import connection, logs
 from pipelines.cluster.resources import Resources
 from pipelines.models import registry
 from pipelines.reading.limits import Limits
-from pipelines.training import runs
 from pipelines.training.recipe import Recipe, TrainConfig
-from pipelines.training.runs import TrainJob
 
 log = logging.getLogger(__name__)
 WORKERS = re.compile(r"[0-9]+(\.\.[0-9]+)?")
@@ -90,6 +88,8 @@ def parse(name: str, argv: Sequence[str]) -> TrainOptions:
 
 def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
     """One training run."""
+    from pipelines.training import runs  # with what reads shards; a help text does not wait for it
+
     name = options.name or recipe_name
     for option, value in (("--name", name), ("--register-as", options.register_as or hybrid)):
         if not NAME.fullmatch(value):
@@ -99,7 +99,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         places.check_apart({"data": storage.join(options.data, split)}, "storage", written)
     options.windows.check()
     cut = options.windows.cut_for(options.model)
-    job = TrainJob(
+    job = runs.TrainJob(
         recipe=Recipe(hybrid, options.model, options.decoding, options.train, options.limits, cut),
         recipe_name=recipe_name,
         data=storage.absolute(options.data),

@@ -132,6 +132,19 @@ def test_nothing_is_unpickled() -> None:
             assert not {"pickle", "cloudpickle", "dill", "joblib"} & {n.split(".")[0] for n in imports(path)}, path
 
 
+@pytest.mark.parametrize("words", [["infer", "captions"], ["train", "captioner-demo"], ["nightly", "captions"]])
+def test_a_help_text_waits_for_nothing_that_reads_or_writes(words: list[str]) -> None:
+    script = f"""
+import contextlib, io, sys
+from jobs.command import cli
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    cli.choose([*{words}, "--help"])
+print([name for name in ["av", "deltalake", "fsspec", "pipelines.models.session"] if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_help_text_waits_for_no_large_library() -> None:
     """Each of these takes half a second to some seconds to import: that is done where it is used."""
     large = ["matplotlib", "mlflow", "pandas", "ray", "sacrebleu", "scipy", "sklearn", "torch", "xarray"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, cast
-
-import fsspec
+from typing import TYPE_CHECKING, Any, cast
 
 from hybrid_models.errors import UsageError
 from pipelines.secrets import shown
+
+if TYPE_CHECKING:
+    import fsspec
 
 CLIENT = {
     "user_agent": "hybrid-pipelines",
@@ -53,6 +54,8 @@ def join(uri: str, *parts: str) -> str:
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system and its own path of a URI. Listings are never cached: other jobs write at the same time."""
+    import fsspec  # takes longer to import than a help text to print
+
     try:
         options: dict[str, Any] = {} if is_local(uri) else {"use_listings_cache": False}
         if uri.startswith("s3://"):

@@ -7,14 +7,14 @@ import logging
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
-
-import fsspec
-from fsspec.utils import glob_translate
+from typing import TYPE_CHECKING, Any
 
 from hybrid_models.errors import UsageError
 from pipelines.storage.addresses import StorageError, failed, filesystem, scheme
 from pipelines.storage.lookup import FileInfo, check_bucket, file_info
+
+if TYPE_CHECKING:
+    import fsspec
 
 log = logging.getLogger(__name__)
 GLOB = re.compile(r"[*?\[]")
@@ -58,6 +58,8 @@ def _split_pattern(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, str]:
 
 def _matching(uri: str, there: list[dict[str, Any]], root: str, pattern: str) -> list[dict[str, Any]]:
     """Objects whose path below the root matches. What a `*` that crosses `/` would find is told: it may be meant."""
+    from fsspec.utils import glob_translate
+
     try:
         reaches = re.compile(glob_translate(pattern)).fullmatch
     except ValueError as error:

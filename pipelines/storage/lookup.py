@@ -7,13 +7,15 @@ from collections import defaultdict
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import fsspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from hybrid_models.errors import UsageError
 from pipelines.storage.addresses import StorageError, failed, filesystem, scheme
+
+if TYPE_CHECKING:
+    import fsspec
 
 LOOK_UPS = 32
 """Objects that are looked up at the same time."""
