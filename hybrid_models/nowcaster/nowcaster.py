@@ -83,14 +83,16 @@ class Nowcaster(NowcasterInterface, Hybrid):
         n_leads = batch["n_leads"].tolist()
         with inference(self):
             forecast, logits = self.net(batch["past"].float(), batch["step_minutes"], max(n_leads))
-        frames = forecast.cpu().numpy().astype("<f2")
-        percents = None if logits is None else _percents(logits).cpu().numpy()
-        covered = torch.isfinite(batch["past"][:, -1]).cpu().numpy()
+            kept, percents = forecast.half(), None if logits is None else _percents(logits)
+            summaries = _summaries(kept, torch.isfinite(batch["past"][:, -1])).tolist()
+        frames = kept.numpy(force=True).astype("<f2", copy=False)
+        chance = None if percents is None else percents.numpy(force=True)
+        times = zip(batch["issue_time"].tolist(), batch["step_minutes"].tolist(), strict=True)
         return [
-            _frame_columns(frames[i, :leads], int(batch["issue_time"][i]), float(batch["step_minutes"][i]))
-            | _summary_columns(frames[i, :leads][:, covered[i]].astype(np.float32), self.config.unit)
-            | _probability_columns(None if percents is None else percents[i, :leads])
-            for i, leads in enumerate(n_leads)
+            _frame_columns(frames[i, :leads], issue_time, step_minutes)
+            | _summary_columns(self.config.unit, *(values[:leads] for values in summaries[i]))
+            | _probability_columns(None if chance is None else chance[i, :leads])
+            for i, (leads, (issue_time, step_minutes)) in enumerate(zip(n_leads, times, strict=True))
         ]
 
     def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
@@ -179,10 +181,27 @@ def _probabilities(output: Mapping[str, Any]) -> np.ndarray:
     return np.frombuffer(output["probability"], np.uint8).reshape(shape).astype(np.float32) / 100
 
 
-def _summary_columns(seen: np.ndarray, unit: str) -> dict[str, Any]:
-    """One nowcast by lead time, from what it says of the pixels that the newest frame covers, `[L, pixels]`."""
-    mean, most = seen.mean(1).tolist(), seen.max(1).tolist()
-    wet = (seen >= WET_MM_H).mean(1).tolist()
+def _summaries(frames: Tensor, covered: Tensor) -> Tensor:
+    """Mean, maximum and wet share of nowcasts by lead time, float64 [B,3,L].
+
+    Args:
+        frames: as the table keeps them, float16 [B,L,H,W], in colour [B,L,H,W,3], no value negative.
+        covered: [B,H,W], in colour [B,H,W,3]; true where the newest frame has a value, and only what is said of these
+            pixels counts.
+    """
+    covered = covered.flatten(1)
+    pixels = covered.sum(1).double()
+    found = []
+    for frame in frames.flatten(2).unbind(1):
+        seen = frame.float().masked_fill_(~covered, 0)
+        # Sums of float16 are exact in float64: in any order, on any device.
+        sums = (seen.sum(1, dtype=torch.float64), (seen >= WET_MM_H).sum(1))
+        found.append(torch.stack((sums[0] / pixels, seen.amax(1).double(), sums[1] / pixels), dim=1))
+    return torch.stack(found, dim=2)
+
+
+def _summary_columns(unit: str, mean: list[float], most: list[float], wet: list[float]) -> dict[str, Any]:
+    """One nowcast by lead time; what is said of rain alone is null for video."""
     rain = {"mean_mm_h": mean, "max_mm_h": most, "wet_fraction": wet} if unit == "mm/h" else {}
     return {"mean_mm_h": None, "max_mm_h": None, "wet_fraction": None, **rain, "mean": mean, "max": most, "unit": unit}
 

@@ -14,6 +14,7 @@ from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from hybrid_models.scores.frames import contingency, csi, ssim
 from tests import tiny
+from tests.waits import Waits
 
 TINY = NowcasterConfig(past_frames=3, horizon_minutes=20, height=32, width=32, hidden_dims=(8,))
 VIDEO = NowcasterConfig(
@@ -177,6 +178,32 @@ def test_what_is_missing_in_colour_is_left_out_by_value():
     assert seen.shape == (4, 11 * 16 * 3 - 1)
     np.testing.assert_allclose(row["mean"], seen.mean(1), rtol=1e-5)
     np.testing.assert_allclose(row["max"], seen.max(1))
+
+
+@pytest.mark.parametrize(("config", "expected"), [(TINY, 7), (VIDEO, 5)], ids=["rain", "video"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_batch_waits_for_its_device_as_often_as_one_nowcast(config, expected, count):
+    """For leads, two times, summaries and frames; of rain also for how much is wet, and for probabilities."""
+    model = Nowcaster(config, {})
+    batch = model.collate([sample_of(shower(8, config.height) / 12, config)] * count)
+    with Waits() as waits:
+        rows = model.predict(batch, NowcasterDecoding())
+    assert len(rows) == count
+    assert waits.count == expected
+
+
+def test_summaries_are_exact_for_what_the_table_keeps():
+    model = Nowcaster(TINY, {})
+    media = shower(7)
+    media[2, 5:, :6] = np.nan
+    sample = sample_of(media)
+    row = model.predict(model.collate([sample]), NowcasterDecoding())[0]
+    kept = np.frombuffer(row["frames"], "<f2").reshape(row["frames_shape"]).astype(np.float64)
+    seen = kept[:, np.isfinite(sample["past"][-1])]
+    assert seen.shape == (4, 32 * 32 - 27 * 6)
+    assert row["mean"] == seen.mean(1).tolist()
+    assert row["max"] == seen.max(1).tolist()
+    assert row["wet_fraction"] == (seen >= 0.1).mean(1).tolist()
 
 
 def test_nowcasts_take_frames_that_have_the_models_channels():
