@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import torch
@@ -114,21 +114,19 @@ class EncoderForecaster(nn.Module):
             motion = estimate_motion(to_scale(past), covered)
             aligned, covered = align(past, covered, motion)
             path = trajectories(motion, n_leads)
-            parts, kept = scales(past[:, -1]), persistences(aligned, covered)
-            means = _mean(parts, seen)
-            shares = torch.stack([kept ** (lead + 1) for lead in range(n_leads)], dim=1)
-            left = torch.einsum("blc,bchw->blhw", shares[..., 0, 0], parts - means)
-            guesses = to_scale((left + means.sum(dim=1, keepdim=True)).clamp(min=0)).unsqueeze(2)
+            guesses = first_guesses(past[:, -1], seen, persistences(aligned, covered), n_leads).unsqueeze(2)
             levels = to_scale(torch.tensor(RAIN_THRESHOLDS, device=past.device)).view(-1, 1, 1)
         height, width = past.shape[-2:]
-        moved = []
-        for lead, maps in enumerate(self._maps(to_scale(aligned), covered, step_minutes, n_leads)):
-            maps = F.interpolate(maps, scale_factor=self.patch, mode="bilinear")[..., :height, :width]
+        maps_of_leads = self._maps(to_scale(aligned), covered, step_minutes, n_leads)
+
+        def moved(lead: int) -> Tensor:
+            maps = F.interpolate(maps_of_leads[lead], scale_factor=self.patch, mode="bilinear")[..., :height, :width]
             slopes, offsets = maps.split(len(levels), dim=1)
             logits = torch.addcmul(offsets, slopes.exp(), guesses[:, lead] - levels, value=_SLOPE)
-            moved.append(move(torch.cat((newest, seen, logits), dim=1), path[:, lead]))
-        newest, seen, logits = torch.stack(moved, dim=1).split((1, 1, len(levels)), dim=2)
-        return newest.squeeze(2), seen.squeeze(2) > _WHOLE / 2, logits
+            return move(torch.cat((newest, seen, logits), dim=1), path[:, lead])
+
+        newest_moved, seen_moved, logits = _stacked(map(moved, range(n_leads)), n_leads).split((1, 1, len(levels)), 2)
+        return newest_moved.squeeze(2), seen_moved.squeeze(2) > _WHOLE / 2, logits
 
     def _maps(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
         """The head's maps for each lead time, `[B, channels, H/patch, W/patch]`, rounded up to whole cells."""
@@ -158,6 +156,21 @@ def extrapolate(past: Tensor, n_leads: int) -> Tensor:
     return torch.cat([move(rain[:, -1:], displacement) for displacement in path.unbind(1)], dim=1)
 
 
+def first_guesses(newest: Tensor, seen: Tensor, kept: Tensor, n_leads: int) -> Tensor:
+    """What is left of the newest frame's scales at each lead time, `[B, L, H, W]` on the network's scale.
+
+    Args:
+        newest: `[B, H, W]` mm/h.
+        seen: `[B, 1, H, W]` 1 where it was measured, 0 elsewhere.
+        kept: as `persistences` has them.
+    """
+    parts = scales(newest)
+    means = _mean(parts, seen)
+    shares = torch.stack([kept ** (lead + 1) for lead in range(n_leads)], dim=1)
+    left = torch.einsum("blc,bchw->blhw", shares[..., 0, 0], parts - means)
+    return to_scale((left + means.sum(dim=1, keepdim=True)).clamp(min=0))
+
+
 def persistences(aligned: Tensor, covered: Tensor) -> Tensor:
     """How alike each scale of successive frames is, `[B, SCALES + 1, 1, 1]`: the mean correlation of the newest frames,
     `aligned` `[B, P, H, W]` along their motion, over the pairs with rain where both are `covered`; 1 without any."""
@@ -180,6 +193,18 @@ def _mean(parts: Tensor, seen: Tensor) -> Tensor:
     return (parts * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
 
 
+def _stacked(frames: Iterator[Tensor], count: int) -> Tensor:
+    """`count` of `frames` `[B, C, H, W]` side by side, `[B, count, C, H, W]`. They are most of a nowcast's memory:
+    where no gradients are wanted, each is copied as it comes, so that not all are held twice."""
+    if torch.is_grad_enabled():
+        return torch.stack(list(frames), dim=1)
+    first = next(frames)
+    stacked = first.new_empty(len(first), count, *first.shape[1:])
+    for place, frame in enumerate(chain((first,), frames)):
+        stacked[:, place] = frame
+    return stacked
+
+
 def chances(logits: Tensor) -> Iterator[Tensor]:
     """Of logits `[B, L, thresholds, H, W]` the probabilities `[B, L, H, W]` of each threshold, the lowest first: never
     higher for more rain than for less. (`cummin` has the same values, but looks for their places, too, and slowly.)"""
@@ -199,7 +224,9 @@ def match(expected: Tensor, like: Tensor, seen: Tensor) -> Tensor:
     the same shape), or where that is even, in the order of `like`; where `like` was not `seen` (False) it stays."""
     ranks = (expected + _EVEN * like).masked_fill(~seen, -1).flatten(2)
     values = like.masked_fill(~seen, -1).flatten(2)
-    wet = int((values > 0).sum(dim=2).max())  # where it rains nowhere else, nothing else is to be put in order
+    # Where it rains nowhere else, nothing else is to be put in order. To look is one wait for a device, for the whole
+    # batch; to order all pixels instead would take a CPU much longer.
+    wet = int((values > 0).sum(dim=2).max())
     matched = torch.zeros_like(values).scatter_(2, ranks.topk(wet, dim=2).indices, values.topk(wet, dim=2).values)
     return torch.where(seen, matched.view_as(like), like)
 
