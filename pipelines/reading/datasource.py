@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -17,12 +16,8 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import BLOCK_BYTES
 from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.sandbox.protocol import Step
-from pipelines.reading.units import END, PLACED, Part, cost, placed
+from pipelines.reading.units import END, PLACED, Part, placed
 
-TASK_BYTES = 1 << 20
-"""Of small shards so many are read in one task, ten thousand sentences: what is done again if its process dies."""
-TASKS_A_PROCESS = 16
-"""At least, where there are so many shards: the last process is done a sixteenth later than the first, at most."""
 TABLE_ROWS, UNIT_ROWS = 256, 4096
 """Smaller tables are put together: a model takes a batch from one of them. A unit of up to so many rows is not cut, as
 each table of it becomes an object: of shards with a hundred sentences a unit has 3,800."""
@@ -34,7 +29,7 @@ class ShardDatasource(Datasource):
     Made on a cluster: what tasks have in common lies in its object store, and what each of them reads.
 
     Args:
-        bundles: what to read, see `bundled`.
+        bundles: what to read, see `bundles.bundled`.
         options: how.
         step: what becomes of the raw rows where they are read; those that have an `index` then are given their places.
     """
@@ -64,32 +59,6 @@ class ShardDatasource(Datasource):
         metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
         read = partial(_read, ray.put(tuple(bundle)), self._given)
         return ReadTask(read, metadata, schema=self._schema, per_task_row_limit=row_limit)
-
-
-def bundled(parts: Sequence[Part], processes: int) -> list[list[Part]]:
-    """Neighbours that one task reads. Each task costs the driver 12 ms, and the model a batch that is not full.
-
-    Args:
-        parts: in an order that stays, those of a unit together; several tasks read them where the night is small.
-        processes: how many there are for these tasks.
-    """
-    most = min(TASK_BYTES, sum(cost(part.shard) for part in parts) / (TASKS_A_PROCESS * processes))
-    bundles: list[list[Part]] = []
-    held = most
-    for _, neighbours in groupby(parts, lambda part: part.unit):
-        unit = list(neighbours)
-        whole = _cost(unit) <= most
-        for piece in [unit] if whole else [[part] for part in unit]:
-            if held + _cost(piece) > most:
-                bundles.append([])
-                held = 0
-            bundles[-1] += piece
-            held += _cost(piece)
-    return bundles
-
-
-def _cost(parts: Sequence[Part]) -> int:
-    return sum(cost(part.shard) for part in parts)
 
 
 def _numbered(step: Step) -> bool:

@@ -12,7 +12,8 @@ import ray
 
 from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
-from pipelines.reading.datasource import ShardDatasource, bundled
+from pipelines.reading.bundles import bundled
+from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.samples import Decode
 from pipelines.reading.units import Part
 from pipelines.staging.contents import Staged

@@ -17,7 +17,8 @@ from pipelines import storage
 from pipelines.models import artifacts, weights
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference
-from pipelines.reading.datasource import ShardDatasource, bundled
+from pipelines.reading.bundles import bundled
+from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import MAX_BAD_SHARE
 from pipelines.reading.samples import SAMPLE_SCHEMA, TrainingTexts

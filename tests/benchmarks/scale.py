@@ -49,7 +49,8 @@ from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, compaction, infer, query, tables, upkeep
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
-from pipelines.reading.datasource import ShardDatasource, bundled
+from pipelines.reading.bundles import bundled
+from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.shards import list_shards
 from pipelines.reading.units import SPAN, Unit, units
 from pipelines.staging import checks, contents, joining

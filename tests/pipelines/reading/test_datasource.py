@@ -1,5 +1,4 @@
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -9,13 +8,13 @@ from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.reading import datasource
-from pipelines.reading.datasource import TABLE_ROWS, TASK_BYTES, TASKS_A_PROCESS, ShardDatasource, bundled
+from pipelines.reading.datasource import TABLE_ROWS, ShardDatasource
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.objects import Member
 from pipelines.reading.samples import TrainingTexts
 from pipelines.reading.shards import Shard, list_shards
-from pipelines.reading.units import END, OPEN_BYTES, SPAN, Part, Unit, units
+from pipelines.reading.units import END, SPAN, Part, Unit, units
 from tests import tiny
 from tests.pipelines.hostile import Hostile
 
@@ -56,46 +55,6 @@ def test_a_task_carries_its_shard_alone(tmp_path: Path) -> None:
     ]
 
 
-def of_sizes(*sizes: int) -> list[Part]:
-    return parts([Shard(f"s3://lake/in/{number:06d}.txt", size, "1") for number, size in enumerate(sizes)])
-
-
-def test_large_shards_and_few_ones_are_tasks_of_their_own() -> None:
-    large = of_sizes(TASK_BYTES, 10 * TASK_BYTES, 50, TASK_BYTES)
-    assert bundled(large * 100, 1)[:4] == [[part] for part in large]
-    few = of_sizes(*[700] * TASKS_A_PROCESS)
-    assert bundled(few, 1) == [[part] for part in few]
-    assert bundled(few, 4) == [[part] for part in few]
-    assert bundled([], 1) == []
-
-
-@pytest.mark.parametrize("processes", [1, 3, 100])
-def test_bundles_of_small_shards_keep_all_processes_busy_and_are_bounded(processes: int) -> None:
-    draw = random.Random(0)
-    small = of_sizes(*[draw.randrange(20_000) for _ in range(10_000)])
-    bundles = bundled(small, processes)
-    assert [part for bundle in bundles for part in bundle] == small, "in their order, each once"
-    costs = [sum(part.shard.size + OPEN_BYTES for part in bundle) for bundle in bundles]
-    assert max(costs) <= min(TASK_BYTES, sum(costs) / (TASKS_A_PROCESS * processes))
-    assert TASKS_A_PROCESS * processes <= len(bundles) < len(small) / 4
-
-
-def test_a_task_reads_whole_units_where_there_are_enough_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = random.Random(1)
-    shards = [Shard(f"s3://lake/in/{n:06d}.txt", draw.randrange(20_000), "1") for n in range(10_000)]
-    together = units(shards)
-    assert 300 < len(together) < 2_000
-    small = [part for unit in together for part in unit.parts()]
-    bundles = bundled(small, 4)
-    assert [part for bundle in bundles for part in bundle] == small
-    assert sum(len({part.unit for part in bundle}) for bundle in bundles) == len(together), "none is cut"
-    assert max(sum(part.shard.size + OPEN_BYTES for part in bundle) for bundle in bundles) <= TASK_BYTES
-    few = [part for unit in together[:8] for part in unit.parts()]
-    cut = bundled(few, 4)
-    assert [part for bundle in cut for part in bundle] == few
-    assert len(cut) >= TASKS_A_PROCESS * 4, "a small night has a task for each process, and some more"
-
-
 def test_a_table_ends_with_its_unit_or_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 30, 7 and 150 shards of ten rows: a table each, and more of what is larger than a table may be."""
     monkeypatch.setattr(datasource, "UNIT_ROWS", 1024)
@@ -134,13 +93,6 @@ def test_a_group_with_large_fields_is_read(tmp_path: Path) -> None:
     source = ShardDatasource([parts([group])], ReadOptions(), Hostile())
     assert len(ray.cloudpickle.dumps(source.get_read_tasks(1)[0])) < 4 << 10
     assert ray.data.read_datasource(source, override_num_blocks=1, num_cpus=0.5).count() == 200
-
-
-def test_members_cost_as_much_as_shards() -> None:
-    """Also those that are not there, which have no bytes."""
-    members = tuple(Member(f"s3://lake/{number}.jpg", 0, "", f"{number}") for number in range(256))
-    groups = parts([Shard(f"s3://lake/@{number}", 0, "1", members) for number in range(100)])
-    assert bundled(groups, 1) == [[group] for group in groups]
 
 
 def test_rows_are_placed_in_their_unit_from_the_first_that_is_needed(tmp_path: Path) -> None:

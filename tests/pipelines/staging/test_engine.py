@@ -18,7 +18,7 @@ from pipelines.cluster import connection
 from pipelines.cluster.resources import Compute, Resources
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
-from pipelines.reading.datasource import bundled
+from pipelines.reading.bundles import bundled
 from pipelines.reading.samples import SAMPLE_SCHEMA
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.reading.units import Part, units
