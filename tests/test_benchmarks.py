@@ -180,15 +180,19 @@ def test_other_programs_caption_by_our_model(name, tmp_path, s3):
 def test_steps_of_the_driver_are_measured_and_their_growth_is_fitted():
     command = [sys.executable, "-m", "tests.benchmarks.scale", "--store", "disk", "--shards", "20", "60", "--compact"]
     ran = subprocess.run(
-        [*command, "--nights", "3", "--night-files", "4"], cwd=tiny.ROOT, check=True, capture_output=True, text=True
-    )
+        [*command, "--nights", "3", "--night-files", "4", "--processes", "2", "3", "--shard-bytes", "300000"],
+        cwd=tiny.ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
     found = json.loads(ran.stdout)
     assert list(found) == ["store", "20 shards", "60 shards", "growth"]
     few, many = found["20 shards"], found["60 shards"]
     assert list(many)[: len(few)] == list(few)
     assert (few["compact"]["files"], few["compact"]["files_after"]) == (20, 1)
     assert many["open a table of years"]["files"] == 12
-    assert many["read tasks"]["peak_mib"] > 100
+    assert many["read tasks for 2 processes"]["peak_mib"] > 100
+    assert [many[f"read tasks for {count} processes"]["tasks"] for count in (2, 3)] == [32, 48]
+    told = many["what read tasks for 2 processes refer to"]
+    assert (told["units_cut"], told["largest"]) == (0, 600_000)
     figures = {
         1_000: {"cpu": 0.1, "requests": 0},
         10_000: {"cpu": 1.0, "requests": 5},

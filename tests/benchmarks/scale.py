@@ -1,6 +1,7 @@
 """What the driver of a night does for N shards, without their payload: seconds, requests and memory by step.
 
-    python -m tests.benchmarks.scale [--shards 1000 10000] [--store s3|disk] [--compute] [--compact] [--nights 0]
+    python -m tests.benchmarks.scale [--shards 1000 10000] [--store s3|disk] [--processes 2 400] [--shard-bytes 900]
+        [--compute] [--compact] [--nights 0]
 
 A night of N text shards is listed, its read tasks and its sink are packed as Ray Data sends them, its pieces (one for
 each unit, which are put there as copies of one) are looked at, counted and committed, then the same night comes again,
@@ -8,6 +9,10 @@ and two other nights are committed. Every step is the driver's own function, on 
 translator of 6,000 words travels with the tasks. Requests are those of s3fs; delta-rs has a client of its own. Memory
 is the process's highest within a step, and how much of it the step added. With several numbers of shards, the growth of
 each step is fitted: the exponent of a power law by least squares of the logarithms, where a step takes 0.05 s or more.
+
+Read tasks are made for each number of `--processes`, as if a cluster had so many: besides their bytes it is told how
+many there are, the largest one's bytes of shards, and how many units several of them read, which the driver would join.
+With `--shard-bytes` shards are so large: on a disk, files with a hole after their rows, which nothing reads.
 
 With `--compute` a whole night of as many shards of ten sentences comes first, by a tiny translator on a cluster of two
 nodes of one CPU. With `--compact` the night is also put there with an object for each shard, and compacted. With
@@ -22,7 +27,8 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +45,7 @@ import tyro
 from deltalake import DeltaTable
 
 from hybrid_models import HYBRIDS
+from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from pipelines import storage
 from pipelines.cluster import connection
@@ -52,7 +59,7 @@ from pipelines.nights.infer import Night
 from pipelines.reading.bundles import bundled
 from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.shards import list_shards
-from pipelines.reading.units import SPAN, Unit, units
+from pipelines.reading.units import SPAN, Part, Unit, units
 from pipelines.staging import checks, contents, joining
 from pipelines.staging.pieces import Lineage, Piece, piece_name, table_schema
 from pipelines.staging.sink import StageSink
@@ -60,6 +67,7 @@ from tests import tiny
 from tests.servers import BUCKET, RayNode, S3Server
 
 WORDS, ROWS = 6_000, 100
+SENTENCES = b"ein Hund\n" * ROWS
 DS, LATER = "2026-01-01", ("2026-01-02", "2026-01-03")
 LEAST_SECONDS = 0.05
 """Of CPU; below, a step's growth is not fitted."""
@@ -75,6 +83,10 @@ class Options:
     """How many; of several numbers, one after another."""
     store: Literal["s3", "disk"] = "s3"
     """Where they lie: on a local S3 server, or on a disk."""
+    processes: tuple[int, ...] = (2,)
+    """For how many of them read tasks are made, one number after another."""
+    shard_bytes: int = len(SENTENCES)
+    """How large a shard is; more than its rows on a disk only."""
     compute: bool = False
     """A whole night, too."""
     compact: bool = False
@@ -116,7 +128,13 @@ def memory(name: str) -> float:
 
 
 def main(options: Options) -> None:
-    """Measures and prints."""
+    """Measures and prints.
+
+    Raises:
+        UsageError: shards are to be larger than what is put on an S3 server, or smaller than their rows.
+    """
+    if options.shard_bytes < len(SENTENCES) or (options.store == "s3" and options.shard_bytes > len(SENTENCES)):
+        raise UsageError(f"`shard_bytes` is {options.shard_bytes}: at least {len(SENTENCES)}, and no more on S3")
     found: dict[int, Steps] = {shards: Steps() for shards in options.shards}
     with tempfile.TemporaryDirectory() as scratch, store(options, scratch) as root, cluster(options, scratch):
         connection.start(quiet=True, cpus=1)
@@ -125,7 +143,7 @@ def main(options: Options) -> None:
             with counted_requests(steps):
                 if options.compute:
                     computed(shards, storage.join(place, "computed"), steps)
-                night_of(shards, options.compact, place, str(Path(scratch) / "model"), steps)
+                night_of(shards, options, place, str(Path(scratch) / "model"), steps)
         if options.nights:
             with counted_requests(steps):
                 years(options, storage.join(root, "years"), steps)
@@ -217,17 +235,20 @@ def counted_requests(steps: Steps) -> Iterator[None]:
         s3fs.S3FileSystem._call_s3 = original
 
 
-def night_of(count: int, compact: bool, root: str, model: str, steps: Steps) -> None:
+def night_of(count: int, options: Options, root: str, model: str, steps: Steps) -> None:
     """All steps, one after the other."""
     source = storage.join(root, "in")
-    put(count, lambda number: storage.join(source, f"part-{number:07d}.txt"), b"ein Hund\n" * ROWS)
+    put(count, lambda number: storage.join(source, f"part-{number:07d}.txt"), SENTENCES)
+    if options.shard_bytes > len(SENTENCES):
+        for file in storage.list_files(source):
+            os.truncate(file.uri, options.shard_bytes)
     with steps.step("list shards"):
         shards = list_shards(source)
     inference = Inference.of(artifacts.read(translator(model)))
     night = Night(shards, Partition.of(storage.join(root, "tables"), "translations", DS), inference)
     with steps.step("look for pieces, none there"):
         assert len(checks.incomplete(shards, night.folder)) == count
-    packed(night, steps)
+    packed(night, options.processes, steps)
     with steps.step("group shards") as figures:
         grouped = units(shards)
         figures["units"] = len(grouped)
@@ -256,7 +277,7 @@ def night_of(count: int, compact: bool, root: str, model: str, steps: Steps) -> 
     with steps.step("open the table with three nights") as figures:
         DeltaTable(storage.absolute(night.partition.table))
         figures["log_bytes"] = log_bytes(night.partition.table)
-    if compact:
+    if options.compact:
         apart = replace(night, partition=Partition.of(storage.join(root, "apart"), "translations", DS))
         compacted(apart, steps)
 
@@ -339,21 +360,30 @@ def translator(place: str) -> str:
     return place
 
 
-def packed(night: Night, steps: Steps) -> None:
+def packed(night: Night, processes: Sequence[int], steps: Steps) -> None:
     """What Ray Data sends: read tasks, each once, what they refer to, and the sink, with each write task."""
     decode = night.inference.decode()
     parts = checks.incomplete(night.shards, night.folder)
-    with steps.step("read tasks") as figures:
-        bundles = bundled(parts, 2)
-        tasks = ShardDatasource(bundles, decode.options(1), decode).get_read_tasks(1)
-        figures |= {"bytes": sum(len(ray.cloudpickle.dumps(task)) for task in tasks), "tasks": len(tasks)}
-    with steps.step("what read tasks refer to") as figures:
-        figures["bytes"] = sum(len(ray.cloudpickle.dumps(tuple(bundle))) for bundle in bundles)
+    for count in processes:
+        with steps.step(f"read tasks for {count} processes") as figures:
+            bundles = bundled(parts, count)
+            tasks = ShardDatasource(bundles, decode.options(1), decode).get_read_tasks(1)
+            figures |= {"bytes": sum(len(ray.cloudpickle.dumps(task)) for task in tasks), "tasks": len(tasks)}
+        with steps.step(f"what read tasks for {count} processes refer to") as figures:
+            figures["bytes"] = sum(len(ray.cloudpickle.dumps(tuple(bundle))) for bundle in bundles)
+            figures["units_cut"] = cut_units(bundles)
+            figures["largest"] = max(sum(part.shard.size for part in bundle) for bundle in bundles)
     with steps.step("sink") as figures:
         sink = ray.cloudpickle.dumps(StageSink(night.folder, night.schema, "scale"))
         figures["bytes"] = len(sink)
     with steps.step("sink, unpacked in each task"):
         ray.cloudpickle.loads(sink)
+
+
+def cut_units(bundles: Sequence[Sequence[Part]]) -> int:
+    """Units that several tasks read."""
+    readers = Counter(unit for bundle in bundles for unit in {part.unit for part in bundle})
+    return sum(tasks > 1 for tasks in readers.values())
 
 
 def whole_piece(unit: Unit) -> str:
