@@ -14,8 +14,9 @@ where there would be too many tasks: a task holds no more at a time because it r
 TASKS_A_PROCESS = 16
 """At least, where there are so many shards and `MOST_TASKS` allows it: the last process is done a sixteenth later than
 the first, at most."""
-MOST_TASKS = 4000
-"""Or one for each process, if these are more. Ray's part of each is 12 ms of the driver: 48 s in all."""
+MOST_TASKS = 3200
+"""Or one for each process, if these are more: two for each of a hundred nodes with 16 cores. Ray's part of each is
+12 ms of the driver, 38 s in all; a hundred thousand shards may take it a minute."""
 CUT_UNITS = 256
 """No more units are cut. The driver joins what became of them, some 10 ms of its CPU each; where they stay whole, a
 night is a minute longer at most, as a core takes so long for one."""
