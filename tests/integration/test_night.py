@@ -57,6 +57,7 @@ def test_a_night_again_and_again(s3: str, tmp_path: Path) -> None:
     assert (late.summary["shards_computed"], late.summary["rows"]) == (3, 42), "a late shard costs its unit"
     shards = {row[5].rsplit("/", 1)[-1] for row in rows(f"{s3}/tables")}
     assert shards == {"late.txt", "part-00001.txt", "part-00002.txt"}
+    assert len(DeltaTable(f"{s3}/tables/translations").file_uris()) == 1, "three tasks read the unit; it is joined"
 
     beam = tiny.hybrid_here(*infer(s3, "in", "tables", "--decoding.beam-size", "3"), cwd=tmp_path)
     assert (beam.code, beam.summary["shards_computed"], beam.summary["changed"]) == (0, 3, True)
@@ -85,7 +86,7 @@ def test_small_shards_share_objects_and_a_late_one_redoes_its_unit(
     assert (first.summary["shards"], first.summary["shards_computed"], first.summary["rows"]) == (61, 61, 241)
     before, night = objects(f"{s3}/tables"), rows(f"{s3}/tables")
     table = DeltaTable(f"{s3}/tables/translations")
-    assert len(table.file_uris()) == len(units.units(list_shards(f"{s3}/in"))), "whatever tasks have cut is joined"
+    assert len(table.file_uris()) == len(units.units(list_shards(f"{s3}/in"))), "each is one object"
     assert sum(table.get_add_actions()["num_records"].to_pylist()) == 241, "although places are left out"
 
     same = tiny.hybrid_here(*argv, cwd=tmp_path)
