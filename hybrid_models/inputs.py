@@ -13,7 +13,7 @@ from hybrid_models.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-Sample: TypeAlias = "dict[str, np.ndarray]"
+Sample: TypeAlias = dict[str, "np.ndarray"]
 """One preprocessed sample: named arrays without a batch axis. Always has `length`, an int64 scalar: its cost in steps
 (tokens, frames), by which training groups samples of similar size."""
 

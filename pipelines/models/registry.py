@@ -192,8 +192,7 @@ def _resolve(client: MlflowClient, uri: str) -> tuple[str, str]:
 @contextmanager
 def _client(tracking_uri: str, what: str) -> Iterator[MlflowClient]:
     try:
-        with server.uncollected():  # a database's tables are mapped to classes at the first question
-            yield server.client(tracking_uri)
+        yield server.client(tracking_uri)
     except server.unreachable() as error:
         raise server.refused(what, tracking_uri, error) from None
 

@@ -5,7 +5,6 @@ MLflow takes seconds to import: that is done where it is asked.
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,32 +22,17 @@ MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICAT
 """What MLflow calls errors that another try would not mend."""
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Without the collector of cycles: what an import makes stays, and to look through it again and again takes a tenth
-    of MLflow's."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 def unreachable() -> tuple[type[Exception], ...]:
     """What comes of asking MLflow where it cannot answer."""
-    with uncollected():
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     return MlflowException, SQLAlchemyError, OSError, ImportError  # S3 artifacts without boto3: ImportError
 
 
 def default_uri() -> str:
     """MLFLOW_TRACKING_URI, else MLflow's own default, a SQLite file in the working directory (as an absolute path)."""
-    with uncollected():
-        import mlflow
+    import mlflow
 
     uri = mlflow.get_tracking_uri()
     path = uri.removeprefix("sqlite:///")
@@ -85,11 +69,10 @@ def default_is(uri: str) -> Iterator[None]:
 
 def client(uri: str) -> MlflowClient:
     """MLflow's own client, which gives up early; opening it may raise what is `unreachable`."""
-    set_defaults()
-    with uncollected():
-        from mlflow import MlflowClient
+    from mlflow import MlflowClient
 
-        return MlflowClient(uri, registry_uri=uri)
+    set_defaults()
+    return MlflowClient(uri, registry_uri=uri)
 
 
 def make_ready(uri: str) -> None:

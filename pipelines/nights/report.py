@@ -42,7 +42,7 @@ class Past:
     errors: int | None
     """None where an earlier version wrote the night, which did not tell."""
     run_id: str
-    """Empty where the log has forgotten it."""
+    """That of its newest rows; empty where they have none."""
     rows_per_second: float | None = None
 
 
@@ -165,7 +165,7 @@ def _runs(uri: str, version: int, nights: Sequence[str]) -> dict[str, str]:
             if len(found) == len(wanted) or (restored and night is None):  # before that, all was as it is not now
                 break
     except ValueError as error:
-        log.warning("%s: an entry of its log is damaged, so that earlier nights have no speeds: %s", uri, error)
+        log.warning("%s: an entry of its log is damaged, so that rows are asked which runs wrote earlier nights: %s", uri, error)
     return found
 
 
@@ -178,7 +178,7 @@ def _written_by(tables_uri: str, name: str, nights: Sequence[str]) -> dict[str, 
         f"SELECT ds, arg_max(run_id, created_at) AS run FROM {name}_all WHERE list_contains(?, ds) GROUP BY ds",
         tables_uri, [name], parameters=(list(nights),), dates=(nights[0], nights[-1]),
     ).to_pylist()  # fmt: skip
-    return {row["ds"]: row["run"] for row in told}
+    return {row["ds"]: row["run"] or "" for row in told}
 
 
 def _table(tables_uri: str, name: str) -> DeltaTable | None:
