@@ -106,7 +106,8 @@ class ConvLSTM(nn.Module):
             states: a state per layer to start from; zeros by default.
 
         Returns:
-            The hidden states of the top layer, `[B, T, D, H, W]`, and every layer's last state.
+            The hidden states of the top layer, `[B, T, D, H, W]`, in autocast's type where that is on, and every
+            layer's last state.
         """
         batch, _, _, height, width = frames.shape
         before = states if states is not None else self.initial_states(batch, height, width)

@@ -29,13 +29,13 @@ def conv_lstm_walk(
     Args:
         frames: x, `[T, B, C, H, W]`.
         hidden: h before the first step, `[B, D, H, W]`.
-        cell: c before the first step, `[B, D, H, W]`. Its type is kept; all else is computed in autocast's, or else in
-            the weights'.
+        cell: c before the first step, `[B, D, H, W]`. It stays as exact as it is; all else is computed in autocast's
+            type, or else in the weights'.
         weight: `[4 D, C + D, K, K]`, K odd.
         bias: `[4 D]`.
 
     Returns:
-        The hidden states `[T, B, D, H, W]`, and the last ones of h and c.
+        The hidden states `[T, B, D, H, W]`, and the last ones of h, a view of these, and c.
     """
     device = frames.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -56,7 +56,7 @@ class _Walk(torch.autograd.Function):
         h_TBDYX = x_TBCYX.new_empty(steps + 1, *h_BDYX.shape)
         h_TBDYX[0] = h_BDYX
         cells = [c_BDYX]
-        together = steps if recorded else max(1, _PLACES // (batch * grid[0] * grid[1]))
+        together = steps if recorded else max(1, _PLACES // max(1, batch * grid[0] * grid[1]))
         with torch.autocast(x_TBCYX.device.type, enabled=False):
             for begin in range(0, steps, together):
                 block = x_TBCYX[begin : begin + together]
@@ -82,17 +82,16 @@ class _Walk(torch.autograd.Function):
         grad_TBGYX = torch.empty_like(gates_TBGYX)
         grad_h_BDYX = torch.zeros_like(h_TBDYX[0])
         for t in reversed(range(len(gates_TBGYX))):
-            f, i, g, o = (gate.to(cells[t].dtype) for gate in gates_TBGYX[t].chunk(4, dim=1))
-            squashed = torch.tanh(cells[t + 1])
+            f, i, g, o = gates_TBGYX[t].chunk(4, dim=1)
+            squashed = torch.tanh(cells[t + 1]).to(o.dtype)
             of_hidden = grad_h_TBDYX[t] + grad_h_BDYX
-            grad_c_BDYX = grad_c_BDYX + of_hidden * o * (1 - squashed * squashed)
-            slopes = (
-                grad_c_BDYX * cells[t] * f * (1 - f),
-                grad_c_BDYX * g * i * (1 - i),
-                grad_c_BDYX * i * (1 - g * g),
-                of_hidden * squashed * o * (1 - o),
-            )
-            grad_TBGYX[t] = torch.cat(slopes, dim=1)
+            grad_c_BDYX = grad_c_BDYX + _of_tanh(of_hidden * o, squashed)
+            grad = grad_c_BDYX.to(o.dtype)
+            of_f, of_i, of_g, of_o = grad_TBGYX[t].chunk(4, dim=1)
+            torch.ops.aten.sigmoid_backward.grad_input(grad * cells[t].to(o.dtype), f, grad_input=of_f)
+            torch.ops.aten.sigmoid_backward.grad_input(grad * g, i, grad_input=of_i)
+            torch.ops.aten.tanh_backward.grad_input(grad * i, g, grad_input=of_g)
+            torch.ops.aten.sigmoid_backward.grad_input(of_hidden * squashed, o, grad_input=of_o)
             grad_c_BDYX = grad_c_BDYX * f
             grad_h_BDYX, _ = _gradients(grad_TBGYX[t], h_TBDYX[t], of_h, of_input=True, of_weight=False)
         # What all steps share: all steps side by side.
@@ -103,6 +102,10 @@ class _Walk(torch.autograd.Function):
         grad_bias = grad_NGYX.sum(dim=(0, 2, 3), dtype=cells[0].dtype).to(of_x.dtype)
         grad_x = None if grad_x is None else grad_x.unflatten(0, (-1, batch))
         return None, grad_x, grad_h_BDYX, grad_c_BDYX, grad_weight, grad_bias
+
+
+def _of_tanh(grad: Tensor, value: Tensor) -> Tensor:
+    return torch.ops.aten.tanh_backward(grad, value)
 
 
 def _gradients(grad: Tensor, given: Tensor, weight: Tensor, of_input: bool, of_weight: bool) -> tuple[Any, Any]:
