@@ -135,6 +135,7 @@ def run(name: str, full: bool, commit: str) -> dict[str, Any] | None:
     """A line, measured in a process of its own, and when and where that was; None if it failed."""
     command = ["-m", "tests.benchmarks", name, *(["--full"] if full else [])]
     env = peers.clean(**(worker_env() if name in LIKE_A_WORKER else {}))
+    others = {peer: peers.versions(peer) for peer in PEERS.get(name, ()) if full}  # made ready, where they are not yet
     began = time.perf_counter()
     words = [sys.executable, *command, "--alone"]
     done = subprocess.run(words, cwd=tiny.ROOT, env=env, stdout=subprocess.PIPE, text=True)
@@ -148,7 +149,7 @@ def run(name: str, full: bool, commit: str) -> dict[str, Any] | None:
         "commit": commit,
         "machine": machine(),
         "versions": {package: version(package) for package in ("torch", "ray", "pyarrow", "mlflow")},
-        "peers": {peer: peers.versions(peer) for peer in PEERS.get(name, ()) if full},
+        "peers": others,
         "seconds": round(time.perf_counter() - began),
         "rows": json.loads(done.stdout.strip().splitlines()[-1]),
     }
