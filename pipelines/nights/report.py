@@ -165,7 +165,7 @@ def _runs(uri: str, version: int, nights: Sequence[str]) -> dict[str, str]:
             if len(found) == len(wanted) or (restored and night is None):  # before that, all was as it is not now
                 break
     except ValueError as error:
-        log.warning("%s: an entry of its log is damaged: rows are asked which runs wrote earlier nights: %s", uri, error)
+        log.warning("%s: an entry of its log is damaged: rows tell which runs wrote earlier nights: %s", uri, error)
     return found
 
 

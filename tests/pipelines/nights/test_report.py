@@ -300,4 +300,4 @@ def test_runs_of_earlier_nights_are_told_by_the_log(tmp_path: Path, caplog: pyte
     assert runs(last) == {first: "e"}
     storage.write_bytes(tables.commit_uri(table, newest), b"[1]\n")
     assert report._runs(table, newest, [first]) == {}
-    assert "is damaged: rows are asked which runs wrote earlier nights" in caplog.text
+    assert "is damaged: rows tell which runs wrote earlier nights" in caplog.text
