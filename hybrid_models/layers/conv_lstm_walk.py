@@ -85,7 +85,7 @@ class _Walk(torch.autograd.Function):
             f, i, g, o = gates_TBGYX[t].chunk(4, dim=1)
             squashed = torch.tanh(cells[t + 1]).to(o.dtype)
             of_hidden = grad_h_TBDYX[t] + grad_h_BDYX
-            grad_c_BDYX = grad_c_BDYX + _of_tanh(of_hidden * o, squashed)
+            grad_c_BDYX = grad_c_BDYX + torch.ops.aten.tanh_backward(of_hidden * o, squashed)
             grad = grad_c_BDYX.to(o.dtype)
             of_f, of_i, of_g, of_o = grad_TBGYX[t].chunk(4, dim=1)
             torch.ops.aten.sigmoid_backward.grad_input(grad * cells[t].to(o.dtype), f, grad_input=of_f)
@@ -102,10 +102,6 @@ class _Walk(torch.autograd.Function):
         grad_bias = grad_NGYX.sum(dim=(0, 2, 3), dtype=cells[0].dtype).to(of_x.dtype)
         grad_x = None if grad_x is None else grad_x.unflatten(0, (-1, batch))
         return None, grad_x, grad_h_BDYX, grad_c_BDYX, grad_weight, grad_bias
-
-
-def _of_tanh(grad: Tensor, value: Tensor) -> Tensor:
-    return torch.ops.aten.tanh_backward(grad, value)
 
 
 def _gradients(grad: Tensor, given: Tensor, weight: Tensor, of_input: bool, of_weight: bool) -> tuple[Any, Any]:
