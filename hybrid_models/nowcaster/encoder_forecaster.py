@@ -120,8 +120,10 @@ class EncoderForecaster(nn.Module):
         maps_of_leads = self._maps(to_scale(aligned), covered, step_minutes, n_leads)
 
         def moved(lead: int) -> Tensor:
-            maps = F.interpolate(maps_of_leads[lead], scale_factor=self.patch, mode="bilinear")[..., :height, :width]
-            slopes, offsets = maps.split(len(levels), dim=1)
+            slopes, offsets = (
+                F.interpolate(maps, scale_factor=self.patch, mode="bilinear")[..., :height, :width]
+                for maps in maps_of_leads[lead].split(len(levels), dim=1)
+            )
             logits = torch.addcmul(offsets, slopes.exp(), guesses[:, lead] - levels, value=_SLOPE)
             return move(torch.cat((newest, seen, logits), dim=1), path[:, lead])
 
@@ -194,8 +196,9 @@ def _mean(parts: Tensor, seen: Tensor) -> Tensor:
 
 
 def _stacked(frames: Iterator[Tensor], count: int) -> Tensor:
-    """`count` of `frames` `[B, C, H, W]` side by side, `[B, count, C, H, W]`. They are most of a nowcast's memory:
-    where no gradients are wanted, each is copied as it comes, so that not all are held twice."""
+    """`count` of `frames` `[B, …]` side by side, `[B, count, …]`. They are most of a nowcast's memory: where no
+    gradients are wanted, each is copied as it comes, so that not all are held twice. Made lead by lead, they fit into
+    what an allocator has at hand: large blocks, which it gives back, are paged in anew each time."""
     if torch.is_grad_enabled():
         return torch.stack(list(frames), dim=1)
     first = next(frames)
@@ -213,21 +216,33 @@ def chances(logits: Tensor) -> Iterator[Tensor]:
 
 def expected_rain(logits: Tensor) -> Tensor:
     """Rain `[B, L, H, W]` in mm/h up to the highest threshold, as probabilities `[B, L, thresholds, H, W]` have it."""
-    rain = torch.zeros_like(logits[:, :, 0])
+    return _stacked(map(_rain_of_lead, logits.split(1, dim=1)), logits.shape[1])
+
+
+def _rain_of_lead(logits: Tensor) -> Tensor:
+    """Of one lead, `[B, 1, thresholds, H, W]` → `[B, H, W]`."""
+    rain = torch.zeros_like(logits[:, 0, 0])
     for chance, (lower, upper) in zip(chances(logits), pairwise((0.0, *RAIN_THRESHOLDS)), strict=True):
-        rain = torch.add(rain, chance, alpha=upper - lower)
+        rain = torch.add(rain, chance[:, 0], alpha=upper - lower)
     return rain
 
 
 def match(expected: Tensor, like: Tensor, seen: Tensor) -> Tensor:
     """The values of each frame of `like` `[B, L, H, W]`, none negative, the highest where most rain is `expected` (of
     the same shape), or where that is even, in the order of `like`; where `like` was not `seen` (False) it stays."""
-    ranks = (expected + _EVEN * like).masked_fill(~seen, -1).flatten(2)
-    values = like.masked_fill(~seen, -1).flatten(2)
+    leads = list(zip(expected.unbind(1), like.unbind(1), seen.unbind(1), strict=True))
+    counts = [((values > 0) & there).flatten(1).sum(dim=1) for _, values, there in leads]
     # Where it rains nowhere else, nothing else is to be put in order. To look is one wait for a device, for the whole
     # batch; to order all pixels instead would take a CPU much longer.
-    wet = int((values > 0).sum(dim=2).max())
-    matched = torch.zeros_like(values).scatter_(2, ranks.topk(wet, dim=2).indices, values.topk(wet, dim=2).values)
+    wet = int(torch.stack(counts).max())
+    return _stacked((_matched(*lead, wet) for lead in leads), len(leads))
+
+
+def _matched(expected: Tensor, like: Tensor, seen: Tensor, wet: int) -> Tensor:
+    """Of one lead, `[B, H, W]` each, of which no more than `wet` pixels are wet."""
+    ranks = (expected + _EVEN * like).masked_fill(~seen, -1).flatten(1)
+    values = like.masked_fill(~seen, -1).flatten(1)
+    matched = torch.zeros_like(values).scatter_(1, ranks.topk(wet, dim=1).indices, values.topk(wet, dim=1).values)
     return torch.where(seen, matched.view_as(like), like)
 
 

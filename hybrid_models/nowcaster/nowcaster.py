@@ -164,7 +164,11 @@ def _turned(sample: Sample, rng: np.random.Generator) -> Sample:
 
 def _percents(logits: Tensor) -> Tensor:
     """Probabilities as uint8 per cent, [B,L,thresholds,H,W]: never higher for more rain than for less."""
-    return torch.stack([(chance * 100).round_().to(torch.uint8) for chance in chances(logits)], dim=2)
+    percents = torch.empty_like(logits, dtype=torch.uint8)
+    for lead, of_lead in enumerate(logits.split(1, dim=1)):  # which fits into a cache
+        for threshold, chance in enumerate(chances(of_lead)):
+            percents[:, lead : lead + 1, threshold] = (chance * 100).round_()
+    return percents
 
 
 def _probability_columns(percents: np.ndarray | None) -> dict[str, Any]:
