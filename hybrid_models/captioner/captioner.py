@@ -178,7 +178,8 @@ class Captioner(CaptionerInterface, VisualHybrid):
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         counts = batch["frame_count"].tolist()  # before a device has anything to compute
-        with inference(self):
+        # in half precision, as the encoder sees
+        with inference(self), autocast(module_device(self)):
             found = self._search(*self._start(batch), len(counts), cast(CaptionerDecoding, decoding))
         return [
             {
@@ -195,7 +196,7 @@ class Captioner(CaptionerInterface, VisualHybrid):
 
     def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
         batch = to_device(self.collate(samples), module_device(self))
-        with inference(self):
+        with inference(self), autocast(module_device(self)):
             state, memory = self._start(batch)
             found = self._search(state, memory, len(samples), cast(CaptionerDecoding, decoding))
             looks = self.decoder.attend([best.tokens for best in found], state, memory)

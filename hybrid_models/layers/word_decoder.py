@@ -127,12 +127,16 @@ class WordDecoder(nn.Module, abc.ABC):
         """One step of a search, see `search.beam.Step`: tokens [N] → log_probs float32 [N,V]."""
         embedded_N1E = self.embedding(tokens).unsqueeze(1)
         features_N1F, state = self.unroll(embedded_N1E, state, memory)
-        logits_NV = self._logits(self._readout(features_N1F[:, 0], embedded_N1E[:, 0]))
-        return torch.log_softmax(logits_NV.float(), dim=-1), state
+        return self._log_probs(self._readout(features_N1F[:, 0], embedded_N1E[:, 0])), state
 
     def _readout(self, features: Tensor, embedded: Tensor) -> Tensor:
         read: Tensor = self.readout(torch.cat([features, embedded.to(features.dtype)], dim=-1))
         return read
+
+    def _log_probs(self, read: Tensor) -> Tensor:
+        """float32 throughout: of logits in bfloat16 many would be equal, and a text's score is a sum of them."""
+        with torch.autocast(read.device.type, enabled=False):
+            return torch.log_softmax(self._logits(read.float()), dim=-1)
 
     def _logits(self, read: Tensor) -> Tensor:
         readout = self.dropout(torch.tanh(read))
@@ -254,22 +258,22 @@ class AttentionDecoder(WordDecoder):
         }
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        if "keys" in memory:
-            return super().step(tokens, state, memory)
         embedded_NE = self.embedding(tokens)
         gates_NG = self.word_gates(embedded_NE)
-        if "weights" in state:
+        if "context" in state:
+            gates_NG = gates_NG + self.context_gates(state["context"])
+        elif "weights" in state:
             gates_NG = gates_NG + _mean(state["weights"], memory["gates"])
         state = advance(state, gates_NG, self.hidden_gates(state["hidden"]))
         query_BRD = state["hidden"].unflatten(0, (len(memory["mask"]), -1))
-        weights_BRS = self.attention.weights(query_BRD, memory["mask"], memory["projected"])
-        state = {**state, "weights": weights_BRS.flatten(0, 1)}
+        weights_NS = self.attention.weights(query_BRD, memory["mask"], memory["projected"]).flatten(0, 1)
+        if "keys" in memory:
+            context_NK = _mean(weights_NS, memory["keys"])
+            features_NF = torch.cat([state["hidden"].to(context_NK.dtype), context_NK], dim=1)
+            return self._log_probs(self._readout(features_NF, embedded_NE)), {**state, "context": context_NK}
         readout_ED, _, readout_EE = self._readout_parts()
         readout_NE = F.linear(state["hidden"], readout_ED, self.readout.bias) + F.linear(embedded_NE, readout_EE)
-        readout_NE = torch.tanh(readout_NE + _mean(state["weights"], memory["readout"]))
-        weight = self.embedding.weight if self.output_weight is None else self.output_weight
-        logits_NV = F.linear(readout_NE, weight, self.output_bias)
-        return torch.log_softmax(logits_NV.float(), dim=-1), state
+        return self._log_probs(readout_NE + _mean(weights_NS, memory["readout"])), {**state, "weights": weights_NS}
 
     def _readout_parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """The readout's matrices of hidden state, context and embedding."""
