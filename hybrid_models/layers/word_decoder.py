@@ -123,11 +123,9 @@ class WordDecoder(nn.Module, abc.ABC):
         features_NTF, _ = self.unroll(embedded, state, memory)
         return self._readout(features_NTF.flatten(0, 1)[chosen], embedded.flatten(0, 1)[chosen])
 
+    @abc.abstractmethod
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
         """One step of a search, see `search.beam.Step`: tokens [N] → log_probs float32 [N,V]."""
-        embedded_N1E = self.embedding(tokens).unsqueeze(1)
-        features_N1F, state = self.unroll(embedded_N1E, state, memory)
-        return self._log_probs(self._readout(features_N1F[:, 0], embedded_N1E[:, 0])), state
 
     def _readout(self, features: Tensor, embedded: Tensor) -> Tensor:
         read: Tensor = self.readout(torch.cat([features, embedded.to(features.dtype)], dim=-1))
@@ -136,7 +134,7 @@ class WordDecoder(nn.Module, abc.ABC):
     def _log_probs(self, read: Tensor) -> Tensor:
         """float32 throughout: of logits in bfloat16 many would be equal, and a text's score is a sum of them."""
         with torch.autocast(read.device.type, enabled=False):
-            return torch.log_softmax(self._logits(read.float()), dim=-1)
+            return torch.log_softmax(self._logits(read.to(self.output_bias.dtype)).float(), dim=-1)
 
     def _logits(self, read: Tensor) -> Tensor:
         readout = self.dropout(torch.tanh(read))
@@ -166,6 +164,13 @@ class PlainDecoder(WordDecoder):
             return features_NTD, {"hidden": hidden_1ND[0]}
         features_NTD, (hidden_1ND, cell_1ND) = self.rnn(embedded, (hidden_1ND, state["cell"].unsqueeze(0)))
         return features_NTD, {"hidden": hidden_1ND[0], "cell": cell_1ND[0]}
+
+    def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
+        embedded_NE = self.embedding(tokens)
+        weight_GE, weight_GD, word_bias_G, hidden_bias_G = self.rnn.all_weights[0]
+        hidden_gates_NG = F.linear(state["hidden"], weight_GD, hidden_bias_G)
+        state = advance(state, F.linear(embedded_NE, weight_GE, word_bias_G), hidden_gates_NG)
+        return self._log_probs(self._readout(state["hidden"], embedded_NE)), state
 
 
 class AttentionDecoder(WordDecoder):

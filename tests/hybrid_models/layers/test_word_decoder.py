@@ -210,7 +210,7 @@ def test_a_search_with_multiplied_keys_steps_as_one_with_contexts(cell, tie):
 
 @pytest.mark.parametrize("kind", ["plain", "attention", "multiplied"])
 def test_a_step_compiles_as_one_graph(kind):
-    """Torch's own RNN, which is all that is recurrent without attention, it takes as one operator."""
+    """Without attention the weights are those of torch's own RNN, a module that it takes only if told to."""
     decoder, state, memory = make("plain" if kind == "plain" else "attention", "lstm")
     decoder.eval()
     words = torch.arange(4, 4 + B * R)
@@ -226,6 +226,28 @@ def test_a_step_compiles_as_one_graph(kind):
             assert torch.equal(found, expected)
             assert other.keys() == state.keys()
             assert all(torch.equal(other[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("kind", ["plain", "attention", "multiplied"])
+def test_a_step_in_half_precision_ends_in_float32(kind, cell):
+    """A bfloat16 has 8 binary digits: of the words of a vocabulary many would be equally likely."""
+    decoder, state, memory = make("plain" if kind == "plain" else "attention", cell)
+    decoder.eval()
+    nn.init.normal_(decoder.embedding.weight)
+    for tokens in (torch.full((B * R,), BOS), torch.arange(4, 4 + B * R)):
+        steps = []
+        for half in (False, True):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, half):
+                prepared = decoder.prepare(memory)
+                if kind == "multiplied":
+                    prepared = decoder.look_up(prepared, [9, 9], OPTIONS)
+                steps.append(decoder.step(tokens, state, prepared))
+        (expected, _), (found, after) = steps
+        assert found.dtype == after["hidden"].dtype == torch.float32
+        torch.testing.assert_close(found.exp().sum(dim=1), torch.ones(B * R))
+        assert 0 < (found - expected).abs().max() < 0.05
+        assert (found.bfloat16() != found).float().mean() > 0.9, "no number of 8 digits"
 
 
 def test_a_search_with_multiplied_keys_finds_what_one_with_contexts_does():
