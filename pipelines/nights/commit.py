@@ -124,10 +124,13 @@ def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schem
     return _persistently("commit to", uri, lambda: _commit(table, uri, ds, actions, schema, run))
 
 
-def rewrite_night(partition: Partition, before: Collection[str], pieces: Sequence[Piece], written: int) -> int | None:
+def rewrite_night(
+    table: DeltaTable, partition: Partition, before: Collection[str], pieces: Sequence[Piece], written: int
+) -> int | None:
     """Replaces the files of a night by others that have the same rows, in one transaction.
 
     Args:
+        table: as it was opened, or left by the night before: to open one of many files takes seconds.
         partition: the night.
         before: paths, relative to the table, of the files whose rows these are.
         pieces: what it shall consist of.
@@ -142,7 +145,6 @@ def rewrite_night(partition: Partition, before: Collection[str], pieces: Sequenc
         StorageError: the store kept failing.
     """
     uri, ds = partition.table, partition.ds
-    table = open_table(uri)
     actions = _add_actions(partition, pieces, written)
     run = {"run_id": uuid.uuid4().hex, "rewritten": str(len(before))}
     return _persistently("rewrite", uri, lambda: _commit(table, uri, ds, actions, None, run, frozenset(before)))

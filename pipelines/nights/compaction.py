@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
 from hybrid_models.errors import UsageError
@@ -106,7 +107,7 @@ def compact(uri: str, ds: str = "", dry_run: bool = False) -> Compacted:
             continue
         try:
             found = plan(Partition(storage.absolute(uri), night.ds), files[night.ds])
-            version = None if dry_run else rewrite(found)
+            version = None if dry_run else rewrite(table, found)
         except (RuntimeError, FileNotFoundError, CommitFailedError) as error:
             if ds or isinstance(error, storage.StorageError):
                 raise
@@ -184,8 +185,8 @@ def _in_use(partition: Partition, paths: Iterable[str], folder: str) -> dict[str
     return found
 
 
-def rewrite(found: Plan) -> int | None:
-    """Writes the packs and commits the night with them.
+def rewrite(table: DeltaTable, found: Plan) -> int | None:
+    """Writes the packs and commits the night with them, to the table as it was opened.
 
     Returns:
         The table's new version.
@@ -198,4 +199,4 @@ def rewrite(found: Plan) -> int | None:
     made = [piece for piece, _ in joining.write(found.packs)]
     told = contents.each(found.kept)
     kept = [replace(piece, bad=each.bad) for piece, each in zip(found.kept, told, strict=True)]
-    return commit.rewrite_night(found.partition, found.before, [*kept, *made], found.written)
+    return commit.rewrite_night(table, found.partition, found.before, [*kept, *made], found.written)

@@ -392,6 +392,29 @@ def test_a_pack_that_waited_is_copied_and_stays_a_pack(old: Night, monkeypatch: 
     assert again(old) == (0, None)
 
 
+def test_for_many_nights_a_table_is_opened_once(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To open one of years takes seconds, or many. Another night that comes meanwhile stays."""
+    dates = [f"2026-01-{day:02d}" for day in range(1, 5)]
+    for ds in dates:
+        for row in range(3):
+            stage(storage.join(table, f"ds={ds}", ONE), rows(A, row, row + 1, 2))
+        commit_night(Partition(table, ds), night(table, ONE, ds=ds), SCHEMA, RUN)
+    before = everything(table)
+    opened: list[str] = []
+    open_once = tables.open_once
+    for module in (tables, commit):
+        monkeypatch.setattr(module, "open_once", lambda uri, *as_of: opened.append(uri) or open_once(uri, *as_of))
+    late = night(table, ONE, rows(A, 0, 3, 2), ds="2026-02-01")
+    with monkeypatch.context() as patch:
+        meanwhile(patch, lambda: commit_night(Partition(table, "2026-02-01"), late, SCHEMA, RUN))
+        done = compact(table)
+    assert len(opened) == 2, "and once by who committed meanwhile"
+    assert [(each.ds, each.files, each.files_after) for each in done.nights] == [(ds, 3, 1) for ds in dates]
+    after = everything(table)
+    assert [row for row in after if row["ds"] != "2026-02-01"] == before
+    assert len(after) == len(before) + 3
+
+
 # ---- files of earlier versions ------------------------------------------------------------------------------------
 def test_files_of_earlier_versions_are_joined_with_newer_ones(table: str) -> None:
     """They lack columns, have dictionaries, and do not tell how many of their rows are bad."""
@@ -421,7 +444,8 @@ def test_a_night_that_is_replaced_meanwhile_is_left(old: Night, monkeypatch: pyt
     """Before the commit looks, or between its look and its commit."""
     uri = old.partition.table
     for number, fingerprint in enumerate((ONE, TWO)):
-        found = plan(old.partition, files(old.partition))
+        opened, found = tables.open_table(uri), plan(old.partition, files(old.partition))
+        assert opened is not None
         new = night(uri, fingerprint, rows(A, 0, 2, 1), ds=DS)
         if number:
             meanwhile(monkeypatch, lambda new=new: commit_night(old.partition, new, old.schema, RUN))
@@ -430,7 +454,7 @@ def test_a_night_that_is_replaced_meanwhile_is_left(old: Night, monkeypatch: pyt
         with pytest.raises(
             RefusedError, match=f"ds={DS} was replaced by another writer meanwhile: nothing was changed"
         ):
-            rewrite(found)
+            rewrite(opened, found)
         assert read(uri, DS) == [f"{A.uri}#0", f"{A.uri}#1"]
         assert commit.restore(uri, 1, DS) is not None
 
