@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from hybrid_models.errors import UsageError
 from pipelines.secrets import shown
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+SQLITE = "sqlite:///"
 MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
 """What MLflow calls errors that another try would not mend."""
 
@@ -35,7 +38,7 @@ def default_uri() -> str:
     import mlflow
 
     uri = mlflow.get_tracking_uri()
-    path = uri.removeprefix("sqlite:///")
+    path = uri.removeprefix(SQLITE)
     return f"sqlite:///{Path(path).resolve()}" if path != uri else str(uri)
 
 
@@ -72,20 +75,28 @@ def client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     set_defaults()
+    database = Path(uri.removeprefix(SQLITE))
+    lock = database.with_name(f"{database.name}.lock")
+    if uri.startswith(SQLITE) and (not database.exists() or lock.exists()):
+        # Of two jobs that begin with a new file at once the second would find some of the tables that the first is
+        # making, and do without MLflow: it waits. A lock that a killed job left is held by nobody.
+        with FileLock(lock):
+            asked = MlflowClient(uri, registry_uri=uri)
+            asked.search_experiments(max_results=1)
+            asked.search_registered_models(max_results=1)
+            lock.unlink(missing_ok=True)
     return MlflowClient(uri, registry_uri=uri)
 
 
 def make_ready(uri: str) -> None:
-    """Makes the tables of a new database, and its folder: two processes that begin with one at once would meet.
+    """Makes the tables of a new database, and its folder.
 
     Raises:
         ConnectionError: MLflow is not there.
     """
     make_parent(uri)
     try:
-        asked = client(uri)
-        asked.search_experiments(max_results=1)
-        asked.search_registered_models(max_results=1)
+        client(uri).search_experiments(max_results=1)
     except unreachable() as error:
         raise refused("be opened", uri, error) from None
 
@@ -96,8 +107,8 @@ def check_there(uri: str) -> None:
     Raises:
         UsageError: names it.
     """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UsageError(f"there is no MLflow database at {uri.removeprefix('sqlite:///')}")
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        raise UsageError(f"there is no MLflow database at {uri.removeprefix(SQLITE)}")
 
 
 def find_run(client: MlflowClient, run_id: str) -> Run | None:
@@ -126,12 +137,12 @@ def first_line(error: BaseException) -> str:
 
 def artifact_location(tracking_uri: str) -> str | None:
     """A server decides itself where artifacts go; without one (SQLite) they lie beside the database."""
-    if not tracking_uri.startswith("sqlite:///"):
+    if not tracking_uri.startswith(SQLITE):
         return None
-    return f"file://{Path(tracking_uri.removeprefix('sqlite:///')).resolve().parent / 'mlflow-artifacts'}"
+    return f"file://{Path(tracking_uri.removeprefix(SQLITE)).resolve().parent / 'mlflow-artifacts'}"
 
 
 def make_parent(uri: str) -> None:
     """The folder of a SQLite file."""
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if uri.startswith(SQLITE):
+        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)

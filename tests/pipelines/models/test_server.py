@@ -1,5 +1,7 @@
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -31,6 +33,33 @@ def test_a_new_database_is_made_ready_before_two_ask_it(tmp_path: Path) -> None:
     server.make_ready(new)
     tables = sqlite3.connect(tmp_path / "new/mlflow.db").execute("SELECT name FROM sqlite_master").fetchall()
     assert {("experiments",), ("registered_models",)} <= set(tables)
+
+
+TOGETHER = """
+import sys, time
+from pathlib import Path
+import mlflow
+from pipelines.models import server
+folder, number = Path(sys.argv[1]), sys.argv[2]
+(folder / f"ready-{number}").touch()
+while len(list(folder.glob("ready-*"))) < 2:
+    time.sleep(0.001)
+server.client(f"sqlite:///{folder}/mlflow.db").create_registered_model(f"model-{number}")
+"""
+
+
+def test_jobs_that_begin_with_a_new_database_at_once_all_have_it(tmp_path: Path) -> None:
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(tmp_path), str(number)], stderr=subprocess.PIPE, text=True
+        )
+        for number in range(2)
+    ]
+    said = [job.communicate()[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    made = server.client(f"sqlite:///{tmp_path}/mlflow.db").search_registered_models()
+    assert sorted(model.name for model in made) == ["model-0", "model-1"]
+    assert not (tmp_path / "mlflow.db.lock").exists()
 
 
 @pytest.mark.usefixtures("impatient")
