@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hybrid_models.errors import UsageError
@@ -24,21 +26,50 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def write_new(uri: str, data: bytes) -> None:
     """Writes an object, unless there is one: what another process wrote by this name, and may have committed, stays. Of
-    two that write at the same moment one replaces the other's.
+    two that write at the same moment one does, on S3 and on disks that know hard links; elsewhere one replaces the
+    other's.
 
     Raises:
         StorageError: the store cannot be reached or refuses.
     """
-    if not exists(uri):
-        write_bytes(uri, data)
+    if exists(uri):
+        return
+    fs, path = filesystem(uri)
+    try:
+        if is_local(uri):
+            _create_local(Path(path), data)
+        elif uri.startswith("s3://"):
+            fs.pipe_file(path, data, mode="create")
+        else:
+            fs.pipe_file(path, data)
+    except Exception as error:  # stores have many words for it
+        if not exists(uri):
+            raise failed("write", uri, error) from error
 
 
 def _replace_local(path: Path, data: bytes) -> None:
+    with _written(path, data) as whole:
+        whole.replace(path)
+
+
+def _create_local(path: Path, data: bytes) -> None:
+    with _written(path, data) as whole:
+        try:
+            path.hardlink_to(whole)
+        except FileExistsError:
+            raise
+        except OSError:  # a disk that knows no hard links
+            whole.replace(path)
+
+
+@contextmanager
+def _written(path: Path, data: bytes) -> Iterator[Path]:
+    """A file beside a path, with what shall be there; afterwards it is gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         unfinished.write_bytes(data)
-        unfinished.replace(path)
+        yield unfinished
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -1,8 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
 from pipelines import storage
+from pipelines.storage import writing
 
 
 def test_what_is_written_is_read_listed_and_deleted(place: str) -> None:
@@ -49,3 +52,44 @@ def test_what_is_there_is_not_written_over(place: str) -> None:
     for data in (b"first", b"second"):
         storage.write_new(f"{place}/deep/x", data)
     assert storage.read_bytes(f"{place}/deep/x") == b"first"
+
+
+def test_of_many_that_write_at_the_same_moment_one_does(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have looked before any writes. Readers may have the first one's size from then on."""
+    everyone = Barrier(8)
+
+    def look(uri: str) -> bool:
+        found = storage.exists(uri)
+        if not found:
+            everyone.wait()
+        return found
+
+    monkeypatch.setattr(writing, "exists", look)
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(5):
+            uri = f"{place}/deep/{number}"
+            first: list[bytes] = []
+
+            def write(writer: int, uri: str = uri, first: list[bytes] = first) -> None:
+                storage.write_new(uri, bytes(1000 + writer))
+                first.append(storage.read_bytes(uri))
+
+            list(threads.map(write, range(8)))
+            assert {storage.read_bytes(uri)} == set(first), "what is there stays"
+    assert len(storage.list_all(place)) == 5, "and nothing lies beside it"
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(storage.StorageError, match="cannot write"):
+        storage.write_new(str(tmp_path / "file" / "below"), b"x")
+
+
+def test_a_disk_without_hard_links_has_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(self: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    storage.write_new(str(tmp_path / "x"), b"first")
+    storage.write_new(str(tmp_path / "x"), b"second")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"first")]
