@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SQLITE = "sqlite:///"
+LOCK_SECONDS = 60
+"""Tables are made in some seconds; whoever waits longer goes on without MLflow, as if it were away."""
 MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
 """What MLflow calls errors that another try would not mend."""
 
@@ -80,7 +82,7 @@ def client(uri: str) -> MlflowClient:
     if uri.startswith(SQLITE) and (not database.exists() or lock.exists()):
         # Of two jobs that begin with a new file at once the second would find some of the tables that the first is
         # making, and do without MLflow: it waits. A lock that a killed job left is held by nobody.
-        with FileLock(lock):
+        with FileLock(lock, timeout=LOCK_SECONDS):
             asked = MlflowClient(uri, registry_uri=uri)
             asked.search_experiments(max_results=1)
             asked.search_registered_models(max_results=1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from filelock import FileLock
 
 from pipelines.models import server
 from pipelines.models.server import default_uri
@@ -60,6 +61,17 @@ def test_jobs_that_begin_with_a_new_database_at_once_all_have_it(tmp_path: Path)
     made = server.client(f"sqlite:///{tmp_path}/mlflow.db").search_registered_models()
     assert sorted(model.name for model in made) == ["model-0", "model-1"]
     assert not (tmp_path / "mlflow.db.lock").exists()
+
+
+def test_nobody_waits_for_ever_for_a_job_that_makes_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LOCK_SECONDS", 0.1)
+    with (
+        FileLock(tmp_path / "mlflow.db.lock"),
+        pytest.raises(ConnectionError, match=r"cannot be opened: .*mlflow\.db\.lock"),
+    ):
+        server.make_ready(f"sqlite:///{tmp_path}/mlflow.db")
+    server.make_ready(f"sqlite:///{tmp_path}/mlflow.db")
+    assert not (tmp_path / "mlflow.db.lock").exists(), "one that was left over"
 
 
 @pytest.mark.usefixtures("impatient")
