@@ -77,7 +77,7 @@ def client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     set_defaults()
-    database = Path(uri.removeprefix(SQLITE))
+    database = Path(uri.removeprefix(SQLITE).partition("?")[0])
     lock = database.with_name(f"{database.name}.lock")
     if uri.startswith(SQLITE) and (not database.exists() or lock.exists()):
         # Of two jobs that begin with a new file at once the second would find some of the tables that the first is

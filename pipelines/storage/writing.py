@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,25 +27,38 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def write_new(uri: str, data: bytes) -> None:
     """Writes an object, unless there is one: what another process wrote by this name, and may have committed, stays. Of
-    two that write at the same moment one does, on S3 and on disks that know hard links; elsewhere one replaces the
-    other's.
+    two that write at the same moment one does, on disks that know hard links and on S3 where that knows
+    `If-None-Match`; elsewhere one replaces the other's.
 
     Raises:
         StorageError: the store cannot be reached or refuses.
     """
     if exists(uri):
         return
+    if is_local(uri) or uri.startswith("s3://"):
+        _create(uri, data)
+    else:
+        write_bytes(uri, data)
+
+
+def _create(uri: str, data: bytes) -> None:
+    """All of it, or nothing where there is something by then. S3 may ask for another try."""
     fs, path = filesystem(uri)
-    try:
-        if is_local(uri):
-            _create_local(Path(path), data)
-        elif uri.startswith("s3://"):
-            fs.pipe_file(path, data, mode="create")
-        else:
-            fs.pipe_file(path, data)
-    except Exception as error:  # stores have many words for it
-        if not exists(uri):
-            raise failed("write", uri, error) from error
+    for last in (False, True):
+        try:
+            if is_local(uri):
+                _create_local(Path(path), data)
+            else:
+                fs.pipe_file(path, data, mode="create")
+            return
+        except Exception as error:  # stores have many words for what is there
+            if exists(uri):
+                return
+            if getattr(error, "errno", None) == errno.ENOSYS:
+                write_bytes(uri, data)
+                return
+            if last:
+                raise failed("write", uri, error) from error
 
 
 def _replace_local(path: Path, data: bytes) -> None:

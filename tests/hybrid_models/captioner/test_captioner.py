@@ -439,3 +439,25 @@ def test_a_gaze_belongs_to_the_caption(attention):
         np.testing.assert_allclose(shown.weights.sum((1, 2)), 1, rtol=1e-2)
     else:
         assert shown.weights is None
+
+
+@pytest.mark.parametrize("temporal", ["mean", "lstm"])
+def test_what_is_said_and_where_it_looked_are_searched_for_in_half_precision(monkeypatch, temporal):
+    """Where the hardware computes in it, as `contract.autocast` tells."""
+    hybrid, decoding = build(temporal=temporal).eval(), CaptionerDecoding(beam_size=2, max_length=6)
+    sample = samples_of(hybrid, with_target=False, frames=2)[0]
+    halves, step = [], hybrid.decoder.step
+
+    def seen(*given):
+        halves.append(torch.is_autocast_enabled("cpu"))
+        return step(*given)
+
+    monkeypatch.setattr(hybrid.decoder, "step", seen)
+    for half in (False, True):
+        chosen = torch.autocast("cpu", torch.bfloat16, half)
+        monkeypatch.setattr("hybrid_models.captioner.captioner.autocast", lambda _, chosen=chosen: chosen)
+        (row,), (shown,) = hybrid.predict(hybrid.collate([sample]), decoding), hybrid.explain([sample], decoding)
+        assert set(halves) == {half}
+        assert (row["caption"], row["caption_tokens"]) == (shown.said, len(shown.words) - 1)
+        assert row["score"] < 0
+        halves.clear()

@@ -56,7 +56,7 @@ def test_jobs_that_begin_with_a_new_database_at_once_all_have_it(tmp_path: Path)
         )
         for number in range(2)
     ]
-    said = [job.communicate()[1] for job in jobs]
+    said = [job.communicate(timeout=120)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], said
     made = server.client(f"sqlite:///{tmp_path}/mlflow.db").search_registered_models()
     assert sorted(model.name for model in made) == ["model-0", "model-1"]

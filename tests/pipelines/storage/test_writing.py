@@ -1,3 +1,4 @@
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -56,7 +57,7 @@ def test_what_is_there_is_not_written_over(place: str) -> None:
 
 def test_of_many_that_write_at_the_same_moment_one_does(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All have looked before any writes. Readers may have the first one's size from then on."""
-    everyone = Barrier(8)
+    everyone = Barrier(8, timeout=60)
 
     def look(uri: str) -> bool:
         found = storage.exists(uri)
@@ -77,6 +78,27 @@ def test_of_many_that_write_at_the_same_moment_one_does(place: str, monkeypatch:
             list(threads.map(write, range(8)))
             assert {storage.read_bytes(uri)} == set(first), "what is there stays"
     assert len(storage.list_all(place)) == 5, "and nothing lies beside it"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EIO])
+def test_s3_that_knows_no_condition_or_asks_for_another_try(
+    s3: str, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The second as Amazon does, by 409, while others write."""
+    store, _ = writing.filesystem(s3)
+    pipe_file, asked = store.pipe_file, []
+
+    def pipe(path: str, data: bytes, mode: str = "overwrite") -> None:
+        asked.append(mode)
+        if mode == "create" and (number == errno.ENOSYS or len(asked) == 1):
+            raise OSError(number, "A conflict, or a header whose meaning is not known")
+        pipe_file(path, data, mode=mode)
+
+    monkeypatch.setattr(store, "pipe_file", pipe)
+    storage.write_new(f"{s3}/x", b"first")
+    assert asked == ["create", "overwrite" if number == errno.ENOSYS else "create"]
+    storage.write_new(f"{s3}/x", b"second")
+    assert storage.read_bytes(f"{s3}/x") == b"first"
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
