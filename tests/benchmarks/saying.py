@@ -23,8 +23,8 @@ import tyro
 from hybrid_models.captioner.captioner import Captioner
 from hybrid_models.inputs import Sample
 from hybrid_models.scores.texts import cider_d
-from pipelines.artifacts import load_hybrid
 from pipelines.cluster.connection import worker_env
+from pipelines.models.artifacts import load_hybrid
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.media.decode import decode_image
 from pipelines.reading.rows import read_blocks
