@@ -78,7 +78,7 @@ def client(uri: str) -> MlflowClient:
 
     set_defaults()
     database = Path(uri.removeprefix(SQLITE).partition("?")[0])
-    lock = database.with_name(f"{database.name}.lock")
+    lock = database.with_name(f".{database.name}.hybrid-makes-its-tables")  # nobody else's lock is removed
     if uri.startswith(SQLITE) and (not database.exists() or lock.exists()):
         # Of two jobs that begin with a new file at once the second would find some of the tables that the first is
         # making, and do without MLflow: it waits. A lock that a killed job left is held by nobody.

@@ -11,6 +11,7 @@ from filelock import FileLock
 from pipelines.models import server
 from pipelines.models.server import default_uri
 
+LOCK = ".mlflow.db.hybrid-makes-its-tables"
 AWAY = "http://127.0.0.1:9"
 
 
@@ -60,18 +61,20 @@ def test_jobs_that_begin_with_a_new_database_at_once_all_have_it(tmp_path: Path)
     assert [job.returncode for job in jobs] == [0, 0], said
     made = server.client(f"sqlite:///{tmp_path}/mlflow.db").search_registered_models()
     assert sorted(model.name for model in made) == ["model-0", "model-1"]
-    assert not (tmp_path / "mlflow.db.lock").exists()
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_nobody_waits_for_ever_for_a_job_that_makes_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "LOCK_SECONDS", 0.1)
     with (
-        FileLock(tmp_path / "mlflow.db.lock"),
-        pytest.raises(ConnectionError, match=r"cannot be opened: .*mlflow\.db\.lock"),
+        FileLock(tmp_path / LOCK),
+        pytest.raises(ConnectionError, match=r"cannot be opened: .*hybrid-makes-its-tables"),
     ):
         server.make_ready(f"sqlite:///{tmp_path}/mlflow.db")
+    (tmp_path / "mlflow.db.lock").write_text("of somebody's cron")
     server.make_ready(f"sqlite:///{tmp_path}/mlflow.db")
-    assert not (tmp_path / "mlflow.db.lock").exists(), "one that was left over"
+    assert not (tmp_path / LOCK).exists(), "one that was left over"
+    assert (tmp_path / "mlflow.db.lock").read_text() == "of somebody's cron"
 
 
 @pytest.mark.usefixtures("impatient")
