@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hybrid_models.layers.advection import move
+from hybrid_models.nowcaster import encoder_forecaster
 from hybrid_models.nowcaster.encoder_forecaster import (
     RAIN_THRESHOLDS,
     SCALES,
@@ -174,11 +175,15 @@ def test_matching_keeps_where_rain_is_expected_and_how_much_there_is():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_matching_puts_all_values_in_the_order_of_what_is_expected(share):
+@pytest.mark.parametrize("at_once", [1, 700, 1 << 19])
+def test_matching_puts_all_values_in_the_order_of_what_is_expected(share, at_once, monkeypatch):
+    monkeypatch.setattr(encoder_forecaster, "_IN_ORDER", at_once)
     draw = np.random.default_rng(0)
     expected, like = draw.random((2, 2, 3, 20, 30), dtype=np.float32)
     like *= draw.random(like.shape) < share * draw.random((2, 3, 1, 1)) ** 0.1
+    like[0, 0, :, :3] *= -0.0
     seen = draw.random(like.shape) < 0.9
+    seen[0, 0, :5] = False
     wanted = like.copy()
     for frame in np.ndindex(2, 3):
         places = np.argsort(expected[frame][seen[frame]] + 1e-3 * like[frame][seen[frame]])
