@@ -16,6 +16,7 @@ from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
 from hybrid_models.contract import Batch, Hybrid, half_type, to_device
+from hybrid_models.inputs import Sample
 from pipelines.models.ahead import made_ahead
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
@@ -274,26 +275,37 @@ def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> tuple[
         none was to be decoded.
     """
     hybrid.eval()
-    device = get_device()
-    sums = torch.zeros(2, dtype=torch.float64)
-    records: list[tuple[int, dict[str, Any]]] = []
-    mine = _validated(samples, recipe.train.validate_samples)
+    size, decoded = recipe.train.batch_size, recipe.train.validate_samples
+    mine = _validated(samples, decoded)
     samples.fetch(mine)
-    for start in range(0, len(mine), recipe.train.batch_size):
-        numbers = mine[start : start + recipe.train.batch_size]
-        members = [samples[i] for i in numbers]
-        loss = hybrid(to_device(hybrid.collate(members), device))
-        sums += torch.stack([loss.total, loss.terms]).double().cpu()
-        decoded = [(i, m) for i, m in zip(numbers, members, strict=True) if i < recipe.train.validate_samples]
-        if decoded:
-            batch = to_device(hybrid.collate([member for _, member in decoded]), device)
-            outputs = hybrid.predict(batch, recipe.decoding)
-            records += [(int(i), hybrid.record(m, o)) for (i, m), o in zip(decoded, outputs, strict=True)]
-    total, count = workers.all_sum(sums.to(torch.float64)).tolist()
+    sums = torch.zeros(2, dtype=torch.float64, device=get_device())  # looked at once
+    for _, _, batch in _batches(hybrid, samples, mine, size):
+        loss = hybrid(batch)
+        sums += torch.stack([loss.total, loss.terms]).double()
+    records: list[tuple[int, dict[str, Any]]] = []
+    for numbers, members, batch in _batches(hybrid, samples, mine[mine < decoded], size):
+        outputs = hybrid.predict(batch, recipe.decoding)
+        records += [(int(i), hybrid.record(m, o)) for i, m, o in zip(numbers, members, outputs, strict=True)]
+    total, count = workers.all_sum(sums).tolist()
     everyone = [record for _, record in workers.gather(records)]
     judged = hybrid.summarise(everyone) if everyone else {}
     metrics = {f"val_{name}": value for name, value in judged.get("metrics", {}).items()}
     return {"val_loss": total / count, **metrics}, judged
+
+
+def _batches(
+    hybrid: Hybrid, samples: PreparedSamples, chosen: np.ndarray, size: int
+) -> Iterator[tuple[np.ndarray, list[Sample], Batch]]:
+    """The numbers, samples and batch of some samples, so many at a time; made ahead, as for training."""
+    device = get_device()
+
+    def make(numbers: np.ndarray) -> tuple[list[Sample], Batch]:
+        members = [samples[i] for i in numbers]
+        return members, to_device(hybrid.collate(members), device)
+
+    groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    for numbers, made in made_ahead(make, groups, AHEAD):
+        yield numbers, *made()
 
 
 def _validated(samples: PreparedSamples, decoded: int) -> np.ndarray:

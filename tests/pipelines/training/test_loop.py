@@ -264,6 +264,19 @@ def test_training_waits_for_its_device_every_tenth_step_only(name: str) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", ["translator", "captioner", "nowcaster"])
+def test_validation_waits_for_its_loss_once(name: str) -> None:
+    """The nets over clips are not among them: in inference mode their LSTM in bfloat16 cannot be taken apart."""
+    hybrid, samples = some_of(name)
+    many: Any = Samples([{"length": np.array(1), **sample} for sample in (samples * 40)[:40]])
+    config = TrainConfig(batch_size=2, validate_samples=0)
+    with Waits() as waits:
+        values, _ = validate(hybrid, many, Recipe(name, hybrid.config, hybrid.decoding, config))
+    assert math.isfinite(values["val_loss"])
+    assert waits.count == 1
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_step_on_rewards_waits_once_for_what_it_has_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captions are scored as texts, so the host has to know them. The drawn ones have seven words at most: of longer
     ones it is asked at every eighth word whether all have ended."""
