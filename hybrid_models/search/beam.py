@@ -1,8 +1,7 @@
 """Greedy and beam search over any word decoder: one step function, batched over sources, finished sources leave.
 
 Scores follow Wu et al. 2016 ("Google's neural machine translation system", eq. 14) without the coverage term. What is
-found stays on the device to the end: on a GPU, only every `LOOK_EVERY`-th step from the second of these on is waited
-for, and once what was found.
+found stays on the device to the end: on a GPU, only every `LOOK_EVERY`-th step is waited for, and once what was found.
 """
 
 # ruff: noqa: N803, N806, N815 - shape suffixes, see contract.py
@@ -65,12 +64,6 @@ def inference(module: nn.Module) -> Iterator[None]:
 def look_every(device: torch.device) -> int:
     """Steps between looks at what is done."""
     return 1 if device.type == "cpu" else LOOK_EVERY
-
-
-def is_time_to_look(steps: int, device: torch.device) -> bool:
-    """Whether it is asked after so many steps what is done. The first time, hardly anything is: not if that costs."""
-    every = look_every(device)
-    return steps % every == 0 and (every == 1 or steps > every)
 
 
 @dataclass
@@ -157,11 +150,12 @@ def search(
         return []
     beams = _start(state, memory, limits, options)
     found = beams.best
+    every = look_every(beams.limit_B.device)
     for length in range(max(limits) + 1):
         log_probs_NV, beams.state = step(beams.tokens_BKT[:, :, -1].flatten(), beams.state, beams.memory)
         _constrain(log_probs_NV, beams, length, length >= min(limits), options)
         _advance(beams, log_probs_NV, length, options)
-        if length == max(limits) or not is_time_to_look(length + 1, beams.limit_B.device):
+        if (length + 1) % every or length == max(limits):
             continue
         rows = (~beams.done_B).nonzero().squeeze(1)
         if len(rows) == 0:

@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from hybrid_models.search.beam import State, Step, is_time_to_look
+from hybrid_models.search.beam import State, Step, look_every
 from hybrid_models.search.options import SearchOptions
 
 
@@ -25,7 +25,7 @@ def sample_words(
 ) -> list[list[list[int]]]:
     """Draws outputs from the model's own distribution, with torch's global random numbers.
 
-    A device is waited for once, for what was drawn, and between, where it is time to look at what has ended.
+    A device is waited for once, for what was drawn, and at every `LOOK_EVERY`-th step between.
 
     Args:
         step: the model; see `Step`.
@@ -46,9 +46,8 @@ def sample_words(
     tokens_N = torch.full((len(first),), options.start, device=first.device)
     ended_N = torch.zeros(len(first), dtype=torch.bool, device=first.device)
     written: list[Tensor] = []
-    while len(written) < max_length:
-        if written and is_time_to_look(len(written), first.device) and ended_N.all():
-            break
+    every = look_every(first.device)
+    while len(written) < max_length and (not written or len(written) % every or not ended_N.all()):
         log_probs_NV, state = step(tokens_N, state, memory)
         for token in options.never:
             log_probs_NV[:, token] = float("-inf")

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hybrid_models.search import beam
+from hybrid_models.search import sampling
 from hybrid_models.search.options import SearchOptions
 from hybrid_models.search.sampling import sample_words
 from tests.hybrid_models.search.made import END, START, TableModel, V
@@ -48,7 +48,7 @@ def test_other_texts_are_read_with_the_drawn_ones():
     ]
 
 
-@pytest.mark.parametrize(("every", "looks"), [(1, 9), (4, 1), (8, 0)])
+@pytest.mark.parametrize(("every", "looks"), [(1, 9), (4, 2), (8, 1)])
 def test_drawing_waits_for_its_device_every_few_steps_and_for_its_texts(monkeypatch, every, looks):
     waits, options = Waits(), SearchOptions(START, END)
 
@@ -64,7 +64,7 @@ def test_drawing_waits_for_its_device_every_few_steps_and_for_its_texts(monkeypa
 
     expected = drawn()
     assert len({len(text) for group in expected for text in group}) > 1
-    monkeypatch.setattr(beam, "look_every", lambda device: every)
+    monkeypatch.setattr(sampling, "look_every", lambda device: every)
     with waits:
         found = drawn(torch.zeros(3, 1, 2, dtype=torch.long))
     assert [group[:4] for group in found] == expected

@@ -16,7 +16,7 @@ from torch import nn
 from hybrid_models import contract
 from hybrid_models.contract import Batch, Hybrid, Loss
 from hybrid_models.inputs import Inputs, Sample
-from hybrid_models.search import beam
+from hybrid_models.search import sampling
 from hybrid_models.search.beam import LOOK_EVERY
 from hybrid_models.translator.translator import Translator, TranslatorDecoding
 from pipelines.staging.prepared import SampleIndex
@@ -280,7 +280,7 @@ def test_validation_waits_for_its_loss_once(name: str) -> None:
 def test_a_step_on_rewards_waits_once_for_what_it_has_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captions are scored as texts, so the host has to know them. The drawn ones have seven words at most: of longer
     ones it is asked at every eighth word whether all have ended."""
-    monkeypatch.setattr(beam, "look_every", lambda device: LOOK_EVERY)
+    monkeypatch.setattr(sampling, "look_every", lambda device: LOOK_EVERY)
     assert waits_of_twenty_steps("captioner on rewards", epoch=0) == 2, "not on rewards yet"
     assert waits_of_twenty_steps("captioner on rewards", epoch=1) == 20 + 2
 
