@@ -89,7 +89,9 @@ class Hybrid(nn.Module, Interface):
 
     @abc.abstractmethod
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """Pads and stacks samples (raw or featurized). `rng` is given in training only, for augmentation."""
+        """Pads and stacks samples (raw or featurized). `rng` is given in training only, for augmentation.
+
+        A thread calls it beside the other methods, twice if it failed: it changes nothing."""
 
     @abc.abstractmethod
     def forward(self, batch: Batch) -> Loss:

@@ -40,9 +40,9 @@ SCALES = 5
 
 _SLOPE = 20.0
 """Slope of an untrained probability, per unit of the network's scale."""
-_IN_ORDER = 1 << 19
-"""Pixels that are put in order at once: more than the 32,768 integers from which on torch has a radix sort, and few
-enough for a cache."""
+_AT_ONCE = 1 << 19
+"""Pixels that are put in order at once, at most: few enough for a cache, and more than the 32,768 integers from which
+on torch has a radix sort for a CPU."""
 _EVEN = 1e-3
 """Differences of expected rain below about this share of the newest frame mean nothing."""
 _TINY = 1e-6
@@ -233,39 +233,43 @@ def _rain_of_lead(logits: Tensor) -> Tensor:
 def match(expected: Tensor, like: Tensor, seen: Tensor) -> Tensor:
     """The values of each frame of `like` `[B, L, H, W]`, none negative, the highest where most rain is `expected` (of
     the same shape), or where that is even, in the order of `like`; where `like` was not `seen` (False) it stays."""
-    counts = [
-        ((values > 0) & there).flatten(1).sum(dim=1)
-        for values, there in zip(like.unbind(1), seen.unbind(1), strict=True)
-    ]
+    leads = list(zip(expected.unbind(1), like.unbind(1), seen.unbind(1), strict=True))
+    counts = [((values > 0) & there).flatten(1).sum(dim=1) for _, values, there in leads]
     # Where it rains nowhere else, nothing else is to be put in order. To look is one wait for a device, for the whole
     # batch; to order all pixels instead would take a CPU much longer.
     wet = int(torch.stack(counts).max())
-    leads = max(1, _IN_ORDER // max(1, wet * len(like)))
-    matched = torch.empty_like(like)
-    parts = (frames.split(leads, dim=1) for frames in (matched, expected, like, seen))
-    for target, rain, values, there in zip(*parts, strict=True):
-        target.copy_(_matched(rain, values, there, wet))
-    return matched
+    together = max(1, _AT_ONCE // max(1, wet * len(like)))
+    groups = (leads[first : first + together] for first in range(0, len(leads), together))
+    return _stacked((frame for group in groups for frame in _matched(group, wet)), len(leads))
 
 
-def _matched(expected: Tensor, like: Tensor, seen: Tensor, wet: int) -> Tensor:
-    """Of some leads, of each of which no more than `wet` pixels are wet."""
-    ranks = (expected + _EVEN * like).masked_fill(~seen, -1).flatten(2).flatten(0, 1)
-    values = like.masked_fill(~seen, -1).flatten(2).flatten(0, 1)
-    matched = torch.zeros_like(values).scatter_(1, _highest(ranks, wet)[1], _highest(values, wet)[0])
-    return torch.where(seen, matched.view_as(like), like)
+def _matched(leads: Sequence[tuple[Tensor, Tensor, Tensor]], wet: int) -> Iterator[Tensor]:
+    """Of some leads, `[B, H, W]` each, of which no more than `wet` pixels of a frame are wet."""
+    ranks = [_highest(expected + _EVEN * like, seen, wet) for expected, like, seen in leads]
+    values = [_highest(like, seen, wet)[0] for _, like, seen in leads]
+    places = _ordered([rank for rank, _ in ranks], [place for _, place in ranks])
+    for (_, like, seen), place, value in zip(leads, places, _ordered(values, values), strict=True):
+        matched = torch.zeros_like(like).flatten(1).scatter_(1, place, value).view_as(like)
+        yield torch.where(seen, matched, like)
 
 
-def _highest(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The highest values of each row of float32 `[R, N]` and their places, `[R, count]` each, the lowest first.
+def _highest(frames: Tensor, seen: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The highest values of each of `frames` `[B, H, W]`, those that were not `seen` last, and their places in the
+    frame: `[B, count]` each, in no order."""
+    values, places = frames.masked_fill(~seen, -1).flatten(1).topk(count, dim=1, sorted=False)
+    return values, places
 
-    As integers, row by row in one go: as `topk` sorts them, a row after the other, it takes a CPU three times as long.
+
+def _ordered(by: Sequence[Tensor], what: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`what` `[B, N]` of each lead, row by row from the lowest value of `by`, of the same shapes, to the highest.
+
+    As integers, all rows in one go: a CPU takes three times as long to sort a row of floats after the other.
     """
-    values, places = rows.topk(count, dim=1, sorted=False)
-    values += 0.0  # no zero is negative, whose bits are the least of all; other negative values are all the same
+    rows = torch.cat(list(by)).detach().float() + 0.0  # no zero is negative: its bits are less than those of -1
     row = torch.arange(len(rows), device=rows.device).unsqueeze(1)
-    order = (values.view(torch.int32) + (row << 32)).flatten().argsort()
-    return values.flatten()[order].view_as(values), places.flatten()[order].view_as(places)
+    order = (rows.view(torch.int32) + (row << 32)).flatten().argsort(stable=True).view_as(rows)
+    ordered: tuple[Tensor, ...] = torch.cat(list(what)).flatten()[order].split(len(by[0]))
+    return ordered
 
 
 def align(frames: Tensor, covered: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:

@@ -281,7 +281,7 @@ def validate(hybrid: Hybrid, samples: PreparedSamples, recipe: Recipe) -> tuple[
     sums = torch.zeros(2, dtype=torch.float64, device=get_device())  # looked at once
     for _, _, batch in _batches(hybrid, samples, mine, size):
         loss = hybrid(batch)
-        sums += torch.stack([loss.total, loss.terms]).double()
+        sums += torch.stack([loss.total.double(), loss.terms.double()])
     records: list[tuple[int, dict[str, Any]]] = []
     for numbers, members, batch in _batches(hybrid, samples, mine[mine < decoded], size):
         outputs = hybrid.predict(batch, recipe.decoding)

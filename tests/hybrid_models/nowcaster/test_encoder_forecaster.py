@@ -177,7 +177,7 @@ def test_matching_keeps_where_rain_is_expected_and_how_much_there_is():
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("at_once", [1, 700, 1 << 19])
 def test_matching_puts_all_values_in_the_order_of_what_is_expected(share, at_once, monkeypatch):
-    monkeypatch.setattr(encoder_forecaster, "_IN_ORDER", at_once)
+    monkeypatch.setattr(encoder_forecaster, "_AT_ONCE", at_once)
     draw = np.random.default_rng(0)
     expected, like = draw.random((2, 2, 3, 20, 30), dtype=np.float32)
     like *= draw.random(like.shape) < share * draw.random((2, 3, 1, 1)) ** 0.1
@@ -192,6 +192,14 @@ def test_matching_puts_all_values_in_the_order_of_what_is_expected(share, at_onc
         wanted[frame][seen[frame]] = put
     found = match(*map(torch.from_numpy, (expected, like, seen)))
     np.testing.assert_array_equal(found.numpy(), wanted)
+
+
+def test_a_forecast_has_gradients_where_they_are_wanted():
+    """As a matched value is one of the newest frame, moved along."""
+    frames = moving_shower(5).requires_grad_()
+    forecast = EncoderForecaster(8, (8,), 3)(frames, torch.tensor([5.0]), 3).frames
+    forecast.sum().backward()
+    assert frames.grad[0, -1].abs().sum() > 0
 
 
 def test_chances_never_rise_with_the_amount():
