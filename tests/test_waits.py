@@ -57,6 +57,10 @@ def test_what_waits_is_counted(work, waits, inference):
         (lambda: NUMBERS.to(torch.float64), 0),
         (lambda: NUMBERS.to(PLACES), 0),
         (lambda: NUMBERS.double().copy_(NUMBERS), 0),
+        (lambda: torch.tensor([1.0], device=CPU), 1),
+        (lambda: torch.tensor([1.0]), 0),
+        (lambda: NUMBERS.new_tensor(1.0), 1),
+        (lambda: NUMBERS.new_full((), 1.0), 0),
         (lambda: to_device({"numbers": NUMBERS}, CPU), 0),
     ],
 )

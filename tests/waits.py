@@ -3,8 +3,9 @@
 Seen are operators whose results the host needs, by a dispatch mode, in inference mode as in training; and methods that
 dispatch nothing on a CPU, by patching them, of the thread that counts. `to` counts where the project's code tells it a
 device (not where `to_device` or torch itself does) and does not say `non_blocking`: whichever way such a copy goes, the
-host waits for it. Other copies from a device are known by both tensors' devices, which on a CPU are the same: they are
-not seen there, and neither is `torch.tensor` with a device, nor what is waited for without a tensor (streams, events).
+host waits for it. `torch.tensor` counts where it is told a device, and `new_tensor` anywhere. Other copies from a
+device are known by both tensors' devices, which on a CPU are the same: they are not seen there, nor is what is waited
+for without a tensor (streams, events).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ OPERATORS = {
 """Their results, or the shapes of these, are needed on the host, whichever the overload."""
 INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 """With a mask, they look for its places."""
-METHODS = ("tolist", "cpu", "numpy", "item", "__bool__", "__int__", "__float__", "__index__")
+METHODS = ("tolist", "cpu", "numpy", "item", "new_tensor", "__bool__", "__int__", "__float__", "__index__")
 """Dispatch nothing on a CPU, or not always."""
 
 
@@ -45,8 +46,11 @@ class Waits:
         self._thread = threading.get_ident()
         self._stack = ExitStack()
         for name in METHODS:
-            self._patch(name, lambda args, kwargs, asked_by: True)
-        self._patch("to", lambda args, kwargs, asked_by: _waits_to(args, kwargs) and not _is_known(asked_by))
+            self._patch(torch.Tensor, name, lambda args, kwargs, asked_by: True)
+        self._patch(torch, "tensor", lambda args, kwargs, asked_by: kwargs.get("device") is not None)
+        self._patch(
+            torch.Tensor, "to", lambda args, kwargs, asked_by: _waits_to(args, kwargs) and not _is_known(asked_by)
+        )
         self._stack.enter_context(_Operators(self.note))
         return self
 
@@ -66,18 +70,21 @@ class Waits:
         """Something waits."""
         self.count += self._counting
 
-    def _patch(self, name: str, waits: Callable[[tuple[Any, ...], dict[str, Any], FrameType], bool]) -> None:
-        """Counts calls of a tensor's method that wait, by their arguments and by who asks."""
-        method = getattr(torch.Tensor, name)
+    def _patch(
+        self, place: Any, name: str, waits: Callable[[tuple[Any, ...], dict[str, Any], FrameType], bool]
+    ) -> None:
+        """Counts calls of a tensor's method, or of torch's function, that wait, by their arguments after the first one
+        and by who asks."""
+        method = getattr(place, name)
 
-        def noted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        def noted(first: Any, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != self._thread or not waits(args, kwargs, sys._getframe(1)):
-                return method(tensor, *args, **kwargs)
+                return method(first, *args, **kwargs)
             self.note()
             with self.ignored():  # what it dispatches is the same wait
-                return method(tensor, *args, **kwargs)
+                return method(first, *args, **kwargs)
 
-        self._stack.enter_context(mock.patch.object(torch.Tensor, name, noted))
+        self._stack.enter_context(mock.patch.object(place, name, noted))
 
 
 class _Operators(TorchDispatchMode):

@@ -102,8 +102,7 @@ class EncoderForecaster(nn.Module):
         """Surprise at what came: the negative log likelihood of each threshold being reached or not, summed over the
         thresholds, where `future` `[B, L, H, W]` mm/h is measured."""
         *_, logits = self._chances(past, step_minutes, future.shape[1])
-        levels = torch.tensor(RAIN_THRESHOLDS, device=future.device).view(-1, 1, 1)
-        rained = (torch.nan_to_num(future).unsqueeze(2) >= levels).to(logits.dtype)
+        rained = (torch.nan_to_num(future).unsqueeze(2) >= _thresholds(future)).to(logits.dtype)
         surprise = F.binary_cross_entropy_with_logits(logits, rained, reduction="none").sum(dim=2)
         measured = torch.isfinite(future)
         return Loss((surprise * measured).sum(), measured.sum())
@@ -118,7 +117,7 @@ class EncoderForecaster(nn.Module):
             aligned, covered = align(past, covered, motion)
             path = trajectories(motion, n_leads)
             guesses = first_guesses(past[:, -1], seen, persistences(aligned, covered), n_leads).unsqueeze(2)
-            levels = to_scale(torch.tensor(RAIN_THRESHOLDS, device=past.device)).view(-1, 1, 1)
+            levels = to_scale(_thresholds(past))
         height, width = past.shape[-2:]
         maps_of_leads = self._maps(to_scale(aligned), covered, step_minutes, n_leads)
 
@@ -151,6 +150,12 @@ class EncoderForecaster(nn.Module):
         pixels = F.pixel_unshuffle(torch.stack((frame, covered), dim=1), self.patch)
         hours = (minutes / 60).view(-1, 1, 1, 1).expand(-1, 1, *pixels.shape[-2:])
         return F.leaky_relu(self.stem(torch.cat((pixels, hours), dim=1)), 0.2)
+
+
+def _thresholds(like: Tensor) -> Tensor:
+    """`RAIN_THRESHOLDS`, mm/h `[thresholds, 1, 1]`, where this tensor is: one by one, as a copy from the host would be
+    waited for."""
+    return torch.cat([like.new_full((1, 1, 1), threshold) for threshold in RAIN_THRESHOLDS])
 
 
 def extrapolate(past: Tensor, n_leads: int) -> Tensor:

@@ -85,7 +85,7 @@ class Recogniser(RecogniserInterface, VisualHybrid):
         """Cross entropy of the labels, smoothed in training mode."""
         smoothing = self.config.label_smoothing if self.training else 0.0
         total = F.cross_entropy(self._logits(batch), batch["label"], label_smoothing=smoothing, reduction="sum")
-        return Loss(total, batch["label"].new_tensor(len(batch["label"])))
+        return Loss(total, batch["label"].new_full((), len(batch["label"])))
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         top = min(cast(RecogniserDecoding, decoding).top, len(self.labels))
