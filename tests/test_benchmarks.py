@@ -13,7 +13,7 @@ import torch
 
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import beside, captioning, peers, scale
+from tests.benchmarks import beside, captioning, costs, peers, scale
 from tests.benchmarks.figures import Row, Sizes, clock, device, in_turn, sizes
 
 
@@ -201,3 +201,23 @@ def test_steps_of_the_driver_are_measured_and_their_growth_is_fitted():
     assert scale._fitted(figures) == {"cpu": 1.0, "requests": 1.0}
     assert scale._fitted({n: {**each, "cpu": each["cpu"] / 10} for n, each in figures.items()})["cpu"] == 1.0
     assert "cpu" not in scale._fitted({n: {**each, "cpu": 0.01} for n, each in figures.items()})
+
+
+def test_costs_are_those_of_a_million_by_the_rates_measured():
+    measured = {
+        "machine": {"cores": 4},
+        "rows": [{"what": "rate", "unit": "a second", "ours": 200.0}, {"what": "seconds", "unit": "s", "ours": 0.36}],
+    }
+    prices = costs.Prices(cores=8, hour=1.0, reads=0.05)
+    # 20,000 seconds of a core; an eighth of that of an instance, 0.69 $, and 2,000 times 0.05 $
+    assert costs.cost(costs.Work("a", "", "rate", 2_000_000), measured, prices) == [
+        "a", "200 a second, 4 cores", "5.6", "2,500", "2,000,000", "101",
+    ]  # fmt: skip
+    assert costs.cost(costs.Work("b", "", "seconds", each=10), measured, prices) == [
+        "b", "3.6 s, one core", "1,000", "450,000", "few", "125",
+    ]  # fmt: skip
+
+
+def test_all_that_is_told_to_cost_is_measured():
+    rows = costs.table(json.loads(benchmarks.FIGURES.read_text()), costs.Prices()).splitlines()
+    assert len(rows) == 2 + len(costs.WORK)
