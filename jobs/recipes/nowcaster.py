@@ -29,7 +29,7 @@ def moving_mnist() -> Recipe:
         ),
         decoding=NowcasterDecoding(),
         train=TrainConfig(
-            epochs=8, batch_size=16, learning_rate=4e-3, warmup_steps=100, metric="mse", validate_samples=200
+            epochs=6, batch_size=16, learning_rate=4e-3, warmup_steps=100, metric="mse", validate_samples=200
         ),
     )  # fmt: skip
 
