@@ -105,7 +105,8 @@ def table(lines: Mapping[str, Any], prices: Prices) -> str:
     """All of it, as Markdown."""
     head = ["a million of", "rate", "core-hours", f"seconds on one {prices.instance}", "reads", "$"]
     rows = [cost(work, lines[f"{work.line} --full"], prices) for work in WORK]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    first, *others = (f"| {' | '.join(row)} |" for row in [head, *rows])
+    return "\n".join([first, "|---" * len(head) + "|", *others])
 
 
 if __name__ == "__main__":

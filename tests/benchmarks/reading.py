@@ -79,7 +79,7 @@ GRAIN = 3.8
 """Of a camera's sensor, anew in each frame, in steps of 255."""
 SIDE = 1280
 """Pixels that photographs are enlarged to, as a web shop has them."""
-FEW, MANY = 512, 2048
+FEW, MANY = 512, 4096
 """Photographs of the nights."""
 FEW_CLIPS, MANY_CLIPS = 64, 256
 """Clips of theirs, of eight frames each."""
