@@ -3,8 +3,10 @@
 import importlib
 import inspect
 import json
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ import torch
 
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import beside, captioning, costs, peers, scale
+from tests.benchmarks import beside, captioning, costs, peers, processes, scale
 from tests.benchmarks.figures import Row, Sizes, clock, device, in_turn, sizes
 
 
@@ -221,3 +223,17 @@ def test_costs_are_those_of_a_million_by_the_rates_measured():
 def test_all_that_is_told_to_cost_is_measured():
     rows = costs.table(json.loads(benchmarks.FIGURES.read_text()), costs.Prices()).splitlines()
     assert len(rows) == 2 + len(costs.WORK)
+
+
+def test_the_cpu_of_a_larger_night_is_what_its_processes_take_more():
+    watched = SimpleNamespace(kinds={1: "driver", 2: "ray::A", 3: "ray::A"})
+    first, second = {1: 1.0}, {1: 2.0, 2: 5.0}
+    more = processes.growth(watched, first, second, {1: 5.0, 2: 5.0, 3: 9.0})
+    assert more == {"driver": 3.0 - 1.0, "ray::A": 9.0 - 5.0}, "the first night's model process has ended"
+
+
+def test_a_process_is_known_by_its_command_line():
+    assert processes.kind_of(os.getpid(), ["pytest"]) == "driver"
+    assert processes.kind_of(1, ["ray::MapWorker(MapBatches(Predictor))"]) == "ray::MapWorker"
+    assert processes.kind_of(1, ["python", "-P", "-m", "pipelines.reading.sandbox.jail", "3"]) == "sandbox.jail"
+    assert processes.kind_of(1, ["/opt/other", "--way"]) == "/opt/other --way"
