@@ -39,8 +39,8 @@ pytest: $(READY)
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
 
-# Figures and their report in docs/benchmarks.md: half an hour of two cores; bench-full runs other programs and an earlier
-# commit, too, and takes more than an hour.
+# Figures and their report in docs/benchmarks.md: 20 minutes of two cores; bench-full runs other programs and an earlier
+# commit, too, and takes an hour.
 # ONLY="captioning waiting" runs some lines.
 ONLY ?=
 bench: $(READY)

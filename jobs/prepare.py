@@ -181,7 +181,7 @@ class MovingMnist:
     """Folder or URI with MNIST's train-images-idx3-ubyte and t10k-images-idx3-ubyte, gzipped or not."""
     out: str
     """Folder or URI for the splits train, val and test."""
-    train: int = 5000
+    train: int = 10_000
     """Training sequences."""
     val: int = 500
     """Validation sequences."""

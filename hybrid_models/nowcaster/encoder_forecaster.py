@@ -41,8 +41,8 @@ SCALES = 5
 _SLOPE = 20.0
 """Slope of an untrained probability, per unit of the network's scale."""
 _AT_ONCE = 1 << 19
-"""Pixels that are put in order at once, at most: few enough for a cache, and more than the 32,768 integers from which
-on torch has a radix sort for a CPU."""
+"""Pixels that are put in order at once, or those of one lead: few enough for a cache, and more than the 32,768 integers
+from which on torch has a radix sort for a CPU."""
 _EVEN = 1e-3
 """Differences of expected rain below about this share of the newest frame mean nothing."""
 _TINY = 1e-6

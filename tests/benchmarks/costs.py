@@ -85,20 +85,20 @@ def cost(work: Work, measured: Mapping[str, Any], prices: Prices) -> list[str]:
     found = figures[work.row]
     if found["unit"] == "s":
         seconds = found["ours"] * work.each
-        rate = f"{seconds:.3g} s, one core"
+        rate = f"{_short(seconds, 3)} s, one core"
     else:
         cores = measured["machine"]["cores"]
         seconds = cores / found["ours"]
-        rate = f"{found['ours']:.3g} a second, {cores} cores"
+        rate = f"{_short(found['ours'], 3)} a second, {cores} cores"
     hours = seconds * MILLION / 3600
     dollars = hours / prices.cores * prices.hour + (work.reads or 0) / 1000 * prices.reads
     reads = "few" if work.reads is None else f"{work.reads:,}"
     return [work.what, rate, _short(hours), _short(hours * 3600 / prices.cores), reads, _short(dollars)]
 
 
-def _short(value: float) -> str:
+def _short(value: float, digits: int = 2) -> str:
     """Two digits, or three of what is large."""
-    return f"{value:.2g}" if value < 100 else f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.{digits}g}" if value < 99.5 else f"{float(f'{value:.3g}'):,.0f}"
 
 
 def table(lines: Mapping[str, Any], prices: Prices) -> str:
