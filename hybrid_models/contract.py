@@ -29,9 +29,10 @@ from hybrid_models.inputs import Sample
 from hybrid_models.interface import DecodingConfig, HybridConfig, Interface
 from hybrid_models.scores.texts import Tally
 
-Batch = dict[str, Tensor]
-"""Several samples, padded and stacked on a first batch axis; besides, flat int64 places of what is no padding
-(`written`, `shown`), which `collate` tells, since to find them on a GPU makes the host wait."""
+Batch = dict[str, Any]
+"""Several samples as tensors, padded and stacked on a first batch axis; besides, flat int64 places of what is no
+padding (`written`, `shown`), which `collate` tells, since to find them on a GPU makes the host wait. What the host
+itself needs later is a list, which stays where it is."""
 
 
 class Loss(NamedTuple):
@@ -140,21 +141,22 @@ def module_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def to_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """The batch on a device.
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device.
 
     Called by a thread of its own, it is copied to a GPU while that computes: from pinned memory, on a stream of its
     own, for which only this thread waits.
     """
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     if device.type != "cuda":
-        return {name: tensor.to(device) for name, tensor in batch.items()}
+        return {**batch, **{name: tensor.to(device) for name, tensor in tensors.items()}}
     beside, computing = _copying(device), torch.cuda.current_stream(device)
     with torch.cuda.stream(beside):
-        copies = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+        copies = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
     beside.synchronize()
     for copy in copies.values():
         copy.record_stream(computing)  # its memory is not used again before what computes with it is done
-    return copies
+    return {**batch, **copies}
 
 
 @functools.cache

@@ -37,6 +37,8 @@ def put(numbers: torch.Tensor, index: torch.Tensor) -> None:
         (lambda: NUMBERS.repeat_interleave(2).index_select(0, PLACES), 0),
         (lambda: NUMBERS.repeat_interleave(2, dim=0, output_size=12), 0),
         (lambda: NUMBERS.repeat_interleave(TWICE, output_size=12), 0),
+        (lambda: NUMBERS.cpu().numpy(), 1),
+        (lambda: (NUMBERS.cpu(), NUMBERS.numpy()), 2),
     ],
 )
 def test_what_waits_is_counted(work, waits, inference):

@@ -3,9 +3,9 @@
 Seen are operators whose results the host needs, by a dispatch mode, in inference mode as in training; and methods that
 dispatch nothing on a CPU, by patching them, of the thread that counts. `to` counts where the project's code tells it a
 device (not where `to_device` or torch itself does) and does not say `non_blocking`: whichever way such a copy goes, the
-host waits for it. `torch.tensor` counts where it is told a device, and `new_tensor` anywhere. Other copies from a
-device are known by both tensors' devices, which on a CPU are the same: they are not seen there, nor is what is waited
-for without a tensor (streams, events).
+host waits for it. `torch.tensor` counts where it is told a device, and `new_tensor` anywhere; `numpy` of what `cpu`
+gave does not count again. Other copies from a device are known by both tensors' devices, which on a CPU are the same:
+they are not seen there, nor is what is waited for without a tensor (streams, events).
 """
 
 from __future__ import annotations
@@ -80,9 +80,15 @@ class Waits:
         def noted(first: Any, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != self._thread or not waits(args, kwargs, sys._getframe(1)):
                 return method(first, *args, **kwargs)
+            if name == "numpy" and hasattr(first, "on_host"):
+                return method(first, *args, **kwargs)
             self.note()
             with self.ignored():  # what it dispatches is the same wait
-                return method(first, *args, **kwargs)
+                found = method(first, *args, **kwargs)
+                if name == "cpu":
+                    found = found.view_as(found)  # on a CPU it is the tensor itself
+                    found.on_host = True
+                return found
 
         self._stack.enter_context(mock.patch.object(place, name, noted))
 

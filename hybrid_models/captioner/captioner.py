@@ -35,7 +35,7 @@ from hybrid_models.layers.temporal import TemporalEncoder, clips_of, frame_place
 from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
 from hybrid_models.search.beam import Hypothesis, State, inference
-from hybrid_models.search.sampling import sample_words
+from hybrid_models.search.sampling import ended, sample_words
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -106,11 +106,12 @@ class Captioner(CaptionerInterface, VisualHybrid):
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
         """`features` float16 [B,S,C] (and `course` [B,T,4C]), or `frames` uint8 [B,T,H,W,3], padded at the end, and
-        `shown` int64 [F], the places of real frames in [B·T]; `frame_count` [B]; `captions` int64 [B,R,L], start and
-        end symbols included, where captions that a sample lacks are all padding, and `written` int64 [M], the places of
-        tokens in [B·R·(L-1)]. With `mirror`, `rng` chooses the samples that are shown as their mirror images."""
+        `shown` int64 [F], the places of real frames in [B·T]; `frame_count` [B], and `counts`, a list of the same;
+        `captions` int64 [B,R,L], start and end symbols included, where captions that a sample lacks are all padding,
+        `written` int64 [M], the places of tokens in [B·R·(L-1)], and `references`, a list of each sample's captions.
+        With `mirror`, `rng` chooses the samples that are shown as their mirror images."""
         counts = [int(sample["frame_count"]) for sample in samples]
-        batch = {"frame_count": torch.tensor(counts)}
+        batch: Batch = {"frame_count": torch.tensor(counts), "counts": counts}
         if rng is not None and self.config.mirror:
             samples = [_mirrored(sample) if rng.integers(2) else sample for sample in samples]
         if all("features" in sample for sample in samples):
@@ -127,6 +128,7 @@ class Captioner(CaptionerInterface, VisualHybrid):
                 row[: sample["captions"].shape[0], : sample["captions"].shape[1]] = sample["captions"]
             batch["captions"] = torch.from_numpy(captions)
             batch["written"] = torch.from_numpy(written_places(captions.reshape(-1, width)))
+            batch["references"] = [sample["captions"] for sample in samples]
         return batch
 
     def forward(self, batch: Batch) -> Loss:
@@ -154,10 +156,8 @@ class Captioner(CaptionerInterface, VisualHybrid):
         with inference(self), autocast(module_device(self)):
             # an encoder that is trained sees otherwise in evaluation mode
             start = (state, memory) if "features" in batch else self._start(batch)
-            # texts are scored by the host: it asks for both at once
-            texts = sample_words(self.decoder.step, *start, most, options, DRAWN, beside=captions_BRL)
-        drawn = [group[:DRAWN] for group in texts]
-        references = [[row for row in group[DRAWN:] if row[0] == BOS] for group in texts]
+            drawn = sample_words(self.decoder.step, *start, most, options, DRAWN)
+        references = [[ended(row, EOS) for row in texts.tolist() if row[0] == BOS] for texts in batch["references"]]
         weights = advantages(self._rewarded_texts(drawn), self._rewarded_texts(references))
         targets = pad_rows([np.asarray([BOS, *tokens]) for group in drawn for tokens in group])
         arrays = targets, written_places(targets), weights.astype(np.float32).flatten()
@@ -177,10 +177,9 @@ class Captioner(CaptionerInterface, VisualHybrid):
         return whole(text) if EOS in tokens else text
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
-        counts = batch["frame_count"].tolist()  # before a device has anything to compute
         # in half precision, as the encoder sees
         with inference(self), autocast(module_device(self)):
-            found = self._search(*self._start(batch), len(counts), cast(CaptionerDecoding, decoding))
+            found = self._search(*self._start(batch), len(batch["counts"]), cast(CaptionerDecoding, decoding))
         return [
             {
                 "caption": self._tokenizer.decode(best.tokens),
@@ -188,7 +187,7 @@ class Captioner(CaptionerInterface, VisualHybrid):
                 "caption_tokens": len(best.tokens),
                 "frames": count,
             }
-            for best, count in zip(found, counts, strict=True)
+            for best, count in zip(found, batch["counts"], strict=True)
         ]
 
     def _search(self, state: State, memory: State, count: int, decoding: CaptionerDecoding) -> list[Hypothesis]:

@@ -21,8 +21,8 @@ from hybrid_models.contract import Loss
 from hybrid_models.layers.attention import AdditiveAttention
 from hybrid_models.layers.attention_walk import attention_walk
 from hybrid_models.layers.recurrent import GATES, RNNS, Cell, RepeatedProduct, advance
-from hybrid_models.search.beam import Hypothesis, State, search
-from hybrid_models.search.options import SearchOptions, known_limits
+from hybrid_models.search.beam import Hypothesis, State, in_places, search
+from hybrid_models.search.options import SearchOptions
 from hybrid_models.text import BOS, PAD, pad_rows
 
 ROWS = 64
@@ -64,20 +64,20 @@ class WordDecoder(nn.Module, abc.ABC):
         return memory
 
     def search(
-        self, state: State, memory: State, max_length: Tensor | Sequence[int], options: SearchOptions
+        self, state: State, memory: State, max_length: Sequence[int], options: SearchOptions
     ) -> list[Hypothesis]:
         """The best text of each of B sources, see `search.beam.search`.
 
         Args:
             state: initial state, leading axis B.
-            memory: as `prepare` gives it, leading axis B.
-            max_length: most tokens of each: B numbers, or int64 [B], whose device is waited for.
+            memory: as `prepare` gives it, leading axes B and S.
+            max_length: most tokens of each.
             options: how to search.
         """
-        limits = known_limits(max_length)
-        return search(self.step, state, self.look_up(memory, limits, options), limits, options)
+        memory = self.look_up(in_places(memory), max_length, options)
+        return search(self.step, state, memory, max_length, options)
 
-    def look_up(self, memory: State, max_length: Tensor | Sequence[int], options: SearchOptions) -> State:
+    def look_up(self, memory: State, max_length: Sequence[int], options: SearchOptions) -> State:
         """A memory for `step` alone, with products of it that cost less once than at each step of a search."""
         return memory
 
@@ -237,7 +237,7 @@ class AttentionDecoder(WordDecoder):
         weights_NTS = torch.stack([weights_BRS.flatten(0, 1) for weights_BRS in weights], dim=1).detach().float().cpu()
         return [weights_TS[: len(tokens) + 1].numpy() for weights_TS, tokens in zip(weights_NTS, texts, strict=True)]
 
-    def look_up(self, memory: State, max_length: Tensor | Sequence[int], options: SearchOptions) -> State:
+    def look_up(self, memory: State, max_length: Sequence[int], options: SearchOptions) -> State:
         """A context is a mean of keys, and so are its products with matrices of theirs: where a source has fewer places
         than words will be written about it (half of the most, as a rule), keys are multiplied instead of contexts."""
         keys_BSK = memory["keys"]

@@ -69,9 +69,9 @@ class Recogniser(RecogniserInterface, VisualHybrid):
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
         """`course` float16 [B,T,4C] or `frames` uint8 [B,T,H,W,3], padded at the end, and `shown` int64
-        [F], the places of real frames in [B·T]; `frame_count`, `label` [B]."""
+        [F], the places of real frames in [B·T]; `frame_count`, `label` [B]; a list of the first, `counts`."""
         counts = [int(sample["frame_count"]) for sample in samples]
-        batch = {"frame_count": torch.tensor(counts)}
+        batch: Batch = {"frame_count": torch.tensor(counts), "counts": counts}
         for name in ("course", "frames"):
             if all(name in sample for sample in samples):
                 batch[name] = torch.from_numpy(pad_clips([sample[name] for sample in samples]))
@@ -92,7 +92,7 @@ class Recogniser(RecogniserInterface, VisualHybrid):
         with torch.inference_mode():
             shares, numbers = self._logits(batch).softmax(dim=1).topk(top, dim=1)
         rows = []
-        for values, chosen, count in zip(shares.tolist(), numbers.tolist(), batch["frame_count"].tolist(), strict=True):
+        for values, chosen, count in zip(shares.tolist(), numbers.tolist(), batch["counts"], strict=True):
             told = [{"label": self.labels[n], "score": share} for n, share in zip(chosen, values, strict=True)]
             rows.append({**told[0], "scores": told, "frames": count})
         return rows
@@ -154,7 +154,7 @@ class Recogniser(RecogniserInterface, VisualHybrid):
     def _look(self, batch: Batch) -> Tensor:
         """What is where in each frame, float32 [B,T,4C], padded at the end."""
         if "course" in batch:
-            return batch["course"].float()
+            return cast(Tensor, batch["course"]).float()
         frames, shown = batch["frames"], batch["shown"]
         seen_FK = pool_places(self.encoder(frames.flatten(0, 1)[shown]))
         return clips_of(seen_FK, shown, (frames.shape[0], frames.shape[1]))

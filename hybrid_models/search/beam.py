@@ -1,7 +1,8 @@
 """Greedy and beam search over any word decoder: one step function, batched over sources, finished sources leave.
 
-Scores follow Wu et al. 2016 ("Google's neural machine translation system", eq. 14) without the coverage term. What is
-found stays on the device to the end: on a GPU, only every `LOOK_EVERY`-th step is waited for, and once what was found.
+Scores follow Wu et al. 2016 ("Google's neural machine translation system", eq. 14) without the coverage term. A device
+that has to be waited for is looked at every `LOOK_EVERY`-th step, for all that was found so far, and computes in few
+shapes: see `bucket`.
 """
 
 # ruff: noqa: N803, N806, N815 - shape suffixes, see contract.py
@@ -10,18 +11,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from hybrid_models.search.options import SearchOptions, known_limits
+from hybrid_models.search.options import SearchOptions
 
 BLOCK = 64
 """Words of a vocabulary of which the best is found first."""
 LOOK_EVERY = 8
 """Steps between looks at which sources are done, on devices that have to be waited for."""
+PLACES = 8
+"""Lengths are multiples of so many, where shapes count."""
 CROWDED = 7 / 8
 """Sources that are done leave when no more than this share of the batch is not: to leave is a copy of the others."""
 
@@ -63,16 +67,25 @@ def inference(module: nn.Module) -> Iterator[None]:
 
 def look_every(device: torch.device) -> int:
     """Steps between looks at what is done."""
-    return 1 if device.type == "cpu" else LOOK_EVERY
+    return LOOK_EVERY if has_shapes(device) else 1
 
 
-@dataclass
-class _Beams:
-    """The hypotheses of the sources in the batch; B counts those that have not left it."""
+def has_shapes(device: torch.device) -> bool:
+    """Whether it has to be waited for, and computes faster what it has computed in the same shape before."""
+    return device.type != "cpu"
 
-    source_B: Tensor
-    """Index of each source in the batch as it came."""
-    tokens_BKT: Tensor
+
+def bucket(count: int, multiple: int | None = None) -> int:
+    """The next multiple, or power of two, from a count on: of such sizes there are few, so that the shapes in which a
+    GPU computes can be compiled or captured, each once."""
+    return -(-count // multiple) * multiple if multiple else 1 << max(0, count - 1).bit_length()
+
+
+class _Beams(NamedTuple):
+    """The hypotheses of the B sources in the batch; L is as long as any of them can get, its start symbol included."""
+
+    tokens_BKL: Tensor
+    """int64; from the position on that a search has come to, they mean nothing."""
     log_prob_BK: Tensor
     """-inf where there is no hypothesis."""
     limit_B: Tensor
@@ -90,43 +103,36 @@ class _Beams:
         beam = self.log_prob_BK.shape[1]
         lines = (rows.unsqueeze(1) * beam + torch.arange(beam, device=rows.device)).flatten()
         return _Beams(
-            self.source_B[rows],
-            self.tokens_BKT[rows],
-            self.log_prob_BK[rows],
-            self.limit_B[rows],
-            self.ended_B[rows],
-            self.done_B[rows],
-            self.best.of(rows),
+            self.tokens_BKL.index_select(0, rows),
+            self.log_prob_BK.index_select(0, rows),
+            self.limit_B.index_select(0, rows),
+            self.ended_B.index_select(0, rows),
+            self.done_B.index_select(0, rows),
+            best=_Best(*(tensor.index_select(0, rows) for tensor in self.best)),
             state=_index(self.state, lines),
             memory=_index(self.memory, rows),
         )
 
+    def read(self) -> np.ndarray:
+        """What the host wants to know of each source, in one copy: float64 [B,3+L], which holds all of it exactly;
+        whether it is done, its best score, length and tokens."""
+        numbers_B3 = torch.stack([self.done_B, self.best.score_B, self.best.length_B], dim=1)  # of mixed types
+        table: np.ndarray = torch.cat([numbers_B3.double(), self.best.tokens_BL.double()], dim=1).cpu().numpy()
+        return table
 
-@dataclass
-class _Best:
+
+class _Best(NamedTuple):
     """The best ended hypothesis of each source."""
 
     score_B: Tensor
     """-inf before the first."""
     length_B: Tensor
     tokens_BL: Tensor
-
-    def of(self, rows: Tensor) -> _Best:
-        return _Best(self.score_B[rows], self.length_B[rows], self.tokens_BL[rows])
-
-    def put(self, rows: Tensor, found: _Best) -> None:
-        """Writes what was found of some sources, in place."""
-        self.score_B[rows], self.length_B[rows], self.tokens_BL[rows] = found.score_B, found.length_B, found.tokens_BL
-
-    def hypotheses(self) -> list[Hypothesis]:
-        numbers_B1 = self.score_B.double().unsqueeze(1), self.length_B.double().unsqueeze(1)
-        # float64 holds tokens and scores exactly: a device is waited for once
-        rows = torch.cat([*numbers_B1, self.tokens_BL.double()], dim=1).tolist()
-        return [Hypothesis(list(map(int, tokens[: int(length)])), score) for score, length, *tokens in rows]
+    """Its start symbol is not among them."""
 
 
 def search(
-    step: Step, state: State, memory: State, max_length: Tensor | Sequence[int], options: SearchOptions
+    step: Step, state: State, memory: State, max_length: Sequence[int], options: SearchOptions
 ) -> list[Hypothesis]:
     """Finds the best output of each source by beam search; with `beam_size` 1 this is greedy search.
 
@@ -138,97 +144,164 @@ def search(
         step: the model; see `Step`.
         state: initial state of each source, leading axis B.
         memory: what does not change from step to step, leading axis B.
-        max_length: most tokens of each output, without the end symbol: B numbers, or int64 [B], whose device is waited
-            for.
+        max_length: most tokens of each of B outputs, without the end symbol.
         options: see `SearchOptions`.
 
     Returns:
         One hypothesis per source, in order.
     """
-    limits = known_limits(max_length)
-    if not limits:
+    if not max_length:
         return []
-    beams = _start(state, memory, limits, options)
-    found = beams.best
-    every = look_every(beams.limit_B.device)
-    for length in range(max(limits) + 1):
-        log_probs_NV, beams.state = step(beams.tokens_BKT[:, :, -1].flatten(), beams.state, beams.memory)
-        _constrain(log_probs_NV, beams, length, length >= min(limits), options)
-        _advance(beams, log_probs_NV, length, options)
-        if (length + 1) % every or length == max(limits):
+    found: dict[int, Hypothesis] = {}
+    beams = _start(state, memory, max_length, options)
+    device, last = beams.limit_B.device, max(max_length)
+    every, inside = (
+        look_every(device),
+        np.arange(len(max_length)),
+    )  # the first rows are those sources; more only fill up
+    position = torch.zeros((), dtype=torch.long, device=device)
+    for length in range(last + 1):
+        beams, position = _turn(step, beams, position, options)
+        left = last - length
+        if left and ((length + 1) % every or left <= every // 4):  # so few that they take less than a look
             continue
-        rows = (~beams.done_B).nonzero().squeeze(1)
-        if len(rows) == 0:
+        table = beams.read()
+        done = table[: len(inside), 0] != 0
+        if not left or done.all():
+            done[:] = True
+        going = np.flatnonzero(~done)
+        stay = bucket(len(going)) if len(going) and has_shapes(device) else len(going)
+        if stay > CROWDED * len(table):
+            continue
+        found.update(zip(inside[done].tolist(), map(_hypothesis, table[: len(inside)][done]), strict=True))
+        if len(going) == 0:
             break
-        if len(rows) <= CROWDED * len(beams.source_B):
-            found.put(beams.source_B, beams.best)
-            beams = beams.keep(rows)
-    found.put(beams.source_B, beams.best)
-    return found.hypotheses()
+        inside = inside[going]
+        beams = beams.keep(torch.from_numpy(np.resize(going, stay)).to(device, non_blocking=True))
+    return [found[i] for i in range(len(max_length))]
+
+
+def _hypothesis(row: np.ndarray) -> Hypothesis:
+    """A row of `_Beams.read`."""
+    _, score, length, *tokens = row.tolist()
+    return Hypothesis(list(map(int, tokens[: int(length)])), score)
 
 
 def _start(state: State, memory: State, limits: Sequence[int], options: SearchOptions) -> _Beams:
-    batch, device = len(limits), next(iter(state.values())).device
-    log_prob_BK = torch.full((batch, options.beam_size), float("-inf"), device=device)
+    device, count, longest = next(iter(state.values())).device, len(limits), max(limits) + 2
+    if has_shapes(device):
+        rows = np.resize(np.arange(count), bucket(count))
+        limits = np.asarray(limits)[rows].tolist()
+        state, memory = (_index(part, torch.from_numpy(rows).to(device, non_blocking=True)) for part in (state, memory))
+        count, longest = len(rows), bucket(longest, PLACES)
+    log_prob_BK = torch.full((count, options.beam_size), float("-inf"), device=device)
     log_prob_BK[:, 0] = 0.0  # one empty hypothesis, or all K would be the same
-    nothing_B = torch.zeros(batch, dtype=torch.long, device=device)
-    nowhere_B = torch.full((batch,), float("-inf"), device=device)
+    nothing_B = torch.zeros(count, dtype=torch.long, device=device)
+    nowhere_B = torch.full((count,), float("-inf"), device=device)
     return _Beams(
-        source_B=torch.arange(batch, device=device),
-        tokens_BKT=torch.full((batch, options.beam_size, 1), options.start, device=device),
+        tokens_BKL=torch.full((count, options.beam_size, longest), options.start, device=device),
         log_prob_BK=log_prob_BK,
         limit_B=torch.tensor(limits).to(device, non_blocking=True),
         ended_B=nothing_B,
-        done_B=torch.zeros(batch, dtype=torch.bool, device=device),
-        best=_Best(nowhere_B, nothing_B.clone(), nothing_B.new_zeros(batch, max(0, *limits))),
+        done_B=torch.zeros(count, dtype=torch.bool, device=device),
+        best=_Best(nowhere_B, nothing_B.clone(), nothing_B.new_zeros(count, longest - 1)),
         state={name: tensor.repeat_interleave(options.beam_size, dim=0) for name, tensor in state.items()},
         memory=memory,
     )
 
 
-def _constrain(log_probs_NV: Tensor, beams: _Beams, length: int, limited: bool, options: SearchOptions) -> None:
-    """Forbids, in place, some tokens, to repeat, to end below the minimum length, and to go on beyond the maximum, at
-    which a source may be where `limited`."""
+def _turn(step: Step, beams: _Beams, position: Tensor, options: SearchOptions) -> tuple[_Beams, Tensor]:
+    """Extends the hypotheses by the token after a position (a scalar), and notes the best that end there. In as few
+    shapes as there are sizes of a batch, and without waiting for the device, so that it can be compiled or captured."""
+    tokens_BK1 = beams.tokens_BKL.index_select(2, position.unsqueeze(0))
+    log_probs_NV, state = step(tokens_BK1.flatten(), beams.state, beams.memory)
+    at_limit_B = beams.limit_B <= position
+    _constrain(log_probs_NV, beams, position, at_limit_B, options)
+    return _advance(beams._replace(state=state), log_probs_NV, position, at_limit_B, options), position + 1
+
+
+def _constrain(
+    log_probs_NV: Tensor, beams: _Beams, position: Tensor, at_limit_B: Tensor, options: SearchOptions
+) -> None:
+    """Forbids, in place, some tokens, to repeat, and to end below the minimum length."""
     for token in options.never:
         log_probs_NV[:, token] = float("-inf")
-    if 0 < options.no_repeat <= length:
-        _forbid_repetition(log_probs_NV, beams.tokens_BKT[:, :, 1:].flatten(0, 1), options.no_repeat)
-    at_limit_B1 = (beams.limit_B <= length).unsqueeze(1)
-    end_BK = log_probs_NV[:, options.end].view_as(beams.log_prob_BK)
-    if length < options.min_length:
-        end_BK.masked_fill_(~at_limit_B1, float("-inf"))
-    if limited:
-        ends_BK = end_BK.clone()
-        log_probs_NV.view(*ends_BK.shape, -1).masked_fill_(at_limit_B1.unsqueeze(2), float("-inf"))
-        end_BK.copy_(ends_BK)
+    if options.no_repeat:
+        _forbid_repetition(log_probs_NV, beams.tokens_BKL.flatten(0, 1), position, options.no_repeat)
+    if options.min_length:
+        too_short_B1 = ((position < options.min_length) & ~at_limit_B).unsqueeze(1)
+        log_probs_NV[:, options.end].view_as(beams.log_prob_BK).masked_fill_(too_short_B1, float("-inf"))
 
 
-def _forbid_repetition(log_probs_NV: Tensor, tokens_NT: Tensor, n: int) -> None:
+def _forbid_repetition(log_probs_NV: Tensor, tokens_NL: Tensor, position: Tensor, n: int) -> None:
     """Forbids, in place, every token that has followed the last n - 1 tokens of its hypothesis before."""
-    windows_NWn = tokens_NT.unfold(1, n, 1)
-    again_NW = (windows_NWn[:, :, :-1] == tokens_NT[:, None, tokens_NT.shape[1] - n + 1 :]).all(dim=2)
-    penalty_NW = torch.zeros_like(again_NW, dtype=log_probs_NV.dtype).masked_fill_(again_NW, float("-inf"))
+    windows_NWn = (
+        tokens_NL[:, 1:].unfold(1, n, 1) if n < tokens_NL.shape[1] else tokens_NL.new_empty(len(tokens_NL), 0, n)
+    )
+    last_P = torch.arange(2 - n, 1, device=position.device) + position
+    again_NW = (windows_NWn[:, :, :-1] == tokens_NL.index_select(1, last_P.clamp(min=0)).unsqueeze(1)).all(dim=2)
+    written_W = torch.arange(windows_NWn.shape[1], device=position.device) <= position - n
+    penalty_NW = torch.zeros_like(again_NW, dtype=log_probs_NV.dtype).masked_fill_(again_NW & written_W, float("-inf"))
     log_probs_NV.scatter_add_(1, windows_NWn[:, :, -1], penalty_NW)
 
 
-def _advance(beams: _Beams, log_probs_NV: Tensor, length: int, options: SearchOptions) -> None:
-    """Extends the beams by one token, in place, and notes the best hypothesis that ends."""
+def _advance(
+    beams: _Beams, log_probs_NV: Tensor, position: Tensor, at_limit_B: Tensor, options: SearchOptions
+) -> _Beams:
+    """Extends the beams by one token and notes the best hypothesis that ends."""
     beam, vocabulary = options.beam_size, log_probs_NV.shape[1]
+    place_K, place_L = (torch.arange(size, device=position.device) for size in beams.tokens_BKL.shape[1:])
     # at most K of the best 2K can end, so K to go on with remain
     total_BC, choice_BC = _continuations(beams.log_prob_BK, log_probs_NV, min(2 * beam, beam * vocabulary))
     parent_BC, token_BC = choice_BC // vocabulary, choice_BC % vocabulary
     ends_BC = token_BC == options.end
-    _collect(beams, total_BC[:, :beam], parent_BC[:, :beam], ends_BC[:, :beam], length, options)
-
-    total_BC = total_BC.masked_fill(ends_BC, float("-inf"))
-    beams.log_prob_BK, order_BK = total_BC.sort(dim=1, descending=True, stable=True)
-    beams.log_prob_BK, order_BK = beams.log_prob_BK[:, :beam], order_BK[:, :beam]
+    at_limit_B1 = at_limit_B.unsqueeze(1)
+    best, ended_B = _collect(
+        beams,
+        # at its limit, each hypothesis ends
+        torch.where(
+            at_limit_B1,
+            beams.log_prob_BK + log_probs_NV[:, options.end].view_as(beams.log_prob_BK),
+            total_BC[:, :beam].masked_fill(~ends_BC[:, :beam], float("-inf")),
+        ),
+        torch.where(at_limit_B1, place_K, parent_BC[:, :beam]),
+        position,
+        options,
+    )
+    log_prob_BC, order_BC = total_BC.masked_fill(ends_BC, float("-inf")).sort(dim=1, descending=True, stable=True)
+    log_prob_BK, order_BK = log_prob_BC[:, :beam], order_BC[:, :beam]
     parent_BK, token_BK = parent_BC.gather(1, order_BK), token_BC.gather(1, order_BK)
-    prefix_BKT = beams.tokens_BKT.gather(1, parent_BK.unsqueeze(2).expand(-1, -1, beams.tokens_BKT.shape[2]))
-    beams.tokens_BKT = torch.cat([prefix_BKT, token_BK.unsqueeze(2)], dim=2)
-    first_line_B1 = torch.arange(len(parent_BK), device=parent_BK.device).unsqueeze(1) * beam
-    beams.state = _index(beams.state, (first_line_B1 + parent_BK).flatten())
-    beams.done_B = beams.done_B | ~_undone(beams, options)
+    prefix_BKL = beams.tokens_BKL.gather(1, parent_BK.unsqueeze(2).expand_as(beams.tokens_BKL))
+    first_line_B1 = torch.arange(len(parent_BK), device=position.device).unsqueeze(1) * beam
+    # a live hypothesis may still win: log probabilities only fall, and penalties only grow
+    reachable_B = log_prob_BK.amax(dim=1) / length_penalty(beams.limit_B + 1, options.length_penalty)
+    going_B = ~at_limit_B & (ended_B < beam) & (reachable_B > best.score_B)
+    return beams._replace(
+        tokens_BKL=torch.where(place_L == position + 1, token_BK.unsqueeze(2), prefix_BKL),
+        log_prob_BK=log_prob_BK,
+        ended_B=ended_B,
+        done_B=beams.done_B | ~going_B,
+        best=best,
+        state=_index(beams.state, (first_line_B1 + parent_BK).flatten()),
+    )
+
+
+def _collect(
+    beams: _Beams, total_BK: Tensor, parent_BK: Tensor, position: Tensor, options: SearchOptions
+) -> tuple[_Best, Tensor]:
+    """The best hypothesis of each source, and how many have ended, after those that end now; -inf are none."""
+    score_BK = total_BK / length_penalty(position.double() + 1, options.length_penalty)
+    score_B, k_B = score_BK.max(dim=1)
+    best = beams.best
+    better_B = (score_B > best.score_B) & ~beams.done_B
+    parent_B11 = parent_BK.gather(1, k_B.unsqueeze(1)).unsqueeze(2)
+    tokens_BL = beams.tokens_BKL[:, :, 1:].gather(1, parent_B11.expand(-1, -1, best.tokens_BL.shape[1])).squeeze(1)
+    better = _Best(
+        torch.where(better_B, score_B, best.score_B),
+        torch.where(better_B, position, best.length_B),
+        torch.where(better_B.unsqueeze(1), tokens_BL, best.tokens_BL),
+    )
+    return better, beams.ended_B + total_BK.isfinite().sum(dim=1)
 
 
 def _continuations(log_prob_BK: Tensor, log_probs_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -256,30 +329,13 @@ def _continuations(log_prob_BK: Tensor, log_probs_NV: Tensor, count: int) -> tup
     return total_BC, choice_BCW.flatten(1).gather(1, place_BC)
 
 
-def _collect(
-    beams: _Beams, total_BK: Tensor, parent_BK: Tensor, ends_BK: Tensor, length: int, options: SearchOptions
-) -> None:
-    """Counts the hypotheses that end now and remembers the best of each source."""
-    ends_BK = ends_BK & total_BK.isfinite()
-    beams.ended_B = beams.ended_B + ends_BK.sum(dim=1)
-    score_BK = (total_BK / length_penalty(length + 1, options.length_penalty)).masked_fill(~ends_BK, float("-inf"))
-    score_B, k_B = score_BK.max(dim=1)
-    best = beams.best
-    better_B = (score_B > best.score_B) & ~beams.done_B
-    parent_B11 = parent_BK.gather(1, k_B.unsqueeze(1)).unsqueeze(2)
-    tokens_BT = beams.tokens_BKT[:, :, 1:].gather(1, parent_B11.expand(-1, -1, length)).squeeze(1)
-    kept_BT = torch.where(better_B.unsqueeze(1), tokens_BT, best.tokens_BL[:, :length])
-    beams.best = _Best(
-        torch.where(better_B, score_B, best.score_B),
-        torch.where(better_B, length, best.length_B),
-        torch.cat([kept_BT, best.tokens_BL[:, length:]], dim=1),
-    )
-
-
-def _undone(beams: _Beams, options: SearchOptions) -> Tensor:
-    """bool [b]: whether a live hypothesis may still win. Log probabilities only fall, and penalties only grow."""
-    reachable_B = beams.log_prob_BK.amax(dim=1) / length_penalty(beams.limit_B + 1, options.length_penalty)
-    return (beams.ended_B < options.beam_size) & (reachable_B > beams.best.score_B)
+def in_places(memory: State) -> State:
+    """A memory with leading axes B and S, where shapes count with more places, which are 0 and masked."""
+    places = next(iter(memory.values())).shape[1]
+    more = bucket(places, PLACES) - places
+    if more == 0 or not has_shapes(memory["mask"].device):
+        return memory
+    return {name: F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, more)) for name, tensor in memory.items()}
 
 
 def _index(state: State, rows: Tensor) -> State:

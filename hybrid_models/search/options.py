@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig
 from hybrid_models.text import BOS, EOS, PAD, UNK
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MOST_BEAM = 256
 MOST_TOKENS = 10_000
@@ -55,14 +51,9 @@ class SearchOptions:
         if self.no_repeat < 0:
             raise UsageError(f"no_repeat is {self.no_repeat}: it must be 0 (any) or a number of tokens")
 
-    def most_tokens(self, max_length: Tensor | Sequence[int]) -> int:
+    def most_tokens(self, max_length: Sequence[int]) -> int:
         """Most tokens that a search writes in all its hypotheses, of sources with so many [B] at the most."""
-        return self.beam_size * sum(known_limits(max_length))
-
-
-def known_limits(max_length: Tensor | Sequence[int]) -> Sequence[int]:
-    """Most tokens [B] as numbers of the host, which asks a tensor's device for them."""
-    return max_length if isinstance(max_length, Sequence) else max_length.tolist()
+        return self.beam_size * sum(max_length)
 
 
 @dataclass(frozen=True)

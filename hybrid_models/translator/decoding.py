@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hybrid_models.errors import UsageError
 from hybrid_models.search.options import MOST_TOKENS, TextDecoding
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,6 @@ class TranslatorDecoding(TextDecoding):
         if self.max_length > MOST_TOKENS:
             raise UsageError(f"max_length is {self.max_length}: it must be at most {MOST_TOKENS}")
 
-    def limits(self, source_length: Tensor) -> Tensor:
-        """Most target tokens [B] of sources with so many tokens [B]."""
-        relative = (source_length * self.max_length_ratio).long() + self.max_length_extra
-        return relative.clamp(min=1, max=self.max_length)
+    def limit(self, source_length: int) -> int:
+        """Most target tokens of a source with so many tokens."""
+        return max(1, min(int(source_length * self.max_length_ratio) + self.max_length_extra, self.max_length))

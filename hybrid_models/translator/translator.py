@@ -24,7 +24,7 @@ from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.layers.recurrent import STATES, BidirectionalRNN, initial_state
 from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, bleu, chrf
-from hybrid_models.search.beam import State, inference
+from hybrid_models.search.beam import Hypothesis, State, inference
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -85,11 +85,13 @@ class Translator(TranslatorInterface, Hybrid):
         return {asset: Tokenizer.train(texts_of[side], config.vocab_size).to_json() for side, asset in assets.items()}
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """`source` int64 [B,S] with end symbols, `source_length` [B]; `target` int64 [B,T] with start and end,
-        and `written` int64 [M], the places of its tokens in [B·(T-1)]."""
-        batch = {
-            "source": torch.from_numpy(pad_rows([sample["source"] for sample in samples])),
-            "source_length": torch.tensor([len(sample["source"]) for sample in samples]),
+        """`source` int64 [B,S] with end symbols, `sources`, a list of the same without padding, `source_length` [B];
+        `target` int64 [B,T] with start and end, and `written` int64 [M], the places of its tokens in [B·(T-1)]."""
+        sources = [sample["source"] for sample in samples]
+        batch: Batch = {
+            "source": torch.from_numpy(pad_rows(sources)),
+            "sources": sources,
+            "source_length": torch.tensor(list(map(len, sources))),
         }
         if all("target" in sample for sample in samples):
             targets = [np.concatenate([[BOS], sample["target"], [EOS]]) for sample in samples]
@@ -116,35 +118,37 @@ class Translator(TranslatorInterface, Hybrid):
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         decoding = cast(TranslatorDecoding, decoding)
-        sources, limits = _read(batch, decoding)
         with inference(self):
-            found = self.decoder.search(*self.encode(batch), limits, decoding.search_options())
+            found = self._search(*self.encode(batch), batch, decoding)
         return [
             {
-                "source": self._source.decode(source[:-1]),
+                "source": self._source.decode(source),
                 "translation": self._target.decode(best.tokens),
                 "score": best.score,
                 "source_tokens": len(source) - 1,
                 "target_tokens": len(best.tokens),
             }
-            for source, best in zip(sources, found, strict=True)
+            for source, best in zip(batch["sources"], found, strict=True)
         ]
+
+    def _search(self, state: State, memory: State, batch: Batch, decoding: TranslatorDecoding) -> list[Hypothesis]:
+        limits = [decoding.limit(len(source)) for source in batch["sources"]]
+        return self.decoder.search(state, memory, limits, decoding.search_options())
 
     def explain(self, samples: Sequence[Sample], decoding: DecodingConfig) -> list[Explanation]:
         decoding = cast(TranslatorDecoding, decoding)
         batch = to_device(self.collate(samples), module_device(self))
-        sources, limits = _read(batch, decoding)
         with inference(self):
             state, memory = self.encode(batch)
-            found = self.decoder.search(state, memory, limits, decoding.search_options())
+            found = self._search(state, memory, batch, decoding)
             looks = self.decoder.attend([best.tokens for best in found], state, memory)
         return [
             Alignment(
-                self._source.pieces(source),
+                self._source.pieces(source.tolist()),
                 self._target.pieces([*best.tokens, EOS]),
                 None if looks is None else looks[i][:, : len(source)],
             )
-            for i, (source, best) in enumerate(zip(sources, found, strict=True))
+            for i, (source, best) in enumerate(zip(batch["sources"], found, strict=True))
         ]
 
     def translate(self, sentences: Sequence[str], batch_size: int = 64, **decoding: Any) -> list[str]:
@@ -198,15 +202,6 @@ class Translator(TranslatorInterface, Hybrid):
     @classmethod
     def tallies(cls, records: Sequence[Mapping[str, Any]]) -> dict[str, Tally]:
         return _tallies([record["hypothesis"] for record in records], [record["references"] for record in records])
-
-
-def _read(batch: Batch, decoding: TranslatorDecoding) -> tuple[list[list[int]], list[int]]:
-    """Each source's tokens, end symbol included, and the most tokens of its translation: a device is asked for both at
-    once, before it has anything to compute."""
-    lengths_B = batch["source_length"]
-    numbers_B2 = torch.stack([lengths_B, decoding.limits(lengths_B)], dim=1)
-    rows = torch.cat([numbers_B2, batch["source"]], dim=1).tolist()
-    return [tokens[:length] for length, _, *tokens in rows], [limit for _, limit, *_ in rows]
 
 
 def _tallies(hypotheses: list[str], references: list[list[str]]) -> dict[str, Tally]:

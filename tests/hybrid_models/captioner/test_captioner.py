@@ -15,6 +15,7 @@ from hybrid_models.inputs import Inputs
 from hybrid_models.search import beam
 from hybrid_models.text import PAD
 from tests import tiny
+from tests.hybrid_models.search.captured import captured
 from tests.waits import Waits
 
 SIZE, ENCODER = 32, "test_resnet"
@@ -346,21 +347,40 @@ def test_rows_fit_the_schema_in_order():
     assert all(0 < tokens <= 40 for tokens in table["caption_tokens"].to_pylist())
 
 
-@pytest.mark.parametrize("most", [20, 40])
-def test_a_search_waits_for_its_device_every_eighth_step_and_at_its_ends(monkeypatch, most):
-    """Once for the numbers of frames, once for what was found."""
+@pytest.mark.parametrize("most", [4, 12, 40])
+def test_a_search_waits_for_its_device_every_eighth_step_and_at_its_end(monkeypatch, most):
     model = tiny.captioner()
     batch = model.collate(samples_of(model, with_target=False, frames=2))
     decoding = CaptionerDecoding(min_length=most, max_length=most)
     expected = model.predict(batch, decoding)
-    monkeypatch.setattr(beam, "look_every", lambda device: beam.LOOK_EVERY)
-    assert model.predict(batch, decoding) == expected
+    monkeypatch.setattr(beam, "has_shapes", lambda device: True)
     with Waits() as waits:
         rows = model.predict(batch, decoding)
+    for row, other in zip(rows, expected, strict=True):
+        assert row == {**other, "score": pytest.approx(other["score"], rel=1e-3)}, (
+            "with more places, bfloat16 rounds otherwise"
+        )
     assert [row["caption_tokens"] for row in rows] == [most] * 3
     steps = most + 1
-    assert waits.count == 2 + steps // 8
+    assert waits.count == {5: 1, 13: 2, 41: 5}[steps]
     assert waits.count <= 0.2 * steps
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_steps_of_a_search_are_captured_in_few_shapes(attention):
+    """Of batches of 4, 2 and 1."""
+    model, decoding = build(attention=attention, freeze_encoder=False), CaptionerDecoding(min_length=3)
+    samples = samples_of(model, with_target=False) * 2
+    batches = [model.collate(samples[:count]) for count in (4, 3, 2, 1)]
+    expected = [model.predict(batch, decoding) for batch in batches]
+    with captured() as graphs:
+        found = [model.predict(batch, decoding) for batch in batches]
+        count = graphs.frame_count
+        assert [model.predict(batch, decoding) for batch in batches] == found
+    said = [[[row["caption"] for row in rows] for rows in parts] for parts in (found, expected)]
+    assert said[0] == said[1]
+    assert 3 <= count <= 2 * 3
+    assert graphs.frame_count == count, "no shape is new"
 
 
 def test_caption_takes_images_arrays_and_clips_of_any_size():

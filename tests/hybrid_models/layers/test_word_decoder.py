@@ -195,11 +195,9 @@ def test_a_search_with_multiplied_keys_steps_as_one_with_contexts(cell, tie):
     decoder, state, memory = make("attention", cell, tie)
     decoder.eval()
     plain = decoder.prepare(memory)
-    looked_up = decoder.look_up(plain, torch.tensor([9, 9]), OPTIONS)
+    looked_up = decoder.look_up(plain, [9, 9], OPTIONS)
     assert set(looked_up) == {"mask", "projected", "gates", "readout"}
-    assert decoder.look_up(plain, torch.tensor([1, 2]), OPTIONS) is plain, (
-        "few words are written, so contexts are multiplied"
-    )
+    assert decoder.look_up(plain, [1, 2], OPTIONS) is plain, "few words are written, so contexts are multiplied"
     other = state
     for tokens in (torch.full((B * R,), BOS), torch.arange(4, 4 + B * R), torch.full((B * R,), 7)):
         expected, state = decoder.step(tokens, state, plain)
@@ -255,8 +253,8 @@ def test_a_search_with_multiplied_keys_finds_what_one_with_contexts_does():
     state, options = {"hidden": torch.randn(B, D)}, SearchOptions(BOS, EOS, beam_size=R, never=(PAD, BOS))
     with torch.inference_mode():
         memory = decoder.prepare(memory)
-        assert decoder.look_up(memory, torch.tensor([9, 7]), options) is not memory
-        found = decoder.search(state, memory, torch.tensor([9, 7]), options)
-        expected = search(decoder.step, state, memory, torch.tensor([9, 7]), options)
+        assert decoder.look_up(memory, [9, 7], options) is not memory
+        found = decoder.search(state, memory, [9, 7], options)
+        expected = search(decoder.step, state, memory, [9, 7], options)
     assert [one.tokens for one in found] == [one.tokens for one in expected]
     assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-5)

@@ -15,7 +15,7 @@ from tests.waits import Waits
 
 def run(model, sources, limits, **options):
     state, memory = model.initial(sources)
-    return search(model.step, state, memory, torch.tensor(limits), SearchOptions(START, END, **options))
+    return search(model.step, state, memory, limits, SearchOptions(START, END, **options))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0, 2.0])
@@ -56,13 +56,13 @@ def test_a_score_is_the_normalised_log_probability_of_its_tokens():
         assert hypothesis.score == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("every", [1, 8])
+@pytest.mark.parametrize("shaped", [False, True])
 @pytest.mark.parametrize("alpha", [0.6, 2.0])
-def test_what_comes_after_a_source_is_done_does_not_count(monkeypatch, every, alpha):
+def test_what_comes_after_a_source_is_done_does_not_count(monkeypatch, shaped, alpha):
     """It stays in the batch for a while: alone, and looked at after each step, it would have left at once."""
     model, options = TableModel(60, seed=3), {"beam_size": 4, "length_penalty": alpha, "min_length": 1}
     alone = [run(model, [source], [9], **options)[0] for source in range(60)]
-    monkeypatch.setattr(beam, "look_every", lambda device: every)
+    monkeypatch.setattr(beam, "has_shapes", lambda device: shaped)
     together = run(model, list(range(60)), [9] * 60, **options)
     assert [found.tokens for found in together] == [found.tokens for found in alone]
 
@@ -111,6 +111,31 @@ def test_finished_sources_leave_the_batch():
     model = TableModel(8, end_bias=-50.0)
     run(model, list(range(8)), [1, 1, 1, 1, 1, 1, 1, 6], beam_size=2)
     assert model.rows_seen == [16, 16, 2, 2, 2, 2, 2]
+
+
+def test_where_shapes_count_there_are_few(monkeypatch):
+    """A batch of a power of two; in its second half, which is looked at after eight steps, of the next one that holds
+    those that go on."""
+    model, limits = TableModel(44, end_bias=-50.0), [3] * 35 + [11] * 9
+    expected = run(model, list(range(44)), limits, beam_size=2)
+    model.rows_seen.clear()
+    monkeypatch.setattr(beam, "has_shapes", lambda device: True)
+    assert run(model, list(range(44)), limits, beam_size=2) == expected
+    assert model.rows_seen == [128] * 8 + [32] * 4
+    assert [beam.bucket(n) for n in (1, 2, 3, 4, 5, 64, 65)] == [1, 2, 4, 4, 8, 64, 128]
+    assert [beam.bucket(n, 8) for n in (1, 8, 9)] == [8, 8, 16]
+
+
+def test_memory_gets_places_that_are_masked_where_shapes_count(monkeypatch):
+    memory = {"keys": torch.ones(2, 5, 3), "mask": torch.ones(2, 5, dtype=torch.bool)}
+    assert beam.in_places(memory) is memory
+    monkeypatch.setattr(beam, "has_shapes", lambda device: True)
+    more = beam.in_places(memory)
+    assert {name: tensor.shape for name, tensor in more.items()} == {"keys": (2, 8, 3), "mask": (2, 8)}
+    assert more["mask"].tolist() == [[True] * 5 + [False] * 3] * 2
+    assert torch.equal(more["keys"][:, :5], memory["keys"])
+    assert not more["keys"][:, 5:].any()
+    assert beam.in_places(more) is more
 
 
 def test_few_that_are_finished_stay_since_the_others_would_be_copied():
@@ -169,11 +194,10 @@ def test_the_best_continuations_are_those_of_a_whole_vocabulary(vocabulary, coun
     )
 
 
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("every", [1, 8])
-def test_a_search_waits_for_its_device_every_few_steps_only(monkeypatch, every, known):
-    """Not after the last one. And once more for what it has found, and for limits that the host does not know."""
-
+@pytest.mark.parametrize("shaped", [False, True])
+@pytest.mark.parametrize("most", [4, 7, 8, 12, 39])
+def test_a_search_waits_for_its_device_every_few_steps_only(monkeypatch, most, shaped):
+    """And after the last one, for all that it has found."""
     waits = Waits()
 
     class Model(TableModel):
@@ -181,16 +205,16 @@ def test_a_search_waits_for_its_device_every_few_steps_only(monkeypatch, every, 
             with waits.ignored():
                 return super().step(tokens, state, memory)
 
-    model, limits = Model(10, end_bias=-50.0), [39] * 9 + [3]
+    model, limits = Model(10, end_bias=-50.0), [most] * 9 + [3]
     model.table = model.table.repeat(1, 4, 1, 1, 1)
     options = {"beam_size": 3, "no_repeat": 9, "min_length": 2, "never": (START,)}
     expected = run(model, list(range(10)), limits, **options)
-    monkeypatch.setattr(beam, "look_every", lambda device: every)
+    monkeypatch.setattr(beam, "has_shapes", lambda device: shaped)
     state, memory = model.initial(list(range(10)))
-    limits = limits if known else torch.tensor(limits)
     with waits:
         found = search(model.step, state, memory, limits, SearchOptions(START, END, **options))
     assert found == expected
     steps = max(len(hypothesis.tokens) for hypothesis in found) + 1
-    assert steps == 40
-    assert waits.count == (steps - 1) // every + 1 + (not known)
+    assert steps == most + 1
+    assert waits.count == ({5: 1, 8: 1, 9: 1, 13: 2, 40: 5}[steps] if shaped else steps)
+    assert not shaped or waits.count <= 0.2 * steps

@@ -36,20 +36,8 @@ def test_drawn_outputs_keep_to_their_length_and_words():
     assert sample_words(model.step, state, memory, 4, options, 2) == [[[3] * 4] * 2] * 3
 
 
-def test_other_texts_are_read_with_the_drawn_ones():
-    model = TableModel(2, end_bias=-50.0)
-    state, memory = model.initial([0, 1])
-    beside = torch.tensor([[[START, 2, END, 0, 0], [0, 0, 0, 0, 0]], [[START, 3, 2, 3, END], [START, 2, 3, 2, 3]]])
-    options = SearchOptions(START, END, never=(START, 2))
-    found = sample_words(model.step, state, memory, 3, options, 2, beside)
-    assert found == [
-        [[3] * 3, [3] * 3, [START, 2, END], [0] * 5],
-        [[3] * 3, [3] * 3, [START, 3, 2, 3, END], [START, 2, 3, 2, 3]],
-    ]
-
-
-@pytest.mark.parametrize(("every", "looks"), [(1, 9), (4, 2), (8, 1)])
-def test_drawing_waits_for_its_device_every_few_steps_and_for_its_texts(monkeypatch, every, looks):
+@pytest.mark.parametrize(("every", "looks"), [(1, 10), (4, 3), (8, 2)])
+def test_drawing_waits_for_its_device_every_few_steps(monkeypatch, every, looks):
     waits, options = Waits(), SearchOptions(START, END)
 
     class Model(TableModel):
@@ -57,18 +45,17 @@ def test_drawing_waits_for_its_device_every_few_steps_and_for_its_texts(monkeypa
             with waits.ignored():
                 return super().step(tokens, state, memory)
 
-    def drawn(beside=None):
+    def drawn():
         model = Model(3, end_bias=-2.0)
         torch.manual_seed(2)
-        return sample_words(model.step, *model.initial([0, 1, 2]), 10, options, 4, beside)
+        return sample_words(model.step, *model.initial([0, 1, 2]), 10, options, 4)
 
     expected = drawn()
     assert len({len(text) for group in expected for text in group}) > 1
     monkeypatch.setattr(sampling, "look_every", lambda device: every)
     with waits:
-        found = drawn(torch.zeros(3, 1, 2, dtype=torch.long))
-    assert [group[:4] for group in found] == expected
-    assert waits.count == looks + 1
+        assert drawn() == expected
+    assert waits.count == looks
 
 
 @pytest.mark.parametrize(("uniform", "output"), [(0.0, [END]), (1 - 2**-24, [2, 2, 2])])

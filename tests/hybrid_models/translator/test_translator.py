@@ -13,6 +13,7 @@ from hybrid_models.search import beam
 from hybrid_models.text import BOS, EOS, PAD, Tokenizer, written_places
 from hybrid_models.translator.translator import TOKENIZER, Translator, TranslatorConfig, TranslatorDecoding
 from tests import tiny
+from tests.hybrid_models.search.captured import captured
 from tests.waits import Waits
 
 PAIRS = {
@@ -192,27 +193,45 @@ def test_predict_leaves_mode_and_gradients_as_they_were():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("most", [20, 40])
-def test_a_search_waits_for_its_device_every_eighth_step_and_at_its_ends(monkeypatch, most):
-    """Once for sources and limits, once for what was found."""
+@pytest.mark.parametrize("most", [4, 12, 40])
+def test_a_search_waits_for_its_device_every_eighth_step_and_at_its_end(monkeypatch, most):
     model = tiny.translator()
     preprocess = model.preprocess(model.config, model.assets)
     batch = model.collate([preprocess(Inputs(None, {"en": text}), False) for text in tiny.sentences(6)])
     decoding = TranslatorDecoding(min_length=most, max_length=most, max_length_extra=most)
     expected = model.predict(batch, decoding)
-    monkeypatch.setattr(beam, "look_every", lambda device: beam.LOOK_EVERY)
+    monkeypatch.setattr(beam, "has_shapes", lambda device: True)
     assert model.predict(batch, decoding) == expected
     with Waits() as waits:
         rows = model.predict(batch, decoding)
     assert [row["target_tokens"] for row in rows] == [most] * 6
     steps = most + 1
-    assert waits.count == 2 + steps // 8
+    assert waits.count == {5: 1, 13: 2, 41: 5}[steps]
     assert waits.count <= 0.2 * steps
+
+
+def test_steps_of_a_search_are_captured_in_few_shapes():
+    """Of batches of 8, 4, 2 and 1, and sources whose length in tokens is a multiple of eight."""
+    model, decoding = tiny.translator(), TranslatorDecoding(max_length=40)
+    preprocess, texts = model.preprocess(model.config, model.assets), tiny.sentences(40)
+    batches = [
+        model.collate([preprocess(Inputs(None, {"en": text}), False) for text in texts[first:last]])
+        for first, last in [(0, 8), (8, 15), (20, 26), (3, 8), (7, 10), (11, 12), (30, 38)]
+    ]
+    expected = [model.predict(batch, decoding) for batch in batches]
+    with captured() as graphs:
+        assert [model.predict(batch, decoding) for batch in batches] == expected
+        count = graphs.frame_count
+        assert [model.predict(batch, decoding) for batch in batches] == expected
+    widths = {-(-batch["source"].shape[1] // 8) for batch in batches}
+    assert 8 < count <= 2 * 4 * len(widths)
+    assert graphs.frame_count == count, "no shape is new"
 
 
 def test_length_limits():
     decoding = TranslatorDecoding(max_length_ratio=1.5, max_length_extra=2, max_length=20)
-    assert decoding.limits(torch.tensor([1, 4, 100])).tolist() == [3, 8, 20]
+    assert list(map(decoding.limit, [1, 4, 100])) == [3, 8, 20]
+    assert TranslatorDecoding(max_length_ratio=0.0, max_length_extra=0).limit(7) == 1
 
 
 # ---- judgement and configuration ----
