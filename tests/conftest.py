@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,20 @@ def s3(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
     """URI of a prefix of this test's own on the S3 store."""
     name = "".join(c if c.isalnum() else "-" for c in request.node.nodeid)[-80:].strip("-")
     return f"s3://{BUCKET}/{name}"
+
+
+@pytest.fixture
+def with_keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Mapping[str, str]], None]]:
+    """Lets this process reach the S3 store by other keys."""
+    import s3fs
+
+    def change(keys: Mapping[str, str]) -> None:
+        for name, value in keys.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    yield change
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")

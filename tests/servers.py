@@ -24,6 +24,9 @@ from botocore.exceptions import BotoCoreError
 ACCESS_KEY = "test-access-key"
 SECRET_KEY = "test-secret-key"
 BUCKET = "lake"
+GUEST_KEYS = {"AWS_ACCESS_KEY_ID": "guest-access-key", "AWS_SECRET_ACCESS_KEY": "guest-secret-key"}
+GUESTS = "guests"
+"""Guests may list the bucket, and read what is below this prefix."""
 
 
 class Server:
@@ -86,7 +89,13 @@ class S3Server(Server):
             "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
-        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        access, secret = GUEST_KEYS.values()
+        guest = {
+            "name": "guest",
+            "credentials": [{"accessKey": access, "secretKey": secret}],
+            "actions": [f"List:{BUCKET}", f"Read:{BUCKET}/{GUESTS}/*"],
+        }
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity, guest]}))
         self._ports = free_ports(4)
         self.endpoint = f"http://{host}:{self._ports[3]}"
 

@@ -48,7 +48,9 @@ ROW_BYTES = 700
 HELD = 3
 """Times that an address is there: as it stands in the row, as a name, in what is wrong with it."""
 MOST_CHARACTERS = 4096
-"""Of an address: a path on a disk has no more, an object's name a quarter of it."""
+"""Of an address: a path on a disk has no more."""
+MOST_NAME = 1024
+"""Bytes of an object's name in a store, without its bucket: to ask for a longer one is an error of its own."""
 
 
 def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS, cut: bool = False) -> list[Shard]:
@@ -169,9 +171,11 @@ def _member(row: dict[str, Any], number: int, manifest: str, allowed: Sequence[s
     return Member(uri, 0, "", row["sample_id"], row["fields"], problem or "", row["lost_rows"])
 
 
-def _as_it_is(member: Member, file: storage.FileInfo | None) -> Member:
+def _as_it_is(member: Member, file: storage.FileInfo | storage.ForbiddenError | None) -> Member:
     if member.problem:
         return member
+    if isinstance(file, storage.ForbiddenError):
+        return replace(member, problem=str(objects.forbidden(file)))
     if file is None:
         return replace(member, problem=f"ObjectMissing: there is no {member.uri}")
     return replace(member, size=file.size, etag=file.etag)
@@ -228,7 +232,9 @@ def _allowed(address: str, manifest: str, allowed: Iterable[str]) -> str:
     path = given.partition("://")[2]
     if posixpath.normpath(path) != path:  # in a store, `..` is a name like any other: it is read by nobody
         raise refused
-    return given
+    if len(path.partition("/")[2].encode(errors="surrogatepass")) > MOST_NAME:
+        raise ValueError(f"AddressNotAllowed: no object's name has more than {MOST_NAME:,} bytes")
+    return place
 
 
 @dataclass(frozen=True)

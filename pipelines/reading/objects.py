@@ -29,6 +29,9 @@ CLIP = 16
 AHEAD = 16
 """Objects that are fetched at once, before they are asked for."""
 AHEAD_BYTES = 64 << 20
+FORBIDDEN = 8
+"""So many objects of a group that nobody gives us, one after the other, are no matter of these objects: the night
+stops, so that no row of it says what was true for a while only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ def as_listed(member: Member, opened: bool = False) -> Iterator[None]:
         opened: it was in this state when it was opened; a store refuses to read on in another one, a disk does not.
 
     Raises:
-        BadSample: it vanished, or was replaced.
+        BadSample: it vanished, was replaced, or is not given to us.
         StorageError: the store failed; worth a new start.
     """
     try:
@@ -154,10 +157,17 @@ def as_listed(member: Member, opened: bool = False) -> Iterator[None]:
             raise _changed(member)
     except FileNotFoundError:
         raise _gone(member) from None
+    except storage.ForbiddenError as reason:
+        raise forbidden(reason) from None
 
 
 def _gone(member: Member) -> BadSample:
     return BadSample("ObjectGone", f"{member.uri} was removed after it had been listed")
+
+
+def forbidden(reason: storage.ForbiddenError) -> BadSample:
+    """The error row of an object that its store does not give to us."""
+    return BadSample("ObjectForbidden", f"{reason}: allow it to be read, or take it from the input")
 
 
 def _changed(member: Member) -> BadSample:
@@ -175,13 +185,15 @@ class Fetched:
     def __init__(self, members: Sequence[Member], limits: Limits) -> None:
         self._members, self._limits = members, limits
         self._coming: dict[int, Future[bytes | None]] = {}
+        self._forbidden = 0
+        """So many were, one after the other."""
 
     def read(self, number: int) -> bytes:
         """The bytes of one of them, as it was listed.
 
         Raises:
-            BadSample: it is not to be read, is too large, vanished, or was replaced.
-            StorageError: the store failed; worth a new start.
+            BadSample: it is not to be read, is too large, vanished, was replaced, or is not given to us.
+            StorageError: the store failed, or gives us none of these any more; worth a new start.
         """
         held = 0
         for ahead in range(number, min(number + AHEAD, len(self._members))):
@@ -202,6 +214,12 @@ class Fetched:
             )
         except FileNotFoundError:
             raise _gone(member) from None
+        except storage.ForbiddenError as reason:
+            self._forbidden += 1
+            if self._forbidden >= FORBIDDEN:
+                raise
+            raise forbidden(reason) from None
+        self._forbidden = 0
         if data is None:
             raise _changed(member)
         return data

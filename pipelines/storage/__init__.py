@@ -4,7 +4,7 @@ URIs are plain paths (`./lake`), `file://…`, `s3://bucket/prefix`, or any othe
 configured by the standard variables alone: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION.
 """
 
-from pipelines.storage.addresses import StorageError, absolute, failed, is_local, join
+from pipelines.storage.addresses import ForbiddenError, StorageError, absolute, failed, is_local, join
 from pipelines.storage.listing import GLOB, StoredFile, list_all, list_files, list_folders
 from pipelines.storage.lookup import FileInfo, exists, info, look_up, wait_for
 from pipelines.storage.reading import (
@@ -23,6 +23,7 @@ __all__ = [
     "GLOB",
     "READ_BUFFER",
     "FileInfo",
+    "ForbiddenError",
     "StorageError",
     "StoredFile",
     "absolute",

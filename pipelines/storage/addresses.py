@@ -20,10 +20,18 @@ CLIENT = {
 """Of the S3 client: what it says of itself is not made up anew for each request, which takes longer than sending it;
 and with ten connections, its default, no more requests are under way at a time, however many are asked for."""
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+FORBIDDEN = {"AccessDenied", "AllAccessDisabled", "InvalidObjectState"}
+"""What S3 says where it refuses an object to somebody whom it knows; the last one of those that are archived."""
+UNSAID = "403"
+"""Its answer without a reason, as to all requests for an object's state."""
 
 
 class StorageError(RuntimeError):
     """Object storage could not do what was asked; the message names the object, the operation and the cause."""
+
+
+class ForbiddenError(StorageError):
+    """The store knows who asks, and does not give this one object."""
 
 
 def is_local(uri: str) -> bool:
@@ -61,7 +69,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         if uri.startswith("s3://"):
             options["config_kwargs"] = CLIENT
         return cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.core.url_to_fs(absolute(uri), **options))
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, TypeError) as error:  # the last where a store cannot be named by an address
         hint = " (pip install 'hybrid-pipelines[s3]')" if uri.startswith("s3://") else ""
         raise UsageError(f"cannot open {uri}: {shown(str(error))}{hint}") from error
 
@@ -75,9 +83,37 @@ def failed(operation: str, uri: str, error: Exception) -> StorageError:
     """An error of a store's client as one line: what was tried on which object, why it failed, what to check."""
     text = ANSI.sub("", str(error))
     cause = ": ".join(line.strip(" ↳") for line in text.splitlines() if line.strip())[:400] or type(error).__name__
+    told = f"cannot {operation} {shown(uri)}: {shown(cause)}"
+    if isinstance(error, PermissionError) and _is_forbidden(uri, error):
+        return ForbiddenError(told)
     hint = ""
     if isinstance(error, PermissionError) or "AccessKey" in cause or "Signature" in cause:
         hint = "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     elif re.search(r"connect\b|credentials", cause, re.IGNORECASE):
         hint = "; check AWS_ENDPOINT_URL and the AWS_… credentials"
-    return StorageError(f"cannot {operation} {shown(uri)}: {shown(cause)}{hint}")
+    return StorageError(f"{told}{hint}")
+
+
+def _is_forbidden(uri: str, error: PermissionError) -> bool:
+    """Whether it is this object that nobody gives us, and not that our keys are wrong, or too old."""
+    if is_local(uri):
+        return True
+    code = _code(error)
+    if code == UNSAID and uri.startswith("s3://"):
+        fs, path = filesystem(uri)
+        bucket, key, _ = fs.split_path(path)
+        try:
+            fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+        except PermissionError as refused:
+            code = _code(refused)
+        except Exception:  # it does not matter why: the first error is what is told
+            return False
+        else:
+            return True
+    return code in FORBIDDEN
+
+
+def _code(error: BaseException) -> str:
+    """The name that S3 has for an error."""
+    response = getattr(error.__cause__, "response", {})
+    return str(response.get("Error", {}).get("Code", ""))

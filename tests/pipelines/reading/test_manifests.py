@@ -4,7 +4,8 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pipelines.reading.manifests import address_of, list_input, list_members, li
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import NoShardsError, Shard, list_shards
 from tests import tiny
+from tests.servers import BUCKET, GUEST_KEYS, GUESTS
 
 NAMED = InputOptions(uri_column="photo")
 
@@ -107,6 +109,38 @@ def test_every_row_of_a_manifest_is_a_row(place: str, suffix: str) -> None:
     assert found[5]["object"] == f"{place}/night{suffix}#5"
 
 
+@pytest.mark.parametrize("many", [1, 120])
+def test_an_object_that_is_not_given_to_us_costs_its_row(
+    s3: str, with_keys: Callable[[Mapping[str, str]], None], many: int
+) -> None:
+    """As where a stranger names what we may not see, or a policy keeps something from us."""
+    ours, shut = s3.replace(f"{BUCKET}/", f"{BUCKET}/{GUESTS}/"), f"{s3}/shut.jpg"
+    for uri in (f"{ours}/a.jpg", shut):
+        storage.write_bytes(uri, b"x")
+    addresses = ["a.jpg", shut, *(f"gone-{n}.jpg" for n in range(many - 1))]
+    storage.write_bytes(f"{ours}/m.jsonl", written([{"photo": address} for address in addresses], ".jsonl"))
+    with_keys(GUEST_KEYS)
+    found = rows_of(list_input(f"{ours}/m.jsonl", NAMED))
+    assert [row["media"] for row in found if row["error"] is None] == [b"x"]
+    told = Counter(row["error"].partition(":")[0] for row in found if row["error"])
+    assert told == Counter(ObjectForbidden=1, ObjectMissing=many - 1)
+    (forbidden,) = (row["error"] for row in found if row["object"] == shut)
+    assert forbidden == (
+        f"ObjectForbidden: cannot look up {shut}: Forbidden: allow it to be read, or take it from the input"
+    )
+
+
+@pytest.mark.parametrize("name", [*GUEST_KEYS])
+def test_keys_that_are_wrong_are_no_matter_of_an_object(
+    s3: str, with_keys: Callable[[Mapping[str, str]], None], name: str
+) -> None:
+    storage.write_bytes(f"{s3}/a.jpg", b"x")
+    with_keys({name: "wrong"})
+    with pytest.raises(storage.StorageError, match="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") as caught:
+        storage.look_up({f"{s3}/a.jpg"})
+    assert not isinstance(caught.value, storage.ForbiddenError)
+
+
 def test_references_are_shards_or_manifests_where_the_input_has_manifests(tmp_path: Path) -> None:
     storage.write_bytes(f"{tmp_path}/photos/a.jpg", b"x")
     storage.write_bytes(f"{tmp_path}/photos/b.tar", b"")
@@ -147,6 +181,11 @@ def test_in_a_store_the_bucket_of_the_manifest_is_allowed() -> None:
     manifest, allowed = "s3://lake/lists/m.jsonl", [places.place("s3://lake")]
     assert address_of("s3://lake/photos/a b+ü.jpg", manifest, allowed) == "s3://lake/photos/a b+ü.jpg"
     assert address_of("x/a.jpg", manifest, allowed) == "s3://lake/lists/x/a.jpg"
+    assert address_of("S3://lake/x/a.jpg", manifest, allowed) == "s3://lake/x/a.jpg"
+    assert address_of("y" * 1018, manifest, allowed).endswith("lists/" + "y" * 1018)
+    for long in ("y" * 1019, "ü" * 510, "\ud800" * 400):
+        with pytest.raises(ValueError, match="AddressNotAllowed: no object's name has more than 1,024 bytes"):
+            address_of(long, manifest, allowed)
     for bad in (
         "s3://lake2/a.jpg", "s3://lake", "s3://lake/", "s3://lake/../other/a.jpg", "s3://lake/x/../a.jpg", "../a.jpg",
         "/etc/passwd/../a.jpg", "file:///etc/passwd", "s3a://lake/a.jpg", "s3://user:secret@lake/a.jpg",

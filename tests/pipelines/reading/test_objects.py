@@ -1,7 +1,10 @@
 """Lone objects in groups: each in one, of bounded size, and a change is a matter of one group."""
 
+import os
+import tempfile
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,8 @@ from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.reading import objects
 from pipelines.reading.limits import Limits
-from pipelines.reading.objects import GROUP_BYTES, GROUP_OBJECTS, Fetched, Member, fetch, group
+from pipelines.reading.objects import GROUP_BYTES, GROUP_OBJECTS, Fetched, Member, as_listed, fetch, group
+from tests.servers import BUCKET, GUEST_KEYS, GUESTS
 
 
 def member(number: int, size: int = 1000, etag: str = "1") -> Member:
@@ -116,6 +120,47 @@ def test_a_store_that_is_away_is_nobodys_bad_row(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(storage, "finish_reading", lambda file, reading, again: away(file))
     with pytest.raises(storage.StorageError):
         fetch(one, Limits())
+
+
+def test_an_object_that_is_not_given_to_us_costs_its_row_and_many_in_a_row_the_night(
+    s3: str, with_keys: Callable[[Mapping[str, str]], None]
+) -> None:
+    """Or, where a policy was changed for an hour, all rows of the night would say so for good."""
+    ours, shut = s3.replace(f"{BUCKET}/", f"{BUCKET}/{GUESTS}/"), f"{s3}/shut.jpg"
+    one, other = listed(f"{ours}/a.jpg", b"abc"), listed(shut, b"abc")
+    with_keys(GUEST_KEYS)
+    members = [other, one] * 2 * objects.FORBIDDEN + [other] * objects.FORBIDDEN
+    fetched = Fetched(members, Limits())
+    told = f"ObjectForbidden: cannot (look up|read) {shut}: Forbidden: allow it to be read, or take it from the input"
+    for number, each in enumerate(members[:-1]):
+        if each == one:
+            assert fetched.read(number) == b"abc"
+        else:
+            with pytest.raises(BadSample, match=told):
+                fetched.read(number)
+    with pytest.raises(storage.ForbiddenError):
+        fetched.read(len(members) - 1)
+    with pytest.raises(BadSample, match=told), as_listed(other), storage.open_input(shut) as stream:
+        stream.read()
+
+
+def test_a_file_that_is_not_ours_costs_its_row() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jpg"
+        one = listed(str(path), b"abc")
+        path.chmod(0)
+        Path(folder).chmod(0o755)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(
+                BadSample, match=r"ObjectForbidden: .*Permission denied.*: allow it to be read"
+            ) as caught:
+                fetch(one, Limits())
+        finally:
+            os.seteuid(user)
+    assert "AWS" not in str(caught.value)
 
 
 def test_an_answer_that_breaks_off_is_counted(

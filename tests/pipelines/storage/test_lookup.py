@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 import pytest
 
 from hybrid_models.errors import UsageError
@@ -44,6 +46,7 @@ def test_a_store_is_waited_for_until_it_answers(monkeypatch: pytest.MonkeyPatch)
 def test_many_objects_are_looked_up_as_one_by_one(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In folders with few of them, and in those that are listed instead; what is not there is left out."""
     monkeypatch.setattr(lookup, "LIST_FROM", 3)
+    monkeypatch.setattr(lookup, "PAGE", 2)
     names = ["few/a.jpg", "few/b.jpg", "many/a.jpg", "many/b.jpg", "many/c.jpg", "many/deep/d.jpg"]
     for name in names:
         storage.write_bytes(f"{place}/{name}", name.encode())
@@ -51,3 +54,31 @@ def test_many_objects_are_looked_up_as_one_by_one(place: str, monkeypatch: pytes
     uris = [f"{place}/{name}" for name in names]
     assert storage.look_up({*uris, *absent}) == {uri: storage.info(uri) for uri in uris}
     assert storage.look_up({f"{place}/{folder}/{n}" for folder in ("gone", "few/a.jpg") for n in range(3)}) == {}
+
+
+def test_a_folder_with_many_others_is_not_listed_to_its_end(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short manifest may name some objects of a folder of ten million."""
+    monkeypatch.setattr(lookup, "LIST_FROM", 4)
+    monkeypatch.setattr(lookup, "PAGE", 2)
+    names = [f"{n:02d}.jpg" for n in range(40)]
+    for name in names:
+        storage.write_bytes(f"{s3}/{name}", name.encode())
+    pages: list[int] = []
+    of_a_folder = lookup._pages
+
+    def counted(folder: str, first: str) -> Iterator[list[storage.FileInfo]]:
+        for page in of_a_folder(folder, first):
+            pages.append(len(page))
+            yield page
+
+    monkeypatch.setattr(lookup, "_pages", counted)
+    for wanted, seen in ((names[10:14], 3), (names[::10], 5), (names[36:], 2), (names, 14)):
+        pages.clear()
+        uris = {f"{s3}/{name}" for name in wanted}
+        assert storage.look_up({*uris, f"{s3}/{wanted[0]}-gone"}) == {uri: storage.info(uri) for uri in uris}
+        assert len(pages) == seen, wanted
+
+
+def test_a_store_that_needs_more_than_an_address_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"cannot open github://x/a\.jpg: "):
+        storage.info("github://x/a.jpg")
