@@ -213,10 +213,12 @@ class Captioner(CaptionerInterface, VisualHybrid):
         ]
 
     def _places(self, looks: np.ndarray, sample: Sample) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Weights [words,places] of memory's places as those of the grid [words,h,w] and of the frames [words,T]."""
+        """Weights [words,places] of memory's places as those of the grid [words,h,w] and of the frames [words,T], which
+        tell nothing of one frame."""
         side = math.isqrt(self.encoder.cells)
         grid = looks[:, -(side**2) :].reshape(-1, side, side)
-        return grid, None if self.frame_keys is None else looks[:, : len(sample["frames"])]
+        count = len(sample["frames"])
+        return grid, None if self.frame_keys is None or count == 1 else looks[:, :count]
 
     def caption(
         self, images: Sequence[Any], batch_size: int = 32, frame_rate: float | None = None, **decoding: Any

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Self, cast
 
+import timm  # not where an encoder is built: older versions of torch load their compiler then, and not while sketched
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -40,8 +41,6 @@ class Encoder(nn.Module):
     """Of which weights, each in which state, and what became of them; no module of this one, and never saved."""
 
     def __init__(self, model: str, image_size: int) -> None:
-        import timm  # takes a second and more: decoding and the command line do without
-
         super().__init__()
         self.name = model
         if not timm.is_model(model):  # `hf-hub:…` would be fetched, `local-dir:…` be read
@@ -64,8 +63,6 @@ class Encoder(nn.Module):
 
     def _fetch(self) -> Mapping[str, Tensor]:
         try:
-            import timm
-
             state: Mapping[str, Tensor] = timm.create_model(self.name, pretrained=True, num_classes=0).state_dict()
             return state
         except Exception as error:  # network, hub and timm errors alike

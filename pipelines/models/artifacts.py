@@ -103,8 +103,9 @@ class Artifact:
             UsageError: the weights do not belong to the configuration; names what is missing or differs.
         """
         found = shapes(self.files[WEIGHTS], self.model)
-        check_size(lambda: self.hybrid_class(self.config, self.assets), found, self.model)
-        hybrid = self.hybrid_class(self.config, self.assets)
+        hybrid_class = self.hybrid_class  # imported before it is sketched
+        check_size(lambda: hybrid_class(self.config, self.assets), found, self.model)
+        hybrid = hybrid_class(self.config, self.assets)
         load_state(hybrid, self.files[WEIGHTS], self.model)
         hybrid.decoding = self.decoding
         return hybrid.eval()

@@ -92,7 +92,7 @@ def _gaze(shown: Gaze) -> Files:
     """A photograph, or a clip's frames with their times; then once for each word, lit where the model looked: of a clip
     whose frames are averaged, on the middle one."""
     count = len(shown.frames)
-    if shown.frame_weights is not None and count > 1:
+    if shown.frame_weights is not None:
         words = list(zip(shown.words, shown.frame_weights, strict=True))
         tiles = [*shown.frames, *(tile for _, weights in words for tile in _dimmed(shown.frames, weights))]
         titles = [*_times(shown), *(text for word, _ in words for text in (word, *[""] * (count - 1)))]
