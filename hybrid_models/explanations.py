@@ -32,8 +32,8 @@ class Gaze:
         said: the caption, or the label and how sure that is.
         words: the caption's tokens.
         weights: float32 [words, rows, columns], over the grid averaged over the frames; none without attention.
-        frame_weights: float32 [words, T], over the frames; none where nothing reads them in order. Of each word, both
-            together sum to 1.
+        frame_weights: float32 [words, T], over the frames; none where nothing reads them in order, or there is one. Of
+            each word, both together sum to 1.
         times: float32 [T], seconds from the clip's first frame, where they are known.
     """
 

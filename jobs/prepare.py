@@ -62,8 +62,9 @@ class Folder:
     """Folder or URI for the splits train, val and test."""
     file_column: str = ""
     """Column with the path below the folder; by default file, file_name, filename, image, video or path."""
-    caption_column: str = "caption"
-    """Column with a caption, in as many rows of a file as it has captions, or with a list of them."""
+    caption_column: str = ""
+    """Column with a caption, in as many rows of a file as it has captions, or with a list of them;
+    by default caption or captions."""
     group_column: str = ""
     """What belongs together and so into one split: a scene, a person, a product. By default equal files are."""
     val: float = 0.1
@@ -92,8 +93,9 @@ class Manifest:
     out: str
     """Folder or URI for the splits train, val and test."""
     named: Input = field(default_factory=InputOptions)
-    caption_column: str = "caption"
-    """Column with a caption, in as many rows of an address as it has captions, or with a list of them."""
+    caption_column: str = ""
+    """Column with a caption, in as many rows of an address as it has captions, or with a list of them;
+    by default caption or captions."""
     group_column: str = ""
     """What belongs together and so into one split: a scene, a person, a product. By default equal objects are."""
     val: float = 0.1

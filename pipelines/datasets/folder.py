@@ -28,7 +28,8 @@ SPLITS = ("test", "val", "train")
 FILE_COLUMNS = ("file", "file_name", "filename", "image", "video", "path")
 """Columns that may name the file where none is named."""
 LIST_COLUMN = "captions"
-"""Column with a list of captions, where none with one of them is named."""
+"""Column with a list of captions, where there is none with one of them."""
+CAPTION_COLUMN = "caption"
 SHOWN = 3
 
 
@@ -38,12 +39,12 @@ class Columns:
 
     Args:
         file: the path of a photograph or clip below the folder; by default the first of `FILE_COLUMNS` that is there.
-        caption: a caption, one a row, or a list of them.
+        caption: a caption, one a row, or a list of them; by default `caption` or `captions`, if they are there.
         group: what belongs together and so into one split, such as a scene or a person; equal content by default.
     """
 
     file: str = ""
-    caption: str = "caption"
+    caption: str = ""
     group: str = ""
 
 
@@ -219,10 +220,10 @@ def read_table(uri: str, columns: Columns) -> dict[str, Described]:
 
     `.csv`, `.tsv`: a header, then a row for each file or each of its captions. `.jsonl`: an object a line. `.json`: a
     list of such objects; or an object of file → caption, captions, or such an object; or COCO's `images` and
-    `annotations`.
+    `annotations` of captions, whose images' fields are columns, too.
 
     Raises:
-        UsageError: it is not there, of another kind or damaged, or does not name files.
+        UsageError: it is not there, of another kind or damaged, does not name files, or lacks a column that is named.
     """
     kind = uri.lower().rpartition(".")[2]
     if kind not in ("csv", "tsv", "json", "jsonl"):
@@ -254,12 +255,24 @@ def _objects(text: str, kind: str) -> list[dict[str, Any]]:
     if isinstance(value, list):
         return [dict(each) for each in value]
     if "images" in value and "annotations" in value:
-        names = {image["id"]: image["file_name"] for image in value["images"]}
-        return [{"file": names[each["image_id"]], "caption": each["caption"]} for each in value["annotations"]]
+        return _coco(value["images"], value["annotations"])
     return [
-        {"file": name, **said} if isinstance(said, dict) else {"file": name, "caption": said}
+        {"file": name, **said} if isinstance(said, dict) else {"file": name, CAPTION_COLUMN: said}
         for name, said in value.items()
     ]
+
+
+def _coco(images: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if not all("caption" in each for each in annotations):
+        raise ValueError("its annotations are no captions; give labels as a column of another table")
+    known = {
+        image["id"]: {
+            **{key: value for key, value in image.items() if key not in ("id", "file_name")},
+            "file": image["file_name"],
+        }
+        for image in images
+    }
+    return [{**known[each["image_id"]], CAPTION_COLUMN: each["caption"]} for each in annotations]
 
 
 def _by_file(rows: Sequence[Mapping[str, Any]], uri: str, columns: Columns) -> dict[str, Described]:
@@ -267,21 +280,23 @@ def _by_file(rows: Sequence[Mapping[str, Any]], uri: str, columns: Columns) -> d
     if not known or known[0] not in rows[0]:
         told = f"'{columns.file}'" if columns.file else f"one of {', '.join(FILE_COLUMNS)}"
         raise UsageError(f"{uri} has no column {told} that names files; it has {', '.join(map(str, rows[0]))}")
-    if columns.group in (known[0], columns.caption):
+    said_in = [columns.caption] if columns.caption else [CAPTION_COLUMN, LIST_COLUMN]
+    if columns.group in (known[0], *said_in):
         raise UsageError(f"`group_column` '{columns.group}' names files or captions: another column is to group by")
-    if columns.group and not any(columns.group in row for row in rows):
-        raise UsageError(f"{uri} has no column '{columns.group}' to group by; it has {', '.join(map(str, rows[0]))}")
+    for column, use in ((columns.group, "to group by"), (columns.caption, "of captions")):
+        if column and not any(column in row for row in rows):
+            raise UsageError(f"{uri} has no column '{column}' {use}; it has {', '.join(map(str, rows[0]))}")
     described: dict[str, Described] = {}
     for number, row in enumerate(rows):
         name = row.get(known[0])
         if not isinstance(name, str) or not name:
             raise UsageError(f"{uri}: row {number + 1} names no file in '{known[0]}'")
         said = described.setdefault(name.removeprefix("./"), Described())
-        texts = row.get(columns.caption, row.get(LIST_COLUMN)) or []
+        texts = next((row[name] for name in said_in if name in row), None) or []
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UsageError(f"{uri}: row {number + 1} has neither a text nor a list of texts for a caption")
         said.captions += texts
-        rest = {key: value for key, value in row.items() if key not in (known[0], columns.caption, LIST_COLUMN)}
+        rest = {key: value for key, value in row.items() if key not in (known[0], *said_in)}
         said.fields = {**rest, **said.fields}
     return described

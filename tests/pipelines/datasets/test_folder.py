@@ -175,9 +175,13 @@ def test_new_files_move_no_others_from_split_to_split() -> None:
         {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}, {"id": 3, "file_name": "c.jpg"}],
          "annotations": [{"image_id": 1, "caption": "one"}, {"image_id": 2, "caption": "two"},
                          {"image_id": 3, "caption": "four"}, {"image_id": 2, "caption": "three"}]},
+        {"images": [{"id": "a", "file_name": "a.jpg", "label": "y"}, {"id": "b", "file_name": "b.jpg", "file": "no"},
+                    {"id": "c", "file_name": "c.jpg", "label": "x"}],
+         "annotations": [{"image_id": "a", "caption": "one"}, {"image_id": "b", "caption": "two"},
+                         {"image_id": "c", "caption": "four"}, {"image_id": "b", "caption": "three"}]},
     ],
 )  # fmt: skip
-def test_json_in_three_layouts(tmp_path: Path, content: object) -> None:
+def test_json_in_each_layout(tmp_path: Path, content: object) -> None:
     (tmp_path / "said.json").write_text(json.dumps(content))
     found = read_table(str(tmp_path / "said.json"), Columns())
     assert {name: said.captions for name, said in found.items()} == {
@@ -204,6 +208,10 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
     assert "has no column one of file, file_name" in refusal("a.csv", "foto,caption\n1.jpg,x\n")
     assert "has no column 'foto'" in refusal("a.csv", good, Columns(file="foto"))
     assert "has no column 'scene' to group by; it has file, caption" in refusal("a.csv", good, Columns(group="scene"))
+    assert "has no column 'tezt' of captions; it has file, caption" in refusal("a.csv", good, Columns(caption="tezt"))
+    assert "has no column 'text' of captions" in refusal("a.json", '{"a.jpg": "one"}', Columns(caption="text"))
+    labels = '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "category_id": 2}]}'
+    assert "its annotations are no captions; give labels as a column of another table" in refusal("a.json", labels)
     assert "row 2 has not as many columns" in refusal("a.csv", "file,caption\na,b\nc\n")
     assert "row 1 names no file in 'file'" in refusal("a.csv", "file,caption\n,x\n")
     assert "row 1 has neither a text nor a list of texts" in refusal("a.json", '[{"file": "a.jpg", "caption": 7}]')

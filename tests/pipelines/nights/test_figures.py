@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from hybrid_models.explanations import Gaze
 from pipelines import storage
 from pipelines.nights import figures
 from tests import tiny
@@ -24,3 +26,19 @@ def test_the_nights_own_decoding_is_explained(tmp_path: Path, decoding: dict[str
         assert len(words) == figure.row["target_tokens"] + 1, "and the end"
     if decoding:
         assert max(figure.row["target_tokens"] for figure in shown) <= 5
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_captioner_of_frames_in_order_shows_where_it_looked(frames: int) -> None:
+    """In which frame of a clip; in which part of a photograph."""
+    shown = Gaze(
+        frames=np.zeros((frames, 32, 32, 3), np.uint8),
+        said="a dog",
+        words=["a", "dog"],
+        weights=np.full((2, 2, 2), 0.1, np.float32),
+        frame_weights=np.full((2, frames), 0.2, np.float32) if frames > 1 else None,
+    )
+    kind, content = figures.element(shown, {})
+    assert kind == "photograph"
+    assert [word for word, _ in content["lines"]] == (["a", "dog"] if frames > 1 else [])
+    assert [word for word, _ in content["tiles"]] == ([] if frames > 1 else ["a", "dog"])
