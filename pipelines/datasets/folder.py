@@ -160,7 +160,7 @@ def _rows(members: Sequence[Member], described: Mapping[str, Described]) -> Iter
         said = described[member.sample_id]
         captions = {"captions": said.captions} if said.captions else {}
         fields = {"file": member.sample_id, **said.fields, **captions}
-        suffix = str(objects.media_type_of(member.uri))
+        suffix = objects.media_type_of(member.uri) or "txt"
         yield _key(member.sample_id), {suffix: content, "json": json.dumps(fields, ensure_ascii=False).encode()}
 
 

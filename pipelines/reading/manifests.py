@@ -1,4 +1,5 @@
-"""Manifests: tables of addresses, each row of which names a photograph, clip or array; its other columns are fields.
+"""Manifests: tables of addresses, each row of which names a photograph, clip, array or text; its other columns are
+fields.
 
 A manifest may come from a stranger, so it cannot name what it likes: only what lies below addresses that are allowed.
 It is read in the jail, as any shard is; nothing that it says is opened before it is judged.
@@ -166,8 +167,8 @@ def _member(row: dict[str, Any], number: int, manifest: str, allowed: Sequence[s
             uri = address_of(row["address"], manifest, allowed)
         except ValueError as error:
             problem = str(error)
-    if problem is None and objects.media_type_of(uri) is None:
-        problem = f"UnsupportedMedia: {shown(uri)[-ADDRESS_SHOWN:]} is none of {', '.join(MEDIA_TYPES)}"
+    if problem is None and objects.media_type_of(uri) is None and not objects.is_text(uri):
+        problem = f"UnsupportedMedia: {shown(uri)[-ADDRESS_SHOWN:]} is none of {', '.join(MEDIA_TYPES)}, txt"
     return Member(uri, 0, "", row["sample_id"], row["fields"], problem or "", row["lost_rows"])
 
 

@@ -89,6 +89,11 @@ def media_type_of(name: str) -> str | None:
     return suffix if suffix in MEDIA_TYPES else None
 
 
+def is_text(name: str) -> bool:
+    """Whether an object that a manifest names is a text: one row. Elsewhere such a file is a shard of its lines."""
+    return name.lower().endswith(".txt")
+
+
 def group(members: Sequence[Member], cut: bool = False) -> list[Group]:
     """Members in groups of bounded size, each of them in one; of two at one address each, too.
 

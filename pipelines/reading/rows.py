@@ -19,6 +19,7 @@ from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.reading import objects
 from pipelines.reading.formats.entry import Entry, ReadOptions, json_object
+from pipelines.reading.formats.text import whole_text
 from pipelines.reading.limits import is_memory_error
 from pipelines.reading.media.decode import FRAMES, pack_frames, sniff_media_type
 from pipelines.reading.media.video import ClipWindow, cut_clip, is_cut
@@ -174,8 +175,11 @@ def _members(
             fields = json_object(member.fields)
             if index in trouble.unreadable:
                 raise BadSample.of(trouble.unreadable[index])
-            media, kind = fetch(index), objects.media_type_of(member.uri)
-            entry = Entry(member.sample_id, media, kind or sniff_media_type(media), fields)
+            data, kind = fetch(index), objects.media_type_of(member.uri)
+            if objects.is_text(member.uri):
+                entry = Entry(member.sample_id, fields={"text": whole_text(data), **fields})
+            else:
+                entry = Entry(member.sample_id, data, kind or sniff_media_type(data), fields)
         except BadSample as bad:
             entry = Entry(member.sample_id, fields=fields, error=str(bad), lost_rows=member.lost_rows)
         yield raw_row(shard, index, index == len(shard.members) - 1, entry, options)

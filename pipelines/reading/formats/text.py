@@ -27,11 +27,8 @@ def _lines(stream: BinaryIO, options: ReadOptions) -> Iterator[tuple[str | None,
     limit = options.limits.max_bytes
     first = True
     while raw := stream.readline(limit + 1):
-        if first and (encoding := _foreign_encoding(raw)):
-            fix = f"convert it with `iconv -f {encoding} -t UTF-8`"
-            raise BadSample("TextDecodeError", f"{encoding}, not UTF-8: {fix}")
         if first:
-            raw, first = raw.removeprefix(codecs.BOM_UTF8), False
+            raw, first = _begun(raw), False
         if len(raw) > limit:
             while raw and not raw.endswith(b"\n"):
                 raw = stream.readline(limit)
@@ -41,6 +38,26 @@ def _lines(stream: BinaryIO, options: ReadOptions) -> Iterator[tuple[str | None,
             yield raw.decode("utf-8").rstrip("\r\n"), None
         except UnicodeDecodeError as error:
             yield None, f"TextDecodeError: not UTF-8: {error}"
+
+
+def whole_text(data: bytes) -> str:
+    """An object that is one text, without the end of its last line.
+
+    Raises:
+        BadSample: it is in another encoding.
+    """
+    try:
+        return _begun(data).decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise BadSample("TextDecodeError", f"not UTF-8: {error}") from None
+
+
+def _begun(beginning: bytes) -> bytes:
+    """What a text begins with, without a mark of its encoding, which must be UTF-8."""
+    if encoding := _foreign_encoding(beginning):
+        fix = f"convert it with `iconv -f {encoding} -t UTF-8`"
+        raise BadSample("TextDecodeError", f"{encoding}, not UTF-8: {fix}")
+    return beginning.removeprefix(codecs.BOM_UTF8)
 
 
 def _foreign_encoding(beginning: bytes) -> str | None:

@@ -89,7 +89,7 @@ def test_every_row_of_a_manifest_is_a_row(place: str, suffix: str) -> None:
         f"{place}/photos/deep/b.png",
         "photos/a.jpg",
         "photos/gone.jpg",
-        "photos/notes.txt",
+        "photos/notes.doc",
         "",
     ]
     rows = [{"id": str(n), "photo": address, "product": f"p{n}"} for n, address in enumerate(addresses)]
@@ -139,6 +139,27 @@ def test_keys_that_are_wrong_are_no_matter_of_an_object(
     with pytest.raises(storage.StorageError, match="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") as caught:
         storage.look_up({f"{s3}/a.jpg"})
     assert not isinstance(caught.value, storage.ForbiddenError)
+
+
+def test_a_text_that_a_manifest_names_is_one_row(place: str) -> None:
+    """Fields of the manifest stand for those of the text, as in shards."""
+    texts = {
+        "a.txt": "\ufeffEine Zeile.\nNoch eine.\r\n".encode(), "b.TXT": b"x", "c.txt": b"", "d.txt": b"\xff\xfea\0",
+        "e.txt": b"\xe4",
+    }  # fmt: skip
+    for name, content in texts.items():
+        storage.write_bytes(f"{place}/{name}", content)
+    rows = [{"id": name, "photo": name, "shop": "7"} for name in texts]
+    storage.write_bytes(f"{place}/m.jsonl", written([*rows, {"id": "f", "photo": "a.txt", "text": "own"}], ".jsonl"))
+    found = rows_of(list_input(f"{place}/m.jsonl", NAMED))
+    fields = [json.loads(row["fields"]) for row in found]
+    assert [each.get("text") for each in fields] == ["Eine Zeile.\nNoch eine.", "x", "", None, None, "own"]
+    assert all(each["shop"] == "7" for each in fields[:5])
+    assert [row["error"] and row["error"][:40] for row in found] == [
+        None, None, None, "TextDecodeError: UTF-16, not UTF-8: conv", "TextDecodeError: not UTF-8: 'utf-8' code", None,
+    ]  # fmt: skip
+    assert [row["object"] for row in found[:2]] == [f"{place}/a.txt", f"{place}/b.TXT"]
+    assert all(row["media"] is None for row in found)
 
 
 def test_references_are_shards_or_manifests_where_the_input_has_manifests(tmp_path: Path) -> None:
