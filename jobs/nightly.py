@@ -118,6 +118,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     else:
         storage.check_writable(options.tables)
     champions, problems = ready(options, chosen, tracking_uri)
+    if len(chosen) == 1:  # of several, some may read no clips
+        options.night.source.windows.check_for(champions[chosen[0]].config)
     wanted = [Unit.of(task, ds, options) for ds in dates for task in champions]
     units = [unit for unit in wanted if is_due(unit, dates[-1], options)]
     return run(units, options, champions, tracking_uri, problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,9 +83,22 @@ def list_shards(uri: str, cut: bool = False) -> list[Shard]:
         else:
             raise UsageError(
                 f"{file.uri} is not a shard ({', '.join(READERS)}), nor a photograph, clip or array "
-                f"({', '.join(MEDIA_TYPES)}): name what is to be read, such as {uri}/*.tar"
+                f"({', '.join(MEDIA_TYPES)}): name what is to be read, such as {_readable(root, files)}"
             )
     return [*shards, *grouped(root, lone, cut)]
+
+
+def _readable(root: str, files: Sequence[storage.FileInfo]) -> str:
+    """A pattern of what is there most of what can be read."""
+    names = [file.uri.removeprefix(root) for file in files]
+    kinds = Counter(kind for name in names if (kind := suffix_of(name) or _suffix_of_media(name)))
+    kind = kinds.most_common(1)[0][0] if kinds else ".tar"
+    deep = any("/" in name for name in names if name.endswith(kind))
+    return f"{root}{'**/' if deep else ''}*{kind}"
+
+
+def _suffix_of_media(name: str) -> str | None:
+    return None if objects.media_type_of(name) is None else f".{name.rpartition('.')[2]}"
 
 
 def _folder(uri: str, files: Sequence[storage.FileInfo]) -> str:

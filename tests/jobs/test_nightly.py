@@ -234,6 +234,9 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path) -> None:
     assert "--catch-up must be 0 or more" in night("--ds", "today", "--catch-up", "-1")
     assert "at most 3660 are done at once" in night("--ds", "today", "--catch-up", "1000000")
     assert "--catch-up must be 0 or more" in night("--backfill", "2026-01-01..2026-01-02", "--catch-up", "1")
+    assert night("--ds", "today", "--window-seconds", "9") == (
+        "--window-seconds cuts clips, and this model reads none: leave it out"
+    )
     assert night("--ds", "today", "--retain-hours", "0").startswith("--retain-hours is 0")
     assert "cannot get models:/translator/9: " in night("--ds", "today", "--model", "models:/translator/9")
     assert "has no {ds}" in refusal([*argv(lake)[:1], "--input", f"{lake}/in", *argv(lake, "--ds", "today")[3:]])

@@ -26,6 +26,11 @@ def test_listing_names_what_is_wrong(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "x.doc"), b"")
     with pytest.raises(UsageError, match=r"x\.doc is not a shard \(\.tar, .*\), nor a photograph, clip or array \("):
         list_shards(str(tmp_path))
+    for name, advice in (("z.tar.part", "*.tar"), ("a/1.JPG", "**/*.JPG"), ("a/2.tsv.gz", "**/*.JPG"), ("3.JPG", None)):
+        storage.write_bytes(str(tmp_path / name), b"")
+        with pytest.raises(UsageError) as caught:
+            list_shards(str(tmp_path))
+        assert str(caught.value).endswith(f"such as {tmp_path}/{advice or '**/*.JPG'}")
 
 
 def test_lone_objects_are_rows_beside_those_of_shards(place: str) -> None:
