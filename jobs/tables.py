@@ -156,7 +156,9 @@ def tidy(argv: Sequence[str]) -> dict[str, Any]:
             compacted[name] = _gained(compaction.compact(uri, dry_run=options.dry_run))
         tidied[name] = upkeep.tidy(uri, options.retention.retain_hours, options.dry_run)
     if options.dry_run:
-        print("\n".join(file.uri for table in tidied.values() for file in table.removed))
+        for table in tidied.values():
+            for file in table.removed:
+                print(file.uri)
     counts = {name: _counts(table) for name, table in tidied.items()}
     return {
         "tables": options.tables,

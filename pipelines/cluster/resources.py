@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
 from hybrid_models.errors import UsageError
 from pipelines.cluster import connection
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Compute:
 MODEL_MEMORY = 2 << 30  # of a node, for each model process on CPUs
 MOST_GPUS = 1000
 TINY = 1e-9  # 1 / 0.1 is a little less than 10
+NO_CPUS = "no node of the cluster has CPUs for its jobs: add one (a head's num-cpus may be 0)"
 SMALL_INPUT = 16 << 10
 """Bytes of shards, a hundred sentences, with which one process is done before a second one has started."""
 
@@ -47,7 +51,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a batch job may take of the cluster; 0 means: decide by what the cluster has."""
+    """What a batch job may take of the cluster; 0 means: decide by what the cluster has.
+
+    Raises:
+        UsageError: an option is out of its range.
+    """
 
     min_actors: int = 0
     """Processes that hold the model, from the beginning on: by default one for each GPU, or without GPUs one for each
@@ -67,19 +75,25 @@ class Resources:
     """CPU threads of each process that holds a model, also in training: by default the CPUs of its node, divided among
     these processes. With 1, as many trainings as there are CPUs can run side by side."""
 
+    def __post_init__(self) -> None:
+        for name, least in (("min_actors", 0), ("max_actors", 0), ("batch_size", 1), ("threads", 0)):
+            if (value := getattr(self, name)) < least:
+                raise UsageError(f"`resources.{name}` is {value}: it must be at least {least}")
+        if not 0 < self.gpus_per_actor < MOST_GPUS or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
+            told = f"`resources.gpus_per_actor` is {self.gpus_per_actor:g}"
+            raise UsageError(f"{told}: it must be a part of a GPU, or whole ones")
+
     def plan(self, shards: int, size: int) -> Plan:
         """For so many shards of so many bytes in all.
 
         Raises:
             UsageError: there is no node to compute on, or no GPU will come, or there are some, but fewer than actors;
-                or processes are to grow to fewer than there are, or to take no GPU, or several in part.
+                or processes are to grow to fewer than there are.
         """
         import ray  # not to tell what options there are
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
         share = self.gpus_per_actor
-        if not 0 < share < MOST_GPUS or (share > 1 and share % 1):
-            raise UsageError(f"`resources.gpus_per_actor` is {share:g}: it must be a part of a GPU, or whole ones")
         gpus = [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
         there = sum(int(own / share + TINY) for own in gpus)
         if self.gpu == "auto" and any(gpus) and not there:
@@ -88,7 +102,7 @@ class Resources:
             )
         on_gpus = self.gpu == "yes" or (self.gpu == "auto" and there > 0)
         if not nodes and self.gpu != "yes":
-            raise UsageError("no node of the cluster has CPUs for its jobs: add one (a head's num-cpus may be 0)")
+            raise UsageError(NO_CPUS)
         if on_gpus and not there:
             connection.check_grows("`resources.gpu` is yes")
         if self.gpu == "auto" and 0 < there < self.min_actors:
@@ -124,3 +138,27 @@ class Resources:
             {"num_gpus": share} if on_gpus else {"num_cpus": reserved, **room},
             max(len(nodes), -(-grown // fits)) if self.max_actors else len(nodes),
         )
+
+
+def cpus_of_nodes(gpu: str) -> list[float]:
+    """CPUs of each node that computes. Where there is none, but `gpu` is yes, an autoscaler is waited for to bring one.
+
+    Raises:
+        UsageError: there is none, and none will come.
+    """
+    import ray
+
+    def there() -> list[float]:
+        return [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+    if not there():
+        if gpu != "yes":
+            raise UsageError(NO_CPUS)
+        connection.check_grows("`resources.gpu` is yes")
+        log.info("no node has CPUs: waiting for an autoscaler to bring one")
+        ray.get(ray.remote(_nothing).options(num_cpus=1).remote())
+    return there()
+
+
+def _nothing() -> None:
+    """What a task does that only asks for a node."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -19,7 +20,9 @@ from pipelines.staging.pieces import Piece, unit_of
 
 log = logging.getLogger(__name__)
 NIGHTS_LOOKED_AT = 200
-"""Newest runs, of all tables, among which one is looked for that computed something."""
+"""Newest runs, of all tables, among which one is looked for that computed about as much."""
+ALIKE = 10
+"""So many times as much, or as little, at the most: of a small night most of the time is that in which it starts."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def preview(night: Night, resources: Resources, tracking_uri: str) -> Preview:
     todo = incomplete(night.shards, night.folder)
     size = sum(part.shard.size for part in todo)
     pieces = reused(night.shards, night.folder)
-    pace = pace_before(night, tracking_uri) if todo else None
+    pace = pace_before(night, size, tracking_uri) if todo else None
     plan = None
     if todo:
         connection.start()
@@ -148,15 +151,18 @@ def _processes(found: Preview) -> str:
 
 def _time(found: Preview) -> str:
     if found.seconds is None:
-        return "how long is not known: MLflow has no night of this table that was computed as a whole"
+        return (
+            "how long is not known: MLflow has no night of this table that computed all of its input, and about as much"
+        )
     return (
         f"about {words.duration(found.seconds)} at the pace of the night of run {found.pace_of_run}; a cluster that "
         "starts and the commit are not counted"
     )
 
 
-def pace_before(night: Night, tracking_uri: str) -> Pace | None:
-    """That of the newest night of this table that was computed as a whole; None if MLflow has none, or is away."""
+def pace_before(night: Night, size: int, tracking_uri: str) -> Pace | None:
+    """That of the night of this table that was computed as a whole and is nearest to so many bytes, the newest of
+    several; None if MLflow has none that is `ALIKE`, or is away."""
     try:
         server.check_there(tracking_uri)
     except UsageError:
@@ -173,11 +179,14 @@ def pace_before(night: Night, tracking_uri: str) -> Pace | None:
     except server.unreachable() as error:
         log.warning("cannot ask MLflow for earlier nights: %s", server.first_line(error))
         return None
-    for run in runs:
-        own = (run.data.params.get("tables"), (run.info.run_name or "").rpartition(" ")[0]) == table
-        if own and (speed := speed_of(run.data.metrics)):
-            return Pace(speed, run.info.run_id)
-    return None
+    nights = [
+        (abs(math.log(max(1, size) / run.data.metrics["input_bytes"])), Pace(speed, run.info.run_id))
+        for run in runs
+        if (run.data.params.get("tables"), (run.info.run_name or "").rpartition(" ")[0]) == table
+        and (speed := speed_of(run.data.metrics))
+    ]
+    away, pace = min(nights, key=lambda night: night[0], default=(math.inf, None))
+    return pace if away <= math.log(ALIKE) else None
 
 
 def speed_of(metrics: Mapping[str, float]) -> float:

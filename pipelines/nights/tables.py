@@ -117,13 +117,15 @@ def open_once(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
 
 
 def _check_kept(uri: str, moment: datetime) -> None:
-    """Refuses a moment before the first commit that the log still has, if that is not the table's first one: delta-rs
-    would give that version for all that was before it."""
+    """Refuses a moment before the first commit that the log still has: delta-rs would give that version for all that
+    was before it, which of a table's first one has no rows: to restore it would empty the table."""
     log = storage.list_all(storage.join(uri, LOG))
     commits = [file for file in log if COMMIT.fullmatch(file.uri.rsplit("/", 1)[-1])]
-    if not commits or commits[0].uri == storage.absolute(commit_uri(uri, 0)) or commits[0].modified <= moment:
+    if not commits or commits[0].modified <= moment:
         return
-    began = f"{commits[0].modified:%Y-%m-%dT%H:%M}"
+    began = f"{commits[0].modified:%Y-%m-%dT%H:%M:%S}"
+    if commits[0].uri == storage.absolute(commit_uri(uri, 0)):
+        raise UsageError(f"there was no {uri} as of {moment} yet: it began at {began}")
     raise UsageError(f"{uri} as of {moment} is not kept any more: its log begins at {began}")
 
 

@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from pipelines import storage
+from pipelines.cluster.resources import cpus_of_nodes
 from pipelines.models import artifacts, weights
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Session
@@ -47,7 +48,7 @@ def train(job: TrainJob, shards: Shards) -> Trained:
     """Trains to the end and registers the best model; goes on where an earlier start of the same name stopped.
 
     Raises:
-        UsageError: the cluster has GPUs, but fewer than the least workers.
+        UsageError: the cluster has GPUs, but fewer than the least workers, or no node that computes.
         FloatingPointError: the gradients are not finite; like whatever else would come again, at the first try.
         RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
     """
@@ -157,7 +158,7 @@ def _scaling(workers: tuple[int, int], gpu: str, wanted: int) -> tuple[ScalingCo
     """What each worker asks of Ray, and its CPU threads: as many as wanted, or its share of a node's CPUs, with some
     left for Ray. The share is that of the least workers: more of them come with more nodes."""
     fewest, most = workers
-    cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    cpus = cpus_of_nodes(gpu)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpu == "auto" and 0 < gpus < fewest:
         advice = "use at most one for each, or `gpu` yes where the cluster grows"

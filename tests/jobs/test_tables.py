@@ -64,6 +64,9 @@ def test_tidying_frees_what_nobody_needs(lake: str, capsys: pytest.CaptureFixtur
     assert stray.exists()
     assert main(command) == tidied(1, 5)
     assert not stray.exists()
+    capsys.readouterr()
+    assert main([*command, "--dry-run"]) == tidied(0, 0, dry_run=True)
+    assert capsys.readouterr().out == ""
     assert theirs.exists()
 
 

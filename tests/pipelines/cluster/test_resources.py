@@ -7,7 +7,7 @@ import ray
 
 from hybrid_models.errors import UsageError
 from pipelines.cluster import connection
-from pipelines.cluster.resources import Compute, Plan, Resources
+from pipelines.cluster.resources import Compute, Plan, Resources, cpus_of_nodes
 
 
 def nodes(monkeypatch: pytest.MonkeyPatch, *resources: dict[str, float], dead: int = 0) -> None:
@@ -132,9 +132,30 @@ def test_processes_share_a_gpu_or_take_several(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(
             UsageError, match=r"^`resources\.gpus_per_actor` is .*: it must be a part of a GPU, or whole"
         ):
-            Resources(gpus_per_actor=share).plan(99, GIB)
+            Resources(gpus_per_actor=share)
     with pytest.raises(UsageError, match=r"`resources\.gpus_per_actor` is 4, but a node has 3 at most"):
         Resources(gpus_per_actor=4).plan(99, GIB)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("min_actors", -1, 0), ("max_actors", -3, 0), ("batch_size", 0, 1), ("batch_size", -5, 1), ("threads", -2, 0)],
+)
+def test_numbers_that_mean_nothing_are_refused(name: str, value: int, least: int) -> None:
+    with pytest.raises(UsageError, match=rf"^`resources\.{name}` is {value}: it must be at least {least}$"):
+        Resources(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_training_waits_for_a_node_where_one_will_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes(monkeypatch, CPUS16, {"CPU": 0.0}, {"memory": 1.0}, dead=1)
+    assert cpus_of_nodes("auto") == [CPUS16["CPU"]]
+    nodes(monkeypatch, {"CPU": 0.0})
+    for gpu in ("auto", "no"):
+        with pytest.raises(UsageError, match="no node of the cluster has CPUs for its jobs: add one"):
+            cpus_of_nodes(gpu)
+    monkeypatch.setattr(connection, "for_others", lambda: {connection.STARTED_HERE: ""})
+    with pytest.raises(UsageError, match=r"^`resources\.gpu` is yes, but this machine has no GPU"):
+        cpus_of_nodes("yes")
 
 
 def test_a_cluster_without_cpus_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def night(tmp_path: Path) -> Night:
 
 def test_the_newest_night_of_the_same_table_tells_it(night: Night, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert pace_before(night, uri) is None
+    assert pace_before(night, 6000, uri) is None
     assert not (tmp_path / "mlflow.db").exists(), "it only looked"
     own = night.partition.tables
     ran(uri, "translations 2026-01-28", own, WHOLE)
@@ -65,12 +65,18 @@ def test_the_newest_night_of_the_same_table_tells_it(night: Night, tmp_path: Pat
         ("german 2026-01-30", own, WHOLE, True),
     ):
         ran(uri, name, tables, metrics, succeeded)
-    assert pace_before(night, uri) == Pace(3000.0, newest)
+    assert pace_before(night, 6000, uri) == Pace(3000.0, newest)
+    large = ran(uri, "translations 2026-01-27", own, {**WHOLE, "input_bytes": 900_000})
+    for size, pace in (
+        (0, None), (599, None), (601, Pace(3000.0, newest)), (59_000, Pace(3000.0, newest)),
+        (80_000, None), (100_000, Pace(300_000.0, large)), (8_900_000, Pace(300_000.0, large)), (9_100_000, None),
+    ):  # fmt: skip
+        assert pace_before(night, size, uri) == pace, "of a small night most of the time is its start"
 
 
 def test_without_mlflow_the_time_is_not_known(night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database, and long enough to be taken for one" * 100)
-    assert pace_before(night, f"sqlite:///{tmp_path}/mlflow.db") is None
+    assert pace_before(night, 6000, f"sqlite:///{tmp_path}/mlflow.db") is None
     assert "cannot ask MLflow for earlier nights: " in caplog.text
 
 

@@ -38,6 +38,12 @@ def test_a_table_as_it_was(table: str) -> None:
     assert abs((newest.written - datetime.now(UTC)).total_seconds()) < 60
     with pytest.raises(UsageError, match=f"{table} has no version 9: its newest is {found.version()}"):
         tables.open_table(table, 9)
+    for open_ in (tables.open_table, commit.restore):
+        with pytest.raises(
+            UsageError, match=rf"^there was no {table} as of 2020-01-01 .* yet: it began at {then:%Y-%m}"
+        ):
+            open_(table, datetime(2020, 1, 1, tzinfo=UTC))
+    assert tables.open_table(table).version() == found.version(), "a wrong year empties no table"  # type: ignore[union-attr]
 
 
 def test_a_version_or_a_moment() -> None:
