@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -27,7 +26,9 @@ COMMIT = re.compile(r"\d{20}\.json")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 RESERVED = {"reports", "evaluations", "runs", "features"}
 """Folders that lie beside tables."""
-TOLD = ("path", "size_bytes", "modification_time", "num_records", "null_count.error", "partition.ds")
+GOOD = "null_count.error"
+"""Rows of a file without an error."""
+TOLD = ("path", "size_bytes", "modification_time", "num_records", GOOD, "partition.ds")
 """What is asked of the log for each file."""
 T = TypeVar("T")
 AsOf = int | datetime
@@ -160,30 +161,44 @@ class StoredNight:
 
 def nights(table: DeltaTable) -> list[StoredNight]:
     """The nights of a table, from its log alone, the oldest first."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for action in file_actions(table):
-        found[action["partition.ds"]].append(action)
+    found = _told(table)
+    if len(found) == 0:
+        return []
+    if GOOD not in found.column_names:  # no file has statistics
+        found = found.append_column(GOOD, pa.nulls(len(found), pa.int64()))
+    grouped = found.group_by("partition.ds").aggregate(
+        [
+            ("num_records", "sum"),
+            (GOOD, "sum"),
+            (GOOD, "count"),
+            ("size_bytes", "count"),
+            ("size_bytes", "sum"),
+            ("modification_time", "max"),
+        ]
+    )
     return [
         StoredNight(
-            ds,
-            sum(action["num_records"] for action in actions),
-            _sum(bad_rows(action) for action in actions),
-            len(actions),
-            sum(action["size_bytes"] for action in actions),
-            datetime.fromtimestamp(max(action["modification_time"] for action in actions) / 1000, UTC),
+            night["partition.ds"],
+            night["num_records_sum"],
+            _bad(night),
+            night["size_bytes_count"],
+            night["size_bytes_sum"],
+            datetime.fromtimestamp(night["modification_time_max"] / 1000, UTC),
         )
-        for ds, actions in sorted(found.items())
+        for night in grouped.sort_by("partition.ds").to_pylist()
     ]
 
 
-def _sum(counts: Iterable[int | None]) -> int | None:
-    known = list(counts)
-    return None if None in known else sum(filter(None, known))
+def _bad(night: Mapping[str, Any]) -> int | None:
+    """Error rows of a night; None where the log does not say so of each of its files."""
+    if night[f"{GOOD}_count"] < night["size_bytes_count"]:
+        return None
+    return int(night["num_records_sum"] - night[f"{GOOD}_sum"])
 
 
 def bad_rows(action: Mapping[str, Any]) -> int | None:
     """How many rows of a file are error rows, by what the log says of it."""
-    good = action.get("null_count.error")
+    good = action.get(GOOD)
     return None if good is None else action["num_records"] - good
 
 
@@ -196,8 +211,12 @@ def night_files(table: DeltaTable, ds: str = "") -> set[str]:
 
 def file_actions(table: DeltaTable) -> list[dict[str, Any]]:
     """What the log says of the table's files, as far as somebody asks for it."""
+    return list(_told(table).to_pylist())
+
+
+def _told(table: DeltaTable) -> pa.Table:
     actions = pa.table(table.get_add_actions(flatten=True))
-    return list(actions.select([name for name in TOLD if name in actions.column_names]).to_pylist())
+    return actions.select([name for name in TOLD if name in actions.column_names])
 
 
 def check_commits(uri: str, commits: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""A night on a cluster that has no GPU until somebody asks for one: nodes come, compute, and go."""
+"""Work for a cluster that has no GPU until somebody asks for one: nodes come, compute, and go."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
+import torch
 
 from pipelines.cluster.resources import Compute
 from pipelines.nights import query
@@ -85,6 +86,65 @@ def test_nodes_come_for_a_night_that_asks_for_gpus_and_go_after_it(
         "SELECT count(DISTINCT (shard, index)) AS n FROM translations", f"{tmp_path}/tables", ["translations"]
     )
     assert found.to_pylist() == [{"n": 84}]
+    wait_until_they_go(cluster)
+
+
+TRAINING = """
+import functools
+from pipelines.training import driver
+from ray.train.torch import TorchConfig
+from tests.integration.test_autoscaling import on_a_cpu
+driver.ScalingConfig = functools.partial(driver.ScalingConfig, elastic_resize_monitor_interval_s=3)
+driver.TorchTrainer = functools.partial(driver.TorchTrainer, torch_config=TorchConfig(backend="gloo"))
+driver.train_worker = on_a_cpu
+from jobs.command import cli
+cli.main()
+"""
+
+
+def on_a_cpu(task: Any) -> None:
+    """Trains on a CPU of a node that only says that it has a GPU; notes how many do."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    from pipelines.training import loop, workers
+
+    def prepare_model(model: torch.nn.Module, **options: Any) -> torch.nn.Module:
+        wraps = workers.world_size() > 1
+        return DistributedDataParallel(model, **options.get("parallel_strategy_kwargs", {})) if wraps else model
+
+    for module in (loop, workers):
+        module.get_device = lambda: torch.device("cpu")  # type: ignore[attr-defined]
+    loop.prepare_model = prepare_model  # type: ignore[assignment]
+    with Path(ray.get_runtime_context().get_temp_dir(), "worlds").open("a") as noted:
+        noted.write(f"{workers.world_size()}\n")
+    loop.train_worker(task)
+
+
+@pytest.mark.long
+def test_nodes_come_for_an_elastic_training_where_there_is_none(cluster: GrowingRay, tmp_path: Path) -> None:
+    """One to prepare samples on, and, once it trains, a second one; both go in the end."""
+    for split, rows in (("train", 200), ("val", 16)):
+        tiny.write_pairs(str(tmp_path / "pairs" / split), rows=rows, seed=rows)
+    command = [
+        "train", "translator-demo", "--data", f"{tmp_path}/pairs", "--storage", f"{tmp_path}/lake", "--name", "z",
+        "--mlflow", f"sqlite:///{tmp_path}/mlflow.db", "--num-workers", "1..2", "--gpu", "yes",
+        "--checkpoint-minutes", "0.05", "--model.vocab-size", "300", "--model.hidden-size", "32",
+        "--model.embedding-size", "16", "--model.attention-size", "16", "--train.epochs", "40",
+        "--train.batch-size", "8", "--train.metric", "loss", "--train.validate-samples", "0", "--pictures", "0",
+    ]  # fmt: skip
+    env = {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled"}
+    words = [sys.executable, "-c", TRAINING, *command]
+    training = subprocess.run(words, cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=900)
+    assert training.returncode == 0, training.stderr[-3000:]
+    assert "no node has CPUs: waiting for an autoscaler to bring one" in training.stderr
+    worlds = Path(cluster.scratch, "worlds").read_text().split()
+    assert worlds[-2:] == ["2", "2"], "it grew"
+    history = [json.loads(line) for line in (tmp_path / "lake/runs/z/history.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in history] == list(range(40))
+    wait_until_they_go(cluster)
+
+
+def wait_until_they_go(cluster: GrowingRay) -> None:
     until = time.monotonic() + 120
     while cluster.nodes():
         assert time.monotonic() < until, "they cost money"
