@@ -33,14 +33,12 @@ class Tagger(TaggerInterface, Hybrid):
         self.output = nn.Linear(size, len(self.config.tags))
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """`text` int64 [B,S], `length` [B], `source` packed [B,…]; for training `tag` [B]."""
+        """`text` int64 [B,S], `length` [B], `sources`, a list of the texts; for training `tag` [B]."""
         texts = [torch.from_numpy(sample["text"].astype(np.int64)) for sample in samples]
-        sources = [torch.from_numpy(sample["source"].copy()) for sample in samples]
-        batch = {
+        batch: Batch = {
             "text": nn.utils.rnn.pad_sequence(texts, batch_first=True),
             "length": torch.tensor([len(text) for text in texts]),
-            "source": nn.utils.rnn.pad_sequence(sources, batch_first=True),
-            "source_length": torch.tensor([len(source) for source in sources]),
+            "sources": [unpack_json(sample["source"]) for sample in samples],
         }
         if all("tag" in sample for sample in samples):
             batch["tag"] = torch.tensor([int(sample["tag"]) for sample in samples])
@@ -58,14 +56,9 @@ class Tagger(TaggerInterface, Hybrid):
         least = cast(TaggerDecoding, decoding).least_probability
         with torch.no_grad():
             probability, best = self._logits(batch).softmax(1).max(1)
-        packed = zip(batch["source"].cpu().numpy(), batch["source_length"].tolist(), strict=True)
         return [
-            {
-                "source": unpack_json(source[:length]),
-                "tag": self.config.tags[number] if share >= least else None,
-                "probability": share,
-            }
-            for (source, length), share, number in zip(packed, probability.tolist(), best.tolist(), strict=True)
+            {"source": source, "tag": self.config.tags[number] if share >= least else None, "probability": share}
+            for source, share, number in zip(batch["sources"], probability.tolist(), best.tolist(), strict=True)
         ]
 
     def record(self, sample: Sample, output: Mapping[str, Any]) -> dict[str, Any]:

@@ -278,8 +278,8 @@ def test_validation_waits_for_its_loss_once(name: str) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_a_step_on_rewards_waits_once_for_what_it_has_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Captions are scored as texts, so the host has to know them. The drawn ones have seven words at most: of longer
-    ones it is asked at every eighth word whether all have ended."""
+    """Captions are scored as texts, so the host has to know them. The drawn ones have seven words at most: longer ones
+    are read at every eighth word."""
     monkeypatch.setattr(sampling, "look_every", lambda device: LOOK_EVERY)
     assert waits_of_twenty_steps("captioner on rewards", epoch=0) == 2, "not on rewards yet"
     assert waits_of_twenty_steps("captioner on rewards", epoch=1) == 20 + 2
