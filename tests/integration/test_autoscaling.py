@@ -106,13 +106,13 @@ def on_a_cpu(task: Any) -> None:
     """Trains on a CPU of a node that only says that it has a GPU; notes how many do."""
     from torch.nn.parallel import DistributedDataParallel
 
-    from pipelines.training import loop, workers
+    from pipelines.training import checkpoints, loop, workers
 
     def prepare_model(model: torch.nn.Module, **options: Any) -> torch.nn.Module:
         wraps = workers.world_size() > 1
         return DistributedDataParallel(model, **options.get("parallel_strategy_kwargs", {})) if wraps else model
 
-    for module in (loop, workers):
+    for module in (checkpoints, loop, workers):
         module.get_device = lambda: torch.device("cpu")  # type: ignore[attr-defined]
     loop.prepare_model = prepare_model  # type: ignore[assignment]
     with Path(ray.get_runtime_context().get_temp_dir(), "worlds").open("a") as noted:
