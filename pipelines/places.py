@@ -22,7 +22,7 @@ class InputOptions:
     """How `input` names what is read."""
 
     uri_column: str = ""
-    """The input is manifests (.parquet, .jsonl, .tsv), of which this column names a photograph, clip or array."""
+    """The input is manifests (.parquet, .jsonl, .tsv), of which this column names a photograph, clip, array or text."""
     allow_prefix: tuple[str, ...] = ()
     """What a manifest may name lies below one of these; the manifest's own bucket, or folder on a disk, by default."""
 

@@ -48,9 +48,9 @@ class Hypothesis(NamedTuple):
     """log P(tokens, end | source) divided by `length_penalty` of the number of tokens with the end symbol."""
 
 
-def length_penalty(length: int | Tensor, alpha: float) -> float | Tensor:
+def length_penalty(length: int, alpha: float) -> float:
     """((5 + length) / 6)^alpha, by which log probabilities are divided (Wu et al. 2016, eq. 14)."""
-    return ((5 + length) / 6) ** alpha
+    return float(((5 + length) / 6) ** alpha)
 
 
 @contextlib.contextmanager
@@ -75,10 +75,16 @@ def has_shapes(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def bucket(count: int, multiple: int | None = None) -> int:
-    """The next multiple, or power of two, from a count on: of such sizes there are few, so that the shapes in which a
-    GPU computes can be compiled or captured, each once."""
-    return -(-count // multiple) * multiple if multiple else 1 << max(0, count - 1).bit_length()
+def bucket(count: int) -> int:
+    """The next number from a count on that has three binary digits, and zeros after them: there are few of these, at
+    most a quarter too large, so that the shapes in which a GPU computes can be compiled or captured, each once."""
+    unit = 1 << max(0, count.bit_length() - 3)
+    return -(-count // unit) * unit
+
+
+def whole_places(count: int) -> int:
+    """The next multiple of `PLACES`, for lengths."""
+    return -(-count // PLACES) * PLACES
 
 
 class _Beams(NamedTuple):
@@ -90,6 +96,8 @@ class _Beams(NamedTuple):
     """-inf where there is no hypothesis."""
     limit_B: Tensor
     """Most tokens before the end symbol."""
+    penalty_L: Tensor
+    """`length_penalty` of so many tokens, the end symbol included."""
     ended_B: Tensor
     """How many hypotheses have ended."""
     done_B: Tensor
@@ -106,6 +114,7 @@ class _Beams(NamedTuple):
             self.tokens_BKL.index_select(0, rows),
             self.log_prob_BK.index_select(0, rows),
             self.limit_B.index_select(0, rows),
+            self.penalty_L,
             self.ended_B.index_select(0, rows),
             self.done_B.index_select(0, rows),
             best=_Best(*(tensor.index_select(0, rows) for tensor in self.best)),
@@ -116,8 +125,8 @@ class _Beams(NamedTuple):
     def read(self) -> np.ndarray:
         """What the host wants to know of each source, in one copy: float64 [B,3+L], which holds all of it exactly;
         whether it is done, its best score, length and tokens."""
-        numbers_B3 = torch.stack([self.done_B, self.best.score_B, self.best.length_B], dim=1)  # of mixed types
-        table: np.ndarray = torch.cat([numbers_B3.double(), self.best.tokens_BL.double()], dim=1).cpu().numpy()
+        numbers = [tensor.double().unsqueeze(1) for tensor in (self.done_B, self.best.score_B, self.best.length_B)]
+        table: np.ndarray = torch.cat([*numbers, self.best.tokens_BL.double()], dim=1).cpu().numpy()
         return table
 
 
@@ -155,10 +164,8 @@ def search(
     found: dict[int, Hypothesis] = {}
     beams = _start(state, memory, max_length, options)
     device, last = beams.limit_B.device, max(max_length)
-    every, inside = (
-        look_every(device),
-        np.arange(len(max_length)),
-    )  # the first rows are those sources; more only fill up
+    every = look_every(device)
+    inside = np.arange(len(max_length))  # the sources of the first rows; others only fill up
     position = torch.zeros((), dtype=torch.long, device=device)
     for length in range(last + 1):
         beams, position = _turn(step, beams, position, options)
@@ -170,7 +177,7 @@ def search(
         if not left or done.all():
             done[:] = True
         going = np.flatnonzero(~done)
-        stay = bucket(len(going)) if len(going) and has_shapes(device) else len(going)
+        stay = bucket(len(going)) if has_shapes(device) else len(going)
         if stay > CROWDED * len(table):
             continue
         found.update(zip(inside[done].tolist(), map(_hypothesis, table[: len(inside)][done]), strict=True))
@@ -190,10 +197,12 @@ def _hypothesis(row: np.ndarray) -> Hypothesis:
 def _start(state: State, memory: State, limits: Sequence[int], options: SearchOptions) -> _Beams:
     device, count, longest = next(iter(state.values())).device, len(limits), max(limits) + 2
     if has_shapes(device):
+        longest = whole_places(longest)
+    if has_shapes(device) and bucket(count) > count:
         rows = np.resize(np.arange(count), bucket(count))
         limits = np.asarray(limits)[rows].tolist()
         state, memory = (_index(part, torch.from_numpy(rows).to(device, non_blocking=True)) for part in (state, memory))
-        count, longest = len(rows), bucket(longest, PLACES)
+        count = len(rows)
     log_prob_BK = torch.full((count, options.beam_size), float("-inf"), device=device)
     log_prob_BK[:, 0] = 0.0  # one empty hypothesis, or all K would be the same
     nothing_B = torch.zeros(count, dtype=torch.long, device=device)
@@ -202,6 +211,9 @@ def _start(state: State, memory: State, limits: Sequence[int], options: SearchOp
         tokens_BKL=torch.full((count, options.beam_size, longest), options.start, device=device),
         log_prob_BK=log_prob_BK,
         limit_B=torch.tensor(limits).to(device, non_blocking=True),
+        penalty_L=torch.tensor([length_penalty(n, options.length_penalty) for n in range(longest)]).to(
+            device, non_blocking=True
+        ),
         ended_B=nothing_B,
         done_B=torch.zeros(count, dtype=torch.bool, device=device),
         best=_Best(nowhere_B, nothing_B.clone(), nothing_B.new_zeros(count, longest - 1)),
@@ -266,7 +278,6 @@ def _advance(
         ),
         torch.where(at_limit_B1, place_K, parent_BC[:, :beam]),
         position,
-        options,
     )
     log_prob_BC, order_BC = total_BC.masked_fill(ends_BC, float("-inf")).sort(dim=1, descending=True, stable=True)
     log_prob_BK, order_BK = log_prob_BC[:, :beam], order_BC[:, :beam]
@@ -274,7 +285,7 @@ def _advance(
     prefix_BKL = beams.tokens_BKL.gather(1, parent_BK.unsqueeze(2).expand_as(beams.tokens_BKL))
     first_line_B1 = torch.arange(len(parent_BK), device=position.device).unsqueeze(1) * beam
     # a live hypothesis may still win: log probabilities only fall, and penalties only grow
-    reachable_B = log_prob_BK.amax(dim=1) / length_penalty(beams.limit_B + 1, options.length_penalty)
+    reachable_B = log_prob_BK.amax(dim=1) / beams.penalty_L.index_select(0, beams.limit_B + 1)
     going_B = ~at_limit_B & (ended_B < beam) & (reachable_B > best.score_B)
     return beams._replace(
         tokens_BKL=torch.where(place_L == position + 1, token_BK.unsqueeze(2), prefix_BKL),
@@ -286,11 +297,9 @@ def _advance(
     )
 
 
-def _collect(
-    beams: _Beams, total_BK: Tensor, parent_BK: Tensor, position: Tensor, options: SearchOptions
-) -> tuple[_Best, Tensor]:
+def _collect(beams: _Beams, total_BK: Tensor, parent_BK: Tensor, position: Tensor) -> tuple[_Best, Tensor]:
     """The best hypothesis of each source, and how many have ended, after those that end now; -inf are none."""
-    score_BK = total_BK / length_penalty(position.double() + 1, options.length_penalty)
+    score_BK = total_BK / beams.penalty_L.index_select(0, position.unsqueeze(0) + 1)
     score_B, k_B = score_BK.max(dim=1)
     best = beams.best
     better_B = (score_B > best.score_B) & ~beams.done_B
@@ -332,7 +341,7 @@ def _continuations(log_prob_BK: Tensor, log_probs_NV: Tensor, count: int) -> tup
 def in_places(memory: State) -> State:
     """A memory with leading axes B and S, where shapes count with more places, which are 0 and masked."""
     places = next(iter(memory.values())).shape[1]
-    more = bucket(places, PLACES) - places
+    more = whole_places(places) - places
     if more == 0 or not has_shapes(memory["mask"].device):
         return memory
     return {name: F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, more)) for name, tensor in memory.items()}

@@ -244,11 +244,17 @@ def _unwrapped(argv: Sequence[str]) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
+OWN_MESSAGE = re.compile(r"Value error Error parsing [^:-][^:]*: (.*) For full helptext, see .*")
+"""An error of options themselves, as tyro frames it."""
+
+
 def one_line(text: str) -> str:
-    """tyro's framed error message as one line."""
+    """tyro's framed error message as one line, and one of ours as it is."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     lines = [re.sub(r"[│╭╮╰╯─]", "", line).strip() for line in text.splitlines()]
-    return " ".join(line for line in lines if line and not re.fullmatch(r"[-=\s]+", line))
+    told = " ".join(line for line in lines if line and not re.fullmatch(r"[-=\s]+", line))
+    own = OWN_MESSAGE.fullmatch(told)
+    return own[1] if own else told
 
 
 def peek(argv: Sequence[str], option: str) -> str | None:

@@ -155,8 +155,8 @@ def cpus_of_nodes(gpu: str) -> list[float]:
         if gpu != "yes":
             raise UsageError(NO_CPUS)
         connection.check_grows("`resources.gpu` is yes")
-        log.info("no node has CPUs: waiting for an autoscaler to bring one")
-        ray.get(ray.remote(_nothing).options(num_cpus=1).remote())
+        log.info("no node has CPUs: waiting for an autoscaler to bring one with a GPU")
+        ray.get(ray.remote(_nothing).options(num_cpus=1, num_gpus=1).remote())
     return there()
 
 

@@ -105,7 +105,7 @@ def prepare_manifest(
     """
     _check_shares(shares)
     if not named.uri_column:
-        raise UsageError("`uri_column` is needed: the column of the manifest that names a photograph, clip or array")
+        raise UsageError("`uri_column` is needed: the manifest's column that names a photograph, clip, array or text")
     found = manifests.list_members(manifest, named)
     _check_readable(manifest, found)
     rows = [{**json.loads(member.fields), named.uri_column: member.uri} for member in found]
@@ -180,7 +180,8 @@ def contents(members: Sequence[Member]) -> Iterator[tuple[Member, bytes]]:
         for number, member in enumerate(members):
             yield member, fetched.read(number)
     except BadSample as bad:
-        raise UsageError(f"cannot read {member.uri}: {bad.message}") from None
+        told = bad.message if bad.kind == "ObjectForbidden" else f"cannot read {member.uri}: {bad.message}"
+        raise UsageError(told) from None
     finally:
         fetched.close()
 
@@ -297,6 +298,6 @@ def _by_file(rows: Sequence[Mapping[str, Any]], uri: str, columns: Columns) -> d
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UsageError(f"{uri}: row {number + 1} has neither a text nor a list of texts for a caption")
         said.captions += texts
-        rest = {key: value for key, value in row.items() if key not in (known[0], *said_in)}
+        rest = {key: value for key, value in row.items() if key not in (known[0], *said_in, LIST_COLUMN)}
         said.fields = {**rest, **said.fields}
     return described

@@ -66,7 +66,7 @@ def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS,
     Raises:
         NoShardsError: there is nothing.
         UsageError: something there cannot be read; a manifest has no such column; or manifests have too many rows.
-        StorageError: the store failed.
+        StorageError: the store failed, or gives us nothing of what they name.
     """
     options.check()
     if not options.uri_column:
@@ -124,6 +124,9 @@ def _members(manifest: Shard, options: InputOptions, limits: Limits, room: _Room
     allowed = [places.place(prefix) for prefix in options.allow_prefix or [_own_place(manifest.uri)]]
     members = [_member(row, number, manifest.uri, allowed) for number, row in enumerate(rows)]
     there = storage.look_up({member.uri for member in members if not member.problem})
+    kept = [file for file in there.values() if isinstance(file, storage.ForbiddenError)]
+    if objects.FORBIDDEN <= len(kept) == len(there):  # no matter of these objects
+        raise kept[0]
     return [_as_it_is(member, there.get(member.uri)) for member in members]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from functools import partial
+from functools import cache, partial
 
 from hybrid_models.errors import BadSample
 from pipelines import storage
@@ -30,8 +30,8 @@ AHEAD = 16
 """Objects that are fetched at once, before they are asked for."""
 AHEAD_BYTES = 64 << 20
 FORBIDDEN = 8
-"""So many objects of a group that nobody gives us, one after the other, are no matter of these objects: the night
-stops, so that no row of it says what was true for a while only."""
+"""So many objects that are refused, one after the other, are no matter of these objects: the night stops, so that not
+all of its rows say what was true for a while only. Archived ones do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,8 @@ def as_listed(member: Member, opened: bool = False) -> Iterator[None]:
     except FileNotFoundError:
         raise _gone(member) from None
     except storage.ForbiddenError as reason:
-        raise forbidden(reason) from None
+        raise refused(reason) from None
+    given()
 
 
 def _gone(member: Member) -> BadSample:
@@ -173,6 +174,35 @@ def _gone(member: Member) -> BadSample:
 def forbidden(reason: storage.ForbiddenError) -> BadSample:
     """The error row of an object that its store does not give to us."""
     return BadSample("ObjectForbidden", f"{reason}: allow it to be read, or take it from the input")
+
+
+class _Refusals:
+    """Of this process, one after the other, whatever group they were in: a large object is alone in one."""
+
+    count = 0
+
+
+@cache
+def _refusals() -> _Refusals:
+    return _Refusals()
+
+
+def refused(reason: storage.ForbiddenError) -> BadSample:
+    """The error row of an object that was refused when it was read.
+
+    Raises:
+        ForbiddenError: too many were, one after the other.
+    """
+    if not isinstance(reason, storage.ArchivedError):
+        _refusals().count += 1
+    if _refusals().count >= FORBIDDEN:
+        raise reason
+    return forbidden(reason)
+
+
+def given() -> None:
+    """An object was read: none is refused any more."""
+    _refusals().count = 0
 
 
 def _changed(member: Member) -> BadSample:
@@ -190,15 +220,13 @@ class Fetched:
     def __init__(self, members: Sequence[Member], limits: Limits) -> None:
         self._members, self._limits = members, limits
         self._coming: dict[int, Future[bytes | None]] = {}
-        self._forbidden = 0
-        """So many were, one after the other."""
 
     def read(self, number: int) -> bytes:
         """The bytes of one of them, as it was listed.
 
         Raises:
             BadSample: it is not to be read, is too large, vanished, was replaced, or is not given to us.
-            StorageError: the store failed, or gives us none of these any more; worth a new start.
+            StorageError: the store failed, or gives us nothing any more; worth a new start.
         """
         held = 0
         for ahead in range(number, min(number + AHEAD, len(self._members))):
@@ -220,11 +248,8 @@ class Fetched:
         except FileNotFoundError:
             raise _gone(member) from None
         except storage.ForbiddenError as reason:
-            self._forbidden += 1
-            if self._forbidden >= FORBIDDEN:
-                raise
-            raise forbidden(reason) from None
-        self._forbidden = 0
+            raise refused(reason) from None
+        given()
         if data is None:
             raise _changed(member)
         return data

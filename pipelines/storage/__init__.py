@@ -4,7 +4,7 @@ URIs are plain paths (`./lake`), `file://…`, `s3://bucket/prefix`, or any othe
 configured by the standard variables alone: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION.
 """
 
-from pipelines.storage.addresses import ForbiddenError, StorageError, absolute, failed, is_local, join
+from pipelines.storage.addresses import ArchivedError, ForbiddenError, StorageError, absolute, failed, is_local, join
 from pipelines.storage.listing import GLOB, StoredFile, list_all, list_files, list_folders
 from pipelines.storage.lookup import FileInfo, exists, info, look_up, wait_for
 from pipelines.storage.reading import (
@@ -22,6 +22,7 @@ from pipelines.storage.writing import check_writable, delete, write_bytes, write
 __all__ = [
     "GLOB",
     "READ_BUFFER",
+    "ArchivedError",
     "FileInfo",
     "ForbiddenError",
     "StorageError",

@@ -20,8 +20,10 @@ CLIENT = {
 """Of the S3 client: what it says of itself is not made up anew for each request, which takes longer than sending it;
 and with ten connections, its default, no more requests are under way at a time, however many are asked for."""
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-FORBIDDEN = {"AccessDenied", "AllAccessDisabled", "InvalidObjectState"}
-"""What S3 says where it refuses an object to somebody whom it knows; the last one of those that are archived."""
+ARCHIVED = "InvalidObjectState"
+FORBIDDEN = {"AccessDenied", "AllAccessDisabled", ARCHIVED}
+"""What S3 says where it refuses an object to somebody whom it knows."""
+READS = {"look up", "list", "open", "read"}
 UNSAID = "403"
 """Its answer without a reason, as to all requests for an object's state."""
 
@@ -32,6 +34,10 @@ class StorageError(RuntimeError):
 
 class ForbiddenError(StorageError):
     """The store knows who asks, and does not give this one object."""
+
+
+class ArchivedError(ForbiddenError):
+    """Nobody gets it, until it is brought back from an archive."""
 
 
 def is_local(uri: str) -> bool:
@@ -84,9 +90,11 @@ def failed(operation: str, uri: str, error: Exception) -> StorageError:
     text = ANSI.sub("", str(error))
     cause = ": ".join(line.strip(" ↳") for line in text.splitlines() if line.strip())[:400] or type(error).__name__
     told = f"cannot {operation} {shown(uri)}: {shown(cause)}"
-    if isinstance(error, PermissionError) and _is_forbidden(uri, error):
-        return ForbiddenError(told)
+    if operation in READS and isinstance(error, PermissionError) and _is_forbidden(uri, error):
+        return ArchivedError(told) if _code(error) == ARCHIVED else ForbiddenError(told)
     hint = ""
+    if is_local(uri):
+        return StorageError(told)
     if isinstance(error, PermissionError) or "AccessKey" in cause or "Signature" in cause:
         hint = "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     elif re.search(r"connect\b|credentials", cause, re.IGNORECASE):
@@ -99,8 +107,8 @@ def _is_forbidden(uri: str, error: PermissionError) -> bool:
     if is_local(uri):
         return True
     code = _code(error)
-    if code == UNSAID and uri.startswith("s3://"):
-        fs, path = filesystem(uri)
+    fs, path = filesystem(uri)
+    if code == UNSAID and hasattr(fs, "call_s3"):
         bucket, key, _ = fs.split_path(path)
         try:
             fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
@@ -115,5 +123,5 @@ def _is_forbidden(uri: str, error: PermissionError) -> bool:
 
 def _code(error: BaseException) -> str:
     """The name that S3 has for an error."""
-    response = getattr(error.__cause__, "response", {})
-    return str(response.get("Error", {}).get("Code", ""))
+    response = getattr(error.__cause__, "response", None)  # of others' errors not a dict
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
 LOOK_UPS = 32
 """Objects that are looked up at the same time."""
 LIST_FROM = 100
-"""With so many to look up in a folder of a store, a listing of it takes fewer requests."""
+"""With so many to look up in a folder, a listing of it takes less."""
 PAGE = 1000
-"""Objects of a listing that come in one answer."""
-PAGES = 2
-"""More of them in a folder than answers that those who are looked for need themselves: then these are asked for."""
+"""Objects of a listing that come in one answer, which takes about as long as ten of them one by one."""
+OTHERS = 10
+"""So many times as many objects in a folder as are looked for in it: then these are asked for one by one."""
+SAMPLE = 10
+"""So many of those that a listing did not show are asked for: not all stores of S3's kind list names in order."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def info(uri: str) -> FileInfo:
 
 def look_up(uris: Collection[str]) -> dict[str, FileInfo | ForbiddenError]:
     """Size and etag of many objects, of those that are there, or why somebody who is known may not see one. Where many
-    lie in one folder of a store, it is listed, as far as that pays: a folder may have far more than are looked for.
+    lie in one folder, it is listed, as far as that pays: a folder may have far more than are looked for.
 
     Raises:
         StorageError: the store cannot be reached, or does not know who asks.
@@ -77,7 +81,7 @@ def look_up(uris: Collection[str]) -> dict[str, FileInfo | ForbiddenError]:
     found: dict[str, FileInfo | ForbiddenError] = {}
     single: list[str] = []
     for folder, wanted in folders.items():
-        listed = None if is_local(folder) or len(wanted) < LIST_FROM else _listed(folder, wanted)
+        listed = None if len(wanted) < LIST_FROM else _listed(folder, wanted)
         if listed is None:
             single += wanted
         else:
@@ -88,23 +92,39 @@ def look_up(uris: Collection[str]) -> dict[str, FileInfo | ForbiddenError]:
 
 
 def _listed(folder: str, wanted: set[str]) -> dict[str, FileInfo] | None:
-    """Those right in a folder, by listing it; None if it has too many others, or nobody may list it."""
+    """Those right in a folder, by listing it; None if it has too many others, or that tells nothing of them."""
+    most = OTHERS * len(wanted)
+    if is_local(folder) and _has_more(folder, most):
+        return None
+    paged = hasattr(filesystem(folder)[0], "call_s3")
     found: dict[str, FileInfo] = {}
-    last = max(wanted)
+    first, last = min(wanted), max(wanted)
     try:
-        for number, page in enumerate(_pages(folder, min(wanted))):
-            if number > PAGES + len(wanted) // LIST_FROM:
-                return None
+        for page in _pages(folder, first):
             found |= {file.uri: file for file in page if file.uri in wanted}
-            if page and page[-1].uri > last:
+            most -= PAGE  # with folders, which are not among them
+            if paged and page and page[-1].uri > last:
                 break
+            if paged and most < 0:
+                return None
     except ForbiddenError:
         return None
-    return found
+    missing = sorted(wanted - found.keys())
+    there = map(_info_if_there, missing[:: len(missing) // SAMPLE + 1] if paged else [])
+    return None if any(there) else found
+
+
+def _has_more(folder: str, most: int) -> bool:
+    """Whether a folder of a disk has more names than so many."""
+    try:
+        with os.scandir(folder.removeprefix("file://")) as names:
+            return next(islice(names, most, None), None) is not None
+    except OSError:
+        return False
 
 
 def _pages(folder: str, first: str) -> Iterator[list[FileInfo]]:
-    """Objects right in a folder, in pages; in S3 of names from the first one on, in their order."""
+    """Objects right in a folder; those of S3 in pages, from a name on."""
     fs, path = filesystem(folder)
     try:
         if not hasattr(fs, "call_s3"):
@@ -117,12 +137,12 @@ def _pages(folder: str, first: str) -> Iterator[list[FileInfo]]:
         while True:
             answer = fs.call_s3("list_objects_v2", **asked)
             yield [
-                FileInfo(f"{scheme(folder)}{bucket}/{entry['Key']}", int(entry["Size"]), entry["ETag"].strip('"'))
+                file_info(scheme(folder), {**entry, "name": f"{bucket}/{entry['Key']}", "size": entry["Size"]})
                 for entry in answer.get("Contents", [])
             ]
             if not answer.get("IsTruncated"):
                 return
-            asked = {**asked, "ContinuationToken": answer["NextContinuationToken"]}
+            asked["ContinuationToken"] = answer["NextContinuationToken"]
     except Exception as error:
         if _is_nowhere(error):
             return

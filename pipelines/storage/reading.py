@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, BinaryIO, cast
 
 from pipelines.secrets import shown
-from pipelines.storage.addresses import StorageError, failed, filesystem
+from pipelines.storage.addresses import ForbiddenError, StorageError, failed, filesystem
 from pipelines.storage.lookup import FileInfo, info
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,8 @@ def finish_reading(
     except StorageError:
         raise
     except Exception as error:
+        if isinstance(error, PermissionError) and isinstance(reason := failed("read", file.uri, error), ForbiddenError):
+            raise reason from error
         log.debug("read %s once more: %s", shown(file.uri), shown(str(error)))
         again()
         return read_listed(file)

@@ -136,7 +136,7 @@ def test_nodes_come_for_an_elastic_training_where_there_is_none(cluster: Growing
     words = [sys.executable, "-c", TRAINING, *command]
     training = subprocess.run(words, cwd=tiny.ROOT, env=env, capture_output=True, text=True, timeout=900)
     assert training.returncode == 0, training.stderr[-3000:]
-    assert "no node has CPUs: waiting for an autoscaler to bring one" in training.stderr
+    assert "no node has CPUs: waiting for an autoscaler to bring one with a GPU" in training.stderr
     worlds = Path(cluster.scratch, "worlds").read_text().split()
     assert worlds[-2:] == ["2", "2"], "it grew"
     history = [json.loads(line) for line in (tmp_path / "lake/runs/z/history.jsonl").read_text().splitlines()]

@@ -211,12 +211,12 @@ def test_a_search_waits_for_its_device_every_eighth_step_and_at_its_end(monkeypa
 
 
 def test_steps_of_a_search_are_captured_in_few_shapes():
-    """Of batches of 8, 4, 2 and 1, and sources whose length in tokens is a multiple of eight."""
+    """Of batches of eight or less, and sources whose length in tokens is a multiple of eight."""
     model, decoding = tiny.translator(), TranslatorDecoding(max_length=40)
     preprocess, texts = model.preprocess(model.config, model.assets), tiny.sentences(40)
     batches = [
         model.collate([preprocess(Inputs(None, {"en": text}), False) for text in texts[first:last]])
-        for first, last in [(0, 8), (8, 15), (20, 26), (3, 8), (7, 10), (11, 12), (30, 38)]
+        for first, last in [(0, 8), (20, 26), (11, 12), (30, 38)]
     ]
     expected = [model.predict(batch, decoding) for batch in batches]
     with captured() as graphs:
@@ -224,7 +224,7 @@ def test_steps_of_a_search_are_captured_in_few_shapes():
         count = graphs.frame_count
         assert [model.predict(batch, decoding) for batch in batches] == expected
     widths = {-(-batch["source"].shape[1] // 8) for batch in batches}
-    assert 8 < count <= 2 * 4 * len(widths)
+    assert 4 < count <= 2 * 8 * len(widths)
     assert graphs.frame_count == count, "no shape is new"
 
 

@@ -17,6 +17,7 @@ from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.options import FLAT
 from jobs.recipes import RECIPES
+from pipelines.cluster.resources import Resources
 from pipelines.staging.checks import RefusedError
 from tests import tiny
 
@@ -230,6 +231,21 @@ def test_options_are_parsed_or_refused_in_one_line() -> None:
         assert part in str(caught.value)
         assert "\n" not in str(caught.value)
         assert not re.search(r"[│╭─]|\x1b", str(caught.value))
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Options."""
+
+    resources: Resources = field(default_factory=Resources)
+    """More."""
+
+
+def test_what_options_say_themselves_is_said_as_it_is() -> None:
+    with pytest.raises(UsageError, match=r"^`resources\.threads` is -2: it must be at least 0$"):
+        cli.parse(Checked, ["--resources.threads", "-2"], "hybrid x", "Text.")
+    with pytest.raises(UsageError, match=r"Error parsing --resources\.threads: invalid literal for int\(\) .* 'x'"):
+        cli.parse(Checked, ["--resources.threads", "x"], "hybrid x", "Text.")
 
 
 @dataclass(frozen=True)

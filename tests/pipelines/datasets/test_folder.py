@@ -9,7 +9,7 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.datasets.folder import Columns, prepare_folder, prepare_manifest, read_table, split_of
+from pipelines.datasets.folder import Columns, Described, prepare_folder, prepare_manifest, read_table, split_of
 from pipelines.datasets.writer import Prepared
 from pipelines.places import InputOptions
 from pipelines.reading.formats.entry import ReadOptions
@@ -208,6 +208,8 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
     assert "has no column one of file, file_name" in refusal("a.csv", "foto,caption\n1.jpg,x\n")
     assert "has no column 'foto'" in refusal("a.csv", good, Columns(file="foto"))
     assert "has no column 'scene' to group by; it has file, caption" in refusal("a.csv", good, Columns(group="scene"))
+    (tmp_path / "both.csv").write_text(good.replace("caption", "caption_en,captions").replace(",x", ",,ein Hund"))
+    assert read_table(f"{place}/both.csv", Columns(caption="caption_en"))[names(12)[0]] == Described()
     assert "has no column 'tezt' of captions; it has file, caption" in refusal("a.csv", good, Columns(caption="tezt"))
     assert "has no column 'text' of captions" in refusal("a.json", '{"a.jpg": "one"}', Columns(caption="text"))
     labels = '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "category_id": 2}]}'

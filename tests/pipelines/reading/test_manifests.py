@@ -130,6 +130,22 @@ def test_an_object_that_is_not_given_to_us_costs_its_row(
     )
 
 
+def test_where_nothing_that_a_manifest_names_is_given_to_us_the_night_stops(
+    s3: str, with_keys: Callable[[Mapping[str, str]], None]
+) -> None:
+    ours = s3.replace(f"{BUCKET}/", f"{BUCKET}/{GUESTS}/")
+    names = [f"{s3}/{number}.jpg" for number in range(objects.FORBIDDEN)]
+    for uri in names:
+        storage.write_bytes(uri, b"x")
+    for name, some in (("all", names), ("few", names[1:])):
+        rows = [{"photo": address} for address in [*some, "gone.jpg"]]
+        storage.write_bytes(f"{ours}/{name}.jsonl", written(rows, ".jsonl"))
+    with_keys(GUEST_KEYS)
+    with pytest.raises(storage.ForbiddenError, match=f"cannot look up {s3}/.*: Forbidden$"):
+        list_input(f"{ours}/all.jsonl", NAMED)
+    assert len(rows_of(list_input(f"{ours}/few.jsonl", NAMED))) == objects.FORBIDDEN
+
+
 @pytest.mark.parametrize("name", [*GUEST_KEYS])
 def test_keys_that_are_wrong_are_no_matter_of_an_object(
     s3: str, with_keys: Callable[[Mapping[str, str]], None], name: str

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from botocore.exceptions import ClientError
 
 from hybrid_models.errors import BadSample
 from pipelines import storage
@@ -125,23 +126,46 @@ def test_a_store_that_is_away_is_nobodys_bad_row(monkeypatch: pytest.MonkeyPatch
 def test_an_object_that_is_not_given_to_us_costs_its_row_and_many_in_a_row_the_night(
     s3: str, with_keys: Callable[[Mapping[str, str]], None]
 ) -> None:
-    """Or, where a policy was changed for an hour, all rows of the night would say so for good."""
+    """Or, where a policy was changed for an hour, all rows of the night would say so for good. They may be in
+    as many groups."""
     ours, shut = s3.replace(f"{BUCKET}/", f"{BUCKET}/{GUESTS}/"), f"{s3}/shut.jpg"
     one, other = listed(f"{ours}/a.jpg", b"abc"), listed(shut, b"abc")
     with_keys(GUEST_KEYS)
-    members = [other, one] * 2 * objects.FORBIDDEN + [other] * objects.FORBIDDEN
+    members = [other, one] * 2 * objects.FORBIDDEN + [other] * (objects.FORBIDDEN - 2)
     fetched = Fetched(members, Limits())
-    told = f"ObjectForbidden: cannot (look up|read) {shut}: Forbidden: allow it to be read, or take it from the input"
-    for number, each in enumerate(members[:-1]):
+    objects.given()
+    told = f"ObjectForbidden: cannot (look up|read) {shut}: (Forbidden|Access Denied.): allow it to be read, or take"
+    for number, each in enumerate(members):
         if each == one:
             assert fetched.read(number) == b"abc"
         else:
             with pytest.raises(BadSample, match=told):
                 fetched.read(number)
-    with pytest.raises(storage.ForbiddenError):
-        fetched.read(len(members) - 1)
     with pytest.raises(BadSample, match=told), as_listed(other), storage.open_input(shut) as stream:
         stream.read()
+    for _ in range(2):
+        with pytest.raises(storage.ForbiddenError):
+            fetch(other, Limits())
+    assert fetch(one, Limits()) == b"abc"
+    with pytest.raises(BadSample, match=told):
+        fetch(other, Limits())
+
+
+def test_archived_objects_are_a_matter_of_these_objects(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """However many there are: a rule of the bucket's may have archived a whole prefix."""
+    one = listed(f"{tmp_path}/a.jpg", b"abc")
+    said = "The operation is not valid for the object's storage class"
+
+    def archived(file: storage.FileInfo, reading: object, again: object) -> bytes:
+        error = PermissionError(said)
+        error.__cause__ = ClientError({"Error": {"Code": "InvalidObjectState"}}, "GetObject")
+        raise storage.failed("read", "s3://lake/a.jpg", error)
+
+    monkeypatch.setattr(storage, "start_reading", lambda file: Future())
+    monkeypatch.setattr(storage, "finish_reading", archived)
+    for _ in range(2 * objects.FORBIDDEN):
+        with pytest.raises(BadSample, match=f"^ObjectForbidden: cannot read s3://lake/a.jpg: {said}: allow it"):
+            fetch(one, Limits())
 
 
 def test_a_file_that_is_not_ours_costs_its_row() -> None:

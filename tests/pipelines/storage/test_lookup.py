@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -72,11 +73,42 @@ def test_a_folder_with_many_others_is_not_listed_to_its_end(s3: str, monkeypatch
             yield page
 
     monkeypatch.setattr(lookup, "_pages", counted)
-    for wanted, seen in ((names[10:14], 3), (names[::10], 5), (names[36:], 2), (names, 14)):
+    monkeypatch.setattr(lookup, "OTHERS", 2)
+    for wanted, seen in ((names[10:14], 3), (names[::10], 6), (names[36:], 2), (names, 20)):
         pages.clear()
         uris = {f"{s3}/{name}" for name in wanted}
         assert storage.look_up({*uris, f"{s3}/{wanted[0]}-gone"}) == {uri: storage.info(uri) for uri in uris}
         assert len(pages) == seen, wanted
+
+
+def test_a_store_that_lists_in_an_order_of_its_own_is_seen_through(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3's directory buckets do."""
+    monkeypatch.setattr(lookup, "LIST_FROM", 4)
+    uris = [f"{s3}/{n:02d}.jpg" for n in range(20)]
+    for uri in uris:
+        storage.write_bytes(uri, b"x")
+    files = [storage.info(uri) for uri in uris]
+    monkeypatch.setattr(lookup, "_pages", lambda folder, first: iter([files[12:], [files[3], *files[:3]], files[4:12]]))
+    assert storage.look_up([*uris[:8], f"{s3}/gone"]) == dict(zip(uris[:8], files, strict=False))
+
+
+def test_a_folder_of_a_disk_with_many_others_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup, "LIST_FROM", 4)
+    uris = [f"{tmp_path}/{n:02d}.jpg" for n in range(60)]
+    for uri in uris:
+        storage.write_bytes(uri, b"x")
+    listed: list[str] = []
+    of_a_folder = lookup._pages
+
+    def noted(folder: str, first: str) -> Iterator[list[storage.FileInfo]]:
+        listed.append(folder)
+        return of_a_folder(folder, first)
+
+    monkeypatch.setattr(lookup, "_pages", noted)
+    for wanted, times in ((uris[:5], 0), (uris[:6], 1)):
+        listed.clear()
+        assert storage.look_up([*wanted, f"{tmp_path}/gone"][: len(wanted)]) == {u: storage.info(u) for u in wanted}
+        assert len(listed) == times
 
 
 def test_a_store_that_needs_more_than_an_address_is_refused() -> None:
