@@ -173,7 +173,7 @@ def contents(members: Sequence[Member]) -> Iterator[tuple[Member, bytes]]:
     """Each file with its bytes, fetched ahead.
 
     Raises:
-        UsageError: one is too large, or was replaced meanwhile.
+        UsageError: one is too large, is refused, or was replaced meanwhile.
     """
     fetched = Fetched(members, DEFAULT_LIMITS)
     try:
@@ -282,7 +282,7 @@ def _by_file(rows: Sequence[Mapping[str, Any]], uri: str, columns: Columns) -> d
         told = f"'{columns.file}'" if columns.file else f"one of {', '.join(FILE_COLUMNS)}"
         raise UsageError(f"{uri} has no column {told} that names files; it has {', '.join(map(str, rows[0]))}")
     said_in = [columns.caption] if columns.caption else [CAPTION_COLUMN, LIST_COLUMN]
-    if columns.group in (known[0], *said_in):
+    if columns.group in (known[0], *said_in, LIST_COLUMN):
         raise UsageError(f"`group_column` '{columns.group}' names files or captions: another column is to group by")
     for column, use in ((columns.group, "to group by"), (columns.caption, "of captions")):
         if column and not any(column in row for row in rows):

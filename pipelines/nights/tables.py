@@ -124,7 +124,7 @@ def _check_kept(uri: str, moment: datetime) -> None:
     commits = [file for file in log if COMMIT.fullmatch(file.uri.rsplit("/", 1)[-1])]
     if not commits or commits[0].modified <= moment:
         return
-    began = commits[0].modified.isoformat(timespec="milliseconds")
+    began = commits[0].modified.isoformat(timespec="microseconds")
     if commits[0].uri == storage.absolute(commit_uri(uri, 0)):
         raise UsageError(f"there was no {uri} as of {moment} yet: it began at {began}")
     raise UsageError(f"{uri} as of {moment} is not kept any more: its log begins at {began}")

@@ -126,7 +126,8 @@ def _members(manifest: Shard, options: InputOptions, limits: Limits, room: _Room
     there = storage.look_up({member.uri for member in members if not member.problem})
     kept = [file for file in there.values() if isinstance(file, storage.ForbiddenError)]
     if objects.FORBIDDEN <= len(kept) == len(there):  # no matter of these objects
-        raise kept[0]
+        told = f"{kept[0]}, as were all {len(kept)} that {manifest.uri} names and that are there"
+        raise storage.ForbiddenError(f"{told}: check the keys, or who may read what")
     return [_as_it_is(member, there.get(member.uri)) for member in members]
 
 

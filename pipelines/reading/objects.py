@@ -193,10 +193,14 @@ def refused(reason: storage.ForbiddenError) -> BadSample:
     Raises:
         ForbiddenError: too many were, one after the other.
     """
-    if not isinstance(reason, storage.ArchivedError):
-        _refusals().count += 1
-    if _refusals().count >= FORBIDDEN:
-        raise reason
+    if isinstance(reason, storage.ArchivedError):
+        return forbidden(reason)
+    seen = _refusals()
+    seen.count += 1
+    if seen.count >= FORBIDDEN:
+        seen.count = 0  # this process may read for another night
+        told = f"{reason}, as were {FORBIDDEN - 1} before it: check the keys, or who may read what"
+        raise storage.ForbiddenError(told) from reason
     return forbidden(reason)
 
 
@@ -249,9 +253,9 @@ class Fetched:
             raise _gone(member) from None
         except storage.ForbiddenError as reason:
             raise refused(reason) from None
-        given()
         if data is None:
             raise _changed(member)
+        given()
         return data
 
     def _refusal(self, member: Member) -> BadSample | None:

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -93,20 +92,21 @@ def look_up(uris: Collection[str]) -> dict[str, FileInfo | ForbiddenError]:
 
 def _listed(folder: str, wanted: set[str]) -> dict[str, FileInfo] | None:
     """Those right in a folder, by listing it; None if it has too many others, or that tells nothing of them."""
-    most = OTHERS * len(wanted)
-    if is_local(folder) and _has_more(folder, most):
-        return None
+    if is_local(folder):
+        return _scanned(folder, wanted)
     paged = hasattr(filesystem(folder)[0], "call_s3")
     found: dict[str, FileInfo] = {}
-    first, last = min(wanted), max(wanted)
+    first, last, before, most = min(wanted), max(wanted), "", OTHERS * len(wanted)
     try:
         for page in _pages(folder, first):
+            names = [file.uri for file in page]
             found |= {file.uri: file for file in page if file.uri in wanted}
             most -= PAGE  # with folders, which are not among them
-            if paged and page and page[-1].uri > last:
-                break
-            if paged and most < 0:
+            if paged and (most < 0 or [before, *names] != sorted([before, *names])):
                 return None
+            before = names[-1] if names else before
+            if paged and before > last:
+                break
     except ForbiddenError:
         return None
     missing = sorted(wanted - found.keys())
@@ -114,13 +114,17 @@ def _listed(folder: str, wanted: set[str]) -> dict[str, FileInfo] | None:
     return None if any(there) else found
 
 
-def _has_more(folder: str, most: int) -> bool:
-    """Whether a folder of a disk has more names than so many."""
+def _scanned(folder: str, wanted: set[str]) -> dict[str, FileInfo]:
+    """Those right in a folder of a disk, of which nothing else is kept."""
+    fs, path = filesystem(folder or "/")
     try:
-        with os.scandir(folder.removeprefix("file://")) as names:
-            return next(islice(names, most, None), None) is not None
-    except OSError:
-        return False
+        with os.scandir(path) as entries:
+            some = ((uri, fs.info(entry)) for entry in entries if (uri := f"{folder}/{entry.name}") in wanted)
+            return {uri: file_info("", entry) for uri, entry in some if entry["type"] == "file"}
+    except Exception as error:
+        if _is_nowhere(error):
+            return {}
+        raise failed("list", folder, error) from error
 
 
 def _pages(folder: str, first: str) -> Iterator[list[FileInfo]]:

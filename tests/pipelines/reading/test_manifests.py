@@ -141,7 +141,7 @@ def test_where_nothing_that_a_manifest_names_is_given_to_us_the_night_stops(
         rows = [{"photo": address} for address in [*some, "gone.jpg"]]
         storage.write_bytes(f"{ours}/{name}.jsonl", written(rows, ".jsonl"))
     with_keys(GUEST_KEYS)
-    with pytest.raises(storage.ForbiddenError, match=f"cannot look up {s3}/.*: Forbidden$"):
+    with pytest.raises(storage.ForbiddenError, match=f"cannot look up {s3}/.*: Forbidden, as were all 8 that .*/all"):
         list_input(f"{ours}/all.jsonl", NAMED)
     assert len(rows_of(list_input(f"{ours}/few.jsonl", NAMED))) == objects.FORBIDDEN
 

@@ -92,7 +92,7 @@ def test_a_store_that_lists_in_an_order_of_its_own_is_seen_through(s3: str, monk
     assert storage.look_up([*uris[:8], f"{s3}/gone"]) == dict(zip(uris[:8], files, strict=False))
 
 
-def test_a_folder_of_a_disk_with_many_others_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_folder_of_a_disk_nothing_else_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lookup, "LIST_FROM", 4)
     uris = [f"{tmp_path}/{n:02d}.jpg" for n in range(60)]
     for uri in uris:
@@ -105,10 +105,12 @@ def test_a_folder_of_a_disk_with_many_others_is_not_listed(tmp_path: Path, monke
         return of_a_folder(folder, first)
 
     monkeypatch.setattr(lookup, "_pages", noted)
-    for wanted, times in ((uris[:5], 0), (uris[:6], 1)):
-        listed.clear()
-        assert storage.look_up([*wanted, f"{tmp_path}/gone"][: len(wanted)]) == {u: storage.info(u) for u in wanted}
-        assert len(listed) == times
+    for wanted in (uris[:3], uris[:6], uris):
+        assert storage.look_up([*wanted, f"{tmp_path}/gone"]) == {uri: storage.info(uri) for uri in wanted}
+    assert storage.look_up([f"{tmp_path}/none/{n}" for n in range(9)]) == {}
+    assert storage.look_up([f"{uris[0]}/{n}" for n in range(9)]) == {}
+    assert storage.look_up([f"/{n}.jpg" for n in range(9)]) == {}, "right in the root"
+    assert listed == []
 
 
 def test_a_store_that_needs_more_than_an_address_is_refused() -> None:
