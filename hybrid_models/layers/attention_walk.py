@@ -1,7 +1,8 @@
 """A whole text's steps with attention as one function with gradients: what training unrolls.
 
 Autograd would keep some forty small results a step, and add up the gradients of what all steps share step by step. Here
-a step keeps its state and where it met the keys, and such gradients are one product each, after the last step.
+a step keeps its state and where it met the keys, and such gradients are one product each, after the last step. Nothing
+waits for the device, and a compiler takes in the whole of it, there and back.
 """
 
 # ruff: noqa: N803, N806 - shape suffixes, see contract.py
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hybrid_models.layers.attention import half_tanh, masked_softmax
-from hybrid_models.layers.recurrent import advance
+from hybrid_models.layers.recurrent import kept_step, step_back
 from hybrid_models.search.beam import State
 
 
@@ -64,14 +65,15 @@ class _Walk(torch.autograd.Function):
         weights_NTS = hidden_ND.new_empty(rows, steps, places)
         weights_BRS = hidden_ND.new_zeros(sources, rows // sources, places)
         state = {"hidden": hidden_ND} if cell_ND is None else {"hidden": hidden_ND, "cell": cell_ND}
-        cells, meetings = [], []
+        cells: list[Tensor] = []
+        meetings: list[Tensor] = []
         values_BSG = values_BSG.contiguous()  # or each step would copy it
         with torch.autocast(words_NTG.device.type, enabled=False):
             keys_BSA, energy_A1 = keys_BSA.float(), 2 * energy_A.unsqueeze(1)
             for t in range(steps):
                 looked_BRG = torch.bmm(weights_BRS.to(words_NTG.dtype), values_BSG)
                 gates = words_NTG[:, t] + looked_BRG.flatten(0, 1), torch.addmm(bias_G, hidden_NTD[:, t], weight_GD.t())
-                state, cell = _advance(state, gates, recorded)
+                state, kept = kept_step(state, *gates)
                 hidden_NTD[:, t + 1] = state["hidden"]
                 query_BRA = (hidden_NTD[:, t + 1] @ query_AD.t()).view(sources, -1, size)
                 meetings_XA = half_tanh(keys_BSA, query_BRA).to(words_NTG.dtype).view(-1, size)
@@ -79,21 +81,21 @@ class _Walk(torch.autograd.Function):
                 weights_BRS = masked_softmax(energies_BRS, mask_BS.unsqueeze(1))
                 weights_NTS[:, t] = weights_BRS.flatten(0, 1)
                 if recorded:
-                    cells.append(cell)
+                    cells.extend(kept)
                     meetings.append(meetings_XA)
         if recorded:
-            ctx.save_for_backward(hidden_NTD, weights_NTS, values_BSG, weight_GD, query_AD, energy_A)
-            ctx.cells, ctx.meetings = cells, meetings
+            shared = hidden_NTD, weights_NTS, values_BSG, weight_GD, query_AD, energy_A
+            ctx.save_for_backward(*shared, *meetings, *cells)
+            ctx.states = len(state)
         return hidden_NTD[:, 1:], weights_NTS
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_hidden_NTD: Tensor, grad_weights_NTS: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_NTD, weights_NTS, values_BSG, weight_GD, query_AD, energy_A = ctx.saved_tensors
-        if ctx.meetings is None:
-            raise RuntimeError("the gradients of a walk can be asked for once")
-        meetings, cells, ctx.meetings, ctx.cells = ctx.meetings, ctx.cells, None, None
+        hidden_NTD, weights_NTS, values_BSG, weight_GD, query_AD, energy_A, *kept = ctx.saved_tensors
         (rows, steps, places), (sources, _, gates), size = weights_NTS.shape, values_BSG.shape, len(energy_A)
+        meetings, cells = kept[:steps], kept[steps:]
+        each = len(cells) // steps
         grad_words_NTG = values_BSG.new_empty(rows, steps, gates)
         grad_words_NG = values_BSG.new_zeros(rows, gates)  # of the next step
         grad_gates_NTG = torch.empty_like(grad_words_NTG)
@@ -102,13 +104,13 @@ class _Walk(torch.autograd.Function):
         grad_energy_A = torch.zeros_like(energy_A, dtype=torch.float32)
         values_BGS = values_BSG.transpose(1, 2).contiguous()
         one = values_BSG.new_ones(())
-        grads = [torch.zeros_like(tensor) for tensor in cells[-1][1].values()]
+        grads = [hidden_NTD.new_zeros(rows, hidden_NTD.shape[2], dtype=torch.float32) for _ in range(ctx.states)]
         for t in reversed(range(steps)):
             grad_looked_BRS = torch.bmm(grad_words_NG.view(sources, -1, gates), values_BGS)
             grad_weights_NS, weights_NS = grad_weights_NTS[:, t] + grad_looked_BRS.flatten(0, 1), weights_NTS[:, t]
             expected_N1 = (weights_NS * grad_weights_NS).sum(dim=1, keepdim=True)
             grad_energies_NS = (weights_NS * (grad_weights_NS - expected_N1)).to(energy_A.dtype)
-            meetings_NSA = meetings.pop().view(rows, places, size)
+            meetings_NSA = meetings[t].view(rows, places, size)
             grad_energy_A += 2 * (grad_energies_NS.view(1, -1) @ meetings_NSA.flatten(0, 1))[0]
             torch.addcmul(one, meetings_NSA, meetings_NSA, value=-4, out=meetings_NSA)  # tanh's slope
             grad_query_NA = torch.bmm(grad_energies_NS.unsqueeze(1), meetings_NSA).squeeze(1) * energy_A
@@ -117,10 +119,8 @@ class _Walk(torch.autograd.Function):
             for row_BSA in meetings_NSA.view(sources, -1, places, size).unbind(1):
                 grad_keys_BSA += row_BSA
             grads[0] = grads[0] + grad_hidden_NTD[:, t] + grad_query_NA @ query_AD
-            given, made = cells.pop()
-            grad_words_NG, grad_gates_NG, *grads = torch.autograd.grad(
-                list(made.values()), given, grads, materialize_grads=True
-            )  # which are 0 of an LSTM's last hidden state
+            *halves, grads = step_back(cells[t * each : (t + 1) * each], grads)
+            grad_words_NG, grad_gates_NG = (half.to(energy_A.dtype) for half in halves)
             grad_words_NTG[:, t], grad_gates_NTG[:, t] = grad_words_NG, grad_gates_NG
             grads[0] = grads[0] + grad_gates_NG @ weight_GD
         # What all steps share: rows of all steps side by side.
@@ -135,15 +135,3 @@ class _Walk(torch.autograd.Function):
             grad_values_BSG, grad_keys_BSA * energy_A, grad_weight_GD, grad_bias_G, grad_query_AD, grad_energy_A,
         )  # fmt: skip
         return None, grad_words_NTG, *initial, None, *(t.to(energy_A.dtype) for t in shared)
-
-
-Cells = tuple[list[Tensor], State]
-"""What a step of a cell was given (gates of words and of the state, and the state), and what it made of that."""
-
-
-def _advance(state: State, gates: tuple[Tensor, Tensor], recorded: bool) -> tuple[State, Cells]:
-    """The next state, without a past, and the step as autograd sees it alone."""
-    given = [tensor.detach().requires_grad_(recorded) for tensor in (*gates, *state.values())]
-    with torch.set_grad_enabled(recorded):
-        made = advance(dict(zip(state, given[2:], strict=True)), given[0], given[1])
-    return {name: made[name].detach() for name in state}, (given, made)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,11 @@ GATES: dict[Cell, int] = {"gru": 3, "lstm": 4}
 RNNS: dict[Cell, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 STATES: dict[Cell, int] = {"gru": 1, "lstm": 2}
 """How many vectors a cell's state is."""
+
+sigmoid_backward = torch.ops.aten.sigmoid_backward.default
+"""Of a gradient and of the function's value: one pass over them, of either precision."""
+tanh_backward = torch.ops.aten.tanh_backward.default
+"""The same."""
 
 
 class BidirectionalRNN(nn.Module):
@@ -100,17 +106,46 @@ def advance(state: State, input_gates: Tensor, hidden_gates: Tensor) -> State:
 
     The state stays float32 under autocast: many small changes are lost in bfloat16.
     """
+    return kept_step(state, input_gates, hidden_gates)[0]
+
+
+def kept_step(state: State, input_gates: Tensor, hidden_gates: Tensor) -> tuple[State, tuple[Tensor, ...]]:
+    """`advance`, and what `step_back` wants to know of the step."""
     if "cell" not in state:
-        size = state["hidden"].shape[1]
+        hidden, size = state["hidden"], state["hidden"].shape[1]
         (input_ru, input_new), (hidden_ru, hidden_new) = (
             gates.split([2 * size, size], dim=1) for gates in (input_gates, hidden_gates)
         )
-        reset, update = torch.sigmoid(input_ru + hidden_ru).chunk(2, dim=1)
+        gates_ru = torch.sigmoid(input_ru + hidden_ru)
+        reset, update = gates_ru.chunk(2, dim=1)
         new = torch.tanh(input_new + reset * hidden_new).float()
-        return {"hidden": torch.lerp(new, state["hidden"], update.float())}
+        return {"hidden": torch.lerp(new, hidden, update.float())}, (gates_ru, new, hidden, hidden_new)
     into, forget, new, out = (input_gates + hidden_gates).chunk(4, dim=1)
-    cell = torch.sigmoid(forget) * state["cell"] + torch.sigmoid(into) * torch.tanh(new)
-    return {"hidden": torch.sigmoid(out) * torch.tanh(cell), "cell": cell}
+    into, forget, new, out = torch.sigmoid(into), torch.sigmoid(forget), torch.tanh(new), torch.sigmoid(out)
+    cell = forget * state["cell"] + into * new
+    seen = torch.tanh(cell)
+    return {"hidden": out * seen, "cell": cell}, (into, forget, new, out, state["cell"], seen)
+
+
+def step_back(kept: tuple[Tensor, ...], grads: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients of both halves of the gates [N,G·D] and of the state, from those of the next state."""
+    if len(grads) == 1:
+        (grad_hidden,), (gates_ru, new, hidden, hidden_new) = grads, kept
+        reset, update = gates_ru.chunk(2, dim=1)
+        grad_kept = grad_hidden * update
+        grad_new = tanh_backward(grad_hidden - grad_kept, new)
+        grad_ru = sigmoid_backward(torch.cat([grad_new * hidden_new, grad_hidden * (hidden - new)], dim=1), gates_ru)
+        return torch.cat([grad_ru, grad_new], dim=1), torch.cat([grad_ru, grad_new * reset], dim=1), [grad_kept]
+    (grad_hidden, grad_cell), (into, forget, new, out, cell, seen) = grads, kept
+    grad_cell = grad_cell + tanh_backward(grad_hidden * out, seen)
+    parts = (
+        sigmoid_backward(grad_cell * new, into),
+        sigmoid_backward(grad_cell * cell, forget),
+        tanh_backward(grad_cell * into, new),
+        sigmoid_backward(grad_hidden * seen, out),
+    )
+    grad_gates = torch.cat(parts, dim=1)
+    return grad_gates, grad_gates, [torch.zeros_like(grad_hidden), grad_cell * forget]
 
 
 def initial_state(vector: Tensor, cell: Cell, layer: nn.Linear) -> State:

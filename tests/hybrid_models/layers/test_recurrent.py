@@ -3,7 +3,15 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from hybrid_models.layers.recurrent import BidirectionalRNN, RepeatedProduct, initial_state
+from hybrid_models.layers.recurrent import (
+    GATES,
+    STATES,
+    BidirectionalRNN,
+    RepeatedProduct,
+    initial_state,
+    kept_step,
+    step_back,
+)
 
 E, D, B = 5, 6, 2
 
@@ -53,3 +61,17 @@ def test_a_bidirectional_rnn_is_that_of_torch_over_packed_sequences(cell, kind):
     wanted = torch.autograd.grad(expected[real].square().sum() + ends.sum(), list(packed.parameters()))
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_step_back_is_what_autograd_makes_of_a_step(cell):
+    torch.manual_seed(5)
+    names = ("hidden", "cell")[: STATES[cell]]
+    state = {name: torch.randn(3, 4, requires_grad=True) for name in names}
+    halves = [torch.randn(3, GATES[cell] * 4, requires_grad=True) for _ in range(2)]
+    made, kept = kept_step(state, *halves)
+    grads = [torch.randn_like(tensor) for tensor in made.values()]
+    expected = torch.autograd.grad(list(made.values()), [*halves, *state.values()], grads, materialize_grads=True)
+    *found, states = step_back(kept, grads)
+    for own, other in zip([*found, *states], expected, strict=True):
+        torch.testing.assert_close(own, other)
