@@ -25,6 +25,8 @@ MIN_VOCABULARY = len(SPECIALS) + 256
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SPACE = "\u0120"
+"""As tokens have it, in which each byte is a printable character."""
 
 
 def clean_text(text: Any, max_characters: int, what: str = "text") -> str:
@@ -145,6 +147,14 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; special symbols are left out, an incomplete character is U+FFFD."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+
+    def spelling(self) -> list[tuple[str, bool]]:
+        """What each token adds to a text: its bytes, a character for each, and whether a space comes before them.
+        Special symbols add nothing."""
+        ids = self._tokenizer.get_vocab()
+        tokens = sorted(ids, key=ids.__getitem__)
+        special: list[tuple[str, bool]] = [("", False)] * len(SPECIALS)
+        return special + [(token.removeprefix(_SPACE), token.startswith(_SPACE)) for token in tokens[len(SPECIALS) :]]
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The text of each token; one that goes on with a word starts with `·`, a special symbol is its name."""

@@ -19,12 +19,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
+from hybrid_models import shapes
 from hybrid_models.captioner.decoding import CaptionerDecoding
 from hybrid_models.captioner.interface import CaptionerInterface
 from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, caption_tokenizer
-from hybrid_models.captioner.rewards import DRAWN, advantages, whole
+from hybrid_models.captioner.rewards import DRAWN, Spelling, advantages, spelling_of
 from hybrid_models.contract import Batch, Loss, autocast, module_device, to_device
 from hybrid_models.explanations import Explanation, Gaze
 from hybrid_models.inputs import Inputs, Sample, Visual
@@ -35,14 +37,13 @@ from hybrid_models.layers.temporal import TemporalEncoder, clips_of, frame_place
 from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
 from hybrid_models.search.beam import Hypothesis, State, inference
-from hybrid_models.search.sampling import ended, sample_words
+from hybrid_models.search.sampling import sample_words
 from hybrid_models.text import (
     BOS,
     EOS,
+    PAD,
     Tokenizer,
-    pad_rows,
     unpack_json,
-    written_places,
 )
 from hybrid_models.visual import frames_of
 
@@ -76,7 +77,7 @@ class Captioner(CaptionerInterface, VisualHybrid):
             config.dropout,
             config.tie_embeddings,
         )
-        self._rewarded = False
+        self._spelling: Spelling | None = None  # while captions are rewarded
 
     @classmethod
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
@@ -108,7 +109,7 @@ class Captioner(CaptionerInterface, VisualHybrid):
         """`features` float16 [B,S,C] (and `course` [B,T,4C]), or `frames` uint8 [B,T,H,W,3], padded at the end, and
         `shown` int64 [F], the places of real frames in [B·T]; `frame_count` [B], and `counts`, a list of the same;
         `captions` int64 [B,R,L], start and end symbols included, where captions that a sample lacks are all padding,
-        `written` int64 [M], the places of tokens in [B·R·(L-1)], and `references`, a list of each sample's captions.
+        `written` int64 [M], the places of tokens in [B·R·(L-1)], see `WordDecoder.written`.
         With `mirror`, `rng` chooses the samples that are shown as their mirror images."""
         counts = [int(sample["frame_count"]) for sample in samples]
         batch: Batch = {"frame_count": torch.tensor(counts), "counts": counts}
@@ -122,20 +123,20 @@ class Captioner(CaptionerInterface, VisualHybrid):
         if "frames" in batch:
             batch["shown"] = torch.from_numpy(frame_places(counts))
         if all("captions" in sample for sample in samples):
-            most, width = np.max([sample["captions"].shape for sample in samples], axis=0)
+            most, width = map(int, np.max([sample["captions"].shape for sample in samples], axis=0))
+            width = shapes.width_on(module_device(self), width)
             captions = np.zeros((len(samples), most, width), dtype=np.int64)
             for row, sample in zip(captions, samples, strict=True):
                 row[: sample["captions"].shape[0], : sample["captions"].shape[1]] = sample["captions"]
             batch["captions"] = torch.from_numpy(captions)
-            batch["written"] = torch.from_numpy(written_places(captions.reshape(-1, width)))
-            batch["references"] = [sample["captions"] for sample in samples]
+            batch["written"] = self.decoder.written(captions.reshape(-1, width))
         return batch
 
     def forward(self, batch: Batch) -> Loss:
         """Negative log likelihood of all captions' tokens, end symbols included (smoothed in training mode); in the
         last `reward_share` of a training that of captions drawn from the model, weighted by their advantage."""
-        if self.training and self._rewarded:
-            return self._reward_loss(batch)
+        if self.training and self._spelling is not None:
+            return self._reward_loss(batch, self._spelling)
         with autocast(module_device(self)):
             state, memory = self._start(batch)
             captions = batch["captions"]
@@ -144,9 +145,10 @@ class Captioner(CaptionerInterface, VisualHybrid):
             return self.decoder.loss(captions.flatten(0, 1), batch["written"], state, memory, smoothing)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        self._rewarded = epoch >= max(1, epochs - round(self.config.reward_share * epochs))
+        rewarded = epoch >= max(1, epochs - round(self.config.reward_share * epochs))
+        self._spelling = spelling_of(self._tokenizer.spelling(), module_device(self)) if rewarded else None
 
-    def _reward_loss(self, batch: Batch) -> Loss:
+    def _reward_loss(self, batch: Batch, spelling: Spelling) -> Loss:
         """Negative log likelihood of drawn captions, each weighted by its advantage: see `self_critical`."""
         captions_BRL = batch["captions"]
         most, options = captions_BRL.shape[2], CaptionerDecoding().search_options()
@@ -156,25 +158,13 @@ class Captioner(CaptionerInterface, VisualHybrid):
         with inference(self), autocast(module_device(self)):
             # an encoder that is trained sees otherwise in evaluation mode
             start = (state, memory) if "features" in batch else self._start(batch)
-            drawn = sample_words(self.decoder.step, *start, most, options, DRAWN)
-        references = [[ended(row, EOS) for row in texts.tolist() if row[0] == BOS] for texts in batch["references"]]
-        weights = advantages(self._rewarded_texts(drawn), self._rewarded_texts(references))
-        targets = pad_rows([np.asarray([BOS, *tokens]) for group in drawn for tokens in group])
-        arrays = targets, written_places(targets), weights.astype(np.float32).flatten()
+            drawn_NT = sample_words(self.decoder.step, *start, most, options, DRAWN)
+        weights_BK = advantages(drawn_NT.unflatten(0, (-1, DRAWN)), captions_BRL, spelling)
         with autocast(module_device(self)):
             state = {name: tensor.repeat_interleave(DRAWN, dim=0) for name, tensor in state.items()}
-            words_NT, written_M, weights_N = (
-                torch.from_numpy(array).to(captions_BRL.device, non_blocking=True) for array in arrays
-            )
-            return self.decoder.loss(words_NT, written_M, state, memory, 0.0, weights_N)
-
-    def _rewarded_texts(self, groups: Sequence[Sequence[Sequence[int]]]) -> list[list[str]]:
-        """The texts of groups of tokens; the last word of one tells that it ends."""
-        return [[self._rewarded_text(tokens) for tokens in group] for group in groups]
-
-    def _rewarded_text(self, tokens: Sequence[int]) -> str:
-        text = self._tokenizer.decode(tokens)
-        return whole(text) if EOS in tokens else text
+            targets_NT = F.pad(drawn_NT, (1, 0), value=BOS)
+            written_M = shapes.places(drawn_NT != PAD)
+            return self.decoder.loss(targets_NT, written_M, state, memory, 0.0, weights_BK.flatten())
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         # in half precision, as the encoder sees

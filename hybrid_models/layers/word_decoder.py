@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
+from hybrid_models import shapes
 from hybrid_models.contract import Loss
 from hybrid_models.layers.attention import AdditiveAttention
 from hybrid_models.layers.attention_walk import attention_walk
 from hybrid_models.layers.recurrent import GATES, RNNS, Cell, RepeatedProduct, advance
 from hybrid_models.search.beam import Hypothesis, State, in_places, search
 from hybrid_models.search.options import SearchOptions
-from hybrid_models.text import BOS, PAD, pad_rows
+from hybrid_models.text import BOS, PAD, pad_rows, written_places
 
 ROWS = 64
 """The softmax works on a multiple of so many tokens: on CPUs a matrix product compiles anew for each size not seen yet,
@@ -103,20 +104,33 @@ class WordDecoder(nn.Module, abc.ABC):
 
         Args:
             targets: int64 [N,T]: start symbol, words, end symbol, padding (`PAD`, which costs nothing).
-            written: int64 [M], the targets' `text.written_places`.
+            written: int64 [M], what `written` says of the targets, or all places.
             state: initial state, leading axis N.
             memory: as `prepare` or `share` gives it, leading axis B, where N = B·R.
             label_smoothing: share of the target mass spread over all words; 0 when not training.
             weights: [N], by which each text's tokens are weighted.
         """
         embedded_NTE = self.dropout(self.embedding(targets[:, :-1]))
-        words_M = targets[:, 1:].flatten()
-        chosen = F.pad(written, (0, -len(written) % ROWS))
-        logits = self._logits(self.read(embedded_NTE, chosen, state, memory))[: len(written)]
-        costs = F.cross_entropy(logits.float(), words_M[written], label_smoothing=label_smoothing, reduction="none")
+        words = targets[:, 1:].flatten()
+        chosen = F.pad(written, (0, -len(written) % ROWS), value=len(words))
+        chosen_words = F.pad(words, (0, 1), value=PAD)[chosen]
+        inside = chosen.clamp(max=len(words) - 1)
+        logits = self._logits(self.read(embedded_NTE, inside, state, memory)).float()
+        costs = F.cross_entropy(
+            logits, chosen_words, ignore_index=PAD, label_smoothing=label_smoothing, reduction="none"
+        )
         if weights is not None:
-            costs = costs * weights.repeat_interleave(targets.shape[1] - 1)[written]
-        return Loss(costs.sum(), (words_M != PAD).sum())
+            costs = costs * weights.repeat_interleave(targets.shape[1] - 1)[inside]
+        return Loss(costs.sum(), (words != PAD).sum())
+
+    def written(self, targets: np.ndarray) -> Tensor:
+        """int64 [M]: the `text.written_places` of targets [N,T], on the host; where shapes count with some that are one
+        after the last place, of padding."""
+        places = written_places(targets)
+        if shapes.has_shapes(self.output_bias.device):
+            more = shapes.bucket(len(places)) - len(places)
+            places = np.pad(places, (0, more), constant_values=targets[:, 1:].size)
+        return torch.from_numpy(places)
 
     def read(self, embedded: Tensor, chosen: Tensor, state: State, memory: State) -> Tensor:
         """`R [features; embedding]` [M,E] of chosen places in [N·T]; the other arguments are those of `unroll`."""

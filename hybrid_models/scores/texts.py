@@ -128,8 +128,8 @@ def _tokenised(text: str) -> str:
 
 
 Ngram = tuple[str, ...]
-_CIDER_N = 4
-_CIDER_SIGMA = 6.0
+CIDER_N = 4
+CIDER_SIGMA = 6.0
 
 
 def cider_d(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Tally:
@@ -168,7 +168,7 @@ class CiderD:
 
 
 def _ngram_counts(tokens: Sequence[str]) -> Counter[Ngram]:
-    return Counter(tuple(tokens[i : i + n]) for n in range(1, _CIDER_N + 1) for i in range(len(tokens) - n + 1))
+    return Counter(tuple(tokens[i : i + n]) for n in range(1, CIDER_N + 1) for i in range(len(tokens) - n + 1))
 
 
 class _TfIdf:
@@ -177,13 +177,13 @@ class _TfIdf:
     def __init__(self, counts: Counter[Ngram], idf: Mapping[Ngram, float], unseen: float) -> None:
         self.weights = {ngram: count * idf.get(ngram, unseen) for ngram, count in counts.items()}
         self.length = sum(count for ngram, count in counts.items() if len(ngram) == 1)
-        squares = [0.0] * _CIDER_N
+        squares = [0.0] * CIDER_N
         for ngram, weight in self.weights.items():
             squares[len(ngram) - 1] += weight * weight
         self.norms = [math.sqrt(square) for square in squares]
 
     def similarity(self, reference: _TfIdf) -> float:
-        products = [0.0] * _CIDER_N
+        products = [0.0] * CIDER_N
         for ngram in self.weights.keys() & reference.weights.keys():
             weight = reference.weights[ngram]
             products[len(ngram) - 1] += min(self.weights[ngram], weight) * weight  # clipping: repeating does not pay
@@ -191,5 +191,5 @@ class _TfIdf:
             product / (own * other) if own and other else 0.0
             for product, own, other in zip(products, self.norms, reference.norms, strict=True)
         )
-        penalty = math.exp(-((self.length - reference.length) ** 2) / (2 * _CIDER_SIGMA**2))
-        return penalty * sum(cosines) / _CIDER_N
+        penalty = math.exp(-((self.length - reference.length) ** 2) / (2 * CIDER_SIGMA**2))
+        return penalty * sum(cosines) / CIDER_N

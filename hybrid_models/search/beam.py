@@ -2,7 +2,7 @@
 
 Scores follow Wu et al. 2016 ("Google's neural machine translation system", eq. 14) without the coverage term. A device
 that has to be waited for is looked at every `LOOK_EVERY`-th step, for all that was found so far, and computes in few
-shapes: see `bucket`.
+shapes: see `shapes.bucket`.
 """
 
 # ruff: noqa: N803, N806, N815 - shape suffixes, see contract.py
@@ -18,14 +18,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
+from hybrid_models import shapes
 from hybrid_models.search.options import SearchOptions
 
 BLOCK = 64
 """Words of a vocabulary of which the best is found first."""
 LOOK_EVERY = 8
 """Steps between looks at which sources are done, on devices that have to be waited for."""
-PLACES = 8
-"""Lengths are multiples of so many, where shapes count."""
 CROWDED = 7 / 8
 """Sources that are done leave when no more than this share of the batch is not: to leave is a copy of the others."""
 
@@ -67,24 +66,7 @@ def inference(module: nn.Module) -> Iterator[None]:
 
 def look_every(device: torch.device) -> int:
     """Steps between looks at what is done."""
-    return LOOK_EVERY if has_shapes(device) else 1
-
-
-def has_shapes(device: torch.device) -> bool:
-    """Whether it has to be waited for, and computes faster what it has computed in the same shape before."""
-    return device.type != "cpu"
-
-
-def bucket(count: int) -> int:
-    """The next number from a count on that has three binary digits, and zeros after them: there are few of these, at
-    most a quarter too large, so that the shapes in which a GPU computes can be compiled or captured, each once."""
-    unit = 1 << max(0, count.bit_length() - 3)
-    return -(-count // unit) * unit
-
-
-def whole_places(count: int) -> int:
-    """The next multiple of `PLACES`, for lengths."""
-    return -(-count // PLACES) * PLACES
+    return LOOK_EVERY if shapes.has_shapes(device) else 1
 
 
 class _Beams(NamedTuple):
@@ -177,7 +159,7 @@ def search(
         if not left or done.all():
             done[:] = True
         going = np.flatnonzero(~done)
-        stay = bucket(len(going)) if has_shapes(device) else len(going)
+        stay = shapes.bucket(len(going)) if shapes.has_shapes(device) else len(going)
         if stay > CROWDED * len(table):
             continue
         found.update(zip(inside[done].tolist(), map(_hypothesis, table[: len(inside)][done]), strict=True))
@@ -195,11 +177,10 @@ def _hypothesis(row: np.ndarray) -> Hypothesis:
 
 
 def _start(state: State, memory: State, limits: Sequence[int], options: SearchOptions) -> _Beams:
-    device, count, longest = next(iter(state.values())).device, len(limits), max(limits) + 2
-    if has_shapes(device):
-        longest = whole_places(longest)
-    if has_shapes(device) and bucket(count) > count:
-        rows = np.resize(np.arange(count), bucket(count))
+    device, count = next(iter(state.values())).device, len(limits)
+    longest = shapes.width_on(device, max(limits) + 2)
+    if shapes.has_shapes(device) and shapes.bucket(count) > count:
+        rows = np.resize(np.arange(count), shapes.bucket(count))
         limits = np.asarray(limits)[rows].tolist()
         state, memory = (_index(part, torch.from_numpy(rows).to(device, non_blocking=True)) for part in (state, memory))
         count = len(rows)
@@ -341,8 +322,8 @@ def _continuations(log_prob_BK: Tensor, log_probs_NV: Tensor, count: int) -> tup
 def in_places(memory: State) -> State:
     """A memory with leading axes B and S, where shapes count with more places, which are 0 and masked."""
     places = next(iter(memory.values())).shape[1]
-    more = whole_places(places) - places
-    if more == 0 or not has_shapes(memory["mask"].device):
+    more = shapes.width_on(memory["mask"].device, places) - places
+    if more == 0:
         return memory
     return {name: F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, more)) for name, tensor in memory.items()}
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybrid_models.search.beam import State, Step, look_every
+from hybrid_models import shapes
+from hybrid_models.search.beam import State, Step
 from hybrid_models.search.options import SearchOptions
+from hybrid_models.text import PAD
 
 
 def sample_words(
@@ -18,10 +20,10 @@ def sample_words(
     max_length: int,
     options: SearchOptions,
     count: int,
-) -> list[list[list[int]]]:
+) -> Tensor:
     """Draws outputs from the model's own distribution, with torch's global random numbers.
 
-    A device that has to be waited for is at every `LOOK_EVERY`-th step, for all that was drawn so far.
+    It ends when all outputs have; a device that would have to be waited for goes on to the most tokens.
 
     Args:
         step: the model; see `Step`.
@@ -32,31 +34,24 @@ def sample_words(
         count: outputs of each source.
 
     Returns:
-        `count` outputs of each source, with the end symbol where it was drawn, without the start symbol.
+        int64 [B·count,T]: `count` outputs of each source side by side, without the start symbol, `PAD` after the end
+        symbol.
     """
     state = {name: tensor.repeat_interleave(count, dim=0) for name, tensor in state.items()}
     like = next(iter(state.values()))
     tokens_N = torch.full((len(like),), options.start, device=like.device)
+    ended_N = torch.zeros_like(tokens_N, dtype=torch.bool)
     written: list[Tensor] = []
-    every = look_every(like.device)
-    while True:
+    for _ in range(max_length):
         log_probs_NV, state = step(tokens_N, state, memory)
         for token in options.never:
             log_probs_NV[:, token] = float("-inf")
         tokens_N = _draw(log_probs_NV.exp())
-        written.append(tokens_N)
-        if len(written) % every and len(written) < max_length:
-            continue
-        drawn = torch.stack(written, dim=1).tolist()
-        if len(written) == max_length or all(options.end in text for text in drawn):
+        written.append(tokens_N.masked_fill(ended_N, PAD))
+        ended_N = ended_N | (tokens_N == options.end)
+        if not shapes.has_shapes(like.device) and bool(ended_N.all()):
             break
-    texts = [ended(text, options.end) for text in drawn]
-    return [texts[first : first + count] for first in range(0, len(texts), count)]
-
-
-def ended(text: list[int], end: int) -> list[int]:
-    """A text as far as its end symbol, if it has one."""
-    return text[: text.index(end) + 1] if end in text else text
+    return torch.stack(written, dim=1)
 
 
 def _draw(probs_NV: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from hybrid_models.layers.recurrent import STATES, BidirectionalRNN, initial_sta
 from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, bleu, chrf
 from hybrid_models.search.beam import Hypothesis, State, inference
+from hybrid_models.shapes import width_on
 from hybrid_models.text import (
     BOS,
     EOS,
@@ -32,7 +33,6 @@ from hybrid_models.text import (
     Tokenizer,
     pad_rows,
     unpack_json,
-    written_places,
 )
 from hybrid_models.translator.decoding import TranslatorDecoding
 from hybrid_models.translator.interface import TranslatorInterface
@@ -89,16 +89,19 @@ class Translator(TranslatorInterface, Hybrid):
         `target` int64 [B,T] with start and end, and `written` int64 [M], the places of its tokens in [B·(T-1)]."""
         sources = [sample["source"] for sample in samples]
         batch: Batch = {
-            "source": torch.from_numpy(pad_rows(sources)),
+            "source": torch.from_numpy(self._padded(sources)),
             "sources": sources,
             "source_length": torch.tensor(list(map(len, sources))),
         }
         if all("target" in sample for sample in samples):
             targets = [np.concatenate([[BOS], sample["target"], [EOS]]) for sample in samples]
-            padded = pad_rows(targets)
+            padded = self._padded(targets)
             batch["target"] = torch.from_numpy(padded)
-            batch["written"] = torch.from_numpy(written_places(padded))
+            batch["written"] = self.decoder.written(padded)
         return batch
+
+    def _padded(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        return pad_rows(rows, width_on(module_device(self), max(map(len, rows))))
 
     def encode(self, batch: Batch) -> tuple[State, State]:
         """The decoder's initial state [B,D] and its memory: keys [B,S,D], mask [B,S]. Padding changes neither."""

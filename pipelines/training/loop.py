@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ AHEAD = 2  # batches
 LEAST_SCALE = 1.0
 """Gradients that are too large for float16 even so are too large."""
 FINAL_RATE = 0.02
+SCALE = {"scale": "_scale", "_growth_tracker": "_growth_tracker"}
+"""What a scaler's state dict has on the device, and where the scaler has it."""
 
 
 def train_worker(task: TrainTask) -> None:
@@ -142,8 +145,8 @@ def train_epoch(
         progress.step += 1
         progress.batches = (number + 1) % len(plan)
         if progress.step % LOG_EVERY == 0 or not progress.batches:
-            progress.scale = scaler.state_dict()
-            values = {**look(shares, norms, progress.scale.get("scale")), "learning_rate": rate}
+            values, progress.scale = look(shares, norms, scaler)
+            values["learning_rate"] = rate
             values["samples_per_second"] = seen / (time.perf_counter() - started)
             progress.note(values)
             workers.tell(reporter, "step", progress, values)
@@ -188,11 +191,11 @@ def scaler_of(device: torch.device, state: Mapping[str, float]) -> torch.amp.Gra
 
     Args:
         device: that computes.
-        state: where it was; empty at the beginning.
+        state: where it was, as `look` says it; empty at the beginning.
     """
     scaler = torch.amp.GradScaler(device.type, enabled=half_type(device) is torch.float16)
     if state:
-        scaler.load_state_dict(dict(state))
+        scaler.load_state_dict({**scaler.state_dict(), **state})
     return scaler
 
 
@@ -231,25 +234,31 @@ def step(
     return norm
 
 
-def look(shares: Sequence[Tensor], norms: Sequence[Tensor], scale: float | None = None) -> dict[str, float]:
-    """Waits for some steps to be done; returns their mean `loss` and the last `gradient_norm` that is finite.
+def look(
+    shares: Sequence[Tensor], norms: Sequence[Tensor], scaler: torch.amp.GradScaler
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Waits, once, for some steps to be done; returns their mean `loss` and the last finite `gradient_norm`, and
+    where the scaler is: empty if it does nothing.
 
     Args:
         shares: what `backward` gave.
         norms: what `step` gave.
-        scale: of the gradients, if they are scaled: then steps are left out until it fits.
+        scaler: of the gradients. If it does something, steps are left out until its scale fits.
 
     Raises:
         FloatingPointError: the loss or the gradients of one were not finite, and no scale is to blame.
     """
-    values: list[float] = torch.stack([*shares, *norms]).tolist()
-    losses, found = values[: len(shares)], values[len(shares) :]
+    # its `state_dict` would wait for each of these
+    state = [getattr(scaler, name) for name in SCALE.values()] if scaler.is_enabled() else []
+    values = iter(torch.stack([*shares, *norms, *state]).tolist())
+    losses, found = list(islice(values, len(shares))), list(islice(values, len(norms)))
+    scale: dict[str, float] = dict(zip(SCALE, values, strict=False))
     finite = [norm for norm in found if math.isfinite(norm)]
-    fits = len(finite) == len(found) or (scale is not None and scale >= LEAST_SCALE)
+    fits = len(finite) == len(found) or scale.get("scale", 0.0) >= LEAST_SCALE
     if not (fits and all(map(math.isfinite, losses))):
         raise FloatingPointError("the gradients are not finite: lower `train.learning_rate`")
     mean = {"loss": sum(losses) / len(norms)}
-    return {**mean, "gradient_norm": finite[-1]} if finite else mean
+    return ({**mean, "gradient_norm": finite[-1]} if finite else mean), scale
 
 
 def learning_rate(done: int, total: int, config: TrainConfig) -> float:

@@ -9,13 +9,13 @@ import timm
 import torch
 from PIL import Image
 
+from hybrid_models import shapes
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
-from hybrid_models.search import beam
 from hybrid_models.text import PAD
 from tests import tiny
-from tests.hybrid_models.search.captured import captured
+from tests.hybrid_models.search.captured import captured_losses, captured_steps
 from tests.waits import Waits
 
 SIZE, ENCODER = 32, "test_resnet"
@@ -356,7 +356,7 @@ def test_a_search_waits_for_its_device_every_eighth_step_and_at_its_end(monkeypa
     batch = model.collate(samples_of(model, with_target=False, frames=2))
     decoding = CaptionerDecoding(min_length=most, max_length=most)
     expected = model.predict(batch, decoding)
-    monkeypatch.setattr(beam, "has_shapes", lambda device: True)
+    monkeypatch.setattr(shapes, "has_shapes", lambda device: True)
     with Waits() as waits:
         rows = model.predict(batch, decoding)
     for row, other in zip(rows, expected, strict=True):
@@ -376,7 +376,7 @@ def test_steps_of_a_search_are_captured_in_few_shapes(attention):
     samples = samples_of(model, with_target=False) * 2
     batches = [model.collate(samples[:count]) for count in (4, 3, 2, 1)]
     expected = [model.predict(batch, decoding) for batch in batches]
-    with captured() as graphs:
+    with captured_steps() as graphs:
         found = [model.predict(batch, decoding) for batch in batches]
         count = graphs.frame_count
         assert [model.predict(batch, decoding) for batch in batches] == found
@@ -384,6 +384,30 @@ def test_steps_of_a_search_are_captured_in_few_shapes(attention):
     assert said[0] == said[1]
     assert 4 <= count <= 2 * 4
     assert graphs.frame_count == count, "no shape is new"
+
+
+@pytest.mark.parametrize("rewarded", [False, True])
+@pytest.mark.parametrize("attention", [True, False])
+def test_losses_of_captions_are_captured_with_their_gradients(attention, rewarded, monkeypatch):
+    """Of references, and of what is drawn, which has as many words as the longest reference, and all places."""
+    monkeypatch.setattr(shapes, "has_shapes", lambda device: True)
+    model = build(attention=attention, reward_share=0.5)
+    model.train().start_epoch(int(rewarded), 2)
+    samples = model.featurize(samples_of(model))
+
+    def learned():
+        model.zero_grad()
+        torch.manual_seed(0)
+        loss = model(model.collate(samples))
+        loss.total.backward()
+        return loss, [p.grad for p in model.parameters() if p.requires_grad]
+
+    expected = learned()
+    with captured_losses() as graphs:
+        found = [learned() for _ in range(2)]
+    for one in found:
+        torch.testing.assert_close(one, expected, atol=2e-3, rtol=1e-3)
+    assert graphs.frame_count == 1
 
 
 def test_caption_takes_images_arrays_and_clips_of_any_size():

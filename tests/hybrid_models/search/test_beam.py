@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from hybrid_models import shapes
 from hybrid_models.search import beam
 from hybrid_models.search.beam import Hypothesis, inference, length_penalty, search
 from hybrid_models.search.options import SearchOptions
@@ -62,7 +63,7 @@ def test_what_comes_after_a_source_is_done_does_not_count(monkeypatch, shaped, a
     """It stays in the batch for a while: alone, and looked at after each step, it would have left at once."""
     model, options = TableModel(60, seed=3), {"beam_size": 4, "length_penalty": alpha, "min_length": 1}
     alone = [run(model, [source], [9], **options)[0] for source in range(60)]
-    monkeypatch.setattr(beam, "has_shapes", lambda device: shaped)
+    monkeypatch.setattr(shapes, "has_shapes", lambda device: shaped)
     together = run(model, list(range(60)), [9] * 60, **options)
     assert [found.tokens for found in together] == [found.tokens for found in alone]
 
@@ -118,20 +119,15 @@ def test_where_shapes_count_there_are_few(monkeypatch):
     model, limits = TableModel(44, end_bias=-50.0), [3] * 35 + [11] * 9
     expected = run(model, list(range(44)), limits, beam_size=2)
     model.rows_seen.clear()
-    monkeypatch.setattr(beam, "has_shapes", lambda device: True)
+    monkeypatch.setattr(shapes, "has_shapes", lambda device: True)
     assert run(model, list(range(44)), limits, beam_size=2) == expected
     assert model.rows_seen == [96] * 8 + [20] * 4
-    assert sorted({beam.bucket(n) for n in range(65)}) == [
-        0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64,
-    ]  # fmt: skip
-    assert all(n <= beam.bucket(n) <= 1.25 * n for n in range(1000))
-    assert [beam.whole_places(n) for n in (1, 8, 9)] == [8, 8, 16]
 
 
 def test_memory_gets_places_that_are_masked_where_shapes_count(monkeypatch):
     memory = {"keys": torch.ones(2, 5, 3), "mask": torch.ones(2, 5, dtype=torch.bool)}
     assert beam.in_places(memory) is memory
-    monkeypatch.setattr(beam, "has_shapes", lambda device: True)
+    monkeypatch.setattr(shapes, "has_shapes", lambda device: True)
     more = beam.in_places(memory)
     assert {name: tensor.shape for name, tensor in more.items()} == {"keys": (2, 8, 3), "mask": (2, 8)}
     assert more["mask"].tolist() == [[True] * 5 + [False] * 3] * 2
@@ -211,7 +207,7 @@ def test_a_search_waits_for_its_device_every_few_steps_only(monkeypatch, most, s
     model.table = model.table.repeat(1, 4, 1, 1, 1)
     options = {"beam_size": 3, "no_repeat": 9, "min_length": 2, "never": (START,)}
     expected = run(model, list(range(10)), limits, **options)
-    monkeypatch.setattr(beam, "has_shapes", lambda device: shaped)
+    monkeypatch.setattr(shapes, "has_shapes", lambda device: shaped)
     state, memory = model.initial(list(range(10)))
     with waits:
         found = search(model.step, state, memory, limits, SearchOptions(START, END, **options))

@@ -6,18 +6,26 @@ import math
 import pytest
 import torch
 
-from hybrid_models.search import sampling
+from hybrid_models import shapes
 from hybrid_models.search.options import SearchOptions
 from hybrid_models.search.sampling import sample_words
+from hybrid_models.text import PAD
 from tests.hybrid_models.search.made import END, START, TableModel, V
 from tests.waits import Waits
+
+
+def texts_of(drawn, count):
+    """Lists of tokens, as many of each source."""
+    texts = [[token for token in row if token != PAD] for row in drawn.tolist()]
+    return [texts[first : first + count] for first in range(0, len(texts), count)]
 
 
 def test_outputs_are_drawn_as_often_as_they_are_likely():
     model, count = TableModel(2, end_bias=1.0), 4000
     torch.manual_seed(0)
     state, memory = model.initial([0, 1])
-    drawn = sample_words(model.step, state, memory, 8, SearchOptions(START, END), count)
+    options = SearchOptions(START, END, never=(PAD,))
+    drawn = texts_of(sample_words(model.step, state, memory, 8, options, count), count)
     assert [len(outputs) for outputs in drawn] == [count, count]
     for source, outputs in enumerate(drawn):
         likely = sorted(
@@ -33,12 +41,11 @@ def test_drawn_outputs_keep_to_their_length_and_words():
     model = TableModel(3, end_bias=-50.0)
     state, memory = model.initial([0, 1, 2])
     options = SearchOptions(START, END, never=(START, 2))
-    assert sample_words(model.step, state, memory, 4, options, 2) == [[[3] * 4] * 2] * 3
+    assert texts_of(sample_words(model.step, state, memory, 4, options, 2), 2) == [[[3] * 4] * 2] * 3
 
 
-@pytest.mark.parametrize(("every", "looks"), [(1, 10), (4, 3), (8, 2)])
-def test_drawing_waits_for_its_device_every_few_steps(monkeypatch, every, looks):
-    waits, options = Waits(), SearchOptions(START, END)
+def test_drawing_ends_with_the_last_output_and_waits_for_no_device(monkeypatch):
+    waits, options = Waits(), SearchOptions(START, END, never=(PAD,))
 
     class Model(TableModel):
         def step(self, tokens, state, memory):
@@ -46,16 +53,19 @@ def test_drawing_waits_for_its_device_every_few_steps(monkeypatch, every, looks)
                 return super().step(tokens, state, memory)
 
     def drawn():
-        model = Model(3, end_bias=-2.0)
+        model = Model(3, end_bias=1.0)
         torch.manual_seed(2)
-        return sample_words(model.step, *model.initial([0, 1, 2]), 10, options, 4)
+        return sample_words(model.step, *model.initial([0, 1, 2]), 12, options, 4)
 
     expected = drawn()
-    assert len({len(text) for group in expected for text in group}) > 1
-    monkeypatch.setattr(sampling, "look_every", lambda device: every)
+    lengths = [len(text) for group in texts_of(expected, 4) for text in group]
+    assert min(lengths) < max(lengths) == expected.shape[1] < 12
+    monkeypatch.setattr(shapes, "has_shapes", lambda device: True)
     with waits:
-        assert drawn() == expected
-    assert waits.count == looks
+        found = drawn()
+    assert waits.count == 0
+    assert found.shape == (12, 12)
+    assert texts_of(found, 4) == texts_of(expected, 4)
 
 
 @pytest.mark.parametrize(("uniform", "output"), [(0.0, [END]), (1 - 2**-24, [2, 2, 2])])
@@ -63,4 +73,4 @@ def test_a_word_without_probability_is_not_drawn_by_the_outermost_numbers(unifor
     monkeypatch.setattr(torch, "rand_like", lambda like: torch.full_like(like, uniform))
     model = TableModel(2)
     options = SearchOptions(START, END, never=(START, V - 1))
-    assert sample_words(model.step, *model.initial([0, 1]), 3, options, 2) == [[output] * 2] * 2
+    assert texts_of(sample_words(model.step, *model.initial([0, 1]), 3, options, 2), 2) == [[output] * 2] * 2

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pytest
 import torch
 
+from hybrid_models import shapes
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Inputs
-from hybrid_models.search import beam
 from hybrid_models.text import BOS, EOS, PAD, Tokenizer, written_places
 from hybrid_models.translator.translator import TOKENIZER, Translator, TranslatorConfig, TranslatorDecoding
 from tests import tiny
-from tests.hybrid_models.search.captured import captured
+from tests.hybrid_models.search.captured import captured_losses, captured_steps
 from tests.waits import Waits
 
 PAIRS = {
@@ -200,7 +200,7 @@ def test_a_search_waits_for_its_device_every_eighth_step_and_at_its_end(monkeypa
     batch = model.collate([preprocess(Inputs(None, {"en": text}), False) for text in tiny.sentences(6)])
     decoding = TranslatorDecoding(min_length=most, max_length=most, max_length_extra=most)
     expected = model.predict(batch, decoding)
-    monkeypatch.setattr(beam, "has_shapes", lambda device: True)
+    monkeypatch.setattr(shapes, "has_shapes", lambda device: True)
     assert model.predict(batch, decoding) == expected
     with Waits() as waits:
         rows = model.predict(batch, decoding)
@@ -219,12 +219,41 @@ def test_steps_of_a_search_are_captured_in_few_shapes():
         for first, last in [(0, 8), (20, 26), (11, 12), (30, 38)]
     ]
     expected = [model.predict(batch, decoding) for batch in batches]
-    with captured() as graphs:
+    with captured_steps() as graphs:
         assert [model.predict(batch, decoding) for batch in batches] == expected
         count = graphs.frame_count
         assert [model.predict(batch, decoding) for batch in batches] == expected
     widths = {-(-batch["source"].shape[1] // 8) for batch in batches}
     assert 4 < count <= 2 * 8 * len(widths)
+    assert graphs.frame_count == count, "no shape is new"
+
+
+def test_losses_of_texts_are_captured_with_their_gradients_in_few_shapes():
+    """Of pairs whose lengths in tokens are multiples of eight, and so many tokens as have three binary digits."""
+    model = tiny.translator()
+    preprocess = model.preprocess(model.config, model.assets)
+    samples = [
+        [preprocess(Inputs(None, {"en": "a" * length, "de": "a" * length}), True) for length in lengths]
+        for lengths in [(1, 2, 3, 4), (2, 2, 4, 5), (3, 3, 3, 5), (9, 10, 11, 12), (9, 10, 11, 13)]
+    ]
+
+    def learned(batches):
+        model.zero_grad()
+        losses = [model(batch) for batch in batches]
+        sum(loss.total for loss in losses).backward()
+        return losses, [parameter.grad for parameter in model.parameters()]
+
+    def shapes_of(batches):
+        return {tuple(batch[name].shape for name in ("source", "target", "written")) for batch in batches}
+
+    plain = [model.collate(some) for some in samples]
+    expected = learned(plain)
+    with captured_losses() as graphs:
+        batches = [model.collate(some) for some in samples]
+        torch.testing.assert_close(learned(batches), expected, atol=1e-4, rtol=1e-4)
+        count = graphs.frame_count
+        learned(batches)
+    assert count == len(shapes_of(batches)) < len(shapes_of(plain))
     assert graphs.frame_count == count, "no shape is new"
 
 
