@@ -1,9 +1,11 @@
 """Compaction: the rows of a night in fewer files, under names by which the same night, inferred again, finds them.
 
-Small files become packs (`staging.pieces`), up to `PACK_BYTES` of them in one, whatever units they are of; large ones
-stay. What is no work before a compaction is none after; where a shard has changed since, a night writes the other rows
-of its pack to a new one (`joining.files`), and computes no more than it would have. That keeps a log small in which
-nights of thousands of files come for years: whoever opens a table holds what its log says of all files.
+Small files become packs (`staging.pieces`), up to `joining.PACK_BYTES` of them in one, whatever units they are of;
+large ones stay. A night packs its own before it commits, where these are many; this is for what came later, and for
+tables of earlier versions. What is no work before a compaction is none after; where a shard has changed since, a night
+writes the other rows of its pack to a new one (`joining.files`), and computes no more than it would have. That keeps a
+log small in which nights of thousands of files come for years: whoever opens a table holds what its log says of all
+files.
 
 Nothing is written over, so earlier versions keep their files. The commit wants the night to be as it was looked at: of
 a night and a compaction of one date, whoever is second looks again, a night replaces, a compaction gives up. One that
@@ -32,10 +34,6 @@ from pipelines.staging.joining import Joined
 from pipelines.staging.pieces import Piece, is_own, list_pieces
 
 log = logging.getLogger(__name__)
-PACK_BYTES = 64 << 20
-"""No more than so much of files is put into one; files of half as much stay as they are."""
-LEAST_GAIN = 2
-"""A night is rewritten if it had at least so many times as many files as it gets."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,8 @@ def compact(uri: str, ds: str = "", dry_run: bool = False) -> Compacted:
         files[action["partition.ds"]].append(action)
     done = Compacted()
     for night in nights:
-        after = len(runs(_sizes(files[night.ds])))
-        if after * LEAST_GAIN > night.files:
+        after = len(joining.runs(_sizes(files[night.ds])))
+        if after * joining.LEAST_GAIN > night.files:
             continue
         try:
             found = plan(Partition(storage.absolute(uri), night.ds), files[night.ds])
@@ -123,20 +121,6 @@ def _sizes(files: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {action["path"]: action["size_bytes"] for action in files}
 
 
-def runs(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Which files of a night, by their paths and sizes, become one; large ones stay by themselves."""
-    large = [path for path in sorted(sizes) if sizes[path] >= PACK_BYTES // 2]
-    together: list[list[str]] = []
-    room = 0
-    for path in sorted(set(sizes) - set(large)):
-        if sizes[path] > room:
-            together.append([])
-            room = PACK_BYTES
-        together[-1].append(path)
-        room -= sizes[path]
-    return [*([path] for path in large), *together]
-
-
 def plan(partition: Partition, files: Sequence[Mapping[str, Any]]) -> Plan:
     """How a night would be rewritten.
 
@@ -153,7 +137,7 @@ def plan(partition: Partition, files: Sequence[Mapping[str, Any]]) -> Plan:
     pieces = _in_use(partition, sizes, folder)
     kept: list[Piece] = []
     packs: list[Joined] = []
-    for run in runs(sizes):
+    for run in joining.runs(sizes):
         if len(run) == 1:
             kept.append(joining.whole_file(pieces[run[0]]))
         else:

@@ -31,6 +31,7 @@ from pipelines.reading.units import Part, units
 from pipelines.staging import contents, joining
 from pipelines.staging.checks import RefusedError, check_errors, check_there, incomplete, verify
 from pipelines.staging.contents import Contents, Staged
+from pipelines.staging.joining import Joined, Made
 from pipelines.staging.pieces import Lineage, names_in, table_schema, unit_of
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,8 @@ class NightSummary:
 
 
 def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
-    """Runs one night: list, skip what is complete, compute the rest, join what tasks have cut, verify, commit, tidy.
+    """Runs one night: list, skip what is complete, compute the rest, join what tasks have cut, verify, put small files
+    together, commit, tidy.
 
     Raises:
         RefusedError: too many samples were bad.
@@ -132,7 +134,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
     joined = joining.join(joining.small_units(todo), night.folder)
-    files, packed = joining.files(verify(night.shards, night.folder))
+    files, packed = joining.files(verify(night.shards, night.folder), _on_nodes if todo else None)
     pieces = upkeep.renew(night.partition, files)
     told = contents.each(pieces, written.contents | joined | packed)
     found = contents.added(told)
@@ -188,6 +190,14 @@ def _compute(night: Night, todo: Sequence[Part], lineage: Lineage, resources: Re
     decode, name = night.inference.decode(), night.partition.name
     actor = Actor(Predictor, (night.inference,), (lineage, False, name))
     return stage(todo, night.folder, night.schema, decode, actor, resources, name)
+
+
+def _on_nodes(packs: Sequence[Joined]) -> list[Made]:
+    """Packs, written on the cluster that has just computed."""
+    from pipelines.staging.engine import write_packs
+
+    log.info("%d packs are made of %d pieces", len(packs), sum(len(pack.sources) for pack in packs))
+    return write_packs(packs)
 
 
 def _tell_what_is_absent(night: Night, found: Contents) -> None:

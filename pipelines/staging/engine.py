@@ -16,7 +16,9 @@ from pipelines.reading.bundles import bundled
 from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.samples import Decode
 from pipelines.reading.units import Part
+from pipelines.staging import joining
 from pipelines.staging.contents import Staged
+from pipelines.staging.joining import Joined, Made
 from pipelines.staging.progress import Work, telling
 from pipelines.staging.sink import StageSink
 
@@ -26,6 +28,7 @@ APART_CPUS = 0.4
 """Where shards are long: in a process apart from the model's, whose rows are staged while it reads on. Fused into the
 model's process, a task hands over all its predictions at its end, since they are small."""
 WRITE_CPUS = 0.1
+PACK_CPUS = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,14 @@ def stage(
     # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
     dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=plan.most)
     return replace(sink.staged, actors=plan.most)
+
+
+def write_packs(packs: Sequence[Joined]) -> list[Made]:
+    """`joining.write` by the nodes of the cluster, a task for each: one that is done again finds its file there.
+
+    Raises: as `joining.join`.
+    """
+    connection.start()
+    write_one = ray.remote(num_cpus=PACK_CPUS)(joining.write_one)
+    made: list[Made] = ray.get([write_one.remote(pack) for pack in packs])
+    return made

@@ -1,5 +1,5 @@
 """Pieces put together: the same rows in fewer files. Those of a unit that follow one another become one piece of it;
-pieces of any units a pack, in which they stay what they are (`staging.pieces`).
+small ones of any units a pack, in which they stay what they are (`staging.pieces`).
 
 What is made has the second of its making in its name, as a copy has: nothing is ever written over. Nothing is removed
 here; tidying does it, when no version needs the old files any more.
@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -40,6 +40,12 @@ PIECE_BYTES = 32 << 20
 ROWS_BYTES = 16 << 20
 """So much of rows is in memory at a time, and lies together in a file."""
 MOST_ROWS = 1024
+PACK_BYTES = 64 << 20
+"""No more than so much of files is put into a pack; files of half as much stay as they are."""
+LEAST_FILES = 32
+"""A night of so many is packed before its commit. Years of nights of fewer make no table that is slow to open."""
+LEAST_GAIN = 2
+"""Files are packed if they are at least so many times as many as they become."""
 WRITERS, READERS = 4, 8
 """Pieces that are made at the same time, and of each of them those that are read."""
 
@@ -54,6 +60,12 @@ class Joined:
     """Those that have its rows now, in their order; of one pack together, as they are there."""
     notes: Mapping[bytes, bytes] = field(default_factory=dict)
     """What stands in its footer."""
+
+
+Made = tuple[Piece, Contents]
+"""A file as it lies in the store, and what it contains."""
+Writer = Callable[[Sequence[Joined]], list[Made]]
+"""`write`, or who has others do it."""
 
 
 def small_units(parts: Iterable[Part]) -> set[str]:
@@ -138,19 +150,46 @@ def _row(piece: Piece) -> int:
     return piece.pack.row if piece.pack else 0
 
 
-def files(pieces: Sequence[Piece]) -> tuple[list[Piece], Known]:
+def files(pieces: Sequence[Piece], write_packs: Writer | None = None) -> tuple[list[Piece], Known]:
     """The files that have the rows of these pieces and no others, each as one piece. Of a pack some of whose pieces are
     not among these, a new one is made of those that are; and what such new ones contain.
+
+    Args:
+        pieces: of one folder.
+        write_packs: puts small files together, where they are many; without it they stay.
 
     Raises: as `join`.
     """
     found = by_file(pieces)
-    whole = [whole_file(own) for own in found if _is_whole(own)]
-    made = write([pack(own[0].file.uri.rpartition("/")[0], own) for own in found if not _is_whole(own)])
-    return whole + [piece for piece, _ in made], _known(made)
+    whole = {own[0].file.uri: own for own in found if _is_whole(own)}
+    made = write([_packed(own) for own in found if not _is_whole(own)])
+    together = runs({uri: own[0].file.size for uri, own in whole.items()})
+    if write_packs and len(whole) >= max(LEAST_FILES, LEAST_GAIN * len(together)):
+        packs = [_packed([piece for uri in run for piece in whole.pop(uri)]) for run in together if len(run) > 1]
+        made += write_packs(packs)
+    return [*map(whole_file, whole.values()), *(piece for piece, _ in made)], _known(made)
 
 
-def _known(made: Sequence[tuple[Piece, Contents]]) -> Known:
+def runs(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Which files, by their names and sizes, become one; large ones stay by themselves."""
+    large = [name for name in sorted(sizes) if sizes[name] >= PACK_BYTES // 2]
+    together: list[list[str]] = []
+    room = 0
+    for name in sorted(set(sizes) - set(large)):
+        if sizes[name] > room:
+            together.append([])
+            room = PACK_BYTES
+        together[-1].append(name)
+        room -= sizes[name]
+    return [*([name] for name in large), *together]
+
+
+def _packed(pieces: Sequence[Piece]) -> Joined:
+    """A pack where they are."""
+    return pack(pieces[0].file.uri.rpartition("/")[0], pieces)
+
+
+def _known(made: Sequence[Made]) -> Known:
     return {(piece.file.name, piece.file.size): told for piece, told in made}
 
 
@@ -164,16 +203,20 @@ def whole_file(own: Sequence[Piece]) -> Piece:
     return own[0] if within is None else Piece(own[0].file, 0, within.of, True, within.second, within.of)
 
 
-def write(joined: Sequence[Joined]) -> list[tuple[Piece, Contents]]:
-    """Puts files into the store; each of them as it lies there, and what it contains.
+def write(joined: Sequence[Joined]) -> list[Made]:
+    """Puts files into the store.
 
     Raises: as `join`.
     """
     with ThreadPoolExecutor(WRITERS) as threads:
-        return list(threads.map(_write, joined))
+        return list(threads.map(write_one, joined))
 
 
-def _write(joined: Joined) -> tuple[Piece, Contents]:
+def write_one(joined: Joined) -> Made:
+    """Puts a file into the store.
+
+    Raises: as `join`.
+    """
     with ThreadPoolExecutor(READERS) as threads:
         taken = list(threads.map(_Taken.read, _as_they_lie(joined.sources)))
     found = contents.added(each.contents for each in taken)

@@ -12,6 +12,7 @@ import numpy as np
 from pipelines import storage
 from pipelines.nights import query, tables
 from pipelines.nights.commit import LOG_BYTES
+from pipelines.staging.joining import LEAST_FILES
 from tests import tiny
 from tests.pipelines.reading.media.test_radar import event_bytes
 from tests.pipelines.reading.media.test_video import film, steady
@@ -29,14 +30,15 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """One of the three, or `windows`: captions of photographs and clips as they lie; with its data on the store."""
+    """One of the three, or `windows`: captions of photographs and clips as they lie, or `clips`: of so many that the
+    night is packed; with its data on the store."""
 
     name: str
 
     @property
     def table(self) -> str:
         """What it writes to."""
-        return "captions" if self.name == "windows" else self.name
+        return "captions" if self.name in ("windows", "clips") else self.name
 
     @property
     def shards(self) -> str:
@@ -82,6 +84,10 @@ def prepare(task: Task) -> None:
         storage.write_bytes(f"{task.shards}/clips/torn.mp4", film("mp4", steady(60))[:300])
         members = [("a.jpg", tiny.jpeg(1)), ("b.mkv", film("mkv", steady(80))), ("c.jpg", tiny.jpeg(2))]
         storage.write_bytes(f"{task.shards}/some.tar", tiny.tar(members))
+    if task.name == "clips":
+        for number in range(LEAST_FILES):
+            storage.write_bytes(f"{task.shards}/{number}.mp4", film("mp4", steady(8 + number % 3)))
+        storage.write_bytes(f"{task.shards}/torn.mp4", film("mp4", steady(8))[:300])
     if task.name == "translations":
         tiny.write_sentences(task.shards, SHARDS, 40)
         storage.write_bytes(f"{task.shards}/bad.jsonl", json.dumps({"id": "empty", "text": ""}).encode() + b"\n")

@@ -1,4 +1,5 @@
-"""A compaction whose driver or store dies at any of its points: no reader sees it, and the next one ends it."""
+"""A compaction, or a night that packs what it computed, whose driver, store or node dies at any of its points: no reader
+sees it, and the next one ends it."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ import pytest
 from pipelines.nights import tables
 from tests.chaos import nights, runner, world
 from tests.chaos.nights import Task
-from tests.chaos.runner import COMMIT, MAX_STARTS, Point, Reference, Trap, _puts
+from tests.chaos.runner import COMMIT, MAX_STARTS, Accident, Plan, Point, Reference, Trap, _puts
 from tests.chaos.world import VICTIMS, World
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
-WINDOWS = Task("windows")
-"""Lone objects, each a unit of its own: a night of many small files."""
+WINDOWS, CLIPS = Task("windows"), Task("clips")
+"""Lone objects, each a unit of its own: nights of small files, of which the second has so many that it packs them."""
 PACK = r"/ds=.*/pack-of-[^/]*\.parquet$"
 POINTS = {
     "before a piece is read": Point(lambda task, call: call.method == "GET" and ".parquet" in call.key, "before", 5),
@@ -37,9 +38,9 @@ def whole(here: World) -> Reference:
     return runner.reference(here, WINDOWS)
 
 
-def files(tables_name: str) -> list[str]:
+def files(tables_name: str, task: Task = WINDOWS) -> list[str]:
     """Names of the files that the night consists of."""
-    table = tables.open_table(f"{WINDOWS.tables(tables_name)}/{WINDOWS.table}")
+    table = tables.open_table(f"{task.tables(tables_name)}/{task.table}")
     assert table is not None
     return [path.rsplit("/", 1)[-1] for path in tables.night_files(table, nights.DS)]
 
@@ -73,4 +74,30 @@ def test_a_compaction_that_is_killed_is_ended_by_the_next(
     assert nights.difference(whole.rows, nights.rows(WINDOWS, name)) == ""
     assert seen == []
     code, night, said = runner.finish(runner.start(here, WINDOWS.argv(name)))
+    assert (code, night["shards_computed"], night["changed"]) == (0, 0, False), said
+
+
+@pytest.fixture(scope="module")
+def packed(here: World) -> Reference:
+    found = runner.reference(here, CLIPS)
+    (name,) = files("whole", CLIPS)
+    assert name.startswith(f"pack-of-{len(found.rows)}-")
+    return found
+
+
+@pytest.mark.parametrize("victim", ["driver", "S3", "raylet"])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_night_that_is_killed_while_it_packs_is_ended_by_the_next(
+    here: World, packed: Reference, victim: str, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night whose driver dies before its pack is there has computed all, and is committed as it was staged."""
+    monkeypatch.setitem(runner.POINTS, point, POINTS[point])
+    number = 3 * list(POINTS).index(point) + ["driver", "S3", "raylet"].index(victim)
+    outcome = runner.run(here, Plan(number, "clips", (Accident(victim, point),), replaces=number % 2 == 0), 7, packed)
+    assert (outcome.hit, outcome.problem) == (True, "")
+    assert (outcome.codes[0] == -9) == (victim == "driver")
+    name = f"run-7-{number}"
+    apart = victim == "driver" and point in ("before a piece is read", "before the pack")
+    assert apart or len(files(name, CLIPS)) == 1
+    code, night, said = runner.finish(runner.start(here, CLIPS.argv(name)))
     assert (code, night["shards_computed"], night["changed"]) == (0, 0, False), said

@@ -168,11 +168,11 @@ def test_pieces_of_several_units_become_one_file(table: str) -> None:
 
 
 def test_large_files_stay_and_small_ones_share_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "PACK_BYTES", 100)
-    assert compaction.runs({}) == []
-    assert compaction.runs({"a": 49}) == [["a"]]
-    assert compaction.runs({"c": 49, "a": 49, "b": 50, "d": 2, "e": 1}) == [["b"], ["a", "c", "d"], ["e"]]
-    assert compaction.runs({"a": 500, "b": 20, "c": 50}) == [["a"], ["c"], ["b"]]
+    monkeypatch.setattr(joining, "PACK_BYTES", 100)
+    assert joining.runs({}) == []
+    assert joining.runs({"a": 49}) == [["a"]]
+    assert joining.runs({"c": 49, "a": 49, "b": 50, "d": 2, "e": 1}) == [["b"], ["a", "c", "d"], ["e"]]
+    assert joining.runs({"a": 500, "b": 20, "c": 50}) == [["a"], ["c"], ["b"]]
 
 
 def test_a_night_that_gains_little_is_left(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_a_night_that_gains_little_is_left(table: str, monkeypatch: pytest.Monke
     for block in (rows(A, 0, 2, 3), rows(A, 2, 4, 3), rows(B, 0, 2, 3)):
         stage(folder, block)
     whole = [*list_pieces(folder)[A.key], *list_pieces(folder)[B.key]]
-    monkeypatch.setattr(compaction, "PACK_BYTES", 2 * max(piece.file.size for piece in whole) + 2)
+    monkeypatch.setattr(joining, "PACK_BYTES", 2 * max(piece.file.size for piece in whole) + 2)
     commit_night(Partition(table, "2026-01-01"), whole, SCHEMA, RUN)
     assert compact(table) == compaction.Compacted()
     stage(folder, rows(B, 2, 4, 3))
@@ -194,7 +194,7 @@ def test_a_pack_has_no_more_than_has_room(old: Night, monkeypatch: pytest.Monkey
     """And rows are read and written some at a time."""
     uri = old.partition.table
     before = everything(uri)
-    monkeypatch.setattr(compaction, "PACK_BYTES", 4 * largest(old.partition))
+    monkeypatch.setattr(joining, "PACK_BYTES", 4 * largest(old.partition))
     monkeypatch.setattr(joining, "ROWS_BYTES", 2000)
     (done,) = compact(uri).nights
     assert SHARDS / 4 <= done.files_after <= SHARDS / 2
@@ -204,7 +204,7 @@ def test_a_pack_has_no_more_than_has_room(old: Night, monkeypatch: pytest.Monkey
         with storage.open_input(f"{uri}/{path}") as stream:
             file = pq.ParquetFile(stream)
             assert 1 < file.num_row_groups < file.metadata.num_rows
-    monkeypatch.setattr(compaction, "PACK_BYTES", 0)
+    monkeypatch.setattr(joining, "PACK_BYTES", 0)
     assert compact(uri).nights == []
 
 
@@ -212,7 +212,7 @@ def test_packs_become_larger_ones(old: Night, monkeypatch: pytest.MonkeyPatch) -
     uri = old.partition.table
     before, names = everything(uri), sorted(list_pieces(old.folder))
     with monkeypatch.context() as patched:
-        patched.setattr(compaction, "PACK_BYTES", 6 * largest(old.partition))
+        patched.setattr(joining, "PACK_BYTES", 6 * largest(old.partition))
         (done,) = compact(uri).nights
     assert 2 <= done.files_after <= 6
     (done,) = compact(uri).nights
@@ -361,7 +361,7 @@ def test_whatever_comes_changes_or_goes_each_row_is_there_once(
                 ]
             case "compact" if tables.open_table(partition.table) is not None:
                 before = everything(partition.table)
-                monkeypatch.setattr(compaction, "PACK_BYTES", draw.choice((20_000, 60_000, 64 << 20)))
+                monkeypatch.setattr(joining, "PACK_BYTES", draw.choice((20_000, 60_000, 64 << 20)))
                 compact(partition.table)
                 assert everything(partition.table) == before, (seed, step)
             case "tidy" if tables.open_table(partition.table) is not None:
@@ -520,7 +520,7 @@ def test_nights_and_compactions_at_once_leave_each_row_once(tmp_path: Path) -> N
 def test_one_that_is_killed_changes_nothing_and_is_done_again(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = old.partition.table
     before, paths = everything(uri), night_files(uri, DS)
-    write, room = joining._write, iter([True])
+    write, room = joining.write_one, iter([True])
 
     def killed(joined: joining.Joined) -> Any:
         if next(room, False):
@@ -528,8 +528,8 @@ def test_one_that_is_killed_changes_nothing_and_is_done_again(old: Night, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(compaction, "PACK_BYTES", 12 * largest(old.partition))
-        patched.setattr(joining, "_write", killed)
+        patched.setattr(joining, "PACK_BYTES", 12 * largest(old.partition))
+        patched.setattr(joining, "write_one", killed)
         with pytest.raises(KeyboardInterrupt):
             compact(uri)
     assert night_files(uri, DS) == paths
@@ -601,9 +601,9 @@ def test_a_damaged_file_that_would_stay_is_said_too(table: str, monkeypatch: pyt
     stage(folder, rows(A, 0, 2, 3))
     pieces = night(table, ONE, rows(A, 2, 4, 3), rows(B, 0, 300, 299))
     large = max(pieces, key=lambda piece: piece.file.size)
-    monkeypatch.setattr(compaction, "PACK_BYTES", 2 * large.file.size - 1)
+    monkeypatch.setattr(joining, "PACK_BYTES", 2 * large.file.size - 1)
     commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
-    monkeypatch.setattr(compaction, "LEAST_GAIN", 1)
+    monkeypatch.setattr(joining, "LEAST_GAIN", 1)
     storage.write_bytes(large.file.uri, storage.read_bytes(large.file.uri)[:-9])
     assert compact(table).skipped["2026-01-01"].startswith(f"{large.file.uri} is damaged (")
 

@@ -27,6 +27,7 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import list_shards, lone
+from pipelines.staging import joining
 from pipelines.staging.checks import RefusedError, incomplete, verify
 from pipelines.staging.pieces import table_schema
 from tests import tiny
@@ -53,6 +54,49 @@ def run(night: Night) -> dict:
 
 
 # ---- the loop ----------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_night_of_many_files_is_packed_before_its_commit(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units of a shard each. Which are computed anew, and that the same night is no work, is as without packs."""
+    monkeypatch.setattr(units, "UNIT_BYTES", 0)
+    monkeypatch.setattr(joining, "LEAST_FILES", 5)
+    for number in range(6):
+        lines = [*tiny.sentences(2, seed=number), ""]
+        storage.write_bytes(f"{tmp_path}/in/{number}.txt", "\n".join([*lines, "a"]).encode())
+
+    def done() -> tuple[dict, list[str]]:
+        summary = run(night_of(artifact, tmp_path, rules=Rules(max_error_fraction=0.5)))
+        return summary, sorted(path.rpartition("/")[2][:10] for path in partition(tmp_path).files())
+
+    summary, names = done()
+    assert names == ["pack-of-6-"]
+    assert (summary["shards_computed"], summary["rows"], summary["errors"]) == (6, 24, {"EmptyText": 6})
+    assert [(n.rows, n.bad) for n in nights(DeltaTable(partition(tmp_path).table))] == [(24, 6)]
+    before = rows_of(tmp_path)
+    again, same = done()
+    assert (again["version"], again["shards_computed"], same) == (None, 0, names)
+    storage.write_bytes(f"{tmp_path}/in/3.txt", b"another")
+    summary, names = done()
+    assert (summary["shards_computed"], summary["rows_computed"], summary["rows"]) == (1, 1, 21)
+    assert [name[:6] for name in names] == ["3.txt-", "pack-o"], "the others' rows are in a new pack; two files are few"
+    for number in range(6, 9):
+        storage.write_bytes(f"{tmp_path}/in/{number}.txt", b"more")
+    summary, names = done()
+    assert (summary["shards_computed"], summary["rows"], names) == (3, 24, ["pack-of-9-"])
+    now = rows_of(tmp_path)
+    assert {id_: now[id_] for id_ in before if "3.txt" not in id_} == {
+        id_: row for id_, row in before.items() if "3.txt" not in id_
+    }
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of its table by their ids."""
+    found = DeltaTable(partition(folder).table).to_pyarrow_table().to_pylist()
+    assert len({row["sample_id"] for row in found}) == len(found)
+    return {row["sample_id"]: row for row in found}
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_night_is_what_the_model_says_of_every_row(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 """What several tasks staged of a unit, in fewer files."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipelines import storage
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import Unit
 from pipelines.staging import contents, joining
-from pipelines.staging.joining import by_file, files, join, pack, small_units, write
+from pipelines.staging.joining import Joined, Made, by_file, files, join, pack, small_units, whole_file, write
 from pipelines.staging.pieces import Piece, list_pieces, tiling
 from tests.pipelines.staging.test_pieces import A, B, rows
 from tests.pipelines.staging.test_sink import stage
@@ -103,7 +104,7 @@ def test_a_unit_that_lacks_something_is_left(folder: str) -> None:
 def test_of_one_that_was_killed_the_pieces_are_used(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It had written the first of two."""
     before, size = chosen(folder), max(piece.file.size for piece in list_pieces(folder)[UNIT.key])
-    write, room = joining._write, iter([True])
+    write, room = joining.write_one, iter([True])
 
     def killed(joined: joining.Joined) -> Any:
         if next(room, False):
@@ -112,7 +113,7 @@ def test_of_one_that_was_killed_the_pieces_are_used(folder: str, monkeypatch: py
 
     monkeypatch.setattr(joining, "PIECE_BYTES", 2 * size)
     with monkeypatch.context() as patched:
-        patched.setattr(joining, "_write", killed)
+        patched.setattr(joining, "write_one", killed)
         with pytest.raises(KeyboardInterrupt):
             join({UNIT.key}, folder)
     assert len(tiling(list_pieces(folder)[UNIT.key]) or []) == 3
@@ -220,6 +221,41 @@ def test_packs_and_pieces_become_one_pack(packed: str) -> None:
     assert {piece.file for piece in after} == {file.file}
     assert [read(piece) for piece in after] == [read(piece) for piece in before]
     assert found == contents.total([file])
+
+
+def test_many_small_files_are_packed_by_who_is_asked_to(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four files of seven rows; where they are fewer than so many, or become no fewer, they stay."""
+    monkeypatch.setattr(joining, "LEAST_FILES", 4)
+    pieces = tiling(list_pieces(folder)[UNIT.key]) or []
+    before = [row for piece in pieces for row in read(piece)]
+    told: list[int] = []
+
+    def write_packs(packs: Sequence[Joined]) -> list[Made]:
+        told.append(len(packs))
+        return write(packs)
+
+    assert files(pieces) == (pieces, {})
+    with monkeypatch.context() as patched:
+        patched.setattr(joining, "LEAST_FILES", 5)
+        assert files(pieces, write_packs) == (pieces, {})
+        patched.setattr(joining, "LEAST_FILES", 4)
+        patched.setattr(joining, "PACK_BYTES", 2 * min(piece.file.size for piece in pieces))
+        assert files(pieces, write_packs) == (pieces, {}), "large files stay"
+        assert told == []
+        sizes = sorted(piece.file.size for piece in pieces)
+        patched.setattr(joining, "PACK_BYTES", 2 * sizes[-1] + 2)
+        halves, known = files(pieces, write_packs)
+        assert (told, len(halves), len(known)) == ([2], 2, 2)
+        assert sum(piece.rows for piece in halves) == 7
+    for piece in halves:
+        storage.delete(piece.file.uri)
+    (whole,), known = files(pieces, write_packs)
+    assert told == [2, 1]
+    assert sorted(read(whole), key=str) == sorted(before, key=str)
+    assert known == {(whole.file.name, whole.file.size): contents.total([whole])}
+    chosen = lying(folder)
+    assert {piece.file for piece in chosen} == {whole.file}
+    assert files(chosen, write_packs) == ([whole_file(chosen)], {}), "what is a pack is left"
 
 
 def test_pieces_of_a_pack_are_put_together_like_others(packed: str) -> None:
