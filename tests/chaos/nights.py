@@ -59,7 +59,7 @@ class Task:
         return [
             "infer", self.table, "--input", self.shards, "--tables", self.tables(tables_name), "--ds", DS,
             "--model", self.model(which), "--max-error-fraction", "0.5", *pool,
-            *(["--window-seconds", "1"] if self.name == "windows" else []),
+            *(["--window-seconds", "1"] if self.table != self.name else []),
         ]  # fmt: skip
 
 

@@ -1,5 +1,5 @@
-"""A compaction, or a night that packs what it computed, whose driver, store or node dies at any of its points: no reader
-sees it, and the next one ends it."""
+"""A compaction, or a night that packs what it computed, of which somebody dies at any of its points: no reader sees it,
+and the next one ends it."""
 
 from __future__ import annotations
 
