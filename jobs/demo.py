@@ -1,4 +1,7 @@
-"""`hybrid demo`: the whole line on small data made here, from shards to SQL, for three hybrids side by side."""
+"""`hybrid demo`: the whole line on small data made here, from shards to SQL, for three hybrids side by side.
+
+What reads, computes and writes is imported where it is used: a help text does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,9 @@ from jobs.recipes import RECIPES
 from pipelines import storage
 from pipelines.cluster import connection, logs
 from pipelines.cluster.resources import Resources
-from pipelines.datasets.demo import data
-from pipelines.datasets.demo.data import SHOT_SECONDS
-from pipelines.models import artifacts, registry, server
-from pipelines.nights import query
-from pipelines.nights.commit import Partition
+from pipelines.datasets.demo.nights import SHOT_SECONDS
+from pipelines.models import registry, server
 from pipelines.secrets import shown
-from pipelines.staging.checks import RefusedError
 
 log = logging.getLogger(__name__)
 NIGHTS = ("2026-01-01", "2026-01-02")
@@ -88,6 +87,8 @@ class DemoOptions:
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Makes the data, then takes each hybrid through training, judgement, promotion, two nights and a query."""
     options = cli.parse(DemoOptions, argv, "hybrid demo", "From shards to SQL with three hybrids, on small data.")
+    from pipelines.datasets.demo import data
+
     started = time.perf_counter()
     out = storage.absolute(options.out)
     lake = storage.absolute(options.storage) if options.storage else out
@@ -172,6 +173,8 @@ def _guarded(name: str, cluster: Mapping[str, str], work: Callable[[], Any]) -> 
 
 
 def _make_data(name: str, place: str, rows: int) -> None:
+    from pipelines.datasets.demo import data
+
     data.prepare_one(name, place, rows, NIGHT_ROWS, ROWS_PER_SHARD, SEED)
 
 
@@ -186,6 +189,9 @@ def _one(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[str, dict
 
 def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[str, dict[str, Any]]:
     """Trains, judges and runs one hybrid; returns its table's name and what came of it."""
+    from pipelines.models import artifacts
+    from pipelines.nights.commit import Partition
+
     recipe = RECIPES[task.recipe]()
     place, tables = storage.join(lake, "data", task.dataset), storage.join(lake, "tables")
     training = recipe.train if not epochs else replace(recipe.train, epochs=epochs)
@@ -230,6 +236,8 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
 
 def _promoted(hybrid: str, model: str, test: str, lake: str, mlflow: str) -> str:
     """The champion, if the model beats its baseline; otherwise the model itself."""
+    from pipelines.staging.checks import RefusedError
+
     try:
         promote.run(hybrid, promote.PromoteOptions(test, judging=JudgingOptions(lake), work=SMALL), model, mlflow)
     except RefusedError as refusal:  # of a training made shorter by its options
@@ -240,6 +248,8 @@ def _promoted(hybrid: str, model: str, test: str, lake: str, mlflow: str) -> str
 
 def _show(tables: str) -> None:
     """A few rows of each table."""
+    from pipelines.nights import query
+
     names = list(TABLES.values())
     for task in TASKS:
         table = TABLES[RECIPES[task.recipe]().hybrid]

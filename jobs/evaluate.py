@@ -1,4 +1,7 @@
-"""`hybrid evaluate`: judge a model on held-out shards, beside a baseline or beside another model."""
+"""`hybrid evaluate`: judge a model on held-out shards, beside a baseline or beside another model.
+
+What reads, computes and writes is imported where it is used: a help text does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tyro import MISSING
@@ -18,14 +21,13 @@ from jobs.command import cli
 from jobs.command.options import Input, Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
 from pipelines import storage
 from pipelines.cluster import connection
-from pipelines.judging import evaluate
-from pipelines.models import artifacts
-from pipelines.models.artifacts import Artifact
-from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.places import InputOptions
-from pipelines.reading.manifests import list_input
 from pipelines.secrets import shown
+
+if TYPE_CHECKING:
+    from pipelines.judging.evaluate import Evaluation
+    from pipelines.models.artifacts import Artifact
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, checks everything that can be checked, judges."""
     tracking = MlflowOptions(cli.peek(argv, "--mlflow") or "")
     model = cli.peek(argv, "--model")
-    artifact = None if model is None else artifacts.read(model, None, tracking.uri)
+    artifact = None if model is None else _artifact(model, None, tracking.uri)
     decoding = DecodingConfig() if artifact is None else artifact.decoding
     options = cli.parse(
         EvaluateOptions, argv, "hybrid evaluate", "Judge a model on held-out shards, beside a baseline or another one.",
@@ -63,8 +65,16 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     return run(options, artifact, tracking.uri) if artifact else run_comparison(options, tracking.uri)
 
 
+def _artifact(model: str, hybrid: str | None, tracking_uri: str) -> Artifact:
+    from pipelines.models import artifacts
+
+    return artifacts.read(model, hybrid, tracking_uri)
+
+
 def run(options: EvaluateOptions, artifact: Artifact, tracking_uri: str) -> dict[str, Any]:
     """One evaluation, with its MLflow run."""
+    from pipelines.judging import evaluate
+
     job = _job(options, artifact, options.decoding)
     params = {
         "input": options.input,
@@ -92,9 +102,11 @@ def run(options: EvaluateOptions, artifact: Artifact, tracking_uri: str) -> dict
 
 def run_comparison(options: EvaluateOptions, tracking_uri: str) -> dict[str, Any]:
     """One comparison of two models of one kind, each with its own decoding options, with its MLflow run."""
+    from pipelines.judging import evaluate
+
     assert options.compare is not None
-    first = artifacts.read(options.compare[0], None, tracking_uri)
-    second = artifacts.read(options.compare[1], first.hybrid_class.name, tracking_uri)
+    first = _artifact(options.compare[0], None, tracking_uri)
+    second = _artifact(options.compare[1], first.hybrid_class.name, tracking_uri)
     jobs = [_job(options, artifact, artifact.decoding) for artifact in (first, second)]
     params = {"input": options.input, "first": first.model, "second": second.model, "stride": options.judging.stride}
     with _tracked(f"compare {first.model} {second.model}", params, tracking_uri) as tracker:
@@ -119,16 +131,20 @@ def run_comparison(options: EvaluateOptions, tracking_uri: str) -> dict[str, Any
     }
 
 
-def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig) -> evaluate.Evaluation:
+def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig) -> Evaluation:
+    from pipelines.judging.evaluate import Evaluation
+    from pipelines.models.session import Inference
+    from pipelines.reading.manifests import list_input
+
     options.judging.check(options.input)
     cut = options.judging.windows.cut_for(artifact.config)
     shards = list_input(options.input, options.named, options.work.limits, cut is not None)
     storage.check_writable(options.judging.storage)
     inference = Inference(artifact, decoding, options.work.limits, cut=cut)
-    return evaluate.Evaluation(shards, options.judging.storage, inference, options.judging.stride)
+    return Evaluation(shards, options.judging.storage, inference, options.judging.stride)
 
 
-def _pictures(job: evaluate.Evaluation, count: int, details: Mapping[str, Any]) -> dict[str, bytes]:
+def _pictures(job: Evaluation, count: int, details: Mapping[str, Any]) -> dict[str, bytes]:
     """Examples, and the curves that there are."""
     if not count:
         return {}

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from jobs.command import cli
 from jobs.command.options import Input
 from pipelines import places
-from pipelines.datasets.clip_captions import prepare_msrvtt, prepare_msvd
-from pipelines.datasets.demo.data import prepare_demo
-from pipelines.datasets.folder import Columns, prepare_folder, prepare_manifest
-from pipelines.datasets.large_data import prepare_coco, prepare_iwslt14, prepare_kth
-from pipelines.datasets.moving_scenes import prepare_moving_scenes
-from pipelines.datasets.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
-from pipelines.datasets.radar_data import prepare_radar
-from pipelines.datasets.writer import Prepared
 from pipelines.places import InputOptions
+
+# What makes shards is imported where it is used: a help text does not wait for it.
+if TYPE_CHECKING:
+    from pipelines.datasets.writer import Prepared
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,8 @@ class Demo:
 
     def prepare(self) -> Prepared:
         """Writes the data sets; returns the summary."""
+        from pipelines.datasets.demo.data import prepare_demo
+
         return prepare_demo(
             self.out, self.scenes, self.digits, self.sentences, self.night_rows, self.rows_per_shard, self.seed
         )
@@ -78,6 +76,8 @@ class Folder:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.folder import Columns, prepare_folder
+
         columns = Columns(self.file_column, self.caption_column, self.group_column)
         shares = {"val": self.val, "test": self.test}
         return prepare_folder(self.source, self.table, self.out, columns, self.rows_per_shard, shares, self.seed)
@@ -109,6 +109,8 @@ class Manifest:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.folder import Columns, prepare_manifest
+
         columns = Columns(caption=self.caption_column, group=self.group_column)
         shares = {"val": self.val, "test": self.test}
         return prepare_manifest(self.source, self.named, self.out, columns, self.rows_per_shard, shares, self.seed)
@@ -128,6 +130,8 @@ class Multi30k:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.public_data import prepare_multi30k
+
         return prepare_multi30k(self.source, self.out, self.rows_per_shard)
 
 
@@ -151,6 +155,8 @@ class Flickr8k:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.public_data import prepare_flickr8k
+
         return prepare_flickr8k(self.source, self.out, self.rows_per_shard, self.val_images, self.seed)
 
 
@@ -171,6 +177,8 @@ class Radar:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.radar_data import prepare_radar
+
         return prepare_radar(self.source, self.out, self.crop, self.val, self.test)
 
 
@@ -196,6 +204,8 @@ class MovingMnist:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.public_data import prepare_moving_mnist
+
         counts = {"train": self.train, "val": self.val, "test": self.test}
         return prepare_moving_mnist(self.source, self.out, self.rows_per_shard, counts, self.seed)
 
@@ -221,6 +231,8 @@ class MovingScenes:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.moving_scenes import prepare_moving_scenes
+
         counts = {"train": self.train, "val": self.val, "test": self.test}
         return prepare_moving_scenes(self.out, self.rows_per_shard, counts, self.seed)
 
@@ -242,6 +254,8 @@ class Coco:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.large_data import prepare_coco
+
         return prepare_coco(self.source, self.out, self.rows_per_shard, self.val_images, self.seed)
 
 
@@ -260,6 +274,8 @@ class Iwslt14:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.large_data import prepare_iwslt14
+
         return prepare_iwslt14(self.source, self.out, self.rows_per_shard, self.languages)
 
 
@@ -281,6 +297,8 @@ class Kth:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.large_data import prepare_kth
+
         return prepare_kth(self.source, self.out, self.rows_per_shard, self.size, self.frames)
 
 
@@ -300,6 +318,8 @@ class Msvd:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.clip_captions import prepare_msvd
+
         return prepare_msvd(self.source, self.out, self.rows_per_shard, self.seed)
 
 
@@ -316,6 +336,8 @@ class Msrvtt:
 
     def prepare(self) -> Prepared:
         """Writes the data set; returns the summary."""
+        from pipelines.datasets.clip_captions import prepare_msrvtt
+
         return prepare_msrvtt(self.source, self.out, self.rows_per_shard)
 
 

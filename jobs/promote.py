@@ -1,4 +1,7 @@
-"""`hybrid promote NAME`: make a registered model the champion, if it is not worse than the one in use."""
+"""`hybrid promote NAME`: make a registered model the champion, if it is not worse than the one in use.
+
+What reads, computes and writes is imported where it is used: a help text does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut
@@ -16,19 +19,17 @@ from jobs.command import cli
 from jobs.command.options import Input, Judging, JudgingOptions, Mlflow, MlflowOptions, Work, WorkOptions
 from pipelines import storage
 from pipelines.cluster import connection
-from pipelines.judging import promotion
-from pipelines.judging.evaluate import Evaluation
-from pipelines.judging.promotion import Verdict
-from pipelines.models import artifacts, registry
-from pipelines.models.artifacts import Artifact
+from pipelines.models import registry
 from pipelines.models.registry import CHALLENGER
-from pipelines.models.session import Inference
 from pipelines.models.tracking import Tracker
 from pipelines.places import InputOptions
-from pipelines.reading.manifests import list_input
-from pipelines.reading.shards import Shard
 from pipelines.secrets import shown
-from pipelines.staging.checks import RefusedError
+
+if TYPE_CHECKING:
+    from pipelines.judging.evaluate import Evaluation
+    from pipelines.judging.promotion import Verdict
+    from pipelines.models.artifacts import Artifact
+    from pipelines.reading.shards import Shard
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,10 @@ def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> di
     Raises:
         RefusedError: the candidate is worse than its rival.
     """
+    from pipelines.models import artifacts
+    from pipelines.reading.manifests import list_input
+    from pipelines.staging.checks import RefusedError
+
     candidate = artifacts.read(model, None, tracking_uri)
     hybrid = candidate.interface
     if candidate.model != f"models:/{name}/{candidate.version}":
@@ -117,6 +122,8 @@ def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> di
 
 
 def _rival(champion: str, hybrid: str, tracking_uri: str) -> Artifact:
+    from pipelines.models import artifacts
+
     try:
         return artifacts.read(champion, hybrid, tracking_uri)
     except UsageError as error:
@@ -125,6 +132,11 @@ def _rival(champion: str, hybrid: str, tracking_uri: str) -> Artifact:
 
 
 def _weigh(options: PromoteOptions, shards: list[Shard], candidate: Artifact, before: Artifact | None) -> Verdict:
+    from pipelines.judging import promotion
+    from pipelines.judging.evaluate import Evaluation
+    from pipelines.models.session import Inference
+    from pipelines.reading.manifests import list_input
+
     storage.check_writable(options.judging.storage)
 
     def cuts(artifact: Artifact) -> Cut | None:

@@ -1,4 +1,7 @@
-"""`hybrid query "SQL"`: ask the tables."""
+"""`hybrid query "SQL"`: ask the tables.
+
+What reads, computes and writes is imported where it is used: a help text does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from hybrid_models.errors import UsageError
 from jobs.command import cli
-from jobs.command.writers import WRITERS, Format, raw_csv
 from pipelines import places, storage
-from pipelines.nights import ownership, query
-from pipelines.nights.tables import parse_as_of
+from pipelines.nights.rules import QueryLimits
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class QueryOptions:
     """URI of the folder of tables."""
     as_of: str = ""
     """The tables as they were: a moment such as 2026-01-31T06:00 (UTC), or a version, if one table is asked."""
-    format: Format = "table"
+    format: Literal["table", "csv", "json", "parquet"] = "table"
     """How the rows are written; json is one object a line."""
     raw: bool = False
     """CSV with texts as they are; otherwise those that a spreadsheet would run (= + - @ ...) get an apostrophe."""
     out: str = ""
     """URI to write the rows to instead of stdout (needed for parquet)."""
-    limits: query.QueryLimits = field(default_factory=query.QueryLimits)
+    limits: QueryLimits = field(default_factory=QueryLimits)
 
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
@@ -45,6 +46,10 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         raise UsageError("--format parquet needs --out: Parquet is not for a terminal")
     if options.raw and options.format != "csv":
         raise UsageError(f"--raw is about --format csv: {options.format} has texts as they are")
+    from jobs.command.writers import WRITERS, raw_csv
+    from pipelines.nights import ownership, query
+    from pipelines.nights.tables import parse_as_of
+
     as_of = parse_as_of(options.as_of) if options.as_of else None
     if options.out:
         written = [storage.join(options.tables, name) for name in ownership.names(options.tables)]

@@ -1,5 +1,8 @@
 """`hybrid tables`: the nights that the tables hold; `tidy` frees the space of what nobody needs, `restore` brings an
-earlier state back, `compact` puts the rows of a night into fewer files."""
+earlier state back, `compact` puts the rows of a night into fewer files.
+
+What reads, computes and writes is imported where it is used: a help text does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,24 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
-
-import pyarrow as pa
-from deltalake import DeltaTable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.options import FLAT, check_ds
-from jobs.command.writers import WRITERS
 from pipelines import storage
-from pipelines.nights import commit, compaction, ownership, tables, upkeep
-from pipelines.nights.compaction import Compacted
 from pipelines.nights.rules import Retention
-from pipelines.nights.tables import AsOf, parse_as_of
-from pipelines.nights.upkeep import Tidied
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+    from pipelines.nights.compaction import Compacted
+    from pipelines.nights.tables import AsOf
+    from pipelines.nights.upkeep import Tidied
 
 log = logging.getLogger(__name__)
-SCHEMA = pa.schema(
-    [
-        ("table", pa.string()),
-        ("version", pa.int64()),
-        ("ds", pa.string()),
-        ("rows", pa.int64()),
-        ("bad", pa.int64()),  # of them, where the log tells
-        ("files", pa.int64()),
-        ("bytes", pa.int64()),
-        ("written", pa.timestamp("s")),
-        ("note", pa.string()),  # why a table's nights are not told
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -98,13 +88,36 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         "List the nights of the tables; `hybrid tables tidy` frees space, `hybrid tables restore` brings a state back, "
         "`hybrid tables compact` puts nights into fewer files.",
     )  # fmt: skip
+    from jobs.command.writers import WRITERS
+    from pipelines.nights.tables import parse_as_of
+
     as_of = parse_as_of(options.as_of) if options.as_of else None
     found, notes = existing(options.tables, as_of)
     rows = [row for name, table in found.items() for row in nights(name, table)]
     rows += [{"table": name, "note": note} for name, note in notes.items()]
-    sys.stdout.buffer.write(WRITERS[options.format](pa.Table.from_pylist(rows, schema=SCHEMA)))
+    sys.stdout.buffer.write(WRITERS[options.format](listed(rows)))
     sys.stdout.flush()
     return None
+
+
+def listed(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Nights, and tables of which none are told, with the columns that are shown."""
+    import pyarrow as pa
+
+    schema = pa.schema(
+        [
+            ("table", pa.string()),
+            ("version", pa.int64()),
+            ("ds", pa.string()),
+            ("rows", pa.int64()),
+            ("bad", pa.int64()),  # of them, where the log tells
+            ("files", pa.int64()),
+            ("bytes", pa.int64()),
+            ("written", pa.timestamp("s")),
+            ("note", pa.string()),  # why a table's nights are not told
+        ]
+    )
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def existing(uri: str, as_of: AsOf | None = None) -> tuple[dict[str, DeltaTable], dict[str, str]]:
@@ -114,6 +127,8 @@ def existing(uri: str, as_of: AsOf | None = None) -> tuple[dict[str, DeltaTable]
         UsageError: there are none.
         StorageError: the store kept failing.
     """
+    from pipelines.nights import ownership, tables
+
     found: dict[str, DeltaTable] = {}
     problems: dict[str, Exception] = {}
     for name in ownership.names(uri):
@@ -135,7 +150,9 @@ def existing(uri: str, as_of: AsOf | None = None) -> tuple[dict[str, DeltaTable]
 
 
 def nights(name: str, table: DeltaTable) -> Iterator[dict[str, Any]]:
-    """The nights of a table as rows of `SCHEMA`."""
+    """The nights of a table as rows of what `hybrid tables` shows."""
+    from pipelines.nights import tables
+
     for night in tables.nights(table):
         written = night.written.replace(tzinfo=None, microsecond=0)
         yield {"table": name, "version": table.version(), **vars(night), "written": written}
@@ -146,6 +163,8 @@ def tidy(argv: Sequence[str]) -> dict[str, Any]:
     bytes by table, and what was left alone."""
     options = cli.parse(TidyOptions, argv, "hybrid tables tidy", "Remove files that no version needs any more.")
     options.retention.check()
+    from pipelines.nights import compaction, upkeep
+
     found, skipped = existing(options.tables)
     for name, note in skipped.items():
         log.warning("%s is left alone: %s", name, note)
@@ -182,24 +201,39 @@ def _counts(tidied: Tidied) -> dict[str, int]:
     return {"files": len(tidied.removed), "bytes": tidied.bytes, "files_unknown": len(tidied.unknown)}
 
 
+def named(argv: Sequence[str], verb: str) -> tuple[str, list[str]]:
+    """The table that comes first, one of those that hybrids write by default or of those at `--tables`, and the rest.
+
+    Raises:
+        UsageError: it is missing or unknown; lists the tables.
+    """
+    known = list(TABLES.values())
+    if uri := cli.peek(argv, "--tables"):
+        from pipelines.nights import ownership
+
+        known = ownership.names(uri)
+    return cli.positional(argv, "table", known, f"hybrid tables {verb}")
+
+
 def restore(argv: Sequence[str]) -> dict[str, Any]:
     """Brings a table or a night of it back as it was; returns the new version."""
-    known = ownership.names(cli.peek(argv, "--tables") or ".")
-    name, rest = cli.positional(argv, "table", known, "hybrid tables restore")
+    name, rest = named(argv, "restore")
     options = cli.parse(
         RestoreOptions,
         rest,
         f"hybrid tables restore {name}",
         f"Bring back what `{name}` was, in one commit.",
     )
+    from pipelines.nights import commit
+    from pipelines.nights.tables import parse_as_of
+
     version = commit.restore(storage.join(options.tables, name), parse_as_of(options.as_of), options.ds)
     return {"table": name, "ds": options.ds or None, "changed": version is not None, "version": version}
 
 
 def compact(argv: Sequence[str]) -> dict[str, Any]:
     """Puts the rows of nights into fewer files; returns the nights that gain, and those that cannot be rewritten."""
-    known = ownership.names(cli.peek(argv, "--tables") or ".")
-    name, rest = cli.positional(argv, "table", known, "hybrid tables compact")
+    name, rest = named(argv, "compact")
     options = cli.parse(
         CompactOptions,
         rest,
@@ -208,6 +242,8 @@ def compact(argv: Sequence[str]) -> dict[str, Any]:
     )
     if options.ds:
         check_ds(options.ds)
+    from pipelines.nights import compaction
+
     done = compaction.compact(storage.join(options.tables, name), options.ds, options.dry_run)
     return {"table": name, "tables": options.tables, "dry_run": options.dry_run, **asdict(done)}
 

@@ -14,7 +14,6 @@ from jobs.command.options import Mlflow, MlflowOptions
 from pipelines import storage
 from pipelines.models import registry
 from pipelines.secrets import shown
-from pipelines.training import leftovers
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +34,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     options = cli.parse(
         TidyOptions, argv, "hybrid tidy", "Free features, records and checkpoints that no run or model needs any more."
     )
+    from pipelines.training import leftovers  # with what reads shards; a help text does not wait for it
+
     tracking_uri = options.tracking.uri
     in_use = {
         f"models:/{version.name}/{version.version}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from pipelines.nights import query
 
-Format = Literal["table", "csv", "json", "parquet"]
 FORMULA = r"^([=+\-@\t\r\n＝＋－＠])"
 """How texts begin that spreadsheets run."""
 

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -23,6 +22,7 @@ import pyarrow as pa
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import statement, tables
+from pipelines.nights.rules import QueryLimits
 from pipelines.nights.statement import EVER, Dates
 from pipelines.nights.tables import AsOf
 
@@ -31,29 +31,6 @@ BATCH_ROWS = 2048
 _UNREAD = re.compile(
     r"reading the stream registered as '\w+' failed: (?:IOError: )?(.*?)(?:\s*\. Detail: |$)", re.DOTALL
 )
-
-
-@dataclass(frozen=True)
-class QueryLimits:
-    """What one statement may cost."""
-
-    max_memory: int = 2 * 2**30
-    """Bytes of memory for sorting, grouping and joining, which go on on disk; reading and the result need more."""
-    max_disk: int = 16 * 2**30
-    """Bytes of temporary files."""
-    max_threads: int = 4
-    """Threads that compute."""
-    max_seconds: float = 600.0
-    """Seconds until the statement is ended."""
-    max_rows: int = 1_000_000
-    """Rows of the result."""
-    max_bytes: int = 2**30
-    """Bytes of the result."""
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0:
-                raise UsageError(f"`limits.{name}` is {value}: it must be more than 0")
 
 
 DEFAULT_LIMITS = QueryLimits()

@@ -1,4 +1,4 @@
-"""What a user decides about nights: when one is not committed, and what is kept of those before."""
+"""What a user decides about nights: when one is not committed, what is kept of those before, what a question costs."""
 
 from __future__ import annotations
 
@@ -48,3 +48,26 @@ class Retention:
             )
         if self.retain_hours > MOST_HOURS:
             raise UsageError(f"`retain_hours` is {self.retain_hours}: it must be at most {MOST_HOURS}, ten years")
+
+
+@dataclass(frozen=True)
+class QueryLimits:
+    """What one statement may cost."""
+
+    max_memory: int = 2 * 2**30
+    """Bytes of memory for sorting, grouping and joining, which go on on disk; reading and the result need more."""
+    max_disk: int = 16 * 2**30
+    """Bytes of temporary files."""
+    max_threads: int = 4
+    """Threads that compute."""
+    max_seconds: float = 600.0
+    """Seconds until the statement is ended."""
+    max_rows: int = 1_000_000
+    """Rows of the result."""
+    max_bytes: int = 2**30
+    """Bytes of the result."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise UsageError(f"`limits.{name}` is {value}: it must be more than 0")

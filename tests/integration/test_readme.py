@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from hybrid_models.inputs import Visual
 from jobs.demo import NIGHTS
 from pipelines.datasets.demo import data as demo_data
-from pipelines.datasets.demo.data import FILM, SHOT_SECONDS
+from pipelines.datasets.demo.nights import FILM, SHOT_SECONDS
 from pipelines.datasets.demo.scenes import COLOURS
 from pipelines.datasets.moving_scenes import RATE
 from pipelines.reading.media.decode import decode_media

@@ -14,7 +14,9 @@ from jobs.command import cli
 from jobs.command.errors import EndedError
 from jobs.command.options import NightOptions
 from jobs.recipes import RECIPES
-from pipelines.datasets.demo.data import SHOT_SECONDS
+from pipelines.datasets.demo import data
+from pipelines.datasets.demo.nights import SHOT_SECONDS
+from pipelines.models import artifacts
 from pipelines.nights.commit import Partition
 
 
@@ -41,7 +43,7 @@ def test_a_night_of_somebody_elses_is_not_replaced_by_the_demos(monkeypatch: pyt
     model = SimpleNamespace(model="models:/captioner/1", decoding=DecodingConfig())
     judged = {"metrics": {"cider_d": 1.0}, "baseline": {"name": "none", "cider_d": 0.0}}
     monkeypatch.setattr(demo.train, "run", lambda *_: {"model": model.model})
-    monkeypatch.setattr(demo.artifacts, "read", lambda *_: model)
+    monkeypatch.setattr(artifacts, "read", lambda *_: model)
     monkeypatch.setattr(demo.evaluate, "run", lambda *_: judged)
     monkeypatch.setattr(demo.registry, "champion", lambda *_: "1")
     monkeypatch.setattr(demo.infer, "run", note)
@@ -70,7 +72,7 @@ def test_work_that_fails_says_which_and_keeps_its_exit_code(monkeypatch: pytest.
     with demo._processes() as pool:
         assert demo._all(pool, {"a": partial(abs, -3), "b": partial(len, "ab")}) == [3, 2]
         with pytest.raises(EndedError, match=r"^data: --digits is 7: at least 8") as error:
-            demo._all(pool, {"fine": partial(abs, 1), "data": partial(demo.data.check, {"digits": 7}, 90)})
+            demo._all(pool, {"fine": partial(abs, 1), "data": partial(data.check, {"digits": 7}, 90)})
         assert error.value.code == cli.USAGE
         with pytest.raises(EndedError, match=r"^odd: failed: ConnectionError: away \(HYBRID_TRACEBACK=1") as error:
             demo._all(pool, {"odd": away})

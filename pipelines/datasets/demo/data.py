@@ -11,17 +11,13 @@ from PIL import Image
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
+from pipelines.datasets.demo.nights import FILM, NIGHT_SHARDS, NIGHTS, SHOT_SECONDS
 from pipelines.datasets.demo.scenes import film, random_scene, scene_rows
 from pipelines.datasets.demo.sentences import distinct_pairs
 from pipelines.datasets.moving_digits import sequence_rows
 from pipelines.datasets.moving_scenes import RATE, encode
 from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow
 
-NIGHTS = ("night/ds=2026-01-01", "night/ds=2026-01-02")
-NIGHT_SHARDS = 3
-FILM = "film.mp4"
-SHOT_SECONDS = 2
-"""How long each scene of the film lasts."""
 DIGIT_FRAMES, DIGIT_CANVAS, DIGIT_SIZE = 10, 32, 14
 
 

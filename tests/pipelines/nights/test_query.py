@@ -18,6 +18,7 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import query, statement, tables
 from pipelines.nights.commit import Partition, commit_night
+from pipelines.nights.rules import QueryLimits
 from pipelines.reading.shards import Shard
 from pipelines.staging import contents
 from pipelines.staging.pieces import list_pieces, table_schema, tiling
@@ -313,7 +314,7 @@ def test_all_that_reads_is_a_query(local: str, sql: str, rows: int) -> None:
 # ---- what a statement may cost -----------------------------------------------------------------------------------
 def too_much(sql: str, uri: str, **limits: Any) -> str:
     with pytest.raises(UsageError) as caught:
-        query.query(sql, uri, NAMES, limits=query.QueryLimits(**limits))
+        query.query(sql, uri, NAMES, limits=QueryLimits(**limits))
     return str(caught.value)
 
 
@@ -329,7 +330,7 @@ def test_memory_and_disk_are_bounded_and_files_removed(local: str, monkeypatch: 
     expected = f"the statement needs more than `limits.max_memory`={100 << 20} allows: ask for less"
     assert too_much("SELECT list(range) FROM range(100000000)", local, max_memory=100 << 20) == expected
     spilling = "SELECT count(*) AS n FROM (SELECT md5(range::VARCHAR) AS m FROM range(3000000) GROUP BY ALL)"
-    limits = query.QueryLimits(max_memory=100 << 20, max_threads=2)
+    limits = QueryLimits(max_memory=100 << 20, max_threads=2)
     assert query.query(spilling, local, NAMES, limits=limits).to_pylist() == [{"n": 3_000_000}]
     expected = f"the statement needs more than `limits.max_disk`={1 << 20} allows: ask for less"
     assert too_much(spilling, local, max_memory=100 << 20, max_threads=2, max_disk=1 << 20) == expected
@@ -337,7 +338,7 @@ def test_memory_and_disk_are_bounded_and_files_removed(local: str, monkeypatch: 
 
 
 def test_the_result_is_bounded(local: str) -> None:
-    limits = query.QueryLimits(max_rows=3, max_bytes=1000)
+    limits = QueryLimits(max_rows=3, max_bytes=1000)
     assert len(query.query("FROM range(3)", local, NAMES, limits=limits)) == 3
     assert too_much("FROM range(1000000000)", local, max_rows=3) == (
         "the result has more than `limits.max_rows`=3 allows: add a LIMIT, or raise it"
@@ -349,7 +350,7 @@ def test_the_result_is_bounded(local: str) -> None:
 
 def test_impossible_limits() -> None:
     with pytest.raises(UsageError, match=r"^`limits\.max_threads` is 0: it must be more than 0$"):
-        query.QueryLimits(max_threads=0)
+        QueryLimits(max_threads=0)
 
 
 def test_a_statement_that_is_nested_too_deeply(local: str) -> None:

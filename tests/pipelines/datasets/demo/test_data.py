@@ -12,7 +12,8 @@ import pytest
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Visual
-from pipelines.datasets.demo.data import FILM, NIGHTS, SHOT_SECONDS, prepare_demo
+from pipelines.datasets.demo.data import prepare_demo
+from pipelines.datasets.demo.nights import FILM, NIGHTS, SHOT_SECONDS
 from pipelines.datasets.moving_scenes import RATE
 from pipelines.datasets.writer import read_manifest_shards
 from pipelines.reading.media.decode import decode_media
