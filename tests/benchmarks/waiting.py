@@ -17,7 +17,7 @@ from pathlib import Path
 from hybrid_models.translator.decoding import TranslatorDecoding
 from pipelines.models import artifacts, registry
 from pipelines.models.tracking import Tracker
-from tests import tiny
+from tests import helps, tiny
 from tests.benchmarks import peers
 from tests.benchmarks.figures import Row
 
@@ -27,12 +27,13 @@ RAY = "import ray; ray.init(include_dashboard=False, logging_level='ERROR'); ray
 GOALS = {
     "a night of 90 sentences": 11, "the same again": 3, "models": 1.5, "tables": 1.5, "query": 1.5, "--help": 0.3,
     "infer captions --help": 0.3, "train captioner-demo --help": 0.3, "nightly captions --help": 0.3,
+    "slowest --help": 0.3,
 }  # fmt: skip
 """Seconds."""
 
 
 def rows(full: bool, scratch: Path) -> list[Row]:
-    """A row for each command, and Ray's own start."""
+    """A row for each command, Ray's own start, and the help text that takes longest."""
     prepare(scratch)
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with contextlib.ExitStack() as stack:
@@ -55,7 +56,7 @@ def rows(full: bool, scratch: Path) -> list[Row]:
         made.append(Row(what, ours, "s", goal=GOALS.get(what)))
         if times["reference"]:
             made.append(Row(what, ours, "s", statistics.median(times["reference"]), f"commit {peers.BASELINE}"))
-    return made
+    return [*made, slowest(scratch)]
 
 
 def prepare(lake: Path) -> None:
@@ -87,6 +88,18 @@ def commands(lake: Path) -> dict[str, list[str]]:
         "train captioner-demo --help": ["train", "captioner-demo", "--help"],
         "nightly captions --help": ["nightly", "captions", "--help"],
     }
+
+
+def slowest(lake: Path) -> Row:
+    """Of every command's help text, that which takes longest by the median of its rounds."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(ROUNDS):
+        for words in helps.every():
+            argv = [sys.executable, "-m", "jobs.command.cli", *words, "--help"]
+            found[" ".join(words)].append(seconds(argv, lake, tiny.ROOT))
+    medians = {name: statistics.median(times) for name, times in found.items()}
+    name = max(medians, key=medians.__getitem__)
+    return Row(f"slowest --help of {len(medians)} ({name})", medians[name], "s", goal=GOALS["slowest --help"])
 
 
 def seconds(argv: list[str], lake: Path, tree: Path) -> float:

@@ -34,7 +34,7 @@ def test_every_public_name_is_there() -> None:
 WITHOUT_TORCH = [
     "pipelines.nights.tables",
     "pipelines.reading.sandbox.guard",
-    "jobs.query",
+    "jobs.command.writers",
     "pipelines.staging.actors",
     *(f"hybrid_models.{name}.interface" for name in HYBRIDS),
 ]

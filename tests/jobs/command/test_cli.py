@@ -343,7 +343,15 @@ def test_the_command_line_names_flags() -> None:
     assert cli.outcome(wrapped)[1].startswith("failed: FloatingPointError: lower --train.learning-rate")
 
 
-@pytest.mark.parametrize("verb", ["tables", "query"])
-def test_who_asks_the_tables_does_not_wait_for_torch_ray_and_mlflow(verb: str) -> None:
-    told = f"import jobs.{verb}, sys; print(*sorted({{'torch', 'ray', 'mlflow', 'pandas'}} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout == "\n"
+@pytest.mark.parametrize("words", [["tables"], ["tables", "tidy"], ["query", "SELECT 1"]])
+def test_who_asks_the_tables_does_not_wait_for_torch_ray_and_mlflow(words: list[str], tmp_path: Path) -> None:
+    told = f"""
+import contextlib, sys
+from jobs.command import cli
+with contextlib.suppress(SystemExit):
+    cli.choose({[*words, "--tables", str(tmp_path)]})
+print(*sorted({{"torch", "ray", "mlflow", "pandas"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+    assert done.stderr.startswith(f"hybrid: no tables at {tmp_path}: ")
