@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hybrid_models.captioner.captioner import Captioner
     from hybrid_models.contract import Hybrid
     from hybrid_models.errors import BadSample, UsageError
-    from hybrid_models.interface import Interface
+    from hybrid_models.interface import DecodingConfig, Interface
     from hybrid_models.layers.attention import AdditiveAttention
     from hybrid_models.layers.conv_lstm import ConvLSTM, ConvLSTMCell
     from hybrid_models.nowcaster.nowcaster import Nowcaster
@@ -48,6 +48,7 @@ __all__ = [
     "Recogniser",
     "Translator",
     "UsageError",
+    "decoding_of",
     "interface_of",
 ]
 
@@ -91,5 +92,19 @@ def interface_of(name: str) -> type[Interface]:
         raise KeyError(name)
     found: type[Interface] = getattr(
         importlib.import_module(f"{__name__}.{name}.interface"), f"{name.capitalize()}Interface"
+    )
+    return found
+
+
+def decoding_of(name: str) -> type[DecodingConfig]:
+    """The `Decoding` of a hybrid's interface without the interface: needs no arrays.
+
+    Raises:
+        KeyError: there is none of this name.
+    """
+    if name not in TABLES:
+        raise KeyError(name)
+    found: type[DecodingConfig] = getattr(
+        importlib.import_module(f"{__name__}.{name}.decoding"), f"{name.capitalize()}Decoding"
     )
     return found

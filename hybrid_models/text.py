@@ -17,9 +17,8 @@ from tokenizers import Tokenizer as _Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.symbols import PAD, SPECIALS
 
-PAD, UNK, BOS, EOS = 0, 1, 2, 3
-SPECIALS = ("<pad>", "<unk>", "<s>", "</s>")
 MIN_VOCABULARY = len(SPECIALS) + 256
 """Every vocabulary has the special symbols and all bytes."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro import MISSING
 
-from hybrid_models import interface_of
+from hybrid_models import decoding_of
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig
 from jobs.command import cli
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     if model and model.startswith("models:/") and "--dry-run" in rest:
         server.check_there(tracking.uri)
     artifact = None if model is None else _artifact(model, hybrid, tracking.uri)
-    decoding = interface_of(hybrid).Decoding() if artifact is None else artifact.decoding
+    decoding = decoding_of(hybrid)() if artifact is None else artifact.decoding
     options = cli.parse(
         InferOptions, rest, f"hybrid infer {task}", f"Run a {hybrid} over shards into a night of `{task}`.",
         InferOptions(MISSING, MISSING, MISSING, MISSING, decoding),

@@ -138,8 +138,8 @@ HEAVY = {
     "pyarrow", "ray", "requests", "sacrebleu", "scipy", "sklearn", "timm", "torch", "xarray",
 }  # fmt: skip
 """Each of these takes a twentieth of a second to some seconds to import."""
-OF_OPTIONS = {"infer": {"numpy", "pyarrow"}, "train": {"numpy"}, "demo": {"numpy"}}
-"""Which of them come with a hybrid's interface or configurations, whose options these verbs show or use."""
+OF_OPTIONS = {"train": {"numpy"}, "demo": {"numpy"}}
+"""Which of them come with hybrids' configurations, whose options these verbs show or use."""
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

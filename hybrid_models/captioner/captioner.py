@@ -38,13 +38,8 @@ from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cider_d
 from hybrid_models.search.beam import Hypothesis, State, inference
 from hybrid_models.search.sampling import sample_words
-from hybrid_models.text import (
-    BOS,
-    EOS,
-    PAD,
-    Tokenizer,
-    unpack_json,
-)
+from hybrid_models.symbols import BOS, EOS, PAD
+from hybrid_models.text import Tokenizer, unpack_json
 from hybrid_models.visual import frames_of
 
 

@@ -11,15 +11,8 @@ import numpy as np
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs, Preprocess, Sample
-from hybrid_models.text import (
-    BOS,
-    EOS,
-    MIN_VOCABULARY,
-    Tokenizer,
-    clean_text,
-    pack_json,
-    pad_rows,
-)
+from hybrid_models.symbols import BOS, EOS
+from hybrid_models.text import MIN_VOCABULARY, Tokenizer, clean_text, pack_json, pad_rows
 from hybrid_models.visual import VisualConfig
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hybrid_models.errors import UsageError
 from hybrid_models.scores.texts import CIDER_N, CIDER_SIGMA
-from hybrid_models.text import BOS, EOS
+from hybrid_models.symbols import BOS, EOS
 
 DRAWN = 5
 """Captions drawn of each image."""

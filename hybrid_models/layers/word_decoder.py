@@ -24,7 +24,8 @@ from hybrid_models.layers.attention_walk import attention_walk
 from hybrid_models.layers.recurrent import GATES, RNNS, Cell, RepeatedProduct, advance
 from hybrid_models.search.beam import Hypothesis, State, in_places, search
 from hybrid_models.search.options import SearchOptions
-from hybrid_models.text import BOS, PAD, pad_rows, written_places
+from hybrid_models.symbols import BOS, PAD
+from hybrid_models.text import pad_rows, written_places
 
 ROWS = 64
 """The softmax works on a multiple of so many tokens: on CPUs a matrix product compiles anew for each size not seen yet,

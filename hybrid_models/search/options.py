@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig
-from hybrid_models.text import BOS, EOS, PAD, UNK
+from hybrid_models.symbols import BOS, EOS, PAD, UNK
 
 MOST_BEAM = 256
 MOST_TOKENS = 10_000

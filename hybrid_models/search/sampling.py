@@ -10,7 +10,7 @@ from torch import Tensor
 from hybrid_models import shapes
 from hybrid_models.search.beam import State, Step
 from hybrid_models.search.options import SearchOptions
-from hybrid_models.text import PAD
+from hybrid_models.symbols import PAD
 
 
 def sample_words(

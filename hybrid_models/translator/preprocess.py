@@ -11,13 +11,8 @@ import numpy as np
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs, Preprocess, Sample
 from hybrid_models.interface import HybridConfig
-from hybrid_models.text import (
-    EOS,
-    MIN_VOCABULARY,
-    Tokenizer,
-    clean_text,
-    pack_json,
-)
+from hybrid_models.symbols import EOS
+from hybrid_models.text import MIN_VOCABULARY, Tokenizer, clean_text, pack_json
 
 TOKENIZER = "tokenizer.json"
 SOURCE_TOKENIZER = "source_tokenizer.json"

@@ -26,14 +26,8 @@ from hybrid_models.layers.word_decoder import word_decoder
 from hybrid_models.scores.texts import Tally, bleu, chrf
 from hybrid_models.search.beam import Hypothesis, State, inference
 from hybrid_models.shapes import width_on
-from hybrid_models.text import (
-    BOS,
-    EOS,
-    PAD,
-    Tokenizer,
-    pad_rows,
-    unpack_json,
-)
+from hybrid_models.symbols import BOS, EOS, PAD
+from hybrid_models.text import Tokenizer, pad_rows, unpack_json
 from hybrid_models.translator.decoding import TranslatorDecoding
 from hybrid_models.translator.interface import TranslatorInterface
 from hybrid_models.translator.preprocess import (

@@ -52,6 +52,9 @@ def test_a_hybrids_interface_is_that_of_its_net() -> None:
         found = hybrid_models.interface_of(name)
         assert issubclass(kind, found)
         assert (found.name, found.payload_schema) == (name, kind.payload_schema)
+        assert hybrid_models.decoding_of(name) is found.Decoding
     with pytest.raises(KeyError, match="magician"):
         hybrid_models.interface_of("magician")
+    with pytest.raises(KeyError, match="magician"):
+        hybrid_models.decoding_of("magician")
     assert "magician" not in HYBRIDS

@@ -15,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from hybrid_models.captioner.captioner import Captioner
 from hybrid_models.captioner.preprocess import CaptionerConfig
 from hybrid_models.inputs import Sample
-from hybrid_models.text import BOS, EOS, pad_rows
+from hybrid_models.search.options import BOS, EOS  # where earlier checkouts have them, too
+from hybrid_models.text import pad_rows
 from pipelines.training.batches import plan_epoch
 
 

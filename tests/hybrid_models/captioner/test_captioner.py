@@ -13,7 +13,7 @@ from hybrid_models import shapes
 from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
-from hybrid_models.text import PAD
+from hybrid_models.symbols import PAD
 from tests import tiny
 from tests.hybrid_models.search.captured import captured_losses, captured_steps
 from tests.waits import Waits

@@ -7,7 +7,8 @@ from hybrid_models.captioner.captioner import Captioner
 from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, plain_caption
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
-from hybrid_models.text import BOS, EOS, Tokenizer, unpack_json
+from hybrid_models.symbols import BOS, EOS
+from hybrid_models.text import Tokenizer, unpack_json
 from tests.hybrid_models.captioner.test_captioner import CAPTIONS, SIZE, build, image, samples_of
 
 

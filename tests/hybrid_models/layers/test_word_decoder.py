@@ -9,7 +9,8 @@ from hybrid_models.layers.recurrent import RepeatedProduct
 from hybrid_models.layers.word_decoder import AttentionDecoder, PlainDecoder
 from hybrid_models.search.beam import search
 from hybrid_models.search.options import SearchOptions
-from hybrid_models.text import BOS, EOS, PAD, written_places
+from hybrid_models.symbols import BOS, EOS, PAD
+from hybrid_models.text import written_places
 
 V, E, D, K, A, B, R, S = 11, 5, 6, 7, 4, 2, 3, 4
 TARGETS = torch.tensor(

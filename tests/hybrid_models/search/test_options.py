@@ -3,7 +3,7 @@ import pytest
 from hybrid_models.captioner.decoding import CaptionerDecoding
 from hybrid_models.errors import UsageError
 from hybrid_models.search.options import SearchOptions, TextDecoding
-from hybrid_models.text import BOS, EOS, PAD, UNK
+from hybrid_models.symbols import BOS, EOS, PAD, UNK
 from hybrid_models.translator.decoding import TranslatorDecoding
 
 WRONG = {"beam_size": 0, "length_penalty": -0.1, "min_length": -1}

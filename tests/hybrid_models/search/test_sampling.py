@@ -9,7 +9,7 @@ import torch
 from hybrid_models import shapes
 from hybrid_models.search.options import SearchOptions
 from hybrid_models.search.sampling import sample_words
-from hybrid_models.text import PAD
+from hybrid_models.symbols import PAD
 from tests.hybrid_models.search.made import END, START, TableModel, V
 from tests.waits import Waits
 

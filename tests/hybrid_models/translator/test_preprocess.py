@@ -5,7 +5,8 @@ import pytest
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
-from hybrid_models.text import EOS, Tokenizer, unpack_json
+from hybrid_models.symbols import EOS
+from hybrid_models.text import Tokenizer, unpack_json
 from hybrid_models.translator.preprocess import SOURCE_TOKENIZER, TOKENIZER, TranslatorConfig
 from hybrid_models.translator.translator import Translator
 from tests.hybrid_models.translator.test_translator import ROWS, TINY, build, samples_of

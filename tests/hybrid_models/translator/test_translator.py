@@ -10,7 +10,8 @@ import torch
 from hybrid_models import shapes
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Inputs
-from hybrid_models.text import BOS, EOS, PAD, Tokenizer, written_places
+from hybrid_models.symbols import BOS, EOS, PAD
+from hybrid_models.text import Tokenizer, written_places
 from hybrid_models.translator.translator import TOKENIZER, Translator, TranslatorConfig, TranslatorDecoding
 from tests import tiny
 from tests.hybrid_models.search.captured import captured_losses, captured_steps
