@@ -16,7 +16,7 @@ import torch
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import beside, captioning, costs, peers, processes, scale
-from tests.benchmarks.figures import Row, Sizes, clock, device, in_turn, sizes
+from tests.benchmarks.figures import STEADY, Row, Sizes, clock, device, in_turn, sizes
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,9 @@ from tests.benchmarks.figures import Row, Sizes, clock, device, in_turn, sizes
         (Row("a", 3.0, "s", goal=2.5), None, False),
         (Row("a", 30.0, "images/s", goal=25), None, True),
         (Row("a", 2.0, "s", 5.0, "b", goal_times=2.5), 2.5, True),
-        (Row("a", 2.0, "MiB", 1.0, "b", goal_times=0.95), 0.5, False),
+        (Row("a", 2.0, "MiB", 1.0, "b", goal_times=STEADY), 0.5, False),
+        (Row("a", 1.05, "MiB", 1.0, "b", goal_times=STEADY), 1 / 1.05, True),
+        (Row("a", 1.051, "MiB", 1.0, "b", goal_times=STEADY), 1 / 1.051, False),
         (Row("a", 30.0, "images/s", 15.0, "b", goal_times=2.5), 2.0, False),
         (Row("a", 30.0, "images/s", goal_times=2.5), None, None),
         (Row("a", 2.0, "s", 5.0, "b", goal=1.0, goal_times=2.5), 2.5, False),

@@ -221,7 +221,7 @@ def _row(row: Row) -> str:
     if row.goal is not None:
         goals.append(f"{'≤' if row.small else '≥'} {row.goal:g} {row.unit}")
     if row.goal_times is not None:
-        goals.append(f"≥ {row.goal_times:g} times")
+        goals.append(f"≥ {row.goal_times:.3g} times")
     met = {None: "", True: "yes", False: "no"}[row.met]
     return f"| {row.what} | {_shown(row.ours)} {row.unit} | {reference} | {times} | {', '.join(goals)} | {met} |"
 

@@ -46,6 +46,10 @@ def clock() -> float:
     return time.perf_counter()
 
 
+STEADY = 1 / 1.05
+"""For `goal_times` of memory that data may not make grow: a twentieth more is the most."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One figure."""
