@@ -15,7 +15,7 @@ import torch
 
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import beside, captioning, costs, peers, processes, scale
+from tests.benchmarks import beside, captioning, costs, nowcasting, peers, processes, scale
 from tests.benchmarks.figures import STEADY, Row, Sizes, clock, device, in_turn, sizes
 
 
@@ -69,6 +69,19 @@ def test_a_night_waits_for_a_slow_device_and_for_more_where_its_steps_take_turns
     assert (by_device.reference, by_device.goal) == (0.16, 0.18)
     assert in_turn.ours >= 4 * (beside.SECONDS["collate"] + beside.SECONDS["infer"]) > by_device.reference
     assert by_device.ours >= by_device.reference
+
+
+def test_a_nowcast_from_python_has_the_same_goals_as_a_workers(tmp_path, monkeypatch):
+    seconds = {"extrapolation": 2.0, "sprog": 3.0}
+    monkeypatch.setattr(nowcasting, "SIDES", (8,))
+    monkeypatch.setattr(nowcasting, "nowcast_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(nowcasting, "seconds_from_python", lambda _: 1.5)
+    monkeypatch.setattr(peers, "answer", lambda _, question, __: {"seconds": seconds[question["method"]]})
+    found = [(row.ours, row.against, row.times, row.met) for row in nowcasting.rows(True, tmp_path)]
+    lucas_kanade, sprog = (name for name, _ in nowcasting.METHODS.values())
+    assert found[:2] == [(1.0, lucas_kanade, 2.0, True), (1.0, sprog, 3.0, True)]
+    assert found[2:] == [(1.5, lucas_kanade, 2.0 / 1.5, True), (1.5, sprog, 2.0, False)]
+    assert [(row.ours, row.against) for row in nowcasting.rows(False, tmp_path)] == [(1.0, ""), (1.5, "")]
 
 
 @pytest.fixture
