@@ -39,8 +39,8 @@ pytest: $(READY)
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
 
-# Figures and their report in docs/benchmarks.md: 20 minutes of two cores; bench-full runs other programs and an earlier
-# commit, too, and takes an hour.
+# Figures and their report in docs/benchmarks.md: 20 minutes of two cores, 30 at the most; bench-full runs
+# other programs and an earlier commit, too, and takes an hour.
 # ONLY="captioning waiting" runs some lines.
 ONLY ?=
 bench: $(READY)

@@ -73,7 +73,7 @@ def test_a_night_waits_for_a_slow_device_and_for_more_where_its_steps_take_turns
 
 def test_a_nowcast_from_python_has_the_same_goals_as_a_workers(tmp_path, monkeypatch):
     seconds = {"extrapolation": 2.0, "sprog": 3.0}
-    monkeypatch.setattr(nowcasting, "SIDES", (8,))
+    monkeypatch.setattr(nowcasting, "SIDES", (64,))
     monkeypatch.setattr(nowcasting, "nowcast_seconds", lambda *_: 1.0)
     monkeypatch.setattr(nowcasting, "seconds_from_python", lambda _: 1.5)
     monkeypatch.setattr(peers, "answer", lambda _, question, __: {"seconds": seconds[question["method"]]})
