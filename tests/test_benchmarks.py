@@ -15,8 +15,8 @@ import torch
 
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import beside, captioning, costs, nowcasting, peers, processes, scale
-from tests.benchmarks.figures import STEADY, Row, Sizes, clock, device, in_turn, sizes
+from tests.benchmarks import beside, captioning, costs, fitting, nowcasting, peers, processes, scale
+from tests.benchmarks.figures import STEADY, Row, Sizes, clock, device, in_turn, left_out, sizes
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,7 @@ from tests.benchmarks.figures import STEADY, Row, Sizes, clock, device, in_turn,
         (Row("a", 30.0, "images/s", 15.0, "b", goal_times=2.5), 2.0, False),
         (Row("a", 30.0, "images/s", goal_times=2.5), None, None),
         (Row("a", 2.0, "s", 5.0, "b", goal=1.0, goal_times=2.5), 2.5, False),
+        (Row("a", None, "s", 5.0, "b", goal=1.0, goal_times=2.5), None, None),
     ],
 )
 def test_a_row_tells_how_many_times_as_good_and_whether_that_is_enough(row, times, met):
@@ -57,9 +58,43 @@ def test_without_a_gpu_sizes_are_those_of_a_cpu():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert device() == torch.device("cpu")
-    assert sizes() == Sizes(training=32, searching=64, captioning=32, sequences=1, nowcasts=1)
+    assert sizes() == Sizes(training=32, searching=64, captioning=32, fitting=32, sequences=1, nowcasts=1)
     began = clock()
     assert clock() >= began
+
+
+@pytest.mark.parametrize(
+    ("gpus", "rows"),
+    [
+        (0, {"": None, ", one worker of all cores": "one core", ", two workers": "one core"}),
+        (1, {
+            "": None, ", all cores beside one: left out, a GPU trains": None,
+            ", two workers: left out, there is one GPU": None,
+        }),
+        (2, {"": None, ", all cores beside one: left out, a GPU trains": None, ", two workers": "one GPU"}),
+    ],
+)  # fmt: skip
+def test_a_training_has_no_more_workers_than_gpus_where_there_are_any(gpus, rows, tmp_path, monkeypatch):
+    trained = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(fitting, "write_photos", lambda _: None)
+    monkeypatch.setattr(fitting, "write_weights", lambda _: None)
+    monkeypatch.setattr(fitting, "train", lambda _, folder, __, start, *options: trained.update({folder.name: options}))
+    speed = {"one-0": 2.0, "two-0": 3.0, "core-0": 1.5}
+    monkeypatch.setattr(fitting, "speeds", lambda folder: fitting.EPOCHS * [speed[folder.name]])
+    found = fitting.rows(False, tmp_path)
+    assert [(row.what, row.against or None) for row in found] == [
+        (epoch + what, against)
+        for epoch in ("an epoch on references", "an epoch on rewards")
+        for what, against in rows.items()
+    ]
+    assert ("two-0" in trained, "core-0" in trained) == (gpus != 1, gpus == 0)
+    assert all(options in ((), ("--num-workers", "2")) for options in trained.values())
+    assert found[2].times == {0: 2.0, 1: None, 2: 1.5}[gpus]
+
+
+def test_what_is_left_out_is_a_row_without_a_figure():
+    assert benchmarks._row(left_out("a", "b")) == "| a: left out, b |  |  |  |  |  |"
 
 
 def test_a_night_waits_for_a_slow_device_and_for_more_where_its_steps_take_turns(tmp_path, monkeypatch):

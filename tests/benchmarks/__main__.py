@@ -223,8 +223,9 @@ def _row(row: Row) -> str:
         goals.append(f"{'≤' if row.small else '≥'} {row.goal:g} {row.unit}")
     if row.goal_times is not None:
         goals.append(f"≥ {row.goal_times:.3g} times")
+    ours = "" if row.ours is None else f"{_shown(row.ours)} {row.unit}"
     met = {None: "", True: "yes", False: "no"}[row.met]
-    return f"| {row.what} | {_shown(row.ours)} {row.unit} | {reference} | {times} | {', '.join(goals)} | {met} |"
+    return f"| {row.what} | {ours} | {reference} | {times} | {', '.join(goals)} | {met} |"
 
 
 def _shown(value: float) -> str:

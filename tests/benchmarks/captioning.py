@@ -64,13 +64,13 @@ from tests.benchmarks import peers
 from tests.benchmarks.figures import STEADY, Row, device, in_turn, sizes
 from tests.servers import BUCKET, S3Server
 
-IMAGES = 1000
 GROWTH = 16
 BATCH = sizes().captioning
 ROUNDS = 2
 CORES = os.cpu_count() or 1
+IMAGES = max(1000, CORES * BATCH)
 SHARD_IMAGES = IMAGES // max(4, CORES)
-"""So that each core has a shard."""
+"""So that each core has a shard, of a batch at the least where there are four cores or more."""
 DS = "2026-01-01"
 SERVER = "weed"
 """How the S3 server's process is called."""

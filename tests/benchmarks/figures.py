@@ -20,12 +20,14 @@ class Sizes:
     """Sentences of a batch that is translated."""
     captioning: int
     """Photographs of a batch."""
+    fitting: int
+    """Photographs of a step of a captioner's training, five captions each."""
     sequences: int
     """Of frames, of a ConvLSTM's step."""
     nowcasts: int
 
 
-SIZES = {"cpu": Sizes(32, 64, 32, 1, 1), "cuda": Sizes(512, 512, 256, 16, 8)}
+SIZES = {"cpu": Sizes(32, 64, 32, 32, 1, 1), "cuda": Sizes(512, 512, 256, 128, 16, 8)}
 """A kind of device → what fills it."""
 
 
@@ -55,7 +57,8 @@ class Row:
     """One figure."""
 
     what: str
-    ours: float
+    ours: float | None
+    """None if it was left out: `what` says why."""
     unit: str
     """`s` and `MiB` are better small, all others large."""
     reference: float | None = None
@@ -74,7 +77,7 @@ class Row:
     @property
     def times(self) -> float | None:
         """How many times as good as the reference."""
-        if self.reference is None:
+        if self.reference is None or self.ours is None:
             return None
         return self.reference / self.ours if self.small else self.ours / self.reference
 
@@ -82,11 +85,16 @@ class Row:
     def met(self) -> bool | None:
         """Whether all goals are reached; None without one that can be told."""
         told = []
-        if self.goal is not None:
+        if self.goal is not None and self.ours is not None:
             told.append(self.ours <= self.goal if self.small else self.ours >= self.goal)
         if self.goal_times is not None and self.times is not None:
             told.append(self.times >= self.goal_times)
         return all(told) if told else None
+
+
+def left_out(what: str, why: str) -> Row:
+    """A row of what makes no sense on this machine."""
+    return Row(f"{what}: left out, {why}", None, "")
 
 
 def in_turn(rounds: int, measures: dict[str, Callable[[], float]]) -> dict[str, float]:

@@ -1,5 +1,5 @@
 """How fast a captioner trains by `hybrid train`: epochs on references and on rewards, by one worker of all cores, by
-two, and on one core alone.
+two, and on one core alone; with GPUs by one of them, and by two where there are as many.
 
 Photographs and their five captions are made up; captions have about as many words as Flickr8k's, frequent and rare.
 The encoder's features are kept, so that it is the decoder that trains. The figures are the samples a second that a run
@@ -16,7 +16,7 @@ import random
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import timm
@@ -28,12 +28,14 @@ from hybrid_models.captioner.preprocess import CaptionerConfig
 from pipelines import storage
 from tests import tiny
 from tests.benchmarks import peers
-from tests.benchmarks.figures import Row
+from tests.benchmarks.figures import Row, left_out, sizes
 
-PHOTOS = {"train": 480, "val": 32}
+BATCH = sizes().fitting
+STEPS = 15
+"""Of an epoch."""
+PHOTOS = {"train": STEPS * BATCH, "val": BATCH}
 EPOCHS = 4
 ROUNDS = 3
-BATCH = 32
 WORDS = 4000
 WEIGHTS = "encoder.safetensors"
 VERB = ["-m", "jobs.train"]
@@ -77,33 +79,58 @@ def speeds(folder: Path) -> list[float]:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     (history,) = [h for run in runs if (h := client.get_metric_history(run.info.run_id, "samples_per_second"))]
-    steps = -(-PHOTOS["train"] // BATCH)
-    return [max(found.value for found in history if found.step == steps * (epoch + 1)) for epoch in range(EPOCHS)]
+    return [max(found.value for found in history if found.step == STEPS * (epoch + 1)) for epoch in range(EPOCHS)]
+
+
+def ways(gpus: int) -> dict[str, tuple[list[str], list[str]]]:
+    """How a machine with so many GPUs trains: what is started, and its options. A worker has a GPU to itself."""
+    found: dict[str, tuple[list[str], list[str]]] = {"one": (VERB, [])}
+    if gpus != 1:
+        found["two"] = (VERB, ["--num-workers", "2"])
+    if not gpus:
+        found["core"] = ([str(ONE_CORE), "train"], [])
+    return found
+
+
+def told(what: str, rate: Mapping[str, float], goal: float, gpus: int) -> list[Row]:
+    """The rows of an epoch.
+
+    Args:
+        what: the epoch's name.
+        rate: samples a second of each of the `ways`, and those of the earlier commit if it ran.
+        goal: how many times as fast as that.
+        gpus: of this machine.
+    """
+    against = f"commit {peers.BASELINE}" if "before" in rate else ""
+    made = [Row(what, rate["one"], "samples/s", rate.get("before"), against, goal_times=goal)]
+    alone = (rate["one"], "one GPU") if gpus else (rate["core"], "one core")
+    if gpus:
+        made.append(left_out(f"{what}, all cores beside one", "a GPU trains"))
+    else:
+        made.append(Row(f"{what}, one worker of all cores", rate["one"], "samples/s", *alone, goal_times=1.6))
+    if "two" in rate:
+        made.append(Row(f"{what}, two workers", rate["two"], "samples/s", *alone, goal_times=1.6))
+    else:
+        made.append(left_out(f"{what}, two workers", "there is one GPU"))
+    return made
 
 
 def rows(full: bool, scratch: Path) -> list[Row]:
     """Epochs on references and on rewards, each the second of two: the first waits for what is loaded once."""
-    data = scratch / "data"
+    data, gpus = scratch / "data", torch.cuda.device_count()
     write_photos(data)
     write_weights(data / WEIGHTS)
     found: dict[str, list[list[float]]] = defaultdict(list)
     with contextlib.ExitStack() as stack:
-        ways: dict[str, tuple[Path, list[str], list[str]]] = {
-            "one": (tiny.ROOT, VERB, []),
-            "two": (tiny.ROOT, VERB, ["--num-workers", "2"]),
-            "core": (tiny.ROOT, [str(ONE_CORE), "train"], []),
-        }
+        started = {name: (tiny.ROOT, *way) for name, way in ways(gpus).items()}
         if full:
-            ways["before"] = (stack.enter_context(peers.checkout(peers.BASELINE)), VERB, [])
+            started["before"] = (stack.enter_context(peers.checkout(peers.BASELINE)), VERB, [])
         for number in range(ROUNDS if full else 1):
-            for name, (tree, start, options) in ways.items():
+            for name, (tree, start, options) in started.items():
                 train(tree, scratch / f"{name}-{number}", data, start, *options)
                 found[name].append(speeds(scratch / f"{name}-{number}"))
     made = []
     for what, epoch, goal in (("an epoch on references", 1, 1.5), ("an epoch on rewards", EPOCHS - 1, 2.5)):
         rate = {name: statistics.median(speed[epoch] for speed in each) for name, each in found.items()}
-        against = f"commit {peers.BASELINE}" if full else ""
-        made.append(Row(what, rate["one"], "samples/s", rate.get("before"), against, goal_times=goal))
-        for name, workers in (("one", "one worker of all cores"), ("two", "two workers")):
-            made.append(Row(f"{what}, {workers}", rate[name], "samples/s", rate["core"], "one core", goal_times=1.6))
+        made += told(what, rate, goal, gpus)
     return made

@@ -25,10 +25,12 @@ import tyro
 from pipelines.cluster.connection import worker_env
 from tests import tiny
 from tests.benchmarks import peers
-from tests.benchmarks.fitting import BATCH, PHOTOS, WORDS
+from tests.benchmarks.figures import SIZES
+from tests.benchmarks.fitting import STEPS, WORDS
 
 SCRIPT = Path(__file__).parent / "scripts" / "captioner.py"
 MEASURES = ("seconds", "cpu")
+BATCH = SIZES["cpu"].fitting
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Options:
     """Steps on rewards instead of references."""
     rounds: int = 2
     """Processes of each."""
-    steps: int = 15
+    steps: int = STEPS
     """Of an epoch, which has so many."""
     threads: int = os.cpu_count() or 1
     """Of torch."""
@@ -65,7 +67,7 @@ def main(options: Options) -> None:
 def measure(checkout: Path, options: Options) -> dict[str, Any]:
     """What a process of this checkout says."""
     question = {
-        "words": WORDS, "samples": PHOTOS["train"], "batch": BATCH, "steps": options.steps,
+        "words": WORDS, "samples": STEPS * BATCH, "batch": BATCH, "steps": options.steps,
         "threads": options.threads, "rewards": options.rewards, "profile": options.profile,
     }  # fmt: skip
     env = peers.clean(**worker_env(), PYTHONPATH=str(checkout))
