@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.autograd import DeviceType
 
+from hybrid_models.layers.attention_walk import attention_walk
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import beside, captioning, costs, fitting, nowcasting, peers, processes, scale
+from tests.benchmarks import beside, captioning, costs, fitting, nowcasting, peers, processes, scale, utilisation
 from tests.benchmarks.figures import STEADY, Row, Sizes, clock, device, in_turn, left_out, sizes
 
 
@@ -95,6 +98,76 @@ def test_a_training_has_no_more_workers_than_gpus_where_there_are_any(gpus, rows
 
 def test_what_is_left_out_is_a_row_without_a_figure():
     assert benchmarks._row(left_out("a", "b")) == "| a: left out, b |  |  |  |  |  |"
+
+
+def test_operations_are_two_for_each_multiplication_of_a_product_a_convolution_and_their_gradients():
+    a, b = torch.rand(3, 5, requires_grad=True), torch.rand(5, 7, requires_grad=True)
+    assert utilisation.operations(lambda: a @ b) == 2 * 3 * 5 * 7
+    assert utilisation.operations(lambda: (a @ b).sum().backward()) == 3 * 2 * 3 * 5 * 7
+    frames, kernel = torch.rand(2, 3, 8, 8), torch.rand(4, 3, 5, 5)
+    padded = utilisation.operations(lambda: torch.nn.functional.conv2d(frames, kernel, padding=2))
+    assert padded == 2 * 2 * 8 * 8 * 4 * 3 * 5 * 5
+
+
+def test_operations_within_functions_with_gradients_of_their_own_are_counted():
+    sources, per_source, steps, places, gates, size, state = 2, 3, 4, 5, 18, 7, 6
+    rows = sources * per_source
+    shapes = [(rows, steps, gates), (rows, state), (sources, places, gates), (sources, places, size)]
+    words, hidden, values, keys = (torch.rand(shape, requires_grad=True) for shape in shapes)
+    weight, bias, query, energy = (
+        torch.rand(shape, requires_grad=True) for shape in ((gates, state), (gates,), (size, state), (size,))
+    )
+    mask = torch.ones(sources, places, dtype=torch.bool)
+
+    def walk():
+        found, _ = attention_walk(words, {"hidden": hidden}, values, keys, mask, (weight, bias), query, energy)
+        found.sum().backward()
+
+    each = places * gates + state * gates + state * size + places * size
+    assert utilisation.operations(walk) == 3 * 2 * rows * steps * each
+
+
+def test_operations_of_an_rnn_that_is_one_kernel_are_those_of_its_products():
+    rnn, given = torch.nn.GRU(5, 7, batch_first=True), torch.rand(3, 4, 5)
+    with torch.inference_mode():
+        counted = utilisation.operations(lambda: rnn(given))
+    shapes = [parameter.shape for parameter in rnn.parameters()]
+    assert utilisation.rnn_operations(given.shape, shapes, 4, None) == counted == 2 * 3 * 4 * 3 * 7 * (5 + 7)
+    assert utilisation.rnn_operations(given.shape, shapes, times=2, out_shape=None) == 2 * counted
+
+
+def test_kernels_that_run_beside_each_other_keep_a_device_busy_once():
+    ranges = [(0, 4), (1, 2), (3, 6), (8, 9)]
+    events = [
+        SimpleNamespace(
+            device_type=DeviceType.CUDA, is_user_annotation=False, time_range=SimpleNamespace(start=start, end=end)
+        )
+        for start, end in ranges
+    ]
+    others = [
+        SimpleNamespace(device_type=DeviceType.CPU, is_user_annotation=False, time_range=None),
+        SimpleNamespace(device_type=DeviceType.CUDA, is_user_annotation=True, time_range=None),
+    ]
+    assert utilisation.kernel_seconds([*events, *others]) == pytest.approx(7e-6)
+
+
+def test_a_device_is_used_and_idle_for_a_share_of_the_time(tmp_path, monkeypatch):
+    works = (utilisation.translator_training, utilisation.translator_search, utilisation.captioner_training)
+    small = {"WORKS": works, "SIDE": {"cpu": 512, "cuda": 512}, "ROUNDS": 3, "BATCHES": 1}
+    for name, value in small.items():
+        monkeypatch.setattr(utilisation, name, value)
+    monkeypatch.setattr(utilisation, "sizes", lambda: Sizes(2, 2, 2, 2, 1, 1))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    found = utilisation.rows(False, tmp_path)
+    ceilings, rows = found[:-9], found[-9:]
+    assert [row.unit for row in rows[::3]] == ["target tokens/s", "sentences/s", "photographs/s"]
+    assert [row.unit for row in ceilings] == ["GFLOP/s"] * len(ceilings)
+    assert all(0 < row.times < 1 for row in rows[1::3])
+    assert all(0 <= row.ours <= 100 for row in rows[2::3])
+
+
+def test_a_process_that_waits_leaves_the_cores_idle():
+    assert utilisation.idle(lambda: time.sleep(0.2)) > 0.9
 
 
 def test_a_night_waits_for_a_slow_device_and_for_more_where_its_steps_take_turns(tmp_path, monkeypatch):

@@ -45,9 +45,10 @@ LINES = {
     "convlstm": "ConvLSTM in OpenSTL's configuration",
     "nowcasting": "nowcasts with probabilities",
     "beside": "a night's model process and a slow device",
+    "utilisation": "what is made of a device's multiplications",
 }
 """A line's module here → what it is about."""
-LIKE_A_WORKER = {"convlstm", "nowcasting"}
+LIKE_A_WORKER = {"convlstm", "nowcasting", "utilisation"}
 """Lines that compute in their own process, with the settings that workers of a cluster have."""
 PEERS = {"captioning": ("webdataset", "daft"), "translating": ("joeynmt",), "nowcasting": ("pysteps",)}
 """A line → the environments that it runs other programs in, with `--full`."""

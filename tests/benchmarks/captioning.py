@@ -71,6 +71,8 @@ CORES = os.cpu_count() or 1
 IMAGES = max(1000, CORES * BATCH)
 SHARD_IMAGES = IMAGES // max(4, CORES)
 """So that each core has a shard, of a batch at the least where there are four cores or more."""
+DECODING = CaptionerDecoding(max_length=12)
+"""Captions have at most as many tokens as a trained captioner's."""
 DS = "2026-01-01"
 SERVER = "weed"
 """How the S3 server's process is called."""
@@ -103,15 +105,20 @@ class Options:
     """Internal: run the bare loop over this one of so many parts of the shards, and print its images per second."""
 
 
-def make_model(uri: str) -> None:
-    """The shape of `captioner-flickr8k`, untrained; captions of at most 12 tokens, as a trained one writes them."""
+def untrained() -> Captioner:
+    """The shape of `captioner-flickr8k`."""
     config = CaptionerConfig(freeze_encoder=True)
     assets = Captioner.learn_assets(config, tiny.sentences(2000))
     torch.manual_seed(0)
     hybrid = Captioner(config, assets).eval()
     with torch.no_grad():  # words are as likely as each other at first: rounding would choose among them
         hybrid.decoder.embedding.weight.mul_(8)
-    files = artifacts.make(hybrid, CaptionerDecoding(max_length=12), {}, "A benchmark's model.\n")
+    return hybrid
+
+
+def make_model(uri: str) -> None:
+    """An untrained captioner, as an artifact."""
+    files = artifacts.make(untrained(), DECODING, {}, "A benchmark's model.\n")
     artifacts.write(peers.for_both(files), uri)
 
 
