@@ -18,8 +18,20 @@ from torch.autograd import DeviceType
 from hybrid_models.layers.attention_walk import attention_walk
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks import beside, captioning, costs, fitting, nowcasting, peers, processes, scale, utilisation
+from tests.benchmarks import (
+    beside,
+    captioning,
+    costs,
+    fitting,
+    nowcasting,
+    peers,
+    processes,
+    scale,
+    stepping,
+    utilisation,
+)
 from tests.benchmarks.figures import STEADY, Row, Sizes, clock, device, in_turn, left_out, sizes
+from tests.benchmarks.scripts.captioner import measured
 
 
 @pytest.mark.parametrize(
@@ -190,6 +202,26 @@ def test_a_nowcast_from_python_has_the_same_goals_as_a_workers(tmp_path, monkeyp
     assert found[:2] == [(1.0, lucas_kanade, 2.0, True), (1.0, sprog, 3.0, True)]
     assert found[2:] == [(1.5, lucas_kanade, 2.0 / 1.5, True), (1.5, sprog, 2.0, False)]
     assert [(row.ours, row.against) for row in nowcasting.rows(False, tmp_path)] == [(1.0, ""), (1.5, "")]
+
+
+def test_steps_are_taken_once_to_warm_up_and_then_measured_or_profiled():
+    taken = []
+
+    def train(number):
+        taken.append(number)
+        return float(number)
+
+    found = measured(train, 3, "")
+    assert taken == [0, 1, 2, 0, 1, 2]
+    assert (len(found["seconds"]), len(found["cpu"]), found["losses"]) == (3, 3, [0.0, 1.0, 2.0])
+    assert "aten::mm" in measured(lambda _: float((torch.rand(2, 2) @ torch.rand(2, 2)).sum()), 1, "operators")["table"]
+
+
+def test_a_translators_steps_are_those_of_a_cpus_line():
+    training = stepping.of_translator(stepping.Options(hybrid="translator", steps=2))
+    search = stepping.of_translator(stepping.Options(hybrid="translator", steps=3, beam=5))
+    assert (training["what"], [len(batch) for batch in training["batches"]]) == ("train", [32, 32])
+    assert (search["what"], search["beam"], [len(batch) for batch in search["batches"]]) == ("search", 5, [64] * 3)
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
-"""What a step of a captioner's training takes, against another checkout of this project, and where its time goes.
+"""What a step of a training takes, against another checkout of this project, and where its time goes.
 
     python -m tests.benchmarks.stepping [--other CHECKOUT] [--rewards] [--rounds 2] [--steps 15] [--threads 1]
     python -m tests.benchmarks.stepping --profile operators
+    python -m tests.benchmarks.stepping --hybrid translator [--beam 5] [--profile operators]
 
-The net and the captions are those of the line `fitting`, in one process without Ray; features are kept, made up ones.
+The captioner and its captions are those of the line `fitting`, in one process without Ray; features are kept, made up
+ones. The translator and its sentences are those of the line `translating`, whose search is measured with `--beam`.
+
 Each round starts one process for each checkout, in turn, with a worker's settings. A process takes some steps of an
 epoch to warm up, and the same once more against the clock. Of each step the fastest round counts, and of these the
 median: seconds of the clock, and of the processor, which others on the same cores change less. Prints one JSON object.
@@ -27,10 +30,11 @@ from tests import tiny
 from tests.benchmarks import peers
 from tests.benchmarks.figures import SIZES
 from tests.benchmarks.fitting import STEPS, WORDS
+from tests.benchmarks.translating import LENGTH, VOCABULARY, batches
 
-SCRIPT = Path(__file__).parent / "scripts" / "captioner.py"
+SCRIPTS = Path(__file__).parent / "scripts"
 MEASURES = ("seconds", "cpu")
-BATCH = SIZES["cpu"].fitting
+CPU = SIZES["cpu"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,12 @@ class Options:
 
     other: str = ""
     """Another checkout, such as one of an earlier commit, whose modules have the same names."""
+    hybrid: Literal["captioner", "translator"] = "captioner"
+    """What is trained."""
     rewards: bool = False
-    """Steps on rewards instead of references."""
+    """Steps of a captioner on rewards instead of references."""
+    beam: int = 0
+    """Of a translator: search for a batch's texts with so many beams instead, each as one step."""
     rounds: int = 2
     """Processes of each."""
     steps: int = STEPS
@@ -66,14 +74,29 @@ def main(options: Options) -> None:
 
 def measure(checkout: Path, options: Options) -> dict[str, Any]:
     """What a process of this checkout says."""
-    question = {
-        "words": WORDS, "samples": STEPS * BATCH, "batch": BATCH, "steps": options.steps,
-        "threads": options.threads, "rewards": options.rewards, "profile": options.profile,
-    }  # fmt: skip
+    asked = of_captioner(options) if options.hybrid == "captioner" else of_translator(options)
+    question = {"threads": options.threads, "profile": options.profile, **asked}
     env = peers.clean(**worker_env(), PYTHONPATH=str(checkout))
-    said = peers.finish([sys.executable, str(SCRIPT)], checkout, env, json.dumps(question))
+    said = peers.finish([sys.executable, str(SCRIPTS / f"{options.hybrid}.py")], checkout, env, json.dumps(question))
     answer: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
     return answer
+
+
+def of_captioner(options: Options) -> dict[str, Any]:
+    """What its script is asked."""
+    batch = CPU.fitting
+    return {
+        "words": WORDS, "samples": STEPS * batch, "batch": batch, "steps": options.steps, "rewards": options.rewards,
+    }  # fmt: skip
+
+
+def of_translator(options: Options) -> dict[str, Any]:
+    """What its script is asked."""
+    size = CPU.searching if options.beam else CPU.training
+    return {
+        "vocabulary": VOCABULARY, "dropout": 0.4, "device": "cpu", "batches": batches(options.steps, size),
+        "what": "search" if options.beam else "train", "beam": options.beam, "length": LENGTH,
+    }  # fmt: skip
 
 
 def report(of: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,18 +42,45 @@ def make(question: dict[str, Any]) -> tuple[Captioner, list[Sample]]:
     return hybrid, samples
 
 
+def measured(train: Callable[[int], float], steps: int, by: str) -> dict[str, Any]:
+    """Seconds of the clock and of the processor of each step, and losses; or where the time goes.
+
+    Args:
+        train: takes the step of a number, and returns its loss.
+        steps: how many there are; all are taken before they are measured.
+        by: what torch's profile tells apart, "operators" or the "shapes" that they are given, too; "" for seconds.
+    """
+    for number in range(steps):
+        train(number)  # a product compiles anew for each size not seen yet
+    if by:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+            for number in range(steps):
+                train(number)
+        averages = profiler.key_averages(group_by_input_shape=by == "shapes")
+        rows = 45 if by == "operators" else 1000
+        return {"table": averages.table(sort_by="self_cpu_time_total", row_limit=rows, max_name_column_width=50)}
+    seconds, cpu, losses = [], [], []
+    for number in range(steps):
+        began, spent = time.perf_counter(), time.process_time()
+        losses.append(train(number))
+        seconds.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - spent)
+    return {"seconds": seconds, "cpu": cpu, "losses": losses}
+
+
 def main(question: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the clock and of the processor of each step, losses; or where the time goes."""
+    """What is `measured` of an epoch's steps."""
     torch.set_num_threads(question["threads"])
     hybrid, samples = make(question)
     optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], lr=1e-3, fused=True)
     lengths = np.asarray([sample["captions"].shape[1] for sample in samples])
     hybrid.train()
     hybrid.start_epoch(1 if question["rewards"] else 0, 2)
+    plan = plan_epoch(lengths, question["batch"], 0, 0)[: question["steps"]]
 
-    def train(number: int, members: np.ndarray) -> float:
+    def train(number: int) -> float:
         torch.manual_seed(number)
-        batch = hybrid.collate([samples[i] for i in members], np.random.default_rng(number))
+        batch = hybrid.collate([samples[i] for i in plan[number]], np.random.default_rng(number))
         with record_function("## forward"):
             loss = hybrid(batch)
         with record_function("## backward"):
@@ -63,22 +91,7 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
             optimizer.zero_grad(set_to_none=True)
         return float(loss.total.detach() / loss.terms)
 
-    plan = plan_epoch(lengths, question["batch"], 0, 0)[: question["steps"]]
-    for number, members in enumerate(plan):
-        train(number, members)  # a product compiles anew for each size not seen yet
-    if question["profile"]:
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-            for number, members in enumerate(plan):
-                train(number, members)
-        averages = profiler.key_averages(group_by_input_shape=question["profile"] == "shapes")
-        return {"table": averages.table(sort_by="self_cpu_time_total", row_limit=45, max_name_column_width=50)}
-    seconds, cpu, losses = [], [], []
-    for number, members in enumerate(plan):
-        began, spent = time.perf_counter(), time.process_time()
-        losses.append(train(number, members))
-        seconds.append(time.perf_counter() - began)
-        cpu.append(time.process_time() - spent)
-    return {"seconds": seconds, "cpu": cpu, "losses": losses}
+    return measured(train, len(plan), question["profile"])
 
 
 if __name__ == "__main__":
