@@ -15,7 +15,7 @@ from pipelines.nights.infer import Night
 from pipelines.reading.units import Part
 from pipelines.secrets import shown
 from pipelines.staging.checks import incomplete, reused
-from pipelines.staging.joining import small_units
+from pipelines.staging.joining import LEAST_FILES, small_units
 from pipelines.staging.pieces import Piece, unit_of
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Preview:
     files_there: int
     """Files with rows that are reused."""
     files_at_least: int
-    """Of how many the night will consist: those of them that are not put together with what is computed, and one for
+    """Of how many the night will consist before it packs small ones: those of them that are not put together with what is computed, and one for
     each unit of this; more where the samples of a large one fill more than one of Ray's blocks."""
     rows_there: int
     """In the pieces that are reused."""
@@ -128,9 +128,10 @@ def told(found: Preview) -> list[str]:
         return [f"nothing to compute: all is there, in {there}"]
     computed = f"{found.shards_computed:,} of {words.count(found.shards, 'shard')}"
     sizes = f"{words.size(found.bytes_computed)} of {words.size(found.input_bytes)}"
+    packed = ", of which it packs the small ones" if found.files_at_least >= LEAST_FILES else ""
     return [
         f"to compute: {computed}, {sizes}, in {words.count(found.units_computed, 'unit')}; there already: {there}",
-        f"the night would have {words.count(found.files_at_least, 'file')} or more",
+        f"the night would have {words.count(found.files_at_least, 'file')} or more{packed}",
         f"on {_processes(found)}",
         _time(found),
     ]
