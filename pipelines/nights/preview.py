@@ -52,8 +52,9 @@ class Preview:
     files_there: int
     """Files with rows that are reused."""
     files_at_least: int
-    """Of how many the night will consist before it packs small ones: those of them that are not put together with what is computed, and one for
-    each unit of this; more where the samples of a large one fill more than one of Ray's blocks."""
+    """Of how many the night will consist before it packs small ones: those of them that are not put together with what
+    is computed, and one for each unit of this; more where the samples of a large one fill more than one of Ray's
+    blocks."""
     rows_there: int
     """In the pieces that are reused."""
     processes: int | None
