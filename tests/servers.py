@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -96,17 +97,18 @@ class S3Server(Server):
             "actions": [f"List:{BUCKET}", f"Read:{BUCKET}/{GUESTS}/*"],
         }
         (folder / "s3.json").write_text(json.dumps({"identities": [identity, guest]}))
-        self._ports = free_ports(4)
+        self._ports = free_ports(5)
         self.endpoint = f"http://{host}:{self._ports[3]}"
+        self._metrics = f"http://{host}:{self._ports[4]}/metrics"
 
     def command(self) -> list[str]:
         weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
-        master, volume, filer, s3 = self._ports
+        master, volume, filer, s3, metrics = self._ports
         return [
             weed, "server", f"-dir={self.folder}", f"-ip={self.host}", f"-ip.bind={self.host}", "-s3",
             f"-s3.config={self.folder / 's3.json'}", f"-master.port={master}", f"-volume.port={volume}",
-            f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-            "-master.volumeSizeLimitMB=256", "-volume.max=64", "-master.electionTimeout=1s",
+            f"-filer.port={filer}", f"-s3.port={s3}", f"-metricsPort={metrics}", "-s3.port.iceberg=0",
+            "-s3.port.lance=0", "-master.volumeSizeLimitMB=256", "-volume.max=64", "-master.electionTimeout=1s",
         ]  # fmt: skip
 
     def answers(self) -> bool:
@@ -121,6 +123,12 @@ class S3Server(Server):
         except (OSError, BotoCoreError):
             return False
         return True
+
+    def requests(self) -> int:
+        """How many it has answered, whoever asked."""
+        with urllib.request.urlopen(self._metrics) as answer:
+            told = re.findall(r"^SeaweedFS_s3_request_total\{.*\} (.+)$", answer.read().decode(), re.MULTILINE)
+        return int(sum(map(float, told)))
 
     def env(self, endpoint: str = "") -> dict[str, str]:
         """The standard variables that let every client reach it, or what stands in front of it."""

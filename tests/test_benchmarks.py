@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from deltalake import DeltaTable, write_deltalake
 from torch.autograd import DeviceType
 
 from hybrid_models.layers.attention_walk import attention_walk
+from pipelines import storage
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import (
@@ -392,3 +394,14 @@ def test_a_process_is_known_by_its_command_line():
     assert processes.kind_of(1, ["ray::MapWorker(MapBatches(Predictor))"]) == "ray::MapWorker"
     assert processes.kind_of(1, ["python", "-P", "-m", "pipelines.reading.sandbox.jail", "3"]) == "sandbox.jail"
     assert processes.kind_of(1, ["/opt/other", "--way"]) == "/opt/other --way"
+
+
+def test_requests_are_those_of_any_client(s3_server, s3):
+    write_deltalake(f"{s3}/table", pa.table({"a": [1, 2]}))
+    storage.write_bytes(f"{s3}/object", b"x")
+    before = s3_server.requests()
+    storage.read_bytes(f"{s3}/object")
+    assert before < s3_server.requests() <= before + 2
+    before = s3_server.requests()
+    DeltaTable(f"{s3}/table")
+    assert s3_server.requests() > before

@@ -6,9 +6,9 @@
 A night of N text shards is listed, its read tasks and its sink are packed as Ray Data sends them, its pieces (one for
 each unit, which are put there as copies of one) are looked at, counted and committed, then the same night comes again,
 and two other nights are committed. Every step is the driver's own function, on a local S3 server or a disk; a
-translator of 6,000 words travels with the tasks. Requests are those of s3fs; delta-rs has a client of its own. Memory
-is the process's highest within a step, and how much of it the step added. With several numbers of shards, the growth of
-each step is fitted: the exponent of a power law by least squares of the logarithms, where a step takes 0.05 s or more.
+translator of 6,000 words travels with the tasks. Requests are those that the server has answered. Memory is the
+process's highest within a step, and how much of it the step added. With several numbers of shards, the growth of each
+step is fitted: the exponent of a power law by least squares of the logarithms, where a step takes 0.05 s or more.
 
 Read tasks are made for each number of `--processes`, as if a cluster had so many: besides their bytes it is told how
 many there are, the largest one's bytes of shards, and how many units several of them read, which the driver would join.
@@ -34,13 +34,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import s3fs
 import tyro
 from deltalake import DeltaTable
 
@@ -101,20 +100,21 @@ class Options:
 class Steps:
     """What each step took."""
 
+    requests: Callable[[], int]
+    """How many the store has answered so far."""
     found: dict[str, dict[str, float]] = field(default_factory=dict)
-    requests: int = 0
 
     @contextmanager
     def step(self, name: str) -> Iterator[dict[str, float]]:
         """Times what is done inside, which may add figures of its own."""
         Path("/proc/self/clear_refs").write_text("5")  # forgets the highest memory, see proc_pid_clear_refs(5)
-        before, requests, wall, cpu = memory("VmRSS"), self.requests, time.perf_counter(), time.process_time()
+        before, requests, wall, cpu = memory("VmRSS"), self.requests(), time.perf_counter(), time.process_time()
         more: dict[str, float] = {}
         yield more
         self.found[name] = {
             "seconds": round(time.perf_counter() - wall, 3),
             "cpu": round(time.process_time() - cpu, 3),
-            "requests": self.requests - requests,
+            "requests": self.requests() - requests,
             "peak_mib": round(memory("VmHWM")),
             "more_mib": round(memory("VmHWM") - before),
             **more,
@@ -135,18 +135,21 @@ def main(options: Options) -> None:
     """
     if options.shard_bytes < len(SENTENCES) or (options.store == "s3" and options.shard_bytes > len(SENTENCES)):
         raise UsageError(f"`shard_bytes` is {options.shard_bytes}: at least {len(SENTENCES)}, and no more on S3")
-    found: dict[int, Steps] = {shards: Steps() for shards in options.shards}
-    with tempfile.TemporaryDirectory() as scratch, store(options, scratch) as root, cluster(options, scratch):
+    found: dict[int, Steps] = {}
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        store(options, scratch) as (root, requests),
+        cluster(options, scratch),
+    ):
         connection.start(quiet=True, cpus=1)
-        for shards, steps in found.items():
+        for shards in options.shards:
+            steps = found[shards] = Steps(requests)
             place = storage.join(root, str(shards))
-            with counted_requests(steps):
-                if options.compute:
-                    computed(shards, storage.join(place, "computed"), steps)
-                night_of(shards, options, place, str(Path(scratch) / "model"), steps)
+            if options.compute:
+                computed(shards, storage.join(place, "computed"), steps)
+            night_of(shards, options, place, str(Path(scratch) / "model"), steps)
         if options.nights:
-            with counted_requests(steps):
-                years(options, storage.join(root, "years"), steps)
+            years(options, storage.join(root, "years"), steps)
     told = [table(f"{shards} shards", steps.found) for shards, steps in found.items()]
     told += [table("growth", growth(found))] if len(found) > 1 else []
     print(f'{{"store": "{options.store}",\n' + ",\n".join(told) + "}")
@@ -174,15 +177,15 @@ def _fitted(figures: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
 
 
 @contextmanager
-def store(options: Options, scratch: str) -> Iterator[str]:
-    """An address to put things at."""
+def store(options: Options, scratch: str) -> Iterator[tuple[str, Callable[[], int]]]:
+    """An address to put things at, and how many requests it has answered: none of a disk."""
     if options.store == "disk":
-        yield scratch
+        yield scratch, lambda: 0
         return
     server = S3Server(Path(scratch) / "s3").start()
     os.environ.update(server.env())
     try:
-        yield f"s3://{BUCKET}"
+        yield f"s3://{BUCKET}", server.requests
     finally:
         server.kill()
 
@@ -217,22 +220,6 @@ def computed(count: int, root: str, steps: Steps) -> None:
         summary = infer.infer(night, Resources(), Tracker(""))
         assert (summary.ok, summary.shards_computed) == (10 * count, count)
         figures |= {"model_busy": summary.model_busy, "pieces": len(storage.list_files(night.folder))}
-
-
-@contextmanager
-def counted_requests(steps: Steps) -> Iterator[None]:
-    """Counts those of s3fs in this process."""
-    original: Callable[..., Any] = s3fs.S3FileSystem._call_s3
-
-    async def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steps.requests += 1
-        return await original(self, *args, **kwargs)
-
-    s3fs.S3FileSystem._call_s3 = counted
-    try:
-        yield
-    finally:
-        s3fs.S3FileSystem._call_s3 = original
 
 
 def night_of(count: int, options: Options, root: str, model: str, steps: Steps) -> None:
