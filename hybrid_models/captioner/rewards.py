@@ -11,7 +11,6 @@ scores texts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -82,7 +81,8 @@ def advantages(drawn: Tensor, references: Tensor, spelling: Spelling) -> Tensor:
 
 
 def cider_d_of_tokens(drawn: Tensor, references: Tensor, spelling: Spelling) -> Tensor:
-    """`scores.texts.cider_d` of each drawn caption, float32 [B,K]; the arguments are those of `advantages`."""
+    """`scores.texts.cider_d` of each drawn caption, float32 [B,K], but for words that it takes apart (`dog's`,
+    `cannot`, `50%`); the arguments are those of `advantages`."""
     drawn_BKW, length_BK = _words(drawn, spelling)
     references_BRU, length_BR = _words(references, spelling)
     gap_BKR = (length_BK.unsqueeze(2) - length_BR.unsqueeze(1)).float()
@@ -128,7 +128,8 @@ def _cosine(drawn_BKW: Tensor, references_BRU: Tensor) -> Tensor:
     count_BKW, count_BRU = _count(drawn_BKW, drawn_BKW), _count(references_BRU, references_BRU)
     norm_BK = (count_BKW * rarity_BKW**2).masked_fill(drawn_BKW == _NO_DRAWN, 0).sum(dim=2).sqrt()
     norm_BR = (count_BRU * rarity_BRU**2).masked_fill(references_BRU == _NO_REFERENCE, 0).sum(dim=2).sqrt()
-    there_BKRW = _count(drawn_BKW.unsqueeze(2), references_BRU.unsqueeze(1))
+    each_BRX = drawn_BKW.flatten(1).unsqueeze(1).expand(-1, references_BRU.shape[1], -1)
+    there_BKRW = _count(each_BRX, references_BRU).unflatten(2, drawn_BKW.shape[1:]).transpose(1, 2)
     clipped_BKRW = torch.minimum(there_BKRW, count_BKW.unsqueeze(2))  # repeating does not pay
     product_BKR = (there_BKRW * clipped_BKRW / count_BKW.unsqueeze(2) * rarity_BKW.unsqueeze(2) ** 2).sum(dim=3)
     norms_BKR = norm_BK.unsqueeze(2) * norm_BR.unsqueeze(1)
@@ -137,7 +138,8 @@ def _cosine(drawn_BKW: Tensor, references_BRU: Tensor) -> Tensor:
 
 def _count(grams: Tensor, among: Tensor) -> Tensor:
     """How often each n-gram [...,W] is among others [...,U], float32."""
-    return (grams.unsqueeze(-1) == among.unsqueeze(-2)).sum(dim=-1).float()
+    inside, grams = among.sort(dim=-1).values, grams.contiguous()
+    return (torch.searchsorted(inside, grams, right=True) - torch.searchsorted(inside, grams)).float()
 
 
 def _rarity(references_BRU: Tensor, grams: Tensor) -> Tensor:
@@ -151,7 +153,7 @@ def _rarity(references_BRU: Tensor, grams: Tensor) -> Tensor:
     wanted = grams.flatten()
     first, after = torch.searchsorted(codes_M, wanted), torch.searchsorted(codes_M, wanted, right=True)
     frequency = (seen_M[after] - seen_M[first]).clamp(min=1).view_as(grams)
-    return math.log(images) - frequency.float().log()
+    return (images / frequency.float()).log()  # of what is in all of them exactly 0
 
 
 def _signed(number: int) -> int:

@@ -84,9 +84,11 @@ class _Walk(torch.autograd.Function):
                     cells.extend(kept)
                     meetings.append(meetings_XA)
         if recorded:
-            shared = hidden_NTD, weights_NTS, values_BSG, weight_GD, query_AD, energy_A
-            ctx.save_for_backward(*shared, *meetings, *cells)
-            ctx.states = len(state)
+            kept, ctx.states = [*meetings, *cells], len(state)
+            # Backward frees what it is done with, of which a compiler knows only what is saved so.
+            ctx.kept = None if torch.compiler.is_compiling() else kept
+            saved = kept if torch.compiler.is_compiling() else []
+            ctx.save_for_backward(hidden_NTD, weights_NTS, values_BSG, weight_GD, query_AD, energy_A, *saved)
         return hidden_NTD[:, 1:], weights_NTS
 
     @staticmethod
@@ -94,7 +96,11 @@ class _Walk(torch.autograd.Function):
     def backward(ctx: Any, grad_hidden_NTD: Tensor, grad_weights_NTS: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NTD, weights_NTS, values_BSG, weight_GD, query_AD, energy_A, *kept = ctx.saved_tensors
         (rows, steps, places), (sources, _, gates), size = weights_NTS.shape, values_BSG.shape, len(energy_A)
+        kept, ctx.kept = ctx.kept or kept, None
+        if not kept:
+            raise RuntimeError("the gradients of a walk can be asked for once")
         meetings, cells = kept[:steps], kept[steps:]
+        del kept
         each = len(cells) // steps
         grad_words_NTG = values_BSG.new_empty(rows, steps, gates)
         grad_words_NG = values_BSG.new_zeros(rows, gates)  # of the next step
@@ -110,7 +116,7 @@ class _Walk(torch.autograd.Function):
             grad_weights_NS, weights_NS = grad_weights_NTS[:, t] + grad_looked_BRS.flatten(0, 1), weights_NTS[:, t]
             expected_N1 = (weights_NS * grad_weights_NS).sum(dim=1, keepdim=True)
             grad_energies_NS = (weights_NS * (grad_weights_NS - expected_N1)).to(energy_A.dtype)
-            meetings_NSA = meetings[t].view(rows, places, size)
+            meetings_NSA = meetings.pop().view(rows, places, size)
             grad_energy_A += 2 * (grad_energies_NS.view(1, -1) @ meetings_NSA.flatten(0, 1))[0]
             torch.addcmul(one, meetings_NSA, meetings_NSA, value=-4, out=meetings_NSA)  # tanh's slope
             grad_query_NA = torch.bmm(grad_energies_NS.unsqueeze(1), meetings_NSA).squeeze(1) * energy_A
@@ -119,7 +125,8 @@ class _Walk(torch.autograd.Function):
             for row_BSA in meetings_NSA.view(sources, -1, places, size).unbind(1):
                 grad_keys_BSA += row_BSA
             grads[0] = grads[0] + grad_hidden_NTD[:, t] + grad_query_NA @ query_AD
-            *halves, grads = step_back(cells[t * each : (t + 1) * each], grads)
+            *halves, grads = step_back(cells[-each:], grads)
+            del cells[-each:]
             grad_words_NG, grad_gates_NG = (half.to(energy_A.dtype) for half in halves)
             grad_words_NTG[:, t], grad_gates_NTG[:, t] = grad_words_NG, grad_gates_NG
             grads[0] = grads[0] + grad_gates_NG @ weight_GD

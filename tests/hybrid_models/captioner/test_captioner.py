@@ -391,9 +391,11 @@ def test_steps_of_a_search_are_captured_in_few_shapes(attention):
 def test_losses_of_captions_are_captured_with_their_gradients(attention, rewarded, monkeypatch):
     """Of references, and of what is drawn, which has as many words as the longest reference, and all places."""
     monkeypatch.setattr(shapes, "has_shapes", lambda device: True)
-    model = build(attention=attention, reward_share=0.5)
+    model = build(attention=attention, temporal="lstm", reward_share=0.5)
+    samples = model.featurize(samples_of(model, frames=3))
+    model.start_epoch(0, 2)
+    fit(model, model.collate(samples), 20)  # or nothing that is drawn earns anything
     model.train().start_epoch(int(rewarded), 2)
-    samples = model.featurize(samples_of(model))
 
     def learned():
         model.zero_grad()
@@ -403,6 +405,7 @@ def test_losses_of_captions_are_captured_with_their_gradients(attention, rewarde
         return loss, [p.grad for p in model.parameters() if p.requires_grad]
 
     expected = learned()
+    assert all(grad.abs().max() > 0 for grad in expected[1])
     with captured_losses() as graphs:
         found = [learned() for _ in range(2)]
     for one in found:

@@ -40,17 +40,17 @@ def test_a_walk_asks_for_its_gradients_once():
     decoder, state, memory = make("attention", "lstm")
     total = decoder.loss(TARGETS, WRITTEN, state, decoder.prepare(memory), 0.1).total
     total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="can be asked for once"):
         total.backward()
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_a_walk_without_gradients_keeps_no_steps(mode, monkeypatch):
     kept = []
-    monkeypatch.setattr(FunctionCtx, "save_for_backward", lambda ctx, *tensors: kept.append(len(tensors)))
+    monkeypatch.setattr(FunctionCtx, "save_for_backward", lambda ctx, *tensors: kept.append(len(ctx.kept)))
     decoder, state, memory = make("attention", "lstm")
     expected = decoder.loss(TARGETS, WRITTEN, state, decoder.prepare(memory), 0.0)
-    assert kept == [6 + 3 * (1 + 6)]
+    assert kept == [3 * (1 + 6)]
     with mode():
         torch.testing.assert_close(decoder.loss(TARGETS, WRITTEN, state, decoder.prepare(memory), 0.0), expected)
     assert len(kept) == 1
