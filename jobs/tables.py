@@ -212,6 +212,8 @@ def named(argv: Sequence[str], verb: str) -> tuple[str, list[str]]:
         from pipelines.nights import ownership
 
         known = ownership.names(uri)
+    elif argv and not argv[0].startswith("-") and argv[0] not in known:
+        raise UsageError(f"unknown table '{argv[0]}': use {', '.join(known)}, or tell by `tables` where it is")
     return cli.positional(argv, "table", known, f"hybrid tables {verb}")
 
 

@@ -73,7 +73,7 @@ class _Walk(torch.autograd.Function):
             for t in range(steps):
                 looked_BRG = torch.bmm(weights_BRS.to(words_NTG.dtype), values_BSG)
                 gates = words_NTG[:, t] + looked_BRG.flatten(0, 1), torch.addmm(bias_G, hidden_NTD[:, t], weight_GD.t())
-                state, kept = kept_step(state, *gates)
+                state, known = kept_step(state, *gates)
                 hidden_NTD[:, t + 1] = state["hidden"]
                 query_BRA = (hidden_NTD[:, t + 1] @ query_AD.t()).view(sources, -1, size)
                 meetings_XA = half_tanh(keys_BSA, query_BRA).to(words_NTG.dtype).view(-1, size)
@@ -81,7 +81,7 @@ class _Walk(torch.autograd.Function):
                 weights_BRS = masked_softmax(energies_BRS, mask_BS.unsqueeze(1))
                 weights_NTS[:, t] = weights_BRS.flatten(0, 1)
                 if recorded:
-                    cells.extend(kept)
+                    cells.extend(known)
                     meetings.append(meetings_XA)
         if recorded:
             kept, ctx.states = [*meetings, *cells], len(state)

@@ -135,6 +135,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     staged = time.perf_counter()
     joined = joining.join(joining.small_units(todo), night.folder)
     files, packed = joining.files(verify(night.shards, night.folder), _on_nodes if todo else None)
+    ready = time.perf_counter()
     pieces = upkeep.renew(night.partition, files)
     told = contents.each(pieces, written.contents | joined | packed)
     found = contents.added(told)
@@ -150,7 +151,8 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     seconds = {
         **written.seconds,
         "stage_wall": staged - computing,
-        "commit_wall": committed - staged,
+        "pack_wall": ready - staged,
+        "commit_wall": committed - ready,
         "total_wall": time.perf_counter() - started,
     }
     return NightSummary(
@@ -196,7 +198,7 @@ def _on_nodes(packs: Sequence[Joined]) -> list[Made]:
     """Packs, written on the cluster that has just computed."""
     from pipelines.staging.engine import write_packs
 
-    log.info("%d packs are made of %d pieces", len(packs), sum(len(pack.sources) for pack in packs))
+    log.info("packing %d pieces into %d files", sum(len(pack.sources) for pack in packs), len(packs))
     return write_packs(packs)
 
 

@@ -129,7 +129,7 @@ def told(found: Preview) -> list[str]:
         return [f"nothing to compute: all is there, in {there}"]
     computed = f"{found.shards_computed:,} of {words.count(found.shards, 'shard')}"
     sizes = f"{words.size(found.bytes_computed)} of {words.size(found.input_bytes)}"
-    packed = ", of which it packs the small ones" if found.files_at_least >= LEAST_FILES else ""
+    packed = ", of which it may pack small ones" if found.files_at_least >= LEAST_FILES else ""
     return [
         f"to compute: {computed}, {sizes}, in {words.count(found.units_computed, 'unit')}; there already: {there}",
         f"the night would have {words.count(found.files_at_least, 'file')} or more{packed}",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayTaskError
 
 from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
@@ -28,7 +29,8 @@ APART_CPUS = 0.4
 """Where shards are long: in a process apart from the model's, whose rows are staged while it reads on. Fused into the
 model's process, a task hands over all its predictions at its end, since they are small."""
 WRITE_CPUS = 0.1
-PACK_CPUS = 1.0
+PACKS_OF_NODE = 2
+"""Made at the same time, each from 64 MiB of files."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,28 @@ def stage(
 
 
 def write_packs(packs: Sequence[Joined]) -> list[Made]:
-    """`joining.write` by the nodes of the cluster, a task for each: one that is done again finds its file there.
+    """`joining.write` by the nodes of the cluster, some packs at a time, each a task that waits for no free CPU: all is
+    computed, and only the commit is left. One that is done again finds its file there.
 
     Raises: as `joining.join`.
     """
     connection.start()
-    write_one = ray.remote(num_cpus=PACK_CPUS)(joining.write_one)
-    made: list[Made] = ray.get([write_one.remote(pack) for pack in packs])
-    return made
+    task = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(joining.write_one)
+    most = PACKS_OF_NODE * sum(node["Alive"] for node in ray.nodes())
+    written: dict[ray.ObjectRef[Made], int] = {}
+    made: dict[int, Made] = {}
+    for number, pack in enumerate(packs):
+        written[task.remote(pack)] = number
+        _take(written, made, most)
+    _take(written, made, 1)
+    return [made[number] for number in range(len(packs))]
+
+
+def _take(written: dict[ray.ObjectRef[Made], int], made: dict[int, Made], most: int) -> None:
+    """Waits until fewer than so many packs are on their way."""
+    while len(written) >= most:
+        (done,), _ = ray.wait(list(written))
+        try:
+            made[written.pop(done)] = ray.get(done)
+        except RayTaskError as error:
+            raise error.cause from None

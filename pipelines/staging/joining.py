@@ -156,17 +156,17 @@ def files(pieces: Sequence[Piece], write_packs: Writer | None = None) -> tuple[l
 
     Args:
         pieces: of one folder.
-        write_packs: puts small files together, where they are many; without it they stay.
+        write_packs: writes packs, and so small files are put together, where they are many; without it they stay.
 
     Raises: as `join`.
     """
     found = by_file(pieces)
     whole = {own[0].file.uri: own for own in found if _is_whole(own)}
-    made = write([_packed(own) for own in found if not _is_whole(own)])
+    packs = [_packed(own) for own in found if not _is_whole(own)]
     together = runs({uri: own[0].file.size for uri, own in whole.items()})
     if write_packs and len(whole) >= max(LEAST_FILES, LEAST_GAIN * len(together)):
-        packs = [_packed([piece for uri in run for piece in whole.pop(uri)]) for run in together if len(run) > 1]
-        made += write_packs(packs)
+        packs += [_packed([piece for uri in run for piece in whole.pop(uri)]) for run in together if len(run) > 1]
+    made = (write_packs or write)(packs) if packs else []
     return [*map(whole_file, whole.values()), *(piece for piece, _ in made)], _known(made)
 
 

@@ -184,7 +184,9 @@ def test_mistakes_are_one_line(lake: str) -> None:
     assert "--as-of" in refusal("restore", "captions", "--tables", lake)
     gone = refusal("restore", "captions", "--tables", lake, "--as-of", "1", "--ds", "2026-01-31")
     assert gone == f"{lake}/captions had no rows of 2026-01-31 in version 1: `hybrid tables --as-of` lists nights"
-    assert refusal("restore", "mine", "--as-of", "1").startswith("unknown table 'mine': use captions, ")
+    unknown = refusal("restore", "mine", "--as-of", "1")
+    assert unknown.startswith("unknown table 'mine': use captions, ")
+    assert unknown.endswith(", or tell by --tables where it is")
     compact = ["compact", "captions", "--tables", lake]
     assert refusal(*compact, "--ds", "yesterday").startswith("--ds 'yesterday' is not a date: write YYYY-MM-DD")
     assert refusal(*compact, "--ds", "2026-02-09").startswith(f"{lake}/captions has no rows of 2026-02-09: ")

@@ -132,7 +132,7 @@ FORESEEN = Preview(
 def test_it_is_told_to_people() -> None:
     assert told(FORESEEN) == [
         "to compute: 1,200 of 3,000 shards, 1 GiB of 3 GiB, in 40 units; there already: 60 files of 180,000 rows",
-        "the night would have 110 files or more, of which it packs the small ones",
+        "the night would have 110 files or more, of which it may pack small ones",
         "on 1 process, or up to 4, of 8 threads; each asks for 0.5 GPUs",
         "about 12 min at the pace of the night of run r1; a cluster that starts and the commit are not counted",
     ]

@@ -25,8 +25,12 @@ from pipelines.reading.units import Part, units
 from pipelines.staging import checks, engine
 from pipelines.staging.actors import Predictor
 from pipelines.staging.contents import Contents
-from pipelines.staging.pieces import PASSING, Lineage, list_pieces, table_schema, tiling
+from pipelines.staging.joining import pack, write
+from pipelines.staging.pieces import PASSING, Lineage, Piece, list_pieces, table_schema, tiling
 from tests import tiny
+from tests.pipelines.staging.test_pieces import A, B
+from tests.pipelines.staging.test_pieces import rows as made_rows
+from tests.pipelines.staging.test_sink import stage as put
 from tests.servers import RayNode
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -326,3 +330,39 @@ def test_a_node_that_goes_costs_its_units_only(
     in_hand = [key for key in set(seen[killed.node].rows) if tiling(staged[key]) is None]
     computed = sum(len(own.rows) for own in seen.values())
     assert 0 < computed - len(found) <= sum(7 * len(together[key].shards) for key in in_hand)
+
+
+@pytest.fixture
+def staged(place: str) -> list[Piece]:
+    """Two pieces of six rows in a folder."""
+    for block in (made_rows(A, 0, 2, 2), made_rows(B, 0, 4, 4)):
+        put(storage.join(place, "staged"), block)
+    return [piece for own in list_pieces(storage.join(place, "staged")).values() for piece in own]
+
+
+def test_packs_are_written_by_nodes_whose_cpus_are_taken(staged: list[Piece]) -> None:
+    """More of them than are made at a time; one that is done again finds its file."""
+
+    @ray.remote(num_cpus=ray.cluster_resources()["CPU"])
+    class Busy:
+        def ready(self) -> bool:
+            return True
+
+    busy = Busy.remote()
+    assert ray.get(busy.ready.remote())
+    folder = staged[0].file.uri.rpartition("/")[0]
+    packs = [pack(folder, [piece]) for piece in staged] + [pack(folder, staged)]
+    made = engine.write_packs(packs)
+    assert made == write(packs) == engine.write_packs(packs)
+    assert [piece.rows for piece, _ in made] == [2, 4, 6]
+    assert [piece.file.name for piece, _ in made] == [each.piece.file.name for each in packs]
+    ray.kill(busy)
+
+
+def test_what_a_pack_fails_of_is_said_in_a_line(staged: list[Piece]) -> None:
+    missing = pack(staged[0].file.uri.rpartition("/")[0], staged)
+    storage.delete(staged[1].file.uri)
+    with pytest.raises(RuntimeError, match=r"was removed meanwhile: start again$") as caught:
+        engine.write_packs([missing])
+    assert type(caught.value) is RuntimeError
+    assert "\n" not in str(caught.value)
