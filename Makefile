@@ -39,7 +39,7 @@ pytest: $(READY)
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
 
-# Figures and their report in docs/benchmarks.md: 20 minutes of two cores, 30 at the most; bench-full runs
+# Figures and their report in docs/benchmarks.md: about 20 minutes of two cores, 30 at the most; bench-full runs
 # other programs and an earlier commit, too, and takes an hour.
 # ONLY="captioning waiting" runs some lines.
 ONLY ?=
