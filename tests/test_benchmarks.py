@@ -347,6 +347,7 @@ def test_steps_of_the_driver_are_measured_and_their_growth_is_fitted():
     few, many = found["20 shards"], found["60 shards"]
     assert list(many)[: len(few)] == list(few)
     assert (few["compact"]["files"], few["compact"]["files_after"]) == (20, 1)
+    assert [steps["pack before a commit"]["files"] for steps in (few, many)] == [20, 1]
     assert many["open a table of years"]["files"] == 12
     assert many["read tasks for 2 processes"]["peak_mib"] > 100
     assert [many[f"read tasks for {count} processes"]["tasks"] for count in (2, 3)] == [32, 48]

@@ -15,8 +15,9 @@ many there are, the largest one's bytes of shards, and how many units several of
 With `--shard-bytes` shards are so large: on a disk, files with a hole after their rows, which nothing reads.
 
 With `--compute` a whole night of as many shards of ten sentences comes first, by a tiny translator on a cluster of two
-nodes of one CPU. With `--compact` the night is also put there with an object for each shard, and compacted. With
-`--nights` a table of so many nights is opened, of which there is the log alone. Prints one JSON object.
+nodes of one CPU. With `--compact` the night is also put there with an object for each shard, and packed, as before its
+commit by the cluster and as after it by the driver alone. With `--nights` a table of so many nights is opened, of
+which there is the log alone. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.shards import list_shards
 from pipelines.reading.units import SPAN, Part, Unit, units
 from pipelines.staging import checks, contents, joining
+from pipelines.staging.engine import write_packs
 from pipelines.staging.pieces import Lineage, Piece, piece_name, table_schema
 from pipelines.staging.sink import StageSink
 from tests import tiny
@@ -89,7 +91,7 @@ class Options:
     compute: bool = False
     """A whole night, too."""
     compact: bool = False
-    """A night with an object for each shard, too, which is compacted."""
+    """A night with an object for each shard, too, which is packed and compacted."""
     nights: int = 0
     """A table of so many nights, too."""
     night_files: int = 100
@@ -275,6 +277,11 @@ def compacted(night: Night, steps: Steps) -> None:
     content = one_piece(night, alone[0])
     put(len(alone), lambda number: storage.join(night.folder, whole_piece(alone[number])), content)
     pieces = checks.verify(night.shards, night.folder)
+    with steps.step("pack before a commit") as figures:
+        files, made = joining.files(pieces, write_packs)
+        figures["files"] = len(files)
+    for name, _ in made:
+        storage.delete(storage.join(night.folder, name))
     commit.commit_night(night.partition, pieces, night.schema, {"run_id": "run"})
     with steps.step("compact") as figures:
         (done,) = compaction.compact(night.partition.table, DS).nights
