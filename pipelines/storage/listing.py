@@ -80,12 +80,13 @@ def _matching(uri: str, there: list[dict[str, Any]], root: str, pattern: str) ->
 
 
 def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
-    """Objects below a path, none if there is nothing; a local link to a file is one, too."""
+    """Objects below a path, none if there is nothing; a local link to a file is one, too, as old as the file."""
     try:
         found = fs.find(path, detail=True).values()
     except (FileNotFoundError, IsADirectoryError):  # some S3 stores keep an emptied folder, and s3fs says so
         return []
-    return [entry for entry in found if entry["type"] == "file" or (entry.get("islink") and fs.isfile(entry["name"]))]
+    files = (fs.info(entry["name"]) if entry.get("islink") and fs.isfile(entry["name"]) else entry for entry in found)
+    return [entry for entry in files if entry["type"] == "file"]
 
 
 def _is_data(relative: str, size: int) -> bool:

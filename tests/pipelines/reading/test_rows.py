@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipelines.reading.shards import Shard, list_shards
 from tests.pipelines.reading.made import parquet, rows_of
 from tests.pipelines.reading.media.test_decode import image_bytes
 from tests.pipelines.reading.media.test_video import film, steady
-from tests.tiny import tar
+from tests.tiny import jpeg, tar
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tar at all" * 100])
@@ -45,6 +46,19 @@ def test_a_shard_replaced_after_listing_is_refused(tmp_path: Path) -> None:
         list(read_blocks(Shard(str(tmp_path / "x.txt"), 3, "old"), ReadOptions()))
     with pytest.raises(storage.StorageError, match="removed after it had been listed"):
         list(read_blocks(Shard(str(tmp_path / "gone.txt"), 3, "old"), ReadOptions()))
+
+
+def test_what_is_linked_to_from_a_folder_is_read(tmp_path: Path) -> None:
+    """Shards and photographs, though links are younger than what they lead to."""
+    storage.write_bytes(str(tmp_path / "real" / "x.txt"), b"a\nb\n")
+    storage.write_bytes(str(tmp_path / "real" / "p.jpg"), jpeg(0))
+    (tmp_path / "in").mkdir()
+    for file in (tmp_path / "real").iterdir():
+        os.utime(file, (1, 1))
+        (tmp_path / "in" / file.name).symlink_to(file)
+    read = [block for shard in list_shards(str(tmp_path / "in")) for block in read_blocks(shard, ReadOptions())]
+    assert sum(map(len, read)) == 3
+    assert all(error is None for block in read for error in block["error"].to_pylist())
 
 
 def test_a_group_is_read_from_where_it_stopped(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import contextlib
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -51,7 +52,11 @@ def test_links_to_files_are_objects_too(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link.txt").symlink_to(tmp_path / "real")
     (tmp_path / "in" / "broken.txt").symlink_to(tmp_path / "nothing")
-    assert [info.name for info in storage.list_files(str(tmp_path / "in"))] == ["link.txt"]
+    os.utime(tmp_path / "real", (1, 1))
+    (found,) = storage.list_files(str(tmp_path / "in"))
+    assert found.name == "link.txt"
+    assert (found.size, found.etag) == (1, storage.info(found.uri).etag), "as old as what is read"
+    assert storage.look_up([found.uri])[found.uri].etag == found.etag
 
 
 def test_everything_is_listed_with_its_age_and_removed_by_its_name(place: str) -> None:
