@@ -88,11 +88,7 @@ def interface_of(name: str) -> type[Interface]:
     Raises:
         KeyError: there is none of this name.
     """
-    if name not in TABLES:
-        raise KeyError(name)
-    found: type[Interface] = getattr(
-        importlib.import_module(f"{__name__}.{name}.interface"), f"{name.capitalize()}Interface"
-    )
+    found: type[Interface] = _part(name, "interface")
     return found
 
 
@@ -102,9 +98,12 @@ def decoding_of(name: str) -> type[DecodingConfig]:
     Raises:
         KeyError: there is none of this name.
     """
+    found: type[DecodingConfig] = _part(name, "decoding")
+    return found
+
+
+def _part(name: str, module: str) -> Any:
+    """The class of a module of a hybrid's that is called after both."""
     if name not in TABLES:
         raise KeyError(name)
-    found: type[DecodingConfig] = getattr(
-        importlib.import_module(f"{__name__}.{name}.decoding"), f"{name.capitalize()}Decoding"
-    )
-    return found
+    return getattr(importlib.import_module(f"{__name__}.{name}.{module}"), f"{name.capitalize()}{module.capitalize()}")
