@@ -92,7 +92,8 @@ def versions(tracking_uri: str, names: Sequence[str]) -> list[Version]:
     found = []
     with _client(tracking_uri, "list the models") as client:
         for name in names:
-            registered = client.search_model_versions(f"name = '{name}'")
+            quote = '"' if "'" in name else "'"  # somebody else's name may have one
+            registered = client.search_model_versions(f"name = {quote}{name}{quote}")
             aliases = _aliases(client, name) if registered else {}  # a search leaves them out
             newest_first = sorted(registered, key=lambda one: -int(one.version))
             found += [_version(one, aliases) for one in newest_first]

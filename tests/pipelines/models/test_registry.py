@@ -75,6 +75,16 @@ def test_models_have_names_of_their_own_and_a_kind(uri: str, tmp_path: Path) -> 
     registry.check_kind("sqlite:////proc/nowhere/mlflow.db", "translator", "translator")
 
 
+@pytest.mark.parametrize("name", ["o'brien", 'the "best"'])
+def test_a_name_may_have_quotes(tmp_path: Path, name: str) -> None:
+    """Of a model that somebody else registered, as a hybrid's."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    client.create_registered_model(name, tags={"hybrid.kind": "translator"})
+    client.create_model_version(name, f"file://{tmp_path}")
+    assert [(one.name, one.version) for one in registry.versions(uri, list(registry.kinds(uri)))] == [(name, "1")]
+
+
 def test_a_decision_is_kept_with_its_version(uri: str) -> None:
     registry.note(uri, "translator", "2", {"promoted": False, "metric": "bleu"})
     found = {one.version: one.promotion for one in registry.versions(uri, ["translator"])}
