@@ -178,9 +178,14 @@ def traced(error: Exception) -> Exception | None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The innermost cause; Ray wraps a worker's error several times over."""
+    """The innermost cause: Ray wraps a worker's error several times over. A store's error tells its own in its line."""
+    from pipelines.storage import StorageError
+
     cause: BaseException = error
-    while (inner := getattr(cause, "cause", None) or cause.__cause__) is not None and isinstance(inner, BaseException):
+    while not isinstance(cause, StorageError):
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        if not isinstance(inner, BaseException):
+            break
         cause = inner
     for failure in getattr(cause, "worker_failures", {}).values():
         return root_cause(failure)

@@ -30,9 +30,9 @@ from pipelines.reading.shards import Shard
 from pipelines.reading.units import Part, units
 from pipelines.staging import contents, joining
 from pipelines.staging.checks import RefusedError, check_errors, check_there, incomplete, verify
-from pipelines.staging.contents import Contents, Staged
+from pipelines.staging.contents import Contents, Known, Staged
 from pipelines.staging.joining import Joined, Made
-from pipelines.staging.pieces import Lineage, names_in, table_schema, unit_of
+from pipelines.staging.pieces import Lineage, Piece, names_in, table_schema, unit_of
 
 log = logging.getLogger(__name__)
 GONE_SHOWN = 3
@@ -134,7 +134,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
     joined = joining.join(joining.small_units(todo), night.folder)
-    files, packed = joining.files(verify(night.shards, night.folder), _on_nodes if todo else None)
+    files, packed = _files(night, verify(night.shards, night.folder), bool(todo))
     ready = time.perf_counter()
     pieces = upkeep.renew(night.partition, files)
     told = contents.each(pieces, written.contents | joined | packed)
@@ -194,11 +194,32 @@ def _compute(night: Night, todo: Sequence[Part], lineage: Lineage, resources: Re
     return stage(todo, night.folder, night.schema, decode, actor, resources, name)
 
 
-def _on_nodes(packs: Sequence[Joined]) -> list[Made]:
-    """Packs, written on the cluster that has just computed."""
-    from pipelines.staging.engine import write_packs
+def _files(night: Night, pieces: Sequence[Piece], computed: bool) -> tuple[list[Piece], Known]:
+    """The files of the night: small ones are put together, unless it is there as it is, or they cannot be written."""
 
-    log.info("packing %d pieces into %d files", sum(len(pack.sources) for pack in packs), len(packs))
+    def write(packs: Sequence[Joined]) -> list[Made]:
+        log.info("packing %d pieces into %d files", sum(len(pack.sources) for pack in packs), len(packs))
+        return _on_nodes(packs) if computed or len(packs) > joining.WRITERS else joining.write(packs)
+
+    names = {piece.file.uri for piece in pieces}
+    if len(names) >= joining.LEAST_FILES and (computed or not _are_there(night.partition, names)):
+        try:
+            return joining.files(pieces, write, put_together=True)
+        except storage.StorageError as error:
+            log.warning("%s: files stay as many as they are: %s", night.partition, error)
+    return joining.files(pieces, write)
+
+
+def _are_there(partition: Partition, files: set[str]) -> bool:
+    """Whether the night consists of these files already."""
+    root = storage.absolute(partition.table) + "/"
+    return {uri.removeprefix(root) for uri in files} == partition.files()
+
+
+def _on_nodes(packs: Sequence[Joined]) -> list[Made]:
+    """Packs, written on the cluster that computes nights."""
+    from pipelines.staging.engine import write_packs  # with Ray
+
     return write_packs(packs)
 
 
@@ -249,7 +270,7 @@ def _addresses(night: Night, files: set[str]) -> set[str]:
             file = storage.info(storage.join(night.partition.table, path))
             if all(unit_of(name) in keys for name in names_in(file)):
                 return set()
-            with storage.open_input(file.uri) as stream:
+            with storage.open_input(file.uri) as stream, contents.undamaged(file.uri):
                 return _sources(pq.ParquetFile(stream))
         except FileNotFoundError:  # nothing reads this night any more; it is mended by doing it again
             log.warning("%s lacks its file %s", night.partition.table, path)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -27,6 +29,10 @@ STAGED_HOURS = 24.0
 """Nothing younger is ever tidied."""
 RENEWED_HOURS = 12.0
 """What has waited longer is copied before it is committed."""
+COPIES = 4
+"""Made at the same time, each of up to 64 MiB that are in memory."""
+REQUESTS = 32
+"""To remove a file, under way at the same time: what packs were made of are as many as a night has units."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,8 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False, ds: str = "") -> Ti
         removable -= _needed_before(uri, table.version(), before, removable)
     removed = [stored[path] for path in sorted(removable)]
     if not dry_run:
-        for file in removed:
-            storage.delete(file.uri)
+        with ThreadPoolExecutor(REQUESTS) as threads:
+            deque(threads.map(storage.delete, [file.uri for file in removed]), maxlen=0)  # the first error is raised
     unknown = [file for path, file in stored.items() if not (is_own(path) or path in in_use or ownership.is_log(path))]
     if unknown:
         log.warning("%s: %d files are none of this program's and left: %s …", folder, len(unknown), unknown[0].uri)
@@ -100,10 +106,13 @@ def renew(partition: Partition, pieces: Sequence[Piece]) -> list[Piece]:
         return list(pieces)
     in_use = partition.files()
     root = storage.absolute(partition.table) + "/"
-    return [
-        _renewed(piece) if piece.file.uri in old and piece.file.uri.removeprefix(root) not in in_use else piece
-        for piece in pieces
-    ]
+
+    def renewed(piece: Piece) -> Piece:
+        is_old = piece.file.uri in old and piece.file.uri.removeprefix(root) not in in_use
+        return _renewed(piece) if is_old else piece
+
+    with ThreadPoolExecutor(COPIES) as threads:
+        return list(threads.map(renewed, pieces))
 
 
 def _old(folders: set[str], hours: float) -> set[str]:

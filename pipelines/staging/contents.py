@@ -182,7 +182,7 @@ def undamaged(uri: str) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RuntimeError(f"{uri} is damaged ({reason}): take it away, and infer its night again") from error
+        raise RuntimeError(f"{uri} is damaged ({reason}): take it away, and infer its night again") from None
 
 
 def _of(file: pq.ParquetFile) -> Contents:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
@@ -22,6 +24,7 @@ from pipelines.staging.contents import Staged
 from pipelines.staging.joining import Joined, Made
 from pipelines.staging.progress import Work, telling
 from pipelines.staging.sink import StageSink
+from pipelines.storage import StorageError
 
 log = logging.getLogger(__name__)
 DECODE_CPUS = 0.5
@@ -99,20 +102,26 @@ def stage(
 
 def write_packs(packs: Sequence[Joined]) -> list[Made]:
     """`joining.write` by the nodes of the cluster, some packs at a time, each a task that waits for no free CPU: all is
-    computed, and only the commit is left. One that is done again finds its file there.
+    computed, and only the commit is left. One that is done again, as its node went, finds its file there.
 
-    Raises: as `joining.join`.
+    Raises: as `joining.join`; StorageError where a task's process dies over and over, too.
     """
     connection.start()
-    task = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(joining.write_one)
-    most = PACKS_OF_NODE * sum(node["Alive"] for node in ray.nodes())
+    places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in computing(ray.nodes())]
+    task = ray.remote(num_cpus=0)(joining.write_one)
     written: dict[ray.ObjectRef[Made], int] = {}
     made: dict[int, Made] = {}
-    for number, pack in enumerate(packs):
-        written[task.remote(pack)] = number
-        _take(written, made, most)
+    for number, (pack, place) in enumerate(zip(packs, cycle(places), strict=False)):
+        written[task.options(scheduling_strategy=place).remote(pack)] = number
+        _take(written, made, PACKS_OF_NODE * len(places))
     _take(written, made, 1)
     return [made[number] for number in range(len(packs))]
+
+
+def computing(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The ids of those nodes, as `ray.nodes` has them, that are to compute: not a head that was given no CPU."""
+    alive = [node for node in nodes if node["Alive"]]
+    return [node["NodeID"] for node in alive if node["Resources"].get("CPU")] or [node["NodeID"] for node in alive]
 
 
 def _take(written: dict[ray.ObjectRef[Made], int], made: dict[int, Made], most: int) -> None:
@@ -123,3 +132,5 @@ def _take(written: dict[ray.ObjectRef[Made], int], made: dict[int, Made], most: 
             made[written.pop(done)] = ray.get(done)
         except RayTaskError as error:
             raise error.cause from None
+        except RayError as error:
+            raise StorageError(f"a pack cannot be written: {error}") from None

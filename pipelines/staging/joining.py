@@ -74,7 +74,7 @@ def small_units(parts: Iterable[Part]) -> set[str]:
 
 
 def join(units: Collection[str], folder: str) -> Known:
-    """Puts together what was staged of these units in several pieces.
+    """Puts together what was staged of these units in several pieces, unless they are so many that they become packs.
 
     Args:
         units: by their keys; one of which something is not staged stays as it is.
@@ -88,8 +88,10 @@ def join(units: Collection[str], folder: str) -> Known:
         StorageError: the store kept failing.
     """
     staged = list_pieces(folder) if units else {}
-    found = [joined for key in units for joined in _fewer_of(folder, key, staged.get(key, []))]
-    return _known(write(found))
+    own = {key: staged.get(key, []) for key in units}
+    if sum(len(tiling(pieces) or []) for pieces in own.values()) >= LEAST_FILES:
+        return {}
+    return _known(write([joined for key, pieces in own.items() for joined in _fewer_of(folder, key, pieces)]))
 
 
 def _fewer_of(folder: str, key: str, staged: Sequence[Piece]) -> list[Joined]:
@@ -150,13 +152,14 @@ def _row(piece: Piece) -> int:
     return piece.pack.row if piece.pack else 0
 
 
-def files(pieces: Sequence[Piece], write_packs: Writer | None = None) -> tuple[list[Piece], Known]:
+def files(pieces: Sequence[Piece], writer: Writer, put_together: bool = False) -> tuple[list[Piece], Known]:
     """The files that have the rows of these pieces and no others, each as one piece. Of a pack some of whose pieces are
     not among these, a new one is made of those that are; and what such new ones contain.
 
     Args:
         pieces: of one folder.
-        write_packs: writes packs, and so small files are put together, where they are many; without it they stay.
+        writer: makes the packs.
+        put_together: make packs of small files, too, where they are many.
 
     Raises: as `join`.
     """
@@ -164,9 +167,9 @@ def files(pieces: Sequence[Piece], write_packs: Writer | None = None) -> tuple[l
     whole = {own[0].file.uri: own for own in found if _is_whole(own)}
     packs = [_packed(own) for own in found if not _is_whole(own)]
     together = runs({uri: own[0].file.size for uri, own in whole.items()})
-    if write_packs and len(whole) >= max(LEAST_FILES, LEAST_GAIN * len(together)):
+    if put_together and len(whole) >= max(LEAST_FILES, LEAST_GAIN * len(together)):
         packs += [_packed([piece for uri in run for piece in whole.pop(uri)]) for run in together if len(run) > 1]
-    made = (write_packs or write)(packs) if packs else []
+    made = writer(packs) if packs else []
     return [*map(whole_file, whole.values()), *(piece for piece, _ in made)], _known(made)
 
 

@@ -278,7 +278,7 @@ def compacted(night: Night, steps: Steps) -> None:
     put(len(alone), lambda number: storage.join(night.folder, whole_piece(alone[number])), content)
     pieces = checks.verify(night.shards, night.folder)
     with steps.step("pack before a commit") as figures:
-        files, made = joining.files(pieces, write_packs)
+        files, made = joining.files(pieces, write_packs, put_together=True)
         figures["files"] = len(files)
     for name, _ in made:
         storage.delete(storage.join(night.folder, name))
@@ -289,7 +289,7 @@ def compacted(night: Night, steps: Steps) -> None:
     with steps.step("the same night, compacted"):
         assert not checks.incomplete(night.shards, night.folder)
         infer.check(night)
-        files, _ = joining.files(checks.verify(night.shards, night.folder))
+        files, _ = joining.files(checks.verify(night.shards, night.folder), joining.write)
         assert not contents.total(files).errors
         assert commit.commit_night(night.partition, files, night.schema, {}) is None
 

@@ -17,6 +17,7 @@ from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.options import FLAT
 from jobs.recipes import RECIPES
+from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.staging.checks import RefusedError
 from tests import tiny
@@ -133,6 +134,9 @@ def test_the_innermost_cause_is_named() -> None:
     outer = RuntimeError("cannot read")
     outer.__cause__ = ConnectionError("refused")
     assert cli.described(cli.root_cause(outer)) == "ConnectionError: refused"
+    stored = storage.failed("read", "s3://lake/a.parquet", OSError(28, "no space"))
+    stored.__cause__ = OSError(28, "no space")
+    assert cli.described(cli.root_cause(stored)) == "StorageError: cannot read s3://lake/a.parquet: [Errno 28] no space"
     text = "\x1b[36mray::f()\x1b[39m (pid=1)\n  File x\nZeroDivisionError: division by zero"
     assert cli.described(RuntimeError(text)) == "RuntimeError: ZeroDivisionError: division by zero"
     assert cli.described(ValueError()) == "ValueError: "

@@ -159,7 +159,7 @@ def test_pieces_of_several_units_become_one_file(table: str) -> None:
     assert (done.rows, done.files, done.files_after, done.version) == (14, 7, 1, 2)
     assert everything(table) == before
     chosen = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
-    (file,), _ = joining.files(chosen)
+    (file,), _ = joining.files(chosen, joining.write)
     assert night_files(table, "2026-01-01") == {f"ds=2026-01-01/{ONE}/{file.file.name}"}
     assert [piece.name for piece in chosen] == [piece.name for piece in pieces]
     assert contents.total([file]) == contents.total(pieces)
@@ -430,7 +430,7 @@ def test_files_of_earlier_versions_are_joined_with_newer_ones(table: str) -> Non
     (done,) = compact(table).nights
     assert (done.files, done.files_after) == (3, 1)
     assert everything(table) == before
-    (file,), _ = joining.files(tiling(list_pieces(folder)[A.key]) or [])
+    (file,), _ = joining.files(tiling(list_pieces(folder)[A.key]) or [], joining.write)
     assert contents.total([file]).errors == Counter(X=4)
     joined = pq.ParquetFile(pa.BufferReader(storage.read_bytes(file.file.uri)))
     assert set(joined.schema_arrow.names) == set(SCHEMA.names)

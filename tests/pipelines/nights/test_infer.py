@@ -1,5 +1,7 @@
 import io
 import json
+import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,96 @@ def test_a_night_of_many_files_is_packed_before_its_commit(
     assert {id_: now[id_] for id_ in before if "3.txt" not in id_} == {
         id_: row for id_, row in before.items() if "3.txt" not in id_
     }
+
+
+@pytest.fixture
+def six(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
+    """A night of six files, which are enough to be packed."""
+    monkeypatch.setattr(units, "UNIT_BYTES", 0)
+    monkeypatch.setattr(joining, "LEAST_FILES", 5)
+    for number in range(6):
+        storage.write_bytes(f"{tmp_path}/in/{number}.txt", b"a\nb")
+    return night_of(artifact, tmp_path)
+
+
+def names_of(night: Night) -> list[str]:
+    return sorted(path.rpartition("/")[2][:10] for path in night.partition.files())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_night_that_ended_before_it_was_packed_is_packed_when_it_goes_on(
+    six: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By this process, as the packs are few."""
+    assert len(stage_and_stop(six)) == 6
+    monkeypatch.setattr(infer, "_on_nodes", raising(AssertionError("they are few")))
+    summary = run(six)
+    assert (summary["shards_computed"], summary["rows"], names_of(six)) == (0, 12, ["pack-of-6-"])
+    assert run(six)["version"] is None
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_night_that_cannot_be_packed_is_committed_as_it_was_staged(
+    six: Night, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And it is no work, the same again, though packs could be written then."""
+    with monkeypatch.context() as patched:
+        patched.setattr(infer, "_on_nodes", raising(storage.StorageError("cannot write x: no space left")))
+        summary = run(six)
+    assert (summary["changed"], summary["rows"], summary["ok"]) == (True, 12, 12)
+    assert [name[:6] for name in names_of(six)] == [f"{number}.txt-" for number in range(6)]
+    assert "files stay as many as they are: cannot write x: no space left" in caplog.text
+    assert (run(six)["version"], len(names_of(six))) == (None, 6)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_damaged_file_keeps_a_night_that_is_packed_from_its_commit(six: Night) -> None:
+    """Each time, and not only until nothing is left to compute; without the file it is made again."""
+    (staged, *_) = stage_and_stop(six)
+    whole = storage.read_bytes(staged)
+    storage.write_bytes(staged, whole[: len(whole) // 2])
+    for _ in range(2):
+        with pytest.raises(
+            RuntimeError, match=rf"^{re.escape(staged)} is damaged .+: take it away, and infer its night"
+        ):
+            run(six)
+        assert six.partition.files() == set()
+    storage.delete(staged)
+    summary = run(six)
+    assert (summary["shards_computed"], summary["rows"], names_of(six)) == (1, 12, ["pack-of-6-"])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_damaged_pack_is_named_before_any_work_and_can_be_taken_away(six: Night) -> None:
+    run(six)
+    (path,) = six.partition.files()
+    pack = storage.join(six.partition.table, path)
+    whole = storage.read_bytes(pack)
+    storage.write_bytes(pack, whole[: len(whole) // 2])
+    with pytest.raises(
+        RuntimeError, match=rf"^{re.escape(pack)} is damaged .+: take it away, and infer its night again$"
+    ):
+        infer.check(six)
+    storage.delete(pack)
+    infer.check(six)
+    summary = run(six)
+    assert (summary["shards_computed"], summary["rows"], names_of(six)) == (0, 12, ["pack-of-6-"])
+
+
+def stage_and_stop(night: Night) -> list[str]:
+    """The files of a night that ended before it was packed."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(infer, "_on_nodes", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            run(night)
+    return sorted(file.uri for file in storage.list_files(night.folder))
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:

@@ -359,6 +359,15 @@ def test_packs_are_written_by_nodes_whose_cpus_are_taken(staged: list[Piece]) ->
     ray.kill(busy)
 
 
+def test_a_head_without_cpus_makes_no_packs() -> None:
+    head, node, gone = (
+        {"NodeID": name, "Alive": alive, "Resources": {"CPU": cpus} if cpus else {"memory": 1.0}}
+        for name, alive, cpus in (("head", True, 0.0), ("node", True, 2.0), ("gone", False, 2.0))
+    )
+    assert engine.computing([head, node, gone]) == ["node"]
+    assert engine.computing([head, gone]) == ["head"], "there is no other"
+
+
 def test_what_a_pack_fails_of_is_said_in_a_line(staged: list[Piece]) -> None:
     missing = pack(staged[0].file.uri.rpartition("/")[0], staged)
     storage.delete(staged[1].file.uri)

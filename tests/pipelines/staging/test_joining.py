@@ -50,6 +50,15 @@ def test_the_pieces_of_a_unit_become_one(folder: str) -> None:
     assert {*whole} < {*list_pieces(folder)[UNIT.key]}, "nothing is removed"
 
 
+def test_pieces_that_are_many_are_left_to_packs(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = storage.list_files(folder)
+    monkeypatch.setattr(joining, "LEAST_FILES", len(tiling(list_pieces(folder)[UNIT.key]) or []))
+    assert join({UNIT.key}, folder) == {}
+    assert storage.list_files(folder) == before
+    monkeypatch.setattr(joining, "LEAST_FILES", joining.LEAST_FILES + 1)
+    assert len(join({UNIT.key}, folder)) == 1
+
+
 def test_what_is_one_already_is_left(folder: str) -> None:
     join({UNIT.key}, folder)
     before = storage.list_files(folder)
@@ -188,7 +197,7 @@ def test_a_pack_has_its_pieces_one_after_another(packed: str) -> None:
         own = apart[piece.name]
         assert (piece.first, piece.stop, piece.end, piece.rows) == (own.first, own.stop, own.end, own.rows)
         assert read(piece) == read(own)
-    (whole,), known = files(chosen)
+    (whole,), known = files(chosen, write)
     assert known == {}, "nothing is written"
     assert (whole.rows, whole.file, whole.pack) == (12, chosen[0].file, None)
     assert contents.total([whole]).errors == Counter(Z=2, X=2)
@@ -198,7 +207,7 @@ def test_of_a_pack_that_is_not_needed_whole_a_new_one_has_the_rest(packed: str) 
     chosen = lying(packed)
     for without in ([0], [1, 2], [0, 2, 4], [5], [0, 1, 2, 3, 4]):
         needed = [piece for number, piece in enumerate(chosen) if number not in without]
-        (file,), known = files(needed)
+        (file,), known = files(needed, write)
         now = [row for piece in by_file(needed)[0] for row in read(piece)]
         assert read(file) == now
         assert file.name.startswith(f"pack-of-{len(needed)}-")
@@ -234,28 +243,28 @@ def test_many_small_files_are_packed_by_who_is_asked_to(folder: str, monkeypatch
         told.append(len(packs))
         return write(packs)
 
-    assert files(pieces) == (pieces, {})
+    assert files(pieces, write_packs) == (pieces, {})
     with monkeypatch.context() as patched:
         patched.setattr(joining, "LEAST_FILES", 5)
-        assert files(pieces, write_packs) == (pieces, {})
+        assert files(pieces, write_packs, True) == (pieces, {})
         patched.setattr(joining, "LEAST_FILES", 4)
         patched.setattr(joining, "PACK_BYTES", 2 * min(piece.file.size for piece in pieces))
-        assert files(pieces, write_packs) == (pieces, {}), "large files stay"
+        assert files(pieces, write_packs, True) == (pieces, {}), "large files stay"
         assert told == []
         sizes = sorted(piece.file.size for piece in pieces)
         patched.setattr(joining, "PACK_BYTES", 2 * sizes[-1] + 2)
-        halves, known = files(pieces, write_packs)
+        halves, known = files(pieces, write_packs, True)
         assert (told, len(halves), len(known)) == ([2], 2, 2)
         assert sum(piece.rows for piece in halves) == 7
     for piece in halves:
         storage.delete(piece.file.uri)
-    (whole,), known = files(pieces, write_packs)
+    (whole,), known = files(pieces, write_packs, True)
     assert told == [2, 1]
     assert sorted(read(whole), key=str) == sorted(before, key=str)
     assert known == {(whole.file.name, whole.file.size): contents.total([whole])}
     chosen = lying(folder)
     assert {piece.file for piece in chosen} == {whole.file}
-    assert files(chosen, write_packs) == ([whole_file(chosen)], {}), "what is a pack is left"
+    assert files(chosen, write_packs, True) == ([whole_file(chosen)], {}), "what is a pack is left"
 
 
 def test_pieces_of_a_pack_are_put_together_like_others(packed: str) -> None:
@@ -311,4 +320,4 @@ def test_a_damaged_file_is_named(packed: str, damage: str) -> None:
     damaged = data[:-20] if damage == "cut off" else data[:100] + b"\xff" * 400 + data[500:]
     storage.write_bytes(uri, bytes(damaged))
     with pytest.raises(RuntimeError, match=rf"^{uri} is damaged \(.*\): take it away, and infer its night again$"):
-        files(chosen[1:])
+        files(chosen[1:], write)
