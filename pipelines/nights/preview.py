@@ -158,7 +158,7 @@ def _time(found: Preview) -> str:
         )
     return (
         f"about {words.duration(found.seconds)} at the pace of the night of run {found.pace_of_run}; a cluster that "
-        "starts and the commit are not counted"
+        "starts, packing small files and the commit are not counted"
     )
 
 

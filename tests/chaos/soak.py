@@ -2,10 +2,11 @@
 
 A Ray cluster, an MLflow server and an S3 store run all the time. Two writers fill nights of different dates of one
 table at once, in jobs as a scheduler starts them; each does some nights in a row (`hybrid nightly --backfill`), so that
-its own memory can be watched, too. Half of a job's nights are there already and are replaced, from other shards. Nights
-tidy, and so does `hybrid tables tidy` all the time; an hour of a file's age takes them seconds (`hurried`), so that
-files are removed. All that could grow is measured after the first night of each writer and after each round of jobs. A
-reader asks for all nights over and over: it must never fail, and see each night as a whole.
+its own memory can be watched, too. Half of a job's nights are there already and are replaced, from other shards. A
+night's files are packed before its commit. Nights tidy, and so does `hybrid tables tidy --compact` all the time; an
+hour of a file's age takes them seconds (`hurried`), so that files are removed. All that could grow is measured after
+the first night of each writer and after each round of jobs. A reader asks for all nights over and over: it must never
+fail, and see each night as a whole.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ import tyro
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.nights import query, tables
+from pipelines.reading import units
+from pipelines.staging import joining
 from tests import tiny
 from tests.chaos import growth, hurried
 from tests.chaos.beside import Seen, over_and_over
@@ -44,7 +47,9 @@ FIRST = (datetime.date(2026, 1, 1), datetime.date(2036, 1, 1))
 """Of each writer."""
 TASK = "translations"
 LAKE = f"s3://{BUCKET}/soak"
-SHARDS, ROWS = 2, 20
+SHARDS, ROWS = joining.LEAST_FILES, 2
+"""Of a night: so many shards, each a unit of its own, are packed before the commit."""
+PADDING = "x" * (units.UNIT_BYTES // ROWS + 1)
 RETAIN_HOURS = 24
 NIGHT_SECONDS = 600
 START_SECONDS = 240
@@ -102,7 +107,7 @@ def write_shards(ds: str, edition: int) -> None:
     """A night's input; its rows' ids tell which edition of it they are of."""
     for shard in range(SHARDS):
         lines = [
-            json.dumps({"id": f"{edition}-{shard}-{row}", "text": text})
+            json.dumps({"id": f"{edition}-{shard}-{row}", "text": text, "padding": PADDING})
             for row, text in enumerate(tiny.sentences(ROWS, 1000 * edition + shard))
         ]
         storage.write_bytes(f"{LAKE}/in/ds={ds}/part-{shard}.jsonl", "\n".join(lines).encode())
@@ -197,7 +202,7 @@ def tidied(world: World) -> int:
     if tables.open_table(f"{LAKE}/tables/{TASK}") is None:
         return 0
     argv = hurried.command(
-        world.hour, "tables", "tidy", "--tables", f"{LAKE}/tables", "--retain-hours", str(RETAIN_HOURS)
+        world.hour, "tables", "tidy", "--compact", "--tables", f"{LAKE}/tables", "--retain-hours", str(RETAIN_HOURS)
     )
     done = subprocess.run(argv, cwd=world.folder, env=world.env, capture_output=True, check=False)
     if done.returncode != 0:
