@@ -182,8 +182,8 @@ def root_cause(error: BaseException) -> BaseException:
     from pipelines.storage import StorageError
 
     cause: BaseException = error
-    while not isinstance(cause, StorageError):
-        inner = getattr(cause, "cause", None) or cause.__cause__
+    while True:
+        inner = getattr(cause, "cause", None) or (None if isinstance(cause, StorageError) else cause.__cause__)
         if not isinstance(inner, BaseException):
             break
         cause = inner

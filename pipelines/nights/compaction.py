@@ -34,6 +34,8 @@ from pipelines.staging.joining import Joined
 from pipelines.staging.pieces import Piece, is_own, list_pieces
 
 log = logging.getLogger(__name__)
+LEAST_GAIN = 2
+"""A night is rewritten if its files are at least so many times as many as they become."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def compact(uri: str, ds: str = "", dry_run: bool = False) -> Compacted:
     done = Compacted()
     for night in nights:
         after = len(joining.runs(_sizes(files[night.ds])))
-        if after * joining.LEAST_GAIN > night.files:
+        if after * LEAST_GAIN > night.files:
             continue
         try:
             found = plan(Partition(storage.absolute(uri), night.ds), files[night.ds])

@@ -199,14 +199,21 @@ def _files(night: Night, pieces: Sequence[Piece], computed: bool) -> tuple[list[
 
     def write(packs: Sequence[Joined]) -> list[Made]:
         log.info("packing %d pieces into %d files", sum(len(pack.sources) for pack in packs), len(packs))
-        return _on_nodes(packs) if computed or len(packs) > joining.WRITERS else joining.write(packs)
+        if not computed and len(packs) <= joining.WRITERS:
+            return joining.write(packs)
+        try:
+            return _on_nodes(packs)
+        except ConnectionError as error:
+            log.warning("%s: this process alone packs its files: %s", night.partition, error)
+            return joining.write(packs)
 
     names = {piece.file.uri for piece in pieces}
     if len(names) >= joining.LEAST_FILES and (computed or not _are_there(night.partition, names)):
         try:
             return joining.files(pieces, write, put_together=True)
         except storage.StorageError as error:
-            log.warning("%s: files stay as many as they are: %s", night.partition, error)
+            log.warning("%s: what is not packed by now stays as it is: %s", night.partition, error)
+            pieces = verify(night.shards, night.folder)
     return joining.files(pieces, write)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,8 +30,8 @@ RENEWED_HOURS = 12.0
 """What has waited longer is copied before it is committed."""
 COPIES = 4
 """Made at the same time, each of up to 64 MiB that are in memory."""
-REQUESTS = 32
-"""To remove a file, under way at the same time: what packs were made of are as many as a night has units."""
+REQUESTS, TOGETHER = 32, 4096
+"""Files that are removed at the same time, and that wait for it in memory: packs leave as many as a night has units."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,8 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False, ds: str = "") -> Ti
     removed = [stored[path] for path in sorted(removable)]
     if not dry_run:
         with ThreadPoolExecutor(REQUESTS) as threads:
-            deque(threads.map(storage.delete, [file.uri for file in removed]), maxlen=0)  # the first error is raised
+            for start in range(0, len(removed), TOGETHER):
+                list(threads.map(storage.delete, [file.uri for file in removed[start : start + TOGETHER]]))
     unknown = [file for path, file in stored.items() if not (is_own(path) or path in in_use or ownership.is_log(path))]
     if unknown:
         log.warning("%s: %d files are none of this program's and left: %s …", folder, len(unknown), unknown[0].uri)
@@ -106,13 +106,10 @@ def renew(partition: Partition, pieces: Sequence[Piece]) -> list[Piece]:
         return list(pieces)
     in_use = partition.files()
     root = storage.absolute(partition.table) + "/"
-
-    def renewed(piece: Piece) -> Piece:
-        is_old = piece.file.uri in old and piece.file.uri.removeprefix(root) not in in_use
-        return _renewed(piece) if is_old else piece
-
+    waited = [piece for piece in pieces if piece.file.uri in old and piece.file.uri.removeprefix(root) not in in_use]
     with ThreadPoolExecutor(COPIES) as threads:
-        return list(threads.map(renewed, pieces))
+        copies = dict(zip(waited, threads.map(_renewed, waited), strict=True))
+    return [copies.get(piece, piece) for piece in pieces]
 
 
 def _old(folders: set[str], hours: float) -> set[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 from typing import Any
 
 import pyarrow as pa
@@ -107,14 +106,29 @@ def write_packs(packs: Sequence[Joined]) -> list[Made]:
     Raises: as `joining.join`; StorageError where a task's process dies over and over, too.
     """
     connection.start()
-    places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in computing(ray.nodes())]
     task = ray.remote(num_cpus=0)(joining.write_one)
-    written: dict[ray.ObjectRef[Made], int] = {}
+    free = computing(ray.nodes()) * PACKS_OF_NODE
+    written: dict[ray.ObjectRef[Made], tuple[int, str]] = {}
     made: dict[int, Made] = {}
-    for number, (pack, place) in enumerate(zip(packs, cycle(places), strict=False)):
-        written[task.options(scheduling_strategy=place).remote(pack)] = number
-        _take(written, made, PACKS_OF_NODE * len(places))
-    _take(written, made, 1)
+
+    def take() -> None:
+        (done,), _ = ray.wait(list(written))
+        number, node = written.pop(done)
+        made[number] = _made(done)
+        free.append(node)
+
+    try:
+        for number, pack in enumerate(packs):
+            if not free:
+                take()
+            node = free.pop(0)
+            place = NodeAffinitySchedulingStrategy(node, soft=True)
+            written[task.options(scheduling_strategy=place).remote(pack)] = number, node
+        while written:
+            take()
+    finally:
+        if written:  # beside one that failed: none of them shall come later
+            ray.wait(list(written), num_returns=len(written))
     return [made[number] for number in range(len(packs))]
 
 
@@ -124,13 +138,10 @@ def computing(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     return [node["NodeID"] for node in alive if node["Resources"].get("CPU")] or [node["NodeID"] for node in alive]
 
 
-def _take(written: dict[ray.ObjectRef[Made], int], made: dict[int, Made], most: int) -> None:
-    """Waits until fewer than so many packs are on their way."""
-    while len(written) >= most:
-        (done,), _ = ray.wait(list(written))
-        try:
-            made[written.pop(done)] = ray.get(done)
-        except RayTaskError as error:
-            raise error.cause from None
-        except RayError as error:
-            raise StorageError(f"a pack cannot be written: {error}") from None
+def _made(done: ray.ObjectRef[Made]) -> Made:
+    try:
+        return ray.get(done)
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError as error:
+        raise StorageError(f"a pack cannot be written: {str(error).splitlines()[0]}") from None

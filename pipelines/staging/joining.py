@@ -43,9 +43,8 @@ MOST_ROWS = 1024
 PACK_BYTES = 64 << 20
 """No more than so much of files is put into a pack; files of half as much stay as they are."""
 LEAST_FILES = 32
-"""A night of so many is packed before its commit. Years of nights of fewer make no table that is slow to open."""
-LEAST_GAIN = 2
-"""Files are packed if they are at least so many times as many as they become."""
+"""A night of so many small ones is packed before its commit. Years of nights of fewer make no table that is slow to
+open."""
 WRITERS, READERS = 4, 8
 """Pieces that are made at the same time, and of each of them those that are read."""
 
@@ -166,9 +165,9 @@ def files(pieces: Sequence[Piece], writer: Writer, put_together: bool = False) -
     found = by_file(pieces)
     whole = {own[0].file.uri: own for own in found if _is_whole(own)}
     packs = [_packed(own) for own in found if not _is_whole(own)]
-    together = runs({uri: own[0].file.size for uri, own in whole.items()})
-    if put_together and len(whole) >= max(LEAST_FILES, LEAST_GAIN * len(together)):
-        packs += [_packed([piece for uri in run for piece in whole.pop(uri)]) for run in together if len(run) > 1]
+    together = [run for run in runs({uri: own[0].file.size for uri, own in whole.items()}) if len(run) > 1]
+    if put_together and sum(map(len, together)) >= LEAST_FILES:
+        packs += [_packed([piece for uri in run for piece in whole.pop(uri)]) for run in together]
     made = writer(packs) if packs else []
     return [*map(whole_file, whole.values()), *(piece for piece, _ in made)], _known(made)
 

@@ -2,11 +2,11 @@
 
 A Ray cluster, an MLflow server and an S3 store run all the time. Two writers fill nights of different dates of one
 table at once, in jobs as a scheduler starts them; each does some nights in a row (`hybrid nightly --backfill`), so that
-its own memory can be watched, too. Half of a job's nights are there already and are replaced, from other shards. A
-night's files are packed before its commit. Nights tidy, and so does `hybrid tables tidy --compact` all the time; an
-hour of a file's age takes them seconds (`hurried`), so that files are removed. All that could grow is measured after
-the first night of each writer and after each round of jobs. A reader asks for all nights over and over: it must never
-fail, and see each night as a whole.
+its own memory can be watched, too. Half of a job's nights are there already and are replaced, from other shards. One
+writer's nights have so many files that they are packed before their commit, the other one's are packed afterwards.
+Nights tidy, and so does `hybrid tables tidy --compact` all the time; an hour of a file's age takes them seconds
+(`hurried`), so that files are removed. All that could grow is measured after the first night of each writer and after
+each round of jobs. A reader asks for all nights over and over: it must never fail, and see each night as a whole.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ FIRST = (datetime.date(2026, 1, 1), datetime.date(2036, 1, 1))
 """Of each writer."""
 TASK = "translations"
 LAKE = f"s3://{BUCKET}/soak"
-SHARDS, ROWS = joining.LEAST_FILES, 2
-"""Of a night: so many shards, each a unit of its own, are packed before the commit."""
+SHARDS, ROWS = (joining.LEAST_FILES, joining.LEAST_FILES - 1), 2
+"""Of a night of each writer: the first one's shards, each a unit of its own, are packed before the commit; those of the
+second are too few, and are packed when the table is tidied."""
 PADDING = "x" * (units.UNIT_BYTES // ROWS + 1)
 RETAIN_HOURS = 24
 NIGHT_SECONDS = 600
@@ -103,14 +104,14 @@ def date(writer: int, number: int) -> str:
     return (FIRST[writer] + datetime.timedelta(days=number)).isoformat()
 
 
-def write_shards(ds: str, edition: int) -> None:
+def write_shards(writer: int, number: int, edition: int) -> None:
     """A night's input; its rows' ids tell which edition of it they are of."""
-    for shard in range(SHARDS):
+    for shard in range(SHARDS[writer]):
         lines = [
             json.dumps({"id": f"{edition}-{shard}-{row}", "text": text, "padding": PADDING})
             for row, text in enumerate(tiny.sentences(ROWS, 1000 * edition + shard))
         ]
-        storage.write_bytes(f"{LAKE}/in/ds={ds}/part-{shard}.jsonl", "\n".join(lines).encode())
+        storage.write_bytes(f"{LAKE}/in/ds={date(writer, number)}/part-{shard}.jsonl", "\n".join(lines).encode())
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def round_of(world: World, edition: int, first: int, count: int) -> list[Ran]:
     """A job of each writer, at the same time."""
     for writer in range(len(FIRST)):
         for number in range(first, first + count):
-            write_shards(date(writer, number), edition)
+            write_shards(writer, number, edition)
     with ThreadPoolExecutor() as threads:
         jobs = [threads.submit(nightly, world, writer, first, count) for writer in range(len(FIRST))]
         return [job.result() for job in jobs]
@@ -175,7 +176,6 @@ SQL = (
     "SELECT ds, count(*) AS n, count(DISTINCT sample_id) AS ids, "
     f"count(DISTINCT split_part(sample_id, '-', 1)) AS editions FROM {TASK}_all GROUP BY ds"
 )
-WHOLE = {"n": SHARDS * ROWS, "ids": SHARDS * ROWS, "editions": 1}
 
 
 def nights_there() -> int:
@@ -188,7 +188,8 @@ def nights_there() -> int:
         return 0
     found = query.query(SQL, f"{LAKE}/tables", [TASK]).to_pylist()
     for night in found:
-        if night != {"ds": night["ds"], **WHOLE}:
+        rows = SHARDS[night["ds"] >= date(1, 0)] * ROWS
+        if night != {"ds": night["ds"], "n": rows, "ids": rows, "editions": 1}:
             raise RuntimeError(f"not a whole night: {night}")
     return len(found)
 
@@ -232,8 +233,8 @@ class Soaked:
         """What is written to README.md."""
         more = "" if options.hour == Options.hour else f", an hour of a file's age in {options.hour:g} seconds"
         return (
-            f"`make soak MINUTES={options.minutes:g}`{more}: {self.nights} nights of {SHARDS * ROWS} rows in "
-            f"{self.minutes:.0f} minutes, by two writers, {options.each} to a job. "
+            f"`make soak MINUTES={options.minutes:g}`{more}: {self.nights} nights of {ROWS * SHARDS[0]} "
+            f"and {ROWS * SHARDS[1]} rows in {self.minutes:.0f} minutes, by two writers, {options.each} to a job. "
             f"{self.removed_in_all} files were removed meanwhile. A reader asked {len(self.reader.found)} times, at "
             f"most {self.reader.slowest:.1f} s long; it never failed and saw whole nights only.\n\n"
         ) + growth.table(self.measured)

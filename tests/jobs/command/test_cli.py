@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.errors import UsageError
@@ -136,7 +137,10 @@ def test_the_innermost_cause_is_named() -> None:
     assert cli.described(cli.root_cause(outer)) == "ConnectionError: refused"
     stored = storage.failed("read", "s3://lake/a.parquet", OSError(28, "no space"))
     stored.__cause__ = OSError(28, "no space")
-    assert cli.described(cli.root_cause(stored)) == "StorageError: cannot read s3://lake/a.parquet: [Errno 28] no space"
+    line = "StorageError: cannot read s3://lake/a.parquet: [Errno 28] no space"
+    assert cli.described(cli.root_cause(stored)) == line
+    of_a_task = RayTaskError("read", "ray::read()\n  File x\nTo change retries, configure `no_such_field`", stored)
+    assert cli.described(cli.root_cause(of_a_task.as_instanceof_cause())) == line
     text = "\x1b[36mray::f()\x1b[39m (pid=1)\n  File x\nZeroDivisionError: division by zero"
     assert cli.described(RuntimeError(text)) == "RuntimeError: ZeroDivisionError: division by zero"
     assert cli.described(ValueError()) == "ValueError: "

@@ -603,7 +603,7 @@ def test_a_damaged_file_that_would_stay_is_said_too(table: str, monkeypatch: pyt
     large = max(pieces, key=lambda piece: piece.file.size)
     monkeypatch.setattr(joining, "PACK_BYTES", 2 * large.file.size - 1)
     commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
-    monkeypatch.setattr(joining, "LEAST_GAIN", 1)
+    monkeypatch.setattr(compaction, "LEAST_GAIN", 1)
     storage.write_bytes(large.file.uri, storage.read_bytes(large.file.uri)[:-9])
     assert compact(table).skipped["2026-01-01"].startswith(f"{large.file.uri} is damaged (")
 

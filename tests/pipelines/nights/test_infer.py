@@ -1,7 +1,7 @@
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import list_shards, lone
 from pipelines.staging import joining
 from pipelines.staging.checks import RefusedError, incomplete, verify
+from pipelines.staging.joining import Joined, Made
 from pipelines.staging.pieces import table_schema
 from tests import tiny
 
@@ -122,14 +123,35 @@ def test_a_night_that_ended_before_it_was_packed_is_packed_when_it_goes_on(
 def test_a_night_that_cannot_be_packed_is_committed_as_it_was_staged(
     six: Night, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And it is no work, the same again, though packs could be written then."""
+    """But for what was packed by then. And it is no work, the same again, though packs could be written then."""
+    largest = max(storage.info(uri).size for uri in stage_and_stop(six))
+    monkeypatch.setattr(joining, "PACK_BYTES", 2 * largest + 2)
+
+    def write(packs: Sequence[Joined]) -> list[Made]:
+        assert len(packs) == 3
+        joining.write(packs[:1])
+        raise storage.StorageError("cannot write x: no space left")
+
     with monkeypatch.context() as patched:
-        patched.setattr(infer, "_on_nodes", raising(storage.StorageError("cannot write x: no space left")))
+        patched.setattr(joining, "WRITERS", 2)
+        patched.setattr(infer, "_on_nodes", write)
         summary = run(six)
     assert (summary["changed"], summary["rows"], summary["ok"]) == (True, 12, 12)
-    assert [name[:6] for name in names_of(six)] == [f"{number}.txt-" for number in range(6)]
-    assert "files stay as many as they are: cannot write x: no space left" in caplog.text
-    assert (run(six)["version"], len(names_of(six))) == (None, 6)
+    assert [name[:6] for name in names_of(six)] == ["2.txt-", "3.txt-", "4.txt-", "5.txt-", "pack-o"]
+    assert "what is not packed by now stays as it is: cannot write x: no space left" in caplog.text
+    assert (run(six)["version"], len(names_of(six))) == (None, 5)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_without_a_cluster_a_night_that_is_staged_is_packed_all_the_same(
+    six: Night, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    largest = max(storage.info(uri).size for uri in stage_and_stop(six))
+    monkeypatch.setattr(joining, "PACK_BYTES", 2 * largest + 2)
+    monkeypatch.setattr(joining, "WRITERS", 2)
+    monkeypatch.setattr(infer, "_on_nodes", raising(ConnectionError("nobody answers at RAY_ADDRESS")))
+    assert (run(six)["rows"], names_of(six)) == (12, 3 * ["pack-of-2-"])
+    assert "this process alone packs its files: nobody answers" in caplog.text
 
 
 @pytest.mark.usefixtures("ray_cluster")

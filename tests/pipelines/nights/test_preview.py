@@ -134,7 +134,8 @@ def test_it_is_told_to_people() -> None:
         "to compute: 1,200 of 3,000 shards, 1 GiB of 3 GiB, in 40 units; there already: 60 files of 180,000 rows",
         "the night would have 110 files or more, of which it may pack small ones",
         "on 1 process, or up to 4, of 8 threads; each asks for 0.5 GPUs",
-        "about 12 min at the pace of the night of run r1; a cluster that starts and the commit are not counted",
+        "about 12 min at the pace of the night of run r1; a cluster that starts, packing small files and the commit "
+        "are not counted",
     ]
     alone = replace(FORESEEN, processes_most=1, threads=1, gpus_each=0, cpus_each=0.5, memory_each=2 << 30)
     assert told(alone)[2] == "on 1 process of 1 thread; each asks for 0.5 CPUs and 2 GiB"
