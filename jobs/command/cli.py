@@ -144,6 +144,8 @@ def outcome(error: Exception) -> tuple[int, str]:
 
     if isinstance(error, EndedError):
         return error.code, with_flags(str(error))
+    if isinstance(inner := getattr(error, "cause", None), UsageError | RefusedError):
+        error = inner  # of a task, whose own error has its class, too, and Ray's words
     if isinstance(error, UsageError):
         return USAGE, with_flags(str(error))
     if isinstance(error, RefusedError):

@@ -35,7 +35,8 @@ from pipelines.staging.pieces import Piece, is_own, list_pieces
 
 log = logging.getLogger(__name__)
 LEAST_GAIN = 2
-"""A night is rewritten if its files are at least so many times as many as they become."""
+"""A night is rewritten if its files are at least so many times as many as they become, or if so many small ones are put
+together as a night would pack."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,9 @@ def compact(uri: str, ds: str = "", dry_run: bool = False) -> Compacted:
         files[action["partition.ds"]].append(action)
     done = Compacted()
     for night in nights:
-        after = len(joining.runs(_sizes(files[night.ds])))
-        if after * LEAST_GAIN > night.files:
+        runs = joining.runs(_sizes(files[night.ds]))
+        small, after = sum(len(run) for run in runs if len(run) > 1), len(runs)
+        if small < joining.LEAST_FILES and after * LEAST_GAIN > night.files:
             continue
         try:
             found = plan(Partition(storage.absolute(uri), night.ds), files[night.ds])

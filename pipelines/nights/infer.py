@@ -99,6 +99,7 @@ class NightSummary:
     """Share of the time that the model processes, or GPUs, computed."""
     input_bytes: int
     staged_bytes: int
+    """By this run; without packs that were written before one failed."""
     files_removed: int
     """By tidying, afterwards."""
     bytes_removed: int
@@ -199,13 +200,8 @@ def _files(night: Night, pieces: Sequence[Piece], computed: bool) -> tuple[list[
 
     def write(packs: Sequence[Joined]) -> list[Made]:
         log.info("packing %d pieces into %d files", sum(len(pack.sources) for pack in packs), len(packs))
-        if not computed and len(packs) <= joining.WRITERS:
-            return joining.write(packs)
-        try:
-            return _on_nodes(packs)
-        except ConnectionError as error:
-            log.warning("%s: this process alone packs its files: %s", night.partition, error)
-            return joining.write(packs)
+        here = not computed and (len(packs) <= joining.WRITERS or not _has_cluster(night.partition))
+        return joining.write(packs) if here else _on_nodes(packs)
 
     names = {piece.file.uri for piece in pieces}
     if len(names) >= joining.LEAST_FILES and (computed or not _are_there(night.partition, names)):
@@ -221,6 +217,16 @@ def _are_there(partition: Partition, files: set[str]) -> bool:
     """Whether the night consists of these files already."""
     root = storage.absolute(partition.table) + "/"
     return {uri.removeprefix(root) for uri in files} == partition.files()
+
+
+def _has_cluster(partition: Partition) -> bool:
+    """Whether one is there: a night that is staged needs none for its commit."""
+    try:
+        connection.start()
+    except Exception as error:  # Ray has many words for it
+        log.warning("%s: this process alone packs its files: %s", partition, error)
+        return False
+    return True
 
 
 def _on_nodes(packs: Sequence[Joined]) -> list[Made]:

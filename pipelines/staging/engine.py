@@ -115,7 +115,8 @@ def write_packs(packs: Sequence[Joined]) -> list[Made]:
         (done,), _ = ray.wait(list(written))
         number, node = written.pop(done)
         made[number] = _made(done)
-        free.append(node)
+        alive = computing(ray.nodes())
+        free.append(node if node in alive else alive[number % len(alive)])
 
     try:
         for number, pack in enumerate(packs):
@@ -126,9 +127,10 @@ def write_packs(packs: Sequence[Joined]) -> list[Made]:
             written[task.options(scheduling_strategy=place).remote(pack)] = number, node
         while written:
             take()
-    finally:
-        if written:  # beside one that failed: none of them shall come later
+    except Exception:
+        if written:  # none of them shall come when the night has gone on without
             ray.wait(list(written), num_returns=len(written))
+        raise
     return [made[number] for number in range(len(packs))]
 
 

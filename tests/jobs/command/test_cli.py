@@ -124,6 +124,8 @@ def test_every_outcome_has_its_exit_code_and_one_line(capsys: pytest.CaptureFixt
     where = "(HYBRID_TRACEBACK=1 shows where)"
     assert ended(raising(UsageError("--ds 'x' is not a date")), capsys) == (2, "", "hybrid: --ds 'x' is not a date\n")
     assert ended(raising(RefusedError("too many")), capsys) == (3, "", "hybrid: too many\n")
+    of_a_task = RayTaskError("f", "ray::f()\n  File x", RefusedError("too many")).as_instanceof_cause()
+    assert ended(raising(of_a_task), capsys) == (3, "", "hybrid: too many\n")
     assert ended(raising(ConnectionError("x")), capsys) == (1, "", f"hybrid: failed: ConnectionError: x {where}\n")
     code, out, err = ended(raising(KeyboardInterrupt()), capsys)
     assert (code, out, err) == (1, "", "hybrid: interrupted; start the same command again, it goes on\n")

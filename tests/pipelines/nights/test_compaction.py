@@ -102,6 +102,16 @@ def test_many_small_files_become_a_pack(old: Night) -> None:
     infer.check(old)
 
 
+def test_small_files_become_a_pack_where_others_are_large(old: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of them as a night would pack, however little that is of all its files."""
+    monkeypatch.setattr(compaction, "LEAST_GAIN", SHARDS + 1)
+    monkeypatch.setattr(joining, "LEAST_FILES", SHARDS + 1)
+    assert compact(old.partition.table) == compaction.Compacted()
+    monkeypatch.setattr(joining, "LEAST_FILES", SHARDS)
+    assert [(done.files, done.files_after) for done in compact(old.partition.table).nights] == [(SHARDS, 1)]
+    assert compact(old.partition.table) == compaction.Compacted()
+
+
 def nights(uri: str) -> list[tables.StoredNight]:
     table = tables.open_table(uri)
     assert table is not None

@@ -139,6 +139,7 @@ def test_a_night_that_cannot_be_packed_is_committed_as_it_was_staged(
     assert (summary["changed"], summary["rows"], summary["ok"]) == (True, 12, 12)
     assert [name[:6] for name in names_of(six)] == ["2.txt-", "3.txt-", "4.txt-", "5.txt-", "pack-o"]
     assert "what is not packed by now stays as it is: cannot write x: no space left" in caplog.text
+    monkeypatch.setattr(joining, "LEAST_FILES", 2)
     assert (run(six)["version"], len(names_of(six))) == (None, 5)
 
 
@@ -149,7 +150,7 @@ def test_without_a_cluster_a_night_that_is_staged_is_packed_all_the_same(
     largest = max(storage.info(uri).size for uri in stage_and_stop(six))
     monkeypatch.setattr(joining, "PACK_BYTES", 2 * largest + 2)
     monkeypatch.setattr(joining, "WRITERS", 2)
-    monkeypatch.setattr(infer, "_on_nodes", raising(ConnectionError("nobody answers at RAY_ADDRESS")))
+    monkeypatch.setattr(infer.connection, "start", raising(ConnectionError("nobody answers at RAY_ADDRESS")))
     assert (run(six)["rows"], names_of(six)) == (12, 3 * ["pack-of-2-"])
     assert "this process alone packs its files: nobody answers" in caplog.text
 
