@@ -177,7 +177,15 @@ def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
     _check_kept(uri, version, actions, ds)
     run = {"run_id": uuid.uuid4().hex, "restored": str(version)}
     if ds:
-        return _persistently("restore", uri, lambda: _commit(None, uri, ds, actions, None, run))
+        restored = _persistently("restore", uri, lambda: _commit(None, uri, ds, actions, None, run))
+    else:
+        restored = _restore_all(uri, version, run)
+    if restored is not None:
+        _check_kept(uri, version, actions, ds)  # who tidied meanwhile took them for files that nobody needs
+    return restored
+
+
+def _restore_all(uri: str, version: int, run: dict[str, str]) -> int | None:
     table = DeltaTable(storage.absolute(uri))
     if table.version() == version:
         return None

@@ -22,6 +22,7 @@ which there is the log alone. Prints one JSON object.
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -47,6 +48,7 @@ from deltalake import DeltaTable
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
+from jobs.command import cli
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
@@ -402,4 +404,5 @@ def one_piece(night: Night, unit: Unit) -> bytes:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(cli.SELDOM)  # as of a night's driver
     main(tyro.cli(Options, description=__doc__))

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -348,6 +349,25 @@ def test_what_is_not_kept_is_not_brought_back(table: str) -> None:
     with pytest.raises(UsageError, match="there is no table at"):
         commit.restore(f"{table}-none", 1)
     assert DeltaTable(table).version() == 2
+
+
+@pytest.mark.parametrize("ds", ["2026-01-01", ""])
+def test_files_that_go_while_they_are_brought_back_are_said(
+    table: str, ds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = night(table, ONE, rows(A, 0, 3, 2), rows(B, 0, 1, 0))
+    commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
+    commit_night(Partition(table, "2026-01-01"), night(table, TWO, rows(A, 0, 1, 0)), SCHEMA, RUN)
+    patiently = commit.patiently
+
+    def tidied_meanwhile(operation: str, uri: str, work: Callable[[], Any]) -> Any:
+        if operation == "restore":
+            storage.delete(pieces[0].file.uri)
+        return patiently(operation, uri, work)
+
+    monkeypatch.setattr(commit, "patiently", tidied_meanwhile)
+    with pytest.raises(UsageError, match=r"1 of its files are not kept any more, such as .*; infer the night again$"):
+        commit.restore(table, 1, ds)
 
 
 def test_what_another_program_made_of_a_table_is_undone(tmp_path: Path) -> None:
