@@ -361,9 +361,10 @@ def test_files_that_go_while_they_are_brought_back_are_said(
     patiently = commit.patiently
 
     def tidied_meanwhile(operation: str, uri: str, work: Callable[[], Any]) -> Any:
+        done = patiently(operation, uri, work)
         if operation == "restore":
             storage.delete(pieces[0].file.uri)
-        return patiently(operation, uri, work)
+        return done
 
     monkeypatch.setattr(commit, "patiently", tidied_meanwhile)
     with pytest.raises(UsageError, match=r"1 of its files are not kept any more, such as .*; infer the night again$"):
