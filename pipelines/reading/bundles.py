@@ -18,8 +18,8 @@ MOST_TASKS = 3200
 """Or one for each process, if these are more: two for each of a hundred nodes with 16 cores. Ray's part of each is
 12 ms of the driver, 38 s in all; a hundred thousand shards may take it a minute."""
 CUT_UNITS = 256
-"""No more units are cut. The driver joins what became of them, some 10 ms of its CPU each; where they stay whole, a
-night is a minute longer at most, as a core takes so long for one."""
+"""No more units are cut, as what became of each is written again before the commit; where they stay whole, a night is
+a minute longer at most, as a core takes so long for one."""
 
 
 def bundled(parts: Sequence[Part], processes: int) -> list[list[Part]]:

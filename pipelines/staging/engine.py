@@ -146,4 +146,5 @@ def _made(done: ray.ObjectRef[Made]) -> Made:
     except RayTaskError as error:
         raise error.cause from None
     except RayError as error:
-        raise StorageError(f"a pack cannot be written: {str(error).splitlines()[0]}") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StorageError(f"a pack cannot be written: {reason}") from None

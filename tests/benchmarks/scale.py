@@ -11,7 +11,7 @@ process's highest within a step, and how much of it the step added. With several
 step is fitted: the exponent of a power law by least squares of the logarithms, where a step takes 0.05 s or more.
 
 Read tasks are made for each number of `--processes`, as if a cluster had so many: besides their bytes it is told how
-many there are, the largest one's bytes of shards, and how many units several of them read, which the driver would join.
+many there are, the largest one's bytes of shards, and how many units several of them read, to be joined or packed.
 With `--shard-bytes` shards are so large: on a disk, files with a hole after their rows, which nothing reads.
 
 With `--compute` a whole night of as many shards of ten sentences comes first, by a tiny translator on a cluster of two

@@ -124,8 +124,7 @@ def test_a_night_that_cannot_be_packed_is_committed_as_it_was_staged(
     six: Night, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """But for what was packed by then. And it is no work, the same again, though packs could be written then."""
-    largest = max(storage.info(uri).size for uri in stage_and_stop(six))
-    monkeypatch.setattr(joining, "PACK_BYTES", 2 * largest + 2)
+    stage_for_three_packs(six, monkeypatch)
 
     def write(packs: Sequence[Joined]) -> list[Made]:
         assert len(packs) == 3
@@ -133,7 +132,6 @@ def test_a_night_that_cannot_be_packed_is_committed_as_it_was_staged(
         raise storage.StorageError("cannot write x: no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr(joining, "WRITERS", 2)
         patched.setattr(infer, "_on_nodes", write)
         summary = run(six)
     assert (summary["changed"], summary["rows"], summary["ok"]) == (True, 12, 12)
@@ -147,9 +145,7 @@ def test_a_night_that_cannot_be_packed_is_committed_as_it_was_staged(
 def test_without_a_cluster_a_night_that_is_staged_is_packed_all_the_same(
     six: Night, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    largest = max(storage.info(uri).size for uri in stage_and_stop(six))
-    monkeypatch.setattr(joining, "PACK_BYTES", 2 * largest + 2)
-    monkeypatch.setattr(joining, "WRITERS", 2)
+    stage_for_three_packs(six, monkeypatch)
     monkeypatch.setattr(infer.connection, "start", raising(ConnectionError("nobody answers at RAY_ADDRESS")))
     assert (run(six)["rows"], names_of(six)) == (12, 3 * ["pack-of-2-"])
     assert "this process alone packs its files: nobody answers" in caplog.text
@@ -187,6 +183,13 @@ def test_a_damaged_pack_is_named_before_any_work_and_can_be_taken_away(six: Nigh
     infer.check(six)
     summary = run(six)
     assert (summary["shards_computed"], summary["rows"], names_of(six)) == (0, 12, ["pack-of-6-"])
+
+
+def stage_for_three_packs(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages six files, of which two have room in a pack, and three packs are too many for the driver alone."""
+    largest = max(storage.info(uri).size for uri in stage_and_stop(night))
+    monkeypatch.setattr(joining, "PACK_BYTES", 2 * largest + 2)
+    monkeypatch.setattr(joining, "WRITERS", 2)
 
 
 def stage_and_stop(night: Night) -> list[str]:
