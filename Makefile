@@ -57,11 +57,12 @@ docs: $(READY)
 		xargs -0 cp --parents --target-directory $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
-# The matrix of accidents (about half a minute a run) and its table in tests/chaos/README.md.
+# The matrix of accidents (about half a minute a run) and its table in tests/chaos/README.md; then those of packs.
 RUNS ?= 224
 SEED ?= 1
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --runs $(RUNS) --seed $(SEED)
+	$(BIN)/python -m pytest -m long tests/chaos/test_compacting.py
 
 # Thousands of hostile shards (an hour or so), and a small table night after night: tables in tests/chaos/README.md.
 SHARDS ?= 5000

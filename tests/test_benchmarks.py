@@ -368,19 +368,20 @@ def test_costs_are_those_of_a_million_by_the_rates_measured():
         "machine": {"cores": 4},
         "rows": [{"what": "rate", "unit": "a second", "ours": 200.0}, {"what": "seconds", "unit": "s", "ours": 0.36}],
     }
-    prices = costs.Prices(cores=8, hour=1.0, reads=0.05)
-    # 20,000 seconds of a core; an eighth of that of an instance, 0.69 $, and 2,000 times 0.05 $
-    assert costs.cost(costs.Work("a", "", "rate", 2_000_000), measured, prices) == [
-        "a", "200 a second, 4 cores", "5.6", "2,500", "2,000,000", "101",
+    named = [costs.Prices("a", cores=8, hour=1.0, reads=0.05), costs.Prices("b", cores=2, hour=1.0, reads=0.0)]
+    # 20,000 seconds of a core; an eighth of that of an instance, 0.69 $, and 2,000 times 0.05 $; a half, 2.78 $
+    assert costs.cost(costs.Work("a", "", "rate", 2_000_000), measured, named) == [
+        "a", "200 a second, 4 cores", "5.6", "2,000,000", "2,500", "101", "10,000", "2.8",
     ]  # fmt: skip
-    assert costs.cost(costs.Work("b", "", "seconds", each=10), measured, prices) == [
-        "b", "3.6 s, one core", "1,000", "450,000", "few", "125",
+    assert costs.cost(costs.Work("b", "", "seconds", each=10), measured, named[:1]) == [
+        "b", "3.6 s, one core", "1,000", "few", "450,000", "125",
     ]  # fmt: skip
 
 
 def test_all_that_is_told_to_cost_is_measured():
-    rows = costs.table(json.loads(benchmarks.FIGURES.read_text()), costs.Prices()).splitlines()
+    rows = costs.table(json.loads(benchmarks.FIGURES.read_text())).splitlines()
     assert len(rows) == 2 + len(costs.WORK)
+    assert len({row.count("|") for row in rows}) == 1, "a cell for each column"
 
 
 def test_the_cpu_of_a_larger_night_is_what_its_processes_take_more():

@@ -1,6 +1,7 @@
 """What a million of each costs, by the rates in `docs/benchmarks.json`: the table of `docs/scale.md`.
 
     python -m tests.benchmarks.costs
+    python -m tests.benchmarks.costs --instance mine --cores 8 --hour 0.3
 
 Start-up is left out. Prices are assumptions: an instance's is for an hour, a store's for a thousand reads.
 """
@@ -8,7 +9,8 @@ Start-up is left out. Prices are assumptions: an instance's is for an hour, a st
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,19 @@ MILLION = 1_000_000
 class Prices:
     """What is paid."""
 
-    instance: str = "c7a.large"
+    instance: str
     """Its name."""
-    cores: int = 2
-    """That it has, each like one of the machine that was measured."""
-    hour: float = 0.103
+    cores: int
+    """That it has, each like one of the machine that was measured; of some two "vCPUs" are one."""
+    hour: float
     """$ for an hour of it."""
     reads: float = 0.0004
     """$ for a thousand requests to the store."""
+
+
+NAMED = (Prices("m7a.large", 2, 0.116), Prices("c3d-standard-4", 2, 0.182))
+"""Amazon's in us-east-1 and Google's in us-central1, on demand: cores of an EPYC 9004, and memory for a model process
+on each, which a c7a.large has not."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,13 @@ WORK = [
 ]  # fmt: skip
 
 
-def cost(work: Work, measured: Mapping[str, Any], prices: Prices) -> list[str]:
+def cost(work: Work, measured: Mapping[str, Any], named: Sequence[Prices]) -> list[str]:
     """A row of the table.
 
     Args:
         work: what is paid for.
         measured: a line of `docs/benchmarks.json`.
-        prices: see there.
+        named: of each, the seconds that one of it takes, and the $.
 
     Raises:
         KeyError: the line has no such row.
@@ -91,9 +98,12 @@ def cost(work: Work, measured: Mapping[str, Any], prices: Prices) -> list[str]:
         seconds = cores / found["ours"]
         rate = f"{_short(found['ours'], 3)} a second, {cores} cores"
     hours = seconds * MILLION / 3600
-    dollars = hours / prices.cores * prices.hour + (work.reads or 0) / 1000 * prices.reads
     reads = "few" if work.reads is None else f"{work.reads:,}"
-    return [work.what, rate, _short(hours), _short(hours * 3600 / prices.cores), reads, _short(dollars)]
+    told = [work.what, rate, _short(hours), reads]
+    for prices in named:
+        dollars = hours / prices.cores * prices.hour + (work.reads or 0) / 1000 * prices.reads
+        told += [_short(hours * 3600 / prices.cores), _short(dollars)]
+    return told
 
 
 def _short(value: float, digits: int = 2) -> str:
@@ -101,14 +111,15 @@ def _short(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}g}" if value < 99.5 else f"{float(f'{value:.3g}'):,.0f}"
 
 
-def table(lines: Mapping[str, Any], prices: Prices) -> str:
+def table(lines: Mapping[str, Any], named: Sequence[Prices] = NAMED) -> str:
     """All of it, as Markdown."""
-    head = ["a million of", "rate", "core-hours", f"seconds on one {prices.instance}", "reads", "$"]
-    rows = [cost(work, lines[f"{work.line} --full"], prices) for work in WORK]
+    head = ["a million of", "rate", "core-hours", "reads"]
+    head += [text for prices in named for text in (f"seconds on one {prices.instance}", "$")]
+    rows = [cost(work, lines[f"{work.line} --full"], named) for work in WORK]
     first, *others = (f"| {' | '.join(row)} |" for row in [head, *rows])
     return "\n".join([first, "|---" * len(head) + "|", *others])
 
 
 if __name__ == "__main__":
     lines = json.loads((Path(tiny.ROOT) / "docs/benchmarks.json").read_text())
-    print(table(lines, tyro.cli(Prices, description=__doc__)))
+    print(table(lines, (tyro.cli(Prices, description=__doc__),) if sys.argv[1:] else NAMED))

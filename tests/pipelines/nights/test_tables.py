@@ -1,3 +1,4 @@
+import json
 import os
 import time
 from dataclasses import replace
@@ -136,6 +137,33 @@ def test_a_table_goes_on_after_its_log_was_cleaned(tmp_path: Path, monkeypatch: 
     removed = {file.uri for file in upkeep.tidy(table, 48).removed}
     assert removed == {piece.file.uri for piece in (*one, *theirs, *ours)}
     assert (len(read(table)), len(read(table, second.ds))) == (3, 2)
+
+
+REASONS = (
+    "SELECT split_part(error, ':', 1) AS reason, count(*) + coalesce(sum(lost_rows), 0) AS rows FROM captions_all "
+    "WHERE ds = '2026-01-01' AND error IS NOT NULL GROUP BY ALL"
+)
+"""As docs/querying.md has it, of one night."""
+
+
+def test_reasons_outlive_the_commit_that_told_them(tmp_path: Path) -> None:
+    """They are in the rows; only files that have some are opened, also when the log has forgotten the commit."""
+    table = str(tmp_path / "captions")
+    partition = Partition(table, "2026-01-01")
+    folder = storage.join(partition.folder, ONE)
+    stage(folder, rows(A, 0, 4, 3))
+    stage(folder, rows(B, 0, 3, 2, "X: y"))
+    pieces = [piece for found in list_pieces(folder).values() for piece in found]
+    told = contents.each(pieces)
+    known = [replace(piece, bad=each.bad) for piece, each in zip(pieces, told, strict=True)]
+    reasons = contents.added(told).errors
+    assert commit_night(partition, known, SCHEMA, {**RUN, "errors": json.dumps(reasons)}) == 1
+    forget(table, 5)
+    assert not any("errors" in note for _, note in tables.commit_notes(table, DeltaTable(table).version()))
+    good = next(piece for piece in known if not piece.bad)
+    storage.delete(good.file.uri)
+    found = query.query(REASONS, str(tmp_path), ["captions"]).to_pylist()
+    assert {row["reason"]: row["rows"] for row in found} == reasons == {"X": 3}
 
 
 def test_who_looks_for_a_commit_that_the_log_forgot_finds_none(tmp_path: Path) -> None:
