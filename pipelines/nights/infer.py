@@ -135,14 +135,15 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         written = _compute(night, todo, lineage, resources)
     staged = time.perf_counter()
     joined = joining.join(joining.small_units(todo), night.folder)
-    files, packed = _files(night, verify(night.shards, night.folder), bool(todo))
+    whole = verify(night.shards, night.folder)
+    _check_errors(night, whole, contents.told_of(whole, written.contents | joined))  # before gigabytes are packed
+    files, packed = _files(night, whole, bool(todo))
     ready = time.perf_counter()
     pieces = upkeep.renew(night.partition, files)
     told = contents.each(pieces, written.contents | joined | packed)
     found = contents.added(told)
     _tell_what_is_absent(night, found)
-    rows = sum(piece.rows for piece in pieces)
-    check_errors(found.errors, rows + found.lost, night.rules.max_error_fraction)
+    rows = _check_errors(night, pieces, found)
     known = [replace(piece, bad=each.bad) for piece, each in zip(pieces, told, strict=True)]
     version = commit.commit_night(night.partition, known, night.schema, _note(lineage, rows, found))
     check_there(pieces, night.folder)  # whoever else may remove files there, this night says so
@@ -177,6 +178,13 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
         seconds={name: round(value, 3) for name, value in seconds.items()},
         **asdict(lineage),
     )
+
+
+def _check_errors(night: Night, pieces: Sequence[Piece], found: Contents) -> int:
+    """Refuses too many bad samples, by what is known of these pieces: more can only be worse. Returns their rows."""
+    rows = sum(piece.rows for piece in pieces)
+    check_errors(found.errors, rows + found.lost, night.rules.max_error_fraction)
+    return rows
 
 
 def _note(lineage: Lineage, rows: int, found: Contents) -> dict[str, str]:

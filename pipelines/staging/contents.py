@@ -139,11 +139,15 @@ def total(pieces: Sequence[Piece], known: Known | None = None) -> Contents:
     return added(each(pieces, known))
 
 
+def told_of(pieces: Sequence[Piece], known: Known) -> Contents:
+    """What is in those of these pieces that have just been written; of others nothing is read."""
+    return added(told for piece in pieces if (told := known.get(_key(piece))) is not None)
+
+
 def each(pieces: Sequence[Piece], known: Known | None = None) -> list[Contents]:
     """What is in each of these pieces, as `total` has it."""
     known = known or {}
-    keys = [(piece.file.name, piece.file.size) for piece in pieces]
-    found = [known.get(key) for key in keys]
+    found = [known.get(_key(piece)) for piece in pieces]
     others = [number for number, told in enumerate(found) if told is None]
     for number, end in zip(others, storage.read_ends([pieces[n].file for n in others], FOOTER_BYTES), strict=True):
         found[number] = None if end is None else Contents.told(end)
@@ -151,6 +155,10 @@ def each(pieces: Sequence[Piece], known: Known | None = None) -> list[Contents]:
         untold = [piece.file.uri for piece, told in zip(pieces, found, strict=True) if told is None]
         read = threads.map(_read, untold)
         return [next(read) if told is None else told for told in found]
+
+
+def _key(piece: Piece) -> tuple[str, int]:
+    return piece.file.name, piece.file.size
 
 
 def added(parts: Iterable[Contents]) -> Contents:

@@ -120,6 +120,18 @@ def test_a_night_that_ended_before_it_was_packed_is_packed_when_it_goes_on(
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_night_that_is_refused_for_its_errors_has_packed_nothing(six: Night) -> None:
+    """As its writers told; it is packed when it is let through."""
+    storage.write_bytes(six.shards[0].uri, b"a\n\n")
+    bad = night_of(six.inference.artifact, Path(six.partition.tables).parent)
+    with pytest.raises(RefusedError, match=r"1 of 12 samples are bad \(most: 1 x EmptyText\)"):
+        run(bad)
+    assert not any("pack-of" in file.name for file in storage.list_files(bad.folder))
+    assert run(replace(bad, rules=Rules(max_error_fraction=0.5)))["shards_computed"] == 0
+    assert names_of(bad) == ["pack-of-6-"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_night_that_cannot_be_packed_is_committed_as_it_was_staged(
     six: Night, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
