@@ -281,7 +281,7 @@ class Iwslt14:
 
 @dataclass(frozen=True)
 class Kth:
-    """Grey clips of people who walk, run, box … for the nowcaster: KTH actions (Schüldt et al. 2004)."""
+    """Grey clips of people who walk, run, box … for nowcaster and recogniser: KTH actions (Schüldt et al. 2004)."""
 
     source: str
     """Folder or URI with 00sequences.txt, and boxing, handclapping, handwaving, jogging, running and walking as folders

@@ -43,7 +43,8 @@ class PromoteOptions:
     model: str = ""
     """The candidate: models:/NAME/VERSION or models:/NAME@ALIAS; models:/NAME@challenger by default."""
     metric: str = ""
-    """What decides; the hybrid's first metric by default: cider_d, csi_1 (mse without rain rates), bleu."""
+    """What decides; the hybrid's first metric by default: cider_d, csi_1 (mse without rain rates), accuracy,
+    bleu."""
     margin: float = 0.0
     """By how much the candidate may be worse, in the metric's unit."""
     force: str = ""

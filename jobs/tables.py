@@ -74,7 +74,8 @@ class CompactOptions:
     tables: str
     """URI of the folder of tables."""
     ds: str = ""
-    """The night to rewrite, YYYY-MM-DD; without one all nights that would have half as many files, or fewer."""
+    """The night, YYYY-MM-DD; without one all of them. One is rewritten if it gets half as many files, or fewer, or if
+    32 small ones are put together."""
     dry_run: bool = False
     """Write nothing: say which nights would have how many files."""
 

@@ -112,6 +112,14 @@ def test_a_job_on_the_shared_cluster_is_not_tried_again_by_kuberay() -> None:
     assert not [job for job in jobs if "clusterSelector" in job and job.get("backoffLimit")]
 
 
+def test_a_job_on_the_shared_cluster_ends_itself_before_kuberay_calls_it_failed() -> None:
+    """Its deadline leaves the job running there (`checkActiveDeadlineAndUpdateStatusIfNeeded` of KubeRay 1.5.1)."""
+    for job in (one["spec"] for one in documents() if one["kind"] == "RayJob"):
+        bound = re.match(r"timeout (\d+)h hybrid ", job["entrypoint"])
+        assert bound is not None
+        assert 3600 * int(bound[1]) < job["activeDeadlineSeconds"] <= 3600 * int(bound[1]) + 600
+
+
 def pods() -> Iterator[dict[str, Any]]:
     for one in documents():
         if one["kind"] == "RayCluster":
@@ -432,7 +440,7 @@ def commands() -> Iterator[tuple[str, str]]:
     """Every `hybrid …` that something in infra/ runs, and where."""
     for one in documents():
         if one["kind"] == "RayJob":
-            yield one["metadata"]["generateName"], one["spec"]["entrypoint"]
+            yield one["metadata"]["generateName"], re.sub(r"^timeout \d+h ", "", one["spec"]["entrypoint"])
         if one["metadata"].get("name") == "hybrid-tidy":
             (container,) = one["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
             yield "tidy", shlex.join(container["args"])

@@ -1,7 +1,8 @@
 """`hybrid VERB …`: finds the verb, and turns every outcome into one JSON line or one error line and an exit code.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused, since too many samples were bad, shards of a
-night were gone, or a model was worse than the one in use.
+night were gone, a night could not be compacted, or a model was worse than the one in use or, the first, than its
+baseline.
 """
 
 from __future__ import annotations

@@ -47,10 +47,9 @@ def check(uri: str, schema: pa.Schema) -> DeltaTable | None:
 def names(tables_uri: str) -> list[str]:
     """The tables in a folder: those that hybrids write by default, there or not, then ours with names of their own.
 
-    What another program has beside them is left out: it has other columns.
+    What another program has beside them is left out: it has other columns. One whose log is damaged is not.
 
     Raises:
-        UsageError: the log of one is damaged.
         StorageError: the store cannot be reached or refuses.
     """
     usual = list(TABLES.values())
@@ -59,7 +58,11 @@ def names(tables_uri: str) -> list[str]:
 
 
 def _is_ours(uri: str) -> bool:
-    table = open_table(uri)
+    """Whether it is, or its log is damaged, which whoever opens it says."""
+    try:
+        table = open_table(uri)
+    except UsageError:
+        return True
     try:
         if table is not None:
             check_ours(table, uri)

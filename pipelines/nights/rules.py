@@ -34,7 +34,8 @@ class Retention:
     """What is kept of a table's past."""
 
     retain_hours: int = 168
-    """How long files that a table does not need any more are kept for earlier versions' readers; a day at the least."""
+    """How long files that a table does not need any more are kept for earlier versions' readers. What was written
+    within a day, or within so long, is not removed either."""
 
     def check(self) -> None:
         """Refuses to remove files that may be in use.

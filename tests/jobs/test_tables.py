@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -86,6 +87,22 @@ def test_tables_of_others_are_noted(lake: str, capfdbinary: pytest.CaptureFixtur
     entry.write_bytes(entry.read_bytes()[:50])
     with pytest.raises(UsageError, match=f"{entry}, an entry of its log, is damaged; move it out"):
         main(["--tables", lake])
+
+
+def test_a_damaged_table_of_ones_own_name_is_noted_and_hinders_no_other(
+    lake: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    shutil.copytree(f"{lake}/captions", f"{lake}/products")
+    entry = Path(lake, "products/_delta_log/00000000000000000002.json")
+    entry.write_bytes(entry.read_bytes()[:50])
+    *nights, products = listed(capfdbinary, "--tables", lake)
+    assert [(night["table"], night["note"]) for night in nights] == [("captions", None)] * 2
+    assert (products["table"], products["ds"]) == ("products", None)
+    assert f"{entry}, an entry of its log, is damaged" in products["note"]
+    query.main(["SELECT count(*) AS n FROM captions_all", "--tables", lake, "--format", "json"])
+    assert json.loads(capfdbinary.readouterr().out) == {"n": 4}
+    with pytest.raises(UsageError, match=f"{entry}, an entry of its log, is damaged"):
+        query.main(["SELECT count(*) FROM products", "--tables", lake])
 
 
 def test_a_night_is_brought_back(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
