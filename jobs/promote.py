@@ -81,6 +81,7 @@ def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> di
 
     Raises:
         RefusedError: the candidate is worse than its rival.
+        RuntimeError: the champion changed while the candidate was judged.
     """
     from pipelines.models import artifacts
     from pipelines.reading.manifests import list_input
@@ -113,6 +114,10 @@ def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> di
     }
     registry.note(tracking_uri, name, candidate.version, {**decision, "promoted": False})
     if promoted:  # only now: a champion always has its reason
+        if (now := registry.champion(tracking_uri, name)) != holder:
+            raise RuntimeError(
+                f"models:/{name}/{now} became the champion meanwhile: start again, to be judged beside it"
+            )
         registry.promote(tracking_uri, name, candidate.version)
         registry.note(tracking_uri, name, candidate.version, decision)
     run_id = _record(tracking_uri, candidate, decision)

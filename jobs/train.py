@@ -19,7 +19,7 @@ from jobs.recipes import RECIPES
 from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.cluster.resources import Resources
-from pipelines.models import registry
+from pipelines.models import registry, tracking
 from pipelines.reading.limits import Limits
 from pipelines.training.recipe import Recipe, TrainConfig
 
@@ -118,7 +118,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
     if (trained := runs.finished(job)) is not None:
         log.info("run '%s' is finished: another --name trains again", name)
         return asdict(trained)
-    registry.check_kind(job.tracking_uri, job.model_name, hybrid)
+    registry.check(job.tracking_uri, job.model_name, hybrid, tracking.experiment_name(job.experiment))
     with connection.connect(), logs.about(run=job.name, recipe=job.recipe_name):
         from pipelines.training import driver  # torch and Ray take seconds to import; Ray is told something before
 

@@ -68,19 +68,24 @@ def kinds(tracking_uri: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def check_kind(tracking_uri: str, name: str, kind: str) -> None:
-    """Refuses to register a hybrid under a name that is another one's. Nothing is said where MLflow is away.
+def check(tracking_uri: str, name: str, kind: str, experiment: str) -> None:
+    """Refuses to register a hybrid under a name that is another one's, and an experiment that was deleted, where
+    nothing can be logged. Nothing is said where MLflow is away.
 
     Raises:
-        UsageError: names both.
+        UsageError: names what is in the way.
     """
     try:
         there = kinds(tracking_uri).get(name, kind if name not in HYBRIDS else name)
+        with _client(tracking_uri, f"ask for the experiment {experiment}") as client:
+            found = client.get_experiment_by_name(experiment)
     except ConnectionError as error:
         log.warning("%s", error)
         return
     if there != kind:
         raise UsageError(f"`register_as` {name} is a {there}, not a {kind}: give another name")
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise UsageError(f"the MLflow experiment '{experiment}' was deleted: restore it, or name another `experiment`")
 
 
 def versions(tracking_uri: str, names: Sequence[str]) -> list[Version]:

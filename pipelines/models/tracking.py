@@ -66,8 +66,7 @@ class Tracker:
             from mlflow.entities import Param
 
             server.make_parent(self.uri)
-            wanted = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-            experiment_id = self._experiment(wanted)
+            experiment_id = self._experiment(experiment_name(experiment))
             tags = {key: shown(value) for key, value in tags.items()}
             run = self._client.create_run(experiment_id, run_name=shown(name), tags=tags)
             self.run_id = run.info.run_id
@@ -150,13 +149,15 @@ class Tracker:
                 self._client.set_terminated(self.run_id, "FINISHED" if succeeded else "FAILED")
 
     def resume(self) -> bool:
-        """Marks the run as running again; False if this MLflow does not know it."""
+        """Marks the run as running again; False if this MLflow does not know it, or somebody has deleted it."""
         if self.run_id is None:
             return False
         with self._guarded("resume the run"):
             from mlflow.exceptions import MlflowException
 
             try:
+                if self._client.get_run(self.run_id).info.lifecycle_stage == "deleted":
+                    return False
                 self._client.update_run(self.run_id, status="RUNNING")
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
@@ -228,6 +229,11 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
+
+
+def experiment_name(given: str) -> str:
+    """The experiment that runs belong to, where an option has named one, or not."""
+    return given or os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import sys
 import tempfile
@@ -18,18 +19,24 @@ from ray import train as ray_train
 from ray.train.torch import get_device
 
 from hybrid_models.contract import Hybrid
+from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.models import weights
 from pipelines.reading.limits import is_memory_error
 from pipelines.training import workers
 from pipelines.training.recipe import Recipe
-from pipelines.training.runs import CHECKPOINT, TrainTask
+from pipelines.training.runs import CHECKPOINT, HISTORY, TrainTask
 
 CHECKPOINT_PROGRESS, CHECKPOINT_OPTIMIZER = "progress.json", "optimizer.pt"
 CHECKPOINT_VALIDATION = "validation.json"
+ATTEMPT = "attempt"
+"""A file in the run's folder that names the newest start of its driver."""
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray's list of a run's checkpoints, in the run's folder."""
 WORST = -sys.float_info.max
 """The score of what is no number, and of an epoch's middle. Not -inf: Ray keeps scores as JSON, which has none."""
 Metrics = dict[str, float]
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -119,12 +126,17 @@ def _report(
     progress: Progress,
     task: TrainTask,
 ) -> None:
-    """A report of all workers, with a checkpoint of the first one: what training needs, and these files."""
+    """A report of all workers, with a checkpoint of the first one: what training needs, and these files.
+
+    Raises:
+        UsageError: the same run was started once more meanwhile: of two, the newer one goes on.
+    """
     if not workers.is_chief():
         ray_train.report(report)
         return
+    _check_newest(task)
     storage.write_bytes(
-        storage.join(task.run, "history.jsonl"), "".join(json.dumps(e) + "\n" for e in progress.history).encode()
+        storage.join(task.run, HISTORY), "".join(json.dumps(e) + "\n" for e in progress.history).encode()
     )
     with tempfile.TemporaryDirectory() as scratch:
         write_checkpoint(Path(scratch), hybrid, optimizer, progress)
@@ -135,6 +147,16 @@ def _report(
             checkpoint=ray_train.Checkpoint.from_directory(scratch),
             checkpoint_dir_name=progress.checkpoint,
         )
+
+
+def _check_newest(task: TrainTask) -> None:
+    try:
+        newest = storage.read_text(storage.join(task.run, ATTEMPT))
+    except FileNotFoundError:
+        return
+    if newest != task.attempt:
+        name = task.run.rpartition("/")[2]
+        raise UsageError(f"run '{name}' was started once more meanwhile: that start goes on, this one ends")
 
 
 def score_of(value: float, recipe: Recipe) -> float:
@@ -163,32 +185,91 @@ def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer, task: TrainTask) -
     Raises:
         DamagedError: none of them is whole.
     """
-    newest = ray_train.get_checkpoint()
-    if newest is None:
-        return Progress()
+    newest = ray_train.get_checkpoint()  # none, too, where Ray's list of them was damaged
 
-    def choose() -> tuple[str, str]:
-        damage = ""
-        for name in checkpoints(task.run, Path(newest.path).name):
+    def choose() -> tuple[str, str, int]:
+        damage, fallbacks = "", 0
+        for name in checkpoints(task.run, Path(newest.path).name if newest else ""):
             try:
                 load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
             except DamagedError as error:
-                damage = str(error)
+                damage, fallbacks = str(error), max(fallbacks, _place(name)[2] + 1)  # type: ignore[index]
                 workers.tell(task.progress, "damage", Progress(), {}, damage)
             else:
-                return name, damage
-        return "", damage
+                return name, damage, fallbacks
+        return "", damage, fallbacks
 
-    name, damage = workers.from_chief(choose)
+    name, damage, fallbacks = workers.from_chief(choose)
     if not name:
+        if newest is None:
+            return Progress(fallbacks=fallbacks)
         raise DamagedError(f"{damage}, and there is none before it: train under another `name`")
     progress = load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
-    progress.fallbacks += bool(damage)
+    progress.fallbacks = max(fallbacks, progress.fallbacks + bool(damage))
     return progress
 
 
-def checkpoints(run: str, newest: str) -> list[str]:
-    """Names of a run's checkpoints, from this one backwards."""
+def mend_snapshot(run: str) -> None:
+    """Removes Ray's list of a run's checkpoints where Ray would refuse it: it is damaged, or names one that is gone.
+    The newest checkpoint that is there is found without it, and so is the best.
+
+    Raises:
+        StorageError: the store kept failing.
+    """
+    place = storage.join(run, SNAPSHOT)
+    try:
+        known = json.loads(storage.read_text(place))
+        latest = known["latest_checkpoint_result"]
+        told = [*known["checkpoint_results"], *known["pending_training_results"], *([latest] if latest else [])]
+        gone = {each["checkpoint_dir_name"] for each in told} - set(checkpoints(run))
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError):
+        log.warning("%s is damaged: what checkpoints there are is looked for", place)
+    else:
+        if not gone:
+            return
+        log.warning("%s names %s, which is gone: what checkpoints there are is looked for", place, min(gone))
+    storage.delete(place)
+
+
+def best_first(run: str, recipe: Recipe) -> list[tuple[str, Metrics]]:
+    """Names of a run's checkpoints at the ends of epochs, with `epoch` and the validation's metrics as `val_…`: the
+    best first, of equal ones the earliest. Those whose metric is no number are left out, and those that do not tell it.
+    """
+    found: list[tuple[float, int, str, Metrics]] = []
+    for name in checkpoints(run):
+        epoch, step, _ = _place(name) or (0, 0, 0)
+        entry = {} if step else next((e for e in reversed(_history(run, name)) if e.get("epoch") == epoch), {})
+        score = score_of(entry.get(f"val_{recipe.train.metric}", math.nan), recipe)
+        if score != WORST:
+            values = {key: value for key, value in entry.items() if key.startswith("val_") or key == "epoch"}
+            found.append((-score, epoch, name, values))
+    return [(name, values) for _, _, name, values in sorted(found, key=lambda each: each[:3])]
+
+
+def history(run: str) -> list[dict[str, float]]:
+    """Every entry that was logged, as the run's folder tells, or, where that is damaged, its newest checkpoint."""
+    try:
+        entries = [json.loads(line) for line in storage.read_text(storage.join(run, HISTORY)).splitlines()]
+    except (FileNotFoundError, ValueError):
+        entries = []
+    if entries and all(isinstance(entry, dict) for entry in entries):
+        return entries
+    return next((told for name in checkpoints(run) if (told := _history(run, name))), [])
+
+
+def _history(run: str, name: str) -> list[dict[str, float]]:
+    """As a checkpoint tells it; empty if it does not."""
+    try:
+        return Progress(**json.loads(storage.read_text(storage.join(run, name, CHECKPOINT_PROGRESS)))).history
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        log.warning("%s is damaged: %s", storage.join(run, name), error)
+        return []
+
+
+def checkpoints(run: str, newest: str = "") -> list[str]:
+    """Names of a run's checkpoints, from this one, or the newest, backwards."""
     folders = (file.uri.rsplit("/", 2)[-2] for file in storage.list_files(run))
     places = {place: name for name in folders if (place := _place(name)) is not None}
     return [places[place] for place in sorted(places, reverse=True) if place <= (_place(newest) or place)]

@@ -7,11 +7,16 @@ storage's `features`, for all runs.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import signal
+import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
@@ -32,15 +37,34 @@ from pipelines.secrets import shown
 from pipelines.staging.pieces import Piece
 from pipelines.staging.prepared import SampleIndex
 from pipelines.training import failures, progress
-from pipelines.training.checkpoints import CHECKPOINT_VALIDATION, WORST
+from pipelines.training.checkpoints import (
+    ATTEMPT,
+    CHECKPOINT_VALIDATION,
+    Metrics,
+    best_first,
+    history,
+    mend_snapshot,
+)
 from pipelines.training.loop import train_worker
 from pipelines.training.model_card import model_card
 from pipelines.training.preparation import initial_artifact, prepare
-from pipelines.training.runs import RunState, Shards, Trained, TrainJob, TrainTask, plain, read_state, shards_digest
+from pipelines.training.runs import (
+    RunState,
+    Shards,
+    Trained,
+    TrainJob,
+    TrainTask,
+    difference,
+    plain,
+    read_state,
+    shards_digest,
+)
 
 log = logging.getLogger(__name__)
 MAX_OUTAGES = 5
 OUTAGE_SECONDS = 600.0
+FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS)))
+"""What a disk says that no waiting helps."""
 T = TypeVar("T")
 
 
@@ -57,9 +81,9 @@ def train(job: TrainJob, shards: Shards) -> Trained:
     try:
         initial = initial_artifact(job, shards[0])
         prepared = [prepare(job, initial, part) for part in shards]
-        result = _fit(job, tracker, initial, prepared, scaling, threads)
+        _fit(job, tracker, initial, prepared, scaling, threads)
         bad = {split: dict(errors) for split, (_, errors) in zip(("train", "val"), prepared, strict=True) if errors}
-        trained = _finish(job, shards, tracker, initial, result, bad)
+        trained = _finish(job, shards, tracker, initial, bad)
     except BaseException:
         tracker.finish(succeeded=False)
         raise
@@ -68,8 +92,12 @@ def train(job: TrainJob, shards: Shards) -> Trained:
 
 
 def _open_run(job: TrainJob, shards: Shards) -> Tracker:
-    """The MLflow run of this name: the earlier one if there is one at this MLflow."""
+    """The MLflow run of this name: the earlier one if there is one at this MLflow. What was started with other options
+    or data, and has not trained (`runs.check` sees to that), begins anew."""
     state = read_state(job)
+    if state is not None and difference(job, state, shards):
+        storage.delete(storage.join(job.run, "initial", weights.CONFIG))  # so it is made anew
+        state = None
     tracker = Tracker(job.tracking_uri, state.mlflow_run_id if state else None)
     if tracker.resume():
         return tracker
@@ -90,9 +118,11 @@ def _fit(
     prepared: list[tuple[list[Piece], Counter[str]]],
     scaling: ScalingConfig,
     threads: int,
-) -> Result:
+) -> None:
     config, attempt = job.recipe.train, uuid.uuid4().hex
     train, val = (_through_outages(partial(SampleIndex.of, pieces), job) for pieces, _ in prepared)
+    _check_enough(job, train)
+    storage.write_bytes(storage.join(job.run, ATTEMPT), attempt.encode())
     with progress.followed(job.name, config.epochs) as reporter:
         task = TrainTask(
             recipe=job.recipe,
@@ -118,14 +148,42 @@ def _fit(
         )
 
         def fit() -> Result:
-            return TorchTrainer(lambda: train_worker(task), scaling_config=scaling, run_config=settings).fit()
+            mend_snapshot(job.run)
+            with _interruptible():
+                return TorchTrainer(lambda: train_worker(task), scaling_config=scaling, run_config=settings).fit()
 
         try:
-            return _through_outages(fit, job)
+            _through_outages(fit, job)
         except TrainingFailedError:
             if (failure := failures.kept(job.run, attempt)) is not None:
                 raise failure.error() from None
             raise
+
+
+def _check_enough(job: TrainJob, samples: SampleIndex) -> None:
+    """Refuses more workers than samples: each takes some of every batch."""
+    _, most = job.workers
+    least = most * job.recipe.model.least_share
+    if len(samples.lengths) < least:
+        raise UsageError(
+            f"{job.data} has {len(samples.lengths)} samples to train on, too few for `num_workers` {most}: "
+            f"it must have at least {least}"
+        )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train takes Ctrl-C for itself, for good, and ends the program as if all were well."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, handler or signal.default_int_handler)
 
 
 def _through_outages(work: Callable[[], T], job: TrainJob) -> T:
@@ -148,10 +206,11 @@ def _through_outages(work: Callable[[], T], job: TrainJob) -> T:
 
 
 def _outage(error: TrainingFailedError | storage.StorageError) -> str | None:
-    """What the store did to the driver, a worker or Ray's controller; None if something else failed."""
+    """What the store did to the driver, a worker or Ray's controller; None if something else failed, or it is full."""
     causes = [error, getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
     store = [str(cause) for cause in causes if isinstance(cause, OSError | storage.StorageError)]
-    return store[0].splitlines()[0] if store else None
+    full = any(text in said for said in store for text in FULL)
+    return store[0].splitlines()[0] if store and not full else None
 
 
 def _scaling(workers: tuple[int, int], gpu: str, wanted: int) -> tuple[ScalingConfig, int]:
@@ -177,14 +236,13 @@ def _finish(
     shards: Shards,
     tracker: Tracker,
     initial: Artifact,
-    result: Result,
     bad_samples: dict[str, dict[str, int]],
 ) -> Trained:
     """The best checkpoint as an artifact, in the run's folder and in the registry."""
-    hybrid, metrics, judged = _best(result, initial)
-    history = [json.loads(line) for line in storage.read_text(storage.join(job.run, "history.jsonl")).splitlines()]
+    hybrid, metrics, judged = _best(job, initial)
+    logged = history(job.run)
     if tracker.run_id is None:  # MLflow was away when the run began
-        tracker = _open_run(job, shards)
+        tracker.run_id = _open_run(job, shards).run_id
     values = {name: value for name, value in metrics.items() if name.startswith("val_")}
     training = {
         "recipe": job.recipe_name,
@@ -195,12 +253,12 @@ def _finish(
         "metrics": values,
         "baseline": judged.get("baseline", {}),
     }
-    drawn = _pictures(job, shards, hybrid, history, judged)
+    drawn = _pictures(job, shards, hybrid, logged, judged)
     card = model_card(job.name, job.recipe, hybrid, training, list(drawn))
     files = {**artifacts.make(hybrid, job.recipe.decoding, training, card), **drawn}
     place = storage.join(job.run, "artifact")
     artifacts.write(files, place)
-    tracker.catch_up(history)
+    tracker.catch_up(logged)
     for name, content in drawn.items():
         tracker.log_file(content, f"pictures/{name}")
     version = tracker.register(job.model_name, files)
@@ -215,8 +273,8 @@ def _finish(
         value=values[f"val_{job.recipe.train.metric}"],
         metrics=values,
         best_epoch=int(metrics["epoch"]),
-        epochs=int(max(entry.get("epoch", 0) for entry in history)),
-        steps=int(history[-1]["step"]),
+        epochs=int(max(entry.get("epoch", 0) for entry in logged)),
+        steps=int(logged[-1]["step"]),
         parameters=sum(p.numel() for p in hybrid.parameters()),
         mlflow=shown(job.tracking_uri),
         mlflow_run_id=tracker.run_id,
@@ -225,7 +283,7 @@ def _finish(
 
 
 def _pictures(
-    job: TrainJob, shards: Shards, hybrid: Hybrid, history: Sequence[Mapping[str, float]], judged: Mapping[str, Any]
+    job: TrainJob, shards: Shards, hybrid: Hybrid, logged: Sequence[Mapping[str, float]], judged: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """Learning curves, curves of the best epoch's validation, and examples from the validation shards."""
     if not job.pictures:
@@ -235,25 +293,23 @@ def _pictures(
     session = Session(hybrid, job.recipe.decoding, job.recipe.limits, job.recipe.cut)
     examples = pictures.examples(session, shards[1], job.pictures)
     found = curves.evaluation_curves(judged.get("details", {}))
-    return {"learning-curves.png": curves.learning_curves(history), **found, **examples}
+    return {"learning-curves.png": curves.learning_curves(logged), **found, **examples}
 
 
-def _best(result: Result, initial: Artifact) -> tuple[Hybrid, dict[str, Any], dict[str, Any]]:
+def _best(job: TrainJob, initial: Artifact) -> tuple[Hybrid, Metrics, dict[str, Any]]:
     """The model of the best checkpoint that is whole, what was reported with it, and how its validation came out.
 
     Raises:
         UsageError: none is.
     """
-    hybrid, damage = initial.load(), UsageError("there is no checkpoint")
-    for checkpoint, metrics in sorted(result.best_checkpoints or [], key=lambda pair: -pair[1]["score"]):
-        if metrics["score"] == WORST:
-            damage = UsageError("no epoch's metric is a number: lower `train.learning_rate`, under another `name`")
-            continue
+    hybrid = initial.load()
+    damage = UsageError("no epoch's metric is a number: lower `train.learning_rate`, under another `name`")
+    for name, metrics in best_first(job.run, job.recipe):
+        place = storage.join(job.run, name)
         try:
-            with checkpoint.as_directory() as folder:
-                content = storage.read_bytes(f"{folder}/{weights.WEIGHTS}")
-                judged = _judged(f"{folder}/{CHECKPOINT_VALIDATION}")
-            weights.load_state(hybrid, content, str(checkpoint.path))
+            content = storage.read_bytes(storage.join(place, weights.WEIGHTS))
+            judged = _judged(storage.join(place, CHECKPOINT_VALIDATION))
+            weights.load_state(hybrid, content, place)
         except (UsageError, FileNotFoundError) as error:
             log.warning("the best checkpoint is passed over: %s", error)
             damage = UsageError(str(error))

@@ -40,14 +40,16 @@ SCALE = {"scale": "_scale", "_growth_tracker": "_growth_tracker"}
 def train_worker(task: TrainTask) -> None:
     """Trains from the newest checkpoint, or from the initial weights, to the end.
 
-    A failure that would come again is kept for the driver, and met again by a worker that is started once more.
+    A failure that would come again is kept for the driver, and met again by a worker that is started once more; but
+    none of a worker that has lost the others.
     """
     if (failure := failures.kept(task.run, task.attempt)) is not None:
         raise failure.error()
     try:
         _train(task)
     except Exception as error:
-        failures.keep(task.run, task.attempt, error)
+        if workers.are_together():
+            failures.keep(task.run, task.attempt, error)
         raise
 
 
@@ -62,10 +64,14 @@ def _train(task: TrainTask) -> None:
     model = prepare_model(hybrid, parallel_strategy="ddp" if workers.world_size() > 1 else None)
     train_set = PreparedSamples(ray.get(task.train), task.run)
     val_set = PreparedSamples(ray.get(task.val), task.run)
+    ended = True
     try:
         train_epochs(model, optimizer, train_set, val_set, progress, task)
+    except Exception as error:
+        ended = failures.comes_again(error)  # else who is started in this one's place needs the same copies
+        raise
     finally:
-        if ray_train.get_context().get_local_rank() == 0:
+        if ended and ray_train.get_context().get_local_rank() == 0:
             train_set.remove()
             val_set.remove()
 

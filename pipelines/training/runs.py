@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     import ray
 
 log = logging.getLogger(__name__)
-CHECKPOINT = re.compile(r"checkpoint_epoch_(?P<epoch>\d{4})(?:_step_(?P<step>\d{8,}))?(?:_(?P<fallbacks>\d+))?")
+CHECKPOINT = re.compile(r"checkpoint_epoch_(?P<epoch>\d{4,})(?:_step_(?P<step>\d{8,}))?(?:_(?P<fallbacks>\d+))?")
 """A checkpoint's folder in a run's: after an epoch, or at a step within the next one."""
+HISTORY = "history.jsonl"
+"""Of a run that has trained: every entry that was logged, written with each checkpoint."""
+FREE = ("train.max_failures", "train.keep_checkpoints")
+"""Options that decide nothing of what is learned: a run goes on with others of them."""
 Shards = tuple[list[Shard], list[Shard]]
 """The shards of `train` and `val`."""
 
@@ -119,10 +123,16 @@ def check(job: TrainJob) -> Shards:
     train, val = (list_shards(storage.join(job.data, split), cut) for split in ("train", "val"))
     storage.check_writable(job.storage)
     state = read_state(job)
-    if state is not None:
-        _check_same(job, state, (train, val))
+    if state is not None and has_trained(job):
+        if different := difference(job, state, (train, val)):
+            raise UsageError(f"run '{job.name}' was started {different}: use another `name`")
         _check_not_tidied(job)
     return train, val
+
+
+def has_trained(job: TrainJob) -> bool:
+    """Whether something of this run would be lost if it began anew."""
+    return any(storage.exists(storage.join(job.run, name)) for name in (HISTORY, "summary.json"))
 
 
 def _check_not_tidied(job: TrainJob) -> None:
@@ -136,19 +146,17 @@ def _check_not_tidied(job: TrainJob) -> None:
             )
 
 
-def _check_same(job: TrainJob, state: RunState, shards: Shards) -> None:
-    """A run goes on only with the configuration and the data that it was started with. An option that was not there
-    then had its default's meaning."""
+def difference(job: TrainJob, state: RunState, shards: Shards) -> str:
+    """What a run was started with, or before, that is not so now; empty if it is the same. A run that has trained goes
+    on only with the configuration and the data of its start. An option that was not there then had its default's
+    meaning."""
     ours = dict(tracking.flatten(plain(job.recipe)))
     theirs = {**_defaults(job.recipe), **dict(tracking.flatten(state.config))}
     ours["data"], theirs["data"] = job.data, state.data
-    if differ := [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]:
+    if differ := [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key) and key not in FREE]:
         key, name = differ[0], differ[0].removeprefix("cut.")
-        raise UsageError(
-            f"run '{job.name}' was started with {name}={theirs.get(key)}, not {ours.get(key)}: use another `name`"
-        )
-    if state.shards != shards_digest(shards):
-        raise UsageError(f"run '{job.name}' was started before the shards of {job.data} changed: use another `name`")
+        return f"with {name}={theirs.get(key)}, not {ours.get(key)}"
+    return "" if state.shards == shards_digest(shards) else f"before the shards of {job.data} changed"
 
 
 def _defaults(recipe: Recipe) -> dict[str, Any]:
@@ -172,11 +180,18 @@ def plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def read_state(job: TrainJob) -> RunState | None:
-    """What an earlier start of this run left."""
+    """What an earlier start of this run left.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    place = storage.join(job.run, "run.json")
     try:
-        return RunState(**json.loads(storage.read_text(storage.join(job.run, "run.json"))))
+        return RunState(**json.loads(storage.read_text(place)))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError):
+        raise UsageError(f"{shown(place)} is damaged: bring it back from a backup, or use another `name`") from None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ def world_size() -> int:
     return int(ray_train.get_context().get_world_size())
 
 
+def are_together() -> bool:
+    """Whether this worker still reaches the others: when their number is to change, Ray parts them, then ends them."""
+    return world_size() == 1 or dist.is_initialized()
+
+
 def is_chief() -> bool:
     """Whether this is the worker that writes."""
     return rank() == 0

@@ -67,12 +67,12 @@ def test_models_have_names_of_their_own_and_a_kind(uri: str, tmp_path: Path) -> 
     assert registry.champion(other, "main.models.translator") == "1"
     assert registry.champion(other, "translator") is None
     assert artifacts.read("models:/main.models.translator@champion", "translator", other).version == "1"
-    registry.check_kind(other, "translator-de-en", "translator")
-    registry.check_kind(other, "new", "nowcaster")
+    registry.check(other, "translator-de-en", "translator", "hybrid")
+    registry.check(other, "new", "nowcaster", "hybrid")
     for name, kind in (("translator-de-en", "captioner"), ("nowcaster", "captioner")):
         with pytest.raises(UsageError, match=rf"`register_as` {name} is a \w+, not a captioner: give another name"):
-            registry.check_kind(other, name, kind)
-    registry.check_kind("sqlite:////proc/nowhere/mlflow.db", "translator", "translator")
+            registry.check(other, name, kind, "hybrid")
+    registry.check("sqlite:////proc/nowhere/mlflow.db", "translator", "translator", "hybrid")
 
 
 @pytest.mark.parametrize("name", ["o'brien", 'the "best"'])

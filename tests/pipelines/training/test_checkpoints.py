@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
+from pipelines import storage
 from pipelines.training import checkpoints, workers
 from pipelines.training.checkpoints import Interval, Progress
 from pipelines.training.loop import step
@@ -209,11 +213,11 @@ def test_the_first_worker_chooses_the_checkpoint(tmp_path: Path, monkeypatch: py
         hybrid = tiny.translator(seed=number)
         optimizer = torch.optim.AdamW(hybrid.parameters())
         checkpoints.write_checkpoint(folder, hybrid, optimizer, Progress(epoch=number))
-    given: list[tuple[str, str]] = []
+    given: list[tuple[str, str, int]] = []
 
-    def from_chief(work: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+    def from_chief(work: Callable[[], tuple[str, str, int]]) -> tuple[str, str, int]:
         given.append(work())
-        return "checkpoint_epoch_0001", "the second one is damaged"
+        return "checkpoint_epoch_0001", "the second one is damaged", 1
 
     monkeypatch.setattr(workers, "from_chief", from_chief)
     monkeypatch.setattr(checkpoints, "get_device", lambda: torch.device("cpu"))
@@ -222,7 +226,116 @@ def test_the_first_worker_chooses_the_checkpoint(tmp_path: Path, monkeypatch: py
     hybrid = tiny.translator()
     task = SimpleNamespace(run=str(tmp_path), progress=None)
     progress = checkpoints.restore(hybrid, torch.optim.AdamW(hybrid.parameters()), task)  # type: ignore[arg-type]
-    assert given == [("checkpoint_epoch_0002", "")]
+    assert given == [("checkpoint_epoch_0002", "", 0)]
     assert (progress.epoch, progress.fallbacks) == (1, 1)
     expected = tiny.translator(seed=1).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in hybrid.state_dict().items())
+
+
+# ---- what Ray knows of them, and what their folders tell ------------------------------------------------------------
+LOSS = Recipe("translator", TranslatorConfig(), TranslatorDecoding(), TrainConfig(metric="loss"))
+
+
+def write_run(run: Path, losses: dict[str, float]) -> None:
+    """A run's checkpoints at the ends of epochs, by name, with the loss of each."""
+    history: list[dict[str, float]] = []
+    for number, (name, loss) in enumerate(losses.items(), 1):
+        epoch = int(name.split("_")[2])
+        history.append({"step": 10 * number, "time": 0, "val_loss": loss, "epoch": epoch})
+        folder = run / name
+        folder.mkdir(parents=True)
+        hybrid = tiny.translator(seed=number)
+        progress = Progress(epoch=epoch, step=10 * number, history=list(history))
+        checkpoints.write_checkpoint(folder, hybrid, torch.optim.AdamW(hybrid.parameters()), progress)
+
+
+def test_the_best_checkpoint_is_found_by_what_folders_tell(tmp_path: Path) -> None:
+    losses = {f"checkpoint_epoch_{number:04d}": loss for number, loss in ((1, 0.5), (2, 0.3), (3, 0.3), (4, math.nan))}
+    write_run(tmp_path, {**losses, "checkpoint_epoch_12000": 0.4})
+    within = tmp_path / "checkpoint_epoch_0003_step_00000035"
+    shutil.copytree(tmp_path / "checkpoint_epoch_0003", within)
+    (tmp_path / "checkpoint_epoch_0001" / "progress.json").write_text("{")
+    found = checkpoints.best_first(str(tmp_path), LOSS)
+    assert [name for name, _ in found] == [
+        "checkpoint_epoch_0002", "checkpoint_epoch_0003", "checkpoint_epoch_12000",
+    ]  # fmt: skip
+    assert found[0][1] == {"val_loss": 0.3, "epoch": 2}
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"step": 1', b"[]\n"])
+def test_a_history_that_is_damaged_is_the_newest_checkpoints(content: bytes | None, tmp_path: Path) -> None:
+    write_run(tmp_path, {"checkpoint_epoch_0001": 0.5, "checkpoint_epoch_0002": 0.4})
+    if content is not None:
+        (tmp_path / "history.jsonl").write_bytes(content)
+    assert [entry["val_loss"] for entry in checkpoints.history(str(tmp_path))] == [0.5, 0.4]
+    (tmp_path / "history.jsonl").write_text('{"step": 1}\n')
+    assert checkpoints.history(str(tmp_path)) == [{"step": 1}]
+
+
+def snapshot(*names: str) -> dict[str, Any]:
+    told = [{"version": 0, "checkpoint_dir_name": name, "metrics": {}} for name in names]
+    return {"checkpoint_results": told, "latest_checkpoint_result": told[-1], "pending_training_results": []}
+
+
+@pytest.mark.parametrize(
+    ("content", "stays"),
+    [
+        (json.dumps(snapshot("checkpoint_epoch_0001", "checkpoint_epoch_0002")), True),
+        (json.dumps(snapshot("checkpoint_epoch_0000", "checkpoint_epoch_0002")), False),
+        (json.dumps(snapshot("checkpoint_epoch_0002"))[:60], False),
+        ("", False),
+        ("[]", False),
+    ],
+)
+def test_what_ray_would_refuse_is_removed(content: str, stays: bool, tmp_path: Path) -> None:
+    write_run(tmp_path, {"checkpoint_epoch_0001": 0.5, "checkpoint_epoch_0002": 0.4})
+    (tmp_path / checkpoints.SNAPSHOT).write_text(content)
+    checkpoints.mend_snapshot(str(tmp_path))
+    assert (tmp_path / checkpoints.SNAPSHOT).exists() == stays
+    checkpoints.mend_snapshot(str(tmp_path / "nothing"))
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_without_rays_list_the_newest_checkpoint_that_is_whole_is_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And names that were used are not used again; where none is whole, all begins anew."""
+    names = [f"checkpoint_epoch_{name}" for name in ("0002", "0003", "0003_1")]
+    write_run(tmp_path, dict.fromkeys(names, 0.5))
+    monkeypatch.setattr(workers, "from_chief", lambda work: work())
+    monkeypatch.setattr(workers, "tell", lambda *_: None)
+    monkeypatch.setattr(checkpoints.ray_train, "get_checkpoint", lambda: None)
+
+    def restored() -> Progress:
+        hybrid = tiny.translator()
+        task = SimpleNamespace(run=str(tmp_path), progress=None)
+        return checkpoints.restore(hybrid, torch.optim.AdamW(hybrid.parameters()), task)  # type: ignore[arg-type]
+
+    assert (restored().epoch, restored().fallbacks) == (3, 0)
+    for name in names[1:]:
+        (tmp_path / name / "weights.safetensors").write_bytes(b"cut")
+    progress = restored()
+    assert (progress.epoch, progress.fallbacks) == (2, 2)
+    assert replace(progress, epoch=3).checkpoint == "checkpoint_epoch_0003_2"
+    (tmp_path / names[0] / "optimizer.pt").unlink()
+    assert (restored().epoch, restored().fallbacks) == (0, 2)
+
+
+def test_of_two_starts_of_a_run_the_older_one_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "is_chief", lambda: True)
+    reported: list[dict[str, float]] = []
+    monkeypatch.setattr(checkpoints.ray_train, "report", lambda report, **_: reported.append(report))
+    hybrid = tiny.translator()
+    given = (hybrid, torch.optim.AdamW(hybrid.parameters()), Progress(epoch=1, step=1, batches=1))
+    task = SimpleNamespace(run=str(tmp_path / "mine"), attempt="one")
+    checkpoints.save_within(*given, task)  # type: ignore[arg-type]
+    storage.write_bytes(f"{task.run}/{checkpoints.ATTEMPT}", b"one")
+    checkpoints.save_within(*given, task)  # type: ignore[arg-type]
+    storage.write_bytes(f"{task.run}/{checkpoints.ATTEMPT}", b"another")
+    Path(task.run, "history.jsonl").unlink()
+    with pytest.raises(
+        UsageError, match=r"^run 'mine' was started once more meanwhile: that start goes on, this one ends"
+    ):
+        checkpoints.save_within(*given, task)  # type: ignore[arg-type]
+    assert len(reported) == 2
+    assert not Path(task.run, "history.jsonl").exists()

@@ -2,10 +2,12 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -259,6 +261,10 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
     best = artifacts.read(again.summary["artifact"]).load().state_dict()
     assert all(torch.equal(tensor, best[name]) for name, tensor in whole.weights(3).items()), "bit for bit"
 
+    for name in ("checkpoint_manager_snapshot.json", "history.jsonl", "summary.json"):  # as a full disk leaves them
+        Path(job.run, name).write_bytes(Path(job.run, name).read_bytes()[:20])
+    assert train_to_the_end(job) == again.summary, "what is trained is not trained again"
+
 
 def dying_within(checkpoint: str, marker: str, notes: str) -> Callable[[TrainTask], None]:
     """A worker that notes where it begins, and is killed once, four steps after a checkpoint that Ray knows."""
@@ -344,6 +350,45 @@ def test_a_store_that_is_away_is_waited_for(
     with pytest.raises(WorkerGroupError):
         driver._through_outages(fit, job)
     assert len(waits) == 2 + driver.MAX_OUTAGES, "no store failed"
+
+
+def test_no_waiting_helps_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(storage, "wait_for", lambda *_: pytest.fail("there is nothing to wait for"))
+    full = OSError(28, "No space left on device")
+    for failure in (ControllerError(full), WorkerGroupError("", {0: StorageError(f"cannot write w: {full}")})):
+
+        def fit(failure: TrainingFailedError = failure) -> None:
+            raise failure
+
+        with pytest.raises(TrainingFailedError):
+            driver._through_outages(fit, job_of(tmp_path, "full"))
+
+
+def test_ctrl_c_is_the_programs_again_after_a_training() -> None:
+    """Ray Train takes it, and calls `sys.exit(0)`."""
+    before = signal.getsignal(signal.SIGINT)
+    with driver._interruptible():
+        signal.signal(signal.SIGINT, lambda *_: None)
+    assert signal.getsignal(signal.SIGINT) is before
+
+    @driver._interruptible()
+    def interrupted() -> None:
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_more_workers_than_samples_are_refused(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "few", num_workers=4)
+    driver._check_enough(job, SimpleNamespace(lengths=[1, 2, 3, 4]))  # type: ignore[arg-type]
+    with pytest.raises(
+        UsageError, match="has 3 samples to train on, too few for `num_workers` 4: it must have at least 4"
+    ):
+        driver._check_enough(job, SimpleNamespace(lengths=[1, 2, 3]))  # type: ignore[arg-type]
 
 
 def counted_worker(starts: str) -> Callable[[TrainTask], None]:

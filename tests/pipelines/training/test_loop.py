@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from hybrid_models.contract import Batch, Hybrid, Loss
 from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator.translator import Translator, TranslatorDecoding
 from pipelines.staging.prepared import SampleIndex
-from pipelines.training import checkpoints, loop, workers
+from pipelines.training import checkpoints, failures, loop, workers
 from pipelines.training.batches import plan_epoch, share
 from pipelines.training.checkpoints import Progress
 from pipelines.training.loop import backward, learning_rate, step, train_epoch, validate
 from pipelines.training.recipe import Recipe, TrainConfig
+from pipelines.training.runs import TrainTask
 from tests import tiny
 from tests.hybrid_models.captioner import test_captioner
 from tests.hybrid_models.nowcaster import test_nowcaster
@@ -253,6 +255,62 @@ def waits_of_twenty_steps(name: str, epoch: int) -> int:
         train_epoch(hybrid, optimizer, many, config, progress, [], never)  # type: ignore[arg-type]
     assert progress.step == 20
     return waits.count
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_failure_of_a_worker_that_has_lost_the_others_is_not_kept(
+    together: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ray parts the workers, then ends them, when their number is to change: what follows from that comes no more."""
+
+    def train(task: TrainTask) -> None:
+        raise ValueError("Default process group has not been initialized, please make sure to call init_process_group.")
+
+    monkeypatch.setattr(loop, "_train", train)
+    monkeypatch.setattr(workers, "world_size", lambda: 2)
+    monkeypatch.setattr(workers.dist, "is_initialized", lambda: together)
+    task = SimpleNamespace(run=str(tmp_path), attempt="one")
+    with pytest.raises(ValueError, match="Default process group"):
+        loop.train_worker(task)  # type: ignore[arg-type]
+    assert (failures.kept(task.run, task.attempt) is not None) == together
+
+
+@pytest.mark.parametrize(
+    ("failure", "removed"),
+    [(None, True), (RuntimeError("Connection closed by peer"), False), (FloatingPointError("not finite"), True)],
+)
+def test_a_nodes_samples_stay_for_who_is_started_in_a_workers_place(
+    failure: Exception | None, removed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[str] = []
+
+    def fail(*_: object) -> None:
+        if failure is not None:
+            raise failure
+
+    class Samples:
+        def __init__(self, index: str, run: str) -> None:
+            self.index = index
+
+        def remove(self) -> None:
+            copies.append(self.index)
+
+    monkeypatch.setattr(loop, "PreparedSamples", Samples)
+    monkeypatch.setattr(loop, "train_epochs", fail)
+    monkeypatch.setattr(loop, "restore", lambda *_: None)
+    monkeypatch.setattr(loop, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loop, "prepare_model", lambda model, **_: model)
+    monkeypatch.setattr(loop.ray, "get", lambda ref: ref)
+    monkeypatch.setattr(loop.ray_train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
+    monkeypatch.setattr(workers, "world_size", lambda: 1)
+    config = SimpleNamespace(learning_rate=0.1, weight_decay=0.0)
+    task = SimpleNamespace(
+        recipe=SimpleNamespace(train=config), threads=1, initial=SimpleNamespace(load=tiny.translator),
+        train="train", val="val", run="run",
+    )  # fmt: skip
+    with pytest.raises(type(failure)) if failure else contextlib.nullcontext():
+        loop._train(task)  # type: ignore[arg-type]
+    assert copies == (["train", "val"] if removed else [])
 
 
 @pytest.mark.usefixtures("alone")

@@ -79,6 +79,11 @@ def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
     storage.write_bytes(f"{job.run}/run.json", json.dumps(state).encode())
     runs.check(job)
     other = replace(RECIPE, train=replace(RECIPE.train, batch_size=32))
+    runs.check(replace(job, recipe=other))  # nothing was trained yet: who follows an advice needs no other name
+    storage.write_bytes(f"{job.run}/history.jsonl", b"{}")
+    runs.check(job)
+    free = replace(RECIPE.train, max_failures=50, keep_checkpoints=1)
+    runs.check(replace(job, recipe=replace(RECIPE, train=free)))  # they decide nothing of what is learned
     assert refusal(replace(job, recipe=other)) == (
         "run 'mine' was started with train.batch_size=16, not 32: use another `name`"
     )
@@ -92,6 +97,9 @@ def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
     )
     storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "shards": "others"}).encode())
     assert refusal(job) == f"run 'mine' was started before the shards of {job.data} changed: use another `name`"
+    for damaged in (b'{"recipe": ', b'{"recipe": "test"}', b"[]"):
+        storage.write_bytes(f"{job.run}/run.json", damaged)
+        assert refusal(job) == (f"{job.run}/run.json is damaged: bring it back from a backup, or use another `name`")
 
 
 def test_a_finished_run_whose_checkpoints_were_freed_is_not_begun_again(job: TrainJob) -> None:
