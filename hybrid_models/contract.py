@@ -150,10 +150,11 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     if device.type != "cuda":
         return {**batch, **{name: tensor.to(device) for name, tensor in tensors.items()}}
-    beside, computing = _copying(device), torch.cuda.current_stream(device)
-    with torch.cuda.stream(beside):
-        copies = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
-    beside.synchronize()
+    with torch.cuda.device(device):  # a new thread's is the first GPU, on which going back would take up memory
+        beside, computing = _copying(device), torch.cuda.current_stream(device)
+        with torch.cuda.stream(beside):
+            copies = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
+        beside.synchronize()
     for copy in copies.values():
         copy.record_stream(computing)  # its memory is not used again before what computes with it is done
     return {**batch, **copies}

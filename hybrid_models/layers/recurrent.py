@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -48,8 +49,8 @@ class BidirectionalRNN(nn.Module):
         mirrored_BS = lengths.unsqueeze(1) - 1 - place_S
         mirrored_BS = torch.where(mirrored_BS >= 0, mirrored_BS, place_S)  # padding stays where it is
         row_B1 = torch.arange(len(inputs), device=inputs.device).unsqueeze(1)
-        forwards_BSD, _ = self.forwards(inputs)
-        backwards_BSD, _ = self.backwards(inputs[row_B1, mirrored_BS])
+        forwards_BSD, _ = read(self.forwards, inputs)
+        backwards_BSD, _ = read(self.backwards, inputs[row_B1, mirrored_BS])
         states_BSK = torch.cat([forwards_BSD, backwards_BSD[row_B1, mirrored_BS]], dim=2)
         row_B, end_B = row_B1.squeeze(1), lengths - 1
         return states_BSK, torch.cat([forwards_BSD[row_B, end_B], backwards_BSD[row_B, end_B]], dim=1)
@@ -151,4 +152,22 @@ def step_back(kept: tuple[Tensor, ...], grads: Sequence[Tensor]) -> tuple[Tensor
 def initial_state(vector: Tensor, cell: Cell, layer: nn.Linear) -> State:
     """Initial state [N,D] of each tensor a cell has: tanh of a linear layer (D or, for an LSTM, 2·D outputs)."""
     values = torch.tanh(layer(vector)).float()
-    return {"hidden": values} if cell == "gru" else dict(zip(("hidden", "cell"), values.chunk(2, dim=1), strict=True))
+    if cell == "gru":
+        return {"hidden": values}
+    return {name: part.contiguous() for name, part in zip(("hidden", "cell"), values.chunk(2, dim=1), strict=True)}
+
+
+def read(rnn: nn.GRU | nn.LSTM, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    """What torch's own RNN makes of inputs [B,T,I], from a state [B,D] on or from zeros: states [B,T,D], the last one.
+
+    On GPUs that compute in bfloat16 it is in float32 there: torch's autocast has RNNs compute in float16 whatever was
+    asked for, and gradients of that vanish where nothing scales them.
+    """
+    names = ("hidden",) if isinstance(rnn, nn.GRU) else ("hidden", "cell")
+    plain = inputs.device.type == "cuda" and torch.get_autocast_dtype("cuda") is torch.bfloat16
+    with torch.autocast(inputs.device.type, enabled=False) if plain else nullcontext():
+        inputs = inputs.float() if plain else inputs
+        given = None if state is None else tuple(state[name].unsqueeze(0) for name in names)
+        states_BTD, last = rnn(inputs, given[0] if given is not None and len(names) == 1 else given)
+    last = (last,) if isinstance(last, Tensor) else last
+    return states_BTD, {name: values[0] for name, values in zip(names, last, strict=True)}

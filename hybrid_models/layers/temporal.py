@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from hybrid_models.layers.recurrent import RNNS, Cell
+from hybrid_models.layers.recurrent import RNNS, Cell, read
 
 PLACES = 2
 """A frame's grid is read as so many rows and columns: averaged over the whole frame, nothing would move."""
@@ -38,7 +38,7 @@ class TemporalEncoder(nn.Module):
     def forward(self, course: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """course [B,T,4C] as `pool_places` gives it, padded at the end, and how many frames each clip has, counts [B] →
         states [B,T,D], which mean nothing at padding, and each clip's last one [B,D]."""
-        states_BTD, _ = self.rnn(torch.tanh(self.look(self.norm(course))))
+        states_BTD, _ = read(self.rnn, torch.tanh(self.look(self.norm(course))))
         return states_BTD, states_BTD[torch.arange(len(counts), device=counts.device), counts - 1]
 
 

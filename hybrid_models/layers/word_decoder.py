@@ -21,7 +21,7 @@ from hybrid_models import shapes
 from hybrid_models.contract import Loss
 from hybrid_models.layers.attention import AdditiveAttention
 from hybrid_models.layers.attention_walk import attention_walk
-from hybrid_models.layers.recurrent import GATES, RNNS, Cell, RepeatedProduct, advance
+from hybrid_models.layers.recurrent import GATES, RNNS, Cell, RepeatedProduct, advance, read
 from hybrid_models.search.beam import Hypothesis, State, in_places, search
 from hybrid_models.search.options import SearchOptions
 from hybrid_models.symbols import BOS, PAD
@@ -173,12 +173,7 @@ class PlainDecoder(WordDecoder):
         self.rnn = RNNS[cell](embedding_size, hidden_size, batch_first=True)
 
     def unroll(self, embedded: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
-        hidden_1ND = state["hidden"].unsqueeze(0)
-        if "cell" not in state:
-            features_NTD, hidden_1ND = self.rnn(embedded, hidden_1ND)
-            return features_NTD, {"hidden": hidden_1ND[0]}
-        features_NTD, (hidden_1ND, cell_1ND) = self.rnn(embedded, (hidden_1ND, state["cell"].unsqueeze(0)))
-        return features_NTD, {"hidden": hidden_1ND[0], "cell": cell_1ND[0]}
+        return read(self.rnn, embedded, state)
 
     def step(self, tokens: Tensor, state: State, memory: State) -> tuple[Tensor, State]:
         embedded_NE = self.embedding(tokens)

@@ -194,7 +194,7 @@ def outcomes(
         make: positions of rows → what `work` takes.
         work: that → one output for each row.
         note: of this process, for the one that comes after it.
-        failed: is called after a row has failed.
+        failed: is called when the model has failed on some rows, before anybody knows on which of them.
         ahead: so many batches are made by a thread while an earlier one is worked on; none where a process has died of
             these samples, so that the note tells what the next one dies of.
         room: see `batches`.
@@ -205,9 +205,8 @@ def outcomes(
             def worked(rows: Rows, batch: Rows = batch, made: Callable[[], T] = made) -> list[Any]:
                 return work(made() if rows == batch else make(rows))
 
-            for part, outputs in halve(batch, worked, note):
+            for part, outputs in halve(batch, worked, note, failed):
                 if isinstance(outputs, str):
-                    failed()
                     row = samples.select(["shard", "index", "object"]).slice(part[0], 1).to_pylist()[0]
                     log.warning("%s row %d: %s", row["object"] or row["shard"], row["index"], outputs, extra=row)
                 yield part, outputs

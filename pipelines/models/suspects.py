@@ -78,7 +78,11 @@ def _pairs(lines: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def halve(
-    batch: Rows, work: Callable[[Rows], list[Any]], note: Note, whole: bool = True
+    batch: Rows,
+    work: Callable[[Rows], list[Any]],
+    note: Note,
+    failed: Callable[[], None] = lambda: None,
+    whole: bool = True,
 ) -> Iterator[tuple[Rows, list[Any] | str]]:
     """What `work` makes of a batch, or of parts of it where it fails; why not, for a row that it fails on alone.
 
@@ -86,12 +90,13 @@ def halve(
         batch: positions of rows.
         work: rows → one output each; may raise anything.
         note: of this process.
+        failed: is called when it has raised something, and may end the process, which has died of these rows then.
         whole: this is no part of a batch that failed.
     """
     single, deaths = len(batch) == 1, note.deaths[batch]
     if deaths < (TRIES if whole or single else 1):
         note.retried += int(not whole or deaths > 0)
-        outputs = _try(batch, work, note)
+        outputs = _try(batch, work, note, failed)
         if single or not isinstance(outputs, str):
             yield batch, outputs
             return
@@ -100,14 +105,15 @@ def halve(
         return
     middle = len(batch) // 2
     for half in (batch[:middle], batch[middle:]):
-        yield from halve(half, work, note, whole=False)
+        yield from halve(half, work, note, failed, whole=False)
 
 
-def _try(batch: Rows, work: Callable[[Rows], list[Any]], note: Note) -> list[Any] | str:
+def _try(batch: Rows, work: Callable[[Rows], list[Any]], note: Note, failed: Callable[[], None]) -> list[Any] | str:
     note.begin(batch)
     try:
         return work(batch)
     except Exception as error:  # whatever a model raises for these rows, others are still to be predicted
+        failed()
         return f"PredictionError: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     finally:
         note.end()

@@ -59,7 +59,7 @@ class _Worker:
         self.hybrid = self.session.hybrid
         self.compute = compute
         self._busy = Busy(name)
-        self._room: int | None = None  # found with the first full batches
+        self._room: int | None = None  # found with the first full batch
 
     def outcomes(
         self, samples: pa.Table, make: Callable[[Rows], T], work: Callable[[T], list[Any]], purpose: str
@@ -73,17 +73,49 @@ class _Worker:
             work: that → one output for each row.
             purpose: what it is for; other work on the same samples fails for other reasons.
         """
-        note, ahead = Note(self._note_path(samples, purpose)), int(self.compute.gpu)
-        size, room = self.compute.batch_size, self._room or 1
 
         def computed(made: T) -> list[Any]:
             with self._busy.computing():
                 return work(made)
 
-        yield from outcomes(samples, size, make, computed, note, self._check_device, ahead, room)
+        lengths = samples["length"].to_numpy()  # NaN where a row is bad
+        first, others = self._measured_first(lengths)
+        for chosen in filter(len, (first, others)):
+            yield from self._outcomes(samples, chosen, make, computed, purpose)
+            if len(first) and self._room is None:
+                self._room = room_of(*self._memory())
+
+    def _measured_first(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of a batch of the longest rows, by which it is found how many a GPU has room for, if that is not
+        known; and all others."""
+        size, good = self.compute.batch_size, np.count_nonzero(~np.isnan(lengths))
+        if not self.compute.gpu or self._room is not None or good < size:
+            return np.empty(0, np.int64), np.arange(len(lengths))
+        longest = np.argsort(-np.nan_to_num(lengths, nan=-1.0), kind="stable")
+        return np.sort(longest[:size]), np.sort(longest[size:])
+
+    def _outcomes(
+        self,
+        samples: pa.Table,
+        chosen: np.ndarray,
+        make: Callable[[Rows], T],
+        work: Callable[[T], list[Any]],
+        purpose: str,
+    ) -> Iterator[tuple[Rows, list[Any] | str]]:
+        """Those of some rows, all or a few."""
+        some = samples if len(chosen) == len(samples) else samples.take(chosen)
+        note, ahead = Note(self._note_path(some, purpose)), int(self.compute.gpu)
+
+        def places(rows: Rows) -> Rows:
+            return tuple(int(chosen[row]) for row in rows)
+
+        def made(rows: Rows) -> T:
+            return make(places(rows))
+
+        size, room = self.compute.batch_size, self._room or 1
+        for part, outputs in outcomes(some, size, made, work, note, self._check_device, ahead, room):
+            yield places(part), outputs
         counters.count_retries("model", note.retried)
-        if self.compute.gpu and self._room is None and len(samples) - samples["length"].null_count >= size:
-            self._room = room_of(*self._memory())
 
     def _memory(self) -> tuple[int, int]:
         """Bytes of the GPU that predicting took so far, at most, and those that it has for it."""

@@ -61,7 +61,9 @@ def _train(task: TrainTask) -> None:
     parameters = [p for p in hybrid.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = restore(hybrid, optimizer, task)
-    model = prepare_model(hybrid, parallel_strategy="ddp" if workers.world_size() > 1 else None)
+    # buffers are shared before they are needed: `share_buffers`
+    strategy = {"parallel_strategy": "ddp", "parallel_strategy_kwargs": {"broadcast_buffers": False}}
+    model = prepare_model(hybrid, **(strategy if workers.world_size() > 1 else {"parallel_strategy": None}))
     train_set = PreparedSamples(ray.get(task.train), task.run)
     val_set = PreparedSamples(ray.get(task.val), task.run)
     ended = True
@@ -136,7 +138,8 @@ def train_epoch(
     started, seen = time.perf_counter(), 0
     shares: list[Tensor] = []
     norms: list[Tensor] = []
-    scaler = scaler_of(get_device(), progress.scale)
+    scaled = workers.any_of(half_type(get_device()) is torch.float16)  # by all, as their gradients are added up
+    scaler = scaler_of(get_device(), progress.scale, scaled)
     workers.tell(reporter, "start", progress, {"steps": steps, "done": progress.batches // config.accumulate})
     for number, batch in training_batches(hybrid, samples, plan, config.seed, progress):
         last = (number + 1) % config.accumulate == 0 or number + 1 == len(plan)
@@ -191,15 +194,15 @@ def training_batches(
         yield number, batch()
 
 
-def scaler_of(device: torch.device, state: Mapping[str, float]) -> torch.amp.GradScaler:
-    """What keeps gradients of float16 from vanishing (Micikevicius et al. 2018, arXiv:1710.03740); of a device that
-    computes in other numbers one that does nothing.
+def scaler_of(device: torch.device, state: Mapping[str, float], enabled: bool) -> torch.amp.GradScaler:
+    """What keeps gradients of float16 from vanishing (Micikevicius et al. 2018, arXiv:1710.03740).
 
     Args:
         device: that computes.
         state: where it was, as `look` says it; empty at the beginning.
+        enabled: whether anybody computes in these; otherwise it does nothing.
     """
-    scaler = torch.amp.GradScaler(device.type, enabled=half_type(device) is torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=enabled)
     if state:
         scaler.load_state_dict({**scaler.state_dict(), **state})
     return scaler

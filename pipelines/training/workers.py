@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 from ray import train as ray_train
 from ray.train.torch import get_device
@@ -45,6 +46,11 @@ def all_sum(value: Tensor) -> Tensor:
     value = value.to(get_device()).clone()
     dist.all_reduce(value)
     return value
+
+
+def any_of(mine: bool) -> bool:
+    """Whether something is so for any worker."""
+    return mine if world_size() == 1 else bool(all_sum(torch.tensor(float(mine))) > 0)
 
 
 def share_buffers(hybrid: nn.Module) -> None:

@@ -29,7 +29,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybrid_models.contract import Batch, Hybrid, autocast, half_type, to_device
+from hybrid_models.contract import Hybrid, autocast, half_type, to_device
+from hybrid_models.inputs import Sample
 from hybrid_models.layers.conv_lstm import ConvLSTM
 from hybrid_models.translator.decoding import TranslatorDecoding
 from pipelines.training.loop import scaler_of, step
@@ -101,7 +102,7 @@ def translator_training(kind: torch.dtype) -> Work:
     ]
     tokens = sum(len(target) + 1 for batch in given for _, target in batch)
     what = f"a translator's step of {size} sentences"
-    return Work(what, training(hybrid, list(map(hybrid.collate, samples))), tokens, "target tokens/s", kind)
+    return Work(what, training(hybrid, samples), tokens, "target tokens/s", kind)
 
 
 def translator_search(_: torch.dtype) -> Work:
@@ -125,7 +126,7 @@ def captioner_training(kind: torch.dtype) -> Work:
     size = sizes().fitting
     hybrid, samples = captioner.make({"words": fitting.WORDS, "samples": size})
     what = f"a captioner's step of {size} photographs"
-    return Work(what, training(hybrid, [hybrid.collate(samples)]), size, "photographs/s", kind)
+    return Work(what, training(hybrid, [samples]), size, "photographs/s", kind)
 
 
 def captions(kind: torch.dtype) -> Work:
@@ -155,13 +156,16 @@ WORKS = (translator_training, translator_search, captioner_training, captions, f
 """Each for the type that the device computes in."""
 
 
-def training(hybrid: Hybrid, collated: Sequence[Batch]) -> Callable[[], None]:
-    """A step of a training for each batch."""
-    hybrid.to(device()).train()
+def training(hybrid: Hybrid, samples: Sequence[Sequence[Sample]]) -> Callable[[], None]:
+    """A step of a training for each batch of samples."""
+    hybrid.to(device()).train()  # first: a batch's shapes depend on where the net is
     hybrid.start_epoch(0, 2)
-    batches = [to_device(batch, device()) for batch in collated]
+    batches = [to_device(hybrid.collate(batch), device()) for batch in samples]
     learned = [parameter for parameter in hybrid.parameters() if parameter.requires_grad]
-    optimizer, scaler = torch.optim.AdamW(learned, lr=1e-4, fused=True), scaler_of(device(), {})
+    optimizer, scaler = (
+        torch.optim.AdamW(learned, lr=1e-4, fused=True),
+        scaler_of(device(), {}, half_type(device()) is torch.float16),
+    )
 
     def run() -> None:
         for batch in batches:

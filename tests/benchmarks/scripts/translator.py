@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from hybrid_models.contract import to_device
+from hybrid_models.contract import half_type, to_device
 from hybrid_models.inputs import Sample
 from hybrid_models.translator.decoding import TranslatorDecoding
 from hybrid_models.translator.preprocess import TranslatorConfig
@@ -39,14 +39,14 @@ def make(question: dict[str, Any]) -> Translator:
 def learning(hybrid: Translator, device: torch.device) -> Callable[[list[Sample]], Tensor]:
     """A step of a training on a batch, which returns its loss."""
     optimizer = torch.optim.AdamW(hybrid.parameters(), lr=1e-4, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=False)
+    scaler = torch.amp.GradScaler(device.type, enabled=half_type(device) is torch.float16)
     hybrid.train()
 
     def work(batch: list[Sample]) -> Tensor:
         with record_function("## forward"):
             loss = hybrid(to_device(hybrid.collate(batch), device))
         with record_function("## backward"):
-            (loss.total / loss.terms).backward()
+            scaler.scale(loss.total / loss.terms).backward()
         with record_function("## optimizer"):
             step(hybrid, optimizer, 1e-4, 1.0, scaler)
         return loss.total.detach() / loss.terms

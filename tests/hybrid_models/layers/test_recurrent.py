@@ -10,6 +10,7 @@ from hybrid_models.layers.recurrent import (
     RepeatedProduct,
     initial_state,
     kept_step,
+    read,
     step_back,
 )
 
@@ -39,7 +40,23 @@ def test_initial_state():
     state = initial_state(torch.ones(B, 3), "lstm", layer)
     expected = torch.tanh(layer(torch.ones(B, 3)))
     torch.testing.assert_close(torch.cat([state["hidden"], state["cell"]], dim=1), expected)
+    assert all(part.is_contiguous() for part in state.values()), "cuDNN refuses others"
     assert list(initial_state(torch.ones(B, 3), "gru", nn.Linear(3, D))) == ["hidden"]
+
+
+@pytest.mark.parametrize(("cell", "kind"), [("gru", nn.GRU), ("lstm", nn.LSTM)])
+def test_a_text_is_read_as_torch_does(cell, kind):
+    torch.manual_seed(3)
+    rnn, inputs = kind(E, D, batch_first=True), torch.randn(B, 4, E)
+    state = initial_state(torch.randn(B, 3), cell, nn.Linear(3, STATES[cell] * D))
+    states, last = read(rnn, inputs, state)
+    given = tuple(part.unsqueeze(0) for part in state.values())
+    expected, ends = rnn(inputs, given if cell == "lstm" else given[0])
+    torch.testing.assert_close(states, expected)
+    ends = ends if cell == "lstm" else (ends,)
+    assert list(last) == list(state)
+    torch.testing.assert_close(torch.stack(list(last.values())), torch.cat(ends))
+    torch.testing.assert_close(read(rnn, inputs)[0], rnn(inputs)[0])
 
 
 @pytest.mark.parametrize(("cell", "kind"), [("gru", nn.GRU), ("lstm", nn.LSTM)])

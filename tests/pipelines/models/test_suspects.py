@@ -27,6 +27,29 @@ with Note(Path(sys.argv[1])) as note:
 """
 
 
+DEVICE = """
+import os, sys
+from pathlib import Path
+from pipelines.models.suspects import Note, halve
+
+dead = False
+def work(rows):
+    global dead
+    dead = dead or 3 in rows
+    if dead:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+    return [10 * row for row in rows]
+
+def failed():
+    if dead:
+        os._exit(9)
+
+with Note(Path(sys.argv[1])) as note:
+    print([found for batch in ((0, 1, 2, 3, 4), (5, 6)) for found in halve(batch, work, note, failed)])
+"""
+"""A device that fails all that comes after, as its process does not."""
+
+
 def work(rows: Rows) -> list[int]:
     if 3 in rows:
         raise MemoryError("no room\nfor it")
@@ -65,22 +88,37 @@ def test_a_note_of_work_that_ended_accuses_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("bad", "deaths"), [({3}, 1 + 1 + 1 + 1 + 2), (set(), 1)])
 def test_the_halving_goes_on_when_the_process_dies(tmp_path: Path, bad: set[int], deaths: int) -> None:
     code = MODEL.format(bad=bad or "set()", innocent=str(tmp_path / "innocent"))
-    starts = 0
-    while starts < 20:
+    starts, said = started_until_it_ends(code, tmp_path / "note")
+    assert starts == deaths
+    found = [(0, 1), (2,), (3,), (4,), (5, 6)] if bad else [(0, 1, 2, 3, 4), (5, 6)]
+    assert said == str([(rows, DIED if set(rows) <= bad else [10 * row for row in rows]) for rows in found])
+
+
+def test_the_halving_goes_on_when_a_device_fails_for_good(tmp_path: Path) -> None:
+    """The process ends itself then, and has died of the rows that it worked on: another one would fail on them, too."""
+    starts, said = started_until_it_ends(DEVICE, tmp_path / "note")
+    assert starts == 2 + 1 + 1 + 2, "the batch, its half, the half of that, the row"
+    expected = [
+        (rows, DIED if rows == (3,) else [10 * row for row in rows]) for rows in [(0, 1), (2,), (3,), (4,), (5, 6)]
+    ]
+    assert said == str(expected)
+
+
+DIED = "PredictionCrashed: the process that predicted this row died (2 times)"
+
+
+def started_until_it_ends(code: str, note: Path) -> tuple[int, str]:
+    """How often a program died before it did not, and what it printed then."""
+    for starts in range(20):
         done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "note")],
+            [sys.executable, "-c", code, str(note)],
             env={**os.environ, "PYTHONPATH": str(tiny.ROOT)}, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
         if done.returncode == 0:
-            break
-        starts += 1
-    assert starts == deaths
-    found = [(0, 1), (2,), (3,), (4,), (5, 6)] if bad else [(0, 1, 2, 3, 4), (5, 6)]
-    told = "PredictionCrashed: the process that predicted this row died (2 times)"
-    expected = [(rows, told if set(rows) <= bad else [10 * row for row in rows]) for rows in found]
-    assert done.stdout.strip() == str(expected)
-    assert not (tmp_path / "note").exists()
+            assert not note.exists()
+            return starts, done.stdout.strip()
+    raise AssertionError(done.stderr)
 
 
 def test_without_a_place_for_its_note_a_batch_is_predicted_all_the_same(tmp_path: Path) -> None:

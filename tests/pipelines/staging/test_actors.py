@@ -174,7 +174,7 @@ def test_a_gpu_waits_neither_for_batches_nor_for_tables(artifact: Artifact, monk
     predictor = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)
     monkeypatch.setattr(predictor, "compute", Compute(2, 1, True))
     monkeypatch.setattr(predictor, "_check_device", lambda: None)
-    monkeypatch.setattr(predictor, "_memory", lambda: (1, 1))
+    monkeypatch.setattr(predictor, "_room", 1)
     device = Device(predictor, monkeypatch)
     table = predictor(samples)
     assert table["translation"].equals(expected["translation"])
@@ -196,10 +196,13 @@ def test_batches_grow_into_a_gpus_memory(
     samples = tokenized(artifact, TEXTS)
     few = samples_table([samples[0], BadSample("A", "x")])
     before = [predictor(few), predictor(samples_table(samples))]
-    assert seen == [1, 2, 2, 2, 2, 2, 1], "until full ones have been seen"
+    assert seen[:2] == [1, 2], "until a full one has been seen, of the longest"
+    assert (seen[2], sum(seen)) == (min(size, 9), 12)
     seen.clear()
     assert predictor(samples_table(samples))["translation"].equals(before[1]["translation"])
-    assert seen[0] == size
+    assert (seen[0], sum(seen)) == (size, 11)
+    alone = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)
+    assert alone(samples_table(samples))["translation"].equals(before[1]["translation"]), "each row at its place"
 
 
 def failing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, bad: Callable[[Sample], bool]) -> list[int]:

@@ -364,14 +364,14 @@ def test_in_float16_a_hybrid_learns_the_same(name: str, monkeypatch: pytest.Monk
     assert half == pytest.approx(whole, rel=0.05)
     assert plain.scale == {}
     assert 1 <= scaled.scale["scale"] <= 2.0**16
-    assert loop.scaler_of(torch.device("cpu"), scaled.scale).state_dict().items() >= scaled.scale.items()
+    assert loop.scaler_of(torch.device("cpu"), scaled.scale, True).state_dict().items() >= scaled.scale.items()
 
 
 def test_scaled_gradients_are_those_without_a_scale_and_too_large_a_scale_shrinks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(loop, "half_type", lambda device: torch.float16)
-    scaler = loop.scaler_of(torch.device("cpu"), {})
+    scaler = loop.scaler_of(torch.device("cpu"), {}, True)
     layers = [small([0.5, -0.5]) for _ in range(2)]
     for layer, own in zip(layers, (UNSCALED, scaler), strict=True):
         optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
