@@ -47,7 +47,7 @@ def check(uri: str, schema: pa.Schema) -> DeltaTable | None:
 def names(tables_uri: str) -> list[str]:
     """The tables in a folder: those that hybrids write by default, there or not, then ours with names of their own.
 
-    What another program has beside them is left out: it has other columns. One whose log is damaged is not.
+    What another program has beside them is left out: it has other columns. One whose log cannot be read is not.
 
     Raises:
         StorageError: the store cannot be reached or refuses.
@@ -61,7 +61,7 @@ def _is_ours(uri: str) -> bool:
     """Whether it is, or its log is damaged, which whoever opens it says."""
     try:
         table = open_table(uri)
-    except UsageError:
+    except (UsageError, storage.StorageError):
         return True
     try:
         if table is not None:

@@ -132,7 +132,8 @@ class _Worker:
         if folder is None or not len(samples):
             return None
         ends = samples.select(["shard", "index"]).take([0, len(samples) - 1]).to_pylist()
-        return folder / hashlib.sha256(json.dumps([type(self).__name__, purpose, ends]).encode()).hexdigest()
+        of = [type(self).__name__, purpose, ends, len(samples)]
+        return folder / hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
     def _check_device(self) -> None:
         """A GPU that has failed fails all that comes after: then this process ends, and another one takes its place."""

@@ -134,7 +134,9 @@ def _report(
     if not workers.is_chief():
         ray_train.report(report)
         return
-    _check_newest(task)
+    if not is_newest(task.run, task.attempt):
+        name = task.run.rpartition("/")[2]
+        raise UsageError(f"run '{name}' was started once more meanwhile: that start goes on, this one ends")
     storage.write_bytes(
         storage.join(task.run, HISTORY), "".join(json.dumps(e) + "\n" for e in progress.history).encode()
     )
@@ -149,14 +151,12 @@ def _report(
         )
 
 
-def _check_newest(task: TrainTask) -> None:
+def is_newest(run: str, attempt: str) -> bool:
+    """Whether no other start of the driver came after this one."""
     try:
-        newest = storage.read_text(storage.join(task.run, ATTEMPT))
+        return storage.read_text(storage.join(run, ATTEMPT)) == attempt
     except FileNotFoundError:
-        return
-    if newest != task.attempt:
-        name = task.run.rpartition("/")[2]
-        raise UsageError(f"run '{name}' was started once more meanwhile: that start goes on, this one ends")
+        return True
 
 
 def score_of(value: float, recipe: Recipe) -> float:

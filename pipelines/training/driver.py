@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import ray
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
@@ -34,8 +35,9 @@ from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Session
 from pipelines.models.tracking import Tracker
 from pipelines.secrets import shown
+from pipelines.staging.checks import RefusedError
 from pipelines.staging.pieces import Piece
-from pipelines.staging.prepared import SampleIndex
+from pipelines.staging.prepared import PreparedSamples, SampleIndex
 from pipelines.training import failures, progress
 from pipelines.training.checkpoints import (
     ATTEMPT,
@@ -43,6 +45,7 @@ from pipelines.training.checkpoints import (
     Metrics,
     best_first,
     history,
+    is_newest,
     mend_snapshot,
 )
 from pipelines.training.loop import train_worker
@@ -54,9 +57,9 @@ from pipelines.training.runs import (
     Trained,
     TrainJob,
     TrainTask,
-    difference,
     plain,
     read_state,
+    release,
     shards_digest,
 )
 
@@ -65,6 +68,9 @@ MAX_OUTAGES = 5
 OUTAGE_SECONDS = 600.0
 FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS)))
 """What a disk says that no waiting helps."""
+MISTAKES = (UsageError, RefusedError, ArithmeticError, KeyboardInterrupt)
+"""What ends a start that is to be made otherwise."""
+REMOVE_SECONDS = 60.0
 T = TypeVar("T")
 
 
@@ -72,32 +78,34 @@ def train(job: TrainJob, shards: Shards) -> Trained:
     """Trains to the end and registers the best model; goes on where an earlier start of the same name stopped.
 
     Raises:
-        UsageError: the cluster has GPUs, but fewer than the least workers, or no node that computes.
+        UsageError: the cluster has GPUs, but fewer than the least workers, or no node that computes; or the same run
+            was started once more meanwhile.
         FloatingPointError: the gradients are not finite; like whatever else would come again, at the first try.
         RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
     """
     scaling, threads = _scaling(job.workers, job.gpu, job.resources.threads)
+    attempt = uuid.uuid4().hex
+    storage.write_bytes(storage.join(job.run, ATTEMPT), attempt.encode())
     tracker = _open_run(job, shards)
     try:
         initial = initial_artifact(job, shards[0])
         prepared = [prepare(job, initial, part) for part in shards]
-        _fit(job, tracker, initial, prepared, scaling, threads)
+        _fit(job, tracker, initial, prepared, scaling, threads, attempt)
         bad = {split: dict(errors) for split, (_, errors) in zip(("train", "val"), prepared, strict=True) if errors}
         trained = _finish(job, shards, tracker, initial, bad)
-    except BaseException:
-        tracker.finish(succeeded=False)
+    except BaseException as error:
+        if is_newest(job.run, attempt):  # else the run is another start's
+            tracker.finish(succeeded=False)
+            if isinstance(error, MISTAKES):
+                release(job)
         raise
     storage.write_bytes(storage.join(job.run, "summary.json"), json.dumps(asdict(trained), indent=2).encode())
     return trained
 
 
 def _open_run(job: TrainJob, shards: Shards) -> Tracker:
-    """The MLflow run of this name: the earlier one if there is one at this MLflow. What was started with other options
-    or data, and has not trained (`runs.check` sees to that), begins anew."""
+    """The MLflow run of this name: the earlier one if there is one at this MLflow."""
     state = read_state(job)
-    if state is not None and difference(job, state, shards):
-        storage.delete(storage.join(job.run, "initial", weights.CONFIG))  # so it is made anew
-        state = None
     tracker = Tracker(job.tracking_uri, state.mlflow_run_id if state else None)
     if tracker.resume():
         return tracker
@@ -118,11 +126,11 @@ def _fit(
     prepared: list[tuple[list[Piece], Counter[str]]],
     scaling: ScalingConfig,
     threads: int,
+    attempt: str,
 ) -> None:
-    config, attempt = job.recipe.train, uuid.uuid4().hex
+    config = job.recipe.train
     train, val = (_through_outages(partial(SampleIndex.of, pieces), job) for pieces, _ in prepared)
     _check_enough(job, train)
-    storage.write_bytes(storage.join(job.run, ATTEMPT), attempt.encode())
     with progress.followed(job.name, config.epochs) as reporter:
         task = TrainTask(
             recipe=job.recipe,
@@ -155,18 +163,34 @@ def _fit(
         try:
             _through_outages(fit, job)
         except TrainingFailedError:
+            if is_newest(job.run, attempt):
+                _remove_copies(task)
             if (failure := failures.kept(job.run, attempt)) is not None:
                 raise failure.error() from None
             raise
+
+
+def _remove_copies(task: TrainTask) -> None:
+    """The nodes' copies of the samples of a training that has ended: who was to go on with them does not come."""
+
+    @ray.remote(num_cpus=0)
+    def remove(train: SampleIndex, val: SampleIndex) -> None:
+        for index in (train, val):
+            PreparedSamples(index, task.run).remove()
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    done = [remove.options(scheduling_strategy=place).remote(task.train, task.val) for place in places]
+    ray.wait(done, num_returns=len(done), timeout=REMOVE_SECONDS)
 
 
 def _check_enough(job: TrainJob, samples: SampleIndex) -> None:
     """Refuses more workers than samples: each takes some of every batch."""
     _, most = job.workers
     least = most * job.recipe.model.least_share
-    if len(samples.lengths) < least:
+    if len(samples) < least:
         raise UsageError(
-            f"{job.data} has {len(samples.lengths)} samples to train on, too few for `num_workers` {most}: "
+            f"{job.data} has {len(samples)} samples to train on, too few for `num_workers` {most}: "
             f"it must have at least {least}"
         )
 
@@ -303,7 +327,10 @@ def _best(job: TrainJob, initial: Artifact) -> tuple[Hybrid, Metrics, dict[str, 
         UsageError: none is.
     """
     hybrid = initial.load()
-    damage = UsageError("no epoch's metric is a number: lower `train.learning_rate`, under another `name`")
+    damage = UsageError(
+        f"no checkpoint tells a `{job.recipe.train.metric}` that is a number: lower `train.learning_rate`, under "
+        "another `name`"
+    )
     for name, metrics in best_first(job.run, job.recipe):
         place = storage.join(job.run, name)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,7 +71,9 @@ def _train(task: TrainTask) -> None:
     try:
         train_epochs(model, optimizer, train_set, val_set, progress, task)
     except Exception as error:
-        ended = failures.comes_again(error)  # else who is started in this one's place needs the same copies
+        # else who is started in this one's place needs the same copies; if they do not fit, nobody does
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        ended = full or (workers.are_together() and failures.comes_again(error))
         raise
     finally:
         if ended and ray_train.get_context().get_local_rank() == 0:

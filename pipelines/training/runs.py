@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.cluster.resources import Resources
-from pipelines.models import artifacts, tracking
+from pipelines.models import artifacts, tracking, weights
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.secrets import shown
 from pipelines.staging.prepared import SampleIndex
@@ -123,16 +123,24 @@ def check(job: TrainJob) -> Shards:
     train, val = (list_shards(storage.join(job.data, split), cut) for split in ("train", "val"))
     storage.check_writable(job.storage)
     state = read_state(job)
-    if state is not None and has_trained(job):
+    if state is not None:
         if different := difference(job, state, (train, val)):
             raise UsageError(f"run '{job.name}' was started {different}: use another `name`")
         _check_not_tidied(job)
     return train, val
 
 
-def has_trained(job: TrainJob) -> bool:
-    """Whether something of this run would be lost if it began anew."""
-    return any(storage.exists(storage.join(job.run, name)) for name in (HISTORY, "summary.json"))
+def release(job: TrainJob) -> None:
+    """Lets a run begin anew with other options or data, as long as nothing was trained: who follows the advice that it
+    ended with needs no other name.
+
+    Raises:
+        StorageError: the store kept failing.
+    """
+    kept = [file.uri.removeprefix(job.run + "/").split("/")[0] for file in storage.list_all(job.run)]
+    if not any(name in (HISTORY, "summary.json") or CHECKPOINT.fullmatch(name) for name in kept):
+        storage.delete(storage.join(job.run, "initial", weights.CONFIG))  # so it is made anew
+        storage.delete(storage.join(job.run, "run.json"))
 
 
 def _check_not_tidied(job: TrainJob) -> None:

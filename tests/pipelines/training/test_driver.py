@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -382,17 +381,38 @@ def test_ctrl_c_is_the_programs_again_after_a_training() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("superseded", [True, False])
+def test_a_start_that_is_not_the_newest_leaves_the_run_alone(
+    superseded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tmp_path, "twice")
+
+    def fail(*_: object) -> None:
+        if superseded:
+            storage.write_bytes(f"{job.run}/attempt", b"another")
+        raise UsageError("run 'twice' was started once more meanwhile")
+
+    monkeypatch.setattr(driver, "_scaling", lambda *_: (None, 1))
+    monkeypatch.setattr(driver, "initial_artifact", fail)
+    with pytest.raises(UsageError, match="was started once more"):
+        driver.train(job, ([], []))
+    state = runs.read_state(job)
+    assert (state is not None) == superseded
+    (run,) = mlflow.MlflowClient(job.tracking_uri).search_runs(["1"])
+    assert run.info.status == ("RUNNING" if superseded else "FAILED")
+
+
 def test_more_workers_than_samples_are_refused(tmp_path: Path) -> None:
     job = job_of(tmp_path, "few", num_workers=4)
-    driver._check_enough(job, SimpleNamespace(lengths=[1, 2, 3, 4]))  # type: ignore[arg-type]
+    driver._check_enough(job, [1, 2, 3, 4])  # type: ignore[arg-type]
     with pytest.raises(
         UsageError, match="has 3 samples to train on, too few for `num_workers` 4: it must have at least 4"
     ):
-        driver._check_enough(job, SimpleNamespace(lengths=[1, 2, 3]))  # type: ignore[arg-type]
+        driver._check_enough(job, [1, 2, 3])  # type: ignore[arg-type]
 
 
 def counted_worker(starts: str) -> Callable[[TrainTask], None]:
-    """A worker that notes that it was started, and how far it came."""
+    """A worker that notes that it was started, how far it came, and where its copies of samples are."""
 
     def worker(task: TrainTask) -> None:
         from pathlib import Path
@@ -404,6 +424,7 @@ def counted_worker(starts: str) -> Callable[[TrainTask], None]:
         def begun(task: TrainTask) -> None:
             with Path(starts).open("a") as notes:
                 notes.write("begun\n")
+            Path(f"{starts}.copies").write_text(str(PreparedSamples(ray.get(task.train), task.run).folder))
             train(task)
 
         loop._train = begun
@@ -430,6 +451,8 @@ def test_what_would_fail_again_ends_the_run_at_its_first_try(
         train_to_the_end(job)
     assert "in train_epoch" in caught.value.__notes__[0], "where it was"
     assert (tmp_path / "starts").read_text().split() == ["started", "begun", "started"]
+    runs.check(replace(job, recipe=RECIPE))  # who follows the advice needs no other name
+    assert not Path((tmp_path / "starts.copies").read_text()).exists(), "nobody goes on with them"
 
 
 # ---- two workers -------------------------------------------------------------------------------------------------

@@ -79,14 +79,11 @@ def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
     storage.write_bytes(f"{job.run}/run.json", json.dumps(state).encode())
     runs.check(job)
     other = replace(RECIPE, train=replace(RECIPE.train, batch_size=32))
-    runs.check(replace(job, recipe=other))  # nothing was trained yet: who follows an advice needs no other name
-    storage.write_bytes(f"{job.run}/history.jsonl", b"{}")
-    runs.check(job)
-    free = replace(RECIPE.train, max_failures=50, keep_checkpoints=1)
-    runs.check(replace(job, recipe=replace(RECIPE, train=free)))  # they decide nothing of what is learned
     assert refusal(replace(job, recipe=other)) == (
         "run 'mine' was started with train.batch_size=16, not 32: use another `name`"
     )
+    free = replace(RECIPE.train, max_failures=50, keep_checkpoints=1)
+    runs.check(replace(job, recipe=replace(RECIPE, train=free)))  # they decide nothing of what is learned
     config = runs.plain(RECIPE)
     assert config["model"].pop("cell") == "gru"
     storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "config": config}).encode())
@@ -100,6 +97,17 @@ def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
     for damaged in (b'{"recipe": ', b'{"recipe": "test"}', b"[]"):
         storage.write_bytes(f"{job.run}/run.json", damaged)
         assert refusal(job) == (f"{job.run}/run.json is damaged: bring it back from a backup, or use another `name`")
+
+
+@pytest.mark.parametrize(
+    "trained", ["", "history.jsonl", "summary.json", "checkpoint_epoch_0001/progress.json", "artifact/config.json"]
+)
+def test_a_run_in_which_nothing_was_trained_is_let_go(job: TrainJob, trained: str) -> None:
+    for name in filter(None, ("run.json", "initial/config.json", "initial/weights.safetensors", "attempt", trained)):
+        storage.write_bytes(f"{job.run}/{name}", b"{}")
+    runs.release(job)
+    kept = trained not in ("", "artifact/config.json")
+    assert storage.exists(f"{job.run}/run.json") == storage.exists(f"{job.run}/initial/config.json") == kept
 
 
 def test_a_finished_run_whose_checkpoints_were_freed_is_not_begun_again(job: TrainJob) -> None:
