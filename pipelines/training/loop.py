@@ -62,9 +62,7 @@ def _train(task: TrainTask) -> None:
     parameters = [p for p in hybrid.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = restore(hybrid, optimizer, task)
-    # buffers are shared before they are needed: `share_buffers`
-    strategy = {"parallel_strategy": "ddp", "parallel_strategy_kwargs": {"broadcast_buffers": False}}
-    model = prepare_model(hybrid, **(strategy if workers.world_size() > 1 else {"parallel_strategy": None}))
+    model = prepare_model(hybrid, parallel_strategy="ddp" if workers.world_size() > 1 else None)
     train_set = PreparedSamples(ray.get(task.train), task.run)
     val_set = PreparedSamples(ray.get(task.val), task.run)
     ended = True
