@@ -9,6 +9,9 @@ import re
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyarrow as pa
+from pyarrow.fs import FileSystem
+
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.cluster.resources import Resources
@@ -122,12 +125,25 @@ def check(job: TrainJob) -> Shards:
     cut = job.recipe.cut is not None
     train, val = (list_shards(storage.join(job.data, split), cut) for split in ("train", "val"))
     storage.check_writable(job.storage)
+    _check_for_checkpoints(job.runs)
     state = read_state(job)
     if state is not None:
         if different := difference(job, state, (train, val)):
             raise UsageError(f"run '{job.name}' was started {different}: use another `name`")
         _check_not_tidied(job)
     return train, val
+
+
+def _check_for_checkpoints(uri: str) -> None:
+    """Refuses a store that Ray Train, which keeps checkpoints by pyarrow, does not know: else it would say so after all
+    samples are prepared."""
+    if uri.startswith("s3://"):  # which it knows, and asks for its region
+        return
+    try:
+        FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"`storage` {shown(uri)} cannot keep checkpoints ({reason}): use s3:// or a folder") from None
 
 
 def release(job: TrainJob) -> None:

@@ -62,6 +62,9 @@ def test_impossible_jobs_are_refused(job: TrainJob, tmp_path: Path) -> None:
     assert refusal(replace(job, recipe=rewards, num_workers=8)).endswith("it must be at least 16"), "two images each"
     assert refusal(replace(job, data=str(tmp_path))).startswith(f"no shards found at {tmp_path}/train: ")
     assert refusal(replace(job, storage="/proc/nowhere")).startswith("cannot write /proc/nowhere/")
+    assert refusal(replace(job, storage="memory://lake")).startswith(
+        "`storage` memory://lake/runs cannot keep checkpoints ("
+    )
     wrong = replace(RECIPE, train=replace(RECIPE.train, metric="cider_d"))
     assert refusal(replace(job, recipe=wrong)).startswith("`train.metric` 'cider_d' is unknown for a translator")
 
