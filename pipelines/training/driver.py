@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import threading
 import uuid
@@ -22,6 +23,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -68,6 +70,8 @@ MAX_OUTAGES = 5
 OUTAGE_SECONDS = 600.0
 FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS)))
 """What a disk says that no waiting helps."""
+STORES = re.compile(r"^(?:OSError|PermissionError|TimeoutError|\S*StorageError): .*", re.MULTILINE)
+"""How a traceback ends where a store failed."""
 MISTAKES = (UsageError, RefusedError, ArithmeticError, KeyboardInterrupt)
 """What ends a start that is to be made otherwise."""
 REMOVE_SECONDS = 60.0
@@ -220,7 +224,7 @@ def _through_outages(work: Callable[[], T], job: TrainJob) -> T:
     for left in range(MAX_OUTAGES, 0, -1):
         try:
             return work()
-        except (TrainingFailedError, storage.StorageError) as error:
+        except (TrainingFailedError, storage.StorageError, RayActorError) as error:
             cause = _outage(error)
             if cause is None:
                 raise
@@ -229,10 +233,12 @@ def _through_outages(work: Callable[[], T], job: TrainJob) -> T:
     return work()
 
 
-def _outage(error: TrainingFailedError | storage.StorageError) -> str | None:
+def _outage(error: TrainingFailedError | storage.StorageError | RayActorError) -> str | None:
     """What the store did to the driver, a worker or Ray's controller; None if something else failed, or it is full."""
     causes = [error, getattr(error, "controller_failure", None), *getattr(error, "worker_failures", {}).values()]
     store = [str(cause) for cause in causes if isinstance(cause, OSError | storage.StorageError)]
+    if isinstance(error, RayActorError):  # of Ray's controller, as it was made: its traceback is all that is told
+        store = STORES.findall(str(error))
     full = any(text in said for said in store for text in FULL)
     return store[0].splitlines()[0] if store and not full else None
 

@@ -14,6 +14,7 @@ import pytest
 import ray
 import torch
 from PIL import Image
+from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from safetensors.torch import load as load_tensors
 
@@ -312,16 +313,23 @@ def test_a_run_that_was_killed_within_an_epoch_goes_on_within_it(
     assert again.summary["value"] == whole.summary["value"]
 
 
+def died(said: str) -> ActorDiedError:
+    """As Ray tells what its controller died of when it was made."""
+    told = f"Traceback (most recent call last):\n  File x.py, line 1, in __init__\n{said}"
+    return ActorDiedError(RayTaskError("TrainController.__init__", told, Exception(said)))
+
+
 @pytest.mark.parametrize(
     "failure",
     [
         ControllerError(OSError("AWS Error NETWORK_CONNECTION")),
         WorkerGroupError("", {0: StorageError("cannot write w")}),
         StorageError("cannot read the samples"),
+        died("OSError: When listing 'x': AWS Error NETWORK_CONNECTION"),
     ],
 )
 def test_a_store_that_is_away_is_waited_for(
-    failure: TrainingFailedError | StorageError,
+    failure: TrainingFailedError | StorageError | ActorDiedError,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -347,6 +355,9 @@ def test_a_store_that_is_away_is_waited_for(
     assert len(waits) == 2 + driver.MAX_OUTAGES
     answers = iter([WorkerGroupError("", {0: FloatingPointError("the gradients are not finite")})])
     with pytest.raises(WorkerGroupError):
+        driver._through_outages(fit, job)
+    answers = iter([died("KeyError: 3")])
+    with pytest.raises(ActorDiedError):
         driver._through_outages(fit, job)
     assert len(waits) == 2 + driver.MAX_OUTAGES, "no store failed"
 
