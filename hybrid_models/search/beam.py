@@ -128,7 +128,9 @@ def search(
     """Finds the best output of each source by beam search; with `beam_size` 1 this is greedy search.
 
     A hypothesis ends when the end symbol is among its source's `beam_size` best continuations. A source is done when
-    `beam_size` hypotheses have ended or no live one can still beat the best that has; it leaves the batch with others.
+    no live one can still beat the best that has ended; or, when `beam_size` of them have, as soon as none is likelier
+    than it as it stands (a long text of a net that is sure of it comes after short ones that are wrong). It leaves the
+    batch with others.
     A source at its `max_length` may only end. The search draws no random numbers.
 
     Args:
@@ -266,8 +268,10 @@ def _advance(
     prefix_BKL = beams.tokens_BKL.gather(1, parent_BK.unsqueeze(2).expand_as(beams.tokens_BKL))
     first_line_B1 = torch.arange(len(parent_BK), device=position.device).unsqueeze(1) * beam
     # a live hypothesis may still win: log probabilities only fall, and penalties only grow
-    reachable_B = log_prob_BK.amax(dim=1) / beams.penalty_L.index_select(0, beams.limit_B + 1)
-    going_B = ~at_limit_B & (ended_B < beam) & (reachable_B > best.score_B)
+    likeliest_B = log_prob_BK.amax(dim=1)
+    reachable_B = likeliest_B / beams.penalty_L.index_select(0, beams.limit_B + 1)
+    likelier_B = likeliest_B > best.score_B * beams.penalty_L.index_select(0, best.length_B + 1)
+    going_B = ~at_limit_B & ((ended_B < beam) | likelier_B) & (reachable_B > best.score_B)
     return beams._replace(
         tokens_BKL=torch.where(place_L == position + 1, token_BK.unsqueeze(2), prefix_BKL),
         log_prob_BK=log_prob_BK,

@@ -68,6 +68,27 @@ def test_what_comes_after_a_source_is_done_does_not_count(monkeypatch, shaped, a
     assert [found.tokens for found in together] == [found.tokens for found in alone]
 
 
+def test_a_likely_long_text_is_not_left_for_short_ones_that_have_ended():
+    """A net that has learned by heart: the words of the right text are nearly sure, the end after each is not."""
+    length, sure = 9, math.log(0.99)
+
+    def step(tokens, state, memory):
+        written = state["written"] + 1
+        log_probs = torch.full((len(tokens), 4), -50.0)
+        right = (written <= length).squeeze(1)
+        log_probs[:, 2] = torch.where(right, sure, -50.0)
+        log_probs[:, END] = torch.where(right, math.log(0.005), sure)
+        log_probs[:, 3] = math.log(0.004)
+        return log_probs, {"written": written}
+
+    state = {"written": torch.zeros(1, 1)}
+    for beam_size in (1, 2, 5):
+        options = SearchOptions(START, END, beam_size)
+        (found,) = search(step, state, {"keys": torch.zeros(1, 1)}, [20], options)
+        assert found.tokens == [2] * length
+        assert found.score == pytest.approx((length + 1) * sure / length_penalty(length + 1, 1.0), abs=1e-5)
+
+
 @pytest.mark.parametrize("beam_size", [1, 2, 5])
 def test_a_batch_of_different_sources_equals_each_alone(beam_size):
     model, limits = TableModel(10, end_bias=0.5), [9, 3, 1, 0, 5, 9, 9, 2, 7, 4]

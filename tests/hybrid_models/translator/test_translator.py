@@ -62,12 +62,12 @@ def model():
 
 
 def learned(**changes):
-    """Learned by heart, in more steps on one processor than on another: a search may end before a rare word."""
+    """Learned by heart, in more steps on one processor than on another."""
     model = build(replace(TINY, **changes))
     for _ in range(15):
         loss = fit(model, 100)
-        if all(model.translate(list(PAIRS), beam_size=size) == list(PAIRS.values()) for size in (1, 5)):
-            assert loss < 0.05
+        found = [model.translate(list(PAIRS), beam_size=size) for size in (1, 5)]
+        if loss < 0.05 and found == 2 * [list(PAIRS.values())]:
             return model
     raise AssertionError("15 times 100 steps do not do")
 
