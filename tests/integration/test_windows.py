@@ -143,7 +143,10 @@ def test_one_table_of_whatever_lies_there_which_goes_on_in_the_middle_of_a_video
     again = infer.main(killed)
     assert again["rows"] == len(found)
     assert 0 < again["rows_computed"] <= len(found) - 13, "what was staged is not computed again"
-    assert rows(s3, "killed") == found
+    other = rows(s3, "killed")
+    assert [{**row, "score": None} for row in other] == [{**row, "score": None} for row in found]
+    scores = [[row["score"] for row in each if row["score"] is not None] for each in (other, found)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)  # some processors multiply a batch of another size otherwise
 
 
 @pytest.mark.long
