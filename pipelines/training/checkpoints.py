@@ -193,7 +193,7 @@ def restore(hybrid: Hybrid, optimizer: torch.optim.Optimizer, task: TrainTask) -
             try:
                 load_checkpoint(hybrid, optimizer, storage.join(task.run, name))
             except DamagedError as error:
-                damage, fallbacks = str(error), max(fallbacks, _place(name)[2] + 1)  # type: ignore[index]
+                damage, fallbacks = str(error), max(fallbacks, (_place(name) or (0, 0, 0))[2] + 1)
                 workers.tell(task.progress, "damage", Progress(), {}, damage)
             else:
                 return name, damage, fallbacks
