@@ -98,13 +98,24 @@ def train(job: TrainJob, shards: Shards) -> Trained:
         bad = {split: dict(errors) for split, (_, errors) in zip(("train", "val"), prepared, strict=True) if errors}
         trained = _finish(job, shards, tracker, initial, bad)
     except BaseException as error:
-        if is_newest(job.run, attempt):  # else the run is another start's
-            tracker.finish(succeeded=False)
-            if isinstance(error, MISTAKES):
-                release(job)
+        _give_up(job, tracker, attempt, error)
         raise
     storage.write_bytes(storage.join(job.run, "summary.json"), json.dumps(asdict(trained), indent=2).encode())
     return trained
+
+
+def _give_up(job: TrainJob, tracker: Tracker, attempt: str, error: BaseException) -> None:
+    """Says so in MLflow, and lets the run go if it was a mistake; unless the run is another start's by now. A store
+    that does not answer hides nothing of the error."""
+    try:
+        ours = is_newest(job.run, attempt)
+        if ours and isinstance(error, MISTAKES):
+            release(job)
+    except storage.StorageError as trouble:
+        log.warning("%s: %s", job.name, trouble)
+        ours = True
+    if ours:
+        tracker.finish(succeeded=False)
 
 
 def _open_run(job: TrainJob, shards: Shards) -> Tracker:

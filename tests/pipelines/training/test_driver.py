@@ -392,6 +392,10 @@ def test_ctrl_c_is_the_programs_again_after_a_training() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def fail_with(error: Exception) -> None:
+    raise error
+
+
 @pytest.mark.parametrize("superseded", [True, False])
 def test_a_start_that_is_not_the_newest_leaves_the_run_alone(
     superseded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -407,10 +411,13 @@ def test_a_start_that_is_not_the_newest_leaves_the_run_alone(
     monkeypatch.setattr(driver, "initial_artifact", fail)
     with pytest.raises(UsageError, match="was started once more"):
         driver.train(job, ([], []))
+    monkeypatch.setattr(driver, "is_newest", lambda *_: fail_with(StorageError("cannot read attempt")))
+    with pytest.raises(UsageError, match="was started once more"):
+        driver.train(replace(job, name="away"), ([], []))
     state = runs.read_state(job)
     assert (state is not None) == superseded
-    (run,) = mlflow.MlflowClient(job.tracking_uri).search_runs(["1"])
-    assert run.info.status == ("RUNNING" if superseded else "FAILED")
+    found = {run.info.run_name: run.info.status for run in mlflow.MlflowClient(job.tracking_uri).search_runs(["1"])}
+    assert found == {"away": "FAILED", "twice": "RUNNING" if superseded else "FAILED"}
 
 
 def test_more_workers_than_samples_are_refused(tmp_path: Path) -> None:
