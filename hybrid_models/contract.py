@@ -79,8 +79,13 @@ class Hybrid(nn.Module, Interface):
         """Whether `featurize` does anything: then training computes it once per sample and keeps the result."""
         return False
 
-    def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Replaces raw inputs by the output of the frozen part of the net."""
+    def featurize(self, samples: Sequence[Sample], batch: Batch | None = None) -> list[Sample]:
+        """Replaces raw inputs by the output of the frozen part of the net.
+
+        Args:
+            samples: as `preprocess` gives them.
+            batch: what `collate` makes of them, on the model's device, where somebody has made it already.
+        """
         return list(samples)
 
     # ---- training and prediction --------------------------------------------------------------------------------

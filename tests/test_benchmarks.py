@@ -187,9 +187,11 @@ def test_a_process_that_waits_leaves_the_cores_idle():
 def test_a_night_waits_for_a_slow_device_and_for_more_where_its_steps_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(beside, "BATCHES", 4)
     monkeypatch.setattr(beside, "ROUNDS", 1)
-    by_device, in_turn = beside.rows(False, tmp_path)
+    monkeypatch.setattr(beside, "TABLE", 2)
+    by_device, tables_in_turn, in_turn = beside.rows(False, tmp_path)
     assert (by_device.reference, by_device.goal) == (0.16, 0.18)
     assert in_turn.ours >= 4 * (beside.SECONDS["collate"] + beside.SECONDS["infer"]) > by_device.reference
+    assert tables_in_turn.ours >= 0.16 + 2 * (beside.SECONDS["collate"] + beside.SECONDS["_table"])
     assert by_device.ours >= by_device.reference
 
 

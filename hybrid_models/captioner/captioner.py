@@ -78,15 +78,15 @@ class Captioner(CaptionerInterface, VisualHybrid):
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
         return {TOKENIZER: Tokenizer.train(texts, cast(CaptionerConfig, config).vocab_size).to_json()}
 
-    def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
+    def featurize(self, samples: Sequence[Sample], batch: Batch | None = None) -> list[Sample]:
         """With a frozen encoder, `frames` become what `_look` sees, float16: `features` [S,C], and `course` [T,4C].
 
         With `mirror`, samples with captions also get that of their mirror images, as `mirrored_features` ….
         """
         if not self.config.freeze_encoder:
             return list(samples)
-        bare = [{name: sample[name] for name in ("frames", "frame_count")} for sample in samples]
-        batch = to_device(self.collate(bare), module_device(self))
+        if batch is None:
+            batch = to_device(self.collate(samples), module_device(self))
         views = {"": batch}
         if self.config.mirror and all("captions" in sample for sample in samples):
             views[MIRRORED] = {**batch, "frames": batch["frames"].flip(3)}

@@ -54,11 +54,12 @@ class Recogniser(RecogniserInterface, VisualHybrid):
     def learn_assets(cls, config: HybridConfig, texts: Iterable[str]) -> dict[str, str]:
         return {LABELS: learn_labels(texts)}
 
-    def featurize(self, samples: Sequence[Sample]) -> list[Sample]:
+    def featurize(self, samples: Sequence[Sample], batch: Batch | None = None) -> list[Sample]:
         """With a frozen encoder, `frames` become `course`, float16 [T,4C]: what is where in each."""
         if not self.config.freeze_encoder:
             return list(samples)
-        batch = to_device(self.collate(samples), module_device(self))
+        if batch is None:
+            batch = to_device(self.collate(samples), module_device(self))
         with torch.inference_mode():
             course = self._look(batch).half().cpu().numpy()
         return [

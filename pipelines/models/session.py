@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -37,6 +39,8 @@ NOTES = {"decoding": b"hybrid.decoding", "limits": b"hybrid.limits", "cut": b"hy
 BATCH_BYTES = 16 << 20
 BATCH_OUTPUT_BYTES = 64 << 20
 """A nowcast needs about sixteen times the memory of its output while it is made."""
+ALONE = nullcontext()
+"""Nobody else works with the model."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,7 @@ def outcomes(
     failed: Callable[[], None] = lambda: None,
     ahead: int = 0,
     room: int = 1,
+    turn: AbstractContextManager[Any] = ALONE,
 ) -> Iterator[tuple[Rows, list[Any] | str]]:
     """Positions of good rows with an output each, or of one row with why the model cannot work on it.
 
@@ -198,9 +203,12 @@ def outcomes(
         ahead: so many batches are made by a thread while an earlier one is worked on; none where a process has died of
             these samples, so that the note tells what the next one dies of.
         room: see `batches`.
+        turn: is entered for all of the model's work, when the first batch is being made: others may work with the same
+            model in theirs.
     """
     with note:
-        for batch, made in made_ahead(make, batches(samples, batch_size, room), 0 if note.inherited else ahead):
+        coming = made_ahead(make, batches(samples, batch_size, room), 0 if note.inherited else ahead)
+        for batch, made in _in_turn(coming, turn):
 
             def worked(rows: Rows, batch: Rows = batch, made: Callable[[], T] = made) -> list[Any]:
                 return work(made() if rows == batch else make(rows))
@@ -210,6 +218,14 @@ def outcomes(
                     row = samples.select(["shard", "index", "object"]).slice(part[0], 1).to_pylist()[0]
                     log.warning("%s row %d: %s", row["object"] or row["shard"], row["index"], outputs, extra=row)
                 yield part, outputs
+
+
+def _in_turn(things: Iterator[T], turn: AbstractContextManager[Any]) -> Iterator[T]:
+    """The same things; `turn` is entered when the first of them has come, and left after the last."""
+    for first in islice(things, 1):
+        with turn:
+            yield first
+            yield from things
 
 
 def by_row(part: Sequence[int], outputs: list[dict[str, Any]] | str) -> Iterator[tuple[int, dict[str, Any]]]:

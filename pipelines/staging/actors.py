@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,7 +41,8 @@ RECORD_SCHEMA = pa.schema([pa.field("record", pa.string())])  # what evaluation 
 
 
 class _Worker:
-    """What the actors share: a loaded model on its device, and a note of what they work on.
+    """What the actors share: a loaded model on its device, and a note of what they work on. Several threads may call
+    one: the model works on the samples of one call after those of another.
 
     Args:
         inference: the model and how it predicts, or a reference to that in Ray's object store.
@@ -59,31 +61,31 @@ class _Worker:
         self.hybrid = self.session.hybrid
         self.compute = compute
         self._busy = Busy(name)
+        self._turn = threading.Lock()
         self._room: int | None = None  # found with the first full batch
 
     def outcomes(
-        self, samples: pa.Table, make: Callable[[Rows], T], work: Callable[[T], list[Any]], purpose: str
+        self, samples: pa.Table, work: Callable[[Made], list[T]], purpose: str
     ) -> Iterator[tuple[Rows, list[Any] | str]]:
         """Positions of good rows with an output each, or why the model cannot work on one, also where that ends the
         process.
 
         Args:
             samples: rows of `SAMPLE_SCHEMA`.
-            make: positions of rows → what `work` takes; made ahead where a GPU would wait for it.
-            work: that → one output for each row.
+            work: some of these, and the batch of them → one output for each.
             purpose: what it is for; other work on the same samples fails for other reasons.
         """
 
-        def computed(made: T) -> list[Any]:
+        def computed(made: Made) -> list[T]:
             with self._busy.computing():
                 return work(made)
 
         lengths = samples["length"].to_numpy()  # NaN where a row is bad
         first, others = self._measured_first(lengths)
         for chosen in filter(len, (first, others)):
-            yield from self._outcomes(samples, chosen, make, computed, purpose)
-            if len(first) and self._room is None:
-                self._room = room_of(*self._memory())
+            yield from self._outcomes(samples, chosen, computed, purpose)
+            if len(first):
+                self._find_room()
 
     def _measured_first(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions of a batch of the longest rows, by which it is found how many a GPU has room for, if that is not
@@ -95,27 +97,29 @@ class _Worker:
         return np.sort(longest[:size]), np.sort(longest[size:])
 
     def _outcomes(
-        self,
-        samples: pa.Table,
-        chosen: np.ndarray,
-        make: Callable[[Rows], T],
-        work: Callable[[T], list[Any]],
-        purpose: str,
+        self, samples: pa.Table, chosen: np.ndarray, work: Callable[[Made], list[T]], purpose: str
     ) -> Iterator[tuple[Rows, list[Any] | str]]:
         """Those of some rows, all or a few."""
         some = samples if len(chosen) == len(samples) else samples.take(chosen)
-        note, ahead = Note(self._note_path(some, purpose)), int(self.compute.gpu)
+        note, ahead = Note(self._note_path(some, purpose)), int(self.compute.gpu)  # a GPU would wait for a batch
+        packed = samples["sample"]
 
         def places(rows: Rows) -> Rows:
             return tuple(int(chosen[row]) for row in rows)
 
-        def made(rows: Rows) -> T:
-            return make(places(rows))
+        def made(rows: Rows) -> Made:
+            unpacked = [unpack(packed[row].as_py()) for row in places(rows)]
+            return Made(unpacked, self.session.collate(unpacked))
 
         size, room = self.compute.batch_size, self._room or 1
-        for part, outputs in outcomes(some, size, made, work, note, self._check_device, ahead, room):
+        for part, outputs in outcomes(some, size, made, work, note, self._check_device, ahead, room, self._turn):
             yield places(part), outputs
         counters.count_retries("model", note.retried)
+
+    def _find_room(self) -> None:
+        with self._turn:  # or what others compute now would count as the weights do
+            if self._room is None:
+                self._room = room_of(*self._memory())
 
     def _memory(self) -> tuple[int, int]:
         """Bytes of the GPU that predicting took so far, at most, and those that it has for it."""
@@ -187,17 +191,11 @@ class Predictor(_Worker):
         for row in rows:
             status = "ok" if row["error"] is None else "error"
             row.update(self.lineage, status=status, created_at=created, predict_seconds=0.0)
-        packed = samples["sample"]
-
-        def made(batch: Rows) -> Made:
-            chosen = [unpack(packed[i].as_py()) for i in batch]
-            return Made(chosen, self.session.collate(chosen))
-
         bad = tuple(i for i, row in enumerate(rows) if row["status"] == "error")
         parts: list[tuple[Rows, Future[pa.Table]]] = []
         with ThreadPoolExecutor(1) as thread:  # a GPU does not wait for the tables of what it computed
             parts.append((bad, thread.submit(self._table, rows, bad, [])))
-            for part, outputs in self.outcomes(samples, made, self._predict, self.lineage["fingerprint"]):
+            for part, outputs in self.outcomes(samples, self._predict, self.lineage["fingerprint"]):
                 parts.append((part, thread.submit(self._table, rows, part, outputs)))
         return _in_order([(part, table.result()) for part, table in parts])
 
@@ -244,24 +242,20 @@ class Featurizer(_Worker):
         """One output row for each input row, in the same order."""
         import torch
 
-        packed = samples["sample"].to_pylist()
         columns = {name: samples[name].to_pylist() for name in ("sample", "length", "output_bytes", "error")}
 
-        def unpacked(batch: Rows) -> list[Sample]:
-            return [unpack(packed[i]) for i in batch]
-
-        def featurized(chosen: list[Sample]) -> list[bytes]:
+        def featurized(made: Made) -> list[Sample]:
             with torch.inference_mode():
-                return [pack(sample) for sample in self.hybrid.featurize(chosen)]
+                return self.hybrid.featurize(made.samples, made.batch)
 
-        for part, features in self.outcomes(samples, unpacked, featurized, ""):
+        for part, features in list(self.outcomes(samples, featurized, "")):
             if isinstance(features, str):
                 (i,) = part
                 columns["sample"][i] = columns["length"][i] = columns["output_bytes"][i] = None
                 columns["error"][i] = features
             else:
                 for i, feature in zip(part, features, strict=True):
-                    columns["sample"][i] = feature
+                    columns["sample"][i] = pack(feature)
         for name, values in columns.items():
             field = SAMPLE_SCHEMA.field(name)
             samples = samples.set_column(SAMPLE_SCHEMA.get_field_index(name), field, pa.array(values, field.type))

@@ -31,6 +31,9 @@ APART_CPUS = 0.4
 """Where shards are long: in a process apart from the model's, whose rows are staged while it reads on. Fused into the
 model's process, a task hands over all its predictions at its end, since they are small."""
 WRITE_CPUS = 0.1
+CALLS_ON_GPU = 2
+"""Tables that a model process with a GPU has at the same time: the batches of one are made, and the rows of another are
+built, while the GPU computes. A table has few batches of a size for GPUs."""
 PACKS_OF_NODE = 2
 """Made at the same time, each from 64 MiB of files."""
 
@@ -87,7 +90,12 @@ def stage(
         dataset = dataset.map_batches_internal(
             actor.kind,
             fn_constructor_args=(*map(ray.put, actor.before), plan.compute, *actor.after),
-            compute=ray.data.ActorPoolStrategy(min_size=plan.actors, max_size=plan.most),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=plan.actors,
+                max_size=plan.most,
+                max_concurrent_calls_per_actor=CALLS_ON_GPU if plan.compute.gpu else None,
+                enable_true_multi_threading=plan.compute.gpu,
+            ),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,

@@ -20,8 +20,8 @@ class Seen(Generic[T]):
     """By each time that it did not fail."""
     wrong: list[str] = field(default_factory=list)
     """Why it failed."""
-    slowest: float = 0.0
-    """Seconds that it took at most."""
+    seconds: list[float] = field(default_factory=list)
+    """That each time took."""
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def over_and_over(work: Callable[[], T], pause: float = 0.02) -> Iterator[Seen[T
                 seen.found.append(work())
             except Exception as error:
                 seen.wrong.append(f"{type(error).__name__}: {error}")
-            seen.slowest = max(seen.slowest, time.monotonic() - started)
+            seen.seconds.append(time.monotonic() - started)
 
     thread = threading.Thread(target=all_the_time)
     thread.start()

@@ -52,6 +52,8 @@ SHARDS, ROWS = (joining.LEAST_FILES, joining.LEAST_FILES - 1), 2
 second are too few, and are packed when the table is tidied."""
 PADDING = "x" * (units.UNIT_BYTES // ROWS + 1)
 RETAIN_HOURS = 24
+STAGES = {"computing": "stage_wall", "packing": "pack_wall", "committing": "commit_wall"}
+"""Parts of a night whose seconds are looked at, by the names that its summary has for them."""
 NIGHT_SECONDS = 600
 START_SECONDS = 240
 READ_PAUSE, TIDY_PAUSE = 0.1, 10.0
@@ -124,6 +126,8 @@ class Ran:
     """From the third quarter of its time, when all libraries are loaded, to the last."""
     removed: int
     """Files, by the tidying of its nights."""
+    stages: dict[str, float]
+    """Seconds by stage of all its nights together, as they tell them."""
 
 
 def nightly(world: World, writer: int, first: int, count: int) -> Ran:
@@ -151,7 +155,9 @@ def nightly(world: World, writer: int, first: int, count: int) -> Ran:
     done = json.loads(summary.read_text().splitlines()[-1])
     quarter = max(1, len(seen) // 4)
     grown = float(np.mean(seen[-quarter:-1] or seen) - np.mean(seen[-2 * quarter : -quarter] or seen))
-    return Ran(time.monotonic() - started, max(seen), grown, sum(night["files_removed"] for night in done["nights"]))
+    removed = sum(night["files_removed"] for night in done["nights"])
+    stages = {name: sum(night["seconds"][name] for night in done["nights"]) for name in STAGES.values()}
+    return Ran(time.monotonic() - started, max(seen), grown, removed, stages)
 
 
 def rounds(each: int) -> Iterator[tuple[int, int]]:
@@ -236,7 +242,7 @@ class Soaked:
             f"`make soak MINUTES={options.minutes:g}`{more}: {self.nights} nights of {ROWS * SHARDS[0]} "
             f"and {ROWS * SHARDS[1]} rows in {self.minutes:.0f} minutes, by two writers, {options.each} to a job. "
             f"{self.removed_in_all} files were removed meanwhile. A reader asked {len(self.reader.found)} times, at "
-            f"most {self.reader.slowest:.1f} s long; it never failed and saw whole nights only.\n\n"
+            f"most {max(self.reader.seconds):.1f} s long; it never failed and saw whole nights only.\n\n"
         ) + growth.table(self.measured)
 
     @property
@@ -259,12 +265,15 @@ def soak(world: World, options: Options) -> Soaked:
     ):
         done = Soaked(reader, tidying)
         for edition, (first, count) in enumerate(rounds(options.each)):
+            asked = len(reader.seconds)
             with growth.most(world.node) as most:
                 ran = round_of(world, edition, first, count)
             done.removed += sum(job.removed for job in ran)
             done.nights += len(ran) * count
             own = {
                 "seconds of a night": max(job.seconds for job in ran) / count,
+                **{f"{name}, seconds": max(job.stages[told] for job in ran) / count for name, told in STAGES.items()},
+                "a reader's question, seconds": float(np.mean(reader.seconds[asked:])),
                 "a driver at most, MB": max(job.peak for job in ran),
                 "a driver's growth in a job, MB": max(job.grown for job in ran),
             }

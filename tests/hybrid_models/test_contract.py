@@ -1,10 +1,14 @@
 """The few parts of the contract that do something themselves."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from hybrid_models import contract
 from hybrid_models.contract import Hybrid, Loss, autocast, bf16_is_fast, half_type, module_device, to_device
 from hybrid_models.errors import UsageError
 from hybrid_models.interface import DecodingConfig, HybridConfig
@@ -42,6 +46,39 @@ def test_defaults_learn_nothing_and_freeze_nothing():
 def test_module_device_is_that_of_its_weights():
     assert module_device(nn.Linear(1, 1)) == torch.device("cpu")
     assert module_device(nn.Linear(1, 1, device="meta")) == torch.device("meta")
+
+
+def test_to_device_copies_to_a_gpu_beside_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From pinned memory, on a stream of its own that this thread waits for; what is no tensor stays."""
+    done: list[str] = []
+
+    class Stream:
+        def synchronize(self) -> None:
+            done.append("waited")
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        done.append("beside")
+        yield
+        done.append("back")
+
+    def to(tensor: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
+        done.append(f"copied to {device}, {'not ' * non_blocking}blocking")
+        return tensor.clone()
+
+    beside = Stream()
+    monkeypatch.setattr(contract, "_copying", lambda device: beside)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "its own")
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: done.append("pinned") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: done.append(f"kept for {stream}"))
+    moved = to_device({"a": torch.arange(3), "counts": [3], "b": torch.zeros(2)}, torch.device("cuda:0"))
+    each = ["pinned", "copied to cuda:0, not blocking"]
+    assert done == ["beside", *each, *each, "back", "waited", "kept for its own", "kept for its own"]
+    assert list(moved) == ["a", "counts", "b"]
+    assert (moved["a"].tolist(), moved["counts"]) == ([0, 1, 2], [3])
 
 
 def test_to_device_moves_every_tensor():

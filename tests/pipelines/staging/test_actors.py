@@ -1,7 +1,9 @@
+import itertools
 import json
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,60 @@ def test_a_gpu_waits_neither_for_batches_nor_for_tables(artifact: Artifact, monk
     assert all(device.waited)
     assert all(len(threads) == 1 for threads in device.threads.values())
     assert len(set.union(*device.threads.values())) == 3
+
+
+def test_a_gpu_waits_for_no_table_between_two_others(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two calls at once one's batches are made while those of the other are computed, its rows are built while the
+    next one's are; on the device they come one after the other."""
+    calls = [samples_table(tokenized(artifact, TEXTS[:6])), samples_table(tokenized(artifact, TEXTS[5:]))]
+    predictor = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)
+    expected = [predictor(samples)["translation"] for samples in calls]
+    monkeypatch.setattr(predictor, "compute", Compute(2, 1, True))
+    monkeypatch.setattr(predictor, "_check_device", lambda: None)
+    monkeypatch.setattr(predictor, "_room", 1)
+    collate, infer, table = predictor.session.collate, predictor.session.infer, predictor._table
+    makers, both_made, second = set[int](), threading.Event(), threading.Event()
+    computed: list[int] = []
+    in_time: list[bool] = []
+
+    def making(samples: list[Sample]) -> Any:
+        makers.add(threading.get_ident())
+        if len(makers) == 2:
+            both_made.set()
+        return collate(samples)
+
+    def computing(batch: Any) -> list[dict[str, Any]]:
+        computed.append(threading.get_ident())
+        in_time.append(both_made.wait(60))
+        if len(set(computed)) == 2:
+            second.set()
+        return infer(batch)
+
+    def building(rows: Any, part: Any, outputs: Any) -> pa.Table:
+        if outputs and len(set(computed)) == 1 and len(computed) == 3:
+            in_time.append(second.wait(60))
+        return table(rows, part, outputs)
+
+    monkeypatch.setattr(predictor.session, "collate", making)
+    monkeypatch.setattr(predictor.session, "infer", computing)
+    monkeypatch.setattr(predictor, "_table", building)
+    with ThreadPoolExecutor(2) as threads:
+        found = [done["translation"] for done in threads.map(predictor, calls)]
+    assert found == expected
+    assert len(in_time) > 6, "the last rows of the first were built after the second had begun"
+    assert all(in_time)
+    assert [len(list(run)) for _, run in itertools.groupby(computed)] == [3, 3]
+
+
+def test_a_call_that_fails_leaves_the_device_to_others(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)
+    samples = samples_table(tokenized(artifact, TEXTS))
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "_table", None)
+        with pytest.raises(TypeError) as failed:
+            predictor(samples)
+    with ThreadPoolExecutor(1) as thread:
+        assert len(thread.submit(predictor, samples).result(60)) == len(TEXTS), failed
 
 
 @pytest.mark.parametrize(("memory", "size"), [((100, 100), 2), ((100, 800), 8), ((100, 10**9), 11), ((0, 100), 11)])
