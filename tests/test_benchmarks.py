@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -391,6 +393,16 @@ def test_the_cpu_of_a_larger_night_is_what_its_processes_take_more():
     first, second = {1: 1.0}, {1: 2.0, 2: 5.0}
     more = processes.growth(watched, first, second, {1: 5.0, 2: 5.0, 3: 9.0})
     assert more == {"driver": 3.0 - 1.0, "ray::A": 9.0 - 5.0}, "the first night's model process has ended"
+
+
+def test_a_peak_of_memory_is_told_by_process():
+    with processes.most() as found:
+        held = np.ones(8 << 20)  # 64 MiB
+        time.sleep(2.5)
+    assert found[0]["driver"] > held.nbytes >> 20
+    assert captioning.SERVER not in found[0]
+    peaks = [Counter({"driver": n, "ray::A": 2 * n}) for n in (5, 1, 9)]
+    assert processes.middle(peaks) == {"driver": 5, "ray::A": 10}
 
 
 def test_a_process_is_known_by_its_command_line():

@@ -153,7 +153,7 @@ class Captioner(CaptionerInterface, VisualHybrid):
         with inference(self), autocast(module_device(self)):
             # an encoder that is trained sees otherwise in evaluation mode
             start = (state, memory) if "features" in batch else self._start(batch)
-            drawn_NT = sample_words(self.decoder.step, *start, most, options, DRAWN)
+            drawn_NT = sample_words(self.decoder.cast_once().step, *start, most, options, DRAWN)
         weights_BK = advantages(drawn_NT.unflatten(0, (-1, DRAWN)), captions_BRL, spelling)
         with autocast(module_device(self)):
             state = {name: tensor.repeat_interleave(DRAWN, dim=0) for name, tensor in state.items()}

@@ -10,7 +10,9 @@ the keys are few for so many words, the loop is `attention_walk`.
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -77,7 +79,20 @@ class WordDecoder(nn.Module, abc.ABC):
             options: how to search.
         """
         memory = self.look_up(in_places(memory), max_length, options)
-        return search(self.step, state, memory, max_length, options)
+        return search(self.cast_once().step, state, memory, max_length, options)
+
+    def cast_once(self) -> Self:
+        """Itself; under autocast another one with the matrices of its linear layers in autocast's type, which the steps
+        of a search would cast anew each time. All else it shares; it is for `step`, and for these weights alone."""
+        device = self.output_bias.device.type
+        if not torch.is_autocast_enabled(device):
+            return self
+        kind = torch.get_autocast_dtype(device)
+        held: dict[int, Any] = {id(parameter): parameter for parameter in self.parameters()}
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                held[id(layer.weight)] = nn.Parameter(layer.weight.to(kind), requires_grad=False)
+        return copy.deepcopy(self, held)
 
     def look_up(self, memory: State, max_length: Sequence[int], options: SearchOptions) -> State:
         """A memory for `step` alone, with products of it that cost less once than at each step of a search."""

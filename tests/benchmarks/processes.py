@@ -1,20 +1,27 @@
-"""Which processes of a captioning night take how much CPU for a photograph, beside what the bare loop takes.
+"""Which processes of a captioning night take how much CPU for a photograph, beside what the bare loop takes; or how
+much memory, at the moment when all together have the most, in a night and in a larger one.
 
     python -m tests.benchmarks.processes
+    python -m tests.benchmarks.processes --memory
 
-Photographs, model and nights are those of `captioning`; the slope between two sizes counts, so that what a night starts
-is left out.
+Photographs, model and nights are those of `captioning`. Of CPU the slope between two sizes counts, so that what a night
+starts is left out; of memory the median of nights in turn.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import tyro
 
 from pipelines.cluster import connection
 from pipelines.models import artifacts
@@ -25,6 +32,17 @@ GROWTH = 8
 KNOWN = ("sandbox.jail", "raylet", "gcs_server", "log_monitor", "dashboard.py", "monitor.py", captioning.SERVER)
 """What command lines of processes have, and none of the others."""
 IDLE = "ray::IDLE"
+STORE = "the object store"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    memory: bool = False
+    """Memory instead of CPU."""
+    rounds: int = 3
+    """How many nights of each size, for memory."""
 
 
 class Watched:
@@ -84,8 +102,83 @@ def growth(watched: Watched, first: dict[int, float], second: dict[int, float], 
     return more
 
 
-def main() -> None:
-    """Prints milliseconds for a photograph."""
+# ---- memory ------------------------------------------------------------------------------------------------------
+@contextmanager
+def most() -> Iterator[list[Counter[str]]]:
+    """MiB by kind of process when all of them, looked at each second, have the most; as `captioning.peak_memory` counts
+    them."""
+    found, done, before = [Counter[str]()], threading.Event(), captioning.shared_memory()
+
+    def watch() -> None:
+        while not done.wait(1):
+            now = memory() + Counter({STORE: captioning.shared_memory() - before})
+            found[0] = max(found[0], now, key=Counter.total)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+def memory() -> Counter[str]:
+    """MiB of this process and its descendants but the S3 server, without shared memory and mapped files."""
+    found: Counter[str] = Counter()
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            info, kind = process.memory_info(), kind_of(process.pid, process.cmdline())
+        except psutil.Error:
+            continue
+        if kind != captioning.SERVER:
+            found[kind] += (info.rss - info.shared) / 2**20
+    return found
+
+
+def middle(peaks: Sequence[Counter[str]]) -> Counter[str]:
+    """The one whose total is the median."""
+    wanted = statistics.median_low(peak.total() for peak in peaks)
+    return next(peak for peak in peaks if peak.total() == wanted)
+
+
+def print_memory(rounds: int) -> None:
+    """MiB at the peak by kind, of nights of both sizes."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        photos, model = captioning.prepared(scratch, "", "")
+        artifact = artifacts.read(model)
+        with captioning.store(scratch / "s3") as lake, connection.connect():
+            sizes = (1, captioning.GROWTH)
+            shards = {n: list_shards(captioning.copies(photos, f"{lake}/{n}", n)) for n in sizes}
+            captioning.night(shards[1], artifact, str(scratch / "first"))
+            peaks: dict[int, list[Counter[str]]] = {n: [] for n in sizes}
+            for number in range(rounds):
+                for n in sizes if number % 2 else sizes[::-1]:
+                    with most() as found:
+                        captioning.night(shards[n], artifact, str(scratch / f"night-{n}-{number}"))
+                    peaks[n].append(found[0])
+    few, many = (middle(peaks[n]) for n in sizes)
+    for n in sizes:
+        totals = ", ".join(f"{peak.total():,.0f}" for peak in peaks[n])
+        print(f"{n * captioning.IMAGES:,} photographs: {totals} MiB")
+    print(f"medians: {many.total() / few.total():.3f} times as much, of which")
+    for kind in sorted(few | many, key=lambda kind: few[kind] - many[kind]):
+        print(f"{few[kind]:8,.0f} {many[kind]:8,.0f} MiB: {kind}")
+
+
+# ---- CPU ---------------------------------------------------------------------------------------------------------
+def main(options: Options) -> None:
+    """Prints it."""
+    if options.memory:
+        print_memory(options.rounds)
+    else:
+        print_cpu()
+
+
+def print_cpu() -> None:
+    """Milliseconds for a photograph."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         photos, model = captioning.prepared(scratch, "", "")
@@ -111,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options, description=__doc__))

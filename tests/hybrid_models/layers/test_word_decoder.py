@@ -1,13 +1,16 @@
 """Word decoders against torch's own cells and against step-by-step computation."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid_models.layers.recurrent import RepeatedProduct
 from hybrid_models.layers.word_decoder import AttentionDecoder, PlainDecoder
-from hybrid_models.search.beam import search
+from hybrid_models.search.beam import in_places, search
 from hybrid_models.search.options import SearchOptions
 from hybrid_models.symbols import BOS, EOS, PAD
 from hybrid_models.text import written_places
@@ -247,6 +250,45 @@ def test_a_step_in_half_precision_ends_in_float32(kind, cell):
         torch.testing.assert_close(found.exp().sum(dim=1), torch.ones(B * R))
         assert 0 < (found - expected).abs().max() < 0.05
         assert (found.bfloat16() != found).float().mean() > 0.9, "no number of 8 digits"
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often each of some matrices is made another type's."""
+
+    def __init__(self, matrices: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self._names = {matrix.data_ptr(): name for name, matrix in matrices.items()}
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        given = args[0] if args else None
+        if isinstance(given, torch.Tensor) and isinstance(made, torch.Tensor) and made.dtype != given.dtype:
+            self.counts[self._names.get(given.data_ptr(), "others")] += 1
+        return made
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("kind", ["plain", "attention"])
+def test_a_search_in_half_precision_casts_its_matrices_once(kind, cell):
+    """And finds, to the last bit, what a search does that casts them at each step."""
+    decoder, state, memory = make(kind, cell)
+    decoder.eval()
+    nn.init.normal_(decoder.embedding.weight)
+    state = {name: values[:B] for name, values in state.items()}
+    matrices = {name: layer.weight for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)}
+    options = SearchOptions(BOS, EOS, beam_size=R, never=(PAD, BOS))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        memory = decoder.prepare(memory)
+        with Casts(matrices) as once:
+            found = decoder.search(state, memory, [9, 7], options)
+        with Casts(matrices) as each:
+            expected = search(decoder.step, state, decoder.look_up(in_places(memory), [9, 7], options), [9, 7], options)
+    assert found == expected
+    assert max(once.counts[name] for name in matrices) <= 2, "by itself, and where keys are multiplied"
+    assert min(each.counts[name] for name in ("readout", "hidden_gates") if name in matrices) > 2
+    assert decoder.cast_once() is decoder, "nothing is cast"
+    assert all(layer.weight.dtype == torch.float32 for layer in decoder.modules() if isinstance(layer, nn.Linear))
 
 
 def test_a_search_with_multiplied_keys_finds_what_one_with_contexts_does():
