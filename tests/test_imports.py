@@ -11,6 +11,7 @@ import pytest
 from hybrid_models import TABLES
 from jobs.command import cli
 from tests import helps
+from tests.benchmarks import peers
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
@@ -73,6 +74,12 @@ def test_what_is_promised_to_others_is_not_used_here(package: str) -> None:
     for path in files(package):
         if path.name != "pyfunc_of_0_1.py":
             assert not rooms(path) & PROMISED, f"{path} imports {rooms(path) & PROMISED}"
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_what_benchmarks_compare_with_is_imported_by_nobody_else(package: str) -> None:
+    for path in files(package):
+        assert not {name.split(".")[0] for name in imports(path)} & peers.REQUIREMENTS.keys(), path
 
 
 def test_layers_search_and_scores_know_no_hybrid() -> None:
