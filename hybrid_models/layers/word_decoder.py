@@ -82,16 +82,18 @@ class WordDecoder(nn.Module, abc.ABC):
         return search(self.cast_once().step, state, memory, max_length, options)
 
     def cast_once(self) -> Self:
-        """Itself; under autocast another one with the matrices of its linear layers in autocast's type, which the steps
-        of a search would cast anew each time. All else it shares; it is for `step`, and for these weights alone."""
+        """Itself; under autocast another one whose matrices are in autocast's type: the steps of a search would cast
+        them anew each time. The output layer, which multiplies in float32, and all else it shares; it is for `step`,
+        and for these weights alone."""
         device = self.output_bias.device.type
         if not torch.is_autocast_enabled(device):
             return self
         kind = torch.get_autocast_dtype(device)
-        held: dict[int, Any] = {id(parameter): parameter for parameter in self.parameters()}
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                held[id(layer.weight)] = nn.Parameter(layer.weight.to(kind), requires_grad=False)
+        exact = {id(self.embedding.weight), id(self.output_weight)}
+        held: dict[int, Any] = {}
+        for weight in self.parameters():
+            cast = weight.dim() > 1 and id(weight) not in exact
+            held[id(weight)] = nn.Parameter(weight.to(kind), requires_grad=False) if cast else weight
         return copy.deepcopy(self, held)
 
     def look_up(self, memory: State, max_length: Sequence[int], options: SearchOptions) -> State:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,7 +62,8 @@ class _Worker:
         self.hybrid = self.session.hybrid
         self.compute = compute
         self._busy = Busy(name)
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
+        self._weights = self._allocated()
         self._room: int | None = None  # found with the first full batch
 
     def outcomes(
@@ -84,8 +86,8 @@ class _Worker:
         first, others = self._measured_first(lengths)
         for chosen in filter(len, (first, others)):
             yield from self._outcomes(samples, chosen, computed, purpose)
-            if len(first):
-                self._find_room()
+            if len(first) and self._room is None:
+                self._room = room_of(*self._memory())
 
     def _measured_first(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions of a batch of the longest rows, by which it is found how many a GPU has room for, if that is not
@@ -116,19 +118,26 @@ class _Worker:
             yield places(part), outputs
         counters.count_retries("model", note.retried)
 
-    def _find_room(self) -> None:
-        with self._turn:  # or what others compute now would count as the weights do
-            if self._room is None:
-                self._room = room_of(*self._memory())
-
     def _memory(self) -> tuple[int, int]:
         """Bytes of the GPU that predicting took so far, at most, and those that it has for it."""
         import torch
 
-        held = torch.cuda.memory_allocated()  # the weights
         free, total = torch.cuda.mem_get_info()
-        there = min(free + torch.cuda.memory_reserved(), int(total * self.compute.gpu_share)) - held
-        return torch.cuda.max_memory_allocated() - held, there
+        there = min(free + torch.cuda.memory_reserved(), int(total * self.compute.gpu_share)) - self._weights
+        return torch.cuda.max_memory_allocated() - self._weights, there
+
+    def _allocated(self) -> int:
+        import torch
+
+        return torch.cuda.memory_allocated() if self.compute.gpu else 0
+
+    @contextmanager
+    def call(self, samples: pa.Table) -> Iterator[None]:
+        """All work on some samples, until they are handed on. Where a process has died of it, nothing is done beside
+        it now: what other samples' rows take would be blamed on these, or theirs on others."""
+        path = self._note_path(samples, "call") if self.compute.gpu else None  # without a GPU nothing ever is
+        with Note(path) as note, self._turn if note.inherited else nullcontext():
+            yield
 
     def _note_path(self, samples: pa.Table, purpose: str) -> Path | None:
         """The same for the process that gets these samples when this one has died."""
@@ -193,7 +202,8 @@ class Predictor(_Worker):
             row.update(self.lineage, status=status, created_at=created, predict_seconds=0.0)
         bad = tuple(i for i, row in enumerate(rows) if row["status"] == "error")
         parts: list[tuple[Rows, Future[pa.Table]]] = []
-        with ThreadPoolExecutor(1) as thread:  # a GPU does not wait for the tables of what it computed
+        # a GPU does not wait for the tables of what it computed
+        with self.call(samples), ThreadPoolExecutor(1) as thread:
             parts.append((bad, thread.submit(self._table, rows, bad, [])))
             for part, outputs in self.outcomes(samples, self._predict, self.lineage["fingerprint"]):
                 parts.append((part, thread.submit(self._table, rows, part, outputs)))
@@ -248,18 +258,26 @@ class Featurizer(_Worker):
             with torch.inference_mode():
                 return self.hybrid.featurize(made.samples, made.batch)
 
-        for part, features in list(self.outcomes(samples, featurized, "")):
-            if isinstance(features, str):
-                (i,) = part
-                columns["sample"][i] = columns["length"][i] = columns["output_bytes"][i] = None
-                columns["error"][i] = features
-            else:
-                for i, feature in zip(part, features, strict=True):
-                    columns["sample"][i] = pack(feature)
+        packed: list[tuple[Rows, Future[list[bytes]]]] = []
+        with self.call(samples), ThreadPoolExecutor(1) as thread:
+            for part, features in self.outcomes(samples, featurized, ""):
+                if isinstance(features, str):
+                    (i,) = part
+                    columns["sample"][i] = columns["length"][i] = columns["output_bytes"][i] = None
+                    columns["error"][i] = features
+                else:
+                    packed.append((part, thread.submit(_packed, features)))
+        for part, samples_of in packed:
+            for i, sample in zip(part, samples_of.result(), strict=True):
+                columns["sample"][i] = sample
         for name, values in columns.items():
             field = SAMPLE_SCHEMA.field(name)
             samples = samples.set_column(SAMPLE_SCHEMA.get_field_index(name), field, pa.array(values, field.type))
         return samples
+
+
+def _packed(samples: Sequence[Sample]) -> list[bytes]:
+    return [pack(sample) for sample in samples]
 
 
 def node_folder() -> Path | None:

@@ -34,6 +34,8 @@ WRITE_CPUS = 0.1
 CALLS_ON_GPU = 2
 """Tables that a model process with a GPU has at the same time: the batches of one are made, and the rows of another are
 built, while the GPU computes. A table has few batches of a size for GPUs."""
+GROWS_AT = 1.75
+"""Tables that each model process has or waits for when one more is started; Ray's own number, which counts by call."""
 PACKS_OF_NODE = 2
 """Made at the same time, each from 64 MiB of files."""
 
@@ -73,7 +75,10 @@ def stage(
     connection.start()
     wanted = resources if actor is not None else replace(resources, gpu="no", max_actors=0)
     plan = wanted.plan(len(parts), sum(part.shard.size for part in parts))
-    connection.bound_waiting(plan.nodes)
+    calls = CALLS_ON_GPU if plan.compute.gpu else 1
+    connection.bound_waiting(max(plan.nodes, calls * plan.most) if plan.compute.gpu else plan.nodes)
+    growing: Any = ray.data.DataContext.get_current().autoscaling_config
+    growing.actor_pool_util_upscaling_threshold = GROWS_AT / calls
     if plan.compute.gpu and not ray.cluster_resources().get("GPU"):
         log.warning("%s: waits for a GPU: the cluster has none now", folder)
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
@@ -93,8 +98,9 @@ def stage(
             compute=ray.data.ActorPoolStrategy(
                 min_size=plan.actors,
                 max_size=plan.most,
-                max_concurrent_calls_per_actor=CALLS_ON_GPU if plan.compute.gpu else None,
-                enable_true_multi_threading=plan.compute.gpu,
+                max_tasks_in_flight_per_actor=calls + 1,
+                max_concurrent_calls_per_actor=calls if calls > 1 else None,  # an option would part it from reading
+                enable_true_multi_threading=calls > 1,
             ),
             batch_size=None,
             batch_format="pyarrow",

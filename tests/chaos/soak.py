@@ -242,7 +242,7 @@ class Soaked:
             f"`make soak MINUTES={options.minutes:g}`{more}: {self.nights} nights of {ROWS * SHARDS[0]} "
             f"and {ROWS * SHARDS[1]} rows in {self.minutes:.0f} minutes, by two writers, {options.each} to a job. "
             f"{self.removed_in_all} files were removed meanwhile. A reader asked {len(self.reader.found)} times, at "
-            f"most {max(self.reader.seconds):.1f} s long; it never failed and saw whole nights only.\n\n"
+            f"most {max(self.reader.seconds, default=0.0):.1f} s long; it never failed and saw whole nights only.\n\n"
         ) + growth.table(self.measured)
 
     @property
@@ -273,7 +273,7 @@ def soak(world: World, options: Options) -> Soaked:
             own = {
                 "seconds of a night": max(job.seconds for job in ran) / count,
                 **{f"{name}, seconds": max(job.stages[told] for job in ran) / count for name, told in STAGES.items()},
-                "a reader's question, seconds": float(np.mean(reader.seconds[asked:])),
+                "a reader's question, ms": 1000 * float(np.mean(reader.seconds[asked:])),
                 "a driver at most, MB": max(job.peak for job in ran),
                 "a driver's growth in a job, MB": max(job.grown for job in ran),
             }

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -195,6 +196,7 @@ def test_a_gpu_waits_for_no_table_between_two_others(artifact: Artifact, monkeyp
     monkeypatch.setattr(predictor, "compute", Compute(2, 1, True))
     monkeypatch.setattr(predictor, "_check_device", lambda: None)
     monkeypatch.setattr(predictor, "_room", 1)
+    monkeypatch.setattr(predictor, "_note_path", lambda *_: None)
     collate, infer, table = predictor.session.collate, predictor.session.infer, predictor._table
     makers, both_made, second = set[int](), threading.Event(), threading.Event()
     computed: list[int] = []
@@ -233,11 +235,50 @@ def test_a_call_that_fails_leaves_the_device_to_others(artifact: Artifact, monke
     predictor = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)
     samples = samples_table(tokenized(artifact, TEXTS))
     with monkeypatch.context() as patch:
-        patch.setattr(predictor, "_table", None)
-        with pytest.raises(TypeError) as failed:
+        failing(predictor, patch, lambda sample: True)
+        patch.setattr(predictor, "_check_device", Mock(side_effect=OSError("the device is gone")))
+        with pytest.raises(OSError, match="the device is gone") as failed:
             predictor(samples)
     with ThreadPoolExecutor(1) as thread:
         assert len(thread.submit(predictor, samples).result(60)) == len(TEXTS), failed
+
+
+@pytest.mark.parametrize("died", [False, True])
+def test_nothing_is_beside_a_call_that_a_process_has_died_of(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died: bool
+) -> None:
+    """What kills it while rows are built would be blamed on the batch that is computed then."""
+    calls = [samples_table(tokenized(artifact, TEXTS[:2])), samples_table(tokenized(artifact, TEXTS[2:5]))]
+    predictor = Predictor(Inference(artifact, DECODING), Compute(8, 1, False), LINEAGE)
+    monkeypatch.setattr(predictor, "compute", Compute(8, 1, True))
+    monkeypatch.setattr(predictor, "_room", 1)
+    monkeypatch.setattr(predictor, "_note_path", lambda samples, purpose: tmp_path / f"{purpose}-{len(samples)}")
+    if died:
+        (tmp_path / "call-2").touch()
+    infer, table = predictor.session.infer, predictor._table
+    building, computing = threading.Event(), threading.Event()
+    beside: list[bool] = []
+
+    def inferred(batch: Any) -> list[dict[str, Any]]:
+        if building.is_set():
+            computing.set()
+        return infer(batch)
+
+    def built(rows: Any, part: Any, outputs: Any) -> pa.Table:
+        if len(rows) == 2 and outputs:
+            building.set()
+            beside.append(computing.wait(1 if died else 60))
+        return table(rows, part, outputs)
+
+    monkeypatch.setattr(predictor.session, "infer", inferred)
+    monkeypatch.setattr(predictor, "_table", built)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(predictor, calls[0])
+        assert building.wait(60)
+        assert len(threads.submit(predictor, calls[1]).result(60)) == 3
+        assert len(first.result(60)) == 2
+    assert beside == [not died]
+    assert not list(tmp_path.iterdir()), "all is done"
 
 
 @pytest.mark.parametrize(("memory", "size"), [((100, 100), 2), ((100, 800), 8), ((100, 10**9), 11), ((0, 100), 11)])

@@ -1,5 +1,6 @@
 import io
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -216,6 +217,46 @@ def test_a_job_waits_for_gpus_and_grows_as_they_come(
     assert len({node for node, _ in places}) == 2
     assert {gpu for _, gpu in places} == {"0"}
     assert f"{folder}: waits for a GPU: the cluster has none now" in caplog.text
+
+
+class Crowded:
+    """Keeps with each row how many calls there were at once, at most, until this one ended, and its table's size."""
+
+    def __init__(self, compute: Compute) -> None:
+        assert compute.gpu
+        self._lock, self._now, self._most = threading.Lock(), 0, 0
+
+    def __call__(self, samples: pa.Table) -> pa.Table:
+        with self._lock:
+            self._now += 1
+            self._most = max(self._most, self._now)
+        time.sleep(3)
+        with self._lock:
+            self._now -= 1
+        told = json.dumps([self._most, samples["sample"].nbytes])
+        columns = {"sample": pa.nulls(len(samples), pa.binary()), "fields": pa.array([told] * len(samples))}
+        for name, values in columns.items():
+            place = samples.schema.get_field_index(name)
+            samples = samples.set_column(place, SAMPLE_SCHEMA.field(name), values.cast(SAMPLE_SCHEMA.field(name).type))
+        return samples
+
+
+@pytest.mark.long
+def test_a_gpu_has_a_second_table_while_it_computes_one(tmp_path: Path, ray_cluster: str) -> None:
+    """Also of tables as large as they come, while more are being read."""
+    (tmp_path / "photos").mkdir()
+    for shard in range(12):
+        members = [(f"{shard}-{row}.jpg", tiny.jpeg(shard * 100 + row, size=512)) for row in range(100)]
+        (tmp_path / "photos" / f"{shard}.tar").write_bytes(tiny.tar(members))
+    shards, folder = list_shards(str(tmp_path / "photos")), str(tmp_path / "staged")
+    schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
+    decode = Inference.of(artifacts.read(tiny.write_captioner(str(tmp_path / "model"), image_size=512))).decode()
+    with joining(tmp_path, ray_cluster, [0.0]):
+        engine.stage(parts(shards), folder, schema, decode, engine.Actor(Crowded, ()), Resources(gpu="yes"), "test")
+    found = [json.loads(row["fields"]) for row in rows(folder, shards)]
+    assert len(found) == 1200
+    assert max(size for _, size in found) > 60 << 20
+    assert max(most for most, _ in found) == engine.CALLS_ON_GPU
 
 
 HURRY = "hurry"
