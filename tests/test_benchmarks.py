@@ -343,7 +343,7 @@ def test_other_programs_caption_by_our_model(name, tmp_path, s3):
 def test_steps_of_the_driver_are_measured_and_their_growth_is_fitted():
     command = [sys.executable, "-m", "tests.benchmarks.scale", "--store", "disk", "--shards", "20", "60", "--compact"]
     ran = subprocess.run(
-        [*command, "--nights", "3", "--night-files", "4", "--processes", "2", "3", "--shard-bytes", "300000"],
+        [*command, "--nights", "3", "--night-files", "4", "--processes", "2", "3", "--shard-bytes", "300000", "--ray"],
         cwd=tiny.ROOT, check=True, capture_output=True, text=True,
     )  # fmt: skip
     found = json.loads(ran.stdout)
@@ -353,6 +353,8 @@ def test_steps_of_the_driver_are_measured_and_their_growth_is_fitted():
     assert (few["compact"]["files"], few["compact"]["files_after"]) == (20, 1)
     assert [steps["pack before a commit"]["files"] for steps in (few, many)] == [20, 1]
     assert many["open a table of years"]["files"] == 12
+    assert [steps["Ray Data's own part"]["tasks"] for steps in (few, many)] == [20, 48]
+    assert many["Ray Data's own part"]["cpu"] > 0.1
     assert many["read tasks for 2 processes"]["peak_mib"] > 100
     assert [many[f"read tasks for {count} processes"]["tasks"] for count in (2, 3)] == [32, 48]
     told = many["what read tasks for 2 processes refer to"]

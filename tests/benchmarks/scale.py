@@ -1,18 +1,22 @@
 """What the driver of a night does for N shards, without their payload: seconds, requests and memory by step.
 
     python -m tests.benchmarks.scale [--shards 1000 10000] [--store s3|disk] [--processes 2 400] [--shard-bytes 900]
-        [--compute] [--compact] [--nights 0]
+        [--ray] [--compute] [--compact] [--nights 0]
 
 A night of N text shards is listed, its read tasks and its sink are packed as Ray Data sends them, its pieces (one for
-each unit, which are put there as copies of one) are looked at, counted and committed, then the same night comes again,
-and two other nights are committed. Every step is the driver's own function, on a local S3 server or a disk; a
-translator of 6,000 words travels with the tasks. Requests are those that the server has answered. Memory is the
-process's highest within a step, and how much of it the step added. With several numbers of shards, the growth of each
-step is fitted: the exponent of a power law by least squares of the logarithms, where a step takes 0.05 s or more.
+each unit, which are put there as copies of one) are looked at, counted, committed and looked for, then the same night
+comes again, and two other nights are committed. Of the first one writers have told what is in the pieces. Every step is
+the driver's own function, on a local S3 server or a disk; a translator of 6,000 words travels with the tasks. Requests
+are those that the server has answered. Memory is the process's highest within a step, and how much of it the step
+added. With several numbers of shards, the growth of each step is fitted: the exponent of a power law by least squares
+of the logarithms, where a step takes 0.05 s or more.
 
 Read tasks are made for each number of `--processes`, as if a cluster had so many: besides their bytes it is told how
 many there are, the largest one's bytes of shards, and how many units several of them read, to be joined or packed.
 With `--shard-bytes` shards are so large: on a disk, files with a hole after their rows, which nothing reads.
+
+With `--ray` Ray Data goes through as many read tasks that read nothing, a model that does nothing and a writer of
+nothing, on a cluster of one CPU: what the driver computes then is Ray's own part of its work.
 
 With `--compute` a whole night of as many shards of ten sentences comes first, by a tiny translator on a cluster of two
 nodes of one CPU. With `--compact` the night is also put there with an object for each shard, and packed, as before its
@@ -30,13 +34,13 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +48,9 @@ import pyarrow.parquet as pq
 import ray
 import tyro
 from deltalake import DeltaTable
+from ray.data import Datasink, Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
 
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
@@ -63,7 +70,7 @@ from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.shards import list_shards
 from pipelines.reading.units import SPAN, Part, Unit, units
 from pipelines.staging import checks, contents, joining
-from pipelines.staging.engine import write_packs
+from pipelines.staging.engine import DECODE_CPUS, WRITE_CPUS, write_packs
 from pipelines.staging.pieces import Lineage, Piece, piece_name, table_schema
 from pipelines.staging.sink import StageSink
 from tests import tiny
@@ -90,6 +97,8 @@ class Options:
     """For how many of them read tasks are made, one number after another."""
     shard_bytes: int = len(SENTENCES)
     """How large a shard is; more than its rows on a disk only."""
+    ray: bool = False
+    """Ray Data's own part, too: as many read tasks that do nothing."""
     compute: bool = False
     """A whole night, too."""
     compact: bool = False
@@ -238,8 +247,12 @@ def night_of(count: int, options: Options, root: str, model: str, steps: Steps) 
     inference = Inference.of(artifacts.read(translator(model)))
     night = Night(shards, Partition.of(storage.join(root, "tables"), "translations", DS), inference)
     with steps.step("look for pieces, none there"):
-        assert len(checks.incomplete(shards, night.folder)) == count
-    packed(night, options.processes, steps)
+        todo = checks.incomplete(shards, night.folder)
+    assert len(todo) == count
+    tasks = packed(night, options.processes, steps)
+    if options.ray:
+        with steps.step("Ray Data's own part") as figures:
+            figures["tasks"] = nothing_done(tasks)
     with steps.step("group shards") as figures:
         grouped = units(shards)
         figures["units"] = len(grouped)
@@ -250,14 +263,21 @@ def night_of(count: int, options: Options, root: str, model: str, steps: Steps) 
             assert not checks.incomplete(shards, night.folder)
         with steps.step(f"refuse shards that are gone{again}"):
             infer.check(night)
+        if not again:
+            with steps.step("look for what is to be joined"):
+                assert not joining.join(joining.small_units(todo), night.folder)
         with steps.step(f"verify pieces{again}"):
             pieces = upkeep.renew(night.partition, checks.verify(shards, night.folder))
+        told = {} if again else {(piece.file.name, piece.file.size): contents.Contents() for piece in pieces}
         with steps.step(f"count errors{again}"):
-            assert not contents.total(pieces).errors
+            assert not contents.told_of(pieces, told).errors
+            assert not contents.total(pieces, told).errors
         with steps.step(f"commit{again}") as figures:
             version = commit.commit_night(night.partition, pieces, night.schema, {"run_id": "run"})
             figures["log_bytes"] = log_bytes(night.partition.table)
         assert (version is None) == bool(again)
+        with steps.step(f"look for its files{again}"):
+            checks.check_there(pieces, night.folder)
         with steps.step(f"open the table{again}"):
             DeltaTable(storage.absolute(night.partition.table))
         with steps.step(f"tidy{again}"):
@@ -356,8 +376,9 @@ def translator(place: str) -> str:
     return place
 
 
-def packed(night: Night, processes: Sequence[int], steps: Steps) -> None:
-    """What Ray Data sends: read tasks, each once, what they refer to, and the sink, with each write task."""
+def packed(night: Night, processes: Sequence[int], steps: Steps) -> int:
+    """What Ray Data sends: read tasks, each once, what they refer to, and the sink, with each write task. Returns how
+    many read tasks there are for the last number of processes."""
     decode = night.inference.decode()
     parts = checks.incomplete(night.shards, night.folder)
     for count in processes:
@@ -374,6 +395,55 @@ def packed(night: Night, processes: Sequence[int], steps: Steps) -> None:
         figures["bytes"] = len(sink)
     with steps.step("sink, unpacked in each task"):
         ray.cloudpickle.loads(sink)
+    return len(tasks)
+
+
+class Nothing(Datasource):
+    """So many read tasks of a row each."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tasks = tasks
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes."""
+        return 8 * self._tasks
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """All of them."""
+        metadata = BlockMetadata(num_rows=1, size_bytes=8, input_files=None, exec_stats=None)
+        return [ReadTask(_a_row, metadata) for _ in range(self._tasks)]
+
+
+def _a_row() -> Iterator[pa.Table]:
+    yield pa.table({"row": [0]})
+
+
+class Same:
+    """A model that does nothing."""
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """These rows."""
+        return rows
+
+
+class Nowhere(Datasink[None]):
+    """Writes nothing."""
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> None:
+        """Takes them."""
+        for _ in blocks:
+            pass
+
+
+def nothing_done(tasks: int) -> int:
+    """Ray Data goes through so many of them, as through a night's."""
+    read = ray.data.read_datasource(Nothing(tasks), override_num_blocks=tasks, num_cpus=DECODE_CPUS)
+    same = read.map_batches(Same, batch_size=None, batch_format="pyarrow", num_cpus=DECODE_CPUS, concurrency=1)
+    same.write_datasink(Nowhere(), ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=1)
+    return tasks
 
 
 def cut_units(bundles: Sequence[Sequence[Part]]) -> int:
