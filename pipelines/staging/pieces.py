@@ -6,8 +6,8 @@ its stem and a hash of URI and etag, and its places are its rows' indices. Small
 all of theirs; the rows of the second begin at place 2^32, those of the third at twice that. A piece's `stop` is the
 place of the row that follows its last one, be it the next shard's first; `-n` tells how many rows it has where that is
 not `stop - first`. `-end` if no row follows, `-r` if it was made in that second (since 1970) of other pieces: a copy of
-one that had waited for long, or several in one. A put is atomic, so a listing alone tells what is complete: pieces that
-lead from place 0 to an `-end`, each beginning where another one stops.
+one that had waited for long, or several in one. A put is atomic, so a listing tells what is complete, with a footer for
+each pack (below): pieces that lead from place 0 to an `-end`, each beginning where another one stops.
 
 A *pack* has the rows of many pieces, of any units, one piece after another: `pack-of-<pieces>-<hash>-…`. Their names
 stand in its footer, so they are pieces as before; that they lie in one file is all that is new.
