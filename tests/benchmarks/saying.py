@@ -1,4 +1,5 @@
-"""What it takes a captioner to say what it sees, in float32 and in half precision, and whether it says the same.
+"""What it takes a captioner to say what it sees, in float32, in half precision, and in that with its matrices cast anew
+for each word, as autocast does by itself; and whether it says the same.
 
     python -m tests.benchmarks.saying --model lake/runs/captioner-flickr8k/artifact --input lake/flickr8k/val
 
@@ -22,6 +23,7 @@ import tyro
 
 from hybrid_models.captioner.captioner import Captioner
 from hybrid_models.inputs import Sample
+from hybrid_models.layers.word_decoder import WordDecoder
 from hybrid_models.scores.texts import cider_d
 from pipelines.cluster.connection import worker_env
 from pipelines.models.artifacts import load_hybrid
@@ -32,6 +34,7 @@ from pipelines.reading.shards import list_shards
 from tests.benchmarks.seeing import cpu
 
 AT_A_TIME = (32, 17, 1)
+WAYS = ("float32", "half", "half, cast for each word")
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def main(options: Options) -> None:
     torch.set_num_threads(1)
     captioner: Captioner = load_hybrid(options.model)
     samples, references = photographs(captioner, options.input)
-    ways = [(half, count) for half in (False, True) for count in AT_A_TIME]
-    found: dict[tuple[bool, int], list[dict[str, Any]]] = {}
+    ways = [(way, count) for way in WAYS for count in AT_A_TIME]
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     least = dict.fromkeys(ways, float("inf"))
     for _ in range(options.rounds):
         for way in ways:
@@ -64,12 +67,12 @@ def main(options: Options) -> None:
             least[way] = min(least[way], round(1000 * took / len(samples), 2))
     seeing = [cpu(lambda: seen(captioner, samples)) for _ in range(options.rounds)]
     report = {
-        f"{'half' if half else 'float32'}, {count} at a time": {
-            "cider_d": round(cider_d([row["caption"] for row in found[half, count]], references).total, 4),
-            "ms": least[half, count],
-            **likeness(found[ways[0]], found[half, count]),
+        f"{way}, {count} at a time": {
+            "cider_d": round(cider_d([row["caption"] for row in found[way, count]], references).total, 4),
+            "ms": least[way, count],
+            **likeness(found[ways[0]], found[way, count]),
         }
-        for half, count in ways
+        for way, count in ways
     }
     print(json.dumps({"encoder ms": round(1000 * min(seeing) / len(samples), 2), **report}, indent=1))
 
@@ -84,11 +87,15 @@ def photographs(captioner: Captioner, uri: str) -> tuple[list[Sample], list[list
     return [{"frames": each, "frame_count": np.int64(1)} for each in frames], captions
 
 
-def said(captioner: Captioner, samples: list[Sample], half: bool, count: int) -> list[dict[str, Any]]:
-    """Rows of a table, so many photographs at a time. The encoder sees in half precision, either way."""
+def said(captioner: Captioner, samples: list[Sample], way: str, count: int) -> list[dict[str, Any]]:
+    """Rows of a table, so many photographs at a time. The encoder sees in half precision in all ways."""
     rows = []
-    chosen = torch.autocast("cpu", enabled=half)
-    with mock.patch("hybrid_models.captioner.captioner.autocast", return_value=chosen):
+    chosen = torch.autocast("cpu", enabled=way != WAYS[0])
+    cast = WordDecoder.cast_once if way == WAYS[1] else lambda decoder: decoder
+    with (
+        mock.patch("hybrid_models.captioner.captioner.autocast", return_value=chosen),
+        mock.patch.object(WordDecoder, "cast_once", cast),
+    ):
         for first in range(0, len(samples), count):
             rows += captioner.predict(captioner.collate(samples[first : first + count]), captioner.decoding)
     return rows
