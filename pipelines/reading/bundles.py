@@ -16,14 +16,14 @@ TASKS_A_PROCESS = 16
 the first, at most."""
 MOST_TASKS = 1600
 """Or one for each process, if these are more: a hundred nodes with 16 cores have one each. Ray's part of each is 12 to
-14 ms of the driver, 23 s in all; a hundred thousand shards may take it a minute."""
+16 ms of the driver, 23 s in all; a hundred thousand shards may take it a minute."""
 CUT_UNITS = 256
 """No more units are cut, as what became of each is written again before the commit; where they stay whole, a night is
 a minute longer at most, as a core takes so long for one."""
 
 
 def bundled(parts: Sequence[Part], processes: int) -> list[list[Part]]:
-    """Neighbours that one task reads, about equally much. Each task costs the driver 12 to 14 ms, and the model a batch
+    """Neighbours that one task reads, about equally much. Each task costs the driver 12 to 16 ms, and the model a batch
     that is not full.
 
     Several tasks read parts of one unit only where processes would have nothing to do otherwise: where there are fewer

@@ -132,10 +132,10 @@ class _Worker:
         return torch.cuda.memory_allocated() if self.compute.gpu else 0
 
     @contextmanager
-    def call(self, samples: pa.Table) -> Iterator[None]:
-        """All work on some samples, until they are handed on. Where a process has died of it, nothing is done beside
-        it now: what other samples' rows take would be blamed on these, or theirs on others."""
-        path = self._note_path(samples, "call") if self.compute.gpu else None  # without a GPU nothing ever is
+    def call(self, samples: pa.Table, purpose: str) -> Iterator[None]:
+        """All work on some samples, until they are handed on. Where a process has died of it, no others are computed
+        beside it now: what their rows take would be blamed on these, or theirs on others."""
+        path = self._note_path(samples, f"call {purpose}") if self.compute.gpu else None  # without one nothing ever is
         with Note(path) as note, self._turn if note.inherited else nullcontext():
             yield
 
@@ -203,7 +203,7 @@ class Predictor(_Worker):
         bad = tuple(i for i, row in enumerate(rows) if row["status"] == "error")
         parts: list[tuple[Rows, Future[pa.Table]]] = []
         # a GPU does not wait for the tables of what it computed
-        with self.call(samples), ThreadPoolExecutor(1) as thread:
+        with self.call(samples, self.lineage["fingerprint"]), ThreadPoolExecutor(1) as thread:
             parts.append((bad, thread.submit(self._table, rows, bad, [])))
             for part, outputs in self.outcomes(samples, self._predict, self.lineage["fingerprint"]):
                 parts.append((part, thread.submit(self._table, rows, part, outputs)))
@@ -254,12 +254,12 @@ class Featurizer(_Worker):
 
         columns = {name: samples[name].to_pylist() for name in ("sample", "length", "output_bytes", "error")}
 
-        def featurized(made: Made) -> list[Sample]:
+        def featurized(given: Made) -> list[Sample]:
             with torch.inference_mode():
-                return self.hybrid.featurize(made.samples, made.batch)
+                return self.hybrid.featurize(given.samples, given.batch)
 
         packed: list[tuple[Rows, Future[list[bytes]]]] = []
-        with self.call(samples), ThreadPoolExecutor(1) as thread:
+        with self.call(samples, ""), ThreadPoolExecutor(1) as thread:
             for part, features in self.outcomes(samples, featurized, ""):
                 if isinstance(features, str):
                     (i,) = part
@@ -267,8 +267,8 @@ class Featurizer(_Worker):
                     columns["error"][i] = features
                 else:
                     packed.append((part, thread.submit(_packed, features)))
-        for part, samples_of in packed:
-            for i, sample in zip(part, samples_of.result(), strict=True):
+        for part, made in packed:
+            for i, sample in zip(part, made.result(), strict=True):
                 columns["sample"][i] = sample
         for name, values in columns.items():
             field = SAMPLE_SCHEMA.field(name)

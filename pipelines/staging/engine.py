@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.data.context import AutoscalingConfig
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -34,8 +35,6 @@ WRITE_CPUS = 0.1
 CALLS_ON_GPU = 2
 """Tables that a model process with a GPU has at the same time: the batches of one are made, and the rows of another are
 built, while the GPU computes. A table has few batches of a size for GPUs."""
-GROWS_AT = 1.75
-"""Tables that each model process has or waits for when one more is started; Ray's own number, which counts by call."""
 PACKS_OF_NODE = 2
 """Made at the same time, each from 64 MiB of files."""
 
@@ -77,8 +76,7 @@ def stage(
     plan = wanted.plan(len(parts), sum(part.shard.size for part in parts))
     calls = CALLS_ON_GPU if plan.compute.gpu else 1
     connection.bound_waiting(max(plan.nodes, calls * plan.most) if plan.compute.gpu else plan.nodes)
-    growing: Any = ray.data.DataContext.get_current().autoscaling_config
-    growing.actor_pool_util_upscaling_threshold = GROWS_AT / calls
+    _count_by_process(calls)
     if plan.compute.gpu and not ray.cluster_resources().get("GPU"):
         log.warning("%s: waits for a GPU: the cluster has none now", folder)
     # With as many CPUs as an actor of one thread asks for, Ray fuses reading into it: samples are not copied.
@@ -111,6 +109,17 @@ def stage(
     # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
     dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=plan.most)
     return replace(sink.staged, actors=plan.most)
+
+
+def _count_by_process(calls: int) -> None:
+    """A pool grows and shrinks by how many tables there are for each process; Ray counts them for each call of one."""
+    context: Any = ray.data.DataContext.get_current()
+    usual = AutoscalingConfig()
+    context.autoscaling_config = replace(
+        usual,
+        actor_pool_util_upscaling_threshold=usual.actor_pool_util_upscaling_threshold / calls,
+        actor_pool_util_downscaling_threshold=usual.actor_pool_util_downscaling_threshold / calls,
+    )
 
 
 def write_packs(packs: Sequence[Joined]) -> list[Made]:

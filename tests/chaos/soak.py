@@ -273,7 +273,7 @@ def soak(world: World, options: Options) -> Soaked:
             own = {
                 "seconds of a night": max(job.seconds for job in ran) / count,
                 **{f"{name}, seconds": max(job.stages[told] for job in ran) / count for name, told in STAGES.items()},
-                "a reader's question, ms": 1000 * float(np.mean(reader.seconds[asked:])),
+                "a reader's question, ms": 1000 * float(np.mean(reader.seconds[asked:] or 0.0)),
                 "a driver at most, MB": max(job.peak for job in ran),
                 "a driver's growth in a job, MB": max(job.grown for job in ran),
             }

@@ -254,7 +254,7 @@ def test_nothing_is_beside_a_call_that_a_process_has_died_of(
     monkeypatch.setattr(predictor, "_room", 1)
     monkeypatch.setattr(predictor, "_note_path", lambda samples, purpose: tmp_path / f"{purpose}-{len(samples)}")
     if died:
-        (tmp_path / "call-2").touch()
+        (tmp_path / f"call {LINEAGE.fingerprint}-2").touch()
     infer, table = predictor.session.infer, predictor._table
     building, computing = threading.Event(), threading.Event()
     beside: list[bool] = []
