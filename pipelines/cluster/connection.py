@@ -245,7 +245,7 @@ def bound_waiting(nodes: int) -> None:
     """Decoding is faster than most models: without a bound it would fill the object store with waiting samples.
 
     Args:
-        nodes: on which a model may compute, those that come later, too.
+        nodes: on which a model may compute, those that come later, too; on GPUs, calls that there may be at once.
     """
     import ray.data
 

@@ -199,16 +199,28 @@ def loops(folder: Path, model: str, processes: int) -> float:
 @contextmanager
 def peak_memory() -> Iterator[list[float]]:
     """Most MiB that this process and all its descendants have for themselves, and in shared memory, by the second."""
-    peak, done, shared = [0.0], threading.Event(), shared_memory()
+    peak, shared = [0.0], shared_memory()
+
+    def look() -> None:
+        peak[0] = max(peak[0], own_memory() + shared_memory() - shared)
+
+    with each_second(look):
+        yield peak
+
+
+@contextmanager
+def each_second(look: Callable[[], None]) -> Iterator[None]:
+    """Looks by a thread of its own until the end of the block."""
+    done = threading.Event()
 
     def watch() -> None:
         while not done.wait(1):
-            peak[0] = max(peak[0], own_memory() + shared_memory() - shared)
+            look()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield peak
+        yield
     finally:
         done.set()
         thread.join()

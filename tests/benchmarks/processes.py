@@ -107,20 +107,14 @@ def growth(watched: Watched, first: dict[int, float], second: dict[int, float], 
 def most() -> Iterator[list[Counter[str]]]:
     """MiB by kind of process when all of them, looked at each second, have the most; as `captioning.peak_memory` counts
     them."""
-    found, done, before = [Counter[str]()], threading.Event(), captioning.shared_memory()
+    found, before = [Counter[str]()], captioning.shared_memory()
 
-    def watch() -> None:
-        while not done.wait(1):
-            now = memory() + Counter({STORE: captioning.shared_memory() - before})
-            found[0] = max(found[0], now, key=Counter.total)
+    def look() -> None:
+        now = memory() + Counter({STORE: captioning.shared_memory() - before})
+        found[0] = max(found[0], now, key=Counter.total)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with captioning.each_second(look):
         yield found
-    finally:
-        done.set()
-        thread.join()
 
 
 def memory() -> Counter[str]:
