@@ -241,16 +241,17 @@ def _without_the_jobs(env: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name not in given}
 
 
-def bound_waiting(nodes: int) -> None:
+def bound_waiting(shares: int) -> None:
     """Decoding is faster than most models: without a bound it would fill the object store with waiting samples.
 
     Args:
-        nodes: on which a model may compute, those that come later, too; on GPUs, calls that there may be at once.
+        shares: of the bound: a node's, for each on which a model may compute, those that come later, too; on GPUs a
+            call's, for each that there may be at once.
     """
     import ray.data
 
     options = ray.data.DataContext.get_current().execution_options
-    options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=WAITING_BYTES * max(1, nodes))
+    options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=WAITING_BYTES * max(1, shares))
 
 
 def configure_data() -> None:

@@ -77,20 +77,23 @@ def _open_files(process: psutil.Process) -> int:
 def most(node: RayNode) -> Iterator[dict[str, float]]:
     """What processes that end with a job's last task take at most until the end of the block, in MB: looked at all the
     time. There are none of them between jobs."""
-    found = {"workers at most, MB": 0.0, "a decoder at most, MB": 0.0, DECODERS: 0.0}
+    found = dict[str, float]()
     stop = threading.Event()
 
     def look() -> None:
         there = node.workers()
-        decoders = [resident(process) for process in named(there, DECODER)]
+        workers, decoders = ([resident(process) for process in named(there, kind)] for kind in (WORKER, DECODER))
         now = {
-            "workers at most, MB": _memory(there, WORKER) / 2**20,
+            "workers at most, MB": sum(workers) / 2**20,
+            "a worker at most, MB": max(workers, default=0) / 2**20,
+            "workers at once": len(workers),
             "a decoder at most, MB": max(decoders, default=0) / 2**20,
             DECODERS: len(decoders),
         }
-        found.update({name: max(value, found[name]) for name, value in now.items()})
+        found.update({name: max(value, found.get(name, 0.0)) for name, value in now.items()})
 
     def all_the_time() -> None:
+        look()
         while not stop.wait(LOOK_SECONDS):
             look()
 

@@ -98,8 +98,8 @@ def test_samples_that_wait_are_bounded_by_the_nodes_that_may_compute(ray_cluster
     def bound() -> float:
         return ray.data.DataContext.get_current().execution_options.resource_limits.object_store_memory
 
-    for nodes, room in ((0, 1), (1, 1), (3, 3), (100, 100)):
-        connection.bound_waiting(nodes)
+    for shares, room in ((0, 1), (1, 1), (3, 3), (100, 100)):
+        connection.bound_waiting(shares)
         assert bound() == room * connection.WAITING_BYTES == room * 256 * 2**20
     connection.configure_data()
     assert bound() == connection.WAITING_BYTES, "of one node"
