@@ -355,6 +355,7 @@ def test_steps_of_the_driver_are_measured_and_their_growth_is_fitted():
     assert many["open a table of years"]["files"] == 12
     assert [steps["Ray Data's own part"]["tasks"] for steps in (few, many)] == [20, 48]
     assert many["Ray Data's own part"]["cpu"] > 0.1
+    assert "cpu" in found["growth"]["all steps together"]
     assert many["sink"]["bytes"] < 4096
     assert many["read tasks for 2 processes"]["peak_mib"] > 100
     assert [many[f"read tasks for {count} processes"]["tasks"] for count in (2, 3)] == [32, 48]

@@ -175,9 +175,14 @@ def table(title: str, lines: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def growth(found: Mapping[int, Steps]) -> dict[str, dict[str, float]]:
-    """By step, with which power of the number of shards its CPU and its requests grow."""
+    """By step, with which power of the number of shards its CPU and its requests grow; and of all steps together."""
     first, *_ = found.values()
-    return {name: fitted for name in first.found if (fitted := _fitted({n: s.found[name] for n, s in found.items()}))}
+    steps = {name: {shards: each.found[name] for shards, each in found.items()} for name in first.found}
+    steps["all steps together"] = {
+        shards: {what: sum(step[what] for step in each.found.values()) for what in ("cpu", "requests")}
+        for shards, each in found.items()
+    }
+    return {name: fitted for name, figures in steps.items() if (fitted := _fitted(figures))}
 
 
 def _fitted(figures: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
