@@ -72,6 +72,9 @@ def cut_clip(
 ) -> Iterator[ClipWindow]:
     """The windows of a clip, one after another, at least one. What one of them costs is limited as a clip is.
 
+    How many there are is told by its packets alone, so that rows after it have the same numbers wherever reading began:
+    after `MAX_FAILED` that could not be decoded it is given up, and its others come with that error.
+
     Memory: the packets of a window and of what leads to it from a frame that was stored whole, and its frames.
 
     Args:
@@ -86,7 +89,7 @@ def cut_clip(
     number = first
     try:
         with bad_sample("VideoDecodeError"), Clip(stream, media_type, limits, timed=True) as clip:
-            number, failed = 0, 0
+            number, failed, given_up = 0, 0, None
             if first and clip.seek(cut.start(first)):
                 number = min(first, int(clip.start / cut.stride_seconds))
             while True:
@@ -98,20 +101,20 @@ def cut_clip(
                     raise BadSample("VideoDecodeError", f"there are no frames from {start:g} s on")
                 end = clip.end if clip.ended and clip.end < stop - clip.rounding else stop
                 window = ClipWindow(number, start, end)
-                needed = number >= first and wanted(number)
+                needed = given_up is None and number >= first and wanted(number)
                 if needed or clip.crowded:  # what was decoded can be let go of, however far a whole frame is behind
                     decoded = _decoded(clip, visual, window)
                     window = decoded if needed else window
                 if number >= first:
                     failed = 0 if window.error is None else failed + 1
-                    yield window
+                    yield window if given_up is None else replace(window, error=given_up)
                 following = cut.start(number + 1)
                 number += 1
                 clip.read(following)
                 if clip.ended and clip.end <= max(stop, following) + clip.tolerance:
                     return
                 if failed == MAX_FAILED:
-                    raise BadSample("VideoDecodeError", f"{failed} windows one after another could not be decoded")
+                    given_up = BadSample("VideoDecodeError", f"given up after {failed} windows that could not be decoded")
                 if number == MAX_WINDOWS:
                     raise BadSample("VideoTooLarge", f"it has more than {MAX_WINDOWS:,} windows")
                 if clip.still_until(following) > following + MAX_STILL * cut.stride_seconds:

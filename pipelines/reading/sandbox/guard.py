@@ -41,7 +41,8 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
                 done = stop
         except ChildDiedError as death:
             wasted += death.seconds
-            row = death.row if death.row == STARTING else max(death.row, done)
+            # A clip that cannot be read ends where it did when its rows were done: before them, perhaps.
+            row = death.row if death.row == STARTING or death.phase == DEMUX else max(death.row, done)
             failures[death.phase, row] += 1
             if failures[death.phase, row] < TRIES:
                 counters.count_retries("decoder")
@@ -51,7 +52,7 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
                 if row in poison.uncounted:  # whatever it dies of, it is not to be read again
                     yield _own(step(last_row(shard, done, poison.read[row], row - done), unwatched), shard)
                     return
-                _give_up(poison, death, row, wasted, options.limits, 0 if shard.cut else len(shard.members))
+                _give_up(poison, death, row, wasted, options.limits, 0 if shard.cut else len(shard.members), done)
             continue
         except BaseException:
             child.kill()
@@ -60,7 +61,9 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
         return
 
 
-def _give_up(poison: Poison, death: ChildDiedError, row: int, wasted: float, limits: Limits, members: int) -> None:
+def _give_up(
+    poison: Poison, death: ChildDiedError, row: int, wasted: float, limits: Limits, members: int, done: int
+) -> None:
     """A row becomes an error; where rows like it have cost too much, nothing after it is read: of a group's `members`
     each is an error, then."""
     reason = f"{death.kind}: {death} (tried {TRIES} times)"
@@ -72,7 +75,7 @@ def _give_up(poison: Poison, death: ChildDiedError, row: int, wasted: float, lim
         poison.uncounted.add(row)
     elif death.phase == READ:
         poison.read[row] = reason
-    elif wasted > limits.max_wasted_seconds:
+    elif wasted > limits.max_wasted_seconds and row >= done:
         poison.read[row] = f"ShardGivenUp: {_given_up(wasted, limits)}; {reason}"
     else:
         (poison.demux if death.phase == DEMUX else poison.decode)[row] = reason

@@ -11,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Cut, Visual
 from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
+from pipelines.reading.media import video
+from pipelines.reading.media.clip import Clip
 from pipelines.reading.media.decode import decode_media
 from pipelines.reading.media.video import cut_clip
 from pipelines.reading.rows import Trouble, lost_rows, read_blocks
@@ -196,6 +199,27 @@ def test_windows_are_read_from_where_they_stopped(tmp_path: Path) -> None:
         for first in range(1, len(whole)):
             later = {row["index"]: row for row in cut_rows(shard, first=first)}
             assert [later[index] for index in range(first, len(whole))] == whole[first:]
+
+
+def test_rows_after_a_clip_that_is_given_up_have_the_same_numbers_from_wherever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bad(*_: Any) -> None:
+        raise BadSample("VideoDecodeError", "damaged")
+
+    monkeypatch.setattr(Clip, "sample", bad)
+    monkeypatch.setattr(video, "MAX_FAILED", 5)
+    content = tar([("a.txt", b"a"), ("clip.mp4", film("mp4", steady(300))), ("z.txt", b"z")])
+    storage.write_bytes(str(tmp_path / "a.tar"), content)
+    (archive,) = list_shards(str(tmp_path / "a.tar"), cut=True)
+    whole = cut_rows(archive)
+    assert [row["sample_id"] for row in whole] == ["a", *(f"clip#t={n},{n + 1}" for n in range(12)), "z"]
+    assert [row["error"] is None for row in whole] == [True, *[False] * 12, True]
+    for first in range(1, len(whole)):
+        later = [row for row in cut_rows(archive, first=first) if row["index"] >= first]
+        assert [(row["index"], row["sample_id"]) for row in later] == [
+            (row["index"], row["sample_id"]) for row in whole[first:]
+        ]
 
 
 def test_without_windows_a_clip_is_one_row(tmp_path: Path) -> None:

@@ -185,6 +185,17 @@ def test_a_window_that_cannot_be_read_ends_its_clip_and_nothing_else(tmp_path: P
     assert {**found[5], "index": 6} == good[6], "what comes after it in the archive is there"
 
 
+def test_a_clip_that_cannot_be_read_ends_where_it_did_when_later_rows_are_read(tmp_path: Path) -> None:
+    """Its death is its own window's, though rows after that are done: they keep their numbers, and nothing is given up."""
+    deadly = replace(WINDOWS, cut=CrashingCut(1.0, 1.0, number=3))
+    _, archive = places(tmp_path)
+    whole = windows(archive, deadly)
+    assert len(whole) == 6
+    assert windows(replace(archive, first=5), deadly) == whole[5:]
+    swift = replace(deadly, limits=Limits(max_wasted_seconds=0))
+    assert windows(replace(archive, first=5), swift) == whole[5:]
+
+
 def test_a_clip_goes_on_at_a_window(tmp_path: Path) -> None:
     for one in places(tmp_path):
         good = windows(one)
