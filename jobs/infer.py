@@ -132,7 +132,7 @@ def run(
     )
     if not options.dry_run:
         storage.check_writable(partition.tables)
-    infer.check(night)
+    seen = infer.check(night)
     if options.dry_run:
         with connection.on_demand():
             foreseen = preview.preview(night, options.work.resources, tracking_uri)
@@ -151,7 +151,7 @@ def run(
         tracker.start(f"{partition.name} {partition.ds}", params, {"hybrid.job": "infer"})
         try:
             with logs.about(run=tracker.run_id):
-                summary = infer.infer(night, options.work.resources, tracker)
+                summary = infer.infer(night, options.work.resources, tracker, seen)
         except BaseException:
             tracker.finish(succeeded=False)
             raise

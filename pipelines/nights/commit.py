@@ -46,7 +46,13 @@ ONCE = CommitProperties(max_commit_retries=0)
 them makes it anew in a version of its own."""
 CHECKPOINT = re.compile(r"\d{20}\.checkpoint.*\.parquet")
 DIGITS = 20
+May = Callable[[set[str]], None]
+"""Is given the paths, relative to the table, of what a night consists of, and raises if that may not be replaced."""
 logger = logging.getLogger(__name__)
+
+
+def always(files: set[str]) -> None:
+    """Whatever a night consists of may be replaced."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,14 @@ class Partition:
         return set() if table is None else night_files(table, self.ds)
 
 
-def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schema, run: dict[str, str]) -> int | None:
+def commit_night(
+    partition: Partition, pieces: Sequence[Piece], schema: pa.Schema, run: dict[str, str], may: May = always
+) -> int | None:
     """Replaces a night by these files in one transaction.
 
-    Two writers of one night use the same Delta application id, so one of them loses cleanly even when neither saw a
-    file of the other (without it, delta-rs lets two first writers of a partition both succeed: seen with 1.6).
+    Two writers of one night use the same Delta application id, so the later one looks again at what it replaces, even
+    when neither saw a file of the other (without it, delta-rs lets two first writers of a partition both succeed: seen
+    with 1.6).
 
     Args:
         partition: the night; a table that bears no mark yet is given it, columns that an earlier version lacks are
@@ -107,13 +116,15 @@ def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schem
         pieces: its files.
         schema: the columns of a file.
         run: kept with the commit; its `run_id` tells this writer's commit from another's.
+        may: says whether what the night consists of may be replaced.
 
     Returns:
         The table's new version, or None if the night already consisted of exactly these files.
 
     Raises:
+        RuntimeError: it may not; as `may` raises it.
         CommitFailedError: another writer replaced the night first, several times over.
-        UsageError: the table is none of this program's, see `check`.
+        UsageError: the table is none of this program's, see `ownership.check`.
         StorageError: the store kept failing.
     """
     uri, ds = partition.table, partition.ds
@@ -121,7 +132,7 @@ def commit_night(partition: Partition, pieces: Sequence[Piece], schema: pa.Schem
     table = open_table(uri)
     if table is not None and night_files(table, ds) == {action.path for action in actions}:
         return None
-    return _persistently("commit to", uri, lambda: _commit(table, uri, ds, actions, schema, run))
+    return _persistently("commit to", uri, lambda: _commit(table, uri, ds, actions, schema, run, may))
 
 
 def rewrite_night(
@@ -147,7 +158,12 @@ def rewrite_night(
     uri, ds = partition.table, partition.ds
     actions = _add_actions(partition, pieces, written)
     run = {"run_id": uuid.uuid4().hex, "rewritten": str(len(before))}
-    return _persistently("rewrite", uri, lambda: _commit(table, uri, ds, actions, None, run, frozenset(before)))
+
+    def unchanged(files: set[str]) -> None:
+        if files != set(before):
+            raise RefusedError(f"{uri} ds={ds} was replaced by another writer meanwhile: nothing was changed")
+
+    return _persistently("rewrite", uri, lambda: _commit(table, uri, ds, actions, None, run, unchanged))
 
 
 def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
@@ -177,7 +193,7 @@ def restore(uri: str, as_of: AsOf, ds: str = "") -> int | None:
     _check_kept(uri, version, actions, ds)
     run = {"run_id": uuid.uuid4().hex, "restored": str(version)}
     if ds:
-        restored = _persistently("restore", uri, lambda: _commit(None, uri, ds, actions, None, run))
+        restored = _persistently("restore", uri, lambda: _commit(None, uri, ds, actions, None, run, always))
     else:
         restored = _restore_all(uri, version, run)
     if restored is not None:
@@ -231,9 +247,9 @@ def _commit(
     actions: Sequence[AddAction],
     schema: pa.Schema | None,
     run: dict[str, str],
-    before: Collection[str] | None = None,
+    may: May,
 ) -> int | None:
-    """One attempt; only if the night is as it was `before`, where that is given.
+    """One attempt; only if what the night consists of may be replaced.
 
     Args:
         table: as somebody opened it earlier, if so: what came since is read, and not all of it again.
@@ -242,8 +258,7 @@ def _commit(
     files = night_files(table, ds)
     if files == {action.path for action in actions}:
         return _version_of(uri, table.version(), ds, run)
-    if before is not None and files != before:
-        raise RefusedError(f"{uri} ds={ds} was replaced by another writer meanwhile: nothing was changed")
+    may(files)
     have = table.schema().fields
     grown = [field for name, field in columns(schema or COMMON).items() if name not in {known.name for known in have}]
     app_id = f"ds={ds}"

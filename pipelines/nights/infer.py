@@ -6,9 +6,10 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -113,13 +114,19 @@ class NightSummary:
     run_id: str
 
 
-def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
+def infer(night: Night, resources: Resources, tracker: Tracker, seen: Collection[str] = ()) -> NightSummary:
     """Runs one night: list, skip what is complete, compute the rest, join what tasks have cut, verify, put small files
     together, commit, tidy.
 
+    Args:
+        night: what is computed.
+        resources: how much of the cluster to take.
+        tracker: the MLflow run.
+        seen: what `check` has found that it replaces.
+
     Raises:
         RefusedError: too many samples were bad.
-        RuntimeError: infrastructure failed; start again, finished shards are kept.
+        RuntimeError: infrastructure failed, or another job has found more shards; start again, finished ones are kept.
     """
     started = time.perf_counter()
     run_id = tracker.run_id or uuid.uuid4().hex
@@ -145,7 +152,8 @@ def infer(night: Night, resources: Resources, tracker: Tracker) -> NightSummary:
     _tell_what_is_absent(night, found)
     rows = _check_errors(night, pieces, found)
     known = [replace(piece, bad=each.bad) for piece, each in zip(pieces, told, strict=True)]
-    version = commit.commit_night(night.partition, known, night.schema, _note(lineage, rows, found))
+    note, may = _note(lineage, rows, found), partial(_keep_what_came, night, frozenset(seen))
+    version = commit.commit_night(night.partition, known, night.schema, note, may)
     check_there(pieces, night.folder)  # whoever else may remove files there, this night says so
     committed = time.perf_counter()
     tidied = _tidy(night)
@@ -260,26 +268,44 @@ def _tidy(night: Night) -> Tidied:
 
 
 # ---- what is looked at before any work -----------------------------------------------------------------------------
-def check(night: Night) -> None:
+def check(night: Night) -> set[str]:
     """Refuses a table, or a folder for one, that this night cannot be written to, and a night that would lose the rows
     of shards that are gone: a listing may have gone wrong.
 
     Shards, and lone objects, are compared by address: one that was replaced is not gone.
+
+    Returns:
+        Paths, relative to the table, of the files that it would replace.
 
     Raises:
         UsageError: what was found there, and the way out.
         RefusedError: names some of the shards, and the way out.
     """
     table = ownership.check(night.partition.table, night.schema)
-    if table is None or night.rules.allow_missing:
-        return
-    before = _addresses(night, night_files(table, night.partition.ds))
-    gone = sorted(before - {address for shard in night.shards for address in shard.addresses})
-    if gone:
+    files = set() if table is None else night_files(table, night.partition.ds)
+    if gone := _lost(night, files):
         raise RefusedError(
             f"{night.partition}: {len(gone)} of its shards are gone, such as {', '.join(gone[:GONE_SHOWN])}: "
             "nothing was changed; bring them back, or let their rows go by `allow_missing`"
         )
+    return files
+
+
+def _keep_what_came(night: Night, seen: Set[str], files: set[str]) -> None:
+    """Refuses to replace files that came since `check` has `seen` others, if they have rows of shards that this night
+    has not: somebody has listed it later, and found more."""
+    if more := _lost(night, files - seen):
+        raise RuntimeError(
+            f"{night.partition}: another job has committed it meanwhile, with {len(more)} shards that were not there "
+            f"when this one listed them, such as {', '.join(more[:GONE_SHOWN])}: nothing was changed; start it again"
+        )
+
+
+def _lost(night: Night, files: set[str]) -> list[str]:
+    """Shards and lone objects that have rows in these files of the table, and none in this night."""
+    if night.rules.allow_missing:
+        return []
+    return sorted(_addresses(night, files) - {address for shard in night.shards for address in shard.addresses})
 
 
 def _addresses(night: Night, files: set[str]) -> set[str]:

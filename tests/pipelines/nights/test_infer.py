@@ -19,7 +19,7 @@ from pipelines.models import artifacts
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Inference, Session
 from pipelines.models.tracking import Tracker
-from pipelines.nights import commit, infer, tables
+from pipelines.nights import commit, infer, tables, upkeep
 from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.nights.rules import Rules
@@ -91,6 +91,33 @@ def test_a_night_of_many_files_is_packed_before_its_commit(
     assert {id_: now[id_] for id_ in before if "3.txt" not in id_} == {
         id_: row for id_, row in before.items() if "3.txt" not in id_
     }
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+def test_a_job_that_listed_before_another_one_does_not_take_late_rows_out_again(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """Its computation may take longer than it takes the next day's job to find more, and to commit them."""
+    storage.write_bytes(f"{tmp_path}/in/0.txt", b"a\nb")
+    if again:
+        run(night_of(artifact, tmp_path))
+        storage.write_bytes(f"{tmp_path}/in/0.txt", b"a\nb\nc")
+    slow, renew = night_of(artifact, tmp_path), upkeep.renew
+    seen = infer.check(slow)
+
+    def meanwhile(*args: Any) -> Any:
+        monkeypatch.setattr(upkeep, "renew", renew)
+        storage.write_bytes(f"{tmp_path}/in/late.txt", b"late")
+        run(night_of(artifact, tmp_path))
+        return renew(*args)
+
+    monkeypatch.setattr(upkeep, "renew", meanwhile)
+    with pytest.raises(RuntimeError, match=rf"with 1 shards that .* as {tmp_path}/in/late.txt: .* start it again$"):
+        infer.infer(slow, Resources(batch_size=8), Tracker(NO_MLFLOW), seen)
+    assert sorted(row["source"] for row in rows_of(tmp_path).values()) == ["a", "b", *["c"] * again, "late"]
+    fewer = replace(slow, rules=Rules(allow_missing=True))
+    assert run(fewer)["rows"] == 2 + again, "as whoever allows that wants"
 
 
 @pytest.fixture
