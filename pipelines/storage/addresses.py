@@ -23,6 +23,8 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 ARCHIVED = "InvalidObjectState"
 FORBIDDEN = {"AccessDenied", "AllAccessDisabled", ARCHIVED}
 """What S3 says where it refuses an object to somebody whom it knows."""
+TORN = re.compile(r"(?P<scheme>s3a?|gc?s|abfss?|az|hdfs|https?|s?ftp|file|memory):(?!//)")
+"""An address that would be a folder here, of that name."""
 READS = {"look up", "list", "open", "read"}
 UNSAID = "403"
 """Its answer without a reason, as to all requests for an object's state."""
@@ -49,8 +51,10 @@ def absolute(uri: str) -> str:
     """The same place as a URI that does not depend on the working directory: an absolute path, or the URI itself.
 
     Raises:
-        UsageError: it holds a password or token, which would be stored with every row.
+        UsageError: it holds a password or token, which would be stored with every row; or its scheme lacks a slash.
     """
+    if torn := TORN.match(uri):
+        raise UsageError(f"{uri} is no address: write {torn['scheme']}://{uri[torn.end() :].lstrip('/')}")
     if is_local(uri):
         return str(Path(uri.removeprefix("file://")).expanduser().resolve())
     if shown(uri) != uri:
@@ -74,7 +78,10 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         options: dict[str, Any] = {} if is_local(uri) else {"use_listings_cache": False}
         if uri.startswith("s3://"):
             options["config_kwargs"] = CLIENT
-        return cast("tuple[fsspec.AbstractFileSystem, str]", fsspec.core.url_to_fs(absolute(uri), **options))
+        place = absolute(uri)
+        # Not `url_to_fs`, for which a name with :: in it is two addresses.
+        kind = fsspec.get_filesystem_class(scheme(place).removesuffix("://") or "file")
+        return kind(**kind._get_kwargs_from_urls(place), **options), str(kind._strip_protocol(place))
     except (ValueError, ImportError, TypeError) as error:  # the last where a store cannot be named by an address
         hint = " (pip install 'hybrid-pipelines[s3]')" if uri.startswith("s3://") else ""
         raise UsageError(f"cannot open {uri}: {shown(str(error))}{hint}") from error

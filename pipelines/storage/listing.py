@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import os
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 GLOB = re.compile(r"[*?\[]")
 LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
+LOST = "lost+found"
+"""A disk's own folder, which is nobody's to list."""
 
 
 def list_files(uri: str) -> list[FileInfo]:
@@ -27,11 +31,12 @@ def list_files(uri: str) -> list[FileInfo]:
     Returns an empty list where there is nothing. In a pattern `*` and `?` stop at `/`, `**` as a whole part of the path
     stands for any folders (fsspec's globbing). A name that exists stands for itself, even with `*`, `?` or `[` in it.
     What is not data is left out, unless it is named itself: names that start with `_` or `.`, folder markers, checksums
-    (`.crc`), and what file managers leave behind.
+    (`.crc`), and what file managers leave behind. Links on a disk are followed.
 
     Raises:
-        UsageError: the bucket does not exist, the pattern is none, or all that it might mean lies deeper.
-        StorageError: the store cannot be reached or refuses.
+        UsageError: the bucket does not exist, the pattern is none, all that it might mean lies deeper, or a name on a
+            disk is no text.
+        StorageError: the store cannot be reached or refuses; a folder cannot be listed, or a link leads nowhere.
     """
     fs, path = filesystem(uri)
     try:
@@ -40,6 +45,7 @@ def list_files(uri: str) -> list[FileInfo]:
         if not there:
             check_bucket(fs, uri)
         found = _matching(uri, there, root, pattern) if pattern else there
+        found = [entry for entry in (_followed(fs, entry) for entry in found) if entry["type"] == "file"]
     except (UsageError, StorageError):
         raise
     except Exception as error:
@@ -80,13 +86,67 @@ def _matching(uri: str, there: list[dict[str, Any]], root: str, pattern: str) ->
 
 
 def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
-    """Objects below a path, none if there is nothing; a local link to a file is one, too, as old as the file."""
+    """Objects below a path, and links on a disk; none if there is nothing."""
+    if _is_disk(fs):
+        return list(_below(fs, path, lambda name: not name.startswith(("_", ".")) and name != LOST, links=True))
     try:
-        found = fs.find(path, detail=True).values()
+        return [entry for entry in fs.find(path, detail=True).values() if entry["type"] == "file"]
     except (FileNotFoundError, IsADirectoryError):  # some S3 stores keep an emptied folder, and s3fs says so
         return []
-    files = (fs.info(entry["name"]) if entry.get("islink") and fs.isfile(entry["name"]) else entry for entry in found)
-    return [entry for entry in files if entry["type"] == "file"]
+
+
+def _is_disk(fs: fsspec.AbstractFileSystem) -> bool:
+    return "file" in fs.protocol
+
+
+def _below(
+    fs: fsspec.AbstractFileSystem, path: str, wanted: Callable[[str], bool], links: bool, above: tuple[str, ...] = ()
+) -> Iterator[dict[str, Any]]:
+    """What is below a folder of a disk, or the file itself. fsspec's own way leaves out folders that cannot be listed.
+
+    Args:
+        fs: the disk.
+        path: folder or file.
+        wanted: whether a folder of a name is looked into.
+        links: those to folders are followed; else they are objects.
+        above: where the folders really are through which the way led.
+    """
+    try:
+        with os.scandir(path) as opened:
+            there = list(opened)
+    except NotADirectoryError:
+        yield fs.info(path)
+        return
+    except FileNotFoundError:
+        return
+    real = os.path.realpath(path)
+    if real in above:
+        raise StorageError(f"cannot list {path}: it is a link to a folder that it lies in: remove it")
+    for entry in there:
+        if entry.is_dir(follow_symlinks=links):
+            if wanted(entry.name):
+                yield from _below(fs, entry.path, wanted, links, (*above, real))
+            continue
+        try:
+            yield fs.info(entry)
+        except FileNotFoundError:  # removed meanwhile
+            continue
+
+
+def _followed(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> dict[str, Any]:
+    """What a link on a disk leads to, under the link's name."""
+    name = entry["name"]
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        told = name.encode(errors="backslashreplace").decode()
+        raise UsageError(f"the name of {told} is no UTF-8: rename it") from None
+    if not entry.get("islink"):
+        return entry
+    if not fs.exists(name):
+        raise StorageError(f"cannot list {name}: it is a link that leads nowhere: mend it, or remove it")
+    followed: dict[str, Any] = fs.info(name)
+    return followed
 
 
 def _is_data(relative: str, size: int) -> bool:
@@ -133,7 +193,11 @@ def list_all(uri: str) -> list[StoredFile]:
     """
     fs, path = filesystem(uri)
     try:
-        entries = [entry for entry in fs.find(path, detail=True).values() if not entry["name"].endswith("/")]
+        # A link to a folder on a disk is not ours: nothing is looked for behind it, to be removed.
+        everything = (
+            _below(fs, path, lambda name: True, links=False) if _is_disk(fs) else fs.find(path, detail=True).values()
+        )
+        entries = [entry for entry in everything if not entry["name"].endswith("/")]
         found = [_stored(fs, scheme(uri), entry) for entry in entries]
     except (FileNotFoundError, IsADirectoryError):  # some S3 stores keep an emptied folder, and s3fs says so
         return []

@@ -19,6 +19,7 @@ import pyarrow as pa
 from hybrid_models.inputs import Cut, Inputs, Preprocess, Sample, Visual
 from pipelines.reading.limits import Limits
 from pipelines.reading.raw import RAW_SCHEMA
+from pipelines.reading.sandbox.channel import LENGTH
 
 SCHEMA = pa.schema(
     [
@@ -57,14 +58,42 @@ def out_of_code() -> None:
     raise ImportError("no module named 'codec'")
 
 
+def _say(*messages: bytes) -> None:
+    """Sends messages to its worker, and waits until that has read them, and more."""
+    for message in messages:
+        os.write(int(sys.argv[1]), LENGTH.pack(len(message)) + message)
+    time.sleep(60)
+
+
 def babble() -> None:
-    os.write(int(sys.argv[1]), b"\0\0\0\x05hello")
-    time.sleep(60)  # until its worker has read that
+    _say(b"hello")
+
+
+def begin() -> None:
+    os.write(int(sys.argv[1]), LENGTH.pack(5))
+    time.sleep(60)
+
+
+def ask_and_not_read() -> None:
+    _say(*[b'{"read": [0, 99]}'] * 2000)
+
+
+def ask_backwards() -> None:
+    _say(b'{"read": [0, -1]}')
+
+
+def ask_beyond() -> None:
+    _say(b'{"read": [1e999, 1]}')
+
+
+def nest() -> None:
+    _say(b"[" * 60_000)
 
 
 TRICKS: dict[str, Callable[[], None]] = {
     "crash": crash, "leave": leave, "spin": spin, "deadlock": deadlock, "devour": devour, "import": out_of_code,
-    "babble": babble,
+    "babble": babble, "begin": begin, "ask and not read": ask_and_not_read, "ask backwards": ask_backwards,
+    "ask beyond": ask_beyond, "nest": nest,
 }  # fmt: skip
 
 

@@ -7,12 +7,13 @@ import io
 import json
 import mmap
 import os
+import pickle
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipelines import storage
 from pipelines.cluster import logs
 from pipelines.reading.limits import is_memory_error
 from pipelines.reading.rows import DECODE, PHASES, Trouble, read_blocks
+from pipelines.reading.sandbox.channel import Channel
 from pipelines.reading.sandbox.protocol import END, NOTE, Task
 
 
@@ -33,23 +35,23 @@ def main(connection_fd: int, note_fd: int, lifeline: int, max_memory: int) -> No
     # The kernel sends SIGIO, which ends this process even while it hangs in a decoder, when the worker's end closes.
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    connection = Connection(connection_fd)
+    channel = Channel(socket.socket(fileno=connection_fd))
     note = mmap.mmap(note_fd, mmap.PAGESIZE)
     _settle_pyarrow()
     limit_memory(max_memory)
     while True:
         try:
-            task: Task = connection.recv()
+            task: Task = pickle.loads(channel.receive())
         except EOFError:
             return
         try:
-            _serve(task, connection, note)
+            _serve(task, channel, note)
             answer = END
         except Exception as error:
             kinds = {"MemoryError": is_memory_error(error), "ImportError": isinstance(error, ImportError)}
             kind = next((name for name, fits in kinds.items() if fits), type(error).__name__)
             answer = {"error": kind, "message": str(error)[:1000]}
-        connection.send_bytes(json.dumps(answer).encode())
+        channel.send(json.dumps(answer).encode())
 
 
 def _settle_pyarrow() -> None:
@@ -75,9 +77,9 @@ class _WithoutPandas:
 class _Range(io.RawIOBase):
     """The shard, as the worker gives it."""
 
-    def __init__(self, connection: Connection, size: int) -> None:
+    def __init__(self, channel: Channel, size: int) -> None:
         super().__init__()
-        self._connection, self._size, self._position = connection, size, 0
+        self._channel, self._size, self._position = channel, size, 0
 
     def readable(self) -> bool:
         return True
@@ -99,35 +101,35 @@ class _Range(io.RawIOBase):
         count = max(0, min(len(buffer), self._size - self._position))
         if count == 0:
             return 0
-        data = _asked(self._connection, {"read": [self._position, count]})
+        data = _asked(self._channel, {"read": [self._position, count]})
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
 
-def _asked(connection: Connection, request: dict[str, Any]) -> bytes:
+def _asked(channel: Channel, request: dict[str, Any]) -> bytes:
     """What the worker fetches: a group's object by its number, a range of a shard or clip.
 
     Raises:
         BadSample: what happened to the object.
     """
-    connection.send_bytes(json.dumps(request).encode())
-    problem, data = connection.recv_bytes().decode(), connection.recv_bytes()
+    channel.send(json.dumps(request).encode())
+    problem, data = channel.receive().decode(), channel.receive()
     if problem:
         raise BadSample.of(problem)
     return data
 
 
-def _serve(task: Task, connection: Connection, note: mmap.mmap) -> None:
+def _serve(task: Task, channel: Channel, note: mmap.mmap) -> None:
     def tell(phase: str, index: int) -> None:
         note[: NOTE.size] = NOTE.pack(PHASES.index(phase), index)
 
     def member(number: int) -> bytes:
-        return _asked(connection, {"member": number})
+        return _asked(channel, {"member": number})
 
     source: Any = member
     if task.shard.cut or not task.shard.members:
-        source = io.BufferedReader(_Range(connection, task.shard.size), storage.READ_BUFFER)
+        source = io.BufferedReader(_Range(channel, task.shard.size), storage.READ_BUFFER)
     poison = task.poison
     trouble = Trouble(poison.read, poison.demux, tuple(poison.decode), count=not poison.uncounted)
     for rows in read_blocks(task.shard, task.options, source, tell, trouble, task.skip):
@@ -137,8 +139,8 @@ def _serve(task: Task, connection: Connection, note: mmap.mmap) -> None:
             continue
         rows = _mark(rows.slice(max(0, task.skip - first)), task.poison.decode)
         block = _to_ipc(task.step(rows, partial(tell, DECODE)))
-        connection.send_bytes(json.dumps({"done": done}).encode())
-        connection.send_bytes(block)
+        channel.send(json.dumps({"done": done}).encode())
+        channel.send(block)
 
 
 def _mark(rows: pa.Table, reasons: Mapping[int, str]) -> pa.Table:

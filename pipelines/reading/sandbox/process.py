@@ -6,6 +6,7 @@ import json
 import logging
 import mmap
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -14,7 +15,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 import psutil
@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipelines.reading.limits import NO_MEMORY, Limits
 from pipelines.reading.rows import PHASES, READ
 from pipelines.reading.sandbox import jail
+from pipelines.reading.sandbox.channel import Channel, Ready
 from pipelines.reading.sandbox.protocol import END, HEADER_BYTES, NOTE, STARTING, Task
 from pipelines.reading.sandbox.serving import Serving, serving
 from pipelines.reading.shards import Shard
@@ -90,8 +91,9 @@ class Child:
         theirs.close()
         os.close(note)
         os.close(lifeline)
-        self._connection = Connection(ours.detach())
+        self._channel = Channel(ours, self._wait)
         self._clock = _Clock()
+        self._limits = Limits()
         self._waited = 0.0
 
     def run(self, task: Task) -> Iterator[tuple[int, pa.Table]]:
@@ -103,16 +105,17 @@ class Child:
             RuntimeError: the child lacks a library.
         """
         self._note[: NOTE.size] = NOTE.pack(0, STARTING)
-        self._clock, self._waited = _Clock(), 0.0
+        self._clock, self._limits, self._waited = _Clock(), task.options.limits, 0.0
         served = serving(task.shard, task.options.limits)
         done = task.skip
         try:
-            self._connection.send(task)
+            self._channel.send(pickle.dumps(task))
             while (answer := self._answer(task, served)) != END:
-                block = pa.ipc.open_stream(self._connection.recv_bytes(task.options.limits.max_memory)).read_all()
+                block = pa.ipc.open_stream(self._channel.receive(self._limits.max_memory)).read_all()
                 block.validate(full=True)
                 if not block.schema.equals(task.step.schema):
                     raise ValueError("a table with other columns")
+                _check_members(block, task.shard)
                 if not done < answer["done"]:
                     raise ValueError(f"{answer['done']} rows are done after {done}")
                 done, self._waited = answer["done"], 0.0
@@ -122,7 +125,7 @@ class Child:
             code = self.kill()
             what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             self._died("InputCrashed", f"the process that worked on this row {what}", where)
-        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, pa.ArrowException) as error:
             self._died("InputCrashed", f"the process that worked on this row answered nonsense: {error}")
         finally:
             served.close()
@@ -130,8 +133,7 @@ class Child:
     def _answer(self, task: Task, served: Serving) -> dict[str, Any]:
         """The child's next one, unless it is an error; requests for the shard's bytes are answered on the way."""
         while True:
-            self._wait(task.options.limits)
-            answer: dict[str, Any] = json.loads(self._connection.recv_bytes(HEADER_BYTES))
+            answer: dict[str, Any] = json.loads(self._channel.receive(HEADER_BYTES))
             if "error" in answer:
                 self._fail(task.shard, answer)
             if not {"read", "member"} & set(answer):
@@ -140,19 +142,19 @@ class Child:
             if parts is None:
                 self._died("ReadsTooMuch", "the shard is read over and over again")
             for part in parts:
-                self._connection.send_bytes(part)
+                self._channel.send(part)
 
-    def _wait(self, limits: Limits) -> None:
-        """Until there is a message, or a row has used up its time."""
+    def _wait(self, ready: Ready) -> None:
+        """Until the child's end is ready, or a row has used up its time."""
         while True:
             began = time.monotonic()
-            ready = self._connection.poll(POLL_SECONDS)
+            done = ready(POLL_SECONDS)
             now = time.monotonic()
             self._waited += now - began
             self._clock.waited += now - began
             if now - self._clock.looked >= POLL_SECONDS:
-                self._look(limits, now)
-            if ready:
+                self._look(self._limits, now)
+            if done:
                 return
 
     def _look(self, limits: Limits, now: float) -> None:
@@ -192,16 +194,28 @@ class Child:
 
     def kill(self) -> int:
         """Ends the child; returns its exit code, negative for a signal."""
-        if self._connection.closed:
+        if self._channel.closed:
             return self._process.wait()
         try:
             self._process.wait(timeout=0.1)  # it may be dying by itself: of what?
         except subprocess.TimeoutExpired:
             self._process.kill()
-        self._connection.close()
+        self._channel.close()
         os.close(self._lifeline)
         self._note.close()
         return self._process.wait()
+
+
+def _check_members(block: pa.Table, shard: Shard) -> None:
+    """Rows of a group are its objects'.
+
+    Raises:
+        ValueError: one is of no object.
+    """
+    if shard.members and not shard.cut and "index" in block.column_names:
+        known = range(len(shard.members))
+        if not all(index in known for index in block["index"].to_pylist()):
+            raise ValueError("a row of none of its objects")
 
 
 @cache

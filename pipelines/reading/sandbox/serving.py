@@ -55,7 +55,7 @@ class Served:
         self._left = READ_AGAIN * shard.size + READ_FREELY
 
     def answer(self, asked: Mapping[str, Any]) -> list[bytes] | None:
-        """An error's text, and the bytes from an offset, fewer at the end; None if too many were asked for.
+        """An error's text, and the bytes from an offset, fewer at the end; None if too many were asked for, or none.
 
         Raises:
             StorageError: the store failed.
@@ -63,7 +63,7 @@ class Served:
         offset, count = (int(number) for number in asked["read"])
         count = min(count, RANGE_BYTES)
         self._left -= max(count, READ_LEAST)
-        if self._left < 0:
+        if self._left < 0 or offset < 0 or count < 0:
             return None
         try:
             with nullcontext() if self._lone is None else as_listed(self._lone, self._opened):
@@ -91,16 +91,16 @@ class Handed:
 
     def __init__(self, shard: Shard, limits: Limits) -> None:
         self._fetched = Fetched(shard.members, limits)
-        self._before = -1
+        self._count, self._before = len(shard.members), -1
 
     def answer(self, asked: Mapping[str, Any]) -> list[bytes] | None:
-        """An error's text, and the bytes of the member asked for; None if it is not the one whose turn it is.
+        """An error's text, and the bytes of the member asked for; None if it is not one whose turn it is.
 
         Raises:
             StorageError: the store failed.
         """
         number = int(asked["member"])
-        if number <= self._before:
+        if not self._before < number < self._count:
             return None
         self._before = number
         try:

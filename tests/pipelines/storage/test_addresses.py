@@ -21,3 +21,13 @@ def test_wrong_credentials_are_one_readable_line(s3: str, monkeypatch: pytest.Mo
 def test_an_unknown_scheme_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="cannot open zzz://x"):
         storage.list_files("zzz://x")
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [("s3:/lake/tables", "s3://lake/tables"), ("s3:lake", "s3://lake"), ("file:/lake", "file://lake")],
+)
+def test_an_address_that_lacks_a_slash_is_no_folder_of_that_name(slip: str, meant: str) -> None:
+    """Else a night's tables would lie on the driver's own disk, and it would end well."""
+    with pytest.raises(UsageError, match=f"^{slip} is no address: write {meant}$"):
+        storage.absolute(slip)

@@ -1,5 +1,7 @@
 import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -51,12 +53,70 @@ def test_links_to_files_are_objects_too(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"x")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "link.txt").symlink_to(tmp_path / "real")
-    (tmp_path / "in" / "broken.txt").symlink_to(tmp_path / "nothing")
+    (tmp_path / "in" / ".broken.txt").symlink_to(tmp_path / "nothing")
     os.utime(tmp_path / "real", (1, 1))
     (found,) = storage.list_files(str(tmp_path / "in"))
     assert found.name == "link.txt"
     assert (found.size, found.etag) == (1, storage.info(found.uri).etag), "as old as what is read"
     assert storage.look_up([found.uri])[found.uri].etag == found.etag
+
+
+def test_links_to_folders_are_followed_and_those_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+    """Cameras on mounts of their own: one that is away must not look like one that has seen nothing."""
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "real" / "deep" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cam1").symlink_to(tmp_path / "real")
+    names = [file.uri for file in storage.list_files(str(tmp_path / "in"))]
+    assert names == [f"{tmp_path}/in/cam1/deep/a.jpg"]
+    assert [file.uri for file in storage.list_files(f"{tmp_path}/in/*/deep/*.jpg")] == names
+    assert [file.uri for file in storage.list_all(str(tmp_path / "in"))] == [f"{tmp_path}/in/cam1"], "a link, no more"
+    (tmp_path / "real" / "round").symlink_to(tmp_path / "real")
+    with pytest.raises(storage.StorageError, match=rf"cannot list {tmp_path}/in/cam1/round: it is a link to a folder"):
+        storage.list_files(str(tmp_path / "in"))
+    (tmp_path / "real" / "round").unlink()
+    (tmp_path / "in" / "cam2").symlink_to(tmp_path / "away")
+    with pytest.raises(storage.StorageError, match=rf"cannot list {tmp_path}/in/cam2: .* leads nowhere: mend it, or"):
+        storage.list_files(str(tmp_path / "in"))
+    assert storage.list_files(f"{tmp_path}/in/cam1/*/*.jpg"), "of what was asked for none is away"
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("cam1/a.jpg", "cam2/b.jpg", "lost+found/c", ".trash/d"):
+            storage.write_bytes(f"{folder}/in/{name}", b"x")
+        for place in (folder, f"{folder}/in"):
+            Path(place).chmod(0o755)
+        for name in ("lost+found", ".trash"):
+            Path(folder, "in", name).chmod(0)
+        with as_nobody():
+            assert len(storage.list_files(f"{folder}/in")) == 2
+        Path(folder, "in/cam2").chmod(0)
+        with as_nobody():
+            for uri in (f"{folder}/in", f"{folder}/in/cam2", f"{folder}/in/*/*.jpg"):
+                with pytest.raises(storage.StorageError, match=rf"cannot list .*Permission denied: '{folder}/in/cam2'"):
+                    storage.list_files(uri)
+            with pytest.raises(storage.StorageError, match="cannot list .*Permission denied"):
+                storage.list_all(f"{folder}/in")
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may list whatever there is."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    os.close(os.open(os.fsencode(tmp_path / "in") + b"/caf\xe9.jpg", os.O_CREAT))
+    with pytest.raises(UsageError, match=r"the name of .*/in/caf\\udce9.jpg is no UTF-8: rename it"):
+        storage.list_files(str(tmp_path / "in"))
 
 
 def test_everything_is_listed_with_its_age_and_removed_by_its_name(place: str) -> None:

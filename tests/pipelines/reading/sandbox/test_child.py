@@ -2,17 +2,17 @@
 
 import io
 import json
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 
 import pyarrow as pa
 import pytest
 
 from pipelines.reading.sandbox import child
+from pipelines.reading.sandbox.channel import Channel
 
 CONTENT = bytes(range(256)) * 40
 
@@ -20,18 +20,18 @@ CONTENT = bytes(range(256)) * 40
 @pytest.fixture
 def shard() -> Iterator[tuple[child._Range, list[list[int]]]]:
     """A shard behind a connection, and the ranges that the worker's end was asked for."""
-    ours, theirs = Pipe()
+    ours, theirs = map(Channel, socket.socketpair())
     asked: list[list[int]] = []
 
-    def serve(connection: Connection) -> None:
+    def serve(channel: Channel) -> None:
         while True:
             try:
-                first, count = json.loads(connection.recv_bytes())["read"]
+                first, count = json.loads(channel.receive())["read"]
             except EOFError:
                 return
             asked.append([first, count])
-            connection.send_bytes(b"")
-            connection.send_bytes(CONTENT[first : first + count])
+            channel.send(b"")
+            channel.send(CONTENT[first : first + count])
 
     worker = threading.Thread(target=serve, args=(theirs,), daemon=True)
     worker.start()

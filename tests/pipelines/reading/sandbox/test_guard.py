@@ -41,11 +41,34 @@ from tests.pipelines.reading.sandbox.made import ALWAYS, grouped, rows, shard
 def test_a_poison_row_costs_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trick: str, error: str
 ) -> None:
+    _check_costs_only_itself(tmp_path, monkeypatch, trick, error)
+
+
+@pytest.mark.parametrize(
+    ("trick", "error"),
+    [
+        ("begin", "InputHangs: this row needs more than max_seconds=1.5"),
+        ("ask and not read", "InputHangs: this row needs more than max_seconds=1.5"),
+        ("ask backwards", "ReadsTooMuch: "),
+        ("ask beyond", "InputCrashed: the process that worked on this row answered nonsense: "),
+        ("nest", "InputCrashed: the process that worked on this row answered nonsense: "),
+    ],
+)
+def test_a_child_that_was_taken_over_costs_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trick: str, error: str
+) -> None:
+    """Whatever it says to its worker, or begins to, and whatever it asks for and does not take."""
+    _check_costs_only_itself(tmp_path, monkeypatch, trick, error)
+
+
+def _check_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trick: str, error: str) -> None:
     monkeypatch.setattr(process, "STALLED", 3)
     monkeypatch.setattr(process, "POLL_SECONDS", 0.2)
     found = rows(shard(tmp_path, "x", trick, "y"))
     assert [row["index"] for row in found] == [0, 1, 2]
-    assert [row["error"] for row in found] == [None, error, None]
+    assert [row["error"] for row in found][::2] == [None, None]
+    assert found[1]["error"].startswith(error)
+    assert found[1]["error"].endswith("(tried 2 times)")
     assert [row["text"] for row in found] == ["x", trick, "y"]
 
 

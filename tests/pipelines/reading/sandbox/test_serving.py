@@ -16,8 +16,9 @@ def test_the_child_gets_no_more_of_a_shard_than_reading_can_need(
     served = serving.Served(shard(tmp_path, "x" * 999))
     assert served.answer({"read": [990, 100]}) == [b"", b"x" * 9 + b"\n"], "no more than there is"
     assert served.answer({"read": [2000, 10]}) == [b"", b""]
+    assert served.answer({"read": [0, -1]}) is served.answer({"read": [-1, 1]}) is None, "not all of it at once"
     answers = [served.answer({"read": [0, 1]}) for _ in range(20)]
-    assert answers.count([b"", b"x"]) == (20_000 + 16 * 1000) // serving.READ_LEAST - 2, "a byte counts as a page"
+    assert answers.count([b"", b"x"]) == (20_000 + 16 * 1000) // serving.READ_LEAST - 4, "a byte counts as a page"
     assert answers[-1] is None
     served.close()
 
@@ -40,5 +41,7 @@ def test_a_child_gets_each_object_once_and_in_order(tmp_path: Path) -> None:
     assert handed.answer({"member": 1}) == [b"", b"photo 1"]
     assert handed.answer({"member": 0}) is None
     assert handed.answer({"member": 1}) is None
+    assert handed.answer({"member": 3}) is None
+    assert handed.answer({"member": -1}) is None
     assert handed.answer({"member": 2}) == [b"", b"photo 2"]
     handed.close()

@@ -1,0 +1,85 @@
+"""Messages between worker and child. The worker waits for no part of one without looking at its clock: a child that was
+taken over may begin a message, or ask for one, and leave it at that."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+LENGTH = struct.Struct("!Q")
+CHUNK_BYTES = 1 << 18
+"""About as many as a socket holds."""
+
+Ready = Callable[[float | None], bool]
+"""Whether a socket is ready within so many seconds; None waits until it is."""
+
+
+def patiently(ready: Ready) -> None:
+    """Waits as long as it takes."""
+    ready(None)
+
+
+class Channel:
+    """One end of a stream socket; each message follows its length, in eight bytes.
+
+    Args:
+        end: the socket, which the channel owns.
+        wait: returns when what it is given is true, or raises what ends the waiting.
+    """
+
+    def __init__(self, end: socket.socket, wait: Callable[[Ready], None] = patiently) -> None:
+        self._end, self._wait = end, wait
+        self._readable, self._writable = (_ready(end, event) for event in (select.POLLIN, select.POLLOUT))
+
+    def send(self, message: Any) -> None:
+        """Sends bytes, or whatever has a buffer.
+
+        Raises:
+            ConnectionError: the other end is closed.
+        """
+        content = memoryview(message).cast("B")
+        for part in (memoryview(LENGTH.pack(len(content))), content):
+            while part:
+                self._wait(self._writable)
+                part = part[self._end.send(part, socket.MSG_DONTWAIT) :]
+
+    def receive(self, most: float = float("inf")) -> bytes:
+        """The next message.
+
+        Raises:
+            EOFError: the other end is closed.
+            ValueError: it is longer than `most` bytes.
+        """
+        (length,) = LENGTH.unpack(self._exactly(LENGTH.size))
+        if length > most:
+            raise ValueError(f"a message of {length:,} bytes")
+        return self._exactly(length)
+
+    def _exactly(self, count: int) -> bytes:
+        parts = []
+        while count:
+            self._wait(self._readable)
+            part = self._end.recv(min(count, CHUNK_BYTES))
+            if not part:
+                raise EOFError
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._end.fileno() < 0
+
+    def close(self) -> None:
+        """The other end reads no more."""
+        self._end.close()
+
+
+def _ready(end: socket.socket, event: int) -> Ready:
+    polled = select.poll()
+    polled.register(end, event)
+    return lambda seconds: bool(polled.poll(None if seconds is None else 1000 * seconds))
