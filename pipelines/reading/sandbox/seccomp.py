@@ -52,6 +52,7 @@ _CONDITIONAL = {
     "x86_64": {
         "seccomp": 317,
         "clone": 56,
+        "fcntl": 72,
         "ioctl": 16,
         "kill": 62,
         "tgkill": 234,
@@ -61,6 +62,7 @@ _CONDITIONAL = {
     "aarch64": {
         "seccomp": 277,
         "clone": 220,
+        "fcntl": 25,
         "ioctl": 29,
         "kill": 129,
         "tgkill": 131,
@@ -70,7 +72,12 @@ _CONDITIONAL = {
 }
 _CLONE3 = 435
 _CLONE_THREAD = 0x10000
-_TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: they type into the terminal that an error is written to
+_IOCTLS = (
+    0x5412, 0x541C,  # TIOCSTI, TIOCLINUX: they type into the terminal that an error is written to
+    0x8901, 0x8902,  # FIOSETOWN, SIOCSPGRP: as F_SETOWN
+)  # fmt: skip
+_SET_OWN = 8  # F_SETOWN: who gets a signal when a file is ready, which may be another process before Landlock's sixth
+_SET_SIGNAL = (10, 15)  # F_SETSIG, F_SETOWN_EX: which one, and the same again
 _ALLOW, _KILL, _ERRNO, _FILTER = 0x7FFF0000, 0x80000000, 0x00050000, 2
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
@@ -113,7 +120,8 @@ def _program(machine: str, pid: int) -> list[_Step]:
         # glibc then uses clone, whose flags can be seen.
         *_if_number(_CLONE3, [_refuse(errno.ENOSYS)]),
         *_if_number(numbers["clone"], _unless(0, _ANY_BIT, (_CLONE_THREAD,), allow_match=True)),
-        *_if_number(numbers["ioctl"], _unless(1, _EQUAL, _TERMINAL_INPUT, allow_match=False)),
+        *_if_number(numbers["fcntl"], _fcntl(pid)),
+        *_if_number(numbers["ioctl"], _unless(1, _EQUAL, _IOCTLS, allow_match=False)),
         *_if_number(numbers["kill"], _unless(0, _EQUAL, (pid,), allow_match=True)),
         *_if_number(numbers["tgkill"], _unless(0, _EQUAL, (pid,), allow_match=True)),
         *_if_number(numbers["prlimit64"], _unless(0, _EQUAL, (0, pid), allow_match=True)),
@@ -126,8 +134,14 @@ def _refuse(code: int) -> _Step:
     return (_RETURN, 0, 0, _ERRNO | code)
 
 
+def _fcntl(pid: int) -> list[_Step]:
+    """A file's signals are this process's own, and SIGIO."""
+    own = _if_number(_SET_OWN, _unless(2, _EQUAL, (pid,), allow_match=True))
+    return [(_LOAD, 0, 0, _ARGUMENTS + 8), *own, *_unless(1, _EQUAL, _SET_SIGNAL, allow_match=False)]
+
+
 def _if_number(number: int, steps: list[_Step]) -> list[_Step]:
-    """Steps that end the program, for one system call."""
+    """Steps that end the program, for one system call, or for what else was loaded."""
     return [(_EQUAL, 0, len(steps), number), *steps]
 
 

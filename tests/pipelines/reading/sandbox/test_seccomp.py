@@ -1,8 +1,11 @@
 import errno
+import subprocess
+import sys
 
 import pytest
 
 from pipelines.reading.sandbox import seccomp
+from tests import tiny
 
 
 def run(program: list[tuple[int, int, int, int]], architecture: int, number: int, *arguments: int) -> int:
@@ -43,4 +46,33 @@ def test_the_filter_of_each_processor(machine: str) -> None:
     assert run(program, architecture, some["prlimit64"], 0) == ALLOW
     assert run(program, architecture, some["prlimit64"], 1) == REFUSE
     assert run(program, architecture, some["ioctl"], 2, 0x5401) == ALLOW
-    assert {run(program, architecture, some["ioctl"], 2, request) for request in (0x5412, 0x541C)} == {REFUSE}
+    assert {run(program, architecture, some["ioctl"], 2, request) for request in seccomp._IOCTLS} == {REFUSE}
+    assert run(program, architecture, some["fcntl"], 2, 3) == ALLOW, "F_GETFL"
+    assert run(program, architecture, some["fcntl"], 2, 8, 4711) == ALLOW, "F_SETOWN, as the child's lifeline"
+    assert {run(program, architecture, some["fcntl"], 2, 8, whose) for whose in (1, -4711 % 2**32)} == {REFUSE}
+    assert {run(program, architecture, some["fcntl"], 2, command) for command in (10, 15)} == {REFUSE}
+
+
+def test_files_send_their_signals_to_nobody_else() -> None:
+    """By the filter alone: Landlock refuses it only since its sixth version."""
+    script = """
+import errno, fcntl, os, struct
+from pipelines.reading.sandbox import seccomp
+parent, (reader, _) = os.getppid(), os.pipe()
+seccomp.refuse_the_rest()
+fcntl.fcntl(reader, fcntl.F_SETOWN, os.getpid())
+tries = (
+    lambda: fcntl.fcntl(reader, fcntl.F_SETOWN, parent),
+    lambda: fcntl.fcntl(reader, fcntl.F_SETOWN, -os.getpid()),
+    lambda: fcntl.fcntl(reader, 10, 9),
+    lambda: fcntl.fcntl(reader, 15, struct.pack("ii", 1, parent)),
+    lambda: fcntl.ioctl(reader, 0x8901, struct.pack("i", parent)),
+)
+for attempt in tries:
+    try:
+        attempt()
+    except PermissionError:
+        print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["refused"] * 5, done.stderr
