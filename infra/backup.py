@@ -25,6 +25,8 @@ from typing import IO, BinaryIO
 import fsspec
 
 SQLITE = "sqlite:///"
+PLACES = "places"
+"""The first member says of what kind each place is: a database or objects."""
 END = "end"
 """The last member says how many others there are: a stream that was cut off has none."""
 LOG = "/_delta_log/"
@@ -32,9 +34,17 @@ HINT = "_last_checkpoint"
 
 
 def save(uris: Sequence[str], stream: BinaryIO) -> int:
-    """Writes all that lies at the URIs, in this order; returns the number of objects."""
+    """Writes all that lies at the URIs, in this order; returns the number of objects.
+
+    Raises:
+        SystemExit: one of them is not there; nothing is written, then.
+    """
+    for uri in uris:
+        if not is_there(uri):
+            sys.exit(f"there is nothing at {uri}")
     count = 0
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        note(tar, PLACES, " ".join(map(kind, uris)))
         for place, uri in enumerate(uris):
             for key, size, content in database(uri) if uri.startswith(SQLITE) else objects(uri):
                 member = tarfile.TarInfo(f"{place}/{key}")
@@ -42,11 +52,20 @@ def save(uris: Sequence[str], stream: BinaryIO) -> int:
                 with content:
                     tar.addfile(member, content)
                 count += 1
-        member = tarfile.TarInfo(END)
-        told = str(count).encode()
-        member.size = len(told)
-        tar.addfile(member, io.BytesIO(told))
+        note(tar, END, str(count))
     return count
+
+
+def kind(uri: str) -> str:
+    """What a place is."""
+    return "database" if uri.startswith(SQLITE) else "objects"
+
+
+def note(tar: tarfile.TarFile, name: str, text: str) -> None:
+    """A member that tells of the others."""
+    member = tarfile.TarInfo(name)
+    member.size = len(text.encode())
+    tar.addfile(member, io.BytesIO(text.encode()))
 
 
 def database(uri: str) -> Iterator[tuple[str, int, BinaryIO]]:
@@ -76,10 +95,11 @@ def objects(uri: str) -> Iterator[tuple[str, int, BinaryIO]]:
 
 
 def restore(uris: Sequence[str], stream: BinaryIO) -> int:
-    """Writes a saved stream's content to the URIs, which are as many as were saved and empty.
+    """Writes a saved stream's content to the URIs, which are as many as were saved, in that order, and empty.
 
     Raises:
-        SystemExit: a place is not empty, or the stream is cut off; what has been written stays.
+        SystemExit: a place is not empty, or another one than was saved, with nothing written; or the stream is cut off;
+            what has been written stays, then.
     """
     for uri in uris:
         if not is_empty(uri):
@@ -90,17 +110,42 @@ def restore(uris: Sequence[str], stream: BinaryIO) -> int:
             for member in tar:
                 content = tar.extractfile(member)
                 assert content is not None
+                if member.name == PLACES:
+                    check_places(uris, content.read().decode().split())
+                    continue
                 if member.name == END:
                     told = int(content.read())
                     break
-                place, _, key = member.name.partition("/")
-                put(uris[int(place)], key, content)
+                put(*target(uris, member.name), content)
                 count += 1
     except tarfile.TarError as error:
         sys.exit(f"this is no whole backup: {error}")
     if count != told:
         sys.exit(f"this is no whole backup: it ends after {count} objects")
     return count
+
+
+def check_places(uris: Sequence[str], saved: Sequence[str]) -> None:
+    """Refuses other places than were saved.
+
+    Raises:
+        SystemExit: how many there were, and of which kind.
+    """
+    if list(map(kind, uris)) != saved:
+        sys.exit(f"this is a backup of {', '.join(saved)}: give as many places, in that order")
+
+
+def target(uris: Sequence[str], name: str) -> tuple[str, str]:
+    """The place and the key of a member.
+
+    Raises:
+        SystemExit: it is of no such place, or what is no database would be one.
+    """
+    place, _, key = name.partition("/")
+    uri = uris[int(place)] if place.isdecimal() and int(place) < len(uris) else ""
+    if not uri or (uri.startswith(SQLITE) and key != "database"):
+        sys.exit(f"this is no backup of these places, in this order: it holds {name}")
+    return uri, key
 
 
 def put(uri: str, key: str, content: IO[bytes]) -> None:
@@ -112,6 +157,12 @@ def put(uri: str, key: str, content: IO[bytes]) -> None:
     fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
     with fs.open(path, "wb") as target:
         shutil.copyfileobj(content, target, 1 << 20)
+
+
+def is_there(uri: str) -> bool:
+    """Whether there is such a database, folder or bucket; it may be empty."""
+    fs, root = opened(uri.removeprefix(SQLITE))
+    return bool(fs.exists(root))
 
 
 def is_empty(uri: str) -> bool:

@@ -25,6 +25,7 @@ from pipelines.secrets import shown
 
 PACKAGE = "hybrid-pipelines"
 SHOWN = ("ray", "torch", "mlflow", "deltalake", "pyarrow", "duckdb")
+State = Literal["ok", "note", "failed"]
 GIB = 1 << 30
 SMALL_MEMORY = 4 * GIB
 """A model process and Ray beside it want this much."""
@@ -55,7 +56,7 @@ class Check:
     """
 
     name: str
-    state: Literal["ok", "note", "failed"]
+    state: State
     text: str
 
 
@@ -78,11 +79,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 def checks(options: DoctorOptions) -> Iterator[Check]:
     """All of them, each when it has been made."""
     yield Check("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.release()}")
-    yield packages()
+    yield tried("packages", packages)
     yield jail()
     yield memory("memory", psutil.virtual_memory().total, psutil.virtual_memory().available, SMALL_MEMORY)
-    shared = shutil.disk_usage("/dev/shm")
-    yield memory("shared memory", shared.total, shared.free, SMALL_SHARED_MEMORY)
+    yield tried("shared memory", shared_memory)
     for name, uri in (("tables", options.tables), ("storage", options.storage)):
         if uri:
             yield tried(name, partial(writable, name, uri))
@@ -101,13 +101,16 @@ def tried(name: str, check: Callable[[], Check]) -> Check:
 
 def packages() -> Check:
     """Whether all that this package needs is installed, in versions that it works with."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in SHOWN)
+    state: State = "ok"
+    own = ""
     try:
         needed = [Requirement(text) for text in metadata.requires(PACKAGE) or []]
     except metadata.PackageNotFoundError:  # only its source is here, sent by `hybrid submit`
-        return Check("packages", "note", f"{versions}; {PACKAGE} itself is not installed")
+        needed, state, own = list(map(Requirement, SHOWN)), "note", f"; {PACKAGE} itself is not installed"
     wrong = [text for one in needed if (text := unmet(one))]
-    return Check("packages", "failed" if wrong else "ok", "; ".join(wrong) or versions)
+    if wrong:
+        return Check("packages", "failed", "; ".join(wrong))
+    return Check("packages", state, ", ".join(f"{name} {metadata.version(name)}" for name in SHOWN) + own)
 
 
 def unmet(requirement: Requirement) -> str:
@@ -127,6 +130,12 @@ def jail() -> Check:
     """What holds the process that decodes strangers' files."""
     text = "; ".join(f"{what}: {how}" for what, how in cell.status().items())
     return Check("jail", "ok" if cell.available() else "note", text)
+
+
+def shared_memory() -> Check:
+    """Where Ray keeps what processes share."""
+    shared = shutil.disk_usage("/dev/shm")
+    return memory("shared memory", shared.total, shared.free, SMALL_SHARED_MEMORY)
 
 
 def memory(name: str, total: int, free: int, small: int) -> Check:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from jobs.command import cli
 from jobs.command.options import Mlflow, MlflowOptions
-from pipelines.models import registry
+from pipelines.models import registry, server
 from pipelines.models.registry import Version
 
 COLUMNS = ("model", "kind", "aliases", "created", "recipe", "data", "metrics", "promotion")
@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
     """The versions on stdout, and nothing else."""
     options = cli.parse(ModelsOptions, argv, "hybrid models", "List the registered models.")
     uri = options.tracking.uri
+    server.check_there(uri)
     kinds = registry.kinds(uri)
     rows = [row(version, kinds[version.name]) for version in registry.versions(uri, list(kinds))]
     if options.format == "text":

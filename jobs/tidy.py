@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.command import cli
 from jobs.command.options import Mlflow, MlflowOptions
 from pipelines import storage
-from pipelines.models import registry
+from pipelines.models import registry, server
 from pipelines.secrets import shown
 
+REGISTERED = re.compile(r"models:/(?P<name>[^/]+)/\d+")
 log = logging.getLogger(__name__)
 
 
@@ -36,20 +38,15 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )
     from pipelines.training import leftovers  # with what reads shards; a help text does not wait for it
 
-    tracking_uri = options.tracking.uri
-    in_use = {
-        f"models:/{version.name}/{version.version}"
-        for version in registry.versions(tracking_uri, list(registry.kinds(tracking_uri)))
-        if version.aliases
-    }
-    found = leftovers.find(options.storage, in_use)
+    needs = needed_by(options.tracking.uri)
+    found = leftovers.find(options.storage, needs)
     files: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for folder in found:
         if folder.needed_by:
             log.info("%s is needed by %s", folder.uri, folder.needed_by)
             continue
-        gone = folder.files if options.dry_run else leftovers.remove(folder, in_use)
+        gone = folder.files if options.dry_run else leftovers.remove(folder, needs)
         if options.dry_run:
             print("".join(f"{file.uri}\n" for file in gone), end="")
         files[folder.kind] += len(gone)
@@ -59,8 +56,32 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         "dry_run": options.dry_run,
         "removed": {kind: {"files": files[kind], "bytes": sizes[kind]} for kind in leftovers.KINDS},
         "needed": {folder.uri: folder.needed_by for folder in found if folder.needed_by},
-        "mlflow": shown(tracking_uri),
+        "mlflow": shown(options.tracking.uri),
     }
+
+
+def needed_by(tracking_uri: str) -> Callable[[str], str]:
+    """Who needs what a model has marked: itself, while it bears an alias, or somebody who knows a model of that name.
+
+    Raises:
+        UsageError: there is no such MLflow.
+        ConnectionError: it cannot be reached.
+    """
+    server.check_there(tracking_uri)
+    names = registry.kinds(tracking_uri)
+    in_use = {
+        f"models:/{version.name}/{version.version}"
+        for version in registry.versions(tracking_uri, list(names))
+        if version.aliases
+    }
+
+    def needs(model: str) -> str:
+        registered = REGISTERED.fullmatch(model)
+        if registered and registered["name"] not in names:
+            return f"{model}, which this MLflow does not know"
+        return model if model in in_use else ""
+
+    return needs
 
 
 if __name__ == "__main__":

@@ -131,13 +131,19 @@ def test_no_hybrid_is_treated_apart(package: str) -> None:
                 assert not constants & names, f"{path.name}:{node.lineno} compares with {constants & names}"
 
 
+TASKS = ("pipelines/reading/sandbox/process.py", "pipelines/reading/sandbox/child.py")
+"""A worker pickles tasks for its own child, over a socket that nobody else has; it takes none back."""
+
+
 def test_nothing_is_unpickled() -> None:
+    assert "pickle.load" not in (ROOT / TASKS[0]).read_text()
     for package in ALLOWED:
         for path in files(package):
             text = path.read_text()
             assert "allow_pickle=True" not in text
             assert "weights_only=False" not in text
-            assert not {"pickle", "cloudpickle", "dill", "joblib"} & {n.split(".")[0] for n in imports(path)}, path
+            known = {"pickle"} if str(path.relative_to(ROOT)) in TASKS else set()
+            assert {"pickle", "cloudpickle", "dill", "joblib"} & {n.split(".")[0] for n in imports(path)} == known, path
 
 
 HEAVY = {

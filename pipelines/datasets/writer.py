@@ -15,7 +15,7 @@ import logging
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -75,13 +75,19 @@ class DatasetWriter:
         options: what decided the content (seed, counts …), for the manifest.
 
     Raises:
-        UsageError: nothing can be written there, or `rows_per_shard` is not positive.
+        UsageError: nothing can be written there, another data set is there, or `rows_per_shard` is not positive.
     """
 
     def __init__(self, out: str, name: str, rows_per_shard: int, options: Mapping[str, Any]) -> None:
         if rows_per_shard < 1:
             raise UsageError(f"`rows_per_shard` is {rows_per_shard}: a shard needs at least one row")
         storage.check_writable(out)
+        there = read_manifest(out)
+        if there is not None and there.dataset != name:
+            raise UsageError(
+                f"`out` {out} holds the data set '{there.dataset}', whose shards '{name}' would replace: "
+                "use another one"
+            )
         self.out = out
         self.name = name
         self.rows_per_shard = rows_per_shard
@@ -167,7 +173,8 @@ class DatasetWriter:
         """Shards of the previous manifest, or left by a call that was cut short; files of other names are not ours."""
         root = storage.absolute(self.out)
         written = {shard.name for shards in self._shards.values() for shard in shards}
-        earlier = {shard.name for shard in read_manifest_shards(self.out)}
+        there = read_manifest(self.out)
+        earlier = set() if there is None else {shard.name for shard in there.shards}
         ours = re.compile(rf"(^|/){re.escape(self.name)}-[A-Za-z0-9-]+-\d{{5}}\.(tar|jsonl\.gz)$")
         for file in storage.list_files(root):
             name = file.uri.removeprefix(root).lstrip("/")
@@ -201,13 +208,29 @@ def _split_entry(shards: list[WrittenShard]) -> dict[str, Any]:
     }
 
 
-def read_manifest_shards(out: str) -> list[WrittenShard]:
-    """The shards that the manifest in a data set's folder lists; none where there is no manifest."""
+@dataclass(frozen=True)
+class Manifest:
+    """What the manifest in a data set's folder says."""
+
+    dataset: str
+    shards: Sequence[WrittenShard]
+
+
+def read_manifest(out: str) -> Manifest | None:
+    """The manifest in a data set's folder, if there is one.
+
+    Raises:
+        UsageError: it is none, or damaged.
+    """
     uri = storage.join(out, MANIFEST)
     if not storage.exists(uri):
-        return []
-    manifest = json.loads(storage.read_text(uri))
-    return [WrittenShard(**shard) for entry in manifest["splits"].values() for shard in entry["shards"]]
+        return None
+    try:
+        told = json.loads(storage.read_text(uri))
+        shards = [WrittenShard(**shard) for entry in told["splits"].values() for shard in entry["shards"]]
+        return Manifest(str(told["dataset"]), shards)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(f"{uri} is no manifest of a data set, or damaged ({error}): use another `out`") from None
 
 
 def pack_tar(rows: Iterable[TarRow]) -> bytes:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Alignment, Explanation, Forecast, Gaze
 from hybrid_models.inputs import Sample
 from pipelines import storage
@@ -60,7 +61,7 @@ def figures(
         count: how many at most.
     """
     try:
-        rows = _choose(tables_uri, table, ds, count)
+        rows = _own(tables_uri, _choose(tables_uri, table, ds, count))
         artifact = artifacts.read(model, None, tracking_uri)
         inference = Inference.noted(artifact, _metadata(tables_uri, table, ds))
         samples = _samples(rows, inference)
@@ -70,6 +71,19 @@ def figures(
     except Exception as error:  # pictures are the least of a page: whatever keeps them away is said instead
         log.warning("%s ds=%s: nothing to look at: %s", table, ds, error)
         return [], f"Nothing to look at: {server.first_line(error)}"
+
+
+def _own(tables_uri: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows of the kind of store that the table is in. Who can write to a bucket can write rows that name a file of
+    whoever makes the page, or an address on the web.
+
+    Raises:
+        UsageError: there are others only.
+    """
+    own = [row for row in rows if storage.scheme(_place(row)[0]) == storage.scheme(tables_uri)]
+    if rows and not own:
+        raise UsageError(f"its rows are of another kind of store than {tables_uri}: a page reads none of them")
+    return own
 
 
 def _metadata(tables_uri: str, name: str, ds: str) -> dict[bytes, bytes]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import Part, Unit, units
-from pipelines.staging.pieces import Piece, beginning, leading, list_pieces, tiling, whole_packs_first
+from pipelines.staging.pieces import Piece, beginning, lasting, leading, list_pieces, tiling, whole_packs_first
 
 
 class RefusedError(RuntimeError):
@@ -15,20 +15,22 @@ class RefusedError(RuntimeError):
     the one in use: nothing was changed."""
 
 
-def incomplete(shards: Sequence[Shard], folder: str) -> list[Part]:
+def incomplete(shards: Sequence[Shard], folder: str, once: bool = False) -> list[Part]:
     """What is to be computed: of each unit of these shards whose staged pieces do not tile it, the parts from the first
-    row that is missing on. Nothing is skipped because a job said that it finished."""
-    return [
-        part
-        for unit, own, tiles in tiled(shards, list_pieces(folder))
-        if tiles is None
-        for part in unit.parts(beginning(own))
-    ]
+    row that is missing on. Nothing is skipped because a job said that it finished.
+
+    Args:
+        shards: the input.
+        folder: where pieces are staged.
+        once: rows that failed for a reason of the moment stay as they are.
+    """
+    staged = list_pieces(folder) if once else lasting(list_pieces(folder))
+    return [part for unit, own, tiles in tiled(shards, staged) if tiles is None for part in unit.parts(beginning(own))]
 
 
 def reused(shards: Sequence[Shard], folder: str) -> list[Piece]:
     """The files that what `incomplete` finds goes on from, and those of units that lack nothing."""
-    staged = list_pieces(folder)
+    staged = lasting(list_pieces(folder))
     return [piece for unit in _units(shards, staged) for piece in leading(staged.get(unit.key, []))]
 
 

@@ -123,9 +123,10 @@ def _runs(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 def _made(folder: str, key: str, run: Sequence[Piece], second: int) -> Joined:
     rows = sum(piece.rows for piece in run)
-    name = renewed_name(piece_name(key, run[0].first, run[-1].stop, rows, run[-1].end), second)
+    moment = max(piece.moment for piece in run)
+    name = renewed_name(piece_name(key, run[0].first, run[-1].stop, rows, run[-1].end, moment), second)
     file = FileInfo(storage.join(folder, name), 0, "")
-    return Joined(Piece(file, run[0].first, run[-1].stop, run[-1].end, second, rows), run)
+    return Joined(Piece(file, run[0].first, run[-1].stop, run[-1].end, second, rows, moment=moment), run)
 
 
 def pack(folder: str, pieces: Sequence[Piece]) -> Joined:

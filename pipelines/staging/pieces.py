@@ -1,6 +1,6 @@
 """Staged Parquet: how rows become the files of a night, and how their names tell what is complete.
 
-Rows are staged one object per piece, `<unit>-<first>-<stop>[-n<rows>][-end][-r<second>].parquet`: of a unit
+Rows are staged one object per piece, `<unit>-<first>-<stop>[-n<rows>][-end][-m<second>][-r<second>].parquet`: of a unit
 (`reading.units`) the rows from place `first` up to, and without, `stop`. A large shard is a unit of its own, named by
 its stem and a hash of URI and etag, and its places are its rows' indices. Small shards share one, named by a hash of
 all of theirs; the rows of the second begin at place 2^32, those of the third at twice that. A piece's `stop` is the
@@ -8,6 +8,10 @@ place of the row that follows its last one, be it the next shard's first; `-n` t
 not `stop - first`. `-end` if no row follows, `-r` if it was made in that second (since 1970) of other pieces: a copy of
 one that had waited for long, or several in one. A put is atomic, so a listing tells what is complete, with a footer for
 each pack (below): pieces that lead from place 0 to an `-end`, each beginning where another one stops.
+
+`-m` tells the second in which a piece was made some of whose rows could not be read for a reason of that moment: who
+was refused an object may be given it later, and neither its address nor its etag is another one then. Such a piece is
+good for the job that made it; the next one computes it again.
 
 A *pack* has the rows of many pieces, of any units, one piece after another: `pack-of-<pieces>-<hash>-…`. Their names
 stand in its footer, so they are pieces as before; that they lie in one file is all that is new.
@@ -18,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,7 +75,7 @@ PASSING = [*PLACED, *(pa.field(name, pa.float32()) for name in TIMINGS)]
 """Columns that rows have until they are written: what their piece is named by, and how long each took."""
 PIECE = re.compile(
     r"(?P<unit>.+-[0-9a-f]{16})-(?P<first>\d{1,19})-(?P<stop>\d{1,19})(-n(?P<rows>\d{1,19}))?(?P<end>-end)?"
-    r"(-r(?P<renewed>\d{1,19}))?\.parquet"
+    r"(-m(?P<moment>\d{1,19}))?(-r(?P<renewed>\d{1,19}))?\.parquet"
 )
 PACK = re.compile(r"pack-of-\d{1,19}-[0-9a-f]{16}-\d{1,19}-\d{1,19}-end(-r\d{1,19})?\.parquet")
 PACKED = b"hybrid.pieces"
@@ -113,8 +118,9 @@ class Within:
 class Piece:
     """Staged rows, those of a unit from place `first` up to `stop`, where the next row's is: a file, or part of a pack.
 
-    One that was made of others has the second of its making. Where places are left out, at the end of a small shard,
-    `count` is how many rows it has; `bad` is how many of them are error rows, where somebody looked.
+    One that was made of others has the second of its making, and so has one of a moment. Where places are left out, at
+    the end of a small shard, `count` is how many rows it has; `bad` is how many of them are error rows, where somebody
+    looked.
     """
 
     file: storage.FileInfo
@@ -125,6 +131,7 @@ class Piece:
     count: int | None = None
     bad: int | None = None
     pack: Within | None = None
+    moment: int = 0
 
     @property
     def rows(self) -> int:
@@ -137,10 +144,11 @@ class Piece:
         return self.pack.name if self.pack else self.file.name
 
 
-def piece_name(unit: str, first: int, stop: int, rows: int, end: bool) -> str:
-    """The name of a piece with so many rows."""
+def piece_name(unit: str, first: int, stop: int, rows: int, end: bool, moment: int = 0) -> str:
+    """The name of a piece with so many rows; of the moment, if that is a second since 1970."""
     count = "" if rows == stop - first else f"-n{rows}"
-    return f"{unit}-{first:08d}-{stop:08d}{count}{'-end' if end else ''}.parquet"
+    last, passing = "-end" if end else "", f"-m{moment}" if moment else ""
+    return f"{unit}-{first:08d}-{stop:08d}{count}{last}{passing}.parquet"
 
 
 def pack_name(names: Sequence[str], rows: int) -> str:
@@ -222,9 +230,9 @@ def _named(file: storage.FileInfo, name: str) -> list[tuple[str, Piece]]:
     """The piece that has this name, with its unit's key; none if it is no piece's name."""
     if not (match := PIECE.fullmatch(name)):
         return []
-    first, stop, renewed = (int(match[part] or 0) for part in ("first", "stop", "renewed"))
+    first, stop, renewed, moment = (int(match[part] or 0) for part in ("first", "stop", "renewed", "moment"))
     count = None if match["rows"] is None else int(match["rows"])
-    return [(match["unit"], Piece(file, first, stop, match["end"] is not None, renewed, count))]
+    return [(match["unit"], Piece(file, first, stop, match["end"] is not None, renewed, count, moment=moment))]
 
 
 def names_in(file: storage.FileInfo) -> Sequence[str]:
@@ -276,10 +284,24 @@ def tiling(pieces: Sequence[Piece]) -> list[Piece] | None:
     """Pieces that lead from place 0 to an `-end` without gap or overlap; None if there is no such choice.
 
     A retried task may have left overlapping pieces, so this looks for a path from 0 to an end piece. Of a piece and its
-    copies the newest is taken, and rather one in a pack: the others may be tidied.
+    copies the newest is taken, and rather one in a pack: the others may be tidied. None of a moment is, unless there is
+    no other way; then it is one of the newest.
     """
-    arriving, last = _arriving(pieces)
-    return None if last is None else [*_path(arriving, last.first), last]
+    for since in sorted({_since(piece) for piece in pieces}, reverse=True):
+        arriving, last = _arriving([piece for piece in pieces if _since(piece) >= since])
+        if last is not None:
+            return [*_path(arriving, last.first), last]
+    return None
+
+
+def _since(piece: Piece) -> float:
+    """The second of a piece of a moment; others are always good."""
+    return piece.moment or math.inf
+
+
+def lasting(staged: Mapping[str, Sequence[Piece]]) -> dict[str, list[Piece]]:
+    """The pieces, by their unit's key, that are of no moment."""
+    return {unit: [piece for piece in own if not piece.moment] for unit, own in staged.items()}
 
 
 def leading(pieces: Sequence[Piece]) -> list[Piece]:

@@ -16,6 +16,7 @@ from ray.data.block import BlockAccessor
 
 from pipelines import storage
 from pipelines.cluster import counters
+from pipelines.reading.objects import OF_THE_MOMENT
 from pipelines.reading.units import END, PLACED
 from pipelines.staging.contents import Contents, Staged, kind_of
 from pipelines.staging.pieces import PARQUET, PIECE, TIMINGS, piece_name
@@ -71,10 +72,11 @@ class StageSink(Datasink[Staged]):
         places, follows = rows["unit_place"], rows["unit_next"][-1].as_py()
         end = follows == END
         stop = places[-1].as_py() + 1 if end else follows
-        name = piece_name(rows["unit_key"][0].as_py(), places[0].as_py(), stop, len(rows), end)
+        found = Contents.of(rows)
+        moment = 0 if OF_THE_MOMENT.isdisjoint(found.errors) else int(time.time())
+        name = piece_name(rows["unit_key"][0].as_py(), places[0].as_py(), stop, len(rows), end, moment)
         if "/" in name or not PIECE.fullmatch(name):
             raise ValueError(f"'{name}' is no name of a piece")
-        found = Contents.of(rows)
         buffer = io.BytesIO()
         file = found.noted(rows.select(self._schema.names).cast(self._schema))
         pq.write_table(file, buffer, **PARQUET)

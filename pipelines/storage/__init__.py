@@ -4,7 +4,16 @@ URIs are plain paths (`./lake`), `file://…`, `s3://bucket/prefix`, or any othe
 configured by the standard variables alone: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION.
 """
 
-from pipelines.storage.addresses import ArchivedError, ForbiddenError, StorageError, absolute, failed, is_local, join
+from pipelines.storage.addresses import (
+    ArchivedError,
+    ForbiddenError,
+    StorageError,
+    absolute,
+    failed,
+    is_local,
+    join,
+    scheme,
+)
 from pipelines.storage.listing import GLOB, StoredFile, list_all, list_files, list_folders
 from pipelines.storage.lookup import FileInfo, exists, info, look_up, wait_for
 from pipelines.storage.reading import (
@@ -45,6 +54,7 @@ __all__ = [
     "read_ends",
     "read_listed",
     "read_text",
+    "scheme",
     "start_reading",
     "wait_for",
     "write_bytes",

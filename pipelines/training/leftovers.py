@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -53,33 +53,37 @@ class Folder:
         return self.uri.rsplit("/", 2)[1]
 
 
-def find(uri: str, models_in_use: Collection[str]) -> list[Folder]:
+Needs = Callable[[str], str]
+"""Who needs what a model, such as `models:/NAME/VERSION`, has marked; empty if nobody does."""
+
+
+def find(uri: str, needs: Needs) -> list[Folder]:
     """What is kept below a storage's URI, and who needs it.
 
     Args:
         uri: the `--storage` of trainings and evaluations, or a folder of tables.
-        models_in_use: models that bear an alias, as `models:/NAME/VERSION`.
+        needs: tells who needs what a model has marked.
 
     Raises:
         StorageError: the store kept failing.
     """
     root = storage.absolute(uri)
     return [
-        _look(folder, files, models_in_use)
+        _look(folder, files, needs)
         for kind in KINDS
         for folder, files in _by_folder(storage.join(root, kind)).items()
         if kind == "runs" or KEY.fullmatch(folder.rsplit("/", 1)[-1])
     ]
 
 
-def remove(folder: Folder, models_in_use: Collection[str]) -> list[StoredFile]:
+def remove(folder: Folder, needs: Needs) -> list[StoredFile]:
     """Removes what nobody needs of a folder, which is looked at once more; returns what is gone.
 
     Raises:
         StorageError: the store kept failing.
     """
     parent = folder.uri.rsplit("/", 1)[0]
-    again = _look(folder.uri, _by_folder(parent, folder.uri).get(folder.uri, {}), models_in_use)
+    again = _look(folder.uri, _by_folder(parent, folder.uri).get(folder.uri, {}), needs)
     if again.needed_by:
         return []
     for file in again.files:
@@ -97,16 +101,16 @@ def _by_folder(parent: str, only: str = "") -> dict[str, dict[str, StoredFile]]:
     return dict(sorted(found.items()))
 
 
-def _look(folder: str, files: dict[str, StoredFile], models_in_use: Collection[str]) -> Folder:
+def _look(folder: str, files: dict[str, StoredFile], needs: Needs) -> Folder:
     is_run = folder.rsplit("/", 2)[1] == "runs"
-    return _run(folder, files) if is_run else _staged(folder, files, models_in_use)
+    return _run(folder, files) if is_run else _staged(folder, files, needs)
 
 
-def _staged(folder: str, files: dict[str, StoredFile], models_in_use: Collection[str]) -> Folder:
+def _staged(folder: str, files: dict[str, StoredFile], needs: Needs) -> Folder:
     own = [file for path, file in files.items() if _is_piece(path) or uses.MARK.fullmatch(path)]
     marks = [file for path, file in files.items() if uses.MARK.fullmatch(path)]
     runs = storage.join(folder.rsplit("/", 2)[0], "runs")
-    needed = _young(files) or next(filter(None, (_user(mark, runs, models_in_use) for mark in marks)), "")
+    needed = _young(files) or next(filter(None, (_user(mark, runs, needs) for mark in marks)), "")
     return Folder(folder, needed, own)
 
 
@@ -115,13 +119,13 @@ def _is_piece(path: str) -> bool:
     return PIECE.fullmatch(unfinished["name"] if unfinished else path) is not None
 
 
-def _user(mark: StoredFile, runs: str, models_in_use: Collection[str]) -> str:
+def _user(mark: StoredFile, runs: str, needs: Needs) -> str:
     """Who needs what this mark is in; empty if nobody does. A mark is believed as it is, and leads nowhere else."""
     use = uses.read(mark.uri) if mark.size <= uses.MAX_MARK else None
     if use is None:
         return f"{mark.uri}, which cannot be read"
     if use.kind == uses.MODEL:
-        return use.user if use.user in models_in_use else ""
+        return needs(use.user)
     if use.user.rsplit("/", 1)[0] != runs:
         return f"{use.user}, as {mark.uri} says"
     started = storage.exists(storage.join(use.user, "run.json"))

@@ -167,3 +167,32 @@ def test_a_backup_that_is_cut_off_or_is_none_is_refused(lake: str, tmp_path: Pat
     assert refused.stderr.decode() == "this is no backup of ours: it holds ../../elsewhere\n"
     assert not (tmp_path / "elsewhere").exists()
     assert run("save").stderr.decode().startswith("usage: backup.py save|restore URI")
+
+
+def test_places_that_are_not_there_or_others_than_were_saved_are_refused(lake: str, tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    Tracker(database).start("a run", {}, {})
+    missing = run("save", database, f"{lake}e")
+    assert (missing.returncode, missing.stdout) == (1, b""), "else the backup would lack it, and end well"
+    assert missing.stderr.decode() == f"there is nothing at {lake}e\n"
+    assert b"there is nothing at sqlite:" in run("save", f"{database}x").stderr
+    saved = run("save", database, lake).stdout
+    new_base, new_lake = f"sqlite:///{tmp_path}/new/mlflow.db", f"{tmp_path}/new/lake"
+    for places in ((new_lake, new_base), (new_base,), (new_base, new_lake, f"{tmp_path}/new/more")):
+        refused = run("restore", *places, stdin=saved)
+        assert refused.returncode == 1
+        assert refused.stderr.decode() == (
+            "this is a backup of database, objects: give as many places, in that order\n"
+        )
+        assert not (tmp_path / "new").exists()
+    assert run("restore", new_base, new_lake, stdin=saved).returncode == 0
+    with tarfile.open(fileobj=io.BytesIO(saved)) as archive:
+        members = [(member, archive.extractfile(member)) for member in archive if member.name != backup.PLACES]
+        older = io.BytesIO()
+        with tarfile.open(fileobj=older, mode="w") as written:
+            for member, content in members:
+                written.addfile(member, content)
+    for places in ((f"{tmp_path}/old/lake", f"sqlite:///{tmp_path}/old/mlflow.db"), (f"sqlite:///{tmp_path}/a.db",)):
+        refused = run("restore", *places, stdin=older.getvalue())
+        assert refused.stderr.decode().startswith("this is no backup of these places, in this order: it holds ")
+    assert run("restore", f"sqlite:///{tmp_path}/b.db", f"{tmp_path}/b", stdin=older.getvalue()).returncode == 0

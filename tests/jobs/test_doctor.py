@@ -75,6 +75,30 @@ def test_a_package_that_is_missing_or_too_old_is_named_with_the_way_out() -> Non
     assert doctor.unmet(Requirement("nosuch-package>=1; extra == 'dev'")) == "", "another installation's"
 
 
+@pytest.mark.parametrize("installed", [True, False], ids=["installed", "source alone"])
+def test_a_package_that_is_missing_keeps_no_other_check_from_being_made(
+    monkeypatch: pytest.MonkeyPatch, tracking_uri: str, installed: bool
+) -> None:
+    version, requires = metadata.version, metadata.requires
+
+    def without(name: str) -> str:
+        if name == "duckdb":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    def told(name: str) -> list[str] | None:
+        if not installed:
+            raise metadata.PackageNotFoundError(name)
+        return requires(name)
+
+    monkeypatch.setattr(metadata, "version", without)
+    monkeypatch.setattr(metadata, "requires", told)
+    found = {check.name: check for check in doctor.checks(doctor.DoctorOptions(mlflow=tracking_uri))}
+    assert found["packages"].state == "failed"
+    assert found["packages"].text.startswith("duckdb is not installed: pip install 'duckdb")
+    assert list(found)[-1] == "Ray"
+
+
 def test_little_memory_is_a_note() -> None:
     gib = 1 << 30
     assert doctor.memory("memory", 8 * gib, 6 * gib, 4 * gib) == doctor.Check(

@@ -6,7 +6,7 @@ import pytest
 from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import TranslatorDecoding
 from jobs import tidy
-from pipelines.models import artifacts
+from pipelines.models import artifacts, server
 from pipelines.models.tracking import Tracker
 from pipelines.staging import uses
 from tests import tiny
@@ -51,6 +51,24 @@ def test_what_a_model_in_use_or_nobody_needs(
     assert done == {**shown, "dry_run": False}
     assert not any(Path(file).exists() for file in listed)
     assert Path(lake, "evaluations", OTHER, PIECE).exists()
+
+
+def test_another_mlflow_frees_no_records(tmp_path: Path, tracking_uri: str) -> None:
+    """A cron job without `MLFLOW_TRACKING_URI` looks at a database of its own."""
+    lake = str(tmp_path / "lake")
+    folder = Path(lake, "evaluations", KEY)
+    folder.mkdir(parents=True)
+    (folder / PIECE).write_bytes(b"PAR1")
+    uses.mark(str(folder), uses.MODEL, "models:/translator/2")
+    grow_old(lake)
+    none = tmp_path / "none.db"
+    with pytest.raises(UsageError, match=f"there is no MLflow database at {none}"):
+        tidy.main(["--storage", lake, "--mlflow", f"sqlite:///{none}"])
+    assert not none.exists()
+    server.make_ready(tracking_uri)
+    done = tidy.main(["--storage", lake, "--mlflow", tracking_uri])
+    assert done["needed"] == {str(folder): "models:/translator/2, which this MLflow does not know"}
+    assert (folder / PIECE).exists()
 
 
 def test_a_storage_is_named(tracking_uri: str) -> None:

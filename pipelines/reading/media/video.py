@@ -114,7 +114,9 @@ def cut_clip(
                 if clip.ended and clip.end <= max(stop, following) + clip.tolerance:
                     return
                 if failed == MAX_FAILED:
-                    given_up = BadSample("VideoDecodeError", f"given up after {failed} windows that could not be decoded")
+                    given_up = BadSample(
+                        "VideoDecodeError", f"given up after {failed} windows that could not be decoded"
+                    )
                 if number == MAX_WINDOWS:
                     raise BadSample("VideoTooLarge", f"it has more than {MAX_WINDOWS:,} windows")
                 if clip.still_until(following) > following + MAX_STILL * cut.stride_seconds:

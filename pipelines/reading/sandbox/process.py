@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 STALLED = 10
 """A row may wait this many times its limit without computing (a decoder's threads that lost each other)."""
+NONSENSE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, pa.ArrowException)
+"""What reading an answer raises that no child of ours would give."""
 START_SECONDS = 60.0
 """What importing libraries may take."""
 
@@ -125,7 +127,7 @@ class Child:
             code = self.kill()
             what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             self._died("InputCrashed", f"the process that worked on this row {what}", where)
-        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, pa.ArrowException) as error:
+        except NONSENSE as error:
             self._died("InputCrashed", f"the process that worked on this row answered nonsense: {error}")
         finally:
             served.close()

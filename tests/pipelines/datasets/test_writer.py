@@ -19,7 +19,7 @@ from pipelines.datasets.writer import (
     caption_row,
     pack_jsonl,
     pack_tar,
-    read_manifest_shards,
+    read_manifest,
 )
 from pipelines.storage import list_files
 
@@ -70,7 +70,9 @@ def test_the_manifest_tells_the_truth(tmp_path: Path) -> None:
         "train": 7,
         "night/ds=2026-01-01": 7,
     }
-    shards = read_manifest_shards(str(tmp_path))
+    read = read_manifest(str(tmp_path))
+    assert read is not None
+    shards = read.shards
     assert len(shards) == len(written) - 1
     for shard in shards:
         data = written[shard.name]
@@ -131,6 +133,24 @@ def test_what_cannot_be_written_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UsageError, match="cannot write"):
         DatasetWriter(str(tmp_path / "file"), "set", 1, {})
+
+
+def test_another_data_set_is_not_written_over(tmp_path: Path) -> None:
+    """One wrong word in `--out`, and whoever trains on what is there has lost it."""
+    write(tmp_path, 4)
+    before = files(tmp_path)
+    with pytest.raises(UsageError, match=r"holds the data set 'set', whose shards 'other' would replace: use another"):
+        DatasetWriter(str(tmp_path), "other", 3, {})
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"dataset": "set", "splits": {"train": {"shards": [{"name": 1}]}}}']
+)
+def test_a_manifest_that_is_none_is_told_before_any_work(tmp_path: Path, text: str) -> None:
+    (tmp_path / "_manifest.json").write_text(text)
+    with pytest.raises(UsageError, match=r"_manifest.json is no manifest of a data set, or damaged .*: use another"):
+        DatasetWriter(str(tmp_path), "set", 3, {})
 
 
 def test_a_caption_rows_key_has_no_dots() -> None:

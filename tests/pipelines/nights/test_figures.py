@@ -28,6 +28,22 @@ def test_the_nights_own_decoding_is_explained(tmp_path: Path, decoding: dict[str
         assert max(figure.row["target_tokens"] for figure in shown) <= 5
 
 
+def test_a_page_reads_no_file_of_its_maker_that_a_tables_rows_name(s3: str, tmp_path: Path) -> None:
+    """Whoever may write to the bucket could have it shown to all who may read there."""
+    model = tiny.write_translator(str(tmp_path / "model"))
+    storage.write_bytes(str(tmp_path / "secret.txt"), b"marked secret")
+    tiny.write_night(f"{s3}/tables", "2026-01-31", str(tmp_path / "secret.txt"), model)
+    shown, problem = figures.figures(f"{s3}/tables", "translations", model, "2026-01-31", "", 4)
+    assert shown == []
+    assert (
+        problem
+        == f"Nothing to look at: its rows are of another kind of store than {s3}/tables: a page reads none of them"
+    )
+    storage.write_bytes(f"{s3}/in/a.txt", b"ein Hund")
+    tiny.write_night(f"{s3}/tables", "2026-02-01", f"{s3}/in", model)
+    assert len(figures.figures(f"{s3}/tables", "translations", model, "2026-02-01", "", 4)[0]) == 1
+
+
 @pytest.mark.parametrize("frames", [1, 3])
 def test_a_captioner_of_frames_in_order_shows_where_it_looked(frames: int) -> None:
     """In which frame of a clip; in which part of a photograph."""

@@ -24,9 +24,11 @@ from pipelines.nights.commit import Partition
 from pipelines.nights.infer import Night
 from pipelines.nights.rules import Rules
 from pipelines.nights.tables import nights
+from pipelines.places import InputOptions
 from pipelines.reading import objects, units
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
+from pipelines.reading.manifests import list_input
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import list_shards, lone
 from pipelines.staging import joining
@@ -118,6 +120,30 @@ def test_a_job_that_listed_before_another_one_does_not_take_late_rows_out_again(
     assert sorted(row["source"] for row in rows_of(tmp_path).values()) == ["a", "b", *["c"] * again, "late"]
     fewer = replace(slow, rules=Rules(allow_missing=True))
     assert run(fewer)["rows"] == 2 + again, "as whoever allows that wants"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_object_that_comes_back_is_read_by_the_same_night_again(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was: by its address and its etag it is the same, so that its piece has the same name."""
+    manifest = tmp_path / "in.tsv"
+    for name in ("a", "b", "c"):
+        storage.write_bytes(f"{tmp_path}/in/{name}.txt", name.encode())
+    manifest.write_text("text\n" + "".join(f"{tmp_path}/in/{name}.txt\n" for name in ("a", "b", "c")))
+    found = list_input(str(manifest), InputOptions("text", (str(tmp_path),)), Limits())
+    night = night_of(artifact, tmp_path, shards=found, rules=Rules(max_error_fraction=0.5))
+    away = tmp_path / "away"
+    (tmp_path / "in/b.txt").rename(away)
+    first = run(night)
+    assert (first["rows"], first["errors"]) == (3, {"ObjectGone": 1})
+    passing = night.partition.files()
+    away.rename(tmp_path / "in/b.txt")
+    again = run(night)
+    assert (again["shards_computed"], again["rows"], again["ok"], again["errors"]) == (1, 3, 3, {})
+    assert sorted(row["source"] for row in rows_of(tmp_path).values()) == ["a", "b", "c"]
+    assert night.partition.files().isdisjoint(passing)
+    assert (run(night)["shards_computed"], run(night)["version"]) == (0, None)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 from pipelines import storage
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import SPAN, Part, Unit, units
-from pipelines.staging.checks import RefusedError, check_errors, incomplete, verify
+from pipelines.staging.checks import RefusedError, check_errors, incomplete, reused, verify
+from pipelines.staging.pieces import piece_name
 from pipelines.staging.sink import StageSink
 from tests.pipelines.staging.test_pieces import SCHEMA, rows
 
@@ -47,6 +48,19 @@ def test_complete_is_what_lies_there_from_the_first_row_to_the_last(
         verify([a, b], str(tmp_path))
     put(tmp_path, a, "00000000-00000004")  # of a retried task: no part of the night
     assert [(piece.first, piece.stop) for piece in verify([a], str(tmp_path))] == [(0, 5), (5, 7)]
+
+
+def test_what_failed_for_a_moment_is_good_for_one_job_and_is_computed_again_by_the_next(tmp_path: Path) -> None:
+    folder, a = str(tmp_path), SHARDS[0]
+    for name in (piece_name(a.key, 0, 4, 4, False), piece_name(a.key, 4, 9, 5, True, 1_700_000_000)):
+        storage.write_bytes(f"{folder}/{name}", b"")
+    assert [piece.rows for piece in verify([a], folder)] == [4, 5]
+    assert incomplete([a], folder) == [alone(a, 4)]
+    assert incomplete([a], folder, once=True) == [], "for whoever has to find what there was"
+    assert [piece.rows for piece in reused([a], folder)] == [4]
+    storage.write_bytes(f"{folder}/{piece_name(a.key, 4, 9, 5, True)}", b"")
+    assert incomplete([a], folder) == []
+    assert [piece.moment for piece in verify([a], folder)] == [0, 0]
 
 
 def test_a_unit_is_complete_when_all_its_shards_are(tmp_path: Path) -> None:

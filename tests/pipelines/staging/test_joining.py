@@ -50,6 +50,20 @@ def test_the_pieces_of_a_unit_become_one(folder: str) -> None:
     assert {*whole} < {*list_pieces(folder)[UNIT.key]}, "nothing is removed"
 
 
+def test_what_is_made_of_a_piece_of_a_moment_is_of_that_moment(place: str) -> None:
+    folder, (a, b) = storage.join(place, "staged"), UNIT.parts()
+    for block in (rows(a, 0, 2, 3, "ObjectGone: b"), rows(a, 2, 4, 3), rows(b, 0, 3, 2)):
+        stage(folder, block)
+    before = chosen(folder)
+    (moment,) = {piece.moment for piece in list_pieces(folder)[UNIT.key]} - {0}
+    join({UNIT.key}, folder)
+    (piece,) = tiling(list_pieces(folder)[UNIT.key]) or []
+    assert (piece.moment, piece.rows, chosen(folder)) == (moment, 7, before)
+    made = write([pack(folder, [piece])])
+    assert [inside.moment for inside in list_pieces(folder)[UNIT.key] if inside.pack] == [moment]
+    assert made[0][1].errors == Counter(ObjectGone=2)
+
+
 def test_pieces_that_are_many_are_left_to_packs(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = storage.list_files(folder)
     monkeypatch.setattr(joining, "LEAST_FILES", len(tiling(list_pieces(folder)[UNIT.key]) or []))

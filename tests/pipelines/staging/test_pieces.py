@@ -18,6 +18,7 @@ from pipelines.staging.pieces import (
     Piece,
     Within,
     is_own,
+    lasting,
     list_pieces,
     names_in,
     pack_name,
@@ -53,6 +54,24 @@ def test_tiling_chooses_among_overlapping_pieces() -> None:
     pieces = [piece(0, 5), piece(0, 3), piece(3, 7), piece(4, 9, end=True), piece(7, 9, end=True)]
     assert intervals(tiling(pieces)) == [(0, 3), (3, 7), (7, 9)]
     assert tiling([piece(0, 5), piece(3, 7), piece(6, 9, end=True)]) is None
+
+
+def test_pieces_of_a_moment_are_taken_where_there_are_no_others_and_then_the_newest(tmp_path: Path) -> None:
+    def of(moment: int, first: int, stop: int, end: bool = False) -> Piece:
+        return replace(piece(first, stop, end), moment=moment)
+
+    old, new = [of(5, 0, 9, True)], [of(0, 0, 4), of(7, 4, 9, True)]
+    assert tiling(old) == old
+    assert tiling([*old, *new]) == new, "not the longer one"
+    assert tiling([*old, *new, of(0, 4, 9, True)]) == [of(0, 0, 4), of(0, 4, 9, True)]
+    assert tiling([of(5, 0, 4), of(6, 4, 9)]) is None
+    name = renewed_name(piece_name(A.key, 0, 9, 9, True, 1_700_000_000), 1_700_000_099)
+    assert name == f"{A.key}-00000000-00000009-end-m1700000000-r1700000099.parquet"
+    (tmp_path / name).write_bytes(b"")
+    (found,) = list_pieces(str(tmp_path))[A.key]
+    assert (found.moment, found.renewed, found.end, found.rows) == (1_700_000_000, 1_700_000_099, True, 9)
+    assert lasting(list_pieces(str(tmp_path))) == {A.key: []}
+    assert is_own(f"ds=2026-01-01/0123456789ab/{name}")
 
 
 def test_a_name_tells_rows_where_places_are_left_out(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one() -> None:
             for uri in (f"{folder}/in", f"{folder}/in/cam2", f"{folder}/in/*/*.jpg"):
                 with pytest.raises(storage.StorageError, match=rf"cannot list .*Permission denied: '{folder}/in/cam2'"):
                     storage.list_files(uri)
-            with pytest.raises(storage.StorageError, match="cannot list .*Permission denied"):
+            with pytest.raises(storage.StorageError, match=r"cannot list .*Permission denied"):
                 storage.list_all(f"{folder}/in")
 
 

@@ -51,8 +51,15 @@ def write_features(lake: str, key: str, *users: tuple[str, str]) -> str:
     return folder
 
 
-def needed(lake: str, in_use: set[str] | None = None) -> dict[str, str]:
-    return {folder.uri.removeprefix(lake + "/"): folder.needed_by for folder in leftovers.find(lake, in_use or set())}
+def using(*models: str) -> leftovers.Needs:
+    return lambda model: model if model in models else ""
+
+
+NOBODY = using()
+
+
+def needed(lake: str, needs: leftovers.Needs = NOBODY) -> dict[str, str]:
+    return {folder.uri.removeprefix(lake + "/"): folder.needed_by for folder in leftovers.find(lake, needs)}
 
 
 FINISHED = json.dumps({"model_version": "3"})
@@ -60,9 +67,9 @@ FINISHED = json.dumps({"model_version": "3"})
 
 def test_of_a_finished_run_checkpoints_and_initial_weights_go(lake: str) -> None:
     run = write_run(lake, "done", FINISHED)
-    (found,) = leftovers.find(lake, set())
+    (found,) = leftovers.find(lake, NOBODY)
     assert (found.kind, found.needed_by) == ("runs", "")
-    gone = [file.uri.removeprefix(run + "/") for file in leftovers.remove(found, set())]
+    gone = [file.uri.removeprefix(run + "/") for file in leftovers.remove(found, NOBODY)]
     assert gone == [
         "checkpoint_epoch_0001/weights.safetensors", "checkpoint_epoch_0002_1/optimizer.pt",
         "checkpoint_epoch_0002_step_00000070/progress.json", "initial/config.json",
@@ -78,8 +85,8 @@ def test_of_a_finished_run_checkpoints_and_initial_weights_go(lake: str) -> None
 def test_assets_of_another_form_cost_nothing_else(lake: str, assets: str) -> None:
     run = write_run(lake, "done", FINISHED)
     storage.write_bytes(f"{run}/initial/config.json", f'{{"assets": {assets}}}'.encode())
-    (found,) = leftovers.find(lake, set())
-    leftovers.remove(found, set())
+    (found,) = leftovers.find(lake, NOBODY)
+    leftovers.remove(found, NOBODY)
     assert storage.exists(f"{run}/artifact/config.json")
     assert storage.exists(f"{run}/initial/notes.txt")
 
@@ -89,7 +96,7 @@ def test_a_run_that_is_unfinished_unregistered_or_damaged_keeps_all(lake: str, s
     run = write_run(lake, "mine", summary)
     features = write_features(lake, KEY, (uses.RUN, run))
     assert needed(lake) == {f"features/{KEY}": run, "runs/mine": "it is unfinished"}
-    assert [leftovers.remove(folder, set()) for folder in leftovers.find(lake, set())] == [[], []]
+    assert [leftovers.remove(folder, NOBODY) for folder in leftovers.find(lake, NOBODY)] == [[], []]
     assert storage.exists(storage.join(features, PIECE))
 
 
@@ -102,8 +109,8 @@ def test_features_go_when_no_unfinished_run_has_marked_them(lake: str) -> None:
     assert needed(lake) == {
         f"features/{KEY}": going, f"features/{OTHER}": "", "runs/done": "", "runs/going": "it is unfinished",
     }  # fmt: skip
-    (folder,) = (one for one in leftovers.find(lake, set()) if one.uri == free)
-    assert len(leftovers.remove(folder, set())) == 3, "the piece and two marks"
+    (folder,) = (one for one in leftovers.find(lake, NOBODY) if one.uri == free)
+    assert len(leftovers.remove(folder, NOBODY)) == 3, "the piece and two marks"
     assert [file.uri for file in storage.list_all(free)] == [storage.join(free, "notes.txt")]
 
 
@@ -112,7 +119,7 @@ def test_records_of_a_model_with_an_alias_stay(lake: str) -> None:
         folder = storage.join(lake, "evaluations", key)
         storage.write_bytes(storage.join(folder, PIECE), b"PAR1")
         uses.mark(folder, uses.MODEL, model)
-    assert needed(lake, {CHAMPION}) == {f"evaluations/{KEY}": CHAMPION, f"evaluations/{OTHER}": ""}
+    assert needed(lake, using(CHAMPION)) == {f"evaluations/{KEY}": CHAMPION, f"evaluations/{OTHER}": ""}
 
 
 def test_a_damaged_mark_keeps_its_folder(lake: str) -> None:
@@ -140,8 +147,8 @@ def test_a_mark_leads_nowhere_else(lake: str, user: str, monkeypatch: pytest.Mon
 def test_what_was_used_within_a_day_stays(lake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_features(lake, KEY)
     write_run(lake, "done", FINISHED)
-    (free, _) = leftovers.find(lake, set())
+    (free, _) = leftovers.find(lake, NOBODY)
     monkeypatch.setattr(leftovers, "_now", lambda: datetime.now(UTC) + timedelta(hours=23))
     assert set(needed(lake).values()) == {"somebody, within the last day"}
-    assert leftovers.remove(free, set()) == [], "it is looked at once more"
+    assert leftovers.remove(free, NOBODY) == [], "it is looked at once more"
     assert storage.exists(storage.join(folder, PIECE))

@@ -15,7 +15,7 @@ from hybrid_models.inputs import Visual
 from pipelines.datasets.demo.data import prepare_demo
 from pipelines.datasets.demo.nights import FILM, NIGHTS, SHOT_SECONDS
 from pipelines.datasets.moving_scenes import RATE
-from pipelines.datasets.writer import read_manifest_shards
+from pipelines.datasets.writer import read_manifest
 from pipelines.reading.media.decode import decode_media
 from tests.pipelines.datasets.test_public_data import members
 from tests.pipelines.datasets.test_writer import files
@@ -53,7 +53,9 @@ def test_the_same_seed_gives_the_same_bytes(demo: Path, tmp_path: Path) -> None:
 
 def test_manifests_tell_the_truth(demo: Path) -> None:
     for name in ("scenes", "digits", "sentences"):
-        shards = read_manifest_shards(str(demo / name))
+        manifest = read_manifest(str(demo / name))
+        assert manifest is not None
+        shards = manifest.shards
         assert {s.name for s in shards} == set(files(demo / name)) - {"_manifest.json"}
         for shard in shards:
             assert hashlib.sha256((demo / name / shard.name).read_bytes()).hexdigest() == shard.sha256
@@ -116,7 +118,9 @@ def test_the_second_nights_film_has_a_scene_in_each_window(demo: Path) -> None:
 
 def test_nights_are_three_shards(demo: Path) -> None:
     for night in NIGHTS:
-        shards = [shard for shard in read_manifest_shards(str(demo / "scenes")) if shard.name.startswith(night)]
+        manifest = read_manifest(str(demo / "scenes"))
+        assert manifest is not None
+        shards = [shard for shard in manifest.shards if shard.name.startswith(night)]
         assert [shard.rows for shard in shards] == [3, 3, 3]
 
 

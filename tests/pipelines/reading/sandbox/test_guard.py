@@ -209,7 +209,7 @@ def test_a_window_that_cannot_be_read_ends_its_clip_and_nothing_else(tmp_path: P
 
 
 def test_a_clip_that_cannot_be_read_ends_where_it_did_when_later_rows_are_read(tmp_path: Path) -> None:
-    """Its death is its own window's, though rows after that are done: they keep their numbers, and nothing is given up."""
+    """Its death is its own window's, though rows after it are done: they keep their numbers; nothing is given up."""
     deadly = replace(WINDOWS, cut=CrashingCut(1.0, 1.0, number=3))
     _, archive = places(tmp_path)
     whole = windows(archive, deadly)
