@@ -24,6 +24,7 @@ HISTORY = 50  # commits in which a disturbed writer looks for its own, and a rep
 LOG = "_delta_log"
 COMMIT = re.compile(r"\d{20}\.json")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+NO_PATH, ESCAPED = re.compile(r"[#?]|%[0-9A-Fa-f]{2}"), re.compile(r"%[0-9A-Fa-f]{2}")
 RESERVED = {"reports", "evaluations", "runs", "features"}
 """Folders that lie beside tables."""
 GOOD = "null_count.error"
@@ -89,15 +90,23 @@ def open_table(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
     """The table, now or as it was, or None if it has never been written.
 
     Raises:
-        UsageError: it has no such version, or does not keep it any more; or its log is damaged.
+        UsageError: it has no such version, or does not keep it any more; its log is damaged; or no table can be there.
         StorageError: the store kept failing.
     """
+    _check_address(uri)
     try:
         return patiently("read", uri, lambda: open_once(uri, as_of))
     except storage.StorageError as error:
         if "Json error" in str(error):
             check_commits(uri, [file.uri for file in storage.list_files(storage.join(uri, LOG))])
         raise
+
+
+def _check_address(uri: str) -> None:
+    """Refuses an address of which delta-rs takes a part for something else, and so has the log where the files are not:
+    of a URL what follows `#` and `?`; of any, `%20` for a space."""
+    if found := (ESCAPED if storage.is_local(uri) else NO_PATH).search(uri):
+        raise UsageError(f"{uri} has a '{found[0]}', for which tables have no place: use another `tables`")
 
 
 def open_once(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:

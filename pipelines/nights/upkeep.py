@@ -16,6 +16,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
+from deltalake import DeltaTable
+
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.nights import ownership, tables
@@ -79,11 +81,10 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False, ds: str = "") -> Ti
     removable = {path for path, file in stored.items() if is_own(path) and file.modified < staged} - in_use
     if removable:
         removable -= _needed_before(uri, table.version(), before, removable)
-    removed = [stored[path] for path in sorted(removable)]
+    paths = sorted(removable)
     if not dry_run:
-        with ThreadPoolExecutor(REQUESTS) as threads:
-            for start in range(0, len(removed), TOGETHER):
-                list(threads.map(storage.delete, [file.uri for file in removed[start : start + TOGETHER]]))
+        paths = _remove(table, storage.absolute(uri), ds, paths)
+    removed = [stored[path] for path in paths]
     unknown = [file for path, file in stored.items() if not (is_own(path) or path in in_use or ownership.is_log(path))]
     if unknown:
         log.warning("%s: %d files are none of this program's and left: %s …", folder, len(unknown), unknown[0].uri)
@@ -132,6 +133,19 @@ def _renewed(piece: Piece) -> Piece:
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _remove(table: DeltaTable, root: str, ds: str, paths: Sequence[str]) -> list[str]:
+    """Removes files, by their paths in the table, but those of a night that somebody has brought back meanwhile."""
+    removed: list[str] = []
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        for start in range(0, len(paths), TOGETHER):
+            table.update_incremental()
+            in_use = tables.night_files(table, ds)
+            some = [path for path in paths[start : start + TOGETHER] if path not in in_use]
+            list(threads.map(storage.delete, (storage.join(root, path) for path in some)))
+            removed += some
+    return removed
 
 
 def _needed_before(uri: str, version: int, moment: datetime, paths: set[str]) -> set[str]:

@@ -45,13 +45,30 @@ def open_shard(shard: Shard) -> BinaryIO:
     Raises:
         StorageError: the object changed or vanished since it was listed, or cannot be read; worth a new start.
     """
+    uri = shard.members[0].uri if shard.cut else shard.uri
+    check_as_listed(shard)
+    try:
+        return storage.open_input(uri)
+    except FileNotFoundError:
+        raise _removed(uri) from None
+
+
+def check_as_listed(shard: Shard) -> None:
+    """Refuses a shard that is another one than was listed.
+
+    Raises:
+        StorageError: the object changed or vanished, or cannot be looked up; worth a new start.
+    """
     uri, etag = (shard.members[0].uri, shard.members[0].etag) if shard.cut else (shard.uri, shard.etag)
     try:
         if storage.info(uri).etag != etag:
             raise storage.StorageError(f"cannot read {uri}: it was replaced after it had been listed; start again")
-        return storage.open_input(uri)
     except FileNotFoundError:
-        raise storage.StorageError(f"cannot read {uri}: it was removed after it had been listed") from None
+        raise _removed(uri) from None
+
+
+def _removed(uri: str) -> storage.StorageError:
+    return storage.StorageError(f"cannot read {uri}: it was removed after it had been listed")
 
 
 def read_entries(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:

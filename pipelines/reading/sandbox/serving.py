@@ -10,7 +10,7 @@ from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.reading.limits import Limits
 from pipelines.reading.objects import Fetched, as_listed
-from pipelines.reading.rows import open_shard
+from pipelines.reading.rows import check_as_listed, open_shard
 from pipelines.reading.shards import Shard
 
 RANGE_BYTES = 8 << 20
@@ -44,10 +44,12 @@ def serving(shard: Shard, limits: Limits) -> Serving:
 class Served:
     """A shard's bytes for the child: what it asks for, as long as that is not more than reading can need.
 
-    What happens to a lone clip meanwhile is its own row's trouble, not the job's.
+    What happens to a lone clip meanwhile is its own row's trouble, not the job's. A shard on a disk that is written
+    over while it is read ends the job: a store refuses to read on in another object, a disk does not.
     """
 
     def __init__(self, shard: Shard) -> None:
+        self._shard = shard
         self._lone = shard.members[0] if shard.cut else None
         self._stream = None if shard.cut else open_shard(shard)
         self._opened = False
@@ -58,7 +60,7 @@ class Served:
         """An error's text, and the bytes from an offset, fewer at the end; None if too many were asked for, or none.
 
         Raises:
-            StorageError: the store failed.
+            StorageError: the store failed, or the shard was replaced.
         """
         offset, count = (int(number) for number in asked["read"])
         count = min(count, RANGE_BYTES)
@@ -69,6 +71,8 @@ class Served:
             with nullcontext() if self._lone is None else as_listed(self._lone, self._opened):
                 data = self._read(offset, count)
             self._opened = True
+            if self._lone is None and storage.is_local(self._shard.uri):
+                check_as_listed(self._shard)
             return [b"", data]
         except BadSample as bad:
             return [str(bad).encode(), b""]

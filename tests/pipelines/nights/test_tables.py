@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -45,6 +46,22 @@ def test_a_table_as_it_was(table: str) -> None:
         ):
             open_(table, datetime(2020, 1, 1, tzinfo=UTC))
     assert tables.open_table(table).version() == found.version(), "a wrong year empties no table"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["a b", "a::b", "100%", "a#b", "a?b", "a%20b"])
+def test_an_address_that_would_have_the_log_elsewhere_than_the_files_is_refused(place: str, name: str) -> None:
+    """Else a night would be committed where nobody finds it."""
+    table = storage.join(place, name, "captions")
+    pieces = night(table, ONE, rows(A, 0, 2, 1))
+    refused = "%20" if "%20" in name else (set(name) & {"#", "?"} and not storage.is_local(place) and name[1])
+    if refused:
+        with pytest.raises(UsageError, match=rf"captions has a '{re.escape(refused)}', for which tables have no place"):
+            tables.open_table(table)
+        with pytest.raises(UsageError, match="for which tables have no place"):
+            commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
+        return
+    commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
+    assert len(read(table, "2026-01-01")) == 2
 
 
 def test_a_version_or_a_moment() -> None:

@@ -3,6 +3,7 @@ import os
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -10,7 +11,7 @@ from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.nights import upkeep
+from pipelines.nights import commit, upkeep
 from pipelines.nights.commit import Partition, commit_night
 from pipelines.staging.pieces import list_pieces, tiling
 from tests.pipelines.nights.made import ONE, RUN, THREE, TWO, night, read
@@ -256,6 +257,25 @@ def test_what_waited_for_long_is_committed_while_another_night_tidies(
     again = list_pieces(renewed[0].file.uri.rsplit("/", 1)[0])[B.key]
     assert tiling(again) == renewed
     assert commit_night(Partition(table, "2026-01-02"), renewed, SCHEMA, RUN) is None
+
+
+def test_a_night_that_is_brought_back_while_it_is_tidied_keeps_its_files(
+    table: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tidying reads the log and removes thousands of files, for minutes, of which nobody needed any when it looked."""
+    replaced(table)
+    time.sleep(1.1)
+    clock.hours = 200
+    needed_before = upkeep._needed_before
+
+    def meanwhile(*args: Any) -> Any:
+        found = needed_before(*args)
+        assert commit.restore(table, 1, "2026-01-01") is not None
+        return found
+
+    monkeypatch.setattr(upkeep, "_needed_before", meanwhile)
+    assert upkeep.tidy(table, 1).removed == []
+    assert read(table, "2026-01-01") == [f"{A.uri}#{i}" for i in range(2)]
 
 
 def test_what_is_young_or_in_use_is_not_copied(table: str, clock: Clock) -> None:

@@ -36,6 +36,18 @@ def test_a_clip_that_is_replaced_while_it_is_read_is_not_read_on(place: str) -> 
     served.close()
 
 
+def test_a_shard_that_is_written_over_while_it_is_read_is_not_read_on(tmp_path: Path) -> None:
+    """By a copy or `rsync --inplace`: else half of its rows would be of the one, half of the other."""
+    one = shard(tmp_path, "x" * 99)
+    served = serving.Served(one)
+    assert served.answer({"read": [0, 2]}) == [b"", b"xx"]
+    with Path(one.uri).open("r+b") as file:
+        file.write(b"y" * 50)
+    with pytest.raises(storage.StorageError, match=f"{one.uri}: it was replaced after it had been listed; start again"):
+        served.answer({"read": [50, 40]})
+    served.close()
+
+
 def test_a_child_gets_each_object_once_and_in_order(tmp_path: Path) -> None:
     handed = serving.Handed(grouped(tmp_path, "x", "y", "z"), Limits())
     assert handed.answer({"member": 1}) == [b"", b"photo 1"]
