@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid_models.errors import UsageError
@@ -72,15 +73,21 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def check(command: Sequence[str]) -> None:
-    """Refuses what is not a verb.
+    """Refuses what is not a verb, and what only this machine has.
 
     Raises:
-        UsageError: lists the verbs.
+        UsageError: lists the verbs, or names the path.
     """
     verbs = [verb for verb in cli.VERBS if verb not in NOT_JOBS]
     if not command or command[0] not in verbs:
         given = f", not '{command[0]}'" if command else ""
         raise UsageError(f"after -- comes a verb and its options{given}: {', '.join(verbs)}")
+    for value in (word.partition("=")[2] or word for word in command[1:]):
+        if "/" in value and not Path(value).is_absolute() and Path(value).exists():
+            raise UsageError(
+                f"{value} is a path in this machine's working directory, which the cluster does not see: "
+                "give an address that it reaches, such as s3://…"
+            )
 
 
 def explain(submission_id: str, ending: Ending) -> str:

@@ -1,7 +1,8 @@
 """SQL over the tables: DuckDB views on the files of each table's current version, and nothing else.
 
-A statement comes from a stranger. It may read the views and compute, within limits; it reaches no file, no network and
-no setting, and what it spills to disk lies in a folder of its own that is removed afterwards.
+A statement comes from a stranger. It may read the views and compute, within limits; it reaches no file and no network,
+changes no setting (those of the engine, which it may see, hold no secret), and what it spills to disk lies in a folder
+of its own that is removed afterwards.
 """
 
 from __future__ import annotations

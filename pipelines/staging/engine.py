@@ -13,7 +13,7 @@ from ray.data.context import AutoscalingConfig
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.cluster import connection
+from pipelines.cluster import connection, reach
 from pipelines.cluster.resources import Resources
 from pipelines.reading.bundles import bundled
 from pipelines.reading.datasource import ShardDatasource
@@ -22,6 +22,7 @@ from pipelines.reading.units import Part
 from pipelines.staging import joining
 from pipelines.staging.contents import Staged
 from pipelines.staging.joining import Joined, Made
+from pipelines.staging.pieces import piece_name
 from pipelines.staging.progress import Work, telling
 from pipelines.staging.sink import StageSink
 from pipelines.storage import StorageError
@@ -35,6 +36,8 @@ WRITE_CPUS = 0.1
 CALLS_ON_GPU = 2
 """Tables that a model process with a GPU has at the same time: the batches of one are made, and the rows of another are
 built, while the GPU computes. A table has few batches of a size for GPUs."""
+PROBE = piece_name("probe-0000000000000000", 0, 0, 0, end=True)
+"""In a folder of pieces it is tidied as one whose writing was cut short, should this process be killed beside it."""
 PACKS_OF_NODE = 2
 """Made at the same time, each from 64 MiB of files."""
 
@@ -72,6 +75,7 @@ def stage(
         stride: every n-th issue time of a radar event is a sample.
     """
     connection.start()
+    reach.check(computing(ray.nodes()), parts[0].shard.addresses[0], folder, PROBE)
     wanted = resources if actor is not None else replace(resources, gpu="no", max_actors=0)
     plan = wanted.plan(len(parts), sum(part.shard.size for part in parts))
     calls = CALLS_ON_GPU if plan.compute.gpu else 1

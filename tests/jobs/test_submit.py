@@ -1,5 +1,7 @@
 """What `hybrid submit` refuses; jobs on a real cluster that wants a token: tests/integration/test_rehearsal.py."""
 
+from pathlib import Path
+
 import pytest
 
 from hybrid_models.errors import UsageError
@@ -15,7 +17,7 @@ def refusal(*argv: str) -> str:
     return cli.with_flags(str(caught.value))
 
 
-def test_mistakes_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     assert refusal().startswith("after -- comes a verb and its options: demo, prepare, train, ")
     assert refusal("--", "submit").startswith("after -- comes a verb and its options, not 'submit': ")
@@ -24,6 +26,13 @@ def test_mistakes_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("--", "evaluate") == "--address is needed: the URL of the cluster's dashboard, http://HEAD:8265"
     assert refusal("--address", "head", "--", "train").startswith("--address 'head' is not the URL")
     assert "--colour" in refusal("--colour", "red", "--", "train")
+    (tmp_path / "lake" / "multi30k").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for words in (("--data", "lake/multi30k"), ("--data=./lake",)):
+        assert "is a path in this machine's working directory, which the cluster does not see: " in refusal(
+            "--", "train", "translator-multi30k", *words, "--name", "lake"
+        )
+    assert refusal("--", "train", "x", "--data", "s3://lake/x", "--name", "lake").startswith("--address is needed")
 
 
 def test_a_job_that_did_not_succeed_is_explained_by_its_own_last_words() -> None:

@@ -1,0 +1,80 @@
+"""Whether all nodes of a cluster see what lies on this machine's disk: else each would write to a disk of its own."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from hybrid_models.errors import UsageError
+from pipelines import storage
+
+log = logging.getLogger(__name__)
+SECONDS = 60.0
+"""For so long a node is waited for: one that is busy, or has just gone, says nothing."""
+
+
+def check(nodes: Collection[str], reads: str, folder: str, probe: str) -> None:
+    """Refuses a folder, or something to read, on a disk that not all nodes of the cluster have. Of object stores
+    nothing is asked, nor where there is no other node than this one.
+
+    Args:
+        nodes: ids of those that compute.
+        reads: one of the addresses that are read.
+        folder: where all nodes write.
+        probe: name of a file that is put there and removed again.
+
+    Raises:
+        UsageError: names the node and the address.
+    """
+    others = set(nodes) - {ray.get_runtime_context().get_node_id()}
+    local = [uri for uri in (reads, folder) if storage.is_local(uri)]
+    if not others or not local:
+        return
+    file = storage.join(storage.absolute(folder), f".{probe}.{secrets.token_hex(4)}")
+    paths = [storage.absolute(reads)] if reads in local and storage.exists(reads) else []  # it may just have gone
+    if folder in local:
+        storage.write_bytes(file, b"")
+        paths.append(file)
+    try:
+        unseen = ask(others, paths)
+    finally:
+        if folder in local:
+            storage.delete(file)
+    for host, missing in unseen.items():
+        uri = folder if file in missing else reads
+        raise UsageError(
+            f"node {host} of the cluster does not see {uri}, which is on a disk: "
+            "give an address that all nodes reach, such as s3://…"
+        )
+
+
+def ask(nodes: Collection[str], paths: Collection[str]) -> dict[str, list[str]]:
+    """Which of these paths a node does not have, by its name; nodes that have all of them, or say nothing, are left
+    out."""
+    task = ray.remote(num_cpus=0, max_retries=0)(_missing)
+    asked = [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes]
+    answers: list[Any] = [each.remote(list(paths)) for each in asked]
+    told, silent = ray.wait(answers, num_returns=len(answers), timeout=SECONDS)
+    for answer in silent:
+        ray.cancel(answer, force=True)
+    found: dict[str, list[str]] = {}
+    for answer in told:
+        try:
+            host, missing = ray.get(answer)
+        except ray.exceptions.RayError as error:
+            log.warning("a node could not be asked what it sees: %s", str(error).splitlines()[0])
+            continue
+        if missing:
+            found[host] = missing
+    return found
+
+
+def _missing(paths: Collection[str]) -> tuple[str, list[str]]:
+    return socket.gethostname(), [path for path in paths if not Path(path).exists()]
