@@ -6,8 +6,9 @@
 
 The pipeline runs on some shards and on `GROWTH` copies of them, in turn; the slope between the two is its throughput,
 so that start-up (actors, imports, weights) is excluded; a night of one shard goes before both, so that neither waits
-for what is loaded once. Medians of `NIGHTS` of each count: a peak of memory is the most that was seen in a second. It is compared with the best of two bare loops of decode + model with the same batches and allocator:
-one process with a thread for each core, and a process of one thread for each core; on a GPU with the first. These run
+for what is loaded once. Medians of `NIGHTS` of each count: a peak of memory is the most that was seen in a second. It
+is compared with the best of two bare loops of decode + model with the same batches and allocator: one process with a
+thread for each core, and a process of one thread for each core; on a GPU with the first. These run
 before and after the pipeline, and their mean counts, so that a drifting machine shows in both. They read a disk: nobody
 is faster than they are, and the pipeline's store, a local S3 server, takes its share of the same cores.
 
@@ -382,7 +383,7 @@ def beside_loops(photos: Path, model: str, scratch: Path, lake: str) -> list[Row
     artifact = artifacts.read(model)
     with connection.connect():
         night(list_shards(small)[:1], artifact, str(scratch / "first"))
-        (few, short, low), (many, long, high) = in_turn(small, grown, artifact, scratch)
+        (few, short, low), (many, long, high) = nights_of(small, grown, artifact, scratch)
     after = {processes: loops(photos, model, processes) for processes in counts}
     best = max((before[processes] + after[processes]) / 2 for processes in counts)
     rate = (many - few) / (long - short)
@@ -393,7 +394,7 @@ def beside_loops(photos: Path, model: str, scratch: Path, lake: str) -> list[Row
     ]
 
 
-def in_turn(small: str, grown: str, artifact: artifacts.Artifact, scratch: Path) -> list[list[float]]:
+def nights_of(small: str, grown: str, artifact: artifacts.Artifact, scratch: Path) -> list[list[float]]:
     """What `night` tells of each of two sizes, medians of some nights in turn."""
     nights = [
         [night(list_shards(place), artifact, str(scratch / f"{size}-{number}"))
