@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+PATTERN = re.compile(r"[*?\[{]")
 NOT_JOBS = ("submit", "query", "models")
 """Verbs whose answer is rows for a terminal; they need no cluster."""
 
@@ -82,8 +84,9 @@ def check(command: Sequence[str]) -> None:
     if not command or command[0] not in verbs:
         given = f", not '{command[0]}'" if command else ""
         raise UsageError(f"after -- comes a verb and its options{given}: {', '.join(verbs)}")
-    for value in (word.partition("=")[2] or word for word in command[1:]):
-        if "/" in value and not Path(value).is_absolute() and Path(value).exists():
+    for value in (word.partition("=")[2] if word.startswith("--") else word for word in command[1:]):
+        begins = PATTERN.split(value, maxsplit=1)[0]
+        if "/" in begins and not Path(begins).is_absolute() and Path(begins).expanduser().exists():
             raise UsageError(
                 f"{value} is a path in this machine's working directory, which the cluster does not see: "
                 "give an address that it reaches, such as s3://…"

@@ -109,8 +109,9 @@ def check_there(uri: str) -> None:
     Raises:
         UsageError: names it.
     """
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
-        raise UsageError(f"there is no MLflow database at {uri.removeprefix(SQLITE)}")
+    database = uri.removeprefix(SQLITE).partition("?")[0]
+    if uri.startswith(SQLITE) and not Path(database).exists():
+        raise UsageError(f"there is no MLflow database at {database}")
 
 
 def find_run(client: MlflowClient, run_id: str) -> Run | None:

@@ -303,7 +303,7 @@ def _keep_what_came(night: Night, seen: Set[str], files: set[str]) -> None:
 
 def _lost(night: Night, files: set[str]) -> list[str]:
     """Shards and lone objects that have rows in these files of the table, and none in this night."""
-    if night.rules.allow_missing:
+    if night.rules.allow_missing or not files:
         return []
     return sorted(_addresses(night, files) - {address for shard in night.shards for address in shard.addresses})
 

@@ -85,7 +85,7 @@ def preview(night: Night, resources: Resources, tracking_uri: str) -> Preview:
     """
     todo = incomplete(night.shards, night.folder)
     size = sum(part.shard.size for part in todo)
-    pieces = reused(night.shards, night.folder)
+    pieces = reused(night.shards, night.folder, todo)
     pace = pace_before(night, size, tracking_uri) if todo else None
     plan = None
     if todo:

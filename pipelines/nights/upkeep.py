@@ -140,7 +140,7 @@ def _remove(table: DeltaTable, root: str, ds: str, paths: Sequence[str]) -> list
     removed: list[str] = []
     with ThreadPoolExecutor(REQUESTS) as threads:
         for start in range(0, len(paths), TOGETHER):
-            table.update_incremental()
+            tables.patiently("read", root, table.update_incremental)
             in_use = tables.night_files(table, ds)
             some = [path for path in paths[start : start + TOGETHER] if path not in in_use]
             list(threads.map(storage.delete, (storage.join(root, path) for path in some)))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+from pipelines import storage
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import Part, Unit, units
+from pipelines.staging import contents
 from pipelines.staging.pieces import Piece, beginning, lasting, leading, list_pieces, tiling, whole_packs_first
 
 
@@ -17,21 +20,60 @@ class RefusedError(RuntimeError):
 
 def incomplete(shards: Sequence[Shard], folder: str, once: bool = False) -> list[Part]:
     """What is to be computed: of each unit of these shards whose staged pieces do not tile it, the parts from the first
-    row that is missing on. Nothing is skipped because a job said that it finished.
+    row that is missing on; and those from the first piece of a moment on, if an object that could not be read then can
+    be now. Nothing is skipped because a job said that it finished.
 
     Args:
         shards: the input.
         folder: where pieces are staged.
         once: rows that failed for a reason of the moment stay as they are.
     """
-    staged = list_pieces(folder) if once else lasting(list_pieces(folder))
-    return [part for unit, own, tiles in tiled(shards, staged) if tiles is None for part in unit.parts(beginning(own))]
+    todo: list[Part] = []
+    passing: list[tuple[Unit, Sequence[Piece], Piece]] = []
+    for unit, own, tiles in tiled(shards, list_pieces(folder)):
+        if tiles is None:
+            todo += unit.parts(beginning(own))
+        elif not once:
+            passing += [(unit, own, piece) for piece in tiles if piece.moment]
+    with ThreadPoolExecutor(contents.READERS) as threads:
+        over = threads.map(is_over, (piece for *_, piece in passing))
+        again = {unit.key: (unit, own) for (unit, own, _), is_now in zip(passing, over, strict=True) if is_now}
+    for unit, own in again.values():
+        todo += unit.parts(beginning(lasting(own)))
+    return todo
 
 
-def reused(shards: Sequence[Shard], folder: str) -> list[Piece]:
-    """The files that what `incomplete` finds goes on from, and those of units that lack nothing."""
-    staged = lasting(list_pieces(folder))
-    return [piece for unit in _units(shards, staged) for piece in leading(staged.get(unit.key, []))]
+def is_over(piece: Piece) -> bool:
+    """Whether an object of a piece of a moment that could not be read then can be read now.
+
+    Raises:
+        RuntimeError: the piece is damaged.
+        StorageError: the store kept failing.
+    """
+    try:
+        return any(map(_can_be_read, contents.refused(piece)))
+    except FileNotFoundError:  # it was tidied
+        return False
+
+
+def _can_be_read(uri: str) -> bool:
+    try:
+        with storage.open_input(uri) as stream:
+            stream.read(1)
+    except (FileNotFoundError, storage.StorageError):
+        return False
+    return True
+
+
+def reused(shards: Sequence[Shard], folder: str, todo: Sequence[Part]) -> list[Piece]:
+    """The files that these parts, which `incomplete` has found, go on from, and those of units that lack nothing."""
+    staged, again = list_pieces(folder), {part.unit for part in todo}
+    return [
+        piece
+        for unit in _units(shards, staged)
+        for own in [staged.get(unit.key, [])]
+        for piece in leading(lasting(own) if unit.key in again else own)
+    ]
 
 
 def verify(shards: Sequence[Shard], folder: str) -> list[Piece]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.reading.objects import OF_THE_MOMENT
 from pipelines.staging.pieces import Piece
 
 NOTE = b"hybrid.contents"
@@ -155,6 +156,21 @@ def each(pieces: Sequence[Piece], known: Known | None = None) -> list[Contents]:
         untold = [piece.file.uri for piece, told in zip(pieces, found, strict=True) if told is None]
         read = threads.map(_read, untold)
         return [next(read) if told is None else told for told in found]
+
+
+def refused(piece: Piece) -> set[str]:
+    """Addresses of the objects that could not be read for a reason of the moment.
+
+    Raises:
+        FileNotFoundError: the file is gone.
+        RuntimeError: it is damaged.
+        StorageError: the store kept failing.
+    """
+    with storage.open_input(piece.file.uri) as stream, undamaged(piece.file.uri):
+        rows = pq.read_table(stream, columns=["object", "error"])
+    own = rows.slice(piece.pack.row, piece.rows) if piece.pack else rows
+    bad = own.filter(own["error"].is_valid()).to_pylist()
+    return {row["object"] for row in bad if row["object"] and kind_of(row["error"]) in OF_THE_MOMENT}
 
 
 def _key(piece: Piece) -> tuple[str, int]:

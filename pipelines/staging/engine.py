@@ -75,9 +75,9 @@ def stage(
         stride: every n-th issue time of a radar event is a sample.
     """
     connection.start()
-    reach.check(computing(ray.nodes()), parts[0].shard.addresses[0], folder, PROBE)
     wanted = resources if actor is not None else replace(resources, gpu="no", max_actors=0)
-    plan = wanted.plan(len(parts), sum(part.shard.size for part in parts))
+    plan = wanted.plan(len(parts), sum(part.shard.size for part in parts))  # which may wait for the first node
+    reach.check(computing(ray.nodes()), parts[0].shard.addresses[0], folder, PROBE)
     calls = CALLS_ON_GPU if plan.compute.gpu else 1
     connection.bound_waiting(max(plan.nodes, calls * plan.most) if plan.compute.gpu else plan.nodes)
     _count_by_process(calls)

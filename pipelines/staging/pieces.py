@@ -11,7 +11,7 @@ each pack (below): pieces that lead from place 0 to an `-end`, each beginning wh
 
 `-m` tells the second in which a piece was made some of whose rows could not be read for a reason of that moment: who
 was refused an object may be given it later, and neither its address nor its etag is another one then. Such a piece is
-good for the job that made it; the next one computes it again.
+good until one of these objects can be read: who does the night again looks.
 
 A *pack* has the rows of many pieces, of any units, one piece after another: `pack-of-<pieces>-<hash>-…`. Their names
 stand in its footer, so they are pieces as before; that they lie in one file is all that is new.
@@ -299,9 +299,9 @@ def _since(piece: Piece) -> float:
     return piece.moment or math.inf
 
 
-def lasting(staged: Mapping[str, Sequence[Piece]]) -> dict[str, list[Piece]]:
-    """The pieces, by their unit's key, that are of no moment."""
-    return {unit: [piece for piece in own if not piece.moment] for unit, own in staged.items()}
+def lasting(pieces: Sequence[Piece]) -> list[Piece]:
+    """Those that are of no moment."""
+    return [piece for piece in pieces if not piece.moment]
 
 
 def leading(pieces: Sequence[Piece]) -> list[Piece]:

@@ -54,7 +54,8 @@ def absolute(uri: str) -> str:
         UsageError: it holds a password or token, which would be stored with every row; or its scheme lacks a slash.
     """
     if torn := TORN.match(uri):
-        raise UsageError(f"{uri} is no address: write {torn['scheme']}://{uri[torn.end() :].lstrip('/')}")
+        rest = uri[torn.end() :].lstrip("/")
+        raise UsageError(f"{uri} is no address: write {torn['scheme']}://{'/' * (torn['scheme'] == 'file')}{rest}")
     if is_local(uri):
         return str(Path(uri.removeprefix("file://")).expanduser().resolve())
     if shown(uri) != uri:

@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,8 @@ def list_files(uri: str) -> list[FileInfo]:
     fs, path = filesystem(uri)
     try:
         root, pattern = _split_pattern(fs, path)
-        there = [entry for entry in _find(fs, root) if _is_data(entry["name"].removeprefix(root), entry["size"])]
+        reach = None if not pattern or "**" in pattern else pattern.count("/")
+        there = [entry for entry in _find(fs, root, reach) if _is_data(entry["name"].removeprefix(root), entry["size"])]
         if not there:
             check_bucket(fs, uri)
         found = _matching(uri, there, root, pattern) if pattern else there
@@ -85,10 +86,11 @@ def _matching(uri: str, there: list[dict[str, Any]], root: str, pattern: str) ->
     return found
 
 
-def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
-    """Objects below a path, and links on a disk; none if there is nothing."""
+def _find(fs: fsspec.AbstractFileSystem, path: str, reach: int | None) -> list[dict[str, Any]]:
+    """Objects below a path, and links to files on a disk; none if there is nothing. What lies more than `reach` folders
+    deep is only worth a hint."""
     if _is_disk(fs):
-        return list(_below(fs, path, lambda name: not name.startswith(("_", ".")) and name != LOST, links=True))
+        return list(_below(fs, path, _Walk(True, reach), ()))
     try:
         return [entry for entry in fs.find(path, detail=True).values() if entry["type"] == "file"]
     except (FileNotFoundError, IsADirectoryError):  # some S3 stores keep an emptied folder, and s3fs says so
@@ -99,16 +101,30 @@ def _is_disk(fs: fsspec.AbstractFileSystem) -> bool:
     return "file" in fs.protocol
 
 
-def _below(
-    fs: fsspec.AbstractFileSystem, path: str, wanted: Callable[[str], bool], links: bool, above: tuple[str, ...] = ()
-) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Walk:
+    """How a folder of a disk is gone through.
+
+    Args:
+        data: folders are left out in which no data are, and links to folders are followed; else these are objects.
+        reach: how many folders deep it counts that a folder cannot be listed; None wherever it is.
+    """
+
+    data: bool
+    reach: int | None = None
+
+    def counts(self, depth: int) -> bool:
+        """Whether all that is so deep has to be found."""
+        return self.reach is None or depth <= self.reach
+
+
+def _below(fs: fsspec.AbstractFileSystem, path: str, walk: _Walk, above: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """What is below a folder of a disk, or the file itself. fsspec's own way leaves out folders that cannot be listed.
 
     Args:
         fs: the disk.
         path: folder or file.
-        wanted: whether a folder of a name is looked into.
-        links: those to folders are followed; else they are objects.
+        walk: how it is gone through.
         above: where the folders really are through which the way led.
     """
     try:
@@ -119,18 +135,37 @@ def _below(
         return
     except FileNotFoundError:
         return
-    real = os.path.realpath(path)
-    if real in above:
-        raise StorageError(f"cannot list {path}: it is a link to a folder that it lies in: remove it")
+    except OSError:
+        if walk.counts(len(above)):
+            raise
+        return
+    above = (*above, os.path.realpath(path))
     for entry in there:
-        if entry.is_dir(follow_symlinks=links):
-            if wanted(entry.name):
-                yield from _below(fs, entry.path, wanted, links, (*above, real))
+        if entry.is_dir(follow_symlinks=walk.data):
+            if not walk.data or _is_wanted(entry, walk, above):
+                yield from _below(fs, entry.path, walk, above)
             continue
         try:
             yield fs.info(entry)
         except FileNotFoundError:  # removed meanwhile
             continue
+
+
+def _is_wanted(entry: os.DirEntry[str], walk: _Walk, above: tuple[str, ...]) -> bool:
+    """Whether a folder with data is to be gone through: what a link leads to may be found without it."""
+    if entry.name.startswith(("_", ".")) or entry.name == LOST:
+        return False
+    if not entry.is_symlink():
+        return True
+    if not walk.counts(len(above)):
+        return False
+    root, real = above[0], os.path.realpath(entry.path)
+    if f"{real}/".startswith(f"{root}/"):
+        log.warning("%s is left out: it is a link to %s, which is found itself", entry.path, real)
+        return False
+    if real in above or f"{root}/".startswith(f"{real}/"):
+        raise StorageError(f"cannot list {entry.path}: it is a link to a folder that it lies in: remove it")
+    return True
 
 
 def _followed(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> dict[str, Any]:
@@ -194,9 +229,7 @@ def list_all(uri: str) -> list[StoredFile]:
     fs, path = filesystem(uri)
     try:
         # A link to a folder on a disk is not ours: nothing is looked for behind it, to be removed.
-        everything = (
-            _below(fs, path, lambda name: True, links=False) if _is_disk(fs) else fs.find(path, detail=True).values()
-        )
+        everything = _below(fs, path, _Walk(False), ()) if _is_disk(fs) else fs.find(path, detail=True).values()
         entries = [entry for entry in everything if not entry["name"].endswith("/")]
         found = [_stored(fs, scheme(uri), entry) for entry in entries]
     except (FileNotFoundError, IsADirectoryError):  # some S3 stores keep an emptied folder, and s3fs says so

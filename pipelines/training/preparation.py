@@ -74,7 +74,7 @@ def prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list
     folder = features_folder(job, initial, hybrid)
     uses.mark(folder, uses.RUN, job.run)
     staged = Staged()
-    if todo := checks.incomplete(shards, folder, once=True):  # a training that goes on finds the samples that it had
+    if todo := checks.incomplete(shards, folder, once=True):  # others go on with these samples
         log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
         inference = Inference.of(initial, recipe.limits, recipe.cut)
         actor = engine.Actor(Featurizer, (inference,), ("features",)) if hybrid.has_frozen_features else None

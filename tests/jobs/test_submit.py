@@ -26,9 +26,11 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert refusal("--", "evaluate") == "--address is needed: the URL of the cluster's dashboard, http://HEAD:8265"
     assert refusal("--address", "head", "--", "train").startswith("--address 'head' is not the URL")
     assert "--colour" in refusal("--colour", "red", "--", "train")
-    (tmp_path / "lake" / "multi30k").mkdir(parents=True)
+    (tmp_path / "lake" / "ds=1" / "multi30k").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    for words in (("--data", "lake/multi30k"), ("--data=./lake",)):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places = ("lake/ds=1/multi30k", "./lake", "lake/*/x.tar", "lake/{ds}", "~/lake")
+    for words in (*(("--data", place) for place in places), ("--data=./lake",)):
         assert "is a path in this machine's working directory, which the cluster does not see: " in refusal(
             "--", "train", "translator-multi30k", *words, "--name", "lake"
         )

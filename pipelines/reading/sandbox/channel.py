@@ -3,6 +3,7 @@ taken over may begin a message, or ask for one, and leave it at that."""
 
 from __future__ import annotations
 
+import io
 import select
 import socket
 import struct
@@ -59,15 +60,15 @@ class Channel:
         return self._exactly(length)
 
     def _exactly(self, count: int) -> bytes:
-        parts = []
+        found = io.BytesIO()  # which gives away what it holds, without a copy
         while count:
             self._wait(self._readable)
             part = self._end.recv(min(count, CHUNK_BYTES))
             if not part:
                 raise EOFError
-            parts.append(part)
+            found.write(part)
             count -= len(part)
-        return b"".join(parts)
+        return found.getvalue()
 
     @property
     def closed(self) -> bool:

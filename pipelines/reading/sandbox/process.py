@@ -34,6 +34,7 @@ STALLED = 10
 """A row may wait this many times its limit without computing (a decoder's threads that lost each other)."""
 NONSENSE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, pa.ArrowException)
 """What reading an answer raises that no child of ours would give."""
+MOST_ROWS = 1 << 62
 START_SECONDS = 60.0
 """What importing libraries may take."""
 
@@ -117,9 +118,7 @@ class Child:
                 block.validate(full=True)
                 if not block.schema.equals(task.step.schema):
                     raise ValueError("a table with other columns")
-                _check_members(block, task.shard)
-                if not done < answer["done"]:
-                    raise ValueError(f"{answer['done']} rows are done after {done}")
+                _check_rows(block, task.shard, done, answer["done"])
                 done, self._waited = answer["done"], 0.0
                 yield done, block
         except (EOFError, ConnectionError):
@@ -208,16 +207,18 @@ class Child:
         return self._process.wait()
 
 
-def _check_members(block: pa.Table, shard: Shard) -> None:
-    """Rows of a group are its objects'.
+def _check_rows(block: pa.Table, shard: Shard, done: int, stop: Any) -> None:
+    """A block has rows from those that are done up to those that it says are done; of a group, each of one of its
+    objects.
 
     Raises:
-        ValueError: one is of no object.
+        ValueError: another one.
     """
-    if shard.members and not shard.cut and "index" in block.column_names:
-        known = range(len(shard.members))
-        if not all(index in known for index in block["index"].to_pylist()):
-            raise ValueError("a row of none of its objects")
+    most = len(shard.members) if shard.members and not shard.cut else MOST_ROWS
+    if not (isinstance(stop, int) and done < stop <= most):
+        raise ValueError(f"{stop} rows are done after {done}")
+    if "index" in block.column_names and not all(index in range(done, stop) for index in block["index"].to_pylist()):
+        raise ValueError(f"rows are not of those from {done} to {stop}")
 
 
 @cache

@@ -14,10 +14,10 @@ import pytest
 from pipelines import storage
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import SPAN, Part, Unit, units
+from pipelines.staging import joining
 from pipelines.staging.checks import RefusedError, check_errors, incomplete, reused, verify
-from pipelines.staging.pieces import piece_name
 from pipelines.staging.sink import StageSink
-from tests.pipelines.staging.test_pieces import SCHEMA, rows
+from tests.pipelines.staging.test_pieces import SCHEMA, A, rows
 
 SHARDS = [Shard("s3://lake/a.tar", 1, "1"), Shard("s3://lake/b.tar", 1, "1"), Shard("s3://lake/c.tar", 1, "1")]
 
@@ -50,17 +50,29 @@ def test_complete_is_what_lies_there_from_the_first_row_to_the_last(
     assert [(piece.first, piece.stop) for piece in verify([a], str(tmp_path))] == [(0, 5), (5, 7)]
 
 
-def test_what_failed_for_a_moment_is_good_for_one_job_and_is_computed_again_by_the_next(tmp_path: Path) -> None:
-    folder, a = str(tmp_path), SHARDS[0]
-    for name in (piece_name(a.key, 0, 4, 4, False), piece_name(a.key, 4, 9, 5, True, 1_700_000_000)):
-        storage.write_bytes(f"{folder}/{name}", b"")
-    assert [piece.rows for piece in verify([a], folder)] == [4, 5]
-    assert incomplete([a], folder) == [alone(a, 4)]
-    assert incomplete([a], folder, once=True) == [], "for whoever has to find what there was"
-    assert [piece.rows for piece in reused([a], folder)] == [4]
-    storage.write_bytes(f"{folder}/{piece_name(a.key, 4, 9, 5, True)}", b"")
-    assert incomplete([a], folder) == []
-    assert [piece.moment for piece in verify([a], folder)] == [0, 0]
+@pytest.mark.parametrize("packed", [False, True], ids=["piece", "pack"])
+def test_what_failed_for_a_moment_is_computed_again_when_that_is_over(place: str, packed: bool) -> None:
+    folder, away, kind = storage.join(place, "staged"), storage.join(place, "in/b.jpg"), "ObjectGone"
+    part = alone(A, 0)
+    stage = StageSink(folder, SCHEMA)
+    stage.write([rows(part, 0, 2, 3)], None)
+    passing = rows(part, 2, 4, 3, f"{kind}: {away} was removed")
+    column = passing.schema.get_field_index("object")
+    stage.write([passing.set_column(column, "object", pa.array([away] * 2))], None)
+    if packed:
+        joining.write([joining.pack(folder, verify([A], folder))])
+        assert all(piece.pack for piece in verify([A], folder))
+    assert [piece.rows for piece in verify([A], folder)] == [2, 2]
+    assert incomplete([A], folder) == [], "it is still so"
+    assert [piece.rows for piece in reused([A], folder, [])] == [2, 2]
+    storage.write_bytes(away, b"back")
+    (again,) = incomplete([A], folder)
+    assert again == alone(A, 2)
+    assert incomplete([A], folder, once=True) == [], "for whoever has to find what there was"
+    assert [piece.rows for piece in reused([A], folder, [again])] == [2]
+    stage.write([rows(part, 2, 4, 3)], None)
+    assert incomplete([A], folder) == []
+    assert [piece.moment for piece in verify([A], folder)] == [0, 0]
 
 
 def test_a_unit_is_complete_when_all_its_shards_are(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_an_unknown_scheme_is_a_usage_error() -> None:
 
 @pytest.mark.parametrize(
     ("slip", "meant"),
-    [("s3:/lake/tables", "s3://lake/tables"), ("s3:lake", "s3://lake"), ("file:/lake", "file://lake")],
+    [("s3:/lake/tables", "s3://lake/tables"), ("s3:lake", "s3://lake"), ("file:/lake", "file:///lake")],
 )
 def test_an_address_that_lacks_a_slash_is_no_folder_of_that_name(slip: str, meant: str) -> None:
     """Else a night's tables would lie on the driver's own disk, and it would end well."""

@@ -65,16 +65,25 @@ def test_links_to_folders_are_followed_and_those_that_lead_nowhere_are_told(tmp_
     """Cameras on mounts of their own: one that is away must not look like one that has seen nothing."""
     (tmp_path / "real" / "deep").mkdir(parents=True)
     (tmp_path / "real" / "deep" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "real" / "b.txt").write_bytes(b"x")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "cam1").symlink_to(tmp_path / "real")
     names = [file.uri for file in storage.list_files(str(tmp_path / "in"))]
-    assert names == [f"{tmp_path}/in/cam1/deep/a.jpg"]
-    assert [file.uri for file in storage.list_files(f"{tmp_path}/in/*/deep/*.jpg")] == names
+    assert names == [f"{tmp_path}/in/cam1/b.txt", f"{tmp_path}/in/cam1/deep/a.jpg"]
+    assert [file.uri for file in storage.list_files(f"{tmp_path}/in/*/deep/*.jpg")] == names[1:]
     assert [file.uri for file in storage.list_all(str(tmp_path / "in"))] == [f"{tmp_path}/in/cam1"], "a link, no more"
-    (tmp_path / "real" / "round").symlink_to(tmp_path / "real")
-    with pytest.raises(storage.StorageError, match=rf"cannot list {tmp_path}/in/cam1/round: it is a link to a folder"):
-        storage.list_files(str(tmp_path / "in"))
-    (tmp_path / "real" / "round").unlink()
+    for leads_to in ("real", "."):
+        (tmp_path / "real" / "round").symlink_to(tmp_path / leads_to)
+        with pytest.raises(
+            storage.StorageError, match=rf"cannot list {tmp_path}/in/cam1/round: it is a link to a folder"
+        ):
+            storage.list_files(str(tmp_path / "in"))
+        assert storage.list_files(f"{tmp_path}/in/*/*.txt"), "of what a pattern does not reach nothing is said"
+        (tmp_path / "real" / "round").unlink()
+    (tmp_path / "in" / "latest").symlink_to(tmp_path / "in" / "own")
+    storage.write_bytes(f"{tmp_path}/in/own/b.jpg", b"x")
+    found = [file.uri for file in storage.list_files(str(tmp_path / "in"))]
+    assert found == [*names, f"{tmp_path}/in/own/b.jpg"], "once, and by its own name"
     (tmp_path / "in" / "cam2").symlink_to(tmp_path / "away")
     with pytest.raises(storage.StorageError, match=rf"cannot list {tmp_path}/in/cam2: .* leads nowhere: mend it, or"):
         storage.list_files(str(tmp_path / "in"))
@@ -83,17 +92,18 @@ def test_links_to_folders_are_followed_and_those_that_lead_nowhere_are_told(tmp_
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_one() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("cam1/a.jpg", "cam2/b.jpg", "lost+found/c", ".trash/d"):
+        for name in ("cam1/a.jpg", "cam2/b.jpg", "c.jpg", "lost+found/c", ".trash/d"):
             storage.write_bytes(f"{folder}/in/{name}", b"x")
         for place in (folder, f"{folder}/in"):
             Path(place).chmod(0o755)
         for name in ("lost+found", ".trash"):
             Path(folder, "in", name).chmod(0)
         with as_nobody():
-            assert len(storage.list_files(f"{folder}/in")) == 2
+            assert len(storage.list_files(f"{folder}/in")) == 3
         Path(folder, "in/cam2").chmod(0)
         with as_nobody():
-            for uri in (f"{folder}/in", f"{folder}/in/cam2", f"{folder}/in/*/*.jpg"):
+            assert len(storage.list_files(f"{folder}/in/*.jpg")) == 1, "it is not reached"
+            for uri in (f"{folder}/in", f"{folder}/in/cam2", f"{folder}/in/*/*.jpg", f"{folder}/in/**/*.jpg"):
                 with pytest.raises(storage.StorageError, match=rf"cannot list .*Permission denied: '{folder}/in/cam2'"):
                     storage.list_files(uri)
             with pytest.raises(storage.StorageError, match=r"cannot list .*Permission denied"):
