@@ -7,12 +7,13 @@ import io
 import select
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 LENGTH = struct.Struct("!Q")
-CHUNK_BYTES = 1 << 18
-"""About as many as a socket holds."""
+CHUNK_BYTES = 1 << 16
+"""Read at once; what is beyond a message waits for the next one."""
 
 Ready = Callable[[float | None], bool]
 """Whether a socket is ready within so many seconds; None waits until it is."""
@@ -34,18 +35,27 @@ class Channel:
     def __init__(self, end: socket.socket, wait: Callable[[Ready], None] = patiently) -> None:
         self._end, self._wait = end, wait
         self._readable, self._writable = (_ready(end, event) for event in (select.POLLIN, select.POLLOUT))
+        self._chunk = memoryview(bytearray(CHUNK_BYTES))
+        self._read = self._chunk[:0]
+        """What was read and not received yet."""
 
-    def send(self, message: Any) -> None:
-        """Sends bytes, or whatever has a buffer.
+    def send(self, *messages: Any) -> None:
+        """Sends messages, bytes or whatever has a buffer, at once as far as there is room.
 
         Raises:
             ConnectionError: the other end is closed.
         """
-        content = memoryview(message).cast("B")
-        for part in (memoryview(LENGTH.pack(len(content))), content):
-            while part:
-                self._wait(self._writable)
-                part = part[self._end.send(part, socket.MSG_DONTWAIT) :]
+        parts: deque[memoryview] = deque()
+        for message in messages:
+            content = memoryview(message).cast("B")
+            parts += [memoryview(LENGTH.pack(len(content))), content]
+        while parts:
+            self._wait(self._writable)
+            sent = self._end.sendmsg(parts, (), socket.MSG_DONTWAIT)
+            while parts and sent >= len(parts[0]):
+                sent -= len(parts.popleft())
+            if sent:
+                parts[0] = parts[0][sent:]
 
     def receive(self, most: float = float("inf")) -> bytes:
         """The next message.
@@ -62,12 +72,13 @@ class Channel:
     def _exactly(self, count: int) -> bytes:
         found = io.BytesIO()  # which gives away what it holds, without a copy
         while count:
-            self._wait(self._readable)
-            part = self._end.recv(min(count, CHUNK_BYTES))
-            if not part:
-                raise EOFError
-            found.write(part)
-            count -= len(part)
+            if not self._read:
+                self._wait(self._readable)
+                self._read = self._chunk[: self._end.recv_into(self._chunk)]
+                if not self._read:
+                    raise EOFError
+            found.write(self._read[:count])
+            count, self._read = max(0, count - len(self._read)), self._read[count:]
         return found.getvalue()
 
     @property

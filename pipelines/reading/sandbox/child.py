@@ -139,8 +139,7 @@ def _serve(task: Task, channel: Channel, note: mmap.mmap) -> None:
             continue
         rows = _mark(rows.slice(max(0, task.skip - first)), task.poison.decode)
         block = _to_ipc(task.step(rows, partial(tell, DECODE)))
-        channel.send(json.dumps({"done": done}).encode())
-        channel.send(block)
+        channel.send(json.dumps({"done": done}).encode(), block)
 
 
 def _mark(rows: pa.Table, reasons: Mapping[int, str]) -> pa.Table:

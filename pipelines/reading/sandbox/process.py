@@ -142,8 +142,7 @@ class Child:
             parts = served.answer(answer)
             if parts is None:
                 self._died("ReadsTooMuch", "the shard is read over and over again")
-            for part in parts:
-                self._channel.send(part)
+            self._channel.send(*parts)
 
     def _wait(self, ready: Ready) -> None:
         """Until the child's end is ready, or a row has used up its time."""

@@ -32,6 +32,16 @@ def test_what_is_sent_is_received(ends: tuple[Channel, socket.socket], size: int
     assert received == [content[:size], content[:size], b"end"]
 
 
+def test_messages_that_go_at_once_come_one_by_one(ends: tuple[Channel, socket.socket]) -> None:
+    channel, theirs = ends
+    messages = [b"", b"a", bytes(70_000), b"", b"b" * 65_528, bytes(300_000), b"end", b""]
+    sender = threading.Thread(target=channel.send, args=messages)
+    sender.start()
+    other = Channel(theirs)
+    assert [other.receive() for _ in messages] == messages
+    sender.join(20)
+
+
 def test_the_end_of_the_other_one_is_told(ends: tuple[Channel, socket.socket]) -> None:
     channel, theirs = ends
     theirs.sendall(LENGTH.pack(5) + b"hel")
