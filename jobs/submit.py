@@ -86,9 +86,10 @@ def check(command: Sequence[str]) -> None:
         raise UsageError(f"after -- comes a verb and its options{given}: {', '.join(verbs)}")
     for value in (word.partition("=")[2] if word.startswith("--") else word for word in command[1:]):
         begins = PATTERN.split(value, maxsplit=1)[0]
-        if "/" in begins and not Path(begins).is_absolute() and Path(begins).expanduser().exists():
+        place = begins if begins == value else begins.rpartition("/")[0] + "/"
+        if "/" in begins and not place.startswith("/") and (place.startswith("~") or Path(place).exists()):
             raise UsageError(
-                f"{value} is a path in this machine's working directory, which the cluster does not see: "
+                f"{value} is a path of this machine alone, which the cluster does not see: "
                 "give an address that it reaches, such as s3://…"
             )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,8 @@ from pipelines.reading.shards import Shard
 from pipelines.reading.units import Part, Unit, units
 from pipelines.staging import contents
 from pipelines.staging.pieces import Piece, beginning, lasting, leading, list_pieces, tiling, whole_packs_first
+
+log = logging.getLogger(__name__)
 
 
 class RefusedError(RuntimeError):
@@ -32,37 +35,27 @@ def incomplete(shards: Sequence[Shard], folder: str, once: bool = False) -> list
     passing: list[tuple[Unit, Sequence[Piece], Piece]] = []
     for unit, own, tiles in tiled(shards, list_pieces(folder)):
         if tiles is None:
-            todo += unit.parts(beginning(own))
+            todo += unit.parts(beginning(own if once else lasting(own)))
         elif not once:
             passing += [(unit, own, piece) for piece in tiles if piece.moment]
-    with ThreadPoolExecutor(contents.READERS) as threads:
-        over = threads.map(is_over, (piece for *_, piece in passing))
-        again = {unit.key: (unit, own) for (unit, own, _), is_now in zip(passing, over, strict=True) if is_now}
-    for unit, own in again.values():
+    over = _over([piece for *_, piece in passing])
+    for unit, own in {unit.key: (unit, own) for unit, own, piece in passing if piece in over}.values():
         todo += unit.parts(beginning(lasting(own)))
     return todo
 
 
-def is_over(piece: Piece) -> bool:
-    """Whether an object of a piece of a moment that could not be read then can be read now.
-
-    Raises:
-        RuntimeError: the piece is damaged.
-        StorageError: the store kept failing.
-    """
-    try:
-        return any(map(_can_be_read, contents.refused(piece)))
-    except FileNotFoundError:  # it was tidied
-        return False
-
-
-def _can_be_read(uri: str) -> bool:
-    try:
-        with storage.open_input(uri) as stream:
-            stream.read(1)
-    except (FileNotFoundError, storage.StorageError):
-        return False
-    return True
+def _over(pieces: Sequence[Piece]) -> set[Piece]:
+    """Pieces of a moment of which an object that could not be read then can be read now."""
+    if not pieces:
+        return set()
+    files: dict[str, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        files[piece.file.uri].append(piece)
+    with ThreadPoolExecutor(contents.READERS) as threads:
+        told = {piece: uris for found in threads.map(contents.refused, files.values()) for piece, uris in found.items()}
+    log.info("looking whether %d objects that could not be read can be now", sum(map(len, told.values())))
+    readable = storage.readable(set[str]().union(*told.values()))
+    return {piece for piece, uris in told.items() if uris & readable}
 
 
 def reused(shards: Sequence[Shard], folder: str, todo: Sequence[Part]) -> list[Piece]:

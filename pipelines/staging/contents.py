@@ -158,18 +158,25 @@ def each(pieces: Sequence[Piece], known: Known | None = None) -> list[Contents]:
         return [next(read) if told is None else told for told in found]
 
 
-def refused(piece: Piece) -> set[str]:
-    """Addresses of the objects that could not be read for a reason of the moment.
+def refused(pieces: Sequence[Piece]) -> dict[Piece, set[str]]:
+    """Addresses of the objects that could not be read for a reason of the moment, of each of some pieces of one file;
+    of none, if that has gone.
 
     Raises:
-        FileNotFoundError: the file is gone.
         RuntimeError: it is damaged.
         StorageError: the store kept failing.
     """
-    with storage.open_input(piece.file.uri) as stream, undamaged(piece.file.uri):
-        rows = pq.read_table(stream, columns=["object", "error"])
-    own = rows.slice(piece.pack.row, piece.rows) if piece.pack else rows
-    bad = own.filter(own["error"].is_valid()).to_pylist()
+    uri = pieces[0].file.uri
+    try:
+        with storage.open_input(uri) as stream, undamaged(uri):
+            rows = pq.read_table(stream, columns=["object", "error"])
+    except FileNotFoundError:
+        return {}
+    return {piece: _refused(rows.slice(piece.pack.row, piece.rows) if piece.pack else rows) for piece in pieces}
+
+
+def _refused(rows: pa.Table) -> set[str]:
+    bad = rows.filter(rows["error"].is_valid()).to_pylist()
     return {row["object"] for row in bad if row["object"] and kind_of(row["error"]) in OF_THE_MOMENT}
 
 

@@ -24,6 +24,7 @@ from pipelines.storage.reading import (
     read_ends,
     read_listed,
     read_text,
+    readable,
     start_reading,
 )
 from pipelines.storage.writing import check_writable, delete, write_bytes, write_new
@@ -54,6 +55,7 @@ __all__ = [
     "read_ends",
     "read_listed",
     "read_text",
+    "readable",
     "scheme",
     "start_reading",
     "wait_for",

@@ -31,7 +31,7 @@ def list_files(uri: str) -> list[FileInfo]:
     Returns an empty list where there is nothing. In a pattern `*` and `?` stop at `/`, `**` as a whole part of the path
     stands for any folders (fsspec's globbing). A name that exists stands for itself, even with `*`, `?` or `[` in it.
     What is not data is left out, unless it is named itself: names that start with `_` or `.`, folder markers, checksums
-    (`.crc`), and what file managers leave behind. Links on a disk are followed.
+    (`.crc`), and what file managers leave behind. Links on a disk are followed, each file is found once.
 
     Raises:
         UsageError: the bucket does not exist, the pattern is none, all that it might mean lies deeper, or a name on a
@@ -46,7 +46,7 @@ def list_files(uri: str) -> list[FileInfo]:
         if not there:
             check_bucket(fs, uri)
         found = _matching(uri, there, root, pattern) if pattern else there
-        found = [entry for entry in (_followed(fs, entry) for entry in found) if entry["type"] == "file"]
+        found = [entry for entry in (_followed(fs, entry) for entry in _once(found, root)) if entry["type"] == "file"]
     except (UsageError, StorageError):
         raise
     except Exception as error:
@@ -90,7 +90,7 @@ def _find(fs: fsspec.AbstractFileSystem, path: str, reach: int | None) -> list[d
     """Objects below a path, and links to files on a disk; none if there is nothing. What lies more than `reach` folders
     deep is only worth a hint."""
     if _is_disk(fs):
-        return list(_below(fs, path, _Walk(True, reach), ()))
+        return list(_below(fs, path, _Walk(True, reach)))
     try:
         return [entry for entry in fs.find(path, detail=True).values() if entry["type"] == "file"]
     except (FileNotFoundError, IsADirectoryError):  # some S3 stores keep an emptied folder, and s3fs says so
@@ -118,14 +118,17 @@ class _Walk:
         return self.reach is None or depth <= self.reach
 
 
-def _below(fs: fsspec.AbstractFileSystem, path: str, walk: _Walk, above: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _below(
+    fs: fsspec.AbstractFileSystem, path: str, walk: _Walk, above: tuple[str, ...] = (), linked: bool = False
+) -> Iterator[dict[str, Any]]:
     """What is below a folder of a disk, or the file itself. fsspec's own way leaves out folders that cannot be listed.
 
     Args:
         fs: the disk.
         path: folder or file.
         walk: how it is gone through.
-        above: where the folders really are through which the way led.
+        above: where the folders really are through which the way led: a link back to one of them ends there.
+        linked: one of them is a link; so do entries say.
     """
     try:
         with os.scandir(path) as opened:
@@ -139,33 +142,49 @@ def _below(fs: fsspec.AbstractFileSystem, path: str, walk: _Walk, above: tuple[s
         if walk.counts(len(above)):
             raise
         return
-    above = (*above, os.path.realpath(path))
+    real = os.path.realpath(path)
+    if real in above:
+        return
+    above = (*above, real)
     for entry in there:
-        if entry.is_dir(follow_symlinks=walk.data):
-            if not walk.data or _is_wanted(entry, walk, above):
-                yield from _below(fs, entry.path, walk, above)
+        if walk.data and (entry.name.startswith(("_", ".")) or entry.name == LOST):
+            continue
+        if _is_folder(entry, walk, len(above)):
+            link = entry.is_symlink()
+            if not link or walk.counts(len(above)):
+                yield from _below(fs, entry.path, walk, above, linked or link)
             continue
         try:
-            yield fs.info(entry)
+            yield {**fs.info(entry), "linked": linked}
         except FileNotFoundError:  # removed meanwhile
             continue
 
 
-def _is_wanted(entry: os.DirEntry[str], walk: _Walk, above: tuple[str, ...]) -> bool:
-    """Whether a folder with data is to be gone through: what a link leads to may be found without it."""
-    if entry.name.startswith(("_", ".")) or entry.name == LOST:
+def _is_folder(entry: os.DirEntry[str], walk: _Walk, depth: int) -> bool:
+    """Whether it is a folder, or a link to one that is followed; what cannot be told is none, where it counts not."""
+    try:
+        return entry.is_dir(follow_symlinks=walk.data)
+    except OSError:
+        if walk.counts(depth):
+            raise
         return False
-    if not entry.is_symlink():
-        return True
-    if not walk.counts(len(above)):
-        return False
-    root, real = above[0], os.path.realpath(entry.path)
-    if f"{real}/".startswith(f"{root}/"):
-        log.warning("%s is left out: it is a link to %s, which is found itself", entry.path, real)
-        return False
-    if real in above or f"{root}/".startswith(f"{real}/"):
-        raise StorageError(f"cannot list {entry.path}: it is a link to a folder that it lies in: remove it")
-    return True
+
+
+def _once(entries: list[dict[str, Any]], root: str) -> list[dict[str, Any]]:
+    """Each file of a disk once: what links to folders lead to is left out where it is found by its own name, or by
+    another link."""
+    linked = [entry for entry in entries if entry.get("linked")]
+    if not linked:
+        return entries
+    own = [entry for entry in entries if not entry.get("linked")]
+    real = os.path.realpath(root)
+    known = {real + entry["name"].removeprefix(root) for entry in own}
+    for entry in sorted(linked, key=lambda entry: str(entry["name"])):
+        place = os.path.realpath(entry["name"])
+        if place not in known:
+            known.add(place)
+            own.append(entry)
+    return own
 
 
 def _followed(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +248,7 @@ def list_all(uri: str) -> list[StoredFile]:
     fs, path = filesystem(uri)
     try:
         # A link to a folder on a disk is not ours: nothing is looked for behind it, to be removed.
-        everything = _below(fs, path, _Walk(False), ()) if _is_disk(fs) else fs.find(path, detail=True).values()
+        everything = _below(fs, path, _Walk(False)) if _is_disk(fs) else fs.find(path, detail=True).values()
         entries = [entry for entry in everything if not entry["name"].endswith("/")]
         found = [_stored(fs, scheme(uri), entry) for entry in entries]
     except (FileNotFoundError, IsADirectoryError):  # some S3 stores keep an emptied folder, and s3fs says so

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, BinaryIO, cast
 
 from pipelines.secrets import shown
-from pipelines.storage.addresses import ForbiddenError, StorageError, failed, filesystem
+from pipelines.storage.addresses import ForbiddenError, StorageError, failed, filesystem, scheme
 from pipelines.storage.lookup import FileInfo, info
 
 log = logging.getLogger(__name__)
@@ -152,6 +153,19 @@ def read_ends(files: Sequence[FileInfo], size: int) -> Iterator[bytes | None]:
         starts = [max(0, file.size - size) for file in some]
         for end in fs.cat_ranges(paths, starts, [file.size for file in some], on_error="return"):
             yield end if isinstance(end, bytes) else None
+
+
+def readable(uris: Collection[str]) -> set[str]:
+    """Those of these objects of which a byte can be read, many requests at a time."""
+    stores: dict[str, list[str]] = defaultdict(list)
+    for uri in sorted(uris):
+        stores[scheme(uri)].append(uri)
+    return {
+        uri
+        for own in stores.values()
+        for uri, byte in zip(own, read_ends([FileInfo(uri, 1, "") for uri in own], 1), strict=True)
+        if byte is not None
+    }
 
 
 def read_bytes(uri: str) -> bytes:

@@ -29,9 +29,9 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "lake" / "ds=1" / "multi30k").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    places = ("lake/ds=1/multi30k", "./lake", "lake/*/x.tar", "lake/{ds}", "~/lake")
+    places = ("lake/ds=1/multi30k", "./lake", "lake/*/x.tar", "lake/{ds}", "lake/ds=*/x.tar", "~/lake")
     for words in (*(("--data", place) for place in places), ("--data=./lake",)):
-        assert "is a path in this machine's working directory, which the cluster does not see: " in refusal(
+        assert "is a path of this machine alone, which the cluster does not see: " in refusal(
             "--", "train", "translator-multi30k", *words, "--name", "lake"
         )
     assert refusal("--", "train", "x", "--data", "s3://lake/x", "--name", "lake").startswith("--address is needed")

@@ -27,6 +27,7 @@ from pipelines.reading.sandbox.channel import Channel, Ready
 from pipelines.reading.sandbox.protocol import END, HEADER_BYTES, NOTE, STARTING, Task
 from pipelines.reading.sandbox.serving import Serving, serving
 from pipelines.reading.shards import Shard
+from pipelines.reading.units import SPAN
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
@@ -34,7 +35,6 @@ STALLED = 10
 """A row may wait this many times its limit without computing (a decoder's threads that lost each other)."""
 NONSENSE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, pa.ArrowException)
 """What reading an answer raises that no child of ours would give."""
-MOST_ROWS = 1 << 62
 START_SECONDS = 60.0
 """What importing libraries may take."""
 
@@ -213,7 +213,7 @@ def _check_rows(block: pa.Table, shard: Shard, done: int, stop: Any) -> None:
     Raises:
         ValueError: another one.
     """
-    most = len(shard.members) if shard.members and not shard.cut else MOST_ROWS
+    most = len(shard.members) if shard.members and not shard.cut else SPAN
     if not (isinstance(stop, int) and done < stop <= most):
         raise ValueError(f"{stop} rows are done after {done}")
     if "index" in block.column_names and not all(index in range(done, stop) for index in block["index"].to_pylist()):

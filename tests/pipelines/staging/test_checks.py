@@ -75,6 +75,16 @@ def test_what_failed_for_a_moment_is_computed_again_when_that_is_over(place: str
     assert [piece.moment for piece in verify([A], folder)] == [0, 0]
 
 
+def test_a_unit_that_is_unfinished_goes_on_before_what_failed_for_a_moment(tmp_path: Path) -> None:
+    """Where eight were refused one after the other, a night stops: with the right keys they are read anew."""
+    stage = StageSink(str(tmp_path), SCHEMA)
+    stage.write([rows(A, 0, 2, 9)], None)
+    stage.write([rows(A, 2, 4, 9, "ObjectForbidden: told")], None)
+    assert incomplete([A], str(tmp_path)) == [alone(A, 2)]
+    assert [piece.rows for piece in reused([A], str(tmp_path), [alone(A, 2)])] == [2]
+    assert incomplete([A], str(tmp_path), once=True) == [alone(A, 4)]
+
+
 def test_a_unit_is_complete_when_all_its_shards_are(tmp_path: Path) -> None:
     unit = Unit.of(SHARDS)
     assert incomplete(SHARDS, str(tmp_path)) == unit.parts()

@@ -68,3 +68,11 @@ def test_an_object_is_read_as_it_was_listed_or_not_at_all(
     with pytest.raises(FileNotFoundError):
         read(one)
     assert again == [True] * (7 if broken and place.startswith("s3://") else 0)
+
+
+def test_which_objects_can_be_read(place: str, tmp_path: Path) -> None:
+    there, gone = storage.join(place, "a.jpg"), storage.join(place, "b.jpg")
+    storage.write_bytes(there, b"x")
+    storage.write_bytes(f"{tmp_path}/here.jpg", b"x")
+    assert storage.readable([there, gone, f"{tmp_path}/here.jpg"]) == {there, f"{tmp_path}/here.jpg"}
+    assert storage.readable([]) == set()
