@@ -181,12 +181,16 @@ def traced(error: Exception) -> Exception | None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The innermost cause: Ray wraps a worker's error several times over. A store's error tells its own in its line."""
+    """The innermost cause: Ray wraps a worker's error several times over. Our own errors tell theirs in their line."""
+    from hybrid_models.errors import UsageError
+    from pipelines.staging.checks import RefusedError
     from pipelines.storage import StorageError
+
+    telling = StorageError | UsageError | RefusedError | EndedError
 
     cause: BaseException = error
     while True:
-        inner = getattr(cause, "cause", None) or (None if isinstance(cause, StorageError) else cause.__cause__)
+        inner = getattr(cause, "cause", None) or (None if isinstance(cause, telling) else cause.__cause__)
         if not isinstance(inner, BaseException):
             break
         cause = inner

@@ -75,11 +75,11 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system and its own path of a URI. Listings are never cached: other jobs write at the same time."""
     import fsspec  # takes longer to import than a help text to print
 
+    place = absolute(uri)
+    options: dict[str, Any] = {} if is_local(uri) else {"use_listings_cache": False}
+    if uri.startswith("s3://"):
+        options["config_kwargs"] = CLIENT
     try:
-        options: dict[str, Any] = {} if is_local(uri) else {"use_listings_cache": False}
-        if uri.startswith("s3://"):
-            options["config_kwargs"] = CLIENT
-        place = absolute(uri)
         # Not `url_to_fs`, for which a name with :: in it is two addresses.
         kind = fsspec.get_filesystem_class(scheme(place).removesuffix("://") or "file")
         return kind(**kind._get_kwargs_from_urls(place), **options), str(kind._strip_protocol(place))

@@ -19,7 +19,7 @@ Ready = Callable[[float | None], bool]
 """Whether a socket is ready within so many seconds; None waits until it is."""
 
 
-def patiently(ready: Ready) -> None:
+def without_end(ready: Ready) -> None:
     """Waits as long as it takes."""
     ready(None)
 
@@ -32,7 +32,7 @@ class Channel:
         wait: returns when what it is given is true, or raises what ends the waiting.
     """
 
-    def __init__(self, end: socket.socket, wait: Callable[[Ready], None] = patiently) -> None:
+    def __init__(self, end: socket.socket, wait: Callable[[Ready], None] = without_end) -> None:
         self._end, self._wait = end, wait
         self._readable, self._writable = (_ready(end, event) for event in (select.POLLIN, select.POLLOUT))
         self._chunk = memoryview(bytearray(CHUNK_BYTES))

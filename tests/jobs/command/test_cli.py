@@ -16,6 +16,7 @@ from ray.exceptions import RayTaskError
 from hybrid_models import HYBRIDS, TABLES
 from hybrid_models.errors import UsageError
 from jobs.command import cli
+from jobs.command.errors import EndedError
 from jobs.command.options import FLAT
 from jobs.recipes import RECIPES
 from pipelines import storage
@@ -44,6 +45,11 @@ def test_wrong_usage_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (line,) = ran.stderr.splitlines()
     assert line.startswith("hybrid: ")
     assert "--input" in line
+
+
+def test_a_wrong_address_is_one_line(tmp_path: Path) -> None:
+    ran = tiny.hybrid("tables", "--tables", "zzz://lake", cwd=tmp_path)
+    assert (ran.code, ran.stderr) == (2, "hybrid: cannot open zzz://lake: Protocol not known: zzz\n")
 
 
 def test_an_unknown_verb_lists_the_verbs(tmp_path: Path) -> None:
@@ -166,8 +172,25 @@ def test_what_nobody_foresaw_shows_its_traceback_at_once(
     assert [record.message for record in caplog.records if record.exc_info] == ["traceback"]
 
 
+def because_of(cause: Exception, error: Exception) -> Exception:
+    """An error that was raised from another one."""
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
-    "error", [UsageError("x"), RefusedError("x"), WrappedError(UsageError("x")), FloatingPointError("x"), OSError("x")]
+    "error",
+    [
+        UsageError("x"),
+        RefusedError("x"),
+        WrappedError(UsageError("x")),
+        FloatingPointError("x"),
+        OSError("x"),
+        because_of(KeyError("y"), UsageError("x")),
+        because_of(ValueError("y"), RefusedError("x")),
+        because_of(TypeError("y"), EndedError(1, "x")),
+        WrappedError(because_of(ValueError("y"), UsageError("x"))),
+    ],
 )
 def test_what_was_foreseen_is_one_line(
     error: Exception, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture

@@ -31,3 +31,5 @@ def test_an_address_that_lacks_a_slash_is_no_folder_of_that_name(slip: str, mean
     """Else a night's tables would lie on the driver's own disk, and it would end well."""
     with pytest.raises(UsageError, match=f"^{slip} is no address: write {meant}$"):
         storage.absolute(slip)
+    with pytest.raises(UsageError, match=f"^{slip} is no address: write {meant}$"):
+        storage.list_files(slip)
