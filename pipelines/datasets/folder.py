@@ -76,7 +76,8 @@ def prepare_folder(
     _check_shares(shares)
     described = read_table(table, columns)
     members = find_files(source, table, described)
-    writer = DatasetWriter(out, "folder", rows_per_shard, {"table": table, **shares, "seed": seed})
+    origins = {"source": source, "table": table}
+    writer = DatasetWriter(out, "folder", rows_per_shard, {**shares, "seed": seed}, origins)
     return _pack(writer, members, described, columns.group, shares, seed)
 
 
@@ -112,7 +113,7 @@ def prepare_manifest(
     described = _by_file(rows, manifest, replace(columns, file=named.uri_column))
     members = {member.uri: replace(member, sample_id=member.uri) for member in found}
     _check_names(described)
-    writer = DatasetWriter(out, "manifest", rows_per_shard, {"manifest": manifest, **shares, "seed": seed})
+    writer = DatasetWriter(out, "manifest", rows_per_shard, {**shares, "seed": seed}, {"manifest": manifest})
     return _pack(writer, [members[uri] for uri in sorted(members)], described, columns.group, shares, seed)
 
 

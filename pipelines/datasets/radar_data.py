@@ -11,7 +11,7 @@ import h5netcdf
 from hybrid_models.errors import BadSample, UsageError
 from pipelines import storage
 from pipelines.datasets.writer import DatasetWriter, Prepared
-from pipelines.reading.media.radar import open_event
+from pipelines.reading.media.radar import RAIN, RAIN_DIMS, open_event
 
 PLACE_ATTRIBUTES = ("geospatial_", "corner_")
 """Beginnings of the names of global attributes that say where the grid's edges are: no longer true of a crop."""
@@ -39,13 +39,14 @@ def prepare_radar(source: str, out: str, crop: int, val: Sequence[str], test: Se
             nowcaster is used on weather later than what it learned from.
 
     Raises:
-        UsageError: there are no events, one cannot be read, or the splits do not fit them.
+        UsageError: there are no events, one cannot be read, two have one name, or the splits do not fit them.
     """
     if crop < 0:
         raise UsageError(f"`crop` is {crop}: it must be 0 (no crop) or a number of pixels")
     events = [_look_at(file) for file in storage.list_files(source) if file.name.endswith(".nc")]
     if not events:
         raise UsageError(f"{storage.join(source, '*.nc')} is not there: expected a CF NetCDF file for each radar event")
+    _check_names(events)
     splits = _assign_splits(events, list(map(_stem, val)), list(map(_stem, test)))
     writer = DatasetWriter(out, "radar", 1, {"crop": crop})
     for split, members in splits.items():
@@ -53,6 +54,14 @@ def prepare_radar(source: str, out: str, crop: int, val: Sequence[str], test: Se
             data = storage.read_bytes(event.uri)
             writer.write_file(split, f"{event.name}.nc", crop_event(data, crop) if crop else data, event.frames)
     return writer.finish()
+
+
+def _check_names(events: Sequence[_RadarFile]) -> None:
+    """Refuses two events of one name, as of two sites: one would replace the other."""
+    first: dict[str, str] = {}
+    for event in events:
+        if (other := first.setdefault(event.name, event.uri)) != event.uri:
+            raise UsageError(f"{other} and {event.uri} have one name, and so would their shards: rename one")
 
 
 def _stem(name: str) -> str:
@@ -94,7 +103,8 @@ def _assign_splits(
 
 
 def crop_event(data: bytes, size: int) -> bytes:
-    """The central `size` x `size` pixels of an event, packed and described as before; smaller grids stay whole."""
+    """The central `size` x `size` pixels of an event, packed and described as before; smaller grids stay whole. Of its
+    variables those stay that say when, where and how much it rained."""
     buffer = io.BytesIO()
     with h5netcdf.File(io.BytesIO(data), "r") as whole, h5netcdf.File(buffer, "w") as cropped:
         spans = {
@@ -104,9 +114,16 @@ def crop_event(data: bytes, size: int) -> bytes:
         cropped.attrs.update({k: v for k, v in whole.attrs.items() if not k.startswith(PLACE_ATTRIBUTES)})
         history = whole.attrs.get("history", "")
         cropped.attrs["history"] = f"{history}\n".lstrip() + f"cropped to the central {size} x {size} pixels"
-        for name, variable in whole.variables.items():
+        for name, variable in _rain(whole).items():
             _copy_variable(cropped, name, variable, tuple(spans[dim] for dim in variable.dimensions))
     return buffer.getvalue()
+
+
+def _rain(event: h5netcdf.File) -> dict[str, h5netcdf.Variable]:
+    """The rain, its coordinates and its grid mapping, a number with attributes; others may be of any size."""
+    grid = str(event.variables[RAIN].attrs.get("grid_mapping", ""))
+    dims = {RAIN: RAIN_DIMS, **{name: (name,) for name in RAIN_DIMS}, grid: ()}
+    return {name: variable for name, variable in event.variables.items() if variable.dimensions == dims.get(name)}
 
 
 def _span(length: int, wanted: int) -> slice:

@@ -2,6 +2,7 @@
 
 `<out>/<split>/<name>-<split>-00000.tar` (or `.jsonl.gz`), and `<out>/_manifest.json`, written last, with the rows,
 bytes and SHA-256 of every shard. The same call writes the same bytes: archives carry no times, owners or host names.
+Until it ends, `<out>/_unfinished` says so: splits of two calls may share what is in them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "_manifest.json"
+UNFINISHED = "_unfinished"
+LEVELS = 3
+"""From a shard, or a pattern of some, up to its data set's folder."""
 Row = TypeVar("Row")
 TarRow = tuple[str, Mapping[str, bytes]]
 """Key and members by suffix: `("1000268201", {"jpg": …, "json": …})`."""
@@ -73,12 +77,21 @@ class DatasetWriter:
         name: the data set's name, first part of the shards' names.
         rows_per_shard: how many rows a shard has; the last of a split may have fewer.
         options: what decided the content (seed, counts …), for the manifest.
+        origins: option → where its rows come from, for data sets of which each user has several by the same name. One
+            that comes from elsewhere altogether is another one.
 
     Raises:
         UsageError: nothing can be written there, another data set is there, or `rows_per_shard` is not positive.
     """
 
-    def __init__(self, out: str, name: str, rows_per_shard: int, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        out: str,
+        name: str,
+        rows_per_shard: int,
+        options: Mapping[str, Any],
+        origins: Mapping[str, str] | None = None,
+    ) -> None:
         if rows_per_shard < 1:
             raise UsageError(f"`rows_per_shard` is {rows_per_shard}: a shard needs at least one row")
         storage.check_writable(out)
@@ -88,10 +101,16 @@ class DatasetWriter:
                 f"`out` {out} holds the data set '{there.dataset}', whose shards '{name}' would replace: "
                 "use another one"
             )
+        origins = {option: storage.absolute(place) for option, place in (origins or {}).items()}
+        if there is not None and (other := _other_origin(there.options, origins)):
+            raise UsageError(
+                f"`out` {out} holds a data set of {other}, which this one would replace: use another one, or remove "
+                f"{storage.join(out, MANIFEST)} if it is to be replaced"
+            )
         self.out = out
         self.name = name
         self.rows_per_shard = rows_per_shard
-        self.options = dict(options)
+        self.options = {**origins, **options}
         self._shards: dict[str, list[WrittenShard]] = {}
         self._contents: dict[str, set[bytes]] = defaultdict(set)
 
@@ -114,6 +133,8 @@ class DatasetWriter:
     def _write(self, split: str, file_name: str, data: bytes, rows: int) -> None:
         name = f"{split}/{file_name}"
         uri = storage.join(self.out, name)
+        if not self._shards:
+            storage.write_bytes(storage.join(self.out, UNFINISHED), b"")
         if not _has_content(uri, data):
             storage.write_bytes(uri, data)
         shard = WrittenShard(name, rows, len(data), hashlib.sha256(data).hexdigest())
@@ -130,13 +151,12 @@ class DatasetWriter:
         content: Callable[[Row], bytes],
     ) -> None:
         stream = iter(rows)
-        label = re.sub(r"[^A-Za-z0-9]+", "-", split.replace("ds=", ""))
         for number in itertools.count():
             chunk = list(itertools.islice(stream, size or self.rows_per_shard))
             if not chunk:
                 return
             self._contents[split].update(hashlib.sha256(content(row)).digest() for row in chunk)
-            self._write(split, f"{self.name}-{label}-{number:05d}.{suffix}", pack(chunk), len(chunk))
+            self._write(split, f"{self.name}-{_label(split)}-{number:05d}.{suffix}", pack(chunk), len(chunk))
 
     def finish(self) -> Prepared:
         """Removes what an earlier call with other options left, writes the manifest, and returns the summary."""
@@ -150,6 +170,7 @@ class DatasetWriter:
             "in_train": in_train,
         }
         storage.write_bytes(storage.join(self.out, MANIFEST), json.dumps(manifest, indent=1).encode() + b"\n")
+        storage.delete(storage.join(self.out, UNFINISHED))
         written = [shard for shards in self._shards.values() for shard in shards]
         return Prepared(
             dataset=self.name,
@@ -170,17 +191,65 @@ class DatasetWriter:
         return counts
 
     def _remove_stale(self) -> None:
-        """Shards of the previous manifest, or left by a call that was cut short; files of other names are not ours."""
+        """Shards of the previous manifest, or left by a call that was cut short; files of other names, and what lies
+        deeper, as in another data set's folder, are not ours."""
         root = storage.absolute(self.out)
         written = {shard.name for shards in self._shards.values() for shard in shards}
         there = read_manifest(self.out)
         earlier = set() if there is None else {shard.name for shard in there.shards}
-        ours = re.compile(rf"(^|/){re.escape(self.name)}-[A-Za-z0-9-]+-\d{{5}}\.(tar|jsonl\.gz)$")
         for file in storage.list_files(root):
             name = file.uri.removeprefix(root).lstrip("/")
-            if name not in written and (name in earlier or ours.search(name)):
+            if name not in written and (name in earlier or self._is_ours(name)):
                 storage.delete(file.uri)
                 log.info("removed %s, which an earlier call had written", name)
+
+    def _is_ours(self, path: str) -> bool:
+        """Whether a path below the folder is one that this class gives to a shard of a split."""
+        split, _, name = path.rpartition("/")
+        shard = rf"{re.escape(self.name)}-{re.escape(_label(split))}-\d{{5}}\.(tar|jsonl\.gz)"
+        return SPLIT.fullmatch(split) is not None and re.fullmatch(shard, name) is not None
+
+
+SPLIT = re.compile(r"[^/]+|night/ds=[^/]+")
+
+
+def _label(split: str) -> str:
+    """A split in its shards' names."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", split.replace("ds=", ""))
+
+
+def _other_origin(told: Mapping[str, Any], ours: Mapping[str, str]) -> str:
+    """Where a data set comes from, if that is nowhere that ours does; who moves the photographs or writes a new table
+    has the same one still."""
+    theirs = {option: str(told[option]) for option in ours if told.get(option)}
+    if not theirs or any(storage.absolute(place) == ours[option] for option, place in theirs.items()):
+        return ""
+    return " and ".join(theirs.values())
+
+
+def check_finished(uri: str) -> None:
+    """Refuses a data set that is being prepared, or was not to the end: what is in one split may be in another one.
+
+    Args:
+        uri: its folder, a split's, or shards of one.
+
+    Raises:
+        UsageError: it is unfinished.
+    """
+    place = storage.absolute(uri)
+    for _ in range(LEVELS):
+        if not place.strip("/") or place.endswith(":/"):
+            return
+        try:
+            unfinished = storage.exists(storage.join(place, UNFINISHED))
+        except storage.StorageError as error:  # of a folder that is none of the user's; reading tells of a store's
+            log.debug("%s", error)
+            return
+        if unfinished:
+            raise UsageError(
+                f"the data set in {place} is not whole: it is being prepared, or that was cut short; prepare it again"
+            )
+        place = place.rpartition("/")[0]
 
 
 def _media(row: TarRow) -> bytes:
@@ -213,6 +282,7 @@ class Manifest:
     """What the manifest in a data set's folder says."""
 
     dataset: str
+    options: Mapping[str, Any]
     shards: Sequence[WrittenShard]
 
 
@@ -228,7 +298,7 @@ def read_manifest(out: str) -> Manifest | None:
     try:
         told = json.loads(storage.read_text(uri))
         shards = [WrittenShard(**shard) for entry in told["splits"].values() for shard in entry["shards"]]
-        return Manifest(str(told["dataset"]), shards)
+        return Manifest(str(told["dataset"]), dict(told.get("options", {})), shards)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{uri} is no manifest of a data set, or damaged ({error}): use another `out`") from None
 

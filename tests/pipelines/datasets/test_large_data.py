@@ -253,11 +253,18 @@ def test_the_kth_recipe_learns(tmp_path: Path) -> None:
     learns("recogniser-kth", tmp_path / "out", **small, frames=4, hidden_size=16)
 
 
-def test_kth_names_what_is_missing(tmp_path: Path) -> None:
+def test_kth_names_what_is_missing_and_reads_no_file_that_another_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, out = str(tmp_path / "kth"), str(tmp_path / "out")
     with pytest.raises(UsageError, match=r"kth/boxing is not there, nor boxing.zip: expected AVI files of the KTH"):
         prepare_kth(source, out, 100, 128, 30)
     make_kth(tmp_path / "kth")
+    (tmp_path / "kth/walking/secret.avi").write_bytes(avi(3, 1, 1))
+    (tmp_path / "kth/walking/person02_walking_d1_uncomp.avi").write_bytes(b"ffconcat version 1.0\nfile secret.avi\n")
+    monkeypatch.chdir(tmp_path / "kth/walking")
+    with pytest.raises(UsageError, match=r"person02_walking_d1_uncomp.avi is not a whole video .*: fetch it again"):
+        prepare_kth(source, out, 100, 128, 30)
     (tmp_path / "kth/walking/person02_walking_d1_uncomp.avi").write_bytes(b"no video")
     with pytest.raises(UsageError, match=r"person02_walking_d1_uncomp.avi is not a whole video .*: fetch it again"):
         prepare_kth(source, out, 100, 128, 30)

@@ -84,6 +84,29 @@ def test_a_grid_smaller_than_the_crop_stays_whole() -> None:
     np.testing.assert_array_equal(after.frames, before.frames)  # type: ignore[arg-type]
 
 
+def test_a_crop_keeps_what_tells_of_the_rain_alone() -> None:
+    """A variable that nobody asks for may be of a terabyte that is written nowhere."""
+    buffer = io.BytesIO(event_bytes([0, 5, 10]))
+    with h5netcdf.File(buffer, "a") as file:
+        before = set(file.variables)
+        file.variables["rainfall_rate"].attrs["grid_mapping"] = "crs"
+        file.create_variable("crs", (), "i4").attrs["grid_mapping_name"] = "polar"
+        file.dimensions["far"] = 1 << 20
+        file.create_variable("more", ("far", "far"), "f8", chunks=(1 << 10, 1 << 10))
+    with h5netcdf.File(io.BytesIO(crop_event(buffer.getvalue(), 2)), "r") as cropped:
+        assert set(cropped.variables) == {*before, "crs"}
+        assert cropped.variables["crs"].attrs["grid_mapping_name"] == "polar"
+
+
+def test_two_sites_have_no_event_of_one_name(tmp_path: Path) -> None:
+    make_events(tmp_path / "source")
+    (tmp_path / "source" / "site").mkdir()
+    (tmp_path / "source" / "site" / "c.nc").write_bytes(event_bytes([0, 5, 10, 15]))
+    with pytest.raises(UsageError, match=r"source/c\.nc and .*/source/site/c\.nc have one name, .*: rename one"):
+        prepare_radar(str(tmp_path / "source"), str(tmp_path / "out"), crop=0, val=(), test=())
+    assert not (tmp_path / "out" / "train").exists()
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     source, out = tmp_path / "source", str(tmp_path / "out")
     make_events(source)

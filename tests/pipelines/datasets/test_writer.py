@@ -17,6 +17,7 @@ from pipelines.datasets.writer import (
     DatasetWriter,
     WrittenShard,
     caption_row,
+    check_finished,
     pack_jsonl,
     pack_tar,
     read_manifest,
@@ -125,6 +126,52 @@ def test_writing_again_removes_only_what_an_earlier_call_wrote(tmp_path: Path) -
         "train/set-train-00000.tar",
         "train/set-train-00001.tar",
     ]
+
+
+def test_a_data_set_in_a_folder_below_stays(tmp_path: Path) -> None:
+    """One part too few in `--out`, and another one, of which each user has several by this name, would be gone."""
+    write(tmp_path / "birds", 7)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "set-val-00000.tar").write_bytes(b"the user's")
+    before = {name: data for name, data in files(tmp_path).items() if name.startswith(("birds", "train"))}
+    write(tmp_path, 4)
+    assert files(tmp_path).items() > before.items()
+
+
+def test_a_data_set_that_comes_from_elsewhere_is_another_one(tmp_path: Path) -> None:
+    def begin(**origins: str) -> DatasetWriter:
+        return DatasetWriter(str(tmp_path / "out"), "folder", 3, {}, origins)
+
+    writer = begin(source="photos", table="s3://lake/birds.csv")
+    writer.write_tar("train", [("k", {"txt": b"1"})])
+    writer.finish()
+    before = files(tmp_path)
+    with pytest.raises(UsageError, match=r"holds a data set of .*/photos and s3://lake/birds.csv, .*: use another one"):
+        begin(source="cats", table="cats.csv")
+    assert files(tmp_path) == before
+    begin(source="photos", table="new.csv").finish()
+    begin(source="elsewhere", table="new.csv").finish()
+    with pytest.raises(UsageError, match=r"or remove .*/out/_manifest\.json if it is to be replaced$"):
+        begin(source="photos", table="s3://lake/birds.csv")
+    (tmp_path / "out/_manifest.json").unlink()
+    begin(source="photos", table="s3://lake/birds.csv").finish()
+
+
+def test_a_data_set_that_was_not_prepared_to_its_end_is_told(tmp_path: Path, place: str) -> None:
+    """Its old shards and its new ones may share what is in them."""
+    write(tmp_path / "data", 7)
+    (tmp_path / "data/night/ds=2026-01-01/_unfinished").mkdir(parents=True)  # nobody's business
+    asked = [str(tmp_path / "data" / part) for part in ("", "train", "train/*.tar", "train/set-train-00000.tar")]
+    for uri in (*asked, "data", "/", place, place.rpartition("/")[0]):
+        check_finished(uri)
+    writer = DatasetWriter(str(tmp_path / "data"), "set", 3, {"seed": 2})
+    check_finished(asked[0])
+    writer.write_tar("train", [("k", {"txt": b"1"})])
+    for uri in asked:
+        with pytest.raises(UsageError, match=r"data set in .*/data is not whole: .*; prepare it again$"):
+            check_finished(uri)
+    write(tmp_path / "data", 7)
+    check_finished(asked[0])
 
 
 def test_what_cannot_be_written_is_the_users_mistake(tmp_path: Path) -> None:
