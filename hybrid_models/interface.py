@@ -32,6 +32,11 @@ class HybridConfig:
         return None
 
     @property
+    def weights_read(self) -> tuple[str, ...]:
+        """URIs of the files of weights that a net starts from; none where they are its own, or fetched."""
+        return ()
+
+    @property
     def least_share(self) -> int:
         """Least samples of a batch that each worker needs in training."""
         return 1

@@ -43,6 +43,11 @@ class VisualConfig(HybridConfig):
         """What is seen of a clip."""
         return Visual(self.image_size, self.image_size, self.frames, self.sampling, self.fps)
 
+    @property
+    def weights_read(self) -> tuple[str, ...]:
+        """The file of the encoder's weights, if there is one."""
+        return () if self.encoder_weights in ("hub", "none") else (self.encoder_weights,)
+
     def check(self, positive: Sequence[str], shares: Sequence[str], choices: Mapping[str, Sequence[str]]) -> None:
         """Checks how it sees, and a hybrid's own fields.
 

@@ -5,6 +5,7 @@ What reads, computes and writes is imported where it is used: a help text does n
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from multiprocessing import forkserver
 from typing import Any
 
 from hybrid_models import TABLES
+from hybrid_models.errors import UsageError
 from jobs import evaluate, infer, promote, report, train
 from jobs.command import cli
 from jobs.command.errors import EndedError
@@ -31,6 +33,7 @@ from pipelines.cluster.resources import Resources
 from pipelines.datasets.demo.nights import SHOT_SECONDS
 from pipelines.models import registry, server
 from pipelines.secrets import shown
+from pipelines.training.recipe import TrainConfig
 
 log = logging.getLogger(__name__)
 NIGHTS = ("2026-01-01", "2026-01-02")
@@ -97,6 +100,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     rows = {task.dataset: getattr(options, task.dataset) for task in TASKS}
     data.check(rows, NIGHT_ROWS)
     tables, place = storage.join(lake, "tables"), storage.join(lake, "data")
+    _check_same(lake, rows, options.epochs)
     _preload()
     with connection.connect(quiet=True, cpus=CPUS), _processes() as pool:
         log.info("making small data sets in %s", place)
@@ -119,6 +123,38 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         "seconds": seconds,
         "tasks": tasks,
     }
+
+
+def _check_same(lake: str, rows: Mapping[str, int], epochs: int) -> None:
+    """Refuses to go on with an earlier demo's trainings on other data, which would take the place of theirs.
+
+    Raises:
+        UsageError: names what it was made with.
+    """
+    from pipelines.datasets.writer import read_manifest
+    from pipelines.training import runs
+
+    for task in TASKS:
+        try:
+            told = json.loads(storage.read_text(storage.join(lake, "runs", task.recipe, runs.STATE)))
+            was = int(told["config"]["train"]["epochs"])
+        except (FileNotFoundError, ValueError, LookupError, TypeError):  # training tells of one that is damaged
+            continue
+        made = read_manifest(storage.join(lake, "data", task.dataset))
+        pairs: dict[str, tuple[Any, int]] = {"epochs": (was, _training(task, epochs).epochs)}
+        if made is not None:
+            pairs[task.dataset] = (made.options.get("train"), rows[task.dataset])
+        if differ := [name for name, (theirs, ours) in pairs.items() if theirs != ours]:
+            theirs, ours = pairs[differ[0]]
+            raise UsageError(
+                f"{lake} holds a demo whose `{task.recipe}` was made with `{differ[0]}` {theirs}, not {ours}: "
+                "use another `out`"
+            )
+
+
+def _training(task: DemoTask, epochs: int) -> TrainConfig:
+    recipe = RECIPES[task.recipe]()
+    return recipe.train if not epochs else replace(recipe.train, epochs=epochs)
 
 
 def _preload() -> None:
@@ -194,11 +230,10 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
 
     recipe = RECIPES[task.recipe]()
     place, tables = storage.join(lake, "data", task.dataset), storage.join(lake, "tables")
-    training = recipe.train if not epochs else replace(recipe.train, epochs=epochs)
     trained = train.run(
         task.recipe, recipe.hybrid,
         train.TrainOptions(
-            place, recipe.model, recipe.decoding, training, recipe.limits, storage=lake,
+            place, recipe.model, recipe.decoding, _training(task, epochs), recipe.limits, storage=lake,
             tracking=MlflowOptions(mlflow), resources=SMALL.resources,
         ),
     )  # fmt: skip

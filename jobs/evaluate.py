@@ -132,11 +132,14 @@ def run_comparison(options: EvaluateOptions, tracking_uri: str) -> dict[str, Any
 
 
 def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig) -> Evaluation:
+    from pipelines.datasets.writer import check_finished
     from pipelines.judging.evaluate import Evaluation
     from pipelines.models.session import Inference
     from pipelines.reading.manifests import list_input
 
     options.judging.check(options.input)
+    options.judging.windows.check_for(artifact.config)
+    check_finished(options.input)
     cut = options.judging.windows.cut_for(artifact.config)
     shards = list_input(options.input, options.named, options.work.limits, cut is not None)
     storage.check_writable(options.judging.storage)

@@ -83,6 +83,7 @@ def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> di
         RefusedError: the candidate is worse than its rival.
         RuntimeError: the champion changed while the candidate was judged.
     """
+    from pipelines.datasets.writer import check_finished
     from pipelines.models import artifacts
     from pipelines.reading.manifests import list_input
     from pipelines.staging.checks import RefusedError
@@ -93,6 +94,9 @@ def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> di
         raise UsageError(f"--model {model} is no version of the registered model '{name}', whose champion is chosen")
     if options.metric and options.metric not in hybrid.metrics:
         raise UsageError(f"--metric '{options.metric}' is unknown: use {', '.join(hybrid.metrics)}")
+    options.judging.windows.check_for(candidate.config)
+    if options.input:
+        check_finished(options.input)
     cut = options.judging.windows.cut_for(candidate.config)
     shards = list_input(options.input, options.named, options.work.limits, cut is not None) if options.input else []
     holder = registry.champion(tracking_uri, name)

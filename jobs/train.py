@@ -88,6 +88,7 @@ def parse(name: str, argv: Sequence[str]) -> TrainOptions:
 
 def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
     """One training run."""
+    from pipelines.datasets.writer import check_finished
     from pipelines.training import runs  # with what reads shards; a help text does not wait for it
 
     name = options.name or recipe_name
@@ -98,6 +99,8 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
     for split in ("train", "val"):
         places.check_apart({"data": storage.join(options.data, split)}, "storage", written)
     options.windows.check()
+    options.windows.check_for(options.model)
+    check_finished(options.data)
     cut = options.windows.cut_for(options.model)
     job = runs.TrainJob(
         recipe=Recipe(hybrid, options.model, options.decoding, options.train, options.limits, cut),

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -218,6 +219,8 @@ def _read_files(place: str, shown: str) -> dict[str, bytes]:
         names = [WEIGHTS, *meta["assets"]]
         if foreign := [name for name in names if not FILE_NAME.fullmatch(name)]:
             raise ValueError(f"'{foreign[0]}' is no plain file name")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"'{twice[0]}' is named twice")
     except DAMAGE as error:
         raise UsageError(f"{shown}/{CONFIG} is damaged ({error}): copy the artifact again") from None
     for name in names:

@@ -54,15 +54,16 @@ from pipelines.training.loop import train_worker
 from pipelines.training.model_card import model_card
 from pipelines.training.preparation import initial_artifact, prepare
 from pipelines.training.runs import (
-    RunState,
+    STATE,
     Shards,
     Trained,
     TrainJob,
     TrainTask,
+    claim,
     plain,
     read_state,
     release,
-    shards_digest,
+    state_of,
 )
 
 log = logging.getLogger(__name__)
@@ -82,12 +83,13 @@ def train(job: TrainJob, shards: Shards) -> Trained:
     """Trains to the end and registers the best model; goes on where an earlier start of the same name stopped.
 
     Raises:
-        UsageError: the cluster has GPUs, but fewer than the least workers, or no node that computes; or the same run
-            was started once more meanwhile.
+        UsageError: the cluster has GPUs, but fewer than the least workers, or no node that computes; or a run of this
+            name was started meanwhile, with other options or once more.
         FloatingPointError: the gradients are not finite; like whatever else would come again, at the first try.
         RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
     """
     scaling, threads = _scaling(job.workers, job.gpu, job.resources.threads)
+    claim(job, shards)
     attempt = uuid.uuid4().hex
     storage.write_bytes(storage.join(job.run, ATTEMPT), attempt.encode())
     tracker = _open_run(job, shards)
@@ -129,8 +131,7 @@ def _open_run(job: TrainJob, shards: Shards) -> Tracker:
     tags = {"hybrid.recipe": job.recipe_name, "hybrid.run": job.run, "hybrid.data": job.data}
     params = {"recipe": job.recipe_name, "data": job.data, "num_workers": workers, **plain(job.recipe)}
     tracker.start(job.name, params, tags, job.experiment)
-    state = RunState(job.recipe_name, plain(job.recipe), job.data, shards_digest(shards), tracker.run_id)
-    storage.write_bytes(storage.join(job.run, "run.json"), json.dumps(asdict(state), indent=2).encode())
+    storage.write_bytes(storage.join(job.run, STATE), state_of(job, shards, tracker.run_id))
     return tracker
 
 
@@ -326,13 +327,18 @@ def _finish(
 def _pictures(
     job: TrainJob, shards: Shards, hybrid: Hybrid, logged: Sequence[Mapping[str, float]], judged: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """Learning curves, curves of the best epoch's validation, and examples from the validation shards."""
+    """Learning curves, curves of the best epoch's validation, and examples from the validation shards, unless these
+    cannot be read any more: what was learned in hours is not lost for want of a picture."""
     if not job.pictures:
         return {}
     from pipelines.models import curves, pictures  # drawing takes half a second to import
 
     session = Session(hybrid, job.recipe.decoding, job.recipe.limits, job.recipe.cut)
-    examples = pictures.examples(session, shards[1], job.pictures)
+    examples: dict[str, bytes] = {}
+    try:
+        examples = pictures.examples(session, shards[1], job.pictures)
+    except (storage.StorageError, OSError) as error:
+        log.warning("%s: the model card has no examples: %s", job.name, error)
     found = curves.evaluation_curves(judged.get("details", {}))
     return {"learning-curves.png": curves.learning_curves(logged), **found, **examples}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +11,9 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut
 from hybrid_models.interface import DecodingConfig, HybridConfig
 from pipelines.reading.limits import Limits
+
+MOST = 2**31
+"""What counts and seeds are below."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,11 @@ class Recipe:
         for name in ("epochs", "batch_size", "accumulate", "patience", "keep_checkpoints"):
             if getattr(train, name) < 1:
                 raise UsageError(f"`train.{name}` is {getattr(train, name)}: it must be at least 1")
-        if train.seed < 0:
-            raise UsageError(f"`train.seed` is {train.seed}: it must be 0 or more")
+        for name in ("weight_decay", "warmup_steps", "validate_samples", "max_failures", "seed"):
+            if not 0 <= getattr(train, name) < MOST:
+                raise UsageError(f"`train.{name}` is {getattr(train, name)}: it must be 0 or more, below {MOST}")
         for name in ("learning_rate", "clip_norm"):
-            if getattr(train, name) <= 0:
+            if not 0 < getattr(train, name) < math.inf:
                 raise UsageError(f"`train.{name}` is {getattr(train, name)}: it must be positive")
 
     @property

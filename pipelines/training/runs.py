@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CHECKPOINT = re.compile(r"checkpoint_epoch_(?P<epoch>\d{4,})(?:_step_(?P<step>\d{8,}))?(?:_(?P<fallbacks>\d+))?")
 """A checkpoint's folder in a run's: after an epoch, or at a step within the next one."""
+STATE = "run.json"
+"""Of a run: what it is, a `RunState`."""
 HISTORY = "history.jsonl"
 """Of a run that has trained: every entry that was logged, written with each checkpoint."""
 FREE = ("train.max_failures", "train.keep_checkpoints")
@@ -102,6 +104,31 @@ class RunState:
     mlflow_run_id: str | None
 
 
+def state_of(job: TrainJob, shards: Shards, mlflow_run_id: str | None) -> bytes:
+    """What `run.json` says of a run that is started so."""
+    state = RunState(job.recipe_name, plain(job.recipe), job.data, shards_digest(shards), mlflow_run_id)
+    return json.dumps(asdict(state), indent=2).encode()
+
+
+def claim(job: TrainJob, shards: Shards) -> None:
+    """Says what this run is, if nothing does: another start of its name, which began at the same moment, goes on only
+    if it is the same.
+
+    Raises:
+        UsageError: another start began it otherwise.
+    """
+    storage.write_new(storage.join(job.run, STATE), state_of(job, shards, None))
+    _check_same(job, shards)
+
+
+def _check_same(job: TrainJob, shards: Shards) -> bool:
+    """Refuses what an earlier start of this run began otherwise; whether there was one."""
+    state = read_state(job)
+    if state is not None and (different := difference(job, state, shards)):
+        raise UsageError(f"run '{job.name}' was started {different}: use another `name`")
+    return state is not None
+
+
 def check(job: TrainJob) -> Shards:
     """Everything that can be refused before a cluster starts; returns the shards of `train` and `val`.
 
@@ -122,14 +149,14 @@ def check(job: TrainJob) -> Shards:
             f"`train.batch_size` {job.recipe.train.batch_size} is too small for `num_workers` {most}: "
             f"it must be at least {least}"
         )
+    for uri in job.recipe.model.weights_read:
+        if not storage.exists(uri):
+            raise UsageError(f"there are no weights at {shown(uri)}: name a safetensors file, or `hub`")
     cut = job.recipe.cut is not None
     train, val = (list_shards(storage.join(job.data, split), cut) for split in ("train", "val"))
     storage.check_writable(job.storage)
     _check_for_checkpoints(job.runs)
-    state = read_state(job)
-    if state is not None:
-        if different := difference(job, state, (train, val)):
-            raise UsageError(f"run '{job.name}' was started {different}: use another `name`")
+    if _check_same(job, (train, val)):
         _check_not_tidied(job)
     return train, val
 
@@ -156,7 +183,7 @@ def release(job: TrainJob) -> None:
     kept = [file.uri.removeprefix(job.run + "/").split("/")[0] for file in storage.list_all(job.run)]
     if not any(name in (HISTORY, "summary.json") or CHECKPOINT.fullmatch(name) for name in kept):
         storage.delete(storage.join(job.run, "initial", weights.CONFIG))  # so it is made anew
-        storage.delete(storage.join(job.run, "run.json"))
+        storage.delete(storage.join(job.run, STATE))
 
 
 def _check_not_tidied(job: TrainJob) -> None:
@@ -209,7 +236,7 @@ def read_state(job: TrainJob) -> RunState | None:
     Raises:
         UsageError: it is damaged.
     """
-    place = storage.join(job.run, "run.json")
+    place = storage.join(job.run, STATE)
     try:
         return RunState(**json.loads(storage.read_text(place)))
     except FileNotFoundError:

@@ -1,3 +1,4 @@
+import json
 import os
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,27 @@ def test_a_place_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None
         demo.main(["--scenes", "many"])
     with pytest.raises(UsageError, match="`digits` is 7: at least 8"):
         demo.main(["--out", str(tmp_path), "--digits", "7"])
+
+
+def test_an_earlier_demo_with_other_options_stays(tmp_path: Path) -> None:
+    """Its trainings could not go on, and their data would be gone."""
+    run = tmp_path / "runs" / "captioner-demo"
+    run.mkdir(parents=True)
+    epochs = RECIPES["captioner-demo"]().train.epochs
+    (run / "run.json").write_text(json.dumps({"config": {"train": {"epochs": epochs}}}))
+    data.prepare_one("scenes", str(tmp_path / "data" / "scenes"), 8, 1, 8, 0)
+    before = (tmp_path / "data/scenes/_manifest.json").read_bytes()
+    with pytest.raises(
+        UsageError, match=r"holds a demo whose `captioner-demo` was made with `scenes` 8, not 1600: use"
+    ):
+        demo.main(["--out", str(tmp_path)])
+    with pytest.raises(UsageError, match=rf"was made with `epochs` {epochs}, not {epochs + 1}: use another `out`$"):
+        demo.main(["--out", str(tmp_path), "--scenes", "8", "--epochs", str(epochs + 1)])
+    assert (tmp_path / "data/scenes/_manifest.json").read_bytes() == before
+    rows = {"scenes": 8, "digits": 800, "sentences": 3000}
+    for damaged in ("{", "[]", "{}"):
+        demo._check_same(str(tmp_path), rows, 0)
+        (run / "run.json").write_text(damaged)
 
 
 def test_work_that_fails_says_which_and_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

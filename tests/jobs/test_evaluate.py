@@ -51,6 +51,11 @@ def test_a_judgement_is_printed_and_logged(lake: Path) -> None:
             "--stride is 0: it must be at least 1",
         ),
         (["--model", "{lake}/model", "--input", "{lake}/test", "--beam", "3"], "--beam"),
+        (
+            ["--model", "{lake}/model", "--input", "{lake}/test", "--window-seconds", "5"],
+            "--window-seconds cuts clips, an",
+        ),
+        (["--model", "{lake}/model", "--input", "{lake}/cut/test"], "the data set in {lake}/cut is not whole: "),
         (["--model", "{lake}/model", "--input", "{lake}/test", "--storage", "/proc/nowhere"], "cannot write /proc/"),
         (
             ["--model", "{lake}/model", "--input", "{lake}", "--storage", "{lake}/lake"],
@@ -59,6 +64,8 @@ def test_a_judgement_is_printed_and_logged(lake: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(lake: Path, argv: list[str], message: str) -> None:
+    (lake / "cut").mkdir(exist_ok=True)
+    (lake / "cut" / "_unfinished").touch()
     with pytest.raises(UsageError) as caught:
         main([argument.format(lake=lake) for argument in argv])
     assert message.format(lake=lake) in cli.with_flags(str(caught.value))

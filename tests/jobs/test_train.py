@@ -151,6 +151,8 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
         (["--num-workers", "0"], "--num-workers is 0: it must be at least 1"),
         (["--num-workers", "17"], "--train.batch-size 16 is too small for --num-workers 17: it must be at least 17"),
         (["--data", "/none"], "no shards found at /none/train"),
+        (["--window-seconds", "5"], "--window-seconds cuts clips, and this model reads none: leave it out"),
+        (["--train.validate-samples", "-1"], "train.validate-samples is -1: it must be 0 or more"),
         (["--storage", "/proc/nowhere"], "cannot write /proc/nowhere/"),
         (
             ["--data", "/lake/runs/first", "--storage", "/lake"],
@@ -161,6 +163,16 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
 )
 def test_mistakes_are_one_line(lake: Path, trained: list[TrainJob], more: list[str], message: str) -> None:
     assert message in refusal(["translator-demo", *argv(lake, *more)])
+    assert trained == []
+
+
+def test_a_data_set_that_is_not_whole_is_not_trained_on(lake: Path, trained: list[TrainJob]) -> None:
+    marker = lake / "data" / "_unfinished"
+    marker.touch()
+    assert refusal(["translator-demo", *argv(lake)]) == (
+        f"the data set in {lake}/data is not whole: it is being prepared, or that was cut short; prepare it again"
+    )
+    marker.unlink()
     assert trained == []
 
 

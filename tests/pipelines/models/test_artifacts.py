@@ -196,6 +196,11 @@ def test_weights_of_another_net_are_refused(files: dict[str, bytes], tmp_path: P
         (lambda m: m.pop("decoding"), "{uri}/config.json is damaged ("),
         (lambda m: m.update(assets=["../../secret"]), "{uri}/config.json is damaged ("),
         (lambda m: m.update(assets=3), "{uri}/config.json is damaged ("),
+        (
+            lambda m: m.update(assets=["tokenizer.json"] * 2),
+            "{uri}/config.json is damaged ('tokenizer.json' is named tw",
+        ),
+        (lambda m: m.update(assets=["weights.safetensors"]), "{uri}/config.json is damaged ('weights.safetensors' is"),
     ],
 )
 def test_a_wrong_config_is_refused(

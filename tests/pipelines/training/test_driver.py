@@ -420,6 +420,27 @@ def test_a_start_that_is_not_the_newest_leaves_the_run_alone(
     assert found == {"away": "FAILED", "twice": "RUNNING" if superseded else "FAILED"}
 
 
+def test_a_validation_shard_that_is_gone_costs_pictures_and_not_the_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was read hours ago, before the training."""
+    for split in ("train", "val"):
+        tiny.write_pairs(str(tmp_path / "data" / split), 20, 1)
+    job = replace(job_of(tmp_path, "pictures"), pictures=1)
+    shards = runs.check(job)
+    logged = [{"step": 1.0, "loss": 2.0}, {"step": 2.0, "loss": 1.0, "val_loss": 1.5}]
+
+    def drawn() -> set[str]:
+        return {name.split(".")[0] for name in driver._pictures(job, shards, tiny.translator(), logged, {})}
+
+    assert drawn() == {"learning-curves", "example-1"}
+    assert not caplog.records
+    for shard in shards[1]:
+        Path(shard.uri).unlink()
+    assert drawn() == {"learning-curves"}
+    assert "pictures: the model card has no examples: " in caplog.text
+
+
 def test_more_workers_than_samples_are_refused(tmp_path: Path) -> None:
     job = job_of(tmp_path, "few", num_workers=4)
     driver._check_enough(job, [1, 2, 3, 4])  # type: ignore[arg-type]

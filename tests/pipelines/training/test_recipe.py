@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +31,14 @@ def test_defaults_are_possible() -> None:
             for name in ("epochs", "batch_size", "accumulate", "patience", "keep_checkpoints")
             for value in (0, -3)
         ],
-        ({"seed": -1}, "`train.seed` is -1: it must be 0 or more"),
+        *[
+            ({name: value}, f"`train.{name}` is {value}: it must be 0 or more, below 2147483648")
+            for name in ("weight_decay", "warmup_steps", "validate_samples", "max_failures", "seed")
+            for value in (-1, 1 << 70)
+        ],
+        ({"weight_decay": math.nan}, "`train.weight_decay` is nan: it must be 0 or more, below 2147483648"),
+        ({"learning_rate": math.nan}, "`train.learning_rate` is nan: it must be positive"),
+        ({"clip_norm": math.inf}, "`train.clip_norm` is inf: it must be positive"),
         ({"learning_rate": 0.0}, "`train.learning_rate` is 0.0: it must be positive"),
         ({"clip_norm": -1.0}, "`train.clip_norm` is -1.0: it must be positive"),
     ],

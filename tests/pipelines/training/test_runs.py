@@ -69,6 +69,16 @@ def test_impossible_jobs_are_refused(job: TrainJob, tmp_path: Path) -> None:
     assert refusal(replace(job, recipe=wrong)).startswith("`train.metric` 'cider_d' is unknown for a translator")
 
 
+def test_weights_that_are_not_there_are_told_at_once(job: TrainJob, tmp_path: Path) -> None:
+    model = CaptionerConfig(encoder_weights=str(tmp_path / "eye.safetensors"))
+    recipe = Recipe("captioner", model, CaptionerDecoding(), TrainConfig(batch_size=16))
+    assert refusal(replace(job, recipe=recipe)) == (
+        f"there are no weights at {tmp_path}/eye.safetensors: name a safetensors file, or `hub`"
+    )
+    (tmp_path / "eye.safetensors").write_bytes(b"")
+    runs.check(replace(job, recipe=recipe))
+
+
 def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
     assert runs.read_state(job) is None
     digest = runs.shards_digest(runs.check(job))
@@ -100,6 +110,20 @@ def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
     for damaged in (b'{"recipe": ', b'{"recipe": "test"}', b"[]"):
         storage.write_bytes(f"{job.run}/run.json", damaged)
         assert refusal(job) == (f"{job.run}/run.json is damaged: bring it back from a backup, or use another `name`")
+
+
+def test_of_two_first_starts_at_once_both_go_on_only_if_they_are_the_same(job: TrainJob) -> None:
+    """Both were checked when there was no run; else one would go on with the other's net and its own optimizer."""
+    shards = runs.check(job)
+    other = replace(job, recipe=replace(RECIPE, train=replace(RECIPE.train, seed=1)))
+    runs.check(other)
+    runs.claim(job, shards)
+    runs.claim(job, shards)
+    with pytest.raises(UsageError, match=r"^run 'mine' was started with train.seed=0, not 1: use another `name`$"):
+        runs.claim(other, shards)
+    state = runs.read_state(job)
+    assert state is not None
+    assert (state.config["train"]["seed"], state.mlflow_run_id) == (0, None)
 
 
 @pytest.mark.parametrize(
