@@ -80,7 +80,7 @@ def database(uri: str) -> Iterator[tuple[str, int, BinaryIO]]:
 
 def objects(uri: str) -> Iterator[tuple[str, int, BinaryIO]]:
     """Key, size and content of everything below a URI: first the hints where a Delta log's checkpoint is, then the
-    logs, then the rest, each of them listed when its turn comes."""
+    logs, then the rest, each of them listed when its turn comes. What goes meanwhile is left out."""
     fs, root = opened(uri)
     turns = (
         lambda key: LOG in f"/{key}" and key.endswith(HINT),
@@ -90,8 +90,15 @@ def objects(uri: str) -> Iterator[tuple[str, int, BinaryIO]]:
     for is_due in turns:
         for path, entry in sorted(fs.find(root, detail=True).items()):
             key = path.removeprefix(root).lstrip("/")
-            if entry["type"] == "file" and key and is_due(key):
-                yield key, int(entry["size"]), fs.open(path, "rb")
+            if entry["type"] != "file" or not key or not is_due(key):
+                continue
+            try:
+                content = fs.open(path, "rb")
+                size = content.seek(0, io.SEEK_END)
+                content.seek(0)
+            except FileNotFoundError:  # jobs remove what they need no more
+                continue
+            yield key, size, content
 
 
 def restore(uris: Sequence[str], stream: BinaryIO) -> int:

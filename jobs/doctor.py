@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -27,6 +28,7 @@ PACKAGE = "hybrid-pipelines"
 SHOWN = ("ray", "torch", "mlflow", "deltalake", "pyarrow", "duckdb")
 State = Literal["ok", "note", "failed"]
 GIB = 1 << 30
+CGROUP = Path("/sys/fs/cgroup")
 SMALL_MEMORY = 4 * GIB
 """A model process and Ray beside it want this much."""
 SMALL_SHARED_MEMORY = GIB
@@ -81,7 +83,7 @@ def checks(options: DoctorOptions) -> Iterator[Check]:
     yield Check("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.release()}")
     yield tried("packages", packages)
     yield jail()
-    yield memory("memory", psutil.virtual_memory().total, psutil.virtual_memory().available, SMALL_MEMORY)
+    yield memory("memory", *main_memory(CGROUP), SMALL_MEMORY)
     yield tried("shared memory", shared_memory)
     for name, uri in (("tables", options.tables), ("storage", options.storage)):
         if uri:
@@ -138,6 +140,23 @@ def shared_memory() -> Check:
     return memory("shared memory", shared.total, shared.free, SMALL_SHARED_MEMORY)
 
 
+def main_memory(cgroup: Path) -> tuple[int, int]:
+    """Bytes in all, and free: the machine's, or what its container may have of them.
+
+    Args:
+        cgroup: the container's own folder of control files (cgroup v2), if it is in one.
+    """
+    total, free = psutil.virtual_memory().total, psutil.virtual_memory().available
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # there is none, or `max`
+        return total, free
+    used -= int(stat.get("inactive_file", 0))  # read once, and given back when there is need
+    return min(total, limit), max(0, min(free, limit - used))
+
+
 def memory(name: str, total: int, free: int, small: int) -> Check:
     """Sizes in bytes; a note where there is less than `small` in all."""
     text = f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB of it free"
@@ -160,12 +179,13 @@ def mlflow(uri: str) -> Check:
     """Asks MLflow for one experiment.
 
     Raises:
-        UsageError: MLflow refuses.
+        UsageError: MLflow refuses, or its database is not there.
         ConnectionError: it is not there.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         return Check("MLflow", "note", "MLFLOW_TRACKING_URI is not set: jobs write to mlflow.db where they are started")
+    server.check_there(uri)
     try:
         server.client(uri).search_experiments(max_results=1)
     except server.unreachable() as error:

@@ -113,9 +113,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     dates = nights(options)
     check_places(options, chosen, dates)
     tracking_uri = options.tracking.uri
-    if options.night.dry_run:
-        server.check_there(tracking_uri)
-    else:
+    if options.night.dry_run or not options.model or options.model.startswith("models:/"):
+        server.check_there(tracking_uri)  # a database that is made now has no models
+    if not options.night.dry_run:
         storage.check_writable(options.tables)
     champions, problems = ready(options, chosen, tracking_uri)
     if len(chosen) == 1:  # of several, some may read no clips

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -17,6 +18,8 @@ from hybrid_models.errors import UsageError
 from jobs.command import cli
 from pipelines import places, storage
 from pipelines.nights.rules import QueryLimits
+
+ENDINGS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class QueryOptions:
     """URI of the folder of tables."""
     as_of: str = ""
     """The tables as they were: a moment such as 2026-01-31T06:00 (UTC), or a version, if one table is asked."""
-    format: Literal["table", "csv", "json", "parquet"] = "table"
-    """How the rows are written; json is one object a line."""
+    format: Literal["auto", "table", "csv", "json", "parquet"] = "auto"
+    """How the rows are written; json is one object a line, table shows people the first ones. By default it is table,
+    and with --out what that ends with: .csv, .json, .jsonl or .parquet."""
     raw: bool = False
     """CSV with texts as they are; otherwise those that a spreadsheet would run (= + - @ ...) get an apostrophe."""
     out: str = ""
@@ -42,10 +46,11 @@ class QueryOptions:
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """Rows on stdout and nothing else; with --out the rows go there and the summary to stdout."""
     options = cli.parse(QueryOptions, argv, "hybrid query", "Ask SQL (DuckDB) about the tables: captions, nowcasts …")
-    if options.format == "parquet" and not options.out:
+    form = form_of(options)
+    if form == "parquet" and not options.out:
         raise UsageError("--format parquet needs --out: Parquet is not for a terminal")
-    if options.raw and options.format != "csv":
-        raise UsageError(f"--raw is about --format csv: {options.format} has texts as they are")
+    if options.raw and form != "csv":
+        raise UsageError(f"--raw is about --format csv: {form} has texts as they are")
     from jobs.command.writers import WRITERS, raw_csv
     from pipelines.nights import ownership, query
     from pipelines.nights.tables import parse_as_of
@@ -56,12 +61,28 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         places.check_outside("out", options.out, written, "the table")
     names = asked(options.sql, ownership.names(options.tables))
     rows = query.query(options.sql, options.tables, names, as_of, limits=options.limits)
-    content = raw_csv(rows) if options.raw else WRITERS[options.format](rows)
+    content = raw_csv(rows) if options.raw else WRITERS[form](rows)
     if options.out:
         storage.write_bytes(options.out, content)
         return {"rows": len(rows), "columns": rows.column_names, "out": options.out}
     _show(content)
     return None
+
+
+def form_of(options: QueryOptions) -> str:
+    """How the rows are written. A table for people leaves rows and columns out: a file has all of them.
+
+    Raises:
+        UsageError: nothing tells.
+    """
+    if not options.out:
+        return "table" if options.format == "auto" else options.format
+    form = ENDINGS.get(PurePath(options.out).suffix.lower()) if options.format == "auto" else options.format
+    if form in (None, "table"):
+        raise UsageError(
+            f"--out {options.out} needs --format csv, json or parquet, or to end with .csv, .json or .parquet"
+        )
+    return str(form)
 
 
 def _show(content: bytes) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-
 PATTERN = re.compile(r"[*?\[{]")
+ANYWHERE = re.compile(r"/|[a-z0-9+]+://")
+"""How an address begins that is the same place wherever a job runs."""
+PLACES = ("--tables", "--storage", "--input", "--data", "--out", "--source", "--references")
+"""Options whose values are places."""
 NOT_JOBS = ("submit", "query", "models")
 """Verbs whose answer is rows for a terminal; they need no cluster."""
 
@@ -84,7 +87,7 @@ def check(command: Sequence[str]) -> None:
     if not command or command[0] not in verbs:
         given = f", not '{command[0]}'" if command else ""
         raise UsageError(f"after -- comes a verb and its options{given}: {', '.join(verbs)}")
-    for value in (word.partition("=")[2] if word.startswith("--") else word for word in command[1:]):
+    for option, value in _values(command[1:]):
         begins = PATTERN.split(value, maxsplit=1)[0]
         place = begins if begins == value else begins.rpartition("/")[0] + "/"
         if "/" in begins and not place.startswith("/") and (place.startswith("~") or Path(place).exists()):
@@ -92,6 +95,24 @@ def check(command: Sequence[str]) -> None:
                 f"{value} is a path of this machine alone, which the cluster does not see: "
                 "give an address that it reaches, such as s3://…"
             )
+        if option in PLACES and not ANYWHERE.match(value.removeprefix("file://")):
+            raise UsageError(
+                f"{option} {value} is a path below the folder where the job runs on the cluster, and is gone after it: "
+                "give an address that it reaches, such as s3://…"
+            )
+
+
+def _values(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each word that is no option, and the option before it."""
+    option = ""
+    for word in words:
+        name, is_both, value = word.partition("=")
+        if not word.startswith("--"):
+            yield option, word
+        elif is_both:
+            yield name, value
+        else:
+            option = name
 
 
 def explain(submission_id: str, ending: Ending) -> str:

@@ -103,6 +103,7 @@ def run(verb: Main, argv: list[str]) -> None:
     logs.configure()
     code, message = DONE, ""
     try:
+        check_words(argv)
         summarise(verb(argv))
     except KeyboardInterrupt:
         code, message = FAILED, "interrupted; start the same command again, it goes on"
@@ -115,6 +116,21 @@ def run(verb: Main, argv: list[str]) -> None:
     if message:
         print(f"hybrid: {shown(message)}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def check_words(argv: Sequence[str]) -> None:
+    """Refuses a word that is empty, as that of a variable which is not set: an empty address is one folder or another,
+    an empty date all nights.
+
+    Raises:
+        UsageError: says where it stands.
+    """
+    from hybrid_models.errors import UsageError
+
+    for before, word in zip(("", *argv), argv, strict=False):
+        if not word.strip() or (word.startswith("--") and word.endswith("=")):
+            place = before if not word.strip() else word
+            raise UsageError(f"a word of the command is empty{place and f', at {place}'}: is a variable not set?")
 
 
 def nobody_reads() -> bool:

@@ -114,6 +114,7 @@ def open_once(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
         table = DeltaTable(storage.absolute(uri))
     except TableNotFoundError:
         return None
+    _check_newest(uri, table.version())
     if isinstance(as_of, int) and as_of > table.version():
         raise UsageError(f"{uri} has no version {as_of}: its newest is {table.version()}")
     if as_of is not None:
@@ -124,6 +125,18 @@ def open_once(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
     if isinstance(as_of, datetime):
         _check_kept(uri, as_of)
     return table
+
+
+def _check_newest(uri: str, version: int) -> None:
+    """Refuses a log whose newest entry is empty, as a machine leaves it whose power fails: delta-rs takes it for a
+    version that changed nothing, and what is written on top of it hides that a night is gone."""
+    commit = commit_uri(uri, version)
+    try:
+        is_empty = not storage.info(commit).size
+    except FileNotFoundError:  # a log forgets what its checkpoints hold
+        return
+    if is_empty:
+        check_commits(uri, [commit])
 
 
 def _check_kept(uri: str, moment: datetime) -> None:

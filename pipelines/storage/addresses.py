@@ -51,8 +51,11 @@ def absolute(uri: str) -> str:
     """The same place as a URI that does not depend on the working directory: an absolute path, or the URI itself.
 
     Raises:
-        UsageError: it holds a password or token, which would be stored with every row; or its scheme lacks a slash.
+        UsageError: it is empty; it holds a password or token, which would be stored with every row; or its scheme lacks
+            a slash.
     """
+    if not uri.strip():
+        raise UsageError("an address is empty: is a variable not set?")
     if torn := TORN.match(uri):
         rest = uri[torn.end() :].lstrip("/")
         raise UsageError(f"{uri} is no address: write {torn['scheme']}://{'/' * (torn['scheme'] == 'file')}{rest}")

@@ -151,7 +151,7 @@ def check(job: TrainJob) -> Shards:
         )
     for uri in job.recipe.model.weights_read:
         if not storage.exists(uri):
-            raise UsageError(f"there are no weights at {shown(uri)}: name a safetensors file, or `hub`")
+            raise UsageError(f"there are no weights at {shown(uri)}: name a safetensors file, or hub")
     cut = job.recipe.cut is not None
     train, val = (list_shards(storage.join(job.data, split), cut) for split in ("train", "val"))
     storage.check_writable(job.storage)

@@ -9,7 +9,9 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec.implementations.local
 import pytest
 import s3fs
 
@@ -64,6 +66,32 @@ def started(folder: Path, running: list, monkeypatch: pytest.MonkeyPatch) -> S3S
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
     return store
+
+
+def test_what_goes_or_grows_while_it_is_saved_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings remove checkpoints and write their histories anew; the last listing is older than both."""
+    lake, back = tmp_path / "lake", tmp_path / "back"
+    lake.mkdir()
+    for name in ("a", "b", "c", "d"):
+        (lake / name).write_bytes(b"before")
+    written = io.BytesIO()
+    listed = fsspec.implementations.local.LocalFileSystem.find
+
+    def change_after(*args: Any, **named: Any) -> Any:
+        found = listed(*args, **named)
+        (lake / "b").unlink(missing_ok=True)
+        (lake / "c").write_bytes(b"longer than before")
+        (lake / "d").write_bytes(b"less")
+        return found
+
+    monkeypatch.setattr(fsspec.implementations.local.LocalFileSystem, "find", change_after)
+    assert backup.save([str(lake)], written) == 3
+    monkeypatch.undo()
+    written.seek(0)
+    assert backup.restore([str(back)], written) == 3
+    assert {path.name: path.read_bytes() for path in back.iterdir()} == {
+        "a": b"before", "c": b"longer than before", "d": b"less",
+    }  # fmt: skip
 
 
 @pytest.mark.timeout(1800)

@@ -70,7 +70,7 @@ def test_an_earlier_demo_with_other_options_stays(tmp_path: Path) -> None:
     run.mkdir(parents=True)
     epochs = RECIPES["captioner-demo"]().train.epochs
     (run / "run.json").write_text(json.dumps({"config": {"train": {"epochs": epochs}}}))
-    data.prepare_one("scenes", str(tmp_path / "data" / "scenes"), 8, 1, 8, 0)
+    data.prepare_one("scenes", str(tmp_path / "data"), 8, 1, 8, 0)
     before = (tmp_path / "data/scenes/_manifest.json").read_bytes()
     with pytest.raises(
         UsageError, match=r"holds a demo whose `captioner-demo` was made with `scenes` 8, not 1600: use"

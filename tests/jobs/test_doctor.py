@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 import pytest
 from packaging.requirements import Requirement
 
@@ -97,6 +98,30 @@ def test_a_package_that_is_missing_keeps_no_other_check_from_being_made(
     assert found["packages"].state == "failed"
     assert found["packages"].text.startswith("duckdb is not installed: pip install 'duckdb")
     assert list(found)[-1] == "Ray"
+
+
+def test_the_memory_is_what_the_container_may_have(tmp_path: Path) -> None:
+    """In Kubernetes and Compose /proc tells of the whole machine."""
+    machine = psutil.virtual_memory().total
+    assert doctor.main_memory(tmp_path / "none")[0] == machine
+    mib = 1 << 20
+    (tmp_path / "memory.current").write_text(f"{40 * mib}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 7\ninactive_file {10 * mib}\n")
+    for limit, expected in ((f"{100 * mib}\n", (100 * mib, 70 * mib)), (f"{20 * mib}\n", (20 * mib, 0))):
+        (tmp_path / "memory.max").write_text(limit)
+        assert doctor.main_memory(tmp_path) == expected
+    for limit in ("max\n", f"{machine * 2}\n"):
+        (tmp_path / "memory.max").write_text(limit)
+        assert doctor.main_memory(tmp_path)[0] == machine
+
+
+def test_a_database_that_is_not_there_is_told_and_not_made(tmp_path: Path) -> None:
+    found = {check.name: check for check in doctor.checks(doctor.DoctorOptions(mlflow=f"sqlite:///{tmp_path}/x/m.db"))}
+    assert (found["MLflow"].state, found["MLflow"].text) == (
+        "failed",
+        f"there is no MLflow database at {tmp_path}/x/m.db",
+    )
+    assert not (tmp_path / "x").exists()
 
 
 def test_little_memory_is_a_note() -> None:

@@ -116,12 +116,15 @@ def test_json_is_one_object_a_line(lake: str, capfdbinary: pytest.CaptureFixture
     ]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv", "json", "table"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json"])
 def test_rows_go_to_a_file_and_the_summary_to_stdout(
     lake: str, tmp_path: Path, kind: str, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     out = str(tmp_path / "deep" / "rows")
+    named = f"{out}.{kind.upper()}"
+    main([SQL, "--tables", lake, "--out", named])
     summary = main([SQL, "--tables", lake, "--format", kind, "--out", out])
+    assert Path(named).read_bytes() == Path(out).read_bytes(), "what its name ends with"
     assert summary == {"rows": 3, "columns": ["sample_id", "lead_minutes", "error"], "out": out}
     assert capfdbinary.readouterr().out == b""
     if kind == "parquet":
@@ -141,6 +144,14 @@ def test_rows_go_to_a_file_and_the_summary_to_stdout(
         (
             [SQL, "--format", "parquet", "--tables", "{lake}"],
             "--format parquet needs --out: Parquet is not for a terminal",
+        ),
+        (
+            [SQL, "--tables", "{lake}", "--out", "rows.txt"],
+            "--out rows.txt needs --format csv, json or parquet, or to end with .csv, .json or .parquet",
+        ),
+        (
+            [SQL, "--tables", "{lake}", "--format", "table", "--out", "rows.csv"],
+            "--out rows.csv needs --format csv, json or parquet, or to end with .csv, .json or .parquet",
         ),
         (["SELECT nothing FROM nowcasts", "--tables", "{lake}"], 'Referenced column "nothing" not found'),
         (["SELECT 1", "--tables", "{lake}/none"], "no tables at {lake}/none: `hybrid infer` writes captions, "),

@@ -35,6 +35,12 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             "--", "train", "translator-multi30k", *words, "--name", "lake"
         )
     assert refusal("--", "train", "x", "--data", "s3://lake/x", "--name", "lake").startswith("--address is needed")
+    for option in ("--tables", "--storage", "--input", "--data", "--out", "--source", "--references"):
+        for place in ("lake", "morning.html", "file://lake", "none/x"):
+            for words in ([option, place], [f"{option}={place}"], [option, "s3://lake/a", place]):
+                assert refusal("--", "report", *words).startswith(f"{option} {place} is a path below the folder where")
+        for place in ("/shared/lake", "file:///shared/lake", "s3://lake", "s3://lake/{ds}/*.tar"):
+            assert refusal("--", "report", option, place, "--ds", "x").startswith("--address is needed")
 
 
 def test_a_job_that_did_not_succeed_is_explained_by_its_own_last_words() -> None:

@@ -152,7 +152,7 @@ def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]
         (["--num-workers", "17"], "--train.batch-size 16 is too small for --num-workers 17: it must be at least 17"),
         (["--data", "/none"], "no shards found at /none/train"),
         (["--window-seconds", "5"], "--window-seconds cuts clips, and this model reads none: leave it out"),
-        (["--train.validate-samples", "-1"], "train.validate-samples is -1: it must be 0 or more"),
+        (["--train.max-failures", "-1"], "train.max-failures is -1: it must be 0 or more, below 2147483648"),
         (["--storage", "/proc/nowhere"], "cannot write /proc/nowhere/"),
         (
             ["--data", "/lake/runs/first", "--storage", "/lake"],

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -45,6 +45,23 @@ def test_wrong_usage_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (line,) = ran.stderr.splitlines()
     assert line.startswith("hybrid: ")
     assert "--input" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["--ds", "", "--as-of", "1"], ", at --ds"),
+        (["--tables", " "], ", at --tables"),
+        (["--ds="], ", at --ds="),
+        ([""], ""),
+    ],
+)
+def test_an_empty_word_is_no_choice_of_the_users(
+    words: list[str], place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--ds "$DS"` at two in the morning, and all nights would be restored."""
+    code, out, err = ended(raising(AssertionError("it went on")), capsys, words)
+    assert (code, out, err) == (2, "", f"hybrid: a word of the command is empty{place}: is a variable not set?\n")
 
 
 def test_a_wrong_address_is_one_line(tmp_path: Path) -> None:
@@ -95,11 +112,13 @@ def test_python_m_is_the_same_as_the_command(tmp_path: Path) -> None:
 
 # ---- outcomes ----------------------------------------------------------------------------------------------------
 def ended(
-    verb: Callable[[list[str]], dict[str, Any] | None], capsys: pytest.CaptureFixture[str]
+    verb: Callable[[list[str]], dict[str, Any] | None],
+    capsys: pytest.CaptureFixture[str],
+    argv: Sequence[str] = ("argument",),
 ) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a verb."""
     with pytest.raises(SystemExit) as caught:
-        cli.run(verb, ["argument"])
+        cli.run(verb, list(argv))
     printed = capsys.readouterr()
     return int(caught.value.code or 0), printed.out, printed.err
 

@@ -206,6 +206,9 @@ def test_a_damaged_newest_commit_is_named_and_can_be_moved_out(table: str, left:
         f"{table} cannot be read: {entry}, an entry of its log, is damaged; "
         "move it out of the log and infer its night again, as docs/querying.md tells"
     )
+    for work in (tables.open_table, lambda uri: commit.restore(uri, 1), lambda uri: upkeep.tidy(uri, 1)):
+        with pytest.raises(UsageError, match=re.escape(entry)):
+            work(table)
     storage.delete(entry)
     ownership.check(table, SCHEMA)
     assert len(read(table)) == 3, "the night before"

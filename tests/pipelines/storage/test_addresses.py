@@ -23,6 +23,12 @@ def test_an_unknown_scheme_is_a_usage_error() -> None:
         storage.list_files("zzz://x")
 
 
+def test_an_empty_address_is_none() -> None:
+    for empty in ("", " "):
+        with pytest.raises(UsageError, match=r"^an address is empty: is a variable not set\?$"):
+            storage.absolute(empty)
+
+
 @pytest.mark.parametrize(
     ("slip", "meant"),
     [("s3:/lake/tables", "s3://lake/tables"), ("s3:lake", "s3://lake"), ("file:/lake", "file:///lake")],

@@ -73,7 +73,7 @@ def test_weights_that_are_not_there_are_told_at_once(job: TrainJob, tmp_path: Pa
     model = CaptionerConfig(encoder_weights=str(tmp_path / "eye.safetensors"))
     recipe = Recipe("captioner", model, CaptionerDecoding(), TrainConfig(batch_size=16))
     assert refusal(replace(job, recipe=recipe)) == (
-        f"there are no weights at {tmp_path}/eye.safetensors: name a safetensors file, or `hub`"
+        f"there are no weights at {tmp_path}/eye.safetensors: name a safetensors file, or hub"
     )
     (tmp_path / "eye.safetensors").write_bytes(b"")
     runs.check(replace(job, recipe=recipe))
