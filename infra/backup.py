@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, cast
 
 import fsspec
 
@@ -31,6 +31,9 @@ END = "end"
 """The last member says how many others there are: a stream that was cut off has none."""
 LOG = "/_delta_log/"
 HINT = "_last_checkpoint"
+IN_MEMORY = 64 << 20
+"""Bytes of an object that is copied before it is saved; more go through a temporary file."""
+ATTEMPTS = 3
 
 
 def save(uris: Sequence[str], stream: BinaryIO) -> int:
@@ -92,13 +95,27 @@ def objects(uri: str) -> Iterator[tuple[str, int, BinaryIO]]:
             key = path.removeprefix(root).lstrip("/")
             if entry["type"] != "file" or not key or not is_due(key):
                 continue
-            try:
-                content = fs.open(path, "rb")
-                size = content.seek(0, io.SEEK_END)
+            if (content := copied(fs, path)) is not None:
+                size = content.tell()
                 content.seek(0)
-            except FileNotFoundError:  # jobs remove what they need no more
-                continue
-            yield key, size, content
+                yield key, size, content
+
+
+def copied(fs: fsspec.AbstractFileSystem, path: str) -> BinaryIO | None:
+    """An object as it is at one moment; none where it is gone, as jobs remove what they need no more. Of one that was
+    written anew meanwhile a store refuses the rest: it is begun again."""
+    for left in range(ATTEMPTS, 0, -1):
+        copy = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115, closed by who saves it
+        try:
+            with fs.open(path, "rb") as content:
+                shutil.copyfileobj(content, copy, 1 << 20)
+            return cast(BinaryIO, copy)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            if left == 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 def restore(uris: Sequence[str], stream: BinaryIO) -> int:

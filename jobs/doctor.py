@@ -179,13 +179,16 @@ def mlflow(uri: str) -> Check:
     """Asks MLflow for one experiment.
 
     Raises:
-        UsageError: MLflow refuses, or its database is not there.
+        UsageError: MLflow refuses.
         ConnectionError: it is not there.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
         return Check("MLflow", "note", "MLFLOW_TRACKING_URI is not set: jobs write to mlflow.db where they are started")
-    server.check_there(uri)
+    try:
+        server.check_there(uri)
+    except UsageError as error:
+        return Check("MLflow", "note", f"{error}: the first training makes it")
     try:
         server.client(uri).search_experiments(max_results=1)
     except server.unreachable() as error:

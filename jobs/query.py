@@ -78,7 +78,9 @@ def form_of(options: QueryOptions) -> str:
     if not options.out:
         return "table" if options.format == "auto" else options.format
     form = ENDINGS.get(PurePath(options.out).suffix.lower()) if options.format == "auto" else options.format
-    if form in (None, "table"):
+    if form == "table":
+        raise UsageError("--format table leaves rows out, and is for a terminal: write csv, json or parquet to --out")
+    if form is None:
         raise UsageError(
             f"--out {options.out} needs --format csv, json or parquet, or to end with .csv, .json or .parquet"
         )

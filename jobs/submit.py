@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.errors import EndedError
+from pipelines import storage
 
 if TYPE_CHECKING:
     from pipelines.cluster.submission import Ending
@@ -87,6 +88,9 @@ def check(command: Sequence[str]) -> None:
     if not command or command[0] not in verbs:
         given = f", not '{command[0]}'" if command else ""
         raise UsageError(f"after -- comes a verb and its options{given}: {', '.join(verbs)}")
+    named = {word.partition("=")[0] for word in command}
+    if command[0] in ("train", "demo") and not named & {"--storage", "--help", "-h"}:
+        raise UsageError(f"`storage` is needed: by default {command[0]} writes below the folder where the job runs")
     for option, value in _values(command[1:]):
         begins = PATTERN.split(value, maxsplit=1)[0]
         place = begins if begins == value else begins.rpartition("/")[0] + "/"
@@ -96,6 +100,7 @@ def check(command: Sequence[str]) -> None:
                 "give an address that it reaches, such as s3://…"
             )
         if option in PLACES and not ANYWHERE.match(value.removeprefix("file://")):
+            storage.absolute(value)  # which says what is wrong with s3:/lake
             raise UsageError(
                 f"{option} {value} is a path below the folder where the job runs on the cluster, and is gone after it: "
                 "give an address that it reaches, such as s3://…"

@@ -100,7 +100,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
         places.check_apart({"data": storage.join(options.data, split)}, "storage", written)
     options.windows.check()
     options.windows.check_for(options.model)
-    check_finished(options.data)
+    check_finished(options.data, levels=1)
     cut = options.windows.cut_for(options.model)
     job = runs.TrainJob(
         recipe=Recipe(hybrid, options.model, options.decoding, options.train, options.limits, cut),

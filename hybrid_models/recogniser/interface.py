@@ -30,7 +30,7 @@ class RecogniserInterface(Interface):
     schema_version: ClassVar[int] = 1
     samples_version: ClassVar[int] = 3  # frames of clips are chosen by time; edit lists and AVI are put right
     metrics: ClassVar[Mapping[str, bool]] = {"accuracy": True, "macro_f1": True}
-    truth: ClassVar[tuple[str, ...]] = ("label",)
+    truth: ClassVar[tuple[str, ...]] = ("reference",)
 
     @classmethod
     def preprocess(cls, config: HybridConfig, assets: Mapping[str, str]) -> Preprocess:

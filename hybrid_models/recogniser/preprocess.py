@@ -12,6 +12,7 @@ from PIL import Image
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs, Preprocess, Sample
+from hybrid_models.text import pack_json
 from hybrid_models.visual import VisualConfig
 
 LABELS = "labels.json"
@@ -107,7 +108,7 @@ def read_labels(assets: Mapping[str, str]) -> list[str]:
 
 class RecogniserPreprocess(Preprocess):
     """Checks frames: `frames` uint8 [T,H,W,3], where known `times` float32 [T] (seconds), `frame_count`, `length`; for
-    training `label`, its number."""
+    training `label`, its number, and `reference`, its text, which is the same to models of other labels."""
 
     def __init__(self, config: RecogniserConfig, assets: Mapping[str, str]) -> None:
         self.config = config
@@ -134,6 +135,7 @@ class RecogniserPreprocess(Preprocess):
             if label not in self._numbers:
                 raise BadSample("UnknownLabel", f"'{label}' is none of {', '.join(self._numbers)}"[:MAX_CHARACTERS])
             sample["label"] = np.asarray(self._numbers[label], dtype=np.int64)
+            sample["reference"] = pack_json(label)
         return sample
 
     def _coloured(self, grey: np.ndarray) -> np.ndarray:

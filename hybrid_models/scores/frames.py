@@ -152,7 +152,7 @@ def ssim(forecast: np.ndarray, observed: np.ndarray, data_range: float = SSIM_RA
     sample covariances, as scikit-image computes it.
 
     Args:
-        forecast: `[L, H, W]`, at least 7 x 7.
+        forecast: `[L, H, W]`, at least 7 x 7; one that is no number, as persistence has of a gap, is a 0.
         observed: `[L, H, W]`, NaN where nothing was measured: windows with such a pixel are left out, and a frame
             without any other has NaN.
         data_range: span of the values.
@@ -166,7 +166,7 @@ def ssim(forecast: np.ndarray, observed: np.ndarray, data_range: float = SSIM_RA
             f"{_SSIM_WINDOW} or more"
         )
     missing = ~np.isfinite(observed)
-    x, y = (np.where(missing, 0, frames).astype(np.float64) for frames in (forecast, observed))
+    x, y = (np.where(missing | ~np.isfinite(frames), 0, frames).astype(np.float64) for frames in (forecast, observed))
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = (_window_means(field) for field in (x, y, x * x, y * y, x * y))
     pixels = _SSIM_WINDOW**2
     var_x, var_y, cov = (

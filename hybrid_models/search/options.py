@@ -10,6 +10,7 @@ from hybrid_models.interface import DecodingConfig
 from hybrid_models.symbols import BOS, EOS, PAD, UNK
 
 MOST_BEAM = 256
+MOST_PENALTY = 10.0
 MOST_TOKENS = 10_000
 """The longest output that may be asked for."""
 
@@ -19,7 +20,8 @@ class SearchOptions:
     """How to search.
 
     Raises:
-        UsageError: a beam below 1 or above `MOST_BEAM`, or a negative length penalty, minimum length or `no_repeat`.
+        UsageError: a beam below 1 or above `MOST_BEAM`, a length penalty that is negative or above `MOST_PENALTY`, or a
+            negative minimum length or `no_repeat`.
     """
 
     start: int
@@ -44,8 +46,8 @@ class SearchOptions:
             raise UsageError(
                 f"beam_size is {self.beam_size}: it must be at most {MOST_BEAM}; wider beams are no better"
             )
-        if self.length_penalty < 0:
-            raise UsageError(f"length_penalty is {self.length_penalty}: it must be 0 (off) or more")
+        if not 0 <= self.length_penalty <= MOST_PENALTY:
+            raise UsageError(f"length_penalty is {self.length_penalty}: it must be from 0 (off) to {MOST_PENALTY}")
         if self.min_length < 0:
             raise UsageError(f"min_length is {self.min_length}: it must be 0 or more")
         if self.no_repeat < 0:

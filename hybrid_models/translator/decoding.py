@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hybrid_models.errors import UsageError
@@ -25,7 +26,7 @@ class TranslatorDecoding(TextDecoding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_length_ratio < 0 or self.max_length_extra < 0 or self.max_length < 1:
+        if not 0 <= self.max_length_ratio < math.inf or self.max_length_extra < 0 or self.max_length < 1:
             raise UsageError("max_length_ratio and max_length_extra must be 0 or more, max_length at least 1")
         if self.max_length > MOST_TOKENS:
             raise UsageError(f"max_length is {self.max_length}: it must be at most {MOST_TOKENS}")

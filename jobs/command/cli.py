@@ -118,6 +118,9 @@ def run(verb: Main, argv: list[str]) -> None:
     sys.exit(code)
 
 
+EMPTY = re.compile(r"--[a-z0-9._-]+=\s*", re.IGNORECASE)
+
+
 def check_words(argv: Sequence[str]) -> None:
     """Refuses a word that is empty, as that of a variable which is not set: an empty address is one folder or another,
     an empty date all nights.
@@ -128,7 +131,7 @@ def check_words(argv: Sequence[str]) -> None:
     from hybrid_models.errors import UsageError
 
     for before, word in zip(("", *argv), argv, strict=False):
-        if not word.strip() or (word.startswith("--") and word.endswith("=")):
+        if not word.strip() or EMPTY.fullmatch(word):
             place = before if not word.strip() else word
             raise UsageError(f"a word of the command is empty{place and f', at {place}'}: is a variable not set?")
 

@@ -113,7 +113,9 @@ def prepare_manifest(
     described = _by_file(rows, manifest, replace(columns, file=named.uri_column))
     members = {member.uri: replace(member, sample_id=member.uri) for member in found}
     _check_names(described)
-    writer = DatasetWriter(out, "manifest", rows_per_shard, {**shares, "seed": seed}, {"manifest": manifest})
+    origins = {"manifests_in": storage.absolute(manifest).rpartition("/")[0]}  # there may be one for each day
+    options = {"manifest": manifest, **shares, "seed": seed}
+    writer = DatasetWriter(out, "manifest", rows_per_shard, options, origins)
     return _pack(writer, [members[uri] for uri in sorted(members)], described, columns.group, shares, seed)
 
 

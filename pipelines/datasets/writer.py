@@ -2,7 +2,8 @@
 
 `<out>/<split>/<name>-<split>-00000.tar` (or `.jsonl.gz`), and `<out>/_manifest.json`, written last, with the rows,
 bytes and SHA-256 of every shard. The same call writes the same bytes: archives carry no times, owners or host names.
-Until it ends, `<out>/_unfinished` says so: splits of two calls may share what is in them.
+Until it ends, `<out>/_unfinished` says so: splits of two calls may share what is in them. It has the names of shards
+that are called what their source calls them, by which the next call knows them.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ class DatasetWriter:
         self.options = {**origins, **options}
         self._shards: dict[str, list[WrittenShard]] = {}
         self._contents: dict[str, set[bytes]] = defaultdict(set)
+        self._begun = _names_left(out)
+        """Shards with names of their own of this call, and of one that was cut short."""
 
     def write_tar(self, split: str, rows: Iterable[TarRow], rows_per_shard: int | None = None) -> None:
         """Writes rows as WebDataset shards: the members of a row share its key as file name."""
@@ -128,13 +131,18 @@ class DatasetWriter:
         One that is there with this content already is left alone, so that what was computed from it stays valid.
         """
         self._contents[split].add(hashlib.sha256(data).digest())
+        self._begun.add(f"{split}/{file_name}")
+        self._begin()
         self._write(split, file_name, data, rows)
+
+    def _begin(self) -> None:
+        storage.write_bytes(storage.join(self.out, UNFINISHED), "\n".join(sorted(self._begun)).encode())
 
     def _write(self, split: str, file_name: str, data: bytes, rows: int) -> None:
         name = f"{split}/{file_name}"
         uri = storage.join(self.out, name)
         if not self._shards:
-            storage.write_bytes(storage.join(self.out, UNFINISHED), b"")
+            self._begin()
         if not _has_content(uri, data):
             storage.write_bytes(uri, data)
         shard = WrittenShard(name, rows, len(data), hashlib.sha256(data).hexdigest())
@@ -196,7 +204,7 @@ class DatasetWriter:
         root = storage.absolute(self.out)
         written = {shard.name for shards in self._shards.values() for shard in shards}
         there = read_manifest(self.out)
-        earlier = set() if there is None else {shard.name for shard in there.shards}
+        earlier = self._begun | (set() if there is None else {shard.name for shard in there.shards})
         for file in storage.list_files(root):
             name = file.uri.removeprefix(root).lstrip("/")
             if name not in written and (name in earlier or self._is_ours(name)):
@@ -219,36 +227,48 @@ def _label(split: str) -> str:
 
 
 def _other_origin(told: Mapping[str, Any], ours: Mapping[str, str]) -> str:
-    """Where a data set comes from, if that is nowhere that ours does; who moves the photographs or writes a new table
-    has the same one still."""
-    theirs = {option: str(told[option]) for option in ours if told.get(option)}
-    if not theirs or any(storage.absolute(place) == ours[option] for option, place in theirs.items()):
+    """Where a data set comes from, if that is told and nowhere that ours does; who moves the photographs or writes a
+    new table has the same one still."""
+    theirs = {option: str(told.get(option, "")) for option in ours}
+    if not all(theirs.values()) or any(place == ours[option] for option, place in theirs.items()):
         return ""
     return " and ".join(theirs.values())
 
 
-def check_finished(uri: str) -> None:
+def _names_left(out: str) -> set[str]:
+    try:
+        return set(storage.read_text(storage.join(out, UNFINISHED)).splitlines())
+    except FileNotFoundError:
+        return set()
+
+
+def check_finished(uri: str, levels: int = LEVELS) -> None:
     """Refuses a data set that is being prepared, or was not to the end: what is in one split may be in another one.
 
     Args:
         uri: its folder, a split's, or shards of one.
+        levels: in how many folders to look, from there up to one that has a manifest; 1 is its own alone.
 
     Raises:
         UsageError: it is unfinished.
     """
     place = storage.absolute(uri)
-    for _ in range(LEVELS):
+    for _ in range(levels):
         if not place.strip("/") or place.endswith(":/"):
             return
         try:
             unfinished = storage.exists(storage.join(place, UNFINISHED))
+            whole = storage.exists(storage.join(place, MANIFEST))
         except storage.StorageError as error:  # of a folder that is none of the user's; reading tells of a store's
             log.debug("%s", error)
             return
         if unfinished:
             raise UsageError(
-                f"the data set in {place} is not whole: it is being prepared, or that was cut short; prepare it again"
+                f"the data set in {place} is not whole: it is being prepared, or that was cut short; prepare it again "
+                f"(or remove {storage.join(place, UNFINISHED)} if none is to be there)"
             )
+        if whole:
+            return
         place = place.rpartition("/")[0]
 
 

@@ -28,7 +28,7 @@ from pipelines.staging.pieces import Lineage, Piece, table_schema
 if TYPE_CHECKING:
     from hybrid_models.contract import Hybrid
 
-RECORDS_VERSION = 5
+RECORDS_VERSION = 6
 """Raised whenever a hybrid's `record` keeps something else, so that older records are not taken for new ones."""
 
 DEPENDENT_TIMES = 12

@@ -195,8 +195,10 @@ def read(uri: str, expected: str | None = None, tracking_uri: str | None = None)
     if uri.startswith("models:/"):
         from pipelines.models import registry, server  # only registered models need MLflow
 
+        place = tracking_uri or server.default_uri()
+        server.check_there(place)
         with tempfile.TemporaryDirectory() as scratch:
-            folder, model, version = registry.fetch_model(uri, Path(scratch), tracking_uri or server.default_uri())
+            folder, model, version = registry.fetch_model(uri, Path(scratch), place)
             artifact = Artifact(_read_files(str(folder), model), model, version)
     else:
         place = storage.absolute(uri)

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 Files = dict[str, bytes]
 """Contents by file name."""
+NAMED = 40
+"""Labels up to which a matrix has their names, and grows with them: it is drawn in memory."""
 NUMBERED = 20
 """With more labels, a confusion matrix shows no numbers."""
 
@@ -112,12 +114,13 @@ def confusion_matrix(found: Mapping[str, Any]) -> bytes:
     """
     labels, counts = found["labels"], np.array(found["counts"], float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 1.6 + 0.42 * len(labels)
+    side = 1.6 + 0.42 * min(len(labels), NAMED)
     figure = Figure((side, side), layout="constrained")
     panel = figure.subplots()
     panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    panel.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
-    panel.set_yticks(range(len(labels)), labels, parse_math=False)
+    if len(labels) <= NAMED:
+        panel.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
+        panel.set_yticks(range(len(labels)), labels, parse_math=False)
     panel.tick_params(length=0, labelsize=8)
     panel.set_xlabel("said", fontsize=9)
     panel.set_ylabel("true", fontsize=9)

@@ -52,10 +52,12 @@ class HybridModel(PythonModel):
 
 
 def _stored(value: Any) -> Any:
-    """A value as a Parquet shard has it: frames are a .npy file's bytes, other arrays are lists."""
+    """A value as a Parquet shard has it: frames are a .npy file's bytes, other arrays are lists, nothing is None."""
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
     if not isinstance(value, np.ndarray):
-        return value
-    return npy_bytes(value) if value.ndim > 1 else value.tolist()
+        return None if pd.api.types.is_scalar(value) and pd.isna(value) else value
+    return npy_bytes(value) if value.ndim > 1 and value.dtype != object else value.tolist()
 
 
 mlflow.models.set_model(HybridModel())

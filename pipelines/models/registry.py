@@ -68,6 +68,31 @@ def kinds(tracking_uri: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def kind_of(client: MlflowClient, name: str) -> str | None:
+    """Which hybrid a registered model is, or its name where nothing tells; None if it has no version yet.
+
+    Raises:
+        MlflowException: it cannot be asked.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    if kind := model.tags.get(KIND_TAG):
+        return str(kind)
+    return name if client.search_model_versions(_named(name), max_results=1) else None
+
+
+def _named(name: str) -> str:
+    """What MLflow searches versions by."""
+    quote = '"' if "'" in name else "'"  # somebody else's name may have one
+    return f"name = {quote}{name}{quote}"
+
+
 def check(tracking_uri: str, name: str, kind: str, experiment: str) -> None:
     """Refuses to register a hybrid under a name that is another one's, and an experiment that was deleted, where
     nothing can be logged. Nothing is said where MLflow is away.
@@ -76,14 +101,15 @@ def check(tracking_uri: str, name: str, kind: str, experiment: str) -> None:
         UsageError: names what is in the way.
     """
     try:
-        there = kinds(tracking_uri).get(name, kind if name not in HYBRIDS else name)
-        with _client(tracking_uri, f"ask for the experiment {experiment}") as client:
+        with _client(tracking_uri, f"ask for the model {name} and the experiment {experiment}") as client:
+            there = kind_of(client, name) or (name if name in HYBRIDS else kind)
             found = client.get_experiment_by_name(experiment)
     except ConnectionError as error:
         log.warning("%s", error)
         return
     if there != kind:
-        raise UsageError(f"`register_as` {name} is a {there}, not a {kind}: give another name")
+        what = f"a {there}, not a {kind}" if there in HYBRIDS else "somebody's model, and no hybrid"
+        raise UsageError(f"`register_as` {name} is {what}: give another name")
     if found is not None and found.lifecycle_stage == "deleted":
         raise UsageError(f"the MLflow experiment '{experiment}' was deleted: restore it, or name another `experiment`")
 
@@ -97,8 +123,7 @@ def versions(tracking_uri: str, names: Sequence[str]) -> list[Version]:
     found = []
     with _client(tracking_uri, "list the models") as client:
         for name in names:
-            quote = '"' if "'" in name else "'"  # somebody else's name may have one
-            registered = client.search_model_versions(f"name = {quote}{name}{quote}")
+            registered = client.search_model_versions(_named(name))
             aliases = _aliases(client, name) if registered else {}  # a search leaves them out
             newest_first = sorted(registered, key=lambda one: -int(one.version))
             found += [_version(one, aliases) for one in newest_first]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.models import server
-from pipelines.models.registry import CHALLENGER, KIND_TAG, TRAINING_TAG
+from pipelines.models.registry import CHALLENGER, KIND_TAG, TRAINING_TAG, kind_of
 from pipelines.secrets import shown
 
 if TYPE_CHECKING:
@@ -168,13 +168,18 @@ class Tracker:
     def register(self, name: str, files: Mapping[str, bytes]) -> str | None:
         """Registers an artifact as the next version of the model of this name, alias `challenger`; returns the version.
 
-        Done again, it goes on with the version that this run has already: a registration is whole, or None comes back.
+        Done again, it goes on with the version that this run has already: a registration is whole, or None comes back;
+        so it does where a model of this name is of another kind by now.
         """
         if self.run_id is None:
             return None
         meta = json.loads(files["config.json"])
         with self._guarded("register the model"):
-            found = self._registered(name, self.run_id) or self._log_model(name, files)
+            found = self._registered(name, self.run_id)
+            if found is None and (there := kind_of(self._client, name) or meta["hybrid"]) != meta["hybrid"]:
+                log.warning("%s is a %s by now, not a %s: the model is not registered", name, there, meta["hybrid"])
+                return None
+            found = found or self._log_model(name, files)
             self._client.set_registered_model_tag(name, KIND_TAG, meta["hybrid"])
             self._client.set_model_version_tag(name, found, TRAINING_TAG, json.dumps(meta["training"]))
             self._client.set_registered_model_alias(name, CHALLENGER, found)

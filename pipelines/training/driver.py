@@ -90,10 +90,10 @@ def train(job: TrainJob, shards: Shards) -> Trained:
     """
     scaling, threads = _scaling(job.workers, job.gpu, job.resources.threads)
     claim(job, shards)
-    attempt = uuid.uuid4().hex
-    storage.write_bytes(storage.join(job.run, ATTEMPT), attempt.encode())
-    tracker = _open_run(job, shards)
+    attempt, tracker = uuid.uuid4().hex, None
     try:
+        storage.write_bytes(storage.join(job.run, ATTEMPT), attempt.encode())
+        tracker = _open_run(job, shards)
         initial = initial_artifact(job, shards[0])
         prepared = [prepare(job, initial, part) for part in shards]
         _fit(job, tracker, initial, prepared, scaling, threads, attempt)
@@ -106,7 +106,7 @@ def train(job: TrainJob, shards: Shards) -> Trained:
     return trained
 
 
-def _give_up(job: TrainJob, tracker: Tracker, attempt: str, error: BaseException) -> None:
+def _give_up(job: TrainJob, tracker: Tracker | None, attempt: str, error: BaseException) -> None:
     """Says so in MLflow, and lets the run go if it was a mistake; unless the run is another start's by now. A store
     that does not answer hides nothing of the error."""
     try:
@@ -116,7 +116,7 @@ def _give_up(job: TrainJob, tracker: Tracker, attempt: str, error: BaseException
     except storage.StorageError as trouble:
         log.warning("%s: %s", job.name, trouble)
         ours = True
-    if ours:
+    if ours and tracker is not None:
         tracker.finish(succeeded=False)
 
 

@@ -29,7 +29,7 @@ from pipelines.staging.actors import Featurizer
 from pipelines.staging.contents import Staged
 from pipelines.staging.pieces import PASSING, Piece
 from pipelines.training.recipe import Recipe
-from pipelines.training.runs import TrainJob
+from pipelines.training.runs import INITIAL, TrainJob
 
 log = logging.getLogger(__name__)
 PREPARED_SCHEMA = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
@@ -37,7 +37,7 @@ PREPARED_SCHEMA = pa.schema([field for field in SAMPLE_SCHEMA if field not in PA
 
 def initial_artifact(job: TrainJob, shards: list[Shard]) -> Artifact:
     """The untrained model with its assets and pretrained parts, made once and kept in the run's folder."""
-    place = storage.join(job.run, "initial")
+    place = storage.join(job.run, INITIAL)
     if not storage.exists(storage.join(place, weights.CONFIG)):
         recipe = job.recipe
         kind = HYBRIDS[recipe.hybrid]

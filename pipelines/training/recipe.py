@@ -12,7 +12,7 @@ from hybrid_models.inputs import Cut
 from hybrid_models.interface import DecodingConfig, HybridConfig
 from pipelines.reading.limits import Limits
 
-MOST = 2**31
+MOST = 2**63
 """What counts and seeds are below."""
 
 

@@ -29,6 +29,8 @@ CHECKPOINT = re.compile(r"checkpoint_epoch_(?P<epoch>\d{4,})(?:_step_(?P<step>\d
 """A checkpoint's folder in a run's: after an epoch, or at a step within the next one."""
 STATE = "run.json"
 """Of a run: what it is, a `RunState`."""
+INITIAL = "initial"
+"""Of a run: the untrained model, an artifact."""
 HISTORY = "history.jsonl"
 """Of a run that has trained: every entry that was logged, written with each checkpoint."""
 FREE = ("train.max_failures", "train.keep_checkpoints")
@@ -149,15 +151,16 @@ def check(job: TrainJob) -> Shards:
             f"`train.batch_size` {job.recipe.train.batch_size} is too small for `num_workers` {most}: "
             f"it must be at least {least}"
         )
-    for uri in job.recipe.model.weights_read:
-        if not storage.exists(uri):
-            raise UsageError(f"there are no weights at {shown(uri)}: name a safetensors file, or hub")
     cut = job.recipe.cut is not None
     train, val = (list_shards(storage.join(job.data, split), cut) for split in ("train", "val"))
     storage.check_writable(job.storage)
     _check_for_checkpoints(job.runs)
     if _check_same(job, (train, val)):
         _check_not_tidied(job)
+    if not storage.exists(storage.join(job.run, INITIAL, weights.CONFIG)):
+        for uri in job.recipe.model.weights_read:
+            if not storage.exists(uri):
+                raise UsageError(f"there are no weights at {shown(uri)}: name a safetensors file, or hub")
     return train, val
 
 
@@ -182,7 +185,7 @@ def release(job: TrainJob) -> None:
     """
     kept = [file.uri.removeprefix(job.run + "/").split("/")[0] for file in storage.list_all(job.run)]
     if not any(name in (HISTORY, "summary.json") or CHECKPOINT.fullmatch(name) for name in kept):
-        storage.delete(storage.join(job.run, "initial", weights.CONFIG))  # so it is made anew
+        storage.delete(storage.join(job.run, INITIAL, weights.CONFIG))  # so it is made anew
         storage.delete(storage.join(job.run, STATE))
 
 

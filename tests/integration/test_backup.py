@@ -94,6 +94,32 @@ def test_what_goes_or_grows_while_it_is_saved_stops_nothing(tmp_path: Path, monk
     }  # fmt: skip
 
 
+def test_what_is_written_anew_while_it_is_read_is_read_again(monkeypatch: pytest.MonkeyPatch, s3: str) -> None:
+    """A store gives no rest of an object that is another one by now, and none of one that is gone."""
+    fs, root = backup.opened(s3)
+    for name in ("a", "b"):
+        fs.pipe_file(f"{root}/{name}", b"x" * (20 << 20))
+    opened = s3fs.S3FileSystem.open
+
+    def change_after(self: Any, path: str, *args: Any, **named: Any) -> Any:
+        file = opened(self, path, *args, **named)
+        monkeypatch.undo()
+        if path.endswith("a"):
+            self.pipe_file(path, b"other")
+        else:
+            self.rm_file(path)
+        return file
+
+    found = []
+    for name in ("a", "b"):
+        monkeypatch.setattr(s3fs.S3FileSystem, "open", change_after)
+        found.append(backup.copied(fs, f"{root}/{name}"))
+    assert found[1] is None
+    assert found[0] is not None
+    found[0].seek(0)
+    assert found[0].read() == b"other"
+
+
 @pytest.mark.timeout(1800)
 def test_what_was_saved_is_there_again_on_fresh_servers(
     tmp_path: Path, servers: list, monkeypatch: pytest.MonkeyPatch

@@ -151,7 +151,7 @@ def test_rows_go_to_a_file_and_the_summary_to_stdout(
         ),
         (
             [SQL, "--tables", "{lake}", "--format", "table", "--out", "rows.csv"],
-            "--out rows.csv needs --format csv, json or parquet, or to end with .csv, .json or .parquet",
+            "--format table leaves rows out, and is for a terminal: write csv, json or parquet to --out",
         ),
         (["SELECT nothing FROM nowcasts", "--tables", "{lake}"], 'Referenced column "nothing" not found'),
         (["SELECT 1", "--tables", "{lake}/none"], "no tables at {lake}/none: `hybrid infer` writes captions, "),

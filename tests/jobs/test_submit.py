@@ -24,7 +24,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert refusal("--", "fly").startswith("after -- comes a verb and its options, not 'fly': ")
     assert refusal("--", "query", "SELECT 1").startswith("after -- comes a verb and its options, not 'query': ")
     assert refusal("--", "evaluate") == "--address is needed: the URL of the cluster's dashboard, http://HEAD:8265"
-    assert refusal("--address", "head", "--", "train").startswith("--address 'head' is not the URL")
+    assert refusal("--address", "head", "--", "evaluate").startswith("--address 'head' is not the URL")
     assert "--colour" in refusal("--colour", "red", "--", "train")
     (tmp_path / "lake" / "ds=1" / "multi30k").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -32,9 +32,14 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     places = ("lake/ds=1/multi30k", "./lake", "lake/*/x.tar", "lake/{ds}", "lake/ds=*/x.tar", "~/lake")
     for words in (*(("--data", place) for place in places), ("--data=./lake",)):
         assert "is a path of this machine alone, which the cluster does not see: " in refusal(
-            "--", "train", "translator-multi30k", *words, "--name", "lake"
+            "--", "train", "translator-multi30k", *words, "--storage", "s3://lake"
         )
-    assert refusal("--", "train", "x", "--data", "s3://lake/x", "--name", "lake").startswith("--address is needed")
+    assert refusal("--", "train", "x", "--data", "s3://lake/x", "--storage=s3://lake").startswith("--address is needed")
+    for verb in ("train x --data s3://lake/x", "demo"):
+        assert refusal("--", *verb.split()) == (
+            f"--storage is needed: by default {verb.split()[0]} writes below the folder where the job runs"
+        )
+    assert refusal("--", "tidy", "--storage", "s3:/lake") == "s3:/lake is no address: write s3://lake"
     for option in ("--tables", "--storage", "--input", "--data", "--out", "--source", "--references"):
         for place in ("lake", "morning.html", "file://lake", "none/x"):
             for words in ([option, place], [f"{option}={place}"], [option, "s3://lake/a", place]):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
+from hybrid_models.recogniser.interface import RecogniserInterface
 from hybrid_models.recogniser.preprocess import (
     LABELS,
     MAX_LABELS,
@@ -17,6 +18,7 @@ from hybrid_models.recogniser.preprocess import (
     learn_labels,
     read_labels,
 )
+from pipelines.staging.actors import digest
 
 CONFIG = RecogniserConfig(image_size=32, frames=3)
 ASSETS = {LABELS: '["jump", "run"]'}
@@ -68,7 +70,13 @@ def test_clips_are_samples_with_the_number_of_their_label():
         "frame_count": 2, "length": 2, "label": 1,
     }  # fmt: skip
     np.testing.assert_array_equal(sample["frames"], clip)
-    assert "label" not in preprocess(Inputs(clip, {}), with_target=False)
+    assert not {"label", "reference"} & preprocess(Inputs(clip, {}), with_target=False).keys()
+    more = RecogniserPreprocess(CONFIG, {LABELS: '["clap", "jump", "run"]'})
+    other = more(Inputs(clip, {"label": "run"}), with_target=True)
+    assert int(other["label"]) == 2
+    assert digest(other, RecogniserInterface.truth) == digest(sample, RecogniserInterface.truth), "beside a champion"
+    jump = more(Inputs(clip, {"label": "jump"}), with_target=True)
+    assert digest(jump, RecogniserInterface.truth) != digest(sample, RecogniserInterface.truth)
     with pytest.raises(BadSample, match="UnknownLabel: 'swim' is none of jump, run"):
         preprocess(Inputs(clip, {"label": "swim"}), with_target=True)
 

@@ -174,6 +174,14 @@ def test_ssim_leaves_out_windows_over_what_was_not_measured(rng):
     np.testing.assert_allclose(ssim(forecast, holed), [whole[0], np.nan, ssim(forecast, observed)[2]])
 
 
+def test_ssim_takes_a_gap_in_a_forecast_for_nothing(rng):
+    """The newest frame, which persistence says again, may have one: it would be judged on fewer frames, or on none."""
+    observed, forecast = rng.random((2, 9, 9)), rng.random((2, 9, 9))
+    holed, dark = forecast.copy(), forecast.copy()
+    holed[0, 1, 1], dark[0, 1, 1] = np.nan, 0
+    np.testing.assert_array_equal(ssim(holed, observed), ssim(dark, observed))
+
+
 def test_ssim_needs_frames_of_a_window():
     with pytest.raises(UsageError, match=r"\(1, 6, 9\).*7 x 7 or more"):
         ssim(np.zeros((1, 6, 9)), np.zeros((1, 6, 9)))

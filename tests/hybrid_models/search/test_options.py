@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from hybrid_models.captioner.decoding import CaptionerDecoding
@@ -13,6 +15,15 @@ WRONG = {"beam_size": 0, "length_penalty": -0.1, "min_length": -1}
 def test_wrong_options(name: str) -> None:
     with pytest.raises(UsageError, match=f"^{name} is "):
         SearchOptions(1, 2, **{name: WRONG.get(name, -1)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("penalty", [math.nan, math.inf, 400.0])
+def test_a_length_penalty_that_no_length_is_divided_by_is_refused(penalty: float) -> None:
+    """By NaN nothing is better than nothing at all: empty texts, and no error in the night."""
+    with pytest.raises(UsageError, match=rf"^length_penalty is {penalty}: it must be from 0 \(off\) to 10.0$"):
+        SearchOptions(1, 2, length_penalty=penalty)
+    with pytest.raises(UsageError, match="max_length_ratio"):
+        TranslatorDecoding(max_length_ratio=penalty * math.inf)
 
 
 @pytest.mark.parametrize("kind", [TextDecoding, CaptionerDecoding, TranslatorDecoding])

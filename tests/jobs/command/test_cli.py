@@ -62,6 +62,7 @@ def test_an_empty_word_is_no_choice_of_the_users(
     """`--ds "$DS"` at two in the morning, and all nights would be restored."""
     code, out, err = ended(raising(AssertionError("it went on")), capsys, words)
     assert (code, out, err) == (2, "", f"hybrid: a word of the command is empty{place}: is a variable not set?\n")
+    cli.check_words(["--input=s3://lake/ds=", "--out", "x=", "-- a comment =", "SELECT 1"])
 
 
 def test_a_wrong_address_is_one_line(tmp_path: Path) -> None:

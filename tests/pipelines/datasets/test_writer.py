@@ -168,10 +168,30 @@ def test_a_data_set_that_was_not_prepared_to_its_end_is_told(tmp_path: Path, pla
     check_finished(asked[0])
     writer.write_tar("train", [("k", {"txt": b"1"})])
     for uri in asked:
-        with pytest.raises(UsageError, match=r"data set in .*/data is not whole: .*; prepare it again$"):
+        with pytest.raises(
+            UsageError, match=r"data set in .*/data is not whole: .*; prepare it again \(or remove .*/data/_"
+        ):
             check_finished(uri)
+    write(tmp_path / "data" / "other", 4)
+    for uri in ("", "/train", "/train/*.tar"):
+        check_finished(f"{tmp_path}/data/other{uri}")
+    check_finished(asked[1], levels=1)
     write(tmp_path / "data", 7)
     check_finished(asked[0])
+
+
+def test_what_a_call_that_was_cut_short_named_itself_goes_with_the_next(tmp_path: Path) -> None:
+    """An event that it put into train would stay there when the next one puts it into val."""
+    for names in ("ab", "cd"):
+        writer = DatasetWriter(str(tmp_path), "radar", 1, {})
+        for name in names:
+            writer.write_file("train", f"{name}.nc", name.encode(), 4)
+    (tmp_path / "train" / "mine.nc").write_bytes(b"the user's")
+    writer = DatasetWriter(str(tmp_path), "radar", 1, {})
+    writer.write_file("train", "c.nc", b"c", 4)
+    writer.write_file("val", "b.nc", b"b", 4)
+    writer.finish()
+    assert sorted(files(tmp_path)) == ["_manifest.json", "train/c.nc", "train/mine.nc", "val/b.nc"]
 
 
 def test_what_cannot_be_written_is_the_users_mistake(tmp_path: Path) -> None:

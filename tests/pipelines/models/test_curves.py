@@ -55,6 +55,8 @@ def test_a_confusion_is_dark_where_most_of_a_label_went() -> None:
         (content,) = curves.evaluation_curves({"confusion": found}).values()
         drawn[name] = np.asarray(Image.open(io.BytesIO(content)).convert("L")).astype(int)
     assert curves.confusion_matrix({"labels": list(map(str, range(30))), "counts": np.eye(30).tolist()})
+    many = curves.confusion_matrix({"labels": list(map(str, range(1000))), "counts": np.eye(1000).tolist()})
+    assert max(Image.open(io.BytesIO(many)).size) < 2000, "it is drawn in memory, before a model is registered"
     height, width = drawn["right"].shape
     middle = (slice(height // 3, height // 2), slice(width // 2, 2 * width // 3))
     assert drawn["right"][middle].mean() < drawn["wrong"][middle].mean() - 50

@@ -100,6 +100,16 @@ def test_lists_are_fields(load: Callable[[str], Any]) -> None:
     assert rows["status"].tolist() == ["ok", "ok"]
 
 
+def test_odd_cells_cost_their_own_row(load: Callable[[str], Any]) -> None:
+    photo = tiny.jpeg(0)
+    odd = [photo, bytearray(photo), memoryview(photo), np.array([["a"], [None]], dtype=object), None]
+    rows = load("models:/captioner/1").predict(pd.DataFrame({"photo": pd.Series(odd, dtype=object)}))
+    assert rows["status"].tolist() == ["ok", "ok", "ok", "error", "error"]
+    assert len(set(rows["caption"][:3])) == 1
+    texts = pd.DataFrame({"en": pd.Series([TEXTS[0], pd.NaT, pd.NA], dtype=object)})
+    assert load("models:/translator/1").predict(texts)["status"].tolist() == ["ok", "error", "error"]
+
+
 def test_a_model_is_loaded_once(load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = load("models:/translator/1")
     monkeypatch.setattr(Artifact, "load", None)

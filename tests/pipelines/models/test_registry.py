@@ -73,6 +73,23 @@ def test_models_have_names_of_their_own_and_a_kind(uri: str, tmp_path: Path) -> 
         with pytest.raises(UsageError, match=rf"`register_as` {name} is a \w+, not a captioner: give another name"):
             registry.check(other, name, kind, "hybrid")
     registry.check("sqlite:////proc/nowhere/mlflow.db", "translator", "translator", "hybrid")
+    registry.check(other, "somebody-elses", "captioner", "hybrid")  # which has no version
+    client.create_model_version("somebody-elses", f"file://{tmp_path}")
+    with pytest.raises(UsageError, match=r"somebody-elses is somebody's model, and no hybrid: give another name$"):
+        registry.check(other, "somebody-elses", "captioner", "hybrid")
+
+
+def test_a_name_that_another_kind_took_meanwhile_is_left_to_it(uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Two first trainings were both checked before there was any model."""
+    files = artifacts.make(tiny.translator(), TranslatorDecoding(beam_size=1), TRAINING, "Card.\n")
+    client = mlflow.MlflowClient(uri)
+    client.create_registered_model("taken", tags={"hybrid.kind": "captioner"})
+    tracker = Tracker(uri)
+    tracker.start("train", {}, {})
+    assert tracker.register("taken", files) is None
+    assert "taken is a captioner by now, not a translator: the model is not registered" in caplog.text
+    assert registry.kinds(uri)["taken"] == "captioner"
+    assert not client.search_model_versions("name = 'taken'")
 
 
 @pytest.mark.parametrize("name", ["o'brien", 'the "best"'])

@@ -392,7 +392,7 @@ def test_ctrl_c_is_the_programs_again_after_a_training() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def fail_with(error: Exception) -> None:
+def fail_with(error: BaseException) -> None:
     raise error
 
 
@@ -418,6 +418,17 @@ def test_a_start_that_is_not_the_newest_leaves_the_run_alone(
     assert (state is not None) == superseded
     found = {run.info.run_name: run.info.status for run in mlflow.MlflowClient(job.tracking_uri).search_runs(["1"])}
     assert found == {"away": "FAILED", "twice": "RUNNING" if superseded else "FAILED"}
+
+
+def test_a_first_start_that_waits_for_mlflow_in_vain_lets_its_name_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tmp_path, "begun")
+    monkeypatch.setattr(driver, "_scaling", lambda *_: (None, 1))
+    monkeypatch.setattr(driver.Tracker, "start", lambda *_: fail_with(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        driver.train(job, ([], []))
+    assert runs.read_state(job) is None
 
 
 def test_a_validation_shard_that_is_gone_costs_pictures_and_not_the_model(

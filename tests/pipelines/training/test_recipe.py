@@ -32,11 +32,11 @@ def test_defaults_are_possible() -> None:
             for value in (0, -3)
         ],
         *[
-            ({name: value}, f"`train.{name}` is {value}: it must be 0 or more, below 2147483648")
+            ({name: value}, f"`train.{name}` is {value}: it must be 0 or more, below 9223372036854775808")
             for name in ("weight_decay", "warmup_steps", "validate_samples", "max_failures", "seed")
             for value in (-1, 1 << 70)
         ],
-        ({"weight_decay": math.nan}, "`train.weight_decay` is nan: it must be 0 or more, below 2147483648"),
+        ({"weight_decay": math.nan}, "`train.weight_decay` is nan: it must be 0 or more, below 9223372036854775808"),
         ({"learning_rate": math.nan}, "`train.learning_rate` is nan: it must be positive"),
         ({"clip_norm": math.inf}, "`train.clip_norm` is inf: it must be positive"),
         ({"learning_rate": 0.0}, "`train.learning_rate` is 0.0: it must be positive"),

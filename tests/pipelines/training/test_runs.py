@@ -76,7 +76,11 @@ def test_weights_that_are_not_there_are_told_at_once(job: TrainJob, tmp_path: Pa
         f"there are no weights at {tmp_path}/eye.safetensors: name a safetensors file, or hub"
     )
     (tmp_path / "eye.safetensors").write_bytes(b"")
-    runs.check(replace(job, recipe=recipe))
+    shards = runs.check(replace(job, recipe=recipe))
+    (tmp_path / "eye.safetensors").unlink()
+    runs.claim(replace(job, recipe=recipe), shards)
+    storage.write_bytes(f"{job.run}/initial/config.json", b"{}")
+    runs.check(replace(job, recipe=recipe))  # which has read them
 
 
 def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
