@@ -104,12 +104,15 @@ def test_a_damaged_entry_of_the_log_is_said_and_nothing_is_removed(tmp_path: Pat
     DeltaTable(table).create_checkpoint()
     entry = Path(table, "_delta_log/00000000000000000002.json")
     whole = entry.read_text()
-    for damaged in ("{", whole[:-20], "[]", ""):
+    for damaged in ("{", whole[:-20], "[]"):
         entry.write_text(damaged)
         with pytest.raises(
             UsageError, match=r"cannot be tidied: .*0002\.json, an entry of its log, is damaged; bring it"
         ):
             upkeep.tidy(table, 0)
+    entry.write_text("")
+    with pytest.raises(UsageError, match=r"cannot be read: .*0002\.json, an entry of its log, is damaged; move it out"):
+        upkeep.tidy(table, 0)
     entry.unlink()
     with pytest.raises(UsageError, match=r"0002\.json, an entry of its log, is missing; bring it back from a backup"):
         upkeep.tidy(table, 0)
