@@ -44,14 +44,17 @@ class Nowcaster(NowcasterInterface, Hybrid):
         self.net = EncoderForecaster(*sizes) if self.config.unit == "mm/h" else FramePredictor(*sizes, channels)
 
     def collate(self, samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Batch:
-        """`past` float16 [B,P,H,W]; `step_minutes`, `n_leads`, `issue_time` [B]; `future` float16 [B,L,H,W] with L the
-        most leads in the batch, NaN (no loss) beyond a sample's own. Frames in colour are [B,…,H,W,3]."""
+        """`past` float16 [B,P,H,W]; `step_minutes` [B], and `minutes`, a list of the same; lists `n_leads` and
+        `issue_time`; `future` float16 [B,L,H,W] with L the most leads in the batch, NaN (no loss) beyond a sample's
+        own. Frames in colour are [B,…,H,W,3]."""
         if rng is not None and self.config.augment:
             samples = [_turned(sample, rng) for sample in samples]
-        batch = {
-            name: torch.from_numpy(np.stack([sample[name] for sample in samples]))
-            for name in ("past", "step_minutes", "n_leads", "issue_time")
+        batch: Batch = {
+            name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in ("past", "step_minutes")
         }
+        batch["minutes"] = batch["step_minutes"].tolist()
+        for name in ("n_leads", "issue_time"):
+            batch[name] = [sample[name].item() for sample in samples]
         if all("future" in sample for sample in samples):
             futures = [torch.from_numpy(np.ascontiguousarray(sample["future"])) for sample in samples]
             batch["future"] = torch.nn.utils.rnn.pad_sequence(futures, batch_first=True, padding_value=torch.nan)
@@ -80,14 +83,14 @@ class Nowcaster(NowcasterInterface, Hybrid):
             return np.asarray(forecast[0].cpu().numpy())
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
-        n_leads = batch["n_leads"].tolist()
+        n_leads = batch["n_leads"]
         with inference(self):
             forecast, logits = self.net(batch["past"].float(), batch["step_minutes"], max(n_leads))
             kept, percents = forecast.half(), None if logits is None else _percents(logits)
             summaries = _summaries(kept, torch.isfinite(batch["past"][:, -1])).tolist()
         frames = kept.numpy(force=True).astype("<f2", copy=False)
         chance = None if percents is None else percents.numpy(force=True)
-        times = zip(batch["issue_time"].tolist(), batch["step_minutes"].tolist(), strict=True)
+        times = zip(batch["issue_time"], batch["minutes"], strict=True)
         return [
             _frame_columns(frames[i, :leads], issue_time, step_minutes)
             | _summary_columns(self.config.unit, *(values[:leads] for values in summaries[i]))

@@ -53,7 +53,7 @@ PASSED_ON = (logs.FORMAT, "HYBRID_JAIL")
 STARTED_HERE = "HYBRID_CLUSTER"
 """Address of a cluster that `start` has made, whose workers have their environment from it."""
 KNOCK_SECONDS, PATIENCE_SECONDS = 5.0, 30.0
-WAITING_BYTES = 256 << 20  # samples between two stages, for each node
+WAITING_BYTES = 256 << 20  # a share of what may wait between two stages
 
 
 _LEFT_TO_OTHERS: ContextVar[bool] = ContextVar("left_to_others", default=False)
@@ -245,8 +245,7 @@ def bound_waiting(shares: int) -> None:
     """Decoding is faster than most models: without a bound it would fill the object store with waiting samples.
 
     Args:
-        shares: of the bound: a node's, for each on which a model may compute, those that come later, too; on GPUs a
-            call's, for each that there may be at once.
+        shares: of `WAITING_BYTES` each.
     """
     import ray.data
 

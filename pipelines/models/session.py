@@ -103,6 +103,11 @@ class Inference:
         Raises:
             UsageError: the weights do not belong to the configuration.
         """
+        import torch
+
+        from hybrid_models.contract import compute_exactly
+
+        compute_exactly(torch.device(device))
         hybrid = self.artifact.load().requires_grad_(False).to(device)
         return Session(hybrid, self.decoding, self.limits, self.cut)
 

@@ -37,6 +37,8 @@ from pipelines.staging.pieces import Lineage, Piece, names_in, table_schema, uni
 
 log = logging.getLogger(__name__)
 GONE_SHOWN = 3
+AWAY_SECONDS = 60
+"""So long the packing of files waits for a store that has failed: all is computed, and only the commit is left."""
 
 
 @dataclass(frozen=True)
@@ -220,13 +222,19 @@ def _files(night: Night, pieces: Sequence[Piece], computed: bool) -> tuple[list[
         return joining.write(packs) if here else _on_nodes(packs)
 
     names = {piece.file.uri for piece in pieces}
-    if len(names) >= joining.LEAST_FILES and (computed or not _are_there(night.partition, names)):
-        try:
-            return joining.files(pieces, write, put_together=True)
-        except storage.StorageError as error:
-            log.warning("%s: what is not packed by now stays as it is: %s", night.partition, error)
-            pieces = verify(night.shards, night.folder)
-    return joining.files(pieces, write)
+    if len(names) < joining.LEAST_FILES or not (computed or not _are_there(night.partition, names)):
+        return joining.files(pieces, write)
+    try:
+        return joining.files(pieces, write, put_together=True)
+    except storage.StorageError as error:
+        log.warning("%s: packs its files again, as soon as the store answers: %s", night.partition, error)
+        storage.wait_for(night.folder, AWAY_SECONDS)
+    pieces = verify(night.shards, night.folder)  # some are in packs by now
+    try:
+        return joining.files(pieces, write, put_together=True)
+    except storage.StorageError as error:
+        log.warning("%s: what is not packed by now stays as it is: %s", night.partition, error)
+    return joining.files(verify(night.shards, night.folder), write)
 
 
 def _are_there(partition: Partition, files: set[str]) -> bool:

@@ -77,10 +77,18 @@ class _Worker:
             work: some of these, and the batch of them → one output for each.
             purpose: what it is for; other work on the same samples fails for other reasons.
         """
+        import torch
+
+        short = False
 
         def computed(made: Made) -> list[T]:
+            nonlocal short
             with self._busy.computing():
-                return work(made)
+                try:
+                    return work(made)
+                except torch.OutOfMemoryError:
+                    short = True
+                    raise
 
         lengths = samples["length"].to_numpy()  # NaN where a row is bad
         first, others = self._measured_first(lengths)
@@ -88,6 +96,8 @@ class _Worker:
             yield from self._outcomes(samples, chosen, computed, purpose)
             if len(first) and self._room is None:
                 self._room = room_of(*self._memory())
+        if short and self._room is not None:  # others take some of the GPU's memory by now
+            self._room = max(1, self._room // 2)
 
     def _measured_first(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions of a batch of the longest rows, by which it is found how many a GPU has room for, if that is not

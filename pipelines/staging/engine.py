@@ -36,6 +36,9 @@ WRITE_CPUS = 0.1
 CALLS_ON_GPU = 2
 """Tables that a model process with a GPU has at the same time: the batches of one are made, and the rows of another are
 built, while the GPU computes. A table has few batches of a size for GPUs."""
+OUTPUTS = 8
+"""Shares of the bound on waiting bytes for each call of a process. Until it has seen some, Ray takes a call to have
+256 MiB of outputs on their way, and lets an operator have a part of the bound: of less, calls wait for each other."""
 PROBE = piece_name("probe-0000000000000000", 0, 0, 0, end=True)
 """In a folder of pieces it is tidied as one whose writing was cut short, should this process be killed beside it."""
 PACKS_OF_NODE = 2
@@ -79,7 +82,7 @@ def stage(
     plan = wanted.plan(len(parts), sum(part.shard.size for part in parts))  # which may wait for the first node
     reach.check(computing(ray.nodes()), parts[0].shard.addresses[0], folder, PROBE)
     calls = CALLS_ON_GPU if plan.compute.gpu else 1
-    connection.bound_waiting(max(plan.nodes, calls * plan.most) if plan.compute.gpu else plan.nodes)
+    connection.bound_waiting(max(plan.nodes, OUTPUTS * calls * plan.most))
     _count_by_process(calls)
     if plan.compute.gpu and not ray.cluster_resources().get("GPU"):
         log.warning("%s: waits for a GPU: the cluster has none now", folder)

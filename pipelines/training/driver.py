@@ -36,6 +36,7 @@ from pipelines.models import artifacts, weights
 from pipelines.models.artifacts import Artifact
 from pipelines.models.session import Session
 from pipelines.models.tracking import Tracker
+from pipelines.reading.limits import is_memory_error
 from pipelines.secrets import shown
 from pipelines.staging.checks import RefusedError
 from pipelines.staging.pieces import Piece
@@ -60,6 +61,7 @@ from pipelines.training.runs import (
     TrainJob,
     TrainTask,
     claim,
+    has_trained,
     plain,
     read_state,
     release,
@@ -178,12 +180,24 @@ def _fit(
 
         try:
             _through_outages(fit, job)
-        except TrainingFailedError:
+        except TrainingFailedError as error:
             if is_newest(job.run, attempt):
                 _remove_copies(task)
             if (failure := failures.kept(job.run, attempt)) is not None:
                 raise failure.error() from None
+            if (shortage := _shortage(error)) and not has_trained(job):
+                raise UsageError(
+                    f"{job.name} has not enough memory to train ({shortage}): lower `train.batch_size`; with "
+                    "`train.accumulate` as many times as high it learns from as many samples a step"
+                ) from None
             raise
+
+
+def _shortage(error: TrainingFailedError) -> str | None:
+    """What a worker said that had too little memory, of the host or a GPU; None if none did."""
+    failed = getattr(error, "worker_failures", {}).values()
+    said = (str(cause) or type(cause).__name__ for cause in failed if is_memory_error(cause))
+    return next((text.splitlines()[0] for text in said), None)
 
 
 def _remove_copies(task: TrainTask) -> None:

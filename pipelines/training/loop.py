@@ -7,6 +7,7 @@ import errno
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -36,6 +37,16 @@ LEAST_SCALE = 1.0
 FINAL_RATE = 0.02
 SCALE = {"scale": "_scale", "_growth_tracker": "_growth_tracker"}
 """What a scaler's state dict has on the device, and where the scaler has it."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """Checkpoints in the middle of an epoch, each after a step that is finished and logged."""
+
+    is_due: Callable[[], bool]
+    """Asked of the first worker."""
+    make: Callable[[], None]
+    """Done by all."""
 
 
 def train_worker(task: TrainTask) -> None:
@@ -95,15 +106,13 @@ def train_epochs(
     interval = Interval(task.checkpoint_minutes)
 
     def keep() -> None:
-        if not workers.from_chief(interval.is_over):
-            return
         save_within(hybrid, optimizer, progress, task)
         if workers.is_chief():
             tracker.catch_up(progress.history)
         interval.begin()
 
     while progress.epoch < config.epochs and progress.stale < config.patience:
-        train_epoch(model, optimizer, train_set, config, progress, task.progress, keep)
+        train_epoch(model, optimizer, train_set, config, progress, task.progress, Within(interval.is_over, keep))
         workers.share_buffers(hybrid)
         values, judged = validate(hybrid, val_set, task.recipe)
         progress.epoch += 1
@@ -123,13 +132,10 @@ def train_epoch(
     config: TrainConfig,
     progress: Progress,
     reporter: Any,
-    keep: Callable[[], None],
+    within: Within,
 ) -> None:
     """One pass over the training samples, or what is left of it. Random numbers depend on seed, epoch, batch and rank
     only, so a resumed run draws the same ones as an uninterrupted run.
-
-    Args:
-        keep: called within the epoch where a checkpoint may be made: after a step that is finished and logged.
     """
     hybrid = workers.unwrap(model)
     plan = plan_epoch(samples.index.lengths, config.batch_size, config.seed, progress.epoch)
@@ -155,15 +161,16 @@ def train_epoch(
         progress.step += 1
         progress.batches = (number + 1) % len(plan)
         if progress.step % LOG_EVERY == 0 or not progress.batches:
-            values, progress.scale = look(shares, norms, scaler)
+            due = workers.how_many(workers.is_chief() and within.is_due())
+            values, progress.scale, is_due = look(shares, norms, scaler, due)
             values["learning_rate"] = rate
             values["samples_per_second"] = seen / (time.perf_counter() - started)
             progress.note(values)
             workers.tell(reporter, "step", progress, values)
             shares.clear()
             norms.clear()
-            if progress.batches:
-                keep()
+            if is_due and progress.batches:
+                within.make()
 
 
 def seed_draws(*numbers: int) -> None:
@@ -245,22 +252,24 @@ def step(
 
 
 def look(
-    shares: Sequence[Tensor], norms: Sequence[Tensor], scaler: torch.amp.GradScaler
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Waits, once, for some steps to be done; returns their mean `loss` and the last finite `gradient_norm`, and
-    where the scaler is: empty if it does nothing.
+    shares: Sequence[Tensor], norms: Sequence[Tensor], scaler: torch.amp.GradScaler, due: Tensor
+) -> tuple[dict[str, float], dict[str, float], bool]:
+    """Waits, once, for some steps to be done; returns their mean `loss` and the last finite `gradient_norm`; where the
+    scaler is, empty if it does nothing; and whether a checkpoint is due.
 
     Args:
         shares: what `backward` gave.
         norms: what `step` gave.
         scaler: of the gradients. If it does something, steps are left out until its scale fits.
+        due: for how many workers a checkpoint is.
 
     Raises:
         FloatingPointError: the loss or the gradients of one were not finite, and no scale is to blame.
     """
     # its `state_dict` would wait for each of these
     state = [getattr(scaler, name) for name in SCALE.values()] if scaler.is_enabled() else []
-    values = iter(torch.stack([*shares, *norms, *state]).tolist())
+    values = iter(torch.stack([due, *shares, *norms, *state]).tolist())
+    is_due = next(values) > 0
     losses, found = list(islice(values, len(shares))), list(islice(values, len(norms)))
     scale: dict[str, float] = dict(zip(SCALE, values, strict=False))
     finite = [norm for norm in found if math.isfinite(norm)]
@@ -268,7 +277,7 @@ def look(
     if not (fits and all(map(math.isfinite, losses))):
         raise FloatingPointError("the gradients are not finite: lower `train.learning_rate`")
     mean = {"loss": sum(losses) / len(norms)}
-    return ({**mean, "gradient_norm": finite[-1]} if finite else mean), scale
+    return ({**mean, "gradient_norm": finite[-1]} if finite else mean), scale, is_due
 
 
 def learning_rate(done: int, total: int, config: TrainConfig) -> float:

@@ -183,10 +183,19 @@ def release(job: TrainJob) -> None:
     Raises:
         StorageError: the store kept failing.
     """
-    kept = [file.uri.removeprefix(job.run + "/").split("/")[0] for file in storage.list_all(job.run)]
-    if not any(name in (HISTORY, "summary.json") or CHECKPOINT.fullmatch(name) for name in kept):
+    if not has_trained(job):
         storage.delete(storage.join(job.run, INITIAL, weights.CONFIG))  # so it is made anew
         storage.delete(storage.join(job.run, STATE))
+
+
+def has_trained(job: TrainJob) -> bool:
+    """Whether a run has come to a checkpoint.
+
+    Raises:
+        StorageError: the store kept failing.
+    """
+    kept = [file.uri.removeprefix(job.run + "/").split("/")[0] for file in storage.list_all(job.run)]
+    return any(name in (HISTORY, "summary.json") or CHECKPOINT.fullmatch(name) for name in kept)
 
 
 def _check_not_tidied(job: TrainJob) -> None:

@@ -40,17 +40,22 @@ def is_chief() -> bool:
 
 
 def all_sum(value: Tensor) -> Tensor:
-    """The sum over all workers."""
+    """The sum over all workers of what is on their devices."""
     if world_size() == 1:
         return value
-    value = value.to(get_device()).clone()
+    value = value.clone()
     dist.all_reduce(value)
     return value
 
 
+def how_many(mine: bool) -> Tensor:
+    """For how many workers something is so; nobody waits until it is asked which number that is."""
+    return all_sum(torch.full((), float(mine), device=get_device()))
+
+
 def any_of(mine: bool) -> bool:
     """Whether something is so for any worker."""
-    return mine if world_size() == 1 else bool(all_sum(torch.tensor(float(mine))) > 0)
+    return mine if world_size() == 1 else bool(how_many(mine) > 0)
 
 
 def share_buffers(hybrid: nn.Module) -> None:

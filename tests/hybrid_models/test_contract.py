@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,20 @@ def test_defaults_learn_nothing_and_freeze_nothing():
     assert hybrid.featurize(samples) == samples
     with pytest.raises(UsageError, match="minimal has no pretrained part 'cnn'"):
         hybrid.load_pretrained("cnn", None)
+
+
+@pytest.mark.parametrize(("device", "rounds"), [("cuda", False), ("cpu", True)])
+def test_on_a_gpu_float32_is_float32(device: str, rounds: bool) -> None:
+    places: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = True
+        contract.compute_exactly(torch.device(device))
+        assert [place.allow_tf32 for place in places] == [rounds, rounds]
+    finally:
+        for place, allowed in zip(places, before, strict=True):
+            place.allow_tf32 = allowed
 
 
 def test_module_device_is_that_of_its_weights():

@@ -212,21 +212,24 @@ def test_a_search_waits_for_its_device_every_eighth_step_and_at_its_end(monkeypa
 
 
 def test_steps_of_a_search_are_captured_in_few_shapes():
-    """Of batches of eight or less, and sources whose length in tokens is a multiple of eight."""
+    """Nine and ten texts of a length in those of ten, sources padded to a multiple of eight tokens."""
     model, decoding = tiny.translator(), TranslatorDecoding(max_length=40)
     preprocess, texts = model.preprocess(model.config, model.assets), tiny.sentences(40)
-    batches = [
-        model.collate([preprocess(Inputs(None, {"en": text}), False) for text in texts[first:last]])
-        for first, last in [(0, 8), (20, 26), (11, 12), (30, 38)]
-    ]
-    expected = [model.predict(batch, decoding) for batch in batches]
+
+    def found(some):
+        return model.predict(model.collate([preprocess(Inputs(None, {"en": text}), False) for text in some]), decoding)
+
+    batches = [texts[:1] * 10, texts[20:26], texts[11:12]]
+    expected = [found(some) for some in batches]
     with captured_steps() as graphs:
-        assert [model.predict(batch, decoding) for batch in batches] == expected
-        count = graphs.frame_count
-        assert [model.predict(batch, decoding) for batch in batches] == expected
-    widths = {-(-batch["source"].shape[1] // 8) for batch in batches}
-    assert 4 < count <= 2 * 8 * len(widths)
-    assert graphs.frame_count == count, "no shape is new"
+        counts = []
+        for some, rows in zip(batches, expected, strict=True):
+            assert found(some) == rows
+            counts.append(graphs.frame_count)
+        assert 2 <= counts[0] < counts[1] < counts[2], "other shapes are others"
+        assert found(texts[:1] * 9) == expected[0][:9]
+        assert [found(some) for some in batches] == expected
+        assert graphs.frame_count == counts[2], "no shape is new"
 
 
 def test_losses_of_texts_are_captured_with_their_gradients_in_few_shapes():

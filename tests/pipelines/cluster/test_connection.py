@@ -92,8 +92,8 @@ def test_ray_gives_users_no_advice_about_its_workers_memory(ray_cluster: str) ->
     assert detectors.high_memory_detector_config.detection_time_interval_s == -1
 
 
-def test_samples_that_wait_are_bounded_by_the_nodes_that_may_compute(ray_cluster: str) -> None:
-    """Connecting bounds them by the nodes that are there; a job, by those to which it may grow."""
+def test_samples_that_wait_are_bounded(ray_cluster: str) -> None:
+    """Connecting bounds them by the nodes that are there; a job, by its calls."""
 
     def bound() -> float:
         return ray.data.DataContext.get_current().execution_options.resource_limits.object_store_memory

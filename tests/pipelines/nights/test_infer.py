@@ -35,6 +35,7 @@ from pipelines.staging import joining
 from pipelines.staging.checks import RefusedError, incomplete, verify
 from pipelines.staging.joining import Joined, Made
 from pipelines.staging.pieces import table_schema
+from pipelines.storage import lookup
 from tests import tiny
 
 NO_MLFLOW = "sqlite:////proc/nowhere/mlflow.db"
@@ -190,20 +191,59 @@ def test_a_night_that_cannot_be_packed_is_committed_as_it_was_staged(
 ) -> None:
     """But for what was packed by then. And it is no work, the same again, though packs could be written then."""
     stage_for_three_packs(six, monkeypatch)
+    tries = []
 
     def write(packs: Sequence[Joined]) -> list[Made]:
-        assert len(packs) == 3
-        joining.write(packs[:1])
+        tries.append(len(packs))
+        joining.write(packs[: 2 - len(tries)])
         raise storage.StorageError("cannot write x: no space left")
 
     with monkeypatch.context() as patched:
         patched.setattr(infer, "_on_nodes", write)
+        patched.setattr(joining, "LEAST_FILES", 4)
+        patched.setattr(joining, "WRITERS", 1)
         summary = run(six)
+    assert tries == [3, 2]
     assert (summary["changed"], summary["rows"], summary["ok"]) == (True, 12, 12)
     assert [name[:6] for name in names_of(six)] == ["2.txt-", "3.txt-", "4.txt-", "5.txt-", "pack-o"]
     assert "what is not packed by now stays as it is: cannot write x: no space left" in caplog.text
     monkeypatch.setattr(joining, "LEAST_FILES", 2)
     assert (run(six)["version"], len(names_of(six))) == (None, 5)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_packing_waits_for_a_store_that_was_away(
+    six: Night, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Longer than its client asks again: the night has the files that it would have had."""
+    stage_for_three_packs(six, monkeypatch)
+    waits = []
+
+    def write(packs: Sequence[Joined]) -> list[Made]:
+        if waits:
+            return joining.write(packs)
+        joining.write(packs[:1])
+        raise storage.StorageError("cannot read x: 500")
+
+    monkeypatch.setattr(infer, "_on_nodes", write)
+    monkeypatch.setattr(joining, "LEAST_FILES", 4)
+    monkeypatch.setattr(storage, "wait_for", lambda *given: waits.append(given))
+    summary = run(six)
+    assert waits == [(six.folder, infer.AWAY_SECONDS)]
+    assert (summary["rows"], summary["ok"], names_of(six)) == (12, 12, 3 * ["pack-of-2-"])
+    assert "packs its files again, as soon as the store answers: cannot read x: 500" in caplog.text
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_store_that_stays_away_keeps_a_night_from_its_commit(six: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage_and_stop(six)
+    with monkeypatch.context() as patched:
+        patched.setattr(joining, "write", raising(storage.StorageError("cannot read x: 500")))
+        patched.setattr(infer, "AWAY_SECONDS", 0)
+        patched.setattr(lookup, "exists", raising(storage.StorageError("cannot look up x: connection refused")))
+        with pytest.raises(storage.StorageError, match="connection refused"):
+            infer._files(six, verify(six.shards, six.folder), False)
+    assert six.partition.files() == set()
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -302,6 +302,30 @@ def test_batches_grow_into_a_gpus_memory(
     assert alone(samples_table(samples))["translation"].equals(before[1]["translation"]), "each row at its place"
 
 
+def test_batches_shrink_where_a_gpu_has_too_little_memory(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the next table: not one batch after the other is tried in vain, though others may take of the memory later."""
+    predictor = Predictor(Inference(artifact, DECODING), Compute(2, 1, False), LINEAGE)
+    samples = samples_table(tokenized(artifact, TEXTS))
+    expected = predictor(samples)["translation"]
+    monkeypatch.setattr(predictor, "compute", Compute(2, 1, True))
+    monkeypatch.setattr(predictor, "_room", 4)
+    monkeypatch.setattr(predictor, "_check_device", lambda: None)
+    seen: list[int] = []
+    predict_ = predictor._predict
+
+    def predicted(made: Made) -> list[dict[str, Any]]:
+        seen.append(len(made.samples))
+        if len(made.samples) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict_(made)
+
+    monkeypatch.setattr(predictor, "_predict", predicted)
+    for sizes in ([8, 4, 2, 2, 4, 2, 2, 3], [4, 2, 2, 4, 2, 2, 3], [2, 2, 2, 2, 2, 1], [2, 2, 2, 2, 2, 1]):
+        seen.clear()
+        assert predictor(samples)["translation"].equals(expected)
+        assert seen == sizes
+
+
 def failing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, bad: Callable[[Sample], bool]) -> list[int]:
     """Makes it fail on batches with such a sample; returns the sizes of the batches that it is given."""
     seen: list[int] = []

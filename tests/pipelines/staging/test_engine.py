@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -111,6 +112,33 @@ def test_small_shards_are_staged_many_to_an_object(
     assert [row["translation"] for row in rows(folder, shards)] == expected
 
 
+class Together:
+    """Keeps with each row how many processes had rows by the time that it was computed; waits for a second one."""
+
+    def __init__(self, compute: Compute, seen: str) -> None:
+        self._seen = Path(seen)
+
+    def __call__(self, samples: pa.Table) -> pa.Table:
+        (self._seen / str(os.getpid())).touch()
+        until = time.monotonic() + 30
+        while len(list(self._seen.iterdir())) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        told = str(len(list(self._seen.iterdir())))
+        place = samples.schema.get_field_index("fields")
+        return samples.set_column(place, samples.schema.field(place), pa.array([told] * len(samples)))
+
+
+def test_all_processes_compute_from_the_beginning(inference: Inference, tmp_path: Path) -> None:
+    """Before Ray has seen how large a table is that comes of it."""
+    tiny.write_sentences(str(tmp_path / "many"), shards=12, rows=7)
+    shards, folder = list_shards(str(tmp_path / "many")), str(tmp_path / "staged")
+    schema = pa.schema([field for field in SAMPLE_SCHEMA if field not in PASSING])
+    (tmp_path / "seen").mkdir()
+    actor = engine.Actor(Together, (), (str(tmp_path / "seen"),))
+    engine.stage(parts(shards), folder, schema, inference.decode(), actor, Resources(min_actors=2), "test")
+    assert {row["fields"] for row in rows(folder, shards)} == {"2"}
+
+
 class OnGpu:
     """Keeps with each row where it was, when there are two GPUs."""
 
@@ -191,8 +219,8 @@ def test_a_job_without_gpus_grows_and_ends(inference: Inference, tmp_path: Path,
     with joining(tmp_path, ray_cluster, [1.0], gpus=0):
         engine.stage(parts(shards), folder, schema, inference.decode(), actor, resources, "test")
     limits = ray.data.DataContext.get_current().execution_options.resource_limits
-    nodes = min(most, len(shards))  # each of one CPU, as the one that is there
-    assert limits.object_store_memory == nodes * connection.WAITING_BYTES, "what waits grows with them"
+    shares = engine.OUTPUTS * min(most, len(shards))
+    assert limits.object_store_memory == shares * connection.WAITING_BYTES, "what waits grows with them"
     found = rows(folder, shards)
     assert [(row["shard"], row["index"]) for row in found] == [(shard.uri, i) for shard in shards for i in range(7)]
     places = [json.loads(row["fields"]) for row in found]

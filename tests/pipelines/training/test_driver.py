@@ -374,6 +374,30 @@ def test_no_waiting_helps_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch, t
             driver._through_outages(fit, job_of(tmp_path, "full"))
 
 
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(torch.OutOfMemoryError("CUDA out of memory.\nTry"), "CUDA out of memory."), (MemoryError(), "MemoryError")],
+    ids=["gpu", "host"],
+)
+def test_a_training_that_has_no_memory_for_a_step_says_what_to_lower(
+    error: Exception, said: str, lake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it has come to a checkpoint before: then something else takes the memory."""
+
+    def short(task: TrainTask) -> None:
+        raise error
+
+    monkeypatch.setattr(driver, "train_worker", short)
+    job = job_of(lake, f"short-{len(said)}")
+    with pytest.raises(UsageError, match=rf"^{job.name} has not enough memory to train \({said}\): lower `train.batch"):
+        train_to_the_end(job)
+    assert runs.read_state(job) is None, "other options may be tried under its name"
+    monkeypatch.setattr(driver, "has_trained", lambda job: True)
+    with pytest.raises(TrainingFailedError):
+        train_to_the_end(job)
+
+
 def test_ctrl_c_is_the_programs_again_after_a_training() -> None:
     """Ray Train takes it, and calls `sys.exit(0)`."""
     before = signal.getsignal(signal.SIGINT)
@@ -510,7 +534,8 @@ def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, floa
     """The same training in this process, by one worker without Ray; the validation of every epoch."""
     monkeypatch.setattr(workers, "rank", lambda: 0)
     monkeypatch.setattr(workers, "world_size", lambda: 1)
-    monkeypatch.setattr(loop, "get_device", lambda: torch.device("cpu"))
+    for module in (loop, workers):
+        monkeypatch.setattr(module, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(workers, "tell", lambda *args: None)
     torch.set_num_threads(1)
     initial = artifacts.read(f"{job.run}/initial")
@@ -524,7 +549,7 @@ def alone(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, floa
     )
     for epoch in range(config.epochs):
         progress.epoch = epoch
-        loop.train_epoch(hybrid, optimizer, sets[0], config, progress, None, lambda: None)
+        loop.train_epoch(hybrid, optimizer, sets[0], config, progress, None, loop.Within(lambda: False, lambda: None))
         values.append(loop.validate(hybrid, sets[1], job.recipe)[0])
     for samples in sets:
         samples.remove()

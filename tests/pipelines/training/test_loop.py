@@ -22,7 +22,7 @@ from pipelines.staging.prepared import SampleIndex
 from pipelines.training import checkpoints, failures, loop, workers
 from pipelines.training.batches import plan_epoch, share
 from pipelines.training.checkpoints import Progress
-from pipelines.training.loop import backward, learning_rate, step, train_epoch, validate
+from pipelines.training.loop import Within, backward, learning_rate, step, train_epoch, validate
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainTask
 from tests import tiny
@@ -32,13 +32,10 @@ from tests.hybrid_models.recogniser import test_recogniser
 from tests.hybrid_models.translator import test_translator
 from tests.waits import Waits
 
-
-def never() -> None:
-    """No checkpoint within an epoch."""
-
-
 UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
 CONFIG = TrainConfig(learning_rate=2.0, warmup_steps=10, schedule="cosine")
+never = Within(lambda: False, lambda: None)
+NOT_DUE = torch.tensor(0.0)
 
 
 # ---- schedule ----------------------------------------------------------------------------------------------------
@@ -107,8 +104,9 @@ def test_gradients_that_are_not_finite_stop_training(value: float) -> None:
     assert layer.weight.isfinite().all()
     shares = [torch.tensor(7.0)] * 3
     with pytest.raises(FloatingPointError, match=r"lower `train\.learning_rate`"):
-        loop.look(shares, norms, UNSCALED)
-    assert loop.look(shares, norms[2:], UNSCALED) == ({"loss": 21.0, "gradient_norm": 5.0}, {})
+        loop.look(shares, norms, UNSCALED, NOT_DUE)
+    assert loop.look(shares, norms[2:], UNSCALED, NOT_DUE) == ({"loss": 21.0, "gradient_norm": 5.0}, {}, False)
+    assert loop.look(shares, norms[2:], UNSCALED, NOT_DUE + 1)[2]
 
 
 class Squares(nn.Module):
@@ -388,13 +386,13 @@ def test_scaled_gradients_are_those_without_a_scale_and_too_large_a_scale_shrink
     state = {name: scaler.state_dict()[name] for name in ("scale", "_growth_tracker")}
     assert state == {"scale": before / 2, "_growth_tracker": 1}
     said = {"loss": 7.0, "gradient_norm": pytest.approx(norms[1].item())}
-    assert loop.look(shares, norms, scaler) == (said, state)
-    assert loop.look(shares[:1], norms[:1], scaler) == ({"loss": 7.0}, state), "until the scale fits"
+    assert loop.look(shares, norms, scaler, NOT_DUE) == (said, state, False)
+    assert loop.look(shares[:1], norms[:1], scaler, NOT_DUE) == ({"loss": 7.0}, state, False), "until the scale fits"
     with pytest.raises(FloatingPointError):
-        loop.look([torch.tensor(math.nan)] * 2, norms[1:] * 2, scaler)
+        loop.look([torch.tensor(math.nan)] * 2, norms[1:] * 2, scaler, NOT_DUE)
     scaler.update(0.5)
     with pytest.raises(FloatingPointError):
-        loop.look(shares, norms, scaler)
+        loop.look(shares, norms, scaler, NOT_DUE)
 
 
 @pytest.mark.usefixtures("alone")
@@ -526,7 +524,7 @@ def test_an_epoch_goes_on_from_its_middle_to_the_last_bit(
 
     hybrid, optimizer, samples = begun()
     progress = Progress(epoch=1)
-    train_epoch(hybrid, optimizer, samples, config, progress, [], keep)
+    train_epoch(hybrid, optimizer, samples, config, progress, [], Within(lambda: True, keep))
     assert (progress.step, progress.batches) == (13, 0)
 
     again, moments, samples = begun()
@@ -614,10 +612,16 @@ def _group(rank: int, together: int, part: str, folder: str) -> None:
     seen: list[list[int]] = []
     translator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]["number"].tolist()))
 
+    def is_due() -> bool:
+        assert rank == 0, "of the first worker's clock"
+        return progress.step == kept
+
     def keep() -> None:
-        if rank == 0 and progress.step == kept:
+        assert progress.step == kept
+        if rank == 0:
             Path(folder, "kept").mkdir(exist_ok=True)
             checkpoints.write_checkpoint(Path(folder, "kept"), translator, optimizer, progress)
+        Path(folder, f"{part}-{rank}.kept").touch()
 
     def step_or_stop(*args: Any) -> torch.Tensor:
         if first + len(seen) > last:
@@ -627,7 +631,7 @@ def _group(rank: int, together: int, part: str, folder: str) -> None:
     made, loop.step = loop.step, step_or_stop
     model = nn.parallel.DistributedDataParallel(translator) if together > 1 else translator
     with contextlib.suppress(StoppedError):
-        train_epoch(model, optimizer, samples, GROUPS, progress, None, keep)
+        train_epoch(model, optimizer, samples, GROUPS, progress, None, Within(is_due, keep))
     Path(folder, f"{part}-{rank}.json").write_text(json.dumps({"seen": seen, "history": entries(progress)}))
 
 
@@ -653,6 +657,8 @@ def test_two_workers_then_one_then_two_see_each_sample_once_an_epoch(
             assert mine == [
                 share(np.array(batch), samples.index.places, rank, len(shares)).tolist() for rank in range(len(shares))
             ]
+    kept = {"first-0.kept", "first-1.kept", "second-0.kept"}
+    assert {path.name for path in tmp_path.glob("*.kept")} == kept, "all make one when the first worker's is due"
     history = found["third"][0]["history"]
     assert [entry["step"] for entry in history] == [10, 20, 30, 33], "no step is repeated or missing"
     assert found["third"][1]["history"] == history
