@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup lock demo test pytest test-long lint docs bench bench-full chaos fuzz soak test-lowest audit secrets clean
+.PHONY: setup lock demo test pytest test-long test-gpu lint docs bench bench-full chaos fuzz soak test-lowest audit secrets clean
 
 setup: $(READY)
 
@@ -38,6 +38,10 @@ pytest: $(READY)
 # What takes minutes a test: accidents of nodes and stores, several hosts, every page and file searched for passwords.
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
+
+# What only a GPU can show; on a machine with one.
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu tests/integration/test_gpu.py
 
 # Figures and their report in docs/benchmarks.md: about 20 minutes of two cores, 30 at the most; bench-full runs
 # other programs and an earlier commit, too, and takes an hour.

@@ -198,6 +198,8 @@ class RayNode(Server):
         super().__init__(folder, "ray", host, namespace)
         self.dashboard = f"http://{host}:{free_ports(1)[0]}" if dashboard else ""
         self._cpus, self._gpus = cpus, gpus
+        if gpus:
+            self.settings = _showing(gpus)
         self._joins = address
         # In Ray's own folder a head would say that it is this machine's cluster; Ray's sockets need a short path.
         self.scratch = scratch if address else tempfile.mkdtemp(prefix="ray")
@@ -258,6 +260,7 @@ class GrowingRay(RayNode):
 
     def __init__(self, folder: Path, nodes: Mapping[str, int], most: int) -> None:
         super().__init__(folder, 0)
+        self.settings = {**self.settings, **_showing(nodes.get("GPU", 0))}
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
         worker = {"resources": dict(nodes), "node_config": {}, "min_workers": 0, "max_workers": most}
         # Nodes are told apart by their ids, as all of them have one address.
@@ -295,6 +298,11 @@ class GrowingRay(RayNode):
         for process in own:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def _showing(gpus: int) -> dict[str, str]:
+    """The environment of a node that says that it has so many: tests hide the true ones, and Ray would refuse it."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}
 
 
 def free_ports(count: int) -> list[int]:

@@ -168,15 +168,21 @@ def test_kernels_that_run_beside_each_other_keep_a_device_busy_once():
 
 
 def test_a_device_is_used_and_idle_for_a_share_of_the_time(tmp_path, monkeypatch):
-    works = (utilisation.translator_training, utilisation.translator_search, utilisation.captioner_training)
+    works = (
+        utilisation.translator_training, utilisation.translator_search, utilisation.captioner_training,
+        utilisation.captioner_rewards, utilisation.nowcasts,
+    )  # fmt: skip
+    monkeypatch.setattr(utilisation.nowcasting, "SIDES", (32, 64))
     small = {"WORKS": works, "SIDE": {"cpu": 512, "cuda": 512}, "ROUNDS": 3, "BATCHES": 1}
     for name, value in small.items():
         monkeypatch.setattr(utilisation, name, value)
     monkeypatch.setattr(utilisation, "sizes", lambda: Sizes(2, 2, 2, 2, 1, 1))
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     found = utilisation.rows(False, tmp_path)
-    ceilings, rows = found[:-9], found[-9:]
-    assert [row.unit for row in rows[::3]] == ["target tokens/s", "sentences/s", "photographs/s"]
+    ceilings, rows = found[:-15], found[-15:]
+    assert [row.unit for row in rows[::3]] == [
+        "target tokens/s", "sentences/s", "photographs/s", "photographs/s", "nowcasts/s",
+    ]  # fmt: skip
     assert [row.unit for row in ceilings] == ["GFLOP/s"] * len(ceilings)
     assert all(0 < row.times < 1 for row in rows[1::3])
     assert all(0 <= row.ours <= 100 for row in rows[2::3])

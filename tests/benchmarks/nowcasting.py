@@ -21,6 +21,7 @@ import torch
 from scipy import ndimage
 
 from hybrid_models.contract import to_device
+from hybrid_models.inputs import Sample
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.nowcaster import Nowcaster
 from hybrid_models.nowcaster.preprocess import NowcasterConfig
@@ -46,14 +47,18 @@ def rain(side: int) -> np.ndarray:
     return np.stack([np.where(frame > 1, np.expm1(frame), 0) for frame in frames]).astype(np.float32)
 
 
-def nowcast_seconds(model: Nowcaster, frames: np.ndarray) -> float:
-    """Of one nowcast, of as many at once as fill the device, as a night makes it: frames, columns and probabilities."""
-    sample = {
+def sample(frames: np.ndarray) -> Sample:
+    """What a nowcast is made of."""
+    return {
         "past": frames.astype(np.float16), "step_minutes": np.float32(MINUTES), "n_leads": np.int64(LEADS),
         "issue_time": np.int64(0),
     }  # fmt: skip
+
+
+def nowcast_seconds(model: Nowcaster, frames: np.ndarray) -> float:
+    """Of one nowcast, of as many at once as fill the device, as a night makes it: frames, columns and probabilities."""
     began, count = clock(), sizes().nowcasts
-    model.predict(to_device(model.collate([sample] * count), device()), NowcasterDecoding())
+    model.predict(to_device(model.collate([sample(frames)] * count), device()), NowcasterDecoding())
     return (clock() - began) / count
 
 

@@ -34,7 +34,7 @@ from hybrid_models.inputs import Sample
 from hybrid_models.layers.conv_lstm import ConvLSTM
 from hybrid_models.translator.decoding import TranslatorDecoding
 from pipelines.training.loop import scaler_of, step
-from tests.benchmarks import captioning, convlstm, fitting, translating
+from tests.benchmarks import captioning, convlstm, fitting, nowcasting, translating
 from tests.benchmarks.figures import Row, clock, device, in_turn, sizes
 from tests.benchmarks.scripts import captioner, translator
 
@@ -129,6 +129,14 @@ def captioner_training(kind: torch.dtype) -> Work:
     return Work(what, training(hybrid, [samples]), size, "photographs/s", kind)
 
 
+def captioner_rewards(kind: torch.dtype) -> Work:
+    """A step on rewards of the same line: captions are drawn, compared with the references, and learned from."""
+    size = sizes().fitting
+    hybrid, samples = captioner.make({"words": fitting.WORDS, "samples": size})
+    what = f"a captioner's step of {size} photographs, on rewards"
+    return Work(what, training(hybrid, [samples], epoch=1), size, "photographs/s", kind)
+
+
 def captions(kind: torch.dtype) -> Work:
     """A batch of a night of the line `captioning`."""
     size, hybrid = sizes().captioning, captioning.untrained().to(device())
@@ -152,14 +160,25 @@ def frames(kind: torch.dtype) -> Work:
     return Work(f"a ConvLSTM's forward and backward, sequences: {size}", run, size, "sequences/s", kind)
 
 
-WORKS = (translator_training, translator_search, captioner_training, captions, frames)
+def nowcasts(kind: torch.dtype) -> Work:
+    """A batch of a night of the line `nowcasting`, 256 x 256."""
+    size, threads = sizes().nowcasts, torch.get_num_threads()
+    hybrid = nowcasting.untrained()
+    torch.set_num_threads(threads)
+    batch = to_device(hybrid.collate([nowcasting.sample(nowcasting.rain(nowcasting.SIDES[0]))] * size), device())
+    run = partial(hybrid.predict, batch, nowcasting.NowcasterDecoding())
+    return Work(f"a night's batch of {nowcasting.SIDES[0]} x {nowcasting.SIDES[0]}, nowcasts: {size}", run, size,
+                "nowcasts/s", kind)  # fmt: skip
+
+
+WORKS = (translator_training, translator_search, captioner_training, captioner_rewards, captions, frames, nowcasts)
 """Each for the type that the device computes in."""
 
 
-def training(hybrid: Hybrid, samples: Sequence[Sequence[Sample]]) -> Callable[[], None]:
-    """A step of a training for each batch of samples."""
+def training(hybrid: Hybrid, samples: Sequence[Sequence[Sample]], epoch: int = 0) -> Callable[[], None]:
+    """A step of a training for each batch of samples, in one of two epochs."""
     hybrid.to(device()).train()  # first: a batch's shapes depend on where the net is
-    hybrid.start_epoch(0, 2)
+    hybrid.start_epoch(epoch, 2)
     batches = [to_device(hybrid.collate(batch), device()) for batch in samples]
     learned = [parameter for parameter in hybrid.parameters() if parameter.requires_grad]
     optimizer, scaler = (

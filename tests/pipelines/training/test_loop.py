@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -216,6 +217,37 @@ def test_the_logged_loss_is_the_mean_of_the_steps_since_the_last_entry(monkeypat
     expected = [sum(steps[:2]) / 2, sum(steps[2:4]) / 2, steps[4]]
     assert [entry["loss"] for entry in progress.history] == pytest.approx(expected)
     assert 4.5 < steps[0] < 7.5, "near the logarithm of the vocabulary's 300 tokens"
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_next_batch_is_made_beside_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a thread: a GPU would wait for it."""
+    translator, config = tiny.translator(), TrainConfig(epochs=1, batch_size=4, learning_rate=1e-2, warmup_steps=1)
+    optimizer = torch.optim.AdamW(translator.parameters(), fused=True)
+    makers: list[int] = []
+    in_time: list[bool] = []
+    changed = threading.Condition()
+    collate = translator.collate
+
+    def making(*args: Any) -> Batch:
+        batch = collate(*args)
+        with changed:
+            makers.append(threading.get_ident())
+            changed.notify_all()
+        return batch
+
+    def beside(*args: Any, **options: Any) -> torch.Tensor:
+        with changed:
+            wanted = min(len(in_time) + 2, 10)
+            in_time.append(changed.wait_for(lambda: len(makers) >= wanted, 60))
+        return backward(*args, **options)
+
+    monkeypatch.setattr(translator, "collate", making)
+    monkeypatch.setattr(loop, "backward", beside)
+    train_epoch(translator, optimizer, pairs(translator, 40, 1), config, Progress(), [], never)
+    assert in_time == [True] * 10
+    assert len(makers) == 10
+    assert threading.get_ident() not in makers
 
 
 def some_of(name: str) -> tuple[Hybrid, list[Sample]]:
