@@ -36,7 +36,8 @@ itself needs later is a list, which stays where it is."""
 
 
 class Loss(NamedTuple):
-    """A loss as a sum and its number of terms, so that means over batches and workers are exact."""
+    """A loss as a sum and its number of terms, so that means over batches and workers are exact. Both are on the net's
+    device."""
 
     total: Tensor
     """Scalar: the sum over all terms of the batch."""

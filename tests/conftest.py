@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tests are of CPUs, and their nodes' GPUs are made up, but for those of `make test-gpu`."""
-    if config.option.markexpr != "gpu":
+    if not re.match(r"gpu\b", config.option.markexpr):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

@@ -50,7 +50,7 @@ class Tagger(TaggerInterface, Hybrid):
 
     def forward(self, batch: Batch) -> Loss:
         total = nn.functional.cross_entropy(self._logits(batch), batch["tag"], reduction="sum")
-        return Loss(total, torch.tensor(float(len(batch["tag"]))))
+        return Loss(total, total.new_full((), len(batch["tag"])))
 
     def predict(self, batch: Batch, decoding: DecodingConfig) -> list[dict[str, Any]]:
         least = cast(TaggerDecoding, decoding).least_probability

@@ -214,7 +214,12 @@ def _compute(night: Night, todo: Sequence[Part], lineage: Lineage, resources: Re
 
 
 def _files(night: Night, pieces: Sequence[Piece], computed: bool) -> tuple[list[Piece], Known]:
-    """The files of the night: small ones are put together, unless it is there as it is, or they cannot be written."""
+    """The files of the night: small ones are put together, unless it is there as it is, or they cannot be written,
+    which is tried twice. What is left for the second time may be too few for a pack.
+
+    Raises:
+        StorageError: the store stayed away.
+    """
 
     def write(packs: Sequence[Joined]) -> list[Made]:
         log.info("packing %d pieces into %d files", sum(len(pack.sources) for pack in packs), len(packs))
@@ -227,7 +232,7 @@ def _files(night: Night, pieces: Sequence[Piece], computed: bool) -> tuple[list[
     try:
         return joining.files(pieces, write, put_together=True)
     except storage.StorageError as error:
-        log.warning("%s: packs its files again, as soon as the store answers: %s", night.partition, error)
+        log.warning("%s: packing is tried once more, when the store answers: %s", night.partition, error)
         storage.wait_for(night.folder, AWAY_SECONDS)
     pieces = verify(night.shards, night.folder)  # some are in packs by now
     try:

@@ -77,27 +77,21 @@ class _Worker:
             work: some of these, and the batch of them → one output for each.
             purpose: what it is for; other work on the same samples fails for other reasons.
         """
-        import torch
-
-        short = False
+        short = threading.Event()
 
         def computed(made: Made) -> list[T]:
-            nonlocal short
-            with self._busy.computing():
-                try:
-                    return work(made)
-                except torch.OutOfMemoryError:
-                    short = True
-                    raise
+            with self._busy.computing(), _noting(short, len(made.samples)):
+                return work(made)
 
         lengths = samples["length"].to_numpy()  # NaN where a row is bad
         first, others = self._measured_first(lengths)
         for chosen in filter(len, (first, others)):
-            yield from self._outcomes(samples, chosen, computed, purpose)
-            if len(first) and self._room is None:
+            room = self._room
+            yield from self._outcomes(samples, chosen, computed, purpose, short)
+            if len(first) and room is None:
                 self._room = room_of(*self._memory())
-        if short and self._room is not None:  # others take some of the GPU's memory by now
-            self._room = max(1, self._room // 2)
+            elif short.is_set() and room is not None and room == self._room:  # others take some of the memory by now
+                self._room = max(1, room // 2)
 
     def _measured_first(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions of a batch of the longest rows, by which it is found how many a GPU has room for, if that is not
@@ -109,9 +103,14 @@ class _Worker:
         return np.sort(longest[:size]), np.sort(longest[size:])
 
     def _outcomes(
-        self, samples: pa.Table, chosen: np.ndarray, work: Callable[[Made], list[T]], purpose: str
+        self,
+        samples: pa.Table,
+        chosen: np.ndarray,
+        work: Callable[[Made], list[T]],
+        purpose: str,
+        short: threading.Event,
     ) -> Iterator[tuple[Rows, list[Any] | str]]:
-        """Those of some rows, all or a few."""
+        """Those of some rows, all or a few; sets `short` where a batch had not enough memory."""
         some = samples if len(chosen) == len(samples) else samples.take(chosen)
         note, ahead = Note(self._note_path(some, purpose)), int(self.compute.gpu)  # a GPU would wait for a batch
         packed = samples["sample"]
@@ -121,7 +120,8 @@ class _Worker:
 
         def made(rows: Rows) -> Made:
             unpacked = [unpack(packed[row].as_py()) for row in places(rows)]
-            return Made(unpacked, self.session.collate(unpacked))
+            with _noting(short, len(rows)):
+                return Made(unpacked, self.session.collate(unpacked))
 
         size, room = self.compute.batch_size, self._room or 1
         for part, outputs in outcomes(some, size, made, work, note, self._check_device, ahead, room, self._turn):
@@ -235,6 +235,19 @@ class Predictor(_Worker):
     def _record(self, sample: Sample, output: Row) -> Row:
         truth = digest(sample, self.hybrid.truth)
         return {"record": json.dumps({**self.hybrid.record(sample, output), "truth": truth})}
+
+
+@contextmanager
+def _noting(short: threading.Event, rows: int) -> Iterator[None]:
+    """Notes that a GPU has not enough memory for so many rows, unless it has not for one."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        if rows > 1:
+            short.set()
+        raise
 
 
 def room_of(used: int, memory: int) -> int:

@@ -37,8 +37,9 @@ CALLS_ON_GPU = 2
 """Tables that a model process with a GPU has at the same time: the batches of one are made, and the rows of another are
 built, while the GPU computes. A table has few batches of a size for GPUs."""
 OUTPUTS = 8
-"""Shares of the bound on waiting bytes for each call of a process. Until it has seen some, Ray takes a call to have
-256 MiB of outputs on their way, and lets an operator have a part of the bound: of less, calls wait for each other."""
+"""Shares of the bound on waiting bytes for each call of a process. Ray takes a call to have two blocks on their way, as
+large as those that it has seen, 256 MiB at most, and lets an operator have a part of the bound: of less, calls wait for
+each other."""
 PROBE = piece_name("probe-0000000000000000", 0, 0, 0, end=True)
 """In a folder of pieces it is tidied as one whose writing was cut short, should this process be killed beside it."""
 PACKS_OF_NODE = 2

@@ -195,7 +195,8 @@ def _fit(
 
 def _shortage(error: TrainingFailedError) -> str | None:
     """What a worker said that had too little memory, of the host or a GPU; None if none did."""
-    failed = getattr(error, "worker_failures", {}).values()
+    workers = getattr(error, "worker_failures", {}).values()
+    failed = (getattr(cause, "health_check_failure", cause) for cause in workers)  # of one that Ray has killed
     said = (str(cause) or type(cause).__name__ for cause in failed if is_memory_error(cause))
     return next((text.splitlines()[0] for text in said), None)
 

@@ -18,7 +18,7 @@ from ray import train as ray_train
 from ray.train.torch import get_device, prepare_model
 from torch import Tensor, nn
 
-from hybrid_models.contract import Batch, Hybrid, half_type, to_device
+from hybrid_models.contract import Batch, Hybrid, compute_exactly, half_type, to_device
 from hybrid_models.inputs import Sample
 from pipelines.models.ahead import made_ahead
 from pipelines.models.artifacts import Artifact
@@ -68,6 +68,7 @@ def train_worker(task: TrainTask) -> None:
 def _train(task: TrainTask) -> None:
     config = task.recipe.train
     torch.set_num_threads(task.threads)
+    compute_exactly(get_device())
     artifact: Artifact = ray.get(task.initial)
     hybrid = artifact.load().to(get_device())
     parameters = [p for p in hybrid.parameters() if p.requires_grad]

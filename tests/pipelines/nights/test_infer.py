@@ -215,7 +215,7 @@ def test_a_night_that_cannot_be_packed_is_committed_as_it_was_staged(
 def test_packing_waits_for_a_store_that_was_away(
     six: Night, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Longer than its client asks again: the night has the files that it would have had."""
+    """Longer than its client asks again: the rest is packed, too."""
     stage_for_three_packs(six, monkeypatch)
     waits = []
 
@@ -231,7 +231,7 @@ def test_packing_waits_for_a_store_that_was_away(
     summary = run(six)
     assert waits == [(six.folder, infer.AWAY_SECONDS)]
     assert (summary["rows"], summary["ok"], names_of(six)) == (12, 12, 3 * ["pack-of-2-"])
-    assert "packs its files again, as soon as the store answers: cannot read x: 500" in caplog.text
+    assert "packing is tried once more, when the store answers: cannot read x: 500" in caplog.text
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -326,6 +326,35 @@ def test_batches_shrink_where_a_gpu_has_too_little_memory(artifact: Artifact, mo
         assert seen == sizes
 
 
+@pytest.mark.parametrize(
+    ("of", "most", "after"), [("collate", 5, 2), ("collate", 0, 4), ("_predict", 0, 4), ("_predict", 5, 2)]
+)
+@pytest.mark.parametrize("other", [False, True])
+def test_batches_shrink_once_for_two_calls_and_not_for_a_row_that_fits_nowhere(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, of: str, most: int, after: int, other: bool
+) -> None:
+    """Whether the memory was wanted for making a batch, or for its predictions."""
+    predictor = Predictor(Inference(artifact, DECODING), Compute(1, 1, False), LINEAGE)
+    some = tokenized(artifact, TEXTS)[: most + 1]
+    samples = samples_table(some)
+    monkeypatch.setattr(predictor, "compute", Compute(2, 1, True))
+    monkeypatch.setattr(predictor, "_room", 4)
+    monkeypatch.setattr(predictor, "_check_device", lambda: None)
+    place: Any = predictor if of == "_predict" else predictor.session
+    work = getattr(place, of)
+
+    def worked(given: Any) -> Any:
+        if len(given.samples if of == "_predict" else given) > most:
+            if other:
+                predictor._room = after  # of a call beside this one
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(given)
+
+    monkeypatch.setattr(place, of, worked)
+    assert predictor(samples)["status"].to_pylist() == (["ok"] * 6 if most else ["error"])
+    assert predictor._room == after
+
+
 def failing(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, bad: Callable[[Sample], bool]) -> list[int]:
     """Makes it fail on batches with such a sample; returns the sizes of the batches that it is given."""
     seen: list[int] = []
