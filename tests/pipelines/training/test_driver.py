@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from safetensors.torch import load as load_tensors
 
 from hybrid_models import contract
@@ -374,28 +376,52 @@ def test_no_waiting_helps_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch, t
             driver._through_outages(fit, job_of(tmp_path, "full"))
 
 
+def raise_(error: Exception) -> None:
+    raise error
+
+
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [(torch.OutOfMemoryError("CUDA out of memory.\nTry"), "CUDA out of memory."), (MemoryError(), "MemoryError")],
-    ids=["gpu", "host"],
-)
 def test_a_training_that_has_no_memory_for_a_step_says_what_to_lower(
-    error: Exception, said: str, lake: Path, monkeypatch: pytest.MonkeyPatch
+    lake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless it has come to a checkpoint before: then something else takes the memory."""
 
     def short(task: TrainTask) -> None:
-        raise error
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTry")
 
     monkeypatch.setattr(driver, "train_worker", short)
-    job = job_of(lake, f"short-{len(said)}")
-    with pytest.raises(UsageError, match=rf"^{job.name} has not enough memory to train \({said}\): lower `train.batch"):
+    job = job_of(lake, "short")
+    with pytest.raises(
+        UsageError, match=r"^short has not enough memory to train \(CUDA out of memory\.\): lower `train"
+    ):
         train_to_the_end(job)
     assert runs.read_state(job) is None, "other options may be tried under its name"
-    monkeypatch.setattr(driver, "has_trained", lambda job: True)
-    with pytest.raises(TrainingFailedError):
+    storage.write_bytes(f"{job.run}/checkpoint_epoch_0001/progress.json", b"{}")
+    failure = WorkerGroupError("", {0: torch.OutOfMemoryError("CUDA out of memory.")})
+    monkeypatch.setattr(driver, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=lambda: raise_(failure)))
+    with pytest.raises(WorkerGroupError):
         train_to_the_end(job)
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (MemoryError(), "MemoryError"),
+        (OSError(12, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou"),
+            "DefaultCPUAllocator: can't allocate memory:",
+        ),
+        (FloatingPointError("not finite"), None),
+        (
+            WorkerHealthCheckFailedError("A worker health check failed.", RuntimeError("killed: out of memory")),
+            "killed: out of memory",
+        ),
+        (WorkerHealthCheckFailedError("A worker health check failed.", RuntimeError("the node is gone")), None),
+    ],
+)
+def test_a_worker_that_had_too_little_memory_is_known(failure: Exception, said: str | None) -> None:
+    assert driver._shortage(WorkerGroupError("", {0: RuntimeError("another one"), 1: failure})) == said
 
 
 def test_ctrl_c_is_the_programs_again_after_a_training() -> None:
