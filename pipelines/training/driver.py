@@ -86,7 +86,7 @@ def train(job: TrainJob, shards: Shards) -> Trained:
 
     Raises:
         UsageError: the cluster has GPUs, but fewer than the least workers, or no node that computes; or a run of this
-            name was started meanwhile, with other options or once more.
+            name was started meanwhile, with other options or once more; or there is not the memory for a step.
         FloatingPointError: the gradients are not finite; like whatever else would come again, at the first try.
         RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
     """
