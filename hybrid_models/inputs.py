@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 from hybrid_models.errors import UsageError
 
@@ -92,6 +92,8 @@ class Cut:
         stride_seconds: from the start of one to that of the next.
     """
 
+    version: ClassVar[int] = 2  # the rest of a clip that is given up are windows, too
+    """Raised whenever the same clip has other windows: samples and nights of older ones are not met again."""
     window_seconds: float
     stride_seconds: float
 
@@ -100,6 +102,11 @@ class Cut:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise UsageError(f"`{name}` is {value:g}: it must be more than 0 seconds")
+
+    @property
+    def decisive(self) -> dict[str, float]:
+        """All that decides which windows a clip has."""
+        return {**asdict(self), "version": self.version}
 
     def start(self, number: int) -> float:
         """Seconds from the clip's first frame."""

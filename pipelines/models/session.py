@@ -88,7 +88,7 @@ class Inference:
     def fingerprint(self) -> str:
         """Hash of all that decides an output."""
         predicted = self.artifact.fingerprint(self.decoding, self.limits)
-        rows = {"keep": self.keep, "cut": None if self.cut is None else asdict(self.cut)}
+        rows = {"keep": self.keep, "cut": None if self.cut is None else self.cut.decisive}
         given = {name: value for name, value in rows.items() if value}
         return artifacts.fingerprint({"predicted": predicted, **given}) if given else predicted
 

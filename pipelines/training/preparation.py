@@ -105,6 +105,6 @@ def features_folder(job: TrainJob, initial: Artifact, hybrid: Hybrid) -> str:
         "assets": initial.assets,
         "limits": asdict(job.recipe.limits),
         "frozen": frozen.hexdigest(),
-        **({} if job.recipe.cut is None else {"cut": asdict(job.recipe.cut)}),
+        **({} if job.recipe.cut is None else {"cut": job.recipe.cut.decisive}),
     }
     return storage.join(storage.absolute(job.storage), "features", artifacts.fingerprint(decisive)[:12])

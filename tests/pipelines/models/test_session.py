@@ -12,7 +12,7 @@ import pytest
 
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
-from hybrid_models.inputs import Visual
+from hybrid_models.inputs import Cut, Visual
 from hybrid_models.translator.translator import TranslatorDecoding
 from hybrid_models.visual import frames_of
 from pipelines import storage
@@ -75,6 +75,17 @@ def test_how_it_predicts_is_kept_with_what_it_predicts(artifact: Artifact) -> No
     assert Inference.noted(artifact, {}) == Inference.of(artifact)
     with pytest.raises(UsageError, match="unknown key 'x'"):
         Inference.noted(artifact, {b"hybrid.decoding": b'{"x": 1}'})
+
+
+def test_windows_of_a_clip_that_are_others_are_not_gone_on_with(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = (None, Cut(10, 10), Cut(10, 5))
+    before = [Inference.of(artifact, cut=cut).fingerprint for cut in cuts]
+    monkeypatch.setattr(Cut, "version", Cut.version + 1)
+    after = [Inference.of(artifact, cut=cut).fingerprint for cut in cuts]
+    assert len({*before, *after}) == 5
+    assert before[0] == after[0], "of no windows"
 
 
 def test_decoding_belongs_to_the_model(artifact: Artifact) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hybrid_models.captioner.captioner import Captioner
 from hybrid_models.captioner.decoding import CaptionerDecoding
 from hybrid_models.captioner.interface import CaptionerInterface
+from hybrid_models.inputs import Cut
 from pipelines.models import artifacts
 from pipelines.reading.limits import Limits
 from pipelines.training import preparation
@@ -36,3 +37,7 @@ def test_samples_are_kept_once_for_all_seeds_and_trained_parts(tmp_path: Path, m
     before = preparation.features_folder(job, first, nets[0])
     monkeypatch.setattr(CaptionerInterface, "samples_version", CaptionerInterface.samples_version + 1)
     assert preparation.features_folder(job, first, nets[0]) != before, "a preprocessing step was mended"
+    cut = replace(job, recipe=replace(RECIPE, cut=Cut(10, 10)))
+    before = preparation.features_folder(cut, first, nets[0])
+    monkeypatch.setattr(Cut, "version", Cut.version + 1)
+    assert preparation.features_folder(cut, first, nets[0]) != before, "a clip has other windows"
