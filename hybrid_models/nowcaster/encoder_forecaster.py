@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, pairwise, repeat
 from typing import NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ _WHOLE = 0.99
 
 def to_scale(rain: Tensor) -> Tensor:
     """mm/h → logarithmic 0 … 1."""
-    return torch.log1p(rain.clamp(max=MAX_MM_H) / DRIZZLE_MM_H) / math.log1p(MAX_MM_H / DRIZZLE_MM_H)
+    return rain.clamp(max=MAX_MM_H).div_(DRIZZLE_MM_H).log1p().div_(math.log1p(MAX_MM_H / DRIZZLE_MM_H))
 
 
 class Nowcast(NamedTuple):
@@ -110,26 +110,28 @@ class EncoderForecaster(nn.Module):
     def _chances(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> tuple[Tensor, Tensor, Tensor]:
         """From `forward`'s arguments the newest frame moved along and where that was measured, `[B, L, H, W]` each, and
         the logits `[B, L, thresholds, H, W]`."""
-        covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past).clamp(max=MAX_MM_H)
+        covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past).clamp_(max=MAX_MM_H)
         newest, seen = past[:, -1:], covered[:, -1:]
         with torch.no_grad():
-            motion = estimate_motion(to_scale(past), covered)
-            aligned, covered = align(past, covered, motion)
-            path = trajectories(motion, n_leads)
-            guesses = first_guesses(past[:, -1], seen, persistences(aligned, covered), n_leads).unsqueeze(2)
+            motion = estimate_motion(to_scale(past[:, -MOTION_FRAMES:]), covered[:, -MOTION_FRAMES:])
+            path = trajectories(motion, max(n_leads, past.shape[1] - 1))
+            aligned, covered = align(past, covered, path)
+            guesses = first_guesses(past[:, -1], seen[:, 0], persistences(aligned, covered))
             levels = to_scale(_thresholds(past))
         height, width = past.shape[-2:]
         maps_of_leads = self._maps(to_scale(aligned), covered, step_minutes, n_leads)
 
-        def moved(lead: int) -> Tensor:
+        def moved(lead: int, guess: Tensor) -> Tensor:
             slopes, offsets = (
                 F.interpolate(maps, scale_factor=self.patch, mode="bilinear")[..., :height, :width]
                 for maps in maps_of_leads[lead].split(len(levels), dim=1)
             )
-            logits = torch.addcmul(offsets, slopes.exp(), guesses[:, lead] - levels, value=_SLOPE)
+            logits = torch.addcmul(offsets, slopes.exp(), guess.unsqueeze(1) - levels, value=_SLOPE)
             return move(torch.cat((newest, seen, logits), dim=1), path[:, lead])
 
-        newest_moved, seen_moved, logits = _stacked(map(moved, range(n_leads)), n_leads).split((1, 1, len(levels)), 2)
+        newest_moved, seen_moved, logits = _stacked(map(moved, range(n_leads), guesses), n_leads).split(
+            (1, 1, len(levels)), 2
+        )
         return newest_moved.squeeze(2), seen_moved.squeeze(2) > _WHOLE / 2, logits
 
     def _maps(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
@@ -162,23 +164,25 @@ def extrapolate(past: Tensor, n_leads: int) -> Tensor:
     """The newest frame moved along its motion, the usual baseline: past `[B, P, H, W]` mm/h, NaN where nothing was
     measured → `[B, L, H, W]`."""
     covered, rain = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past)
-    path = trajectories(estimate_motion(to_scale(rain), covered), n_leads)
+    motion = estimate_motion(to_scale(rain[:, -MOTION_FRAMES:]), covered[:, -MOTION_FRAMES:])
+    path = trajectories(motion, n_leads)
     return torch.cat([move(rain[:, -1:], displacement) for displacement in path.unbind(1)], dim=1)
 
 
-def first_guesses(newest: Tensor, seen: Tensor, kept: Tensor, n_leads: int) -> Tensor:
-    """What is left of the newest frame's scales at each lead time, `[B, L, H, W]` on the network's scale.
+def first_guesses(newest: Tensor, seen: Tensor, kept: Tensor) -> Iterator[Tensor]:
+    """What is left of the newest frame's scales at one lead time after the other, without end: `[B, H, W]` on the
+    network's scale.
 
     Args:
         newest: `[B, H, W]` mm/h.
-        seen: `[B, 1, H, W]` 1 where it was measured, 0 elsewhere.
+        seen: `[B, H, W]` 1 where it was measured, 0 elsewhere.
         kept: as `persistences` has them.
     """
     parts = scales(newest)
-    means = _mean(parts, seen)
-    shares = torch.stack([kept ** (lead + 1) for lead in range(n_leads)], dim=1)
-    left = torch.einsum("blc,bchw->blhw", shares[..., 0, 0], parts - means)
-    return to_scale((left + means.sum(dim=1, keepdim=True)).clamp(min=0))
+    means = _means(parts, seen)
+    details, rest = parts - means[..., None, None], means.sum(dim=1)[:, None, None]
+    for shares in accumulate(repeat(kept[..., 0, 0]), torch.mul):
+        yield to_scale((torch.einsum("bc,bchw->bhw", shares, details) + rest).clamp(min=0))
 
 
 def persistences(aligned: Tensor, covered: Tensor) -> Tensor:
@@ -186,21 +190,32 @@ def persistences(aligned: Tensor, covered: Tensor) -> Tensor:
     `aligned` `[B, P, H, W]` along their motion, over the pairs with rain where both are `covered`; 1 without any."""
     alike, known = [], []
     newest = (frames[:, -MOTION_FRAMES:].unbind(1) for frames in (aligned, covered))
-    frames = [(scales(frame), seen[:, None]) for frame, seen in zip(*newest, strict=True)]
+    frames = ((scales(frame), seen) for frame, seen in zip(*newest, strict=True))
     for (before, seen_before), (after, seen_after) in pairwise(frames):
         both = ((seen_before > _WHOLE) & (seen_after > _WHOLE)).to(before.dtype)
-        before, after = ((parts - _mean(parts, both)) * both for parts in (before, after))
-        size = ((before * before).sum((2, 3), keepdim=True) * (after * after).sum((2, 3), keepdim=True)).sqrt()
+        sums = [_products(*parts, both) for parts in zip(before.unbind(1), after.unbind(1), strict=True)]
+        product, size = torch.stack(sums, dim=2)
         known.append((size > _TINY).to(size.dtype))
-        alike.append((before * after).sum((2, 3), keepdim=True) / size.clamp(min=_TINY) * known[-1])
+        alike.append(product / size.clamp(min=_TINY) * known[-1])
     pairs = torch.stack(known).sum(0)
     mean = torch.stack(alike).sum(0) / pairs.clamp(min=1)
-    return torch.where(pairs > 0, mean, 1).clamp(0, 1)
+    return torch.where(pairs > 0, mean, 1).clamp(0, 1)[..., None, None]
 
 
-def _mean(parts: Tensor, seen: Tensor) -> Tensor:
-    """Mean over the pixels that were `seen` `[B, 1, H, W]` of each of `parts` `[B, C, H, W]`: `[B, C, 1, 1]`."""
-    return (parts * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
+def _products(before: Tensor, after: Tensor, both: Tensor) -> Tensor:
+    """Of one scale `[B, H, W]` of two frames, over the pixels in `both`: the sum of their differences from their
+    means, one times the other, and the root of the product of the sums of squares, `[2, B]`."""
+    means = (_means(part[:, None], both)[..., None] for part in (before, after))
+    before, after = ((part - mean) * both for part, mean in zip((before, after), means, strict=True))
+    product, squares, others = ((a * b).sum((1, 2)) for a, b in ((before, after), (before, before), (after, after)))
+    return torch.stack((product, (squares * others).sqrt()))
+
+
+def _means(parts: Tensor, seen: Tensor) -> Tensor:
+    """Mean over the pixels that were `seen` `[B, H, W]` of each of `parts` `[B, C, H, W]`: `[B, C]`. One by one, as all
+    of them, multiplied, would not fit into a cache."""
+    sums = torch.stack([(part * seen).sum((1, 2)) for part in parts.unbind(1)], dim=1)
+    return sums / seen.sum((1, 2)).clamp(min=1)[:, None]
 
 
 def _stacked(frames: Iterator[Tensor], count: int) -> Tensor:
@@ -277,12 +292,12 @@ def _ordered(by: Sequence[Tensor], what: Sequence[Tensor]) -> Sequence[Tensor]:
     return ordered
 
 
-def align(frames: Tensor, covered: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-    """Moves every frame along `motion` to the newest frame's time; what would come from outside is not covered."""
-    back = trajectories(motion, frames.shape[1] - 1)
+def align(frames: Tensor, covered: Tensor, path: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves every frame `[B, P, H, W]` to the newest frame's time, along a path as `trajectories` has it, of at least
+    P - 1 steps; what would come from outside is not covered."""
     aligned = []
     for age in range(frames.shape[1] - 1, 0, -1):
-        displacement = back[:, age - 1]
+        displacement = path[:, age - 1]
         moved = move(torch.stack((frames[:, -1 - age], covered[:, -1 - age]), dim=1), displacement)
         aligned.append(moved * stays_inside(displacement)[:, None])
     aligned.append(torch.stack((frames[:, -1], covered[:, -1]), dim=1))

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from hybrid_models.layers.advection import estimate_motion, move, stays_inside, trajectories
+from hybrid_models.layers.advection import blur, estimate_motion, move, stays_inside, trajectories
 
 
 def showers(height, width, seed=0, n=60):
@@ -96,3 +97,16 @@ def test_trajectories_follow_a_rotation():
     near = x**2 + y**2 < 25**2
     assert (x - displacement[0] - y)[near].abs().max() < 0.1
     assert (y - displacement[1] + x)[near].abs().max() < 0.1
+
+
+@pytest.mark.parametrize(("sigma", "shape"), [(1.0, (2, 5, 40, 33)), (4.0, (1, 2, 30, 7)), (2.0, (1, 1, 1, 9))])
+def test_blur_is_a_convolution_with_a_gaussian_and_zeros_outside(sigma, shape):
+    fields = np.random.default_rng(0).normal(size=shape)
+    radius = math.ceil(2.5 * sigma)
+    kernel = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
+    kernel /= kernel.sum()
+    expected = fields
+    for axis in (2, 3):
+        padded = np.pad(expected, [(radius, radius) if axis == one else (0, 0) for one in range(4)])
+        expected = np.apply_along_axis(np.convolve, axis, padded, kernel, "valid")
+    np.testing.assert_allclose(blur(torch.from_numpy(fields), sigma), expected, atol=1e-12)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_models.layers.advection import move
+from hybrid_models.layers.advection import move, trajectories
 from hybrid_models.nowcaster import encoder_forecaster
 from hybrid_models.nowcaster.encoder_forecaster import (
     RAIN_THRESHOLDS,
@@ -81,7 +81,7 @@ def test_align_brings_all_frames_to_the_newest_frames_place():
     frames = moving_shower(5)
     motion = torch.zeros(1, 2, 64, 64)
     motion[:, 0] = 2
-    aligned, covered = align(frames, torch.ones_like(frames), motion)
+    aligned, covered = align(frames, torch.ones_like(frames), trajectories(motion, 4))
     torch.testing.assert_close(aligned, frames[:, -1:].expand_as(frames) * covered, atol=1e-3, rtol=0)
     # the oldest frame moved right by 8 pixels: what entered on its left is unknown
     assert covered[0, 0, 0].tolist() == [0.0] * 8 + [1.0] * 56
