@@ -49,15 +49,14 @@ def estimate_motion(frames: Tensor, covered: Tensor) -> Tensor:
 def _refinement(frames: Tensor, covered: Tensor, motion: Tensor, window: float) -> Tensor:
     """The change of `motion` `[B, 2, H, W]` that explains what is left after moving each frame onto the next."""
     sums, inside = frames.new_zeros(()), stays_inside(motion)
-    moved = move(torch.cat((frames[:, :-1], covered[:, :-1]), 1), motion).unbind(1)
-    pairs = len(moved) // 2
-    for before, seen_before, after, seen_after in zip(
-        moved[:pairs], moved[pairs:], frames[:, 1:].unbind(1), covered[:, 1:].unbind(1), strict=True
-    ):
+    befores = move(torch.cat((frames[:, :-1], covered[:, :-1]), dim=1), motion).chunk(2, dim=1)
+    pairs = (maps.unbind(1) for maps in (*befores, frames[:, 1:], covered[:, 1:]))
+    for before, seen_before, after, seen_after in zip(*pairs, strict=True):
         seen = (seen_before > 0.99) * seen_after * inside
         mean, change = (before + after) / 2, after - before
-        gx = F.pad((mean[..., 2:] - mean[..., :-2]) / 2, (1, 1))
-        gy = F.pad((mean[..., 2:, :] - mean[..., :-2, :]) / 2, (0, 0, 1, 1))
+        gx, gy = torch.zeros_like(mean), torch.zeros_like(mean)
+        gx[..., 1:-1] = (mean[..., 2:] - mean[..., :-2]) / 2
+        gy[..., 1:-1, :] = (mean[..., 2:, :] - mean[..., :-2, :]) / 2
         sums = sums + torch.stack((gx * gx, gx * gy, gy * gy, gx * change, gy * change), 1) * seen[:, None]
     energy = (sums[:, 0] + sums[:, 2]).mean((1, 2), keepdim=True) / 2
     if math.isinf(window):
@@ -111,8 +110,8 @@ def _origins(displacement: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blur(fields: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of `[B, C, H, W]`, zeros outside the grid. Shifted fields are added up: a convolution of maps with
-    one channel, which a CPU pads to sixteen, takes three to twenty times as long."""
+    """Gaussian blur of `[B, C, H, W]`, zeros outside the grid. Shifted fields are added up: large fields take several
+    times as long as a convolution of maps with one channel, which a CPU pads to sixteen."""
     radius = math.ceil(2.5 * sigma)
     weights = [math.exp(-(distance**2) / (2 * sigma**2)) for distance in range(radius + 1)]
     total = weights[0] + 2 * sum(weights[1:])

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain, pairwise, repeat
+from itertools import accumulate, chain, count, pairwise
 from typing import NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ _WHOLE = 0.99
 
 def to_scale(rain: Tensor) -> Tensor:
     """mm/h → logarithmic 0 … 1."""
-    return rain.clamp(max=MAX_MM_H).div_(DRIZZLE_MM_H).log1p().div_(math.log1p(MAX_MM_H / DRIZZLE_MM_H))
+    return rain.clamp(max=MAX_MM_H).div_(DRIZZLE_MM_H).log1p_().div_(math.log1p(MAX_MM_H / DRIZZLE_MM_H))
 
 
 class Nowcast(NamedTuple):
@@ -110,7 +110,7 @@ class EncoderForecaster(nn.Module):
     def _chances(self, past: Tensor, step_minutes: Tensor, n_leads: int) -> tuple[Tensor, Tensor, Tensor]:
         """From `forward`'s arguments the newest frame moved along and where that was measured, `[B, L, H, W]` each, and
         the logits `[B, L, thresholds, H, W]`."""
-        covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past).clamp_(max=MAX_MM_H)
+        covered, past = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past).clamp_(0, MAX_MM_H)
         newest, seen = past[:, -1:], covered[:, -1:]
         with torch.no_grad():
             motion = estimate_motion(to_scale(past[:, -MOTION_FRAMES:]), covered[:, -MOTION_FRAMES:])
@@ -129,9 +129,8 @@ class EncoderForecaster(nn.Module):
             logits = torch.addcmul(offsets, slopes.exp(), guess.unsqueeze(1) - levels, value=_SLOPE)
             return move(torch.cat((newest, seen, logits), dim=1), path[:, lead])
 
-        newest_moved, seen_moved, logits = _stacked(map(moved, range(n_leads), guesses), n_leads).split(
-            (1, 1, len(levels)), 2
-        )
+        everything = _stacked(map(moved, range(n_leads), guesses), n_leads)
+        newest_moved, seen_moved, logits = everything.split((1, 1, len(levels)), dim=2)
         return newest_moved.squeeze(2), seen_moved.squeeze(2) > _WHOLE / 2, logits
 
     def _maps(self, frames: Tensor, covered: Tensor, step_minutes: Tensor, n_leads: int) -> list[Tensor]:
@@ -163,12 +162,13 @@ def _thresholds(like: Tensor) -> Tensor:
 def extrapolate(past: Tensor, n_leads: int) -> Tensor:
     """The newest frame moved along its motion, the usual baseline: past `[B, P, H, W]` mm/h, NaN where nothing was
     measured → `[B, L, H, W]`."""
-    covered, rain = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past)
+    covered, rain = torch.isfinite(past).to(past.dtype), torch.nan_to_num(past).clamp_(min=0)
     motion = estimate_motion(to_scale(rain[:, -MOTION_FRAMES:]), covered[:, -MOTION_FRAMES:])
     path = trajectories(motion, n_leads)
     return torch.cat([move(rain[:, -1:], displacement) for displacement in path.unbind(1)], dim=1)
 
 
+@torch.no_grad()
 def first_guesses(newest: Tensor, seen: Tensor, kept: Tensor) -> Iterator[Tensor]:
     """What is left of the newest frame's scales at one lead time after the other, without end: `[B, H, W]` on the
     network's scale.
@@ -178,11 +178,12 @@ def first_guesses(newest: Tensor, seen: Tensor, kept: Tensor) -> Iterator[Tensor
         seen: `[B, H, W]` 1 where it was measured, 0 elsewhere.
         kept: as `persistences` has them.
     """
-    parts = scales(newest)
-    means = _means(parts, seen)
-    details, rest = parts - means[..., None, None], means.sum(dim=1)[:, None, None]
-    for shares in accumulate(repeat(kept[..., 0, 0]), torch.mul):
-        yield to_scale((torch.einsum("bc,bchw->bhw", shares, details) + rest).clamp(min=0))
+    parts, pixels = scales(newest), _pixels(seen)
+    means = torch.stack([_mean(part, seen, pixels) for part in parts.unbind(1)], dim=1)
+    parts -= means
+    for lead in count(1):
+        left = torch.einsum("bc,bchw->bhw", kept[..., 0, 0] ** lead, parts)
+        yield to_scale((left + means.sum(dim=1)).clamp(min=0))
 
 
 def persistences(aligned: Tensor, covered: Tensor) -> Tensor:
@@ -203,19 +204,23 @@ def persistences(aligned: Tensor, covered: Tensor) -> Tensor:
 
 
 def _products(before: Tensor, after: Tensor, both: Tensor) -> Tensor:
-    """Of one scale `[B, H, W]` of two frames, over the pixels in `both`: the sum of their differences from their
-    means, one times the other, and the root of the product of the sums of squares, `[2, B]`."""
-    means = (_means(part[:, None], both)[..., None] for part in (before, after))
-    before, after = ((part - mean) * both for part, mean in zip((before, after), means, strict=True))
+    """Of one scale `[B, H, W]` of two frames, over the pixels in `both`: what they vary together, and the root of what
+    the one varies times what the other does, sums `[2, B]`."""
+    pixels = _pixels(both)
+    before, after = ((part - _mean(part, both, pixels)) * both for part in (before, after))
     product, squares, others = ((a * b).sum((1, 2)) for a, b in ((before, after), (before, before), (after, after)))
     return torch.stack((product, (squares * others).sqrt()))
 
 
-def _means(parts: Tensor, seen: Tensor) -> Tensor:
-    """Mean over the pixels that were `seen` `[B, H, W]` of each of `parts` `[B, C, H, W]`: `[B, C]`. One by one, as all
-    of them, multiplied, would not fit into a cache."""
-    sums = torch.stack([(part * seen).sum((1, 2)) for part in parts.unbind(1)], dim=1)
-    return sums / seen.sum((1, 2)).clamp(min=1)[:, None]
+def _pixels(seen: Tensor) -> Tensor:
+    """How many were `seen` `[B, H, W]`, one at the least: `[B, 1, 1]`."""
+    return seen.sum((1, 2), keepdim=True).clamp(min=1)
+
+
+def _mean(part: Tensor, seen: Tensor, pixels: Tensor) -> Tensor:
+    """Mean of a scale `[B, H, W]` over the pixels that were `seen`: `[B, 1, 1]`. Scale by scale, as a cache has no room
+    for all of them, multiplied."""
+    return (part * seen).sum((1, 2), keepdim=True) / pixels
 
 
 def _stacked(frames: Iterator[Tensor], count: int) -> Tensor:

@@ -70,12 +70,14 @@ class Nowcaster(NowcasterInterface, Hybrid):
         Both in mm/h, NaN where nothing was measured (intensity 0 … 1 for video, in colour `[…, H, W, 3]`); any grid.
 
         Raises:
-            UsageError: too few past frames, or not the model's channels.
+            UsageError: too few past frames, not the model's channels, or values below 0.
         """
         pixel_shape, least = self.config.pixel_shape, self.config.past_frames
         if past.ndim != 3 + len(pixel_shape) or past.shape[3:] != pixel_shape or len(past) < least:
             wanted = ", ".join(map(str, ("time", "H", "W", *pixel_shape)))
             raise UsageError(f"past is {past.shape}: [{wanted}] with at least {least} frames")
+        if (lowest := np.fmin.reduce(past, axis=None, initial=0)) < 0:
+            raise UsageError(f"past holds {lowest:g}: values are 0 or more, and NaN where nothing was measured")
         device = module_device(self)
         frames = torch.from_numpy(np.ascontiguousarray(past[-self.config.past_frames :], np.float32)).to(device)
         with inference(self):

@@ -221,8 +221,12 @@ def test_nowcast_takes_the_newest_frames_of_any_grid():
     assert forecast.shape == (3, 37, 41)
     assert np.isfinite(forecast).all()
     np.testing.assert_array_equal(forecast, model.nowcast(past[3:], 3, 5))
+    assert np.isfinite(model.nowcast(past[:, :8, :1], 3, 5)).all()
     with pytest.raises(UsageError, match="at least 3 frames"):
         model.nowcast(past[:2], 3, 5)
+    past[4, 3, 2] = -1
+    with pytest.raises(UsageError, match="past holds -1: values are 0 or more, and NaN where"):
+        model.nowcast(past, 3, 5)
 
 
 def test_prediction_leaves_the_model_in_training_mode_without_gradients():
