@@ -110,8 +110,8 @@ def _origins(displacement: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def blur(fields: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of `[B, C, H, W]`, zeros outside the grid. Shifted fields are added up: large fields take several
-    times as long as a convolution of maps with one channel, which a CPU pads to sixteen."""
+    """Gaussian blur of `[B, C, H, W]`, zeros outside the grid. Shifted fields are added up: a convolution of maps with
+    one channel, which a CPU pads to sixteen, takes several times as long where fields are large."""
     radius = math.ceil(2.5 * sigma)
     weights = [math.exp(-(distance**2) / (2 * sigma**2)) for distance in range(radius + 1)]
     total = weights[0] + 2 * sum(weights[1:])
