@@ -63,7 +63,7 @@ from pipelines.staging.actors import Predictor
 from pipelines.staging.pieces import Lineage
 from tests import tiny
 from tests.benchmarks import peers
-from tests.benchmarks.figures import STEADY, Row, device, in_turn, sizes
+from tests.benchmarks.figures import STEADY, Row, device, in_turn, sizes, turn
 from tests.servers import BUCKET, S3Server
 
 GROWTH = 16
@@ -396,12 +396,12 @@ def beside_loops(photos: Path, model: str, scratch: Path, lake: str) -> list[Row
 
 def nights_of(small: str, grown: str, artifact: artifacts.Artifact, scratch: Path) -> list[list[float]]:
     """What `night` tells of each of two sizes, medians of some nights in turn."""
-    nights = [
-        [night(list_shards(place), artifact, str(scratch / f"{size}-{number}"))
-         for size, place in (("small", small), ("grown", grown))]
-        for number in range(NIGHTS)
-    ]  # fmt: skip
-    return [[statistics.median(values) for values in zip(*size, strict=True)] for size in zip(*nights, strict=True)]
+    places = {"small": small, "grown": grown}
+    found: dict[str, list[list[float]]] = {size: [] for size in places}
+    for number in range(NIGHTS):
+        for size in turn(number, list(places)):
+            found[size].append(night(list_shards(places[size]), artifact, str(scratch / f"{size}-{number}")))
+    return [[statistics.median(values) for values in zip(*nights, strict=True)] for nights in found.values()]
 
 
 def main(options: Options) -> None:

@@ -97,10 +97,15 @@ def left_out(what: str, why: str) -> Row:
     return Row(f"{what}: left out, {why}", None, "")
 
 
+def turn(number: int, names: list[str]) -> list[str]:
+    """The order of a round: that of these, in every other round the other way round."""
+    return names if number % 2 == 0 else names[::-1]
+
+
 def in_turn(rounds: int, measures: dict[str, Callable[[], float]]) -> dict[str, float]:
     """The median of each measure over some rounds, all of them in turn in each, so that a slow minute is all's."""
     found: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(rounds):
-        for name in list(measures) if number % 2 == 0 else list(reversed(measures)):
+        for name in turn(number, list(measures)):
             found[name].append(measures[name]())
     return {name: statistics.median(values) for name, values in found.items()}

@@ -28,7 +28,7 @@ from hybrid_models.captioner.preprocess import CaptionerConfig
 from pipelines import storage
 from tests import tiny
 from tests.benchmarks import peers
-from tests.benchmarks.figures import Row, left_out, sizes
+from tests.benchmarks.figures import Row, left_out, sizes, turn
 
 BATCH = sizes().fitting
 STEPS = 15
@@ -126,7 +126,8 @@ def rows(full: bool, scratch: Path) -> list[Row]:
         if full:
             started["before"] = (stack.enter_context(peers.checkout(peers.BASELINE)), VERB, [])
         for number in range(ROUNDS if full else 1):
-            for name, (tree, start, options) in started.items():
+            for name in turn(number, list(started)):
+                tree, start, options = started[name]
                 train(tree, scratch / f"{name}-{number}", data, start, *options)
                 found[name].append(speeds(scratch / f"{name}-{number}"))
     made = []
