@@ -200,12 +200,12 @@ class DatasetWriter:
 
     def _remove_stale(self) -> None:
         """Shards of the previous manifest, or left by a call that was cut short; files of other names, and what lies
-        deeper, as in another data set's folder, are not ours."""
+        deeper or behind a link, as in another data set's folder, are not ours."""
         root = storage.absolute(self.out)
         written = {shard.name for shards in self._shards.values() for shard in shards}
         there = read_manifest(self.out)
         earlier = self._begun | (set() if there is None else {shard.name for shard in there.shards})
-        for file in storage.list_files(root):
+        for file in storage.list_all(root):
             name = file.uri.removeprefix(root).lstrip("/")
             if name not in written and (name in earlier or self._is_ours(name)):
                 storage.delete(file.uri)

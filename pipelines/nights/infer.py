@@ -342,10 +342,13 @@ def _addresses(night: Night, files: set[str]) -> set[str]:
 
 
 def _sources(file: pq.ParquetFile) -> set[str]:
-    """What the rows of a file were made of: lone objects, or shards."""
+    """What the rows of a file were made of: lone objects, or shards. Rows of a manifest that name no object, MANIFEST#N
+    of MANIFEST@DIGITS, were made of nothing: who mends such a row takes nothing away."""
     found: set[str] = set()
+    manifests: set[str] = set()
     for batch in file.iter_batches(columns=["shard", "object"]):  # earlier versions have but the first
         shards = batch.column("shard")
         objects = batch.column("object") if "object" in batch.schema.names else pa.nulls(len(batch), pa.string())
         found.update(pc.unique(pc.coalesce(objects, shards)).to_pylist())
-    return found
+        manifests.update(shard.rpartition("@")[0] for shard in pc.unique(shards).to_pylist() if "@" in shard)
+    return {address for address in found if "#" not in address or address.rpartition("#")[0] not in manifests}

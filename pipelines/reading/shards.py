@@ -14,6 +14,7 @@ from pipelines.reading import objects
 from pipelines.reading.media.decode import MEDIA_TYPES
 from pipelines.reading.objects import Member
 from pipelines.reading.readers import READERS, suffix_of
+from pipelines.secrets import shown
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def list_shards(uri: str, cut: bool = False) -> list[Shard]:
 
     Raises:
         NoShardsError: there are none.
-        UsageError: one has a suffix that nothing here reads.
+        UsageError: one has a suffix that nothing here reads; or a shard's name looks as if it held a password.
     """
     files = storage.list_files(uri)
     if not files:
@@ -76,16 +77,25 @@ def list_shards(uri: str, cut: bool = False) -> list[Shard]:
     lone: list[Member] = []
     root = _folder(uri, files)
     for file in files:
+        problem = "" if storage.is_local(file.uri) or shown(file.uri) == file.uri else _secret(file.uri)
         if suffix_of(file.name) is not None:
+            if problem:
+                raise UsageError(problem)
             shards.append(Shard(file.uri, file.size, file.etag))
         elif objects.media_type_of(file.name) is not None:
-            lone.append(Member(file.uri, file.size, file.etag, file.uri.removeprefix(root)))
+            problem = problem and f"AddressNotAllowed: {problem}"
+            lone.append(Member(file.uri, file.size, file.etag, file.uri.removeprefix(root), problem=problem))
         else:
             raise UsageError(
                 f"{file.uri} is not a shard ({', '.join(READERS)}), nor a photograph, clip or array "
                 f"({', '.join(MEDIA_TYPES)}): name what is to be read, such as {_readable(root, files)}"
             )
     return [*shards, *grouped(root, lone, cut)]
+
+
+def _secret(uri: str) -> str:
+    """Why nothing is read of an object whose name no client of a store would be given: the rest of a night is."""
+    return f"the name of {shown(uri)} looks as if it held a password or token: rename it"
 
 
 def _readable(root: str, files: Sequence[storage.FileInfo]) -> str:

@@ -89,8 +89,12 @@ def _written(path: Path, data: bytes) -> Iterator[Path]:
 
 
 def delete(uri: str) -> None:
-    """Removes one object: no pattern, and nothing below a folder. That it is gone already is no error."""
+    """Removes one object: no pattern, nothing below a folder, and of a link on a disk not what it leads to. That it is
+    gone already is no error."""
     fs, path = filesystem(uri)
+    if is_local(uri):
+        named = Path(uri.removeprefix("file://")).expanduser()
+        path = str(named.parent.resolve() / named.name)
     try:
         fs.rm_file(path)
     except FileNotFoundError:

@@ -128,6 +128,19 @@ def test_writing_again_removes_only_what_an_earlier_call_wrote(tmp_path: Path) -
     ]
 
 
+def test_what_is_behind_a_link_stays(tmp_path: Path) -> None:
+    """A split of another data set of the same name that this one shares."""
+    write(tmp_path / "a", 7)
+    before = files(tmp_path / "a")
+    (tmp_path / "b" / "night").mkdir(parents=True)
+    (tmp_path / "b" / "test").symlink_to(tmp_path / "a" / "train")
+    (tmp_path / "b" / "night" / "ds=2026-01-01").symlink_to(tmp_path / "a" / "night" / "ds=2026-01-01")
+    writer = DatasetWriter(str(tmp_path / "b"), "set", 3, {})
+    writer.write_tar("train", [("k", {"txt": b"0"})])
+    writer.finish()
+    assert files(tmp_path / "a") == before
+
+
 def test_a_data_set_in_a_folder_below_stays(tmp_path: Path) -> None:
     """One part too few in `--out`, and another one, of which each user has several by this name, would be gone."""
     write(tmp_path / "birds", 7)

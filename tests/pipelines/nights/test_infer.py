@@ -527,6 +527,36 @@ def test_a_photograph_that_comes_costs_its_group_and_one_that_goes_is_missed(
         infer.check(listed_again(night, f"{place}/in"))
 
 
+def test_a_manifests_row_that_named_nothing_may_be_mended(tmp_path: Path) -> None:
+    """It is no object that is gone, whatever stands in its place now, or above it."""
+    model = tiny.write_captioner(str(tmp_path / "model"))
+    for number in range(4):
+        storage.write_bytes(f"{tmp_path}/in/{number}.jpg", tiny.jpeg(number))
+    night = Night([], Partition.of(f"{tmp_path}/tables", "captions", "2026-01-31"), Inference.of(artifacts.read(model)))
+
+    def listed(*names: str | None) -> Night:
+        text = "".join(json.dumps({"uri": name}) + "\n" for name in names)
+        storage.write_bytes(f"{tmp_path}/in/m.jsonl", text.encode())
+        return replace(night, shards=list_input(f"{tmp_path}/in/m.jsonl", InputOptions(uri_column="uri")))
+
+    first = listed("0.jpg", None, "2.jpg")
+    rows = [
+        {"shard": shard.uri, "object": uri, "index": i, "status": "error" if "#" in uri else "ok"}
+        for shard in first.shards
+        for i, uri in enumerate(shard.addresses)
+    ]
+    assert f"{tmp_path}/in/m.jsonl#1" in {row["object"] for row in rows}
+    for part in incomplete(first.shards, first.folder):
+        own = [{**row, "last": False} for row in rows if row["shard"] == part.shard.uri]
+        own[-1]["last"] = True
+        tiny.stage(first.folder, first.schema, part, pa.Table.from_pylist(own, schema=first.schema))
+    commit.commit_night(first.partition, verify(first.shards, first.folder), first.schema, {"run_id": "run"})
+    infer.check(listed("0.jpg", "1.jpg", "2.jpg"))
+    infer.check(listed("3.jpg", "0.jpg", None, "2.jpg"))
+    with pytest.raises(RefusedError, match=rf"1 of its shards are gone, such as {tmp_path}/in/2.jpg: nothing"):
+        infer.check(listed("0.jpg", None))
+
+
 # ---- what is counted and verified --------------------------------------------------------------------------------
 def test_rows_that_are_lost_count(stored: Night) -> None:
     """One row says that 30 more are lost with it: of 42 rows 31 are bad, not one of twelve."""

@@ -58,6 +58,26 @@ def test_lone_objects_are_rows_beside_those_of_shards(place: str) -> None:
     assert again["media"].to_pylist() == [b"deep/b.MP4\n"]
 
 
+def test_a_name_that_looks_like_a_secret_is_one_error_row_and_ends_no_night(place: str) -> None:
+    """No client of a store is made for it; on a disk there is none to be made."""
+    name = "image.php?key=42.jpg"
+    storage.write_bytes(f"{place}/in/1.jpg", b"1")
+    fs = fsspec.core.url_to_fs(place)[0]
+    fs.pipe_file(f"{place}/in/{name}", b"2")
+    (group,) = list_shards(f"{place}/in")
+    (table,) = read_blocks(group, ReadOptions())
+    ok, odd = table.to_pylist()
+    assert (ok["media"], odd["object"]) == (b"1", f"{place}/in/{name}")
+    if storage.is_local(place):
+        assert odd["media"] == b"2"
+        return
+    told = f"AddressNotAllowed: the name of {place}/in/image.php?key=***"
+    assert odd["error"] == f"{told} looks as if it held a password or token: rename it"
+    fs.pipe_file(f"{place}/in/a;auth=1.tar", b"")
+    with pytest.raises(UsageError, match=r"^the name of \S*/in/a;auth=\*\*\* looks as if it held a password"):
+        list_shards(f"{place}/in")
+
+
 # ---- what is lost, and what only seems so ---------------------------------------------------------------------------
 
 

@@ -30,6 +30,20 @@ def test_what_is_written_is_read_listed_and_deleted(place: str) -> None:
     assert not storage.exists(files[1].uri)
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_of_a_link_it_is_the_link_that_is_removed(tmp_path: Path, scheme: str) -> None:
+    """A table that was copied as links (`cp -rs`) is tidied, and the one that they lead to keeps its files."""
+    theirs = tmp_path / "theirs" / "a.parquet"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"theirs")
+    (tmp_path / "links").symlink_to(tmp_path / "ours")
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "a.parquet").symlink_to(theirs)
+    storage.delete(f"{scheme}{tmp_path}/links/a.parquet")  # links to folders are followed, as ever
+    assert list((tmp_path / "ours").iterdir()) == []
+    assert theirs.read_bytes() == b"theirs"
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(storage.StorageError, match="cannot write"):
