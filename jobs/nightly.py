@@ -291,13 +291,9 @@ def run(
     summary = {"nights": done, "problems": told, "reports": reports, "mlflow": shown(tracking_uri)}
     if not problems:
         return summary
-    worst = min(problems, key=lambda problem: CODES.index(problem.exit_code))
+    worst = min(problems, key=lambda problem: cli.CODES.index(problem.exit_code))
     which = f"{worst.what} ds={worst.ds}" if worst.ds else worst.what
     raise EndedError(worst.exit_code, f"{len(done)} of {len(units)} nights are done; {which}: {worst.problem}", summary)
-
-
-CODES = (cli.FAILED, cli.REFUSED, cli.USAGE)
-"""Exit codes, the one that counts most first: what failed may be started again."""
 
 
 def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from jobs.command import cli
+from jobs.command.errors import EndedError
 from jobs.command.options import FLAT, check_ds
 from pipelines import storage
 from pipelines.nights.rules import Retention
@@ -161,32 +162,47 @@ def nights(name: str, table: DeltaTable) -> Iterator[dict[str, Any]]:
 
 def tidy(argv: Sequence[str]) -> dict[str, Any]:
     """Removes what no version of the last hours needs, of nights in fewer files if that is asked for; returns files and
-    bytes by table, and what was left alone."""
+    bytes by table, and what was left alone.
+
+    Raises:
+        EndedError: some could not be tidied, which hinders no other.
+    """
     options = cli.parse(TidyOptions, argv, "hybrid tables tidy", "Remove files that no version needs any more.")
     options.retention.check()
     from pipelines.nights import compaction, upkeep
+    from pipelines.staging.checks import RefusedError
 
     found, skipped = existing(options.tables)
     for name, note in skipped.items():
         log.warning("%s is left alone: %s", name, note)
     compacted, tidied = {}, {}
+    failed: list[tuple[int, str]] = []
     for name in found:
         uri = storage.join(options.tables, name)
-        if options.compact:
-            compacted[name] = _gained(compaction.compact(uri, dry_run=options.dry_run))
-        tidied[name] = upkeep.tidy(uri, options.retention.retain_hours, options.dry_run)
+        try:
+            if options.compact:
+                compacted[name] = _gained(compaction.compact(uri, dry_run=options.dry_run))
+            tidied[name] = upkeep.tidy(uri, options.retention.retain_hours, options.dry_run)
+        except (UsageError, RefusedError, storage.StorageError) as error:
+            code, skipped[name] = cli.outcome(error)
+            failed.append((code, skipped[name]))
+            log.warning("%s is not tidied: %s", name, skipped[name])
     if options.dry_run:
         for table in tidied.values():
             for file in table.removed:
                 print(file.uri)
     counts = {name: _counts(table) for name, table in tidied.items()}
-    return {
+    summary = {
         "tables": options.tables,
         "dry_run": options.dry_run,
         "compacted": compacted,
         "removed": counts,
         "skipped": skipped,
     }
+    if failed:
+        code, problem = min(failed, key=lambda each: cli.CODES.index(each[0]))
+        raise EndedError(code, f"{len(tidied)} of {len(found)} tables are tidied; {problem}", summary)
+    return summary
 
 
 def _gained(done: Compacted) -> dict[str, int]:

@@ -31,7 +31,8 @@ class Encoder(nn.Module):
     """A timm CNN without its classifier: uint8 frames → a grid of feature vectors. Never fetches weights by itself.
 
     Raises:
-        UsageError: timm has no such model of its own, or it is no convolutional net for this image size.
+        UsageError: timm has no such model of its own, or it is no convolutional net for this image size, whose grid is
+            `[F, channels, height, width]`.
     """
 
     cnn: Any  # timm's nets have more than nn.Module declares
@@ -39,10 +40,11 @@ class Encoder(nn.Module):
     std: Tensor
     _folded: tuple[list[tuple[Tensor, int]], nn.Module] | None = None
     """Of which weights, each in which state, and what became of them; no module of this one, and never saved."""
+    _learns = False
 
     def __init__(self, model: str, image_size: int) -> None:
         super().__init__()
-        self.name = model
+        self.name, self.image_size = model, image_size
         if not timm.is_model(model):  # `hf-hub:…` would be fetched, `local-dir:…` be read
             raise UsageError(f"encoder '{model}' cannot be built: it is none of timm's own models")
         try:
@@ -52,7 +54,7 @@ class Encoder(nn.Module):
             self.cnn = timm.create_model(model, pretrained=False, num_classes=0)
         except Exception as error:  # whatever timm raises, the name or the size is wrong
             raise UsageError(f"encoder '{model}' cannot be built for {image_size} px images: {error}") from error
-        if grid.dim() != 4:
+        if grid.dim() != 4 or (grid.shape[1] != probe.num_features and grid.shape[3] == probe.num_features):
             raise UsageError(f"encoder '{model}' gives no spatial grid: choose a convolutional net of timm")
         self.cnn.train().to(memory_format=torch.channels_last)
         self.channels: int = grid.shape[1]
@@ -60,6 +62,20 @@ class Encoder(nn.Module):
         for name in ("mean", "std"):
             value = torch.tensor(self.cnn.pretrained_cfg[name]).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)
+
+    def learn(self) -> None:
+        """Lets all weights that make the grid learn, once. Those of timm's own head do not, which some nets keep
+        without a classifier: DDP waits for the gradients of all that do."""
+        if self._learns:
+            return
+        self._learns = True
+        with sketched():
+            net: Any = timm.create_model(self.name, pretrained=False, num_classes=0).eval()
+            grid = net.forward_features(torch.zeros(1, 3, self.image_size, self.image_size))
+            names, weights = zip(*net.named_parameters(), strict=True)
+            slopes = torch.autograd.grad(grid.sum(), weights, allow_unused=True)
+        for name, slope in zip(names, slopes, strict=True):
+            self.cnn.get_parameter(name).requires_grad_(slope is not None)
 
     def _fetch(self) -> Mapping[str, Tensor]:
         try:
@@ -197,6 +213,8 @@ class VisualHybrid(Hybrid):
         super().train(mode)
         if self._frozen:
             self.encoder.eval()
+        elif mode:
+            self.encoder.learn()
         return self
 
     def pretrained(self) -> dict[str, str]:

@@ -46,6 +46,8 @@ VERBS = {
     "submit": "run a verb as a job on a Ray cluster: hybrid submit --address http://HEAD:8265 -- VERB ...",
 }
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
+CODES = (FAILED, REFUSED, USAGE)
+"""Of what went wrong, the one that counts most first: what failed may be started again."""
 Main = Callable[[list[str]], dict[str, Any] | None]
 
 

@@ -27,6 +27,8 @@ from pipelines.nights.rules import QueryLimits
 from pipelines.nights.statement import EVER, Dates
 from pipelines.nights.tables import AsOf
 
+AGAIN = 0.1
+"""Seconds after which a statement that goes on is interrupted again."""
 BATCH_ROWS = 2048
 # What DuckDB makes of an error of the store while it reads a table: the statement is not to blame.
 _UNREAD = re.compile(
@@ -197,12 +199,24 @@ def query(
 @contextmanager
 def _bounded(connection: duckdb.DuckDBPyConnection, limits: QueryLimits, deadline: float) -> Iterator[None]:
     """Ends what takes too long, and tells what went wrong in one line."""
-    timer = threading.Timer(deadline - time.monotonic(), connection.interrupt)
+    too_long = UsageError(f"the statement takes longer than {_option('max_seconds', limits)} allows")
+    if time.monotonic() >= deadline:
+        raise too_long
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        """Again and again: what has not begun yet is not interrupted."""
+        wait = deadline - time.monotonic()
+        while not ended.wait(wait):
+            connection.interrupt()
+            wait = AGAIN
+
+    timer = threading.Thread(target=interrupt, daemon=True)
     timer.start()
     try:
         yield
     except duckdb.InterruptException:
-        raise UsageError(f"the statement takes longer than {_option('max_seconds', limits)} allows") from None
+        raise too_long from None
     except duckdb.OutOfMemoryException as error:
         option = "max_disk" if "max_temp_directory_size" in str(error) else "max_memory"
         raise UsageError(f"the statement needs more than {_option(option, limits)} allows: ask for less") from None
@@ -213,7 +227,8 @@ def _bounded(connection: duckdb.DuckDBPyConnection, limits: QueryLimits, deadlin
             raise OSError(unread[1]) from error
         raise UsageError(" ".join(str(error).split())) from None
     finally:
-        timer.cancel()
+        ended.set()
+        timer.join()
 
 
 def _fetch(relation: duckdb.DuckDBPyRelation, limits: QueryLimits) -> pa.Table:

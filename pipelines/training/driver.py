@@ -31,6 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from pipelines import storage
+from pipelines.cluster.connection import check_grows
 from pipelines.cluster.resources import cpus_of_nodes
 from pipelines.models import artifacts, weights
 from pipelines.models.artifacts import Artifact
@@ -279,6 +280,8 @@ def _scaling(workers: tuple[int, int], gpu: str, wanted: int) -> tuple[ScalingCo
     if gpu == "auto" and 0 < gpus < fewest:
         advice = "use at most one for each, or `gpu` yes where the cluster grows"
         raise UsageError(f"`num_workers` is {fewest}, but the cluster has {gpus} GPUs: {advice}")
+    if gpu == "yes" and not gpus:
+        check_grows("`gpu` is yes")
     use_gpu = gpu == "yes" or (gpu == "auto" and gpus > 0)
     share = min(cpus) / -(-fewest // len(cpus))
     share = min(share, wanted) if wanted else share

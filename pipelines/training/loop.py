@@ -70,7 +70,7 @@ def _train(task: TrainTask) -> None:
     torch.set_num_threads(task.threads)
     compute_exactly(get_device())
     artifact: Artifact = ray.get(task.initial)
-    hybrid = artifact.load().to(get_device())
+    hybrid = artifact.load().to(get_device()).train()  # which tells what learns
     parameters = [p for p in hybrid.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = restore(hybrid, optimizer, task)

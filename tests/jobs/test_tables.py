@@ -10,6 +10,7 @@ from deltalake import DeltaTable
 from hybrid_models.errors import UsageError
 from jobs import query
 from jobs.command import cli
+from jobs.command.errors import EndedError
 from jobs.tables import main
 from pipelines import storage
 from pipelines.nights.commit import Partition, commit_night
@@ -175,6 +176,25 @@ def test_tidying_puts_nights_of_all_tables_into_fewer_files_if_it_is_asked(lake:
     done = main(["tidy", "--compact", "--tables", lake])
     assert done is not None
     assert done["compacted"] == {"captions": dict.fromkeys(gained["captions"], 0)}
+
+
+def test_a_table_that_cannot_be_tidied_hinders_no_other(lake: str) -> None:
+    write_night(lake, "2026-01-30", ["a bird"], "births")
+    write_night(lake, "2026-01-31", ["a bird"], "births")
+    for table in ("births", "captions"):
+        stray = Path(lake, table, "ds=2026-01-29/0123456789ab/a.tar-0123456789abcdef-00000000-00000001-end.parquet")
+        stray.parent.mkdir(parents=True)
+        stray.write_bytes(b"12345")
+        os.utime(stray, (1e9, 1e9))
+    DeltaTable(f"{lake}/births").create_checkpoint()
+    entry = Path(lake, "births/_delta_log/00000000000000000001.json")
+    entry.unlink()
+    with pytest.raises(EndedError, match=rf"^1 of 2 tables are tidied; \S*/births cannot be tidied: {entry}") as caught:
+        main(["tidy", "--tables", lake, "--retain-hours", "1"])
+    assert caught.value.code == cli.USAGE
+    assert caught.value.summary is not None
+    assert caught.value.summary["removed"] == {"captions": {"files": 1, "bytes": 5, "files_unknown": 0}}
+    assert list(caught.value.summary["skipped"]) == ["births"]
 
 
 def test_an_earlier_state_is_asked_by_the_command(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

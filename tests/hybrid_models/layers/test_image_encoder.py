@@ -32,7 +32,8 @@ def test_encoder_is_the_timm_net_on_normalised_pixels(monkeypatch):
     ("name", "message"),
     [
         ("no_such_net", "'no_such_net' cannot be built"),
-        ("test_vit", "'test_vit'"),
+        ("test_vit", "'test_vit' gives no spatial grid"),
+        ("test_mambaout", "'test_mambaout' gives no spatial grid"),  # 4-D, channels last
         ("hf-hub:someone/model", "'hf-hub:someone/model' cannot be built: it is none of timm's own models"),
         ("local-dir:/etc", "'local-dir:/etc' cannot be built: it is none of timm's own models"),
         ("test_resnet.nonsense", "'test_resnet.nonsense' cannot be built"),
@@ -41,6 +42,22 @@ def test_encoder_is_the_timm_net_on_normalised_pixels(monkeypatch):
 def test_wrong_encoders(name, message):
     with pytest.raises(UsageError, match=message):
         Encoder(name, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("test_resnet", set()), ("test_convnext", {"head.norm"}), ("mobilenetv3_small_050", {"conv_head"})],
+)
+def test_what_no_grid_is_made_of_does_not_learn(name: str, left: set[str]) -> None:
+    """DDP ends a training of several workers in its second step where a weight that learns gets no gradient."""
+    encoder = Encoder(name, SIZE)
+    before = {name for name, weight in encoder.cnn.named_parameters() if not weight.requires_grad}
+    encoder.learn()
+    encoder.train()(torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8)).sum().backward()
+    learns = {name: weight for name, weight in encoder.cnn.named_parameters() if weight.requires_grad}
+    assert all(weight.grad is not None for weight in learns.values())
+    others = {name.rpartition(".")[0] for name, _ in encoder.cnn.named_parameters() if name not in learns}
+    assert (before, others) == (set(), left)
 
 
 def test_many_frames_go_through_in_parts(monkeypatch):

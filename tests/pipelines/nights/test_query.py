@@ -31,7 +31,7 @@ SHARD = Shard("s3://lake/in/a.tar", 10, "1")
 SCHEMA = table_schema(pa.schema([pa.field("caption", pa.string()), pa.field("score", pa.float32())]))
 
 
-def write_night(tables_uri: str, ds: str, captions: list[str | None]) -> None:
+def write_night(tables_uri: str, ds: str, captions: list[str | None], name: str = "captions") -> None:
     """A night of `captions`; None is an error row."""
     rows: list[dict[str, Any]] = [
         {
@@ -42,7 +42,7 @@ def write_night(tables_uri: str, ds: str, captions: list[str | None]) -> None:
         }
         for i, caption in enumerate(captions)
     ]  # fmt: skip
-    table = storage.join(storage.absolute(tables_uri), "captions")
+    table = storage.join(storage.absolute(tables_uri), name)
     folder = storage.join(table, f"ds={ds}", f"fingerprint{len(captions)}")
     tiny.stage(folder, SCHEMA, SHARD, pa.Table.from_pylist(rows, schema=SCHEMA))
     pieces = [piece for found in list_pieces(folder).values() for piece in tiling(found) or []]
@@ -323,6 +323,23 @@ def test_time_is_bounded(local: str) -> None:
     expected = "the statement takes longer than `limits.max_seconds`=1 allows"
     assert too_much("SELECT count(*) FROM range(1000000000000)", local, max_seconds=1) == expected
     assert time.monotonic() - started < 20
+
+
+def test_time_that_is_spent_before_a_statement_begins_counts(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a store is slow to open a table; DuckDB forgets an interruption that comes before the statement."""
+    open_table = tables.open_table
+    monkeypatch.setattr(tables, "open_table", lambda *given: time.sleep(1.2) or open_table(*given))
+    expected = "the statement takes longer than `limits.max_seconds`=1 allows"
+    assert too_much("SELECT 1", local, max_seconds=1) == expected
+
+    def late() -> None:
+        with duckdb.connect() as connection, query._bounded(connection, QueryLimits(max_seconds=1), soon):
+            time.sleep(1)
+            connection.sql("SELECT count(*) FROM range(1000000000000)").fetchall()
+
+    soon = time.monotonic() + 0.3
+    with pytest.raises(UsageError, match=expected):
+        late()
 
 
 def test_memory_and_disk_are_bounded_and_files_removed(local: str, monkeypatch: pytest.MonkeyPatch) -> None:

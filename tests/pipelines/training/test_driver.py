@@ -24,6 +24,7 @@ from hybrid_models import contract
 from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
 from pipelines import storage
+from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources
 from pipelines.models import artifacts
 from pipelines.staging import checks
@@ -100,6 +101,7 @@ def whole(ray_cluster: str, lake: Path) -> Trained:
 def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": False, "Resources": {"CPU": 1.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(connection, "for_others", dict)
     for gpus, wanted, count, asked, per_worker, threads in (
         (0, "auto", 2, 0, {"CPU": pytest.approx(3.6)}, 4),
         (0, "auto", 2, 1, {"CPU": pytest.approx(0.9)}, 1),
@@ -118,6 +120,10 @@ def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.Monkey
     with pytest.raises(UsageError, match="`num_workers` is 5, but the cluster has 4 GPUs: use at most one for each"):
         driver._scaling((5, 5), "auto", 0)
     assert driver._scaling((5, 5), "yes", 0)[0].use_gpu, "the cluster may grow"
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(connection, "for_others", lambda: {connection.STARTED_HERE: ""})
+    with pytest.raises(UsageError, match=r"^`gpu` is yes, but this machine has no GPU: leave it out"):
+        driver._scaling((1, 1), "yes", 0)  # Ray would wait for one without end
 
 
 def test_of_an_elastic_training_each_worker_is_as_large_as_if_there_were_the_least(
