@@ -135,6 +135,11 @@ def _as_staged(unit: Unit, staged: Staging) -> Iterator[Unit]:
         yield Unit.of(others)
 
 
+def too_many(errors: Counter[str], rows: int, max_fraction: float) -> bool:
+    """Whether more than so large a share of the rows is bad."""
+    return sum(errors.values()) > max_fraction * rows
+
+
 def check_errors(
     errors: Counter[str],
     rows: int,
@@ -147,8 +152,8 @@ def check_errors(
     Raises:
         RefusedError: names the commonest reason and the way out.
     """
-    bad = sum(errors.values())
-    if bad > max_fraction * rows:
+    if too_many(errors, rows, max_fraction):
+        bad = sum(errors.values())
         kind, count = errors.most_common(1)[0]
         raise RefusedError(
             f"{bad} of {rows} samples are bad (most: {count} x {kind}), more than {limit} {max_fraction}: {advice}"

@@ -66,23 +66,32 @@ def _texts(recipe: Recipe, shards: list[Shard]) -> Iterator[str]:
 def prepare(job: TrainJob, initial: Artifact, shards: list[Shard]) -> tuple[list[Piece], Counter[str]]:
     """Decoded and featurized samples in the lake, computed once for each shard and configuration.
 
+    What could not be read for a reason of the moment stays as it is: others go on with these samples. Not where they
+    are too few to train on.
+
     Returns:
         The staged pieces, and the counts of bad samples by kind.
+
+    Raises:
+        RefusedError: too many are bad.
     """
     recipe = job.recipe
     hybrid = initial.load()
     folder = features_folder(job, initial, hybrid)
     uses.mark(folder, uses.RUN, job.run)
-    staged = Staged()
-    if todo := checks.incomplete(shards, folder, once=True):  # others go on with these samples
-        log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
-        inference = Inference.of(initial, recipe.limits, recipe.cut)
-        actor = engine.Actor(Featurizer, (inference,), ("features",)) if hybrid.has_frozen_features else None
-        decode = inference.decode(with_target=True)
-        staged = engine.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
-    pieces = checks.verify(shards, folder)
-    found = contents.total(pieces, staged.contents)
-    errors, rows = found.errors, sum(piece.rows for piece in pieces) + found.lost
+    inference = Inference.of(initial, recipe.limits, recipe.cut)
+    actor = engine.Actor(Featurizer, (inference,), ("features",)) if hybrid.has_frozen_features else None
+    decode = inference.decode(with_target=True)
+    for once in (True, False):
+        staged = Staged()
+        if todo := checks.incomplete(shards, folder, once):
+            log.info("%s: preparing %d of %d shards", job.name, len(todo), len(shards))
+            staged = engine.stage(todo, folder, PREPARED_SCHEMA, decode, actor, job.resources, "features")
+        pieces = checks.verify(shards, folder)
+        found = contents.total(pieces, staged.contents)
+        errors, rows = found.errors, sum(piece.rows for piece in pieces) + found.lost
+        if not checks.too_many(errors, rows, MAX_BAD_SHARE):
+            break
     checks.check_errors(errors, rows, MAX_BAD_SHARE, "the share allowed in training,", "mend the data or its limits")
     for kind, count in errors.items():
         log.warning("%s: %d training samples are left out: %s", job.name, count, kind)
