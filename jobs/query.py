@@ -60,7 +60,8 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         written = [storage.join(options.tables, name) for name in ownership.names(options.tables)]
         places.check_outside("out", options.out, written, "the table")
     names = asked(options.sql, ownership.names(options.tables))
-    rows = query.query(options.sql, options.tables, names, as_of, limits=options.limits)
+    with query.memory_bounded(options.limits):
+        rows = query.query(options.sql, options.tables, names, as_of, limits=options.limits)
     content = raw_csv(rows) if options.raw else WRITERS[form](rows)
     if options.out:
         storage.write_bytes(options.out, content)

@@ -8,13 +8,16 @@ of its own that is removed afterwards.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
+import resource
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -26,10 +29,13 @@ from pipelines.nights import statement, tables
 from pipelines.nights.rules import QueryLimits
 from pipelines.nights.statement import EVER, Dates
 from pipelines.nights.tables import AsOf
+from pipelines.reading.limits import is_memory_error
 
 AGAIN = 0.1
 """Seconds after which a statement that goes on is interrupted again."""
 BATCH_ROWS = 2048
+READING = 2 << 30
+"""Bytes of memory that reading tables may take, beside a statement and its result."""
 # What DuckDB makes of an error of the store while it reads a table: the statement is not to blame.
 _UNREAD = re.compile(
     r"reading the stream registered as '\w+' failed: (?:IOError: )?(.*?)(?:\s*\. Detail: |$)", re.DOTALL
@@ -197,9 +203,29 @@ def query(
 
 
 @contextmanager
+def memory_bounded(limits: QueryLimits) -> Iterator[None]:
+    """Inside, this process gets no more memory than a statement, its result and reading may take: DuckDB does not count
+    the texts that it computes. On Linux; elsewhere nothing bounds them."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        yield
+        return
+    there = int(statm.read_text().split()[5]) * mmap.PAGESIZE
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = there + limits.max_memory + limits.max_bytes + READING
+    bounds = [most, *(bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@contextmanager
 def _bounded(connection: duckdb.DuckDBPyConnection, limits: QueryLimits, deadline: float) -> Iterator[None]:
     """Ends what takes too long, and tells what went wrong in one line."""
     too_long = UsageError(f"the statement takes longer than {_option('max_seconds', limits)} allows")
+    too_large = "the statement needs more than {} allows: ask for less"
     if time.monotonic() >= deadline:
         raise too_long
     ended = threading.Event()
@@ -219,10 +245,14 @@ def _bounded(connection: duckdb.DuckDBPyConnection, limits: QueryLimits, deadlin
         raise too_long from None
     except duckdb.OutOfMemoryException as error:
         option = "max_disk" if "max_temp_directory_size" in str(error) else "max_memory"
-        raise UsageError(f"the statement needs more than {_option(option, limits)} allows: ask for less") from None
+        raise UsageError(too_large.format(_option(option, limits))) from None
+    except MemoryError:
+        raise UsageError(too_large.format(_option("max_memory", limits))) from None
     except pa.ArrowInvalid as error:
         raise UsageError(f"the result cannot be told: {error}") from None
     except duckdb.Error as error:
+        if is_memory_error(error):
+            raise UsageError(too_large.format(_option("max_memory", limits))) from None
         if (unread := _UNREAD.search(str(error))) is not None:
             raise OSError(unread[1]) from error
         raise UsageError(" ".join(str(error).split())) from None

@@ -1,6 +1,8 @@
 import contextlib
 import json
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -352,6 +354,30 @@ def test_memory_and_disk_are_bounded_and_files_removed(local: str, monkeypatch: 
     expected = f"the statement needs more than `limits.max_disk`={1 << 20} allows: ask for less"
     assert too_much(spilling, local, max_memory=100 << 20, max_threads=2, max_disk=1 << 20) == expected
     assert [path.name for path in Path(local).iterdir()] == ["captions"]
+
+
+TEXTS = """
+import sys, resource
+from pipelines.nights import query
+from pipelines.nights.rules import QueryLimits
+
+query.READING, limits = 200 << 20, QueryLimits(max_memory=100 << 20, max_bytes=1 << 20)
+before = resource.getrlimit(resource.RLIMIT_DATA)
+with query.memory_bounded(limits):
+    print(query.query("SELECT count(*) AS n FROM captions", sys.argv[1], ["captions"], limits=limits).to_pylist())
+assert resource.getrlimit(resource.RLIMIT_DATA) == before
+with query.memory_bounded(limits):
+    query.query(sys.argv[2], sys.argv[1], ["captions"], limits=limits)
+"""
+
+
+def test_texts_that_a_statement_computes_are_bounded(local: str) -> None:
+    """DuckDB does not count them: those of a vector of 2,048 rows may come to terabytes."""
+    sql = "SELECT sum(length(repeat('x', 50000000 + range::int))) FROM range(2048)"
+    done = subprocess.run([sys.executable, "-c", TEXTS, local, sql], capture_output=True, text=True, cwd=tiny.ROOT)
+    assert done.stdout == "[{'n': 2}]\n"
+    (*_, last) = done.stderr.strip().splitlines()
+    assert last.endswith(f"the statement needs more than `limits.max_memory`={100 << 20} allows: ask for less")
 
 
 def test_the_result_is_bounded(local: str) -> None:
