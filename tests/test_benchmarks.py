@@ -1,5 +1,6 @@
 """The benchmarks' report; of what they measure the driver's steps are run here, for a few shards."""
 
+import gzip
 import importlib
 import inspect
 import json
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,14 +21,18 @@ import torch
 from deltalake import DeltaTable, write_deltalake
 from torch.autograd import DeviceType
 
+from hybrid_models.inputs import Inputs
 from hybrid_models.layers.attention_walk import attention_walk
+from hybrid_models.symbols import BOS, EOS
 from pipelines import storage
+from pipelines.models import artifacts
 from tests import tiny
 from tests.benchmarks import __main__ as benchmarks
 from tests.benchmarks import (
     beside,
     captioning,
     costs,
+    distilling,
     fitting,
     nowcasting,
     peers,
@@ -432,3 +439,42 @@ def test_requests_are_those_of_any_client(s3_server, s3):
     before = s3_server.requests()
     DeltaTable(f"{s3}/table")
     assert s3_server.requests() > before
+
+
+# ---- what several translators agree on -------------------------------------------------------------------------------
+def test_translators_together_find_what_their_mean_probability_is_highest_of(tmp_path: Path) -> None:
+    nets, texts = [tiny.translator(seed) for seed in range(3)], tiny.sentences(40, 7)
+    assert distilling.translate(nets[:1] * 2, texts) == nets[0].translate(texts)
+    for net in nets:
+        net.decoding = replace(net.decoding, beam_size=1, max_length=1)
+    preprocess = nets[0].preprocess(nets[0].config, nets[0].assets)
+    batch = nets[0].collate([preprocess(Inputs(None, {"en": text}), with_target=False) for text in texts])
+    likely = []
+    with torch.inference_mode():
+        for net in nets:
+            state, memory = net.encode(batch)
+            memory = net.decoder.look_up(memory, [1] * len(texts), net.decoding.search_options())
+            likely.append(net.decoder.step(torch.full((len(texts),), BOS), state, memory)[0].exp())
+    together = torch.stack(likely).mean(0)
+    together[:, :EOS] = 0  # symbols that no text has
+    words = together.argmax(1).tolist()
+    expected = [nets[0]._target.decode([] if word == EOS else [word]) for word in words]
+    assert distilling.translate(nets, texts) == expected != nets[0].translate(texts)
+    nets[0].assets = {}
+    with pytest.raises(ValueError, match="have not one vocabulary"):
+        distilling.translate(nets, texts)
+
+
+def test_pairs_and_what_was_made_of_them_are_written(tmp_path: Path) -> None:
+    models = [Path(tiny.write_translator(str(tmp_path / str(seed)), seed)) for seed in (1, 2)]
+    pairs = [{"id": str(i), "en": text, "de": text} for i, text in enumerate(tiny.sentences(5))]
+    (tmp_path / "train").mkdir()
+    whole = gzip.compress("".join(json.dumps(pair) + "\n" for pair in pairs).encode())
+    (tmp_path / "train" / "a.jsonl.gz").write_bytes(whole)
+    distilling.main(distilling.Options(tmp_path / "train", tmp_path / "out", tuple(models)))
+    assert (tmp_path / "out" / "a.jsonl.gz").read_bytes() == whole
+    with gzip.open(tmp_path / "out" / "made-a.jsonl.gz", "rt") as stream:
+        made = [json.loads(line) for line in stream]
+    assert [(row["id"], row["en"]) for row in made] == [(f"made-{pair['id']}", pair["en"]) for pair in pairs]
+    nets = [artifacts.load_hybrid(str(model)) for model in models]
+    assert [row["de"] for row in made] == distilling.translate(nets, [pair["en"] for pair in pairs])
