@@ -94,9 +94,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     from pipelines.nights.tables import parse_as_of
 
     as_of = parse_as_of(options.as_of) if options.as_of else None
-    found, notes = existing(options.tables, as_of)
+    found, others, damaged = existing(options.tables, as_of)
     rows = [row for name, table in found.items() for row in nights(name, table)]
-    rows += [{"table": name, "note": note} for name, note in notes.items()]
+    rows += [{"table": name, "note": str(error)} for name, error in (others | damaged).items()]
     sys.stdout.buffer.write(WRITERS[options.format](listed(rows)))
     sys.stdout.flush()
     return None
@@ -122,8 +122,12 @@ def listed(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def existing(uri: str, as_of: AsOf | None = None) -> tuple[dict[str, DeltaTable], dict[str, str]]:
-    """The tables at a URI by name, and why others there are none of ours or cannot be read.
+Problems = dict[str, UsageError | storage.StorageError]
+"""By a table's name."""
+
+
+def existing(uri: str, as_of: AsOf | None = None) -> tuple[dict[str, DeltaTable], Problems, Problems]:
+    """The tables at a URI by name; why others there are none of ours; and why others cannot be read.
 
     Raises:
         UsageError: there are none.
@@ -132,23 +136,28 @@ def existing(uri: str, as_of: AsOf | None = None) -> tuple[dict[str, DeltaTable]
     from pipelines.nights import ownership, tables
 
     found: dict[str, DeltaTable] = {}
-    problems: dict[str, Exception] = {}
+    others: Problems = {}
+    damaged: Problems = {}
     for name in ownership.names(uri):
         place = storage.join(uri, name)
         try:
             table = tables.open_table(place, as_of)
+        except (UsageError, storage.StorageError) as error:
+            damaged[name] = error
+            continue
+        try:
             if table is None:
                 ownership.check_folder(place)
             else:
                 ownership.check_ours(table, place)
                 found[name] = table
         except (UsageError, storage.StorageError) as error:
-            problems[name] = error
-    if not found and problems:
+            others[name] = error
+    if not found and (problems := damaged | others):
         raise next(iter(problems.values()))
     if not found:
         raise UsageError(f"no tables at {uri}: `hybrid infer` writes {', '.join(TABLES.values())}")
-    return found, {name: str(error) for name, error in problems.items()}
+    return found, others, damaged
 
 
 def nights(name: str, table: DeltaTable) -> Iterator[dict[str, Any]]:
@@ -170,23 +179,23 @@ def tidy(argv: Sequence[str]) -> dict[str, Any]:
     options = cli.parse(TidyOptions, argv, "hybrid tables tidy", "Remove files that no version needs any more.")
     options.retention.check()
     from pipelines.nights import compaction, upkeep
-    from pipelines.staging.checks import RefusedError
 
-    found, skipped = existing(options.tables)
-    for name, note in skipped.items():
+    found, others, damaged = existing(options.tables)
+    for name, note in others.items():
         log.warning("%s is left alone: %s", name, note)
     compacted, tidied = {}, {}
-    failed: list[tuple[int, str]] = []
+    failed: dict[str, Exception] = {**damaged}
     for name in found:
         uri = storage.join(options.tables, name)
         try:
             if options.compact:
                 compacted[name] = _gained(compaction.compact(uri, dry_run=options.dry_run))
             tidied[name] = upkeep.tidy(uri, options.retention.retain_hours, options.dry_run)
-        except (UsageError, RefusedError, storage.StorageError) as error:
-            code, skipped[name] = cli.outcome(error)
-            failed.append((code, skipped[name]))
-            log.warning("%s is not tidied: %s", name, skipped[name])
+        except Exception as error:  # whatever it is, other tables are still to be tidied
+            failed[name] = error
+    outcomes = {name: cli.outcome(error) for name, error in failed.items()}
+    for name, (_, problem) in outcomes.items():
+        log.error("%s is not tidied: %s", name, problem, exc_info=cli.traced(failed[name]))
     if options.dry_run:
         for table in tidied.values():
             for file in table.removed:
@@ -197,11 +206,12 @@ def tidy(argv: Sequence[str]) -> dict[str, Any]:
         "dry_run": options.dry_run,
         "compacted": compacted,
         "removed": counts,
-        "skipped": skipped,
+        "skipped": {name: str(error) for name, error in others.items()}
+        | {name: problem for name, (_, problem) in outcomes.items()},
     }
-    if failed:
-        code, problem = min(failed, key=lambda each: cli.CODES.index(each[0]))
-        raise EndedError(code, f"{len(tidied)} of {len(found)} tables are tidied; {problem}", summary)
+    if outcomes:
+        code, problem = min(outcomes.values(), key=lambda each: cli.CODES.index(each[0]))
+        raise EndedError(code, f"{len(tidied)} of {len(tidied) + len(failed)} tables are tidied; {problem}", summary)
     return summary
 
 

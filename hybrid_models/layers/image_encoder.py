@@ -68,14 +68,14 @@ class Encoder(nn.Module):
         without a classifier: DDP waits for the gradients of all that do."""
         if self._learns:
             return
-        self._learns = True
-        with sketched():
+        with sketched(), torch.inference_mode(False), torch.enable_grad():
             net: Any = timm.create_model(self.name, pretrained=False, num_classes=0).eval()
             grid = net.forward_features(torch.zeros(1, 3, self.image_size, self.image_size))
             names, weights = zip(*net.named_parameters(), strict=True)
             slopes = torch.autograd.grad(grid.sum(), weights, allow_unused=True)
         for name, slope in zip(names, slopes, strict=True):
             self.cnn.get_parameter(name).requires_grad_(slope is not None)
+        self._learns = True
 
     def _fetch(self) -> Mapping[str, Tensor]:
         try:

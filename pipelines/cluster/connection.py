@@ -156,6 +156,11 @@ def start(quiet: bool = False, cpus: int | None = None) -> None:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
+def is_started_here() -> bool:
+    """Whether the cluster was started on this machine for its own jobs: no node joins it."""
+    return STARTED_HERE in for_others()
+
+
 def check_grows(why: str) -> None:
     """Refuses to wait for nodes on a cluster that was started on this machine, which none join.
 
@@ -165,7 +170,7 @@ def check_grows(why: str) -> None:
     Raises:
         UsageError: it was.
     """
-    if STARTED_HERE in for_others():
+    if is_started_here():
         raise UsageError(f"{why}, but this machine has no GPU: leave it out, or name a cluster by RAY_ADDRESS")
 
 

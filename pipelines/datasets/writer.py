@@ -205,9 +205,9 @@ class DatasetWriter:
         written = {shard.name for shards in self._shards.values() for shard in shards}
         there = read_manifest(self.out)
         earlier = self._begun | (set() if there is None else {shard.name for shard in there.shards})
-        for file in storage.list_all(root):
+        for file in storage.list_files(root):
             name = file.uri.removeprefix(root).lstrip("/")
-            if name not in written and (name in earlier or self._is_ours(name)):
+            if name not in written and (name in earlier or self._is_ours(name)) and not _is_behind_link(file.uri):
                 storage.delete(file.uri)
                 log.info("removed %s, which an earlier call had written", name)
 
@@ -216,6 +216,13 @@ class DatasetWriter:
         split, _, name = path.rpartition("/")
         shard = rf"{re.escape(self.name)}-{re.escape(_label(split))}-\d{{5}}\.(tar|jsonl\.gz)"
         return SPLIT.fullmatch(split) is not None and re.fullmatch(shard, name) is not None
+
+
+def _is_behind_link(uri: str) -> bool:
+    """Whether a file on a disk lies in a folder that a link leads to. The folder that is written to has none in its
+    own address."""
+    folder = uri.rpartition("/")[0]
+    return storage.is_local(uri) and storage.absolute(folder) != folder
 
 
 SPLIT = re.compile(r"[^/]+|night/ds=[^/]+")

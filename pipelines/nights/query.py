@@ -68,7 +68,7 @@ def open_views(
     Raises:
         UsageError: there is none of the tables at this URI, or one of them has no such version.
     """
-    with tempfile.TemporaryDirectory(prefix="hybrid-query-") as scratch, duckdb.connect() as connection:
+    with tempfile.TemporaryDirectory(prefix="hybrid-query-") as scratch, _engine(limits) as connection:
         found = []
         for name in names:
             table = tables.open_table(storage.join(storage.absolute(tables_uri), name), as_of)
@@ -84,7 +84,6 @@ def open_views(
             "memory_limit": f"{limits.max_memory}B",
             "temp_directory": scratch,
             "max_temp_directory_size": f"{limits.max_disk}B",
-            "threads": min(limits.max_threads, os.cpu_count() or 1),
             "TimeZone": "UTC",
             "http_proxy": "",  # it comes from the environment, perhaps with a password
             "autoinstall_known_extensions": False,
@@ -96,6 +95,11 @@ def open_views(
         for name, value in settings.items():
             connection.execute(f"SET {name} = ?", [value])
         yield connection
+
+
+def _engine(limits: QueryLimits) -> duckdb.DuckDBPyConnection:
+    """DuckDB with no more threads than are allowed: it starts them at once, and each has a stack."""
+    return duckdb.connect(config={"threads": min(limits.max_threads, os.cpu_count() or 1)})
 
 
 def _files_of(dates: Dates | None) -> list[tuple[str, str, Any]] | None:
@@ -205,7 +209,11 @@ def query(
 @contextmanager
 def memory_bounded(limits: QueryLimits) -> Iterator[None]:
     """Inside, this process gets no more memory than a statement, its result and reading may take: DuckDB does not count
-    the texts that it computes. On Linux; elsewhere nothing bounds them."""
+    the texts that it computes. On Linux; elsewhere nothing bounds them.
+
+    Raises:
+        UsageError: that was not enough.
+    """
     statm = Path("/proc/self/statm")
     if not statm.exists():
         yield
@@ -217,6 +225,8 @@ def memory_bounded(limits: QueryLimits) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
     try:
         yield
+    except MemoryError:
+        raise _too_large("max_memory", limits) from None
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
@@ -225,7 +235,6 @@ def memory_bounded(limits: QueryLimits) -> Iterator[None]:
 def _bounded(connection: duckdb.DuckDBPyConnection, limits: QueryLimits, deadline: float) -> Iterator[None]:
     """Ends what takes too long, and tells what went wrong in one line."""
     too_long = UsageError(f"the statement takes longer than {_option('max_seconds', limits)} allows")
-    too_large = "the statement needs more than {} allows: ask for less"
     if time.monotonic() >= deadline:
         raise too_long
     ended = threading.Event()
@@ -243,16 +252,16 @@ def _bounded(connection: duckdb.DuckDBPyConnection, limits: QueryLimits, deadlin
         yield
     except duckdb.InterruptException:
         raise too_long from None
-    except duckdb.OutOfMemoryException as error:
-        option = "max_disk" if "max_temp_directory_size" in str(error) else "max_memory"
-        raise UsageError(too_large.format(_option(option, limits))) from None
-    except MemoryError:
-        raise UsageError(too_large.format(_option("max_memory", limits))) from None
     except pa.ArrowInvalid as error:
         raise UsageError(f"the result cannot be told: {error}") from None
-    except duckdb.Error as error:
-        if is_memory_error(error):
-            raise UsageError(too_large.format(_option("max_memory", limits))) from None
+    except (duckdb.Error, OSError) as error:  # the latter of what goes wrong when rows are on their way already
+        if str(error).startswith("INTERRUPT"):
+            raise too_long from None
+        if isinstance(error, duckdb.OutOfMemoryException) or is_memory_error(error):
+            full = "max_temp_directory_size" in str(error)
+            raise _too_large("max_disk" if full else "max_memory", limits) from None
+        if isinstance(error, OSError):
+            raise
         if (unread := _UNREAD.search(str(error))) is not None:
             raise OSError(unread[1]) from error
         raise UsageError(" ".join(str(error).split())) from None
@@ -273,6 +282,10 @@ def _fetch(relation: duckdb.DuckDBPyRelation, limits: QueryLimits) -> pa.Table:
                 raise UsageError(f"the result has more than {_option(name, limits)} allows: add a LIMIT, or raise it")
         batches.append(batch)
     return pa.Table.from_batches(batches, reader.schema)
+
+
+def _too_large(option: str, limits: QueryLimits) -> UsageError:
+    return UsageError(f"the statement needs more than {_option(option, limits)} allows: ask for less")
 
 
 def _option(name: str, limits: QueryLimits) -> str:

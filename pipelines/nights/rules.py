@@ -56,8 +56,8 @@ class QueryLimits:
     """What one statement may cost."""
 
     max_memory: int = 2 * 2**30
-    """Bytes of memory for sorting, grouping and joining, which go on on disk; reading may need 2 GiB more, and so may
-    the result."""
+    """Bytes of memory for sorting, grouping and joining, which go on on disk; reading may need 2 GiB more, and the
+    result `max_bytes`."""
     max_disk: int = 16 * 2**30
     """Bytes of temporary files."""
     max_threads: int = 4

@@ -54,6 +54,9 @@ class Shard:
         return [member.uri for member in self.members] or [self.uri]
 
 
+_SECRET = "the name of {} looks as if it held a password or token: rename it"
+
+
 class NoShardsError(UsageError):
     """There are no shards at an address."""
 
@@ -77,7 +80,7 @@ def list_shards(uri: str, cut: bool = False) -> list[Shard]:
     lone: list[Member] = []
     root = _folder(uri, files)
     for file in files:
-        problem = "" if storage.is_local(file.uri) or shown(file.uri) == file.uri else _secret(file.uri)
+        problem = _SECRET.format(shown(file.uri)) if is_secret(file.uri) else ""
         if suffix_of(file.name) is not None:
             if problem:
                 raise UsageError(problem)
@@ -93,9 +96,10 @@ def list_shards(uri: str, cut: bool = False) -> list[Shard]:
     return [*shards, *grouped(root, lone, cut)]
 
 
-def _secret(uri: str) -> str:
-    """Why nothing is read of an object whose name no client of a store would be given: the rest of a night is."""
-    return f"the name of {shown(uri)} looks as if it held a password or token: rename it"
+def is_secret(uri: str) -> bool:
+    """Whether an object's name in a store looks as if it held a password: no client would be given such an address, so
+    that nothing is read of it. The rest of a night is."""
+    return not storage.is_local(uri) and shown(uri) != uri
 
 
 def _readable(root: str, files: Sequence[storage.FileInfo]) -> str:

@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.cluster.connection import check_grows
+from pipelines.cluster.connection import check_grows, is_started_here
 from pipelines.cluster.resources import cpus_of_nodes
 from pipelines.models import artifacts, weights
 from pipelines.models.artifacts import Artifact
@@ -86,8 +86,9 @@ def train(job: TrainJob, shards: Shards) -> Trained:
     """Trains to the end and registers the best model; goes on where an earlier start of the same name stopped.
 
     Raises:
-        UsageError: the cluster has GPUs, but fewer than the least workers, or no node that computes; or a run of this
-            name was started meanwhile, with other options or once more; or there is not the memory for a step.
+        UsageError: the cluster has GPUs, but fewer than the least workers, or none where they are asked for and no node
+            will come, or no node that computes; or a run of this name was started meanwhile, with other options or once
+            more; or there is not the memory for a step.
         FloatingPointError: the gradients are not finite; like whatever else would come again, at the first try.
         RuntimeError: infrastructure failed more often than the recipe allows; start again, it goes on.
     """
@@ -277,7 +278,7 @@ def _scaling(workers: tuple[int, int], gpu: str, wanted: int) -> tuple[ScalingCo
     fewest, most = workers
     cpus = cpus_of_nodes(gpu)
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpu == "auto" and 0 < gpus < fewest:
+    if 0 < gpus < fewest and (gpu == "auto" or (gpu == "yes" and is_started_here())):
         advice = "use at most one for each, or `gpu` yes where the cluster grows"
         raise UsageError(f"`num_workers` is {fewest}, but the cluster has {gpus} GPUs: {advice}")
     if gpu == "yes" and not gpus:

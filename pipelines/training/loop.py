@@ -70,10 +70,11 @@ def _train(task: TrainTask) -> None:
     torch.set_num_threads(task.threads)
     compute_exactly(get_device())
     artifact: Artifact = ray.get(task.initial)
-    hybrid = artifact.load().to(get_device()).train()  # which tells what learns
+    hybrid = artifact.load().to(get_device())
     parameters = [p for p in hybrid.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     progress = restore(hybrid, optimizer, task)
+    hybrid.train()  # before DDP asks which weights learn
     model = prepare_model(hybrid, parallel_strategy="ddp" if workers.world_size() > 1 else None)
     train_set = PreparedSamples(ray.get(task.train), task.run)
     val_set = PreparedSamples(ray.get(task.val), task.run)

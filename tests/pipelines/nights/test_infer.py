@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
+from hybrid_models.captioner.interface import CaptionerInterface
 from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines import storage
@@ -553,8 +554,20 @@ def test_a_manifests_row_that_named_nothing_may_be_mended(tmp_path: Path) -> Non
     commit.commit_night(first.partition, verify(first.shards, first.folder), first.schema, {"run_id": "run"})
     infer.check(listed("0.jpg", "1.jpg", "2.jpg"))
     infer.check(listed("3.jpg", "0.jpg", None, "2.jpg"))
+    infer.check(listed("0.jpg", "2.jpg"))
     with pytest.raises(RefusedError, match=rf"1 of its shards are gone, such as {tmp_path}/in/2.jpg: nothing"):
         infer.check(listed("0.jpg", None))
+
+
+def test_what_nothing_was_read_of_may_be_renamed_and_what_looks_like_a_row_is_missed(place: str) -> None:
+    """An object whose name looks as if it held a password is told to be; one called #1.jpg is an object like others."""
+    schema = table_schema(CaptionerInterface.payload_schema)
+    names = ["#1.jpg", "#2", "a.jpg?key=1.jpg"]
+    rows = [{"shard": f"{place}/in/@0", "object": f"{place}/in/{name}", "status": "ok"} for name in names]
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), stream)
+    expected = {f"{place}/in/{name}" for name in names[: 3 if storage.is_local(place) else 2]}
+    assert infer._sources(pq.ParquetFile(stream)) == expected
 
 
 # ---- what is counted and verified --------------------------------------------------------------------------------

@@ -325,6 +325,8 @@ def test_time_is_bounded(local: str) -> None:
     expected = "the statement takes longer than `limits.max_seconds`=1 allows"
     assert too_much("SELECT count(*) FROM range(1000000000000)", local, max_seconds=1) == expected
     assert time.monotonic() - started < 20
+    slowly = "SELECT CASE WHEN range < 100000 THEN 0 ELSE len(range(100000000)) END FROM range(200000)"
+    assert too_much(slowly, local, max_seconds=2) == expected.replace("=1", "=2"), "when rows are on their way"
 
 
 def test_time_that_is_spent_before_a_statement_begins_counts(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,6 +360,7 @@ def test_memory_and_disk_are_bounded_and_files_removed(local: str, monkeypatch: 
 
 TEXTS = """
 import sys, resource
+from hybrid_models.errors import UsageError
 from pipelines.nights import query
 from pipelines.nights.rules import QueryLimits
 
@@ -366,18 +369,24 @@ before = resource.getrlimit(resource.RLIMIT_DATA)
 with query.memory_bounded(limits):
     print(query.query("SELECT count(*) AS n FROM captions", sys.argv[1], ["captions"], limits=limits).to_pylist())
 assert resource.getrlimit(resource.RLIMIT_DATA) == before
-with query.memory_bounded(limits):
-    query.query(sys.argv[2], sys.argv[1], ["captions"], limits=limits)
+for sql in sys.argv[2:]:
+    try:
+        with query.memory_bounded(limits):
+            query.query(sql, sys.argv[1], ["captions"], limits=limits)
+    except UsageError as error:
+        print(error)
 """
 
 
 def test_texts_that_a_statement_computes_are_bounded(local: str) -> None:
     """DuckDB does not count them: those of a vector of 2,048 rows may come to terabytes."""
-    sql = "SELECT sum(length(repeat('x', 50000000 + range::int))) FROM range(2048)"
-    done = subprocess.run([sys.executable, "-c", TEXTS, local, sql], capture_output=True, text=True, cwd=tiny.ROOT)
-    assert done.stdout == "[{'n': 2}]\n"
-    (*_, last) = done.stderr.strip().splitlines()
-    assert last.endswith(f"the statement needs more than `limits.max_memory`={100 << 20} allows: ask for less")
+    at_once = "SELECT sum(length(repeat('x', 50000000 + range::int))) FROM range(2048)"
+    later = "SELECT repeat('x', CASE WHEN range < 100000 THEN 1 ELSE 50000000 END) FROM range(200000)"
+    command = [sys.executable, "-c", TEXTS, local, at_once, later]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tiny.ROOT, check=True)
+    count, *refusals = done.stdout.splitlines()
+    assert count == "[{'n': 2}]"
+    assert refusals == [f"the statement needs more than `limits.max_memory`={100 << 20} allows: ask for less"] * 2
 
 
 def test_the_result_is_bounded(local: str) -> None:

@@ -124,6 +124,9 @@ def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.Monkey
     monkeypatch.setattr(connection, "for_others", lambda: {connection.STARTED_HERE: ""})
     with pytest.raises(UsageError, match=r"^`gpu` is yes, but this machine has no GPU: leave it out"):
         driver._scaling((1, 1), "yes", 0)  # Ray would wait for one without end
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 4})
+    with pytest.raises(UsageError, match="`num_workers` is 5, but the cluster has 4 GPUs: use at most one for each"):
+        driver._scaling((5, 5), "yes", 0)
 
 
 def test_of_an_elastic_training_each_worker_is_as_large_as_if_there_were_the_least(
