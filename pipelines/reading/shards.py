@@ -54,7 +54,7 @@ class Shard:
         return [member.uri for member in self.members] or [self.uri]
 
 
-_SECRET = "the name of {} looks as if it held a password or token: rename it"
+_ODD_NAME = "the name of {} looks as if it held a password or token: rename it"
 
 
 class NoShardsError(UsageError):
@@ -80,7 +80,7 @@ def list_shards(uri: str, cut: bool = False) -> list[Shard]:
     lone: list[Member] = []
     root = _folder(uri, files)
     for file in files:
-        problem = _SECRET.format(shown(file.uri)) if is_secret(file.uri) else ""
+        problem = _ODD_NAME.format(shown(file.uri)) if is_secret(file.uri) else ""
         if suffix_of(file.name) is not None:
             if problem:
                 raise UsageError(problem)
