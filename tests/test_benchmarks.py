@@ -34,6 +34,7 @@ from tests.benchmarks import (
     costs,
     distilling,
     fitting,
+    goals,
     nowcasting,
     peers,
     processes,
@@ -90,30 +91,32 @@ def test_without_a_gpu_sizes_are_those_of_a_cpu():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "rows"),
+    ("gpus", "rows", "learned"),
     [
-        (0, {"": None, ", one worker of all cores": "one core", ", two workers": "one core"}),
+        (0, {"": None, ", one worker of all cores": "one core", ", two workers": "one core"},
+         {"one worker of all cores": "one core", "two workers": "one core"}),
         (1, {
             "": None, ", all cores beside one: left out, a GPU trains": None,
             ", two workers: left out, there is one GPU": None,
-        }),
-        (2, {"": None, ", all cores beside one: left out, a GPU trains": None, ", two workers": "one GPU"}),
+        }, {}),
+        (2, {"": None, ", all cores beside one: left out, a GPU trains": None, ", two workers": "one GPU"},
+         {"two workers": "one GPU"}),
     ],
 )  # fmt: skip
-def test_a_training_has_no_more_workers_than_gpus_where_there_are_any(gpus, rows, tmp_path, monkeypatch):
+def test_a_training_has_no_more_workers_than_gpus_where_there_are_any(gpus, rows, learned, tmp_path, monkeypatch):
     trained = {}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(fitting, "write_photos", lambda _: None)
     monkeypatch.setattr(fitting, "write_weights", lambda _: None)
     monkeypatch.setattr(fitting, "train", lambda _, folder, __, start, *options: trained.update({folder.name: options}))
     speed = {"one-0": 2.0, "two-0": 3.0, "core-0": 1.5}
-    monkeypatch.setattr(fitting, "speeds", lambda folder: fitting.EPOCHS * [speed[folder.name]])
+    monkeypatch.setattr(fitting, "logged", lambda folder, _: fitting.EPOCHS * [speed[folder.name]])
     found = fitting.rows(False, tmp_path)
     assert [(row.what, row.against or None) for row in found] == [
         (epoch + what, against)
         for epoch in ("an epoch on references", "an epoch on rewards")
         for what, against in rows.items()
-    ]
+    ] + [(f"{fitting.LEARNED}, {way}", against) for way, against in learned.items()]
     assert ("two-0" in trained, "core-0" in trained) == (gpus != 1, gpus == 0)
     assert all(options in ((), ("--num-workers", "2")) for options in trained.values())
     assert found[2].times == {0: 2.0, 1: None, 2: 1.5}[gpus]
@@ -310,6 +313,38 @@ def test_the_page_shows_what_was_measured_and_nothing_else():
     shown = benchmarks.report(known)
     assert benchmarks.REPORT.read_text() == before + benchmarks.BEGIN + shown + benchmarks.END + after
     assert all(f"**{place.split()[0]}**" in shown for place in known)
+
+
+def test_a_goal_is_met_by_all_of_its_rows_that_can_tell():
+    rows = [
+        {"what": "memory", "ours": 200.0, "unit": "MiB", "reference": 100.0, "against": "of 1", "goal_times": 0.95},
+        {"what": "infer", "ours": 3.0, "unit": "images/s", "reference": 1.0, "against": "Daft", "goal_times": 1.15},
+        {"what": "infer", "ours": 3.0, "unit": "images/s", "reference": 3.0, "against": "Ray Data", "goal_times": 1.15},
+        {"what": "the loop", "ours": 3.0, "unit": "images/s"},
+    ]
+    known = {
+        "captioning": {"rows": [], "command": "the short one"},
+        "captioning --full": {"rows": rows, "command": "the long one"},
+        "demo": {"rows": [{"what": "demo", "ours": 131.0, "unit": "s", "goal": 130.0}], "command": "c"},
+    }
+    _, _, *shown = goals.table(known)
+    assert [row.split(" | ")[2:] for row in (shown[1], shown[3], shown[4], shown[11])] == [
+        ["0 of 1", "demo: 131 s of ≤ 130 s", "`c` |"],
+        ["1 of 2", "infer, Ray Data: 1.00 of ≥ 1.15 times", "`the long one` |"],
+        ["not measured", "", "`the long one` |"],
+        ["0 of 1", "memory, of 1: 0.50 of ≥ 0.95 times", "`the long one` |"],
+    ]
+
+
+def test_every_figure_that_a_goal_of_a_line_is_about_counts_for_one_of_the_goals():
+    known = json.loads(benchmarks.FIGURES.read_text())
+    numbered = {goal.line for goal in goals.GOALS}
+    for place, line in known.items():
+        asked = [Row(**row) for row in line["rows"] if place.split()[0] in numbered]
+        of_line = [goal for goal in goals.GOALS if goal.line == place.split()[0]]
+        counted = [row for goal in of_line for row in goals.rows_of(goal, line["rows"])]
+        assert all(counted.count(row) == 1 for row in asked if row.met is not None)
+    assert all("not measured" not in row for row in goals.table(known))
 
 
 def test_a_command_that_fails_is_told_with_what_it_said(tmp_path):

@@ -31,8 +31,8 @@ import tyro
 
 from pipelines.cluster.connection import worker_env
 from tests import tiny
-from tests.benchmarks import peers
-from tests.benchmarks.figures import Row
+from tests.benchmarks import goals, peers
+from tests.benchmarks.figures import Row, readable
 
 LINES = {
     "setup": "`make setup`, the package cache warm",
@@ -92,7 +92,7 @@ def main(options: Options) -> int:
         if line is None:
             failed.append(name)
             continue
-        print(report({name: line}), file=sys.stderr, flush=True)
+        print(sections({name: line}), file=sys.stderr, flush=True)
         known[place(name, options.full)] = line
         write(known)
     print(f"{len(options.lines or LINES)} lines took {_minutes(time.perf_counter() - began)}", file=sys.stderr)
@@ -175,7 +175,12 @@ def machine() -> dict[str, Any]:
 
 
 def report(known: dict[str, Any]) -> str:
-    """The figures as Markdown: what ran beside others, and what ran alone."""
+    """The figures as Markdown, and before them which goals they meet."""
+    return "\n".join(["## The goals", "", *goals.table(known), "", sections(known)])
+
+
+def sections(known: dict[str, Any]) -> str:
+    """The figures: what ran beside others, and what ran alone."""
     text: list[str] = []
     for full, (title, command) in WAYS.items():
         lines = {key.split()[0]: line for key, line in known.items() if line["full"] is full}
@@ -217,20 +222,10 @@ def _minutes(seconds: float) -> str:
 
 
 def _row(row: Row) -> str:
-    reference = "" if row.reference is None else f"{_shown(row.reference)} {row.unit} ({row.against})"
+    reference = "" if row.reference is None else f"{readable(row.reference)} {row.unit} ({row.against})"
     times = "" if row.times is None else f"{row.times:.2f}"
-    goals = []
-    if row.goal is not None:
-        goals.append(f"{'≤' if row.small else '≥'} {row.goal:g} {row.unit}")
-    if row.goal_times is not None:
-        goals.append(f"≥ {row.goal_times:.3g} times")
-    ours = "" if row.ours is None else f"{_shown(row.ours)} {row.unit}"
     met = {None: "", True: "yes", False: "no"}[row.met]
-    return f"| {row.what} | {ours} | {reference} | {times} | {', '.join(goals)} | {met} |"
-
-
-def _shown(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"| {row.what} | {row.shown} | {reference} | {times} | {row.asked} | {met} |"
 
 
 if __name__ == "__main__":

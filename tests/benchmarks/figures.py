@@ -60,7 +60,7 @@ class Row:
     ours: float | None
     """None if it was left out: `what` says why."""
     unit: str
-    """`s` and `MiB` are better small, all others large."""
+    """`s`, `MiB` and `nats` are better small, all others large."""
     reference: float | None = None
     against: str = ""
     """What the reference is of."""
@@ -72,7 +72,7 @@ class Row:
     @property
     def small(self) -> bool:
         """Whether less is better."""
-        return self.unit in ("s", "MiB")
+        return self.unit in ("s", "MiB", "nats")
 
     @property
     def times(self) -> float | None:
@@ -90,6 +90,26 @@ class Row:
         if self.goal_times is not None and self.times is not None:
             told.append(self.times >= self.goal_times)
         return all(told) if told else None
+
+    @property
+    def asked(self) -> str:
+        """Its goals, in words; empty without one."""
+        goals = []
+        if self.goal is not None:
+            goals.append(f"{'≤' if self.small else '≥'} {self.goal:g} {self.unit}")
+        if self.goal_times is not None:
+            goals.append(f"≥ {self.goal_times:.3g} times")
+        return ", ".join(goals)
+
+    @property
+    def shown(self) -> str:
+        """The figure with its unit; empty if it was left out."""
+        return "" if self.ours is None else f"{readable(self.ours)} {self.unit}"
+
+
+def readable(value: float) -> str:
+    """Three digits, and thousands apart."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def left_out(what: str, why: str) -> Row:
