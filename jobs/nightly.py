@@ -223,7 +223,7 @@ def nights(options: NightlyOptions) -> list[str]:
             raise UsageError(f"--backfill {first}..{last} is turned round: write {last}..{first}")
     else:
         end = _date(options.ds)
-        start = end - min(options.catch_up, MAX_NIGHTS) * DAY
+        start = datetime.date.fromordinal(max(1, end.toordinal() - min(options.catch_up, MAX_NIGHTS)))
     count = (end - start).days + 1
     if count > MAX_NIGHTS:
         raise UsageError(f"{start}..{end} are {count} nights, at most {MAX_NIGHTS} are done at once")

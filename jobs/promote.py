@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -67,8 +68,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )
     if not options.input and not options.force:
         raise UsageError("--input is needed: held-out shards with references (or --force REASON)")
-    if options.margin < 0:
-        raise UsageError(f"--margin is {options.margin}: it must be 0 or more")
+    if not 0 <= options.margin < math.inf:
+        raise UsageError(f"--margin is {options.margin}: it must be a number from 0 on")
     options.judging.check(options.input)
     model = options.model or f"models:/{name}@{CHALLENGER}"
     if not model.startswith("models:/"):

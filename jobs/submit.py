@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 PATTERN = re.compile(r"[*?\[{]")
 ANYWHERE = re.compile(r"/|[a-z0-9+]+://")
 """How an address begins that is the same place wherever a job runs."""
+RELATIVE_DATABASE = re.compile(r"sqlite:///(?!/)")
 PLACES = ("--tables", "--storage", "--input", "--data", "--out", "--source", "--references")
 """Options whose values are places."""
 NOT_JOBS = ("submit", "query", "models")
@@ -104,6 +105,13 @@ def check(command: Sequence[str]) -> None:
             raise UsageError(
                 f"{option} {value} is a path below the folder where the job runs on the cluster, and is gone after it: "
                 "give an address that it reaches, such as s3://…"
+            )
+    tracking = [value for option, value in _values(command[1:]) if option == "--mlflow"]
+    for uri in tracking or [os.environ.get("MLFLOW_TRACKING_URI", "")]:
+        if RELATIVE_DATABASE.match(uri):
+            raise UsageError(
+                f"`mlflow` {uri} is a database below the folder where the job runs on the cluster, and nobody finds "
+                "its models after it: give a server, such as http://…"
             )
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from hybrid_models.errors import UsageError
 from pipelines import storage
 
+SAME = {"gcs": "gs", "abfss": "abfs", "az": "abfs"}
+"""Schemes of one store; each is told by the name that it has here."""
 NOT_FILES = ("http", "https", "ftp", "data")
 """Schemes of what lies in no store."""
 
@@ -88,4 +90,5 @@ def place(uri: str) -> str:
     if storage.is_local(uri):
         return storage.absolute(uri).rstrip("/")
     scheme, _, path = uri.partition("://")
-    return f"{scheme.lower()}://{posixpath.normpath(path).rstrip('/')}"
+    scheme = scheme.lower()
+    return f"{SAME.get(scheme, scheme)}://{posixpath.normpath(path).rstrip('/')}"

@@ -100,10 +100,10 @@ def plain_caption(text: Any, max_characters: int, what: str = "caption") -> str:
     """A caption as the decoder learns it: clean, lower case, without punctuation but apostrophes and hyphens in words.
 
     Raises:
-        BadSample: see `clean_text`; also `EmptyText` where only punctuation was.
+        BadSample: see `clean_text`; also `EmptyText` where no letter or digit is.
     """
     words = " ".join(_NOT_A_WORD.sub(" ", clean_text(text, max_characters, what).lower()).split())
-    if not words:
+    if not _has_word(words):
         raise BadSample("EmptyText", f"{what} has no word")
     return words
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from hybrid_models.errors import UsageError
 from pipelines.nights import query
 
 FORMULA = r"^([=+\-@\t\r\n＝＋－＠])"
@@ -49,7 +50,11 @@ def _json(rows: pa.Table) -> bytes:
 
 def _parquet(rows: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
+    try:
+        pq.write_table(rows, buffer, compression="zstd")
+    except pa.ArrowNotImplementedError as error:
+        told = str(error).splitlines()[0]
+        raise UsageError(f"Parquet cannot hold a column: {told}: cast it, such as `CAST(x AS VARCHAR)`") from None
     return buffer.getvalue()
 
 

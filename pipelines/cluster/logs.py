@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -52,6 +52,15 @@ class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, and a traceback where there is one."""
         return shown(super().format(record))
+
+
+RECORD = {"time", "level", "logger", "message"}
+"""What each of them has."""
+
+
+def is_record(found: Mapping[str, Any]) -> bool:
+    """Whether a line's JSON object is one that was logged, as `_Json` writes it."""
+    return found.keys() >= RECORD
 
 
 class _Json(logging.Formatter):

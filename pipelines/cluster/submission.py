@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from ray.job_submission import JobSubmissionClient
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from hybrid_models.errors import UsageError
+from pipelines.cluster import logs
 from pipelines.secrets import shown
 
 PASSED_ON = (
@@ -35,6 +37,8 @@ PASSED_ON = (
     "HYBRID_TRACEBACK", "HYBRID_WORKER_LOGS", "HYBRID_LOG_FORMAT",
 )  # fmt: skip
 """Settings of S3, MLflow and this package that a job gets from its submitter, where they are set."""
+ATTEMPT_OF = "hybrid.attempt_of"
+"""Of a job's metadata: the submission id that it is an attempt of."""
 TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -94,7 +98,8 @@ class Ending:
                     found = json.loads(line)
                 except ValueError:
                     continue
-                return dict(found)
+                if not logs.is_record(found):
+                    return dict(found)
         return {}
 
 
@@ -132,7 +137,7 @@ def submit(
     """Starts `python -m jobs.VERB …` on the cluster, with this package's source and the settings of `PASSED_ON`.
 
     A submission id is the name of a piece of work: if it runs already or is done, nothing is started. If it has failed,
-    it is started again, as ID.2, ID.3 …: Ray runs no id twice.
+    it is started again, as ID.2, ID.3 …: Ray runs no id twice. A job that somebody gave such a name is another one's.
 
     Args:
         client: of the cluster.
@@ -163,7 +168,7 @@ def submit(
                     "py_modules": [str(Path(folder, name)) for name in PACKAGES],
                     "env_vars": {key: os.environ[key] for key in (*PASSED_ON, *env) if os.environ.get(key)},
                 },
-                metadata=metadata,
+                metadata={**metadata, ATTEMPT_OF: submission_id},
             )
         except RuntimeError:
             running, _ = _look_up(client, submission_id)  # somebody may have been faster
@@ -178,14 +183,17 @@ def _look_up(client: JobSubmissionClient, submission_id: str) -> tuple[str, str]
     if not submission_id:
         return "", ""
     pattern = re.compile(re.escape(submission_id) + r"(?:\.(\d+))?")
-    attempts = []
+    attempts, names = [], set()
     for job in client.list_jobs():
         if match := pattern.fullmatch(job.submission_id or ""):
-            attempts.append((int(match[1] or 1), str(job.submission_id), str(job.status.value)))
+            names.add(job.submission_id)
+            if match[1] is None or (job.metadata or {}).get(ATTEMPT_OF) == submission_id:
+                attempts.append((int(match[1] or 1), str(job.submission_id), str(job.status.value)))
     if not attempts:
         return "", submission_id
     number, name, status = max(attempts)
-    return ("" if status in ("FAILED", "STOPPED") else name), f"{submission_id}.{number + 1}"
+    following = next(further for k in itertools.count(number + 1) if (further := f"{submission_id}.{k}") not in names)
+    return ("" if status in ("FAILED", "STOPPED") else name), following
 
 
 def _patiently(submit_job: Callable[..., str], **job: Any) -> str:

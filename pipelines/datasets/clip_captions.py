@@ -131,7 +131,7 @@ def _msrvtt(uri: str) -> tuple[dict[str, str], dict[str, list[str]], dict[str, s
     captions: dict[str, list[str]] = defaultdict(list)
     videos: dict[str, str] = {}
     try:
-        found = json.loads("\n".join(_lines(uri, "MSR-VTT's sentences")))
+        found = json.loads(_text(uri, "MSR-VTT's sentences"))
         for clip in found["videos"]:
             splits[clip["video_id"]] = OWNERS_SPLITS[clip["split"]]
             videos[clip["video_id"]] = str(clip["url"])
@@ -145,8 +145,12 @@ def _msrvtt(uri: str) -> tuple[dict[str, str], dict[str, list[str]], dict[str, s
 
 # ---- both ----------------------------------------------------------------------------------------------------------
 def _lines(uri: str, what: str) -> list[str]:
+    return _text(uri, what).splitlines()
+
+
+def _text(uri: str, what: str) -> str:
     try:
-        return storage.read_text(uri).splitlines()
+        return storage.read_text(uri)
     except FileNotFoundError:
         raise UsageError(f"{uri} is not there: expected {what}") from None
     except ValueError as error:

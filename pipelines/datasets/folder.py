@@ -17,7 +17,7 @@ from typing import Any
 
 from hybrid_models.errors import BadSample, UsageError
 from pipelines import storage
-from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow
+from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow, pack_fields
 from pipelines.places import InputOptions
 from pipelines.reading import manifests, objects
 from pipelines.reading.limits import DEFAULT_LIMITS
@@ -143,9 +143,9 @@ def _pack(
     splits: dict[str, list[Member]] = {split: [] for split in SPLITS}
     for member, content in contents(members):
         together = described[member.sample_id].fields.get(group) if group else None
-        key = hashlib.sha256(content).hexdigest() if together is None else f"group {together}"
+        key = hashlib.sha256(content).hexdigest() if together in (None, "") else f"group {together}"
         splits[split_of(key, shares, seed)].append(member)
-    if empty := [split for split in SPLITS if not splits[split]]:
+    if empty := [split for split in SPLITS if not splits[split] and shares.get(split) != 0]:
         raise UsageError(f"no file falls into {empty[0]}: {len(members)} files are too few for these shares")
     for split in reversed(SPLITS):
         writer.write_tar(split, _rows(splits[split], described))
@@ -164,7 +164,7 @@ def _rows(members: Sequence[Member], described: Mapping[str, Described]) -> Iter
         captions = {"captions": said.captions} if said.captions else {}
         fields = {"file": member.sample_id, **said.fields, **captions}
         suffix = objects.media_type_of(member.uri) or "txt"
-        yield _key(member.sample_id), {suffix: content, "json": json.dumps(fields, ensure_ascii=False).encode()}
+        yield _key(member.sample_id), {suffix: content, "json": pack_fields(fields)}
 
 
 def _key(path: str) -> str:
@@ -254,7 +254,7 @@ def _delimited(text: str, delimiter: str) -> list[dict[str, Any]]:
 
 def _objects(text: str, kind: str) -> list[dict[str, Any]]:
     if kind == "jsonl":
-        return [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
+        return [dict(json.loads(line)) for line in text.split("\n") if line.strip()]  # not at U+2028
     value = json.loads(text)
     if isinstance(value, list):
         return [dict(each) for each in value]

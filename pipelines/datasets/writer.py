@@ -344,13 +344,17 @@ def pack_tar(rows: Iterable[TarRow]) -> bytes:
 
 def pack_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Gzipped JSON lines; the same rows always give the same bytes."""
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    return gzip.compress("".join(lines).encode(), mtime=0)
+    return gzip.compress(b"".join(pack_fields(row) + b"\n" for row in rows), mtime=0)
+
+
+def pack_fields(fields: Mapping[str, Any]) -> bytes:
+    """A JSON object as UTF-8; half of a surrogate pair, as of a text that was cut, becomes `?`."""
+    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def caption_row(key: str, media: bytes, captions: list[str], suffix: str = "jpg", **more: str) -> TarRow:
     """A photograph or clip with captions and `more` fields. Its key loses its dots: suffixes begin at the first one."""
     return key.replace(".", "_"), {
         suffix: media,
-        "json": json.dumps({"captions": captions, **more}, ensure_ascii=False).encode(),
+        "json": pack_fields({"captions": captions, **more}),
     }

@@ -27,7 +27,7 @@ from pipelines.nights.commit import Partition
 from pipelines.nights.rules import Retention, Rules
 from pipelines.nights.tables import night_files
 from pipelines.nights.upkeep import Tidied
-from pipelines.reading.shards import Shard, is_secret
+from pipelines.reading.shards import Shard, odd_name
 from pipelines.reading.units import Part, units
 from pipelines.staging import contents, joining
 from pipelines.staging.checks import RefusedError, check_errors, check_there, incomplete, verify
@@ -344,7 +344,7 @@ def _addresses(night: Night, files: set[str]) -> set[str]:
 def _sources(file: pq.ParquetFile) -> set[str]:
     """What the rows of a file were made of: lone objects, or shards. Some were made of nothing, and who mends them
     takes nothing away: rows of a manifest that name no object, MANIFEST#N of MANIFEST@DIGITS, and objects of whose name
-    nothing is read (`is_secret`)."""
+    nothing is read (`odd_name`)."""
     found: set[str] = set()
     manifests: set[str] = set()
     for batch in file.iter_batches(columns=["shard", "object"]):  # earlier versions have but the first
@@ -352,7 +352,7 @@ def _sources(file: pq.ParquetFile) -> set[str]:
         objects = batch.column("object") if "object" in batch.schema.names else pa.nulls(len(batch), pa.string())
         found.update(pc.unique(pc.coalesce(objects, shards)).to_pylist())
         manifests.update(shard.rpartition("@")[0] for shard in pc.unique(shards).to_pylist())
-    return {address for address in found if not (_is_row(address, manifests) or is_secret(address))}
+    return {address for address in found if not (_is_row(address, manifests) or odd_name(address))}
 
 
 def _is_row(address: str, manifests: Set[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hybrid_models.errors import UsageError
-from pipelines.reading.limits import MAX_BAD_SHARE
+from pipelines.reading.limits import MAX_BAD_SHARE, check_positive
 
 MOST_HOURS = 87_600
 
@@ -70,6 +70,4 @@ class QueryLimits:
     """Bytes of the result."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0:
-                raise UsageError(f"`limits.{name}` is {value}: it must be more than 0")
+        check_positive(self)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from hybrid_models.errors import BadSample
+from hybrid_models.errors import BadSample, UsageError
 
 MAX_BAD_SHARE = 0.05
 """With more bad samples than this share, the fault lies with the whole of the data or with the model."""
@@ -35,6 +36,20 @@ class Limits:
     """Bytes of one compressed shard of text after decompression."""
     max_wasted_seconds: float = 600.0
     """Seconds that failing rows of one shard may take together; then its rest is not read."""
+
+    def __post_init__(self) -> None:
+        check_positive(self)
+
+
+def check_positive(limits: object) -> None:
+    """Refuses limits of which one is no number above zero, or has no end.
+
+    Raises:
+        UsageError: says which.
+    """
+    for name, value in vars(limits).items():
+        if not 0 < value < math.inf:
+            raise UsageError(f"`limits.{name}` is {value}: it must be a number above 0")
 
 
 DEFAULT_LIMITS = Limits()

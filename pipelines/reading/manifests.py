@@ -27,7 +27,7 @@ from pipelines.reading.objects import Member
 from pipelines.reading.readers import READERS, suffix_of
 from pipelines.reading.rows import Begin, unwatched
 from pipelines.reading.sandbox.guard import guarded
-from pipelines.reading.shards import NoShardsError, Shard, grouped, list_shards
+from pipelines.reading.shards import NoShardsError, Shard, grouped, list_shards, odd_name
 from pipelines.secrets import shown
 
 KINDS = tuple(suffix for suffix in READERS if suffix.startswith((".parquet", ".jsonl", ".tsv")))
@@ -171,6 +171,8 @@ def _member(row: dict[str, Any], number: int, manifest: str, allowed: Sequence[s
             uri = address_of(row["address"], manifest, allowed)
         except ValueError as error:
             problem = str(error)
+    if problem is None and (odd := odd_name(uri)):
+        problem = f"AddressNotAllowed: {odd}"
     if problem is None and objects.media_type_of(uri) is None and not objects.is_text(uri):
         problem = f"UnsupportedMedia: {shown(uri)[-ADDRESS_SHOWN:]} is none of {', '.join(MEDIA_TYPES)}, txt"
     return Member(uri, 0, "", row["sample_id"], row["fields"], problem or "", row["lost_rows"])
@@ -257,6 +259,8 @@ class _Addresses:
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         fields = json.loads(row["fields"])
+        named = self.column in fields
         address = fields.pop(self.column, None)
         told = {name: row[name] for name in ("sample_id", "error", "lost_rows")}
-        return {**told, "address": address if isinstance(address, str) else None, "fields": json.dumps(fields)}
+        found = address if isinstance(address, str) else "" if named else None
+        return {**told, "address": found, "fields": json.dumps(fields)}

@@ -80,7 +80,7 @@ def list_shards(uri: str, cut: bool = False) -> list[Shard]:
     lone: list[Member] = []
     root = _folder(uri, files)
     for file in files:
-        problem = _ODD_NAME.format(shown(file.uri)) if is_secret(file.uri) else ""
+        problem = odd_name(file.uri)
         if suffix_of(file.name) is not None:
             if problem:
                 raise UsageError(problem)
@@ -96,10 +96,10 @@ def list_shards(uri: str, cut: bool = False) -> list[Shard]:
     return [*shards, *grouped(root, lone, cut)]
 
 
-def is_secret(uri: str) -> bool:
-    """Whether an object's name in a store looks as if it held a password: no client would be given such an address, so
-    that nothing is read of it. The rest of a night is."""
-    return not storage.is_local(uri) and shown(uri) != uri
+def odd_name(uri: str) -> str:
+    """Why nothing is read of an object in a store whose name looks as if it held a password: no client would be given
+    such an address. Empty of any other; the rest of a night is read."""
+    return "" if storage.is_local(uri) or shown(uri) == uri else _ODD_NAME.format(shown(uri))
 
 
 def _readable(root: str, files: Sequence[storage.FileInfo]) -> str:

@@ -41,12 +41,14 @@ class Part:
         unit: its unit's key.
         base: the place of its row 0.
         follows: the place after its last row; `END` in the unit's last shard.
+        since: no piece of a moment is given an earlier second: one that is there may be of a clock that is ahead.
     """
 
     shard: Shard
     unit: str
     base: int = 0
     follows: int = END
+    since: int = 0
 
     @property
     def alone(self) -> bool:

@@ -6,6 +6,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from pipelines import storage
 from pipelines.reading.shards import Shard
@@ -35,13 +36,19 @@ def incomplete(shards: Sequence[Shard], folder: str, once: bool = False) -> list
     passing: list[tuple[Unit, Sequence[Piece], Piece]] = []
     for unit, own, tiles in tiled(shards, list_pieces(folder)):
         if tiles is None:
-            todo += unit.parts(beginning(own if once else lasting(own)))
+            todo += _parts(unit, own, own if once else lasting(own))
         elif not once:
             passing += [(unit, own, piece) for piece in tiles if piece.moment]
     over = _over([piece for *_, piece in passing])
     for unit, own in {unit.key: (unit, own) for unit, own, piece in passing if piece in over}.values():
-        todo += unit.parts(beginning(lasting(own)))
+        todo += _parts(unit, own, lasting(own))
     return todo
+
+
+def _parts(unit: Unit, own: Sequence[Piece], kept: Sequence[Piece]) -> list[Part]:
+    """What is to be computed of a unit whose pieces are some, of which these are gone on from."""
+    since = max((piece.moment + 1 for piece in own if piece.moment), default=0)
+    return [replace(part, since=since) for part in unit.parts(beginning(kept))]
 
 
 def _over(pieces: Sequence[Piece]) -> set[Piece]:

@@ -113,7 +113,7 @@ def stage(
             zero_copy_batch=True,
             **plan.asks,
         )
-    sink = StageSink(folder, schema, name)
+    sink = StageSink(folder, schema, name, max(part.since for part in parts))
     # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
     dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=plan.most)
     return replace(sink.staged, actors=plan.most)

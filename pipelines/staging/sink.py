@@ -38,10 +38,11 @@ class StageSink(Datasink[Staged]):
         folder: URI of the staging folder.
         schema: columns of the files.
         name: how Ray's metrics call it; without one nothing is counted.
+        since: the earliest second of a piece of a moment, whatever the clock says.
     """
 
-    def __init__(self, folder: str, schema: pa.Schema, name: str = "") -> None:
-        self._folder, self._schema, self._name = folder, schema, name
+    def __init__(self, folder: str, schema: pa.Schema, name: str = "", since: int = 0) -> None:
+        self._folder, self._schema, self._name, self._since = folder, schema, name, since
         self.staged = Staged()
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> Staged:
@@ -73,7 +74,7 @@ class StageSink(Datasink[Staged]):
         end = follows == END
         stop = places[-1].as_py() + 1 if end else follows
         found = Contents.of(rows)
-        moment = 0 if OF_THE_MOMENT.isdisjoint(found.errors) else int(time.time())
+        moment = 0 if OF_THE_MOMENT.isdisjoint(found.errors) else max(int(time.time()), self._since)
         name = piece_name(rows["unit_key"][0].as_py(), places[0].as_py(), stop, len(rows), end, moment)
         if "/" in name or not PIECE.fullmatch(name):
             raise ValueError(f"'{name}' is no name of a piece")

@@ -59,6 +59,8 @@ def absolute(uri: str) -> str:
     if torn := TORN.match(uri):
         rest = uri[torn.end() :].lstrip("/")
         raise UsageError(f"{uri} is no address: write {torn['scheme']}://{'/' * (torn['scheme'] == 'file')}{rest}")
+    if uri.startswith("s3a://"):
+        raise UsageError(f"{shown(uri)} is Hadoop's way to name a bucket: write s3://{shown(uri)[6:]}")
     if is_local(uri):
         return str(Path(uri.removeprefix("file://")).expanduser().resolve())
     if shown(uri) != uri:

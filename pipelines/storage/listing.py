@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 GLOB = re.compile(r"[*?\[]")
 LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
+CAMERAS = re.compile(r"_\w{3}\d{4}(?!\d).*\.(jpe?g|png|webp|mp4|mov|avi)$", re.IGNORECASE | re.ASCII)
+"""What cameras call photographs, `_DSC0001.JPG` (JEITA CP-3461: four characters of their choice, four digits), and what
+people make of such names."""
 LOST = "lost+found"
 """A disk's own folder, which is nobody's to list."""
 
@@ -30,8 +33,9 @@ def list_files(uri: str) -> list[FileInfo]:
 
     Returns an empty list where there is nothing. In a pattern `*` and `?` stop at `/`, `**` as a whole part of the path
     stands for any folders (fsspec's globbing). A name that exists stands for itself, even with `*`, `?` or `[` in it.
-    What is not data is left out, unless it is named itself: names that start with `_` or `.`, folder markers, checksums
-    (`.crc`), and what file managers leave behind. Links on a disk are followed, each file is found once.
+    What is not data is left out, unless it is named itself: names that start with `_` or `.` (but for photographs that
+    cameras call so, `_DSC0001.JPG`), folder markers, checksums (`.crc`), and what file managers leave behind. Links on
+    a disk are followed, each file is found once.
 
     Raises:
         UsageError: the bucket does not exist, the pattern is none, all that it might mean lies deeper, or a name on a
@@ -147,7 +151,7 @@ def _below(
         return
     above = (*above, real)
     for entry in there:
-        if walk.data and (entry.name.startswith(("_", ".")) or entry.name == LOST):
+        if walk.data and (_is_hidden(entry.name) or entry.name == LOST):
             continue
         if _is_folder(entry, walk, len(above)):
             link = entry.is_symlink()
@@ -207,10 +211,14 @@ def _is_data(relative: str, size: int) -> bool:
     """Whether an object is data, by its path below the folder that was asked for."""
     if size == 0 and relative.endswith(("/", "_$folder$")):
         return False
-    parts = relative.split("/")
-    if any(part.startswith(("_", ".")) for part in parts):
+    *folders, name = relative.split("/")
+    if any(folder.startswith(("_", ".")) for folder in folders) or _is_hidden(name):
         return False
-    return not parts[-1].endswith(".crc") and parts[-1].lower() not in LEFT_BEHIND
+    return not name.endswith(".crc") and name.lower() not in LEFT_BEHIND
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(("_", ".")) and not CAMERAS.match(name)
 
 
 def list_folders(uri: str) -> list[str]:

@@ -71,9 +71,9 @@ class Progress:
         self.history.append({"step": self.step, "time": int(time.time() * 1000), **metrics})
 
     def judge(self, value: float, higher_is_better: bool) -> None:
-        """Updates best and stale by an epoch's metric; NaN never counts as better."""
+        """Updates best and stale by an epoch's metric; NaN and infinity never count as better."""
         better = self.best is None or (value > self.best if higher_is_better else value < self.best)
-        if better and not math.isnan(value):
+        if better and math.isfinite(value):
             self.best, self.stale = value, 0
         else:
             self.stale += 1
@@ -160,8 +160,9 @@ def is_newest(run: str, attempt: str) -> bool:
 
 
 def score_of(value: float, recipe: Recipe) -> float:
-    """What Ray chooses checkpoints by, the higher the better: a metric that is no number is worse than any."""
-    if math.isnan(value):
+    """What Ray chooses checkpoints by, the higher the better: a metric that is no number, or has no end, is
+    worse than any: Ray keeps these scores as JSON, which knows no infinity."""
+    if not math.isfinite(value):
         return WORST
     return value if recipe.higher_is_better else -value
 

@@ -286,7 +286,7 @@ def _scaling(workers: tuple[int, int], gpu: str, wanted: int) -> tuple[ScalingCo
     use_gpu = gpu == "yes" or (gpu == "auto" and gpus > 0)
     share = min(cpus) / -(-fewest // len(cpus))
     share = min(share, wanted) if wanted else share
-    resources = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": max(0.1, 0.9 * share)}
+    resources = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": max(0.01, 0.9 * share)}
     threads = max(1, int(share))
     num_workers: Any = most if fewest == most else workers  # Ray's own types are those of its older version
     return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources), threads

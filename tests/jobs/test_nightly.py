@@ -233,6 +233,7 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path) -> None:
     assert night("--backfill", "1926-01-01..2026-01-01").startswith("1926-01-01..2026-01-01 are 36526 nights, at most")
     assert "--catch-up must be 0 or more" in night("--ds", "today", "--catch-up", "-1")
     assert "at most 3660 are done at once" in night("--ds", "today", "--catch-up", "1000000")
+    assert nights(NightlyOptions("in", "tables", ds="0001-01-02", catch_up=3)) == ["0001-01-01", "0001-01-02"]
     assert "--catch-up must be 0 or more" in night("--backfill", "2026-01-01..2026-01-02", "--catch-up", "1")
     assert night("--ds", "today", "--window-seconds", "9") == (
         "--window-seconds cuts clips, and this model reads none: leave it out"

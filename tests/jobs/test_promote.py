@@ -145,7 +145,8 @@ def test_a_champion_never_lacks_its_reason(tmp_path: Path, monkeypatch: pytest.M
         ([], "hybrid promote needs the name of a registered model first: `hybrid models` lists them"),
         (["painter", "--force", "x"], "cannot get models:/painter@challenger: "),
         (["translator"], "--input is needed"),
-        (["translator", "--input", "x", "--margin", "-1"], "--margin is -1.0: it must be 0 or more"),
+        (["translator", "--input", "x", "--margin", "-1"], "--margin is -1.0: it must be a number from 0 on"),
+        (["translator", "--input", "x", "--margin", "nan"], "--margin is nan: it must be a number from 0 on"),
         (["translator", "--input", "x", "--metric", "csi_1"], "--metric 'csi_1' is unknown: use bleu, chrf"),
         (["translator", "--input", "x", "--model", "./folder"], "--model ./folder is not registered"),
         (

@@ -19,6 +19,7 @@ def refusal(*argv: str) -> str:
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert refusal().startswith("after -- comes a verb and its options: demo, prepare, train, ")
     assert refusal("--", "submit").startswith("after -- comes a verb and its options, not 'submit': ")
     assert refusal("--", "fly").startswith("after -- comes a verb and its options, not 'fly': ")
@@ -46,6 +47,14 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 assert refusal("--", "report", *words).startswith(f"{option} {place} is a path below the folder where")
         for place in ("/shared/lake", "file:///shared/lake", "s3://lake", "s3://lake/{ds}/*.tar"):
             assert refusal("--", "report", option, place, "--ds", "x").startswith("--address is needed")
+    train = ("--", "train", "x", "--data", "s3://lake/x", "--storage", "s3://lake")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    told = "--mlflow sqlite:///mlflow.db is a database below the folder where the job runs on the cluster"
+    assert refusal(*train).startswith(told)
+    assert refusal(*train, "--mlflow", "http://mlflow:5000").startswith("--address is needed")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert refusal(*train, "--mlflow=sqlite:///mlflow.db").startswith(told)
+    assert refusal(*train, "--mlflow", "sqlite:////shared/mlflow.db").startswith("--address is needed")
 
 
 def test_a_job_that_did_not_succeed_is_explained_by_its_own_last_words() -> None:

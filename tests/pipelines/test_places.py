@@ -53,6 +53,13 @@ def test_in_a_bucket(read: str) -> None:
     check_apart({"input": read}, "tables", ["s3://other/captions", "/lake/captions"])
 
 
+@pytest.mark.parametrize(("scheme", "other"), [("gs", "gcs"), ("abfs", "abfss"), ("az", "abfs")])
+def test_in_a_store_of_two_names(scheme: str, other: str) -> None:
+    assert " lies in gs://lake/captions, " in clash("gcs://lake/captions/x.tar", "gs://lake/captions")
+    clash(f"{scheme}://lake/captions/a.tar", f"{other}://lake/captions")
+    clash(f"{other}://lake/*", f"{scheme}://lake/captions")
+
+
 @pytest.mark.parametrize(
     "read",
     ["/lake/captions-in", "/lake/photos/*.tar", "/lake/captio", "/lake/p*", "/lake/captions-*/x", "/lake/captions.tar"],

@@ -28,7 +28,10 @@ def _lines(stream: BinaryIO, options: ReadOptions) -> Iterator[tuple[str | None,
     first = True
     while raw := stream.readline(limit + 1):
         if first:
-            raw, first = _begun(raw), False
+            first, marked = False, len(raw)
+            raw = _begun(raw)
+            if len(raw) < marked and not raw.endswith(b"\n"):  # what the mark took is no part of the line's length
+                raw += stream.readline(marked - len(raw))
         if len(raw) > limit:
             while raw and not raw.endswith(b"\n"):
                 raw = stream.readline(limit)
@@ -85,17 +88,19 @@ def read_jsonl(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[En
             fields = {} if line is None else json_object(line)
         except BadSample as bad:
             fields, error = {}, str(bad)
-        yield Entry(str(fields.pop("id", sample_id)), fields=fields, error=error)
+        named = fields.pop("id", None)
+        yield Entry(sample_id if named is None else str(named), fields=fields, error=error)
 
 
 def read_tsv(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
     """The first line names the columns; no quoting. Blank lines are left out where there are several columns."""
     lines = _lines(stream, options)
     header, error = next(lines, (None, "EmptyShard: no header line"))
-    if header is None:
-        yield Entry(name, error=error)
-        return
+    if error is not None or header is None:
+        raise BadSample.of(f"{error}")
     columns = header.split("\t")
+    if twice := next((column for column in columns if columns.count(column) > 1), None):
+        raise BadSample("AmbiguousColumns", f"there are two columns '{twice}'; keep one")
     for number, (line, problem) in enumerate(lines):
         if line is not None and not line.strip(" ") and len(columns) > 1:
             continue

@@ -120,10 +120,9 @@ def decode_image(media: bytes, visual: Visual, limits: Limits = DEFAULT_LIMITS) 
 
 def _open_image(media: bytes) -> Image.Image:
     """Reads the header only."""
+    Image.MAX_IMAGE_PIXELS = None  # `check_pixels` judges, before anything is decoded
     try:
         return Image.open(io.BytesIO(media), formats=tuple(dict.fromkeys(IMAGE_FORMATS.values())))
-    except Image.DecompressionBombError as error:
-        raise BadSample("ImageTooLarge", str(error)) from error
     except Image.UnidentifiedImageError as error:
         why = why_unreadable(io.BytesIO(media), "a photograph", "not a JPEG, PNG, WebP or GIF image")
         raise BadSample("ImageDecodeError", why) from error

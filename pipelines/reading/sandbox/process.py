@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import psutil
 import pyarrow as pa
 
+from hybrid_models.errors import UsageError
 from pipelines.reading.limits import NO_MEMORY, Limits
 from pipelines.reading.rows import PHASES, READ
 from pipelines.reading.sandbox import jail
@@ -126,6 +127,8 @@ class Child:
             code = self.kill()
             what = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             self._died("InputCrashed", f"the process that worked on this row {what}", where)
+        except UsageError:  # of the store's client: no answer of the child's
+            raise
         except NONSENSE as error:
             self._died("InputCrashed", f"the process that worked on this row answered nonsense: {error}")
         finally:

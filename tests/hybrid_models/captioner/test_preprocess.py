@@ -80,6 +80,7 @@ def test_unusable_captions_are_left_out_and_many_are_cut():
         (image("red"), {}, "CaptionsMissing"),
         (image("red"), {"captions": []}, "CaptionsMissing"),
         (image("red"), {"captions": ["", "!"]}, "EmptyText: caption has no word"),
+        *((image("red"), {"captions": [text]}, "EmptyText: caption has no word") for text in ("_", "%", "&", "'%'")),
         (image("red"), {"captions": ["red " * 100]}, "TextTooLong: caption has 100 tokens"),
     ],
 )

@@ -3,7 +3,9 @@ import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from hybrid_models.errors import UsageError
 from jobs.command.writers import FORMULA, WRITERS, raw_csv
 
 ROWS = pa.table({"name": ["=1+1", "plain", None], "score": [-1.5, 2.0, None]})
@@ -14,6 +16,14 @@ def test_each_format_has_every_row() -> None:
     assert pq.read_table(io.BytesIO(WRITERS["parquet"](ROWS))).equals(ROWS)
     assert len(WRITERS["csv"](ROWS).splitlines()) == len(ROWS) + 1
     assert all(name in WRITERS["table"](ROWS).decode() for name in ("name", "score", "plain"))
+
+
+def test_what_parquet_does_not_know_is_told() -> None:
+    rows = pa.table({"x": pa.array([(1, 2, 3)], pa.month_day_nano_interval())})
+    with pytest.raises(
+        UsageError, match=r"^Parquet cannot hold a column: .*: cast it, such as `CAST\(x AS VARCHAR\)`$"
+    ):
+        WRITERS["parquet"](rows)
 
 
 def test_only_texts_lose_their_meaning_as_formulas_and_none_where_asked_for_raw() -> None:

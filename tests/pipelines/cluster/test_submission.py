@@ -1,4 +1,5 @@
 import http.server
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import requests
 from ray.job_submission import JobSubmissionClient
 
 from hybrid_models.errors import UsageError
-from pipelines.cluster import submission
+from pipelines.cluster import logs, submission
 from pipelines.cluster.submission import Ending, LogLines
 from tests import tiny
 from tests.servers import free_ports
@@ -80,7 +81,11 @@ class Jobs(JobSubmissionClient):
 
     def list_jobs(self) -> list[SimpleNamespace]:
         return [
-            SimpleNamespace(submission_id=name.replace("_", "."), status=SimpleNamespace(value=status))
+            SimpleNamespace(
+                submission_id=name.replace("_", ".").removeprefix("other."),
+                status=SimpleNamespace(value=status),
+                metadata=None if name.startswith("other_") else {submission.ATTEMPT_OF: "night"},
+            )
             for name, status in self.jobs.items()
         ]
 
@@ -109,6 +114,10 @@ class Jobs(JobSubmissionClient):
         ({"night": "FAILED"}, ("", "night.2")),
         ({"night_10": "STOPPED", "night_9": "SUCCEEDED"}, ("", "night.11")),
         ({"night": "FAILED", "night_2": "PENDING"}, ("night.2", "night.3")),
+        ({"other_night_20261130": "SUCCEEDED"}, ("", "night")),
+        ({"night": "FAILED", "other_night_20261130": "SUCCEEDED"}, ("", "night.2")),
+        ({"night": "FAILED", "other_night_2": "SUCCEEDED"}, ("", "night.3")),
+        ({"other_night": "RUNNING"}, ("night", "night.2")),
     ],
 )
 def test_a_name_is_looked_up(jobs: dict[str, str], found: tuple[str, str]) -> None:
@@ -162,3 +171,7 @@ def test_the_summary_is_the_last_json_object() -> None:
     lines = ['{"rows": 1}', "noise", '{"rows": 2}', "{not json", "bye"]
     assert Ending("SUCCEEDED", 0, "", lines).summary == {"rows": 2}
     assert Ending("SUCCEEDED", 0, "", ["bye"]).summary == {}
+    record = logging.LogRecord("root", logging.ERROR, "", 0, "traceback", None, None)
+    logged = logs._Json().format(record)
+    assert Ending("FAILED", 3, "", ['{"nights": []}', logged]).summary == {"nights": []}
+    assert Ending("FAILED", 3, "", [logged]).summary == {}

@@ -124,7 +124,8 @@ def make_msrvtt(folder: Path, zipped: bool) -> None:
             {"caption": text, "video_id": f"video{first + n // 2}", "sen_id": n} for n, text in enumerate(texts)
         ]
         told = {"info": {}, "videos": videos, "sentences": sentences}
-        (folder / f"{name}_videodatainfo.json").write_text(json.dumps(told))
+        told["sentences"][0]["caption"] += " a\u2028b"
+        (folder / f"{name}_videodatainfo.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
         clips = {f"video{first + i}.mp4": clip(first + i, "mp4") for i in range(len(videos))}
         write(folder, place, clips, zipped)
 

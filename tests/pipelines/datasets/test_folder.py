@@ -79,6 +79,46 @@ def test_what_belongs_together_is_in_one_split(tmp_path: Path, group: str) -> No
     assert all(len(splits) == 1 for splits in homes.values())
 
 
+def test_who_has_no_group_is_split_by_content(tmp_path: Path) -> None:
+    write(str(tmp_path / "photos"), 60)
+    (tmp_path / "said.csv").write_text("file,caption,scene\n" + "".join(f"{name},x,\n" for name in names(60)))
+    splits = prepared(str(tmp_path), str(tmp_path / "said.csv"), Columns(group="scene")).splits
+    lines = [{"file": name, "caption": "x", "scene": None} for name in names(60)]
+    (tmp_path / "said.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    summary = prepare_folder(
+        str(tmp_path / "photos"),
+        str(tmp_path / "said.jsonl"),
+        str(tmp_path / "b"),
+        Columns(group="scene"),
+        7,
+        SHARES,
+        0,
+    )
+    assert summary.splits == splits
+    assert min(splits.values()) > 5
+
+
+def test_a_split_that_is_not_wanted_is_left_out(tmp_path: Path) -> None:
+    write(str(tmp_path / "photos"), 40)
+    (tmp_path / "said.csv").write_text("file,caption\n" + "".join(f"{name},x\n" for name in names(40)))
+    splits = prepared(str(tmp_path), str(tmp_path / "said.csv"), test=0).splits
+    assert set(splits) == {"train", "val"}
+    assert sum(splits.values()) == 40
+
+
+def test_texts_are_read_as_they_are(tmp_path: Path) -> None:
+    """Of the web there are lines that end in the middle of a text, and halves of an emoji."""
+    write(str(tmp_path / "photos"), 40)
+    lines = [json.dumps({"file": name, "caption": "a\u2028b\x85c"}, ensure_ascii=False) for name in names(40)]
+    lines[0] = json.dumps({"file": names(40)[0], "caption": "a dog \ud83d"})
+    (tmp_path / "said.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    prepared(str(tmp_path), str(tmp_path / "said.jsonl"))
+    found = [json.loads(row["fields"]) for split in ("train", "val", "test") for row in rows(str(tmp_path), split)]
+    captions = {fields["file"]: fields["captions"] for fields in found}
+    assert captions.pop(names(40)[0]) == ["a dog ?"]
+    assert list(captions.values()) == [["a\u2028b\x85c"]] * 39
+
+
 def packed(place: str, manifest: str, column: str = "photo", *allowed: str) -> Prepared:
     named = InputOptions(uri_column=column, allow_prefix=allowed)
     return prepare_manifest(f"{place}/{manifest}", named, f"{place}/out", Columns(group="shop"), 7, SHARES, seed=0)

@@ -241,6 +241,11 @@ def test_a_caption_rows_key_has_no_dots() -> None:
     assert members == {"jpg": b"jpeg", "json": '{"captions": ["ein Käse"]}'.encode()}
 
 
+def test_half_an_emoji_is_a_question_mark() -> None:
+    assert gzip.decompress(pack_jsonl([{"en": "a \ud83d"}, {"en": "b"}])) == b'{"en": "a ?"}\n{"en": "b"}\n'
+    assert caption_row("a", b"", ["a \ud83d"])[1]["json"] == b'{"captions": ["a ?"]}'
+
+
 def test_shards_that_did_not_change_are_left_alone(tmp_path: Path) -> None:
     write(tmp_path, 7)
     before = {info.uri: info.etag for info in list_files(str(tmp_path))}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import math
 import struct
 
 import pyarrow as pa
 import pytest
 
-from hybrid_models.errors import BadSample
+from hybrid_models.errors import BadSample, UsageError
+from pipelines.nights.rules import QueryLimits
 from pipelines.reading.limits import Limits, bad_sample, check_size, is_memory_error
 
 
@@ -49,6 +51,15 @@ def test_the_machines_trouble_and_inner_bad_samples_pass(error: Exception) -> No
     with pytest.raises(type(error)) as caught, bad_sample("ImageDecodeError"):
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["max_bytes", "max_seconds", "max_wasted_seconds"])
+def test_a_limit_is_a_number_above_0(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"`limits.{name}` is {value}: it must be a number above 0"):
+        Limits(**{name: value})
+    with pytest.raises(UsageError, match=r"`limits\.max_seconds` is "):
+        QueryLimits(max_seconds=value)
 
 
 def test_size_is_checked_against_the_limit() -> None:

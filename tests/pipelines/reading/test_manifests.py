@@ -21,6 +21,7 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.manifests import address_of, list_input, list_members, list_references
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.shards import NoShardsError, Shard, list_shards
+from pipelines.storage.addresses import filesystem
 from tests import tiny
 from tests.servers import BUCKET, GUEST_KEYS, GUESTS
 
@@ -107,6 +108,23 @@ def test_every_row_of_a_manifest_is_a_row(place: str, suffix: str) -> None:
     assert found[4]["error"].startswith("UnsupportedMedia: ")
     assert found[5]["error"] == "AddressMissing: the row names no object"
     assert found[5]["object"] == f"{place}/night{suffix}#5"
+
+
+@pytest.mark.parametrize("many", [1, 120])
+def test_a_name_that_looks_like_a_secret_costs_its_row_alone(s3: str, many: int) -> None:
+    for n in range(many):
+        storage.write_bytes(f"{s3}/photos/{n:03d}.jpg", b"x")
+    odd = f"{s3}/photos/image.php?key=42.jpg"
+    fs, path = filesystem(s3)
+    fs.pipe_file(f"{path}/photos/image.php?key=42.jpg", b"x")
+    addresses = [*(f"photos/{n:03d}.jpg" for n in range(many)), odd, f"{s3}/photos/x.php?token=none.jpg"]
+    rows = [{"id": f"{n:03d}", "photo": address} for n, address in enumerate(addresses)]
+    storage.write_bytes(f"{s3}/night.jsonl", written(rows, ".jsonl"))
+    *good, first, second = rows_of(list_input(f"{s3}/night.jsonl", NAMED))
+    assert [row["error"] for row in good] == [None] * many
+    for row in (first, second):
+        assert row["error"].startswith("AddressNotAllowed: ")
+        assert "42.jpg" not in row["error"]
 
 
 @pytest.mark.parametrize("many", [1, 120])
@@ -267,6 +285,10 @@ def test_what_is_wrong_with_a_manifest_is_said_before_any_work(tmp_path: Path) -
         UsageError, match=r"m.jsonl has no column 'photo', which `uri_column` names; its first row: .*image"
     ):
         list_input(str(tmp_path / "m.jsonl"), NAMED)
+    for suffix in (".jsonl", ".parquet"):
+        storage.write_bytes(str(tmp_path / f"n{suffix}"), written([{"id": "1", "photo": None, "x": 1}], suffix))
+        (row,) = rows_of(list_input(str(tmp_path / f"n{suffix}"), NAMED))
+        assert row["error"] == "AddressMissing: the row names no object"
     storage.write_bytes(str(tmp_path / "x.tar"), b"")
     with pytest.raises(UsageError, match=r"x.tar is no manifest \(\.parquet, \.jsonl, \.jsonl\.gz, \.tsv, \.tsv\.gz\)"):
         list_input(str(tmp_path / "x.tar"), NAMED)

@@ -14,6 +14,7 @@ from PIL import Image
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Cut, Visual
 from pipelines import storage
+from pipelines.reading import rows as reading_rows
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.media import video
@@ -118,6 +119,19 @@ def test_rows_are_counted_as_they_are_read(tmp_path: Path, name: str, content: b
     ]
     (block,) = read_blocks(shard, ReadOptions(), trouble=Trouble({0: "InputCrashed: it died"}, count=False))
     assert block["lost_rows"].to_pylist() == [None]
+
+
+def test_a_small_file_has_no_billion_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = parquet(pa.table({"x": pa.nulls(3_000_000, pa.int8())}), row_group_size=3_000_000)
+    assert len(bomb) < 100_000
+    monkeypatch.setattr(reading_rows, "FREE_ROWS", 500)
+    rows = rows_of(tmp_path, "x.parquet", bomb)
+    assert len(rows) == len(bomb) + 1
+    assert rows[-1]["error"] == f"TooManyRows: there are more than {len(bomb):,} rows, and fewer bytes"
+    rows = rows_of(tmp_path, "x.txt.gz", gzip.compress(b"\n" * 100_000))
+    assert (len(rows), rows[-1]["lost_rows"]) == (501, 100_000 - 501)
+    same = parquet(pa.table({"text": ["a"] * 500}))
+    assert [row["error"] for row in rows_of(tmp_path, "y.parquet", same)] == [None] * 500
 
 
 def test_ids_and_fields_beyond_all_measure_are_error_rows(tmp_path: Path) -> None:

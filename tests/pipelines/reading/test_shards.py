@@ -110,6 +110,25 @@ def test_a_folder_as_people_have_it(place: str) -> None:
         list_shards(f"{folder}/_SUCCESS")
 
 
+def test_what_cameras_call_their_photographs_is_read(place: str) -> None:
+    cameras = ["IMG_0001.jpg", "_DSC0001.JPG", "_MG_0002-2.jpeg", "_1DX0003.jpg", "deep/_DSC0004 edited.png"]
+    others = [
+        "_DSC00012.jpg",
+        "_DSC1.jpg",
+        "_photo.jpg",
+        "_run2026.json",
+        "_DSC0001/a.jpg",
+        "._DSC0001.JPG",
+        "_SUCCESS",
+    ]
+    for name in (*cameras, *others):
+        storage.write_bytes(f"{place}/photos/{name}", b"x")
+    (group,) = list_shards(f"{place}/photos")
+    assert sorted(member.sample_id for member in group.members) == sorted(cameras)
+    (group,) = list_shards(f"{place}/photos/_DSC*.JPG")
+    assert [member.sample_id for member in group.members] == ["_DSC0001.JPG"]
+
+
 def test_a_folder_of_nothing_but_its_marker_is_empty(s3: str) -> None:
     put_marker(f"{s3}/photos/ds=2026-01-31/")
     for uri in (f"{s3}/photos/ds=2026-01-31", f"{s3}/photos"):

@@ -1,6 +1,7 @@
 """Whether what is staged is complete, and good enough."""
 
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -67,7 +68,8 @@ def test_what_failed_for_a_moment_is_computed_again_when_that_is_over(place: str
     assert [piece.rows for piece in reused([A], folder, [])] == [2, 2]
     storage.write_bytes(away, b"back")
     (again,) = incomplete([A], folder)
-    assert again == alone(A, 2)
+    (moment,) = {piece.moment for piece in verify([A], folder) if piece.moment}
+    assert again == replace(alone(A, 2), since=moment + 1)
     assert incomplete([A], folder, once=True) == [], "for whoever has to find what there was"
     assert [piece.rows for piece in reused([A], folder, [again])] == [2]
     stage.write([rows(part, 2, 4, 3)], None)
@@ -80,9 +82,27 @@ def test_a_unit_that_is_unfinished_goes_on_before_what_failed_for_a_moment(tmp_p
     stage = StageSink(str(tmp_path), SCHEMA)
     stage.write([rows(A, 0, 2, 9)], None)
     stage.write([rows(A, 2, 4, 9, "ObjectForbidden: told")], None)
-    assert incomplete([A], str(tmp_path)) == [alone(A, 2)]
-    assert [piece.rows for piece in reused([A], str(tmp_path), [alone(A, 2)])] == [2]
-    assert incomplete([A], str(tmp_path), once=True) == [alone(A, 4)]
+    (again,) = incomplete([A], str(tmp_path))
+    assert again == replace(alone(A, 2), since=again.since)
+    assert [piece.rows for piece in reused([A], str(tmp_path), [again])] == [2]
+    assert incomplete([A], str(tmp_path), once=True) == [replace(alone(A, 4), since=again.since)]
+
+
+def test_a_clock_that_was_ahead_hides_nothing_that_came_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, now, there = str(tmp_path / "staged"), int(time.time()), str(tmp_path / "readable.jpg")
+    storage.write_bytes(there, b"again")
+    for ahead, kept in ((86_400, 0), (0, 2), (0, 3)):
+        monkeypatch.setattr(time, "time", lambda ahead=ahead: now + ahead)
+        since = max((part.since for part in incomplete([A], folder)), default=0)
+        refused = rows(alone(A, 0), kept, 4, 3, "ObjectForbidden: told")
+        column = refused.schema.get_field_index("object")
+        refused = refused.set_column(column, "object", pa.array([there] * (4 - kept)))
+        blocks = [rows(alone(A, 0), 0, kept, 3), refused] if kept else [refused]
+        StageSink(folder, SCHEMA, since=since).write(blocks, None)
+        failed = [
+            error for piece in verify([A], folder) for error in pq.read_table(piece.file.uri)["error"].to_pylist()
+        ]
+        assert [error is None for error in failed] == [True] * kept + [False] * (4 - kept)
 
 
 def test_a_unit_is_complete_when_all_its_shards_are(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from tests import tiny
         ([math.nan, math.nan], False, None, 2),
         ([math.nan, 5.0, math.nan], True, 5.0, 1),
         ([5.0, math.nan, 4.0], False, 4.0, 0),
+        ([5.0, math.inf, -math.inf], False, 5.0, 2),
+        ([math.inf, 5.0], True, 5.0, 0),
         ([0.0], True, 0.0, 0),
         ([0.0, -1.0], True, 0.0, 1),
     ],
@@ -200,9 +202,10 @@ def test_too_little_memory_is_no_damage(error: Exception, checkpoint: Path, monk
 @pytest.mark.parametrize(("metric", "best"), [("loss", 0.5), ("bleu", 2.0)])
 def test_a_metric_that_is_no_number_never_wins(metric: str, best: float) -> None:
     recipe = Recipe("translator", TranslatorConfig(), TranslatorDecoding(), TrainConfig(metric=metric))
-    values = [2.0, math.nan, 0.5]
+    values = [2.0, math.nan, 0.5, math.inf, -math.inf]
     assert max(values, key=lambda value: checkpoints.score_of(value, recipe)) == best
-    assert json.loads(json.dumps(checkpoints.score_of(math.nan, recipe), allow_nan=False)) == checkpoints.WORST
+    for value in (math.nan, math.inf, -math.inf):
+        assert json.loads(json.dumps(checkpoints.score_of(value, recipe), allow_nan=False)) == checkpoints.WORST
 
 
 def test_the_first_worker_chooses_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

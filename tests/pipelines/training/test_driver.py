@@ -106,6 +106,7 @@ def test_workers_take_gpus_and_no_more_than_there_are(monkeypatch: pytest.Monkey
         (0, "auto", 2, 0, {"CPU": pytest.approx(3.6)}, 4),
         (0, "auto", 2, 1, {"CPU": pytest.approx(0.9)}, 1),
         (0, "auto", 2, 6, {"CPU": pytest.approx(3.6)}, 4),
+        (0, "auto", 160, 0, {"CPU": pytest.approx(0.045)}, 1),
         (4, "auto", 2, 0, {"CPU": 1.0, "GPU": 1.0}, 4),
         (4, "auto", 4, 0, {"CPU": 1.0, "GPU": 1.0}, 2),
         (4, "no", 2, 0, {"CPU": pytest.approx(3.6)}, 4),

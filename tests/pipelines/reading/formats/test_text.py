@@ -1,5 +1,6 @@
 """Lines of text, JSON and tab-separated values."""
 
+import codecs
 import gzip
 import json
 from pathlib import Path
@@ -19,6 +20,12 @@ def test_jsonl(tmp_path: Path) -> None:
     assert "expected an object, found list" in rows[2]["error"]
 
 
+def test_an_id_that_is_null_is_none(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "x.jsonl", b'{"id": null, "en": "a"}\n{"id": null, "en": "b"}\n')
+    assert [row["sample_id"] for row in rows] == ["x.jsonl:0", "x.jsonl:1"]
+    assert [row["fields"] for row in rows] == ['{"en": "a"}', '{"en": "b"}']
+
+
 def test_txt_keeps_every_line_and_names_bad_ones(tmp_path: Path) -> None:
     content = "eins\r\n\nzwei ü\n".encode() + b"\xff\xfe\n" + b"x" * 50 + b"\nlast"
     rows = rows_of(tmp_path, "x.txt", content, limits=Limits(max_bytes=20))
@@ -26,6 +33,14 @@ def test_txt_keeps_every_line_and_names_bad_ones(tmp_path: Path) -> None:
     assert texts == ["eins", "", "zwei ü", None, None, "last"]
     assert rows[3]["error"].startswith("TextDecodeError")
     assert rows[4]["error"] == "LineTooLong: a line has more than 20 bytes"
+
+
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+@pytest.mark.parametrize("length", [19, 20, 21, 22, 23, 24, 30, 60])
+def test_a_line_is_as_long_with_a_mark_before_it(tmp_path: Path, mark: bytes, length: int) -> None:
+    rows = rows_of(tmp_path, "x.txt", mark + b"a" * length + b"\nlast", limits=Limits(max_bytes=20))
+    told = "FieldsTooLarge" if length < 20 else "LineTooLong"  # for the names of fields there is no room
+    assert [(row["error"] or "").partition(":")[0] for row in rows] == [told, ""]
 
 
 ROWS = {
@@ -87,6 +102,23 @@ def test_tsv(tmp_path: Path) -> None:
     assert json.loads(rows[0]["fields"]) == {"en": "a", "de": "b"}
     assert rows[1]["error"] == "ColumnCountError: 2 columns, the header has 3"
     assert json.loads(rows[2]["fields"]) == {"en": "a", "de": ""}
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("Größe\ttext".encode("latin-1"), "TextDecodeError: not UTF-8"),
+        (b"x" * 50 + b"\ttext", "LineTooLong: a line has more than 40 bytes"),
+        (b"text\ttext", "AmbiguousColumns: there are two columns 'text'; keep one"),
+        ("Größe\ttext".encode("utf-16-le"), "TextDecodeError: UTF-16, not UTF-8"),
+    ],
+)
+def test_rows_below_a_header_that_cannot_be_read_are_counted(tmp_path: Path, header: bytes, told: str) -> None:
+    content = header + b"\n" + b"1\tx\n" * 1000
+    for name, stored in (("x.tsv", content), ("x.tsv.gz", gzip.compress(content))):
+        (row,) = rows_of(tmp_path, name, stored, limits=Limits(max_bytes=40))
+        assert row["error"].startswith(told)
+        assert row["lost_rows"] == 999, "it stands for one of the thousand"
 
 
 def test_what_is_in_a_gzip_file_is_bounded(tmp_path: Path) -> None:

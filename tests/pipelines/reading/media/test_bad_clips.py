@@ -374,8 +374,7 @@ BAD: list[tuple[Callable[[str], bytes], tuple[str, ...], str]] = [
     (audio_only, CLIPS_NAMED, VIDEO + "there is no video stream in it"),
     (no_frames, CLIPS_NAMED, VIDEO + "there are no frames (in it|from 0 s on)"),
     (sound_without_frames, CLIPS_NAMED, VIDEO + "there are no frames (in it|from 0 s on)"),
-    (huge, CLIPS_NAMED, TOO_LARGE),
-    (huge, ("gif",), "ImageTooLarge: "),
+    (huge, (*CLIPS_NAMED, "gif"), TOO_LARGE),
     (huge_inside, CLIPS_NAMED, TOO_LARGE),
 ]
 
