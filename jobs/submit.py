@@ -27,6 +27,8 @@ ANYWHERE = re.compile(r"/|[a-z0-9+]+://")
 RELATIVE_DATABASE = re.compile(r"sqlite:///(?!/)")
 PLACES = ("--tables", "--storage", "--input", "--data", "--out", "--source", "--references")
 """Options whose values are places."""
+REGISTER = ("train", "demo", "promote")
+"""Verbs that write models, or which of them is in use."""
 NOT_JOBS = ("submit", "query", "models")
 """Verbs whose answer is rows for a terminal; they need no cluster."""
 
@@ -106,11 +108,13 @@ def check(command: Sequence[str]) -> None:
                 f"{option} {value} is a path below the folder where the job runs on the cluster, and is gone after it: "
                 "give an address that it reaches, such as s3://…"
             )
-    tracking = [value for option, value in _values(command[1:]) if option == "--mlflow"]
-    for uri in tracking or [os.environ.get("MLFLOW_TRACKING_URI", "")]:
-        if RELATIVE_DATABASE.match(uri):
+    tracking = [("`mlflow`", value) for option, value in _values(command[1:]) if option == "--mlflow"]
+    if command[0] in REGISTER and not tracking:
+        tracking = [("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI", ""))]
+    for name, uri in tracking:
+        if RELATIVE_DATABASE.match(uri) and not named & {"--help", "-h"}:
             raise UsageError(
-                f"`mlflow` {uri} is a database below the folder where the job runs on the cluster, and nobody finds "
+                f"{name} {uri} is a database below the folder where the job runs on the cluster, and nobody finds "
                 "its models after it: give a server, such as http://…"
             )
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from hybrid_models.errors import UsageError
 from pipelines import storage
 
-SAME = {"gcs": "gs", "abfss": "abfs", "az": "abfs"}
-"""Schemes of one store; each is told by the name that it has here."""
+SAME = {"s3a": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
+"""Schemes of one store."""
 NOT_FILES = ("http", "https", "ftp", "data")
 """Schemes of what lies in no store."""
 
@@ -56,7 +56,7 @@ def check_apart(reads: Mapping[str, str], option: str, writes: Iterable[str]) ->
         UsageError: names both, and the way out.
     """
     for folder in writes:
-        written = place(folder) + "/"
+        written = _in_store(folder) + "/"
         for name, address in reads.items():
             read = _reach(address)
             if read.startswith(written) or written.startswith(read):
@@ -74,15 +74,21 @@ def check_outside(option: str, address: str, folders: Iterable[str], what: str) 
         UsageError: names both.
     """
     for folder in folders:
-        if (place(address) + "/").startswith(place(folder) + "/"):
+        if (_in_store(address) + "/").startswith(_in_store(folder) + "/"):
             raise UsageError(f"`{option}` {address} lies in {what} {folder}: give a place outside of it")
 
 
 def _reach(address: str) -> str:
     """What all names at an address begin with: a folder with its `/`, or a pattern up to its first `*`, `?` or `[`."""
-    named = place(address)
+    named = _in_store(address)
     start = storage.GLOB.split(named, maxsplit=1)[0]
     return start if start != named else named + "/"
+
+
+def _in_store(uri: str) -> str:
+    """A `place` by the one name of its store."""
+    scheme, dots, path = place(uri).partition("://")
+    return f"{SAME.get(scheme, scheme)}{dots}{path}"
 
 
 def place(uri: str) -> str:
@@ -90,5 +96,4 @@ def place(uri: str) -> str:
     if storage.is_local(uri):
         return storage.absolute(uri).rstrip("/")
     scheme, _, path = uri.partition("://")
-    scheme = scheme.lower()
-    return f"{SAME.get(scheme, scheme)}://{posixpath.normpath(path).rstrip('/')}"
+    return f"{scheme.lower()}://{posixpath.normpath(path).rstrip('/')}"

@@ -172,7 +172,7 @@ def _member(row: dict[str, Any], number: int, manifest: str, allowed: Sequence[s
         except ValueError as error:
             problem = str(error)
     if problem is None and (odd := odd_name(uri)):
-        problem = f"AddressNotAllowed: {odd}"
+        problem, uri = f"AddressNotAllowed: {odd}", here  # what is a secret is kept in no table
     if problem is None and objects.media_type_of(uri) is None and not objects.is_text(uri):
         problem = f"UnsupportedMedia: {shown(uri)[-ADDRESS_SHOWN:]} is none of {', '.join(MEDIA_TYPES)}, txt"
     return Member(uri, 0, "", row["sample_id"], row["fields"], problem or "", row["lost_rows"])

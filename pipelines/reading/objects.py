@@ -33,7 +33,8 @@ FORBIDDEN = 8
 """So many objects that are refused, one after the other, are no matter of these objects: the night stops, so that not
 all of its rows say what was true for a while only. Archived ones do not count."""
 OF_THE_MOMENT = frozenset({"ObjectForbidden", "ObjectGone", "ObjectChanged"})
-"""Kinds of errors that may be over another time, though the object is the same: the same night again reads it anew."""
+"""Kinds of errors that may be over another time, though the object is as it was listed: the same night again reads it
+anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.reading import objects
-from pipelines.reading.formats.entry import Entry, ReadOptions, json_object
+from pipelines.reading.formats.entry import Entry, ReadOptions, json_object, most_rows
 from pipelines.reading.formats.text import whole_text
 from pipelines.reading.limits import is_memory_error
 from pipelines.reading.media.decode import FRAMES, pack_frames, sniff_media_type
@@ -35,9 +35,6 @@ Tell = Callable[[str, int], None]
 """Is told what is done, one of `PHASES`, and the index of the row whose turn it is."""
 READ, DECODE, DEMUX = PHASES = ("read", "decode", "demux")
 """A row is read; a row, or a window, is decoded; the packets of a window are read."""
-FREE_ROWS = 100_000
-"""A shard may have so many rows, or as many as it has bytes: no others are worth the time that they take, as of a small
-file that says that it has billions."""
 BLOCK_BYTES = 16 << 20
 BLOCK_ROWS = 2048
 
@@ -85,8 +82,7 @@ def read_entries(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[
     reader = READERS[suffix_of(name) or ""]
     count = 0
     try:
-        most = max(FREE_ROWS, stream.seek(0, io.SEEK_END))
-        stream.seek(0)
+        most = most_rows(stream)
         for entry in reader(stream, name, options):
             if count == most:
                 raise BadSample("TooManyRows", f"there are more than {most:,} rows, and fewer bytes")

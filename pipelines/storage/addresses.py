@@ -59,8 +59,6 @@ def absolute(uri: str) -> str:
     if torn := TORN.match(uri):
         rest = uri[torn.end() :].lstrip("/")
         raise UsageError(f"{uri} is no address: write {torn['scheme']}://{'/' * (torn['scheme'] == 'file')}{rest}")
-    if uri.startswith("s3a://"):
-        raise UsageError(f"{shown(uri)} is Hadoop's way to name a bucket: write s3://{shown(uri)[6:]}")
     if is_local(uri):
         return str(Path(uri.removeprefix("file://")).expanduser().resolve())
     if shown(uri) != uri:
@@ -82,7 +80,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
     place = absolute(uri)
     options: dict[str, Any] = {} if is_local(uri) else {"use_listings_cache": False}
-    if uri.startswith("s3://"):
+    if uri.startswith(("s3://", "s3a://")):
         options["config_kwargs"] = CLIENT
     try:
         # Not `url_to_fs`, for which a name with :: in it is two addresses.

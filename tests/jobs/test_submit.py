@@ -49,11 +49,17 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             assert refusal("--", "report", option, place, "--ds", "x").startswith("--address is needed")
     train = ("--", "train", "x", "--data", "s3://lake/x", "--storage", "s3://lake")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    told = "--mlflow sqlite:///mlflow.db is a database below the folder where the job runs on the cluster"
-    assert refusal(*train).startswith(told)
+    told = "sqlite:///mlflow.db is a database below the folder where the job runs on the cluster"
+    assert refusal(*train).startswith(f"MLFLOW_TRACKING_URI {told}")
+    for words in (
+        ["tidy", "--storage", "s3://lake"],
+        ["prepare", "kth", "--out", "s3://lake/x"],
+        [*train[1:], "--help"],
+    ):
+        assert refusal("--", *words).startswith("--address is needed")
     assert refusal(*train, "--mlflow", "http://mlflow:5000").startswith("--address is needed")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert refusal(*train, "--mlflow=sqlite:///mlflow.db").startswith(told)
+    assert refusal(*train, "--mlflow=sqlite:///mlflow.db").startswith(f"--mlflow {told}")
     assert refusal(*train, "--mlflow", "sqlite:////shared/mlflow.db").startswith("--address is needed")
 
 

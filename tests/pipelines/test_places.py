@@ -53,11 +53,13 @@ def test_in_a_bucket(read: str) -> None:
     check_apart({"input": read}, "tables", ["s3://other/captions", "/lake/captions"])
 
 
-@pytest.mark.parametrize(("scheme", "other"), [("gs", "gcs"), ("abfs", "abfss"), ("az", "abfs")])
+@pytest.mark.parametrize(("scheme", "other"), [("gs", "gcs"), ("abfs", "abfss"), ("az", "abfs"), ("s3a", "s3")])
 def test_in_a_store_of_two_names(scheme: str, other: str) -> None:
     assert " lies in gs://lake/captions, " in clash("gcs://lake/captions/x.tar", "gs://lake/captions")
     clash(f"{scheme}://lake/captions/a.tar", f"{other}://lake/captions")
     clash(f"{other}://lake/*", f"{scheme}://lake/captions")
+    with pytest.raises(UsageError, match="lies in the tables"):
+        check_outside("out", f"{scheme}://lake/captions/x", [f"{other}://lake/captions"], "the tables")
 
 
 @pytest.mark.parametrize(

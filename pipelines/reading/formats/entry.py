@@ -16,6 +16,9 @@ from pipelines.reading.limits import Limits
 
 MAX_ID = 1000
 """Characters of a sample's id."""
+FREE_ROWS = 4_000_000
+"""A shard may have so many rows, or as many as it has bytes. Addresses that count up take half a byte in Parquet; a
+small file that says that it has billions of rows is not worth their time."""
 MAX_ERROR = 2000
 """Characters of an error row's reason."""
 
@@ -65,6 +68,13 @@ def json_object(text: bytes | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadSample("JsonDecodeError", f"expected an object, found {type(value).__name__}")
     return value
+
+
+def most_rows(stream: BinaryIO) -> int:
+    """How many rows a shard may have, which is read from its beginning then."""
+    most = max(FREE_ROWS, stream.seek(0, io.SEEK_END))
+    stream.seek(0)
+    return most
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

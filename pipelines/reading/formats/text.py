@@ -99,7 +99,7 @@ def read_tsv(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entr
     if error is not None or header is None:
         raise BadSample.of(f"{error}")
     columns = header.split("\t")
-    if twice := next((column for column in columns if columns.count(column) > 1), None):
+    if twice := next((column for column in columns if column and columns.count(column) > 1), None):
         raise BadSample("AmbiguousColumns", f"there are two columns '{twice}'; keep one")
     for number, (line, problem) in enumerate(lines):
         if line is not None and not line.strip(" ") and len(columns) > 1:

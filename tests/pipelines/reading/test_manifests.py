@@ -125,6 +125,7 @@ def test_a_name_that_looks_like_a_secret_costs_its_row_alone(s3: str, many: int)
     for row in (first, second):
         assert row["error"].startswith("AddressNotAllowed: ")
         assert "42.jpg" not in row["error"]
+        assert row["object"] == f"{s3}/night.jsonl#{int(row['sample_id'])}", "tables show it"
 
 
 @pytest.mark.parametrize("many", [1, 120])

@@ -14,7 +14,7 @@ from PIL import Image
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Cut, Visual
 from pipelines import storage
-from pipelines.reading import rows as reading_rows
+from pipelines.reading.formats import entry
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.media import video
@@ -124,9 +124,13 @@ def test_rows_are_counted_as_they_are_read(tmp_path: Path, name: str, content: b
 def test_a_small_file_has_no_billion_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = parquet(pa.table({"x": pa.nulls(3_000_000, pa.int8())}), row_group_size=3_000_000)
     assert len(bomb) < 100_000
-    monkeypatch.setattr(reading_rows, "FREE_ROWS", 500)
+    assert rows_of(
+        tmp_path, "z.parquet", parquet(pa.table({"text": [f"s3://lake/{n:07d}.jpg" for n in range(20_000)]}))
+    )
+    monkeypatch.setattr(entry, "FREE_ROWS", 500)
     rows = rows_of(tmp_path, "x.parquet", bomb)
     assert len(rows) == len(bomb) + 1
+    assert rows[-1]["lost_rows"] == len(bomb) - 1, "as many as there were: no night bears that"
     assert rows[-1]["error"] == f"TooManyRows: there are more than {len(bomb):,} rows, and fewer bytes"
     rows = rows_of(tmp_path, "x.txt.gz", gzip.compress(b"\n" * 100_000))
     assert (len(rows), rows[-1]["lost_rows"]) == (501, 100_000 - 501)

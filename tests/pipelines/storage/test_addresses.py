@@ -29,12 +29,6 @@ def test_an_empty_address_is_none() -> None:
             storage.absolute(empty)
 
 
-def test_hadoops_name_of_a_bucket_is_refused() -> None:
-    """Settings of the store are given by `s3://`, and two names of one place would pass for two places."""
-    with pytest.raises(UsageError, match=r"^s3a://lake/x is Hadoop's way to name a bucket: write s3://lake/x$"):
-        storage.list_files("s3a://lake/x")
-
-
 @pytest.mark.parametrize(
     ("slip", "meant"),
     [("s3:/lake/tables", "s3://lake/tables"), ("s3:lake", "s3://lake"), ("file:/lake", "file:///lake")],
