@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,8 @@ from hybrid_models.inputs import Inputs
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
 from hybrid_models.scores.frames import contingency, csi, ssim
-from tests import tiny
+from tests import fixtures, tiny
+from tests.fixtures import write_nowcast
 from tests.waits import Waits
 
 TINY = NowcasterConfig(past_frames=3, horizon_minutes=20, height=32, width=32, hidden_dims=(8,))
@@ -35,6 +37,21 @@ def shower(frames, size=32, speed=1.5, start=8.0, growth=1.0):
 def sample_of(media, config=TINY, with_target=True, **fields):
     fields = {"step_minutes": 5.0} | fields if config.unit == "mm/h" else fields
     return Nowcaster.preprocess(config, {})(Inputs(media, fields), with_target)
+
+
+def test_a_nowcast_is_what_it_was_before_it_was_made_faster():
+    """To float32's rounding of motions, which shows where amounts change from pixel to pixel."""
+    known = np.load(Path(fixtures.__file__).parent / "nowcast-5f43e3f.npz")
+    model = Nowcaster(write_nowcast.CONFIG, {}).eval()
+    model.load_state_dict(
+        {name.removeprefix("state."): torch.from_numpy(known[name]) for name in known if name.startswith("state.")}
+    )
+    past, step = torch.from_numpy(known["past"]), torch.tensor([write_nowcast.STEP_MINUTES])
+    with torch.inference_mode():
+        forecast, logits = model.net(past[None], step, write_nowcast.LEADS)
+    assert known["forecast"].max() > 20
+    np.testing.assert_allclose(forecast.numpy(), known["forecast"], rtol=1e-3, atol=1e-2, equal_nan=True)
+    np.testing.assert_allclose(logits.numpy(), known["logits"], atol=5e-3)
 
 
 # ---- batches and loss ----------------------------------------------------------------------------------------------
