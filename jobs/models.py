@@ -57,7 +57,9 @@ def text(row: Mapping[str, Any]) -> str:
 def row(version: Version, kind: str) -> dict[str, Any]:
     """A version as texts; metrics are those of its best epoch on validation data."""
     training = version.training
-    metrics = {name.removeprefix("val_"): value for name, value in training.get("metrics", {}).items()}
+    found = training.get("metrics")
+    numbers = {name: value for name, value in found.items() if _is_number(value)} if isinstance(found, dict) else {}
+    metrics = {name.removeprefix("val_"): value for name, value in numbers.items()}
     return {
         "model": f"models:/{version.name}/{version.version}",
         "kind": kind,
@@ -73,11 +75,17 @@ def row(version: Version, kind: str) -> dict[str, Any]:
 def _promotion(decision: Mapping[str, Any]) -> str | None:
     if not decision:
         return None
-    said = f"forced: {decision['forced']}" if decision["forced"] else "promoted" if decision["promoted"] else "refused"
-    if "rival" not in decision:
+    forced, promoted = decision.get("forced"), decision.get("promoted")
+    said = f"forced: {forced}" if forced else "promoted" if promoted else "refused"
+    values = [decision.get(name) for name in ("candidate_value", "rival_value")]
+    if "rival" not in decision or not all(map(_is_number, values)):
         return said
-    value, rival = (f"{decision[name]:.4g}" for name in ("candidate_value", "rival_value"))
-    return f"{said}; {decision['metric']} {value}, {rival} of {decision['rival']}"
+    value, rival = (f"{found:.4g}" for found in values)
+    return f"{said}; {decision.get('metric')} {value}, {rival} of {decision['rival']}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 if __name__ == "__main__":

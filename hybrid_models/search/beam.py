@@ -221,7 +221,7 @@ def _constrain(
     """Forbids, in place, some tokens, to repeat, and to end below the minimum length."""
     for token in options.never:
         log_probs_NV[:, token] = float("-inf")
-    if options.no_repeat:
+    if 0 < options.no_repeat < beams.tokens_BKL.shape[2]:  # or there is no room for it twice
         _forbid_repetition(log_probs_NV, beams.tokens_BKL.flatten(0, 1), position, options.no_repeat)
     if options.min_length:
         too_short_B1 = ((position < options.min_length) & ~at_limit_B).unsqueeze(1)
@@ -230,9 +230,7 @@ def _constrain(
 
 def _forbid_repetition(log_probs_NV: Tensor, tokens_NL: Tensor, position: Tensor, n: int) -> None:
     """Forbids, in place, every token that has followed the last n - 1 tokens of its hypothesis before."""
-    windows_NWn = (
-        tokens_NL[:, 1:].unfold(1, n, 1) if n < tokens_NL.shape[1] else tokens_NL.new_empty(len(tokens_NL), 0, n)
-    )
+    windows_NWn = tokens_NL[:, 1:].unfold(1, n, 1)
     last_P = torch.arange(2 - n, 1, device=position.device) + position
     again_NW = (windows_NWn[:, :, :-1] == tokens_NL.index_select(1, last_P.clamp(min=0)).unsqueeze(1)).all(dim=2)
     written_W = torch.arange(windows_NWn.shape[1], device=position.device) <= position - n

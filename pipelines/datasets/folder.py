@@ -302,5 +302,19 @@ def _by_file(rows: Sequence[Mapping[str, Any]], uri: str, columns: Columns) -> d
             raise UsageError(f"{uri}: row {number + 1} has neither a text nor a list of texts for a caption")
         said.captions += texts
         rest = {key: value for key, value in row.items() if key not in (known[0], *said_in, LIST_COLUMN)}
-        said.fields = {**rest, **said.fields}
+        _merge(said.fields, rest, columns.group, f"{uri}: row {number + 1}", name)
     return described
+
+
+def _merge(fields: dict[str, Any], more: Mapping[str, Any], group: str, where: str, name: str) -> None:
+    """Adds what a further row says of a file: what is known stays, and an empty value gives way.
+
+    Raises:
+        UsageError: it is of two groups.
+    """
+    for key, value in more.items():
+        known = fields.get(key)
+        if known in (None, ""):
+            fields[key] = value
+        elif key == group and value not in (None, "", known):
+            raise UsageError(f"{where} says that {name} belongs to '{value}', an earlier one to '{known}': give it one")

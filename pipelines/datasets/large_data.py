@@ -8,8 +8,8 @@ import itertools
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -18,6 +18,8 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow, caption_row
 from pipelines.reading.formats.entry import npy_bytes
+
+T = TypeVar("T")
 
 
 class Members:
@@ -30,23 +32,42 @@ class Members:
             raise UsageError(f"{self.folder} is not there, nor {name}.zip: expected {purpose}")
 
     def read(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-        """Name and content of every wanted file, by name."""
+        """Name and content of every wanted file, by name.
+
+        Raises:
+            UsageError: there are two of one name.
+        """
         if not self.zipped:
-            for file in storage.list_files(self.folder):
-                if wanted(file.name):
-                    yield file.name, storage.read_bytes(file.uri)
+            for file in _each_once(storage.list_files(self.folder), lambda file: file.name, wanted, self.folder):
+                yield file.name, storage.read_bytes(file.uri)
             return
         with storage.open_input(self.archive) as stream, self._open(stream) as archive:
-            for member in sorted(archive.namelist()):
-                name = member.rsplit("/", 1)[-1]
-                if wanted(name):
-                    yield name, archive.read(member)
+            for member in _each_once(sorted(archive.namelist()), _last_name, wanted, self.archive):
+                yield _last_name(member), archive.read(member)
 
     def _open(self, stream: Any) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(stream)
         except zipfile.BadZipFile as error:
             raise UsageError(f"{self.archive} is not a whole zip archive ({error}): fetch it again") from error
+
+
+def _last_name(member: str) -> str:
+    return member.rsplit("/", 1)[-1]
+
+
+def _each_once(
+    things: Iterable[T], named: Callable[[T], str], wanted: Callable[[str], bool], where: str
+) -> Iterator[T]:
+    """Those whose name is wanted. Of two of one name, as of what was unpacked twice, one would hide that another is not
+    there."""
+    given: set[str] = set()
+    for thing in things:
+        if wanted(name := named(thing)):
+            if name in given:
+                raise UsageError(f"{name} is in {where} twice: leave one")
+            given.add(name)
+            yield thing
 
 
 # ---- COCO captions -------------------------------------------------------------------------------------------------

@@ -144,12 +144,16 @@ class _Images:
             for name in sorted(wanted):
                 if name in present:
                     yield name, storage.read_bytes(present[name])
+        given: set[str] = set()
         for uri in self.tars:
             with storage.open_input(uri) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
                     name = member.name.rsplit("/", 1)[-1]
                     content = archive.extractfile(member) if member.isfile() and name in wanted else None
                     if content is not None:
+                        if name in given:
+                            raise UsageError(f"{name} is in {uri}, or in it and a tar before it, twice: leave one")
+                        given.add(name)
                         yield name, content.read()
 
 

@@ -232,9 +232,21 @@ def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
 
+def _told(found: ModelVersion, tag: str) -> dict[str, Any]:
+    """What a tag says; nothing where it holds something else, as if somebody had written it by hand."""
+    try:
+        told = json.loads(found.tags.get(tag, "{}"))
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        log.warning("models:/%s/%s: its tag '%s' is damaged and left out", found.name, found.version, tag)
+        return {}
+    return told
+
+
 def _version(found: ModelVersion, aliases: Mapping[str, str]) -> Version:
     version = str(found.version)
     created = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-    training, promotion = (json.loads(found.tags.get(tag, "{}")) for tag in (TRAINING_TAG, PROMOTION_TAG))
+    training, promotion = (_told(found, tag) for tag in (TRAINING_TAG, PROMOTION_TAG))
     own = sorted(alias for alias, of in aliases.items() if of == version)
     return Version(found.name, version, own, created, training, promotion)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -152,11 +153,18 @@ class Session:
             return to_device(self.hybrid.collate(samples), module_device(self.hybrid))
 
     def infer(self, batch: Batch) -> list[dict[str, Any]]:
-        """One dict of the payload's columns for each sample of what `collate` gave."""
+        """One dict of the payload's columns for each sample of what `collate` gave.
+
+        Raises:
+            ArithmeticError: a score is no number, or has no end: weights are damaged, or too large for half precision.
+        """
         import torch
 
         with torch.inference_mode():
-            return self.hybrid.predict(batch, self.decoding)
+            rows = self.hybrid.predict(batch, self.decoding)
+        if not all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float)):
+            raise ArithmeticError("the net gives no number for a score")
+        return rows
 
     def explain(self, samples: Sequence[Sample]) -> list[Explanation]:
         """What can be drawn of the way to each sample's prediction."""

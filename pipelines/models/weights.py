@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
@@ -60,10 +61,10 @@ def check_shapes(hybrid: Hybrid, found: Mapping[str, Sequence[int]], where: str)
 
 
 def load_state(hybrid: Hybrid, weights: bytes, where: str) -> None:
-    """Loads weights strictly: the same names and shapes.
+    """Loads weights strictly: the same names, shapes and kinds of numbers.
 
     Raises:
-        UsageError: the file is damaged, or names or shapes differ; says which.
+        UsageError: the file is damaged, or these differ; says which.
     """
     from safetensors.torch import load as load_tensors
 
@@ -72,6 +73,12 @@ def load_state(hybrid: Hybrid, weights: bytes, where: str) -> None:
         state = load_tensors(weights)
     except (SafetensorError, ValueError) as error:
         raise UsageError(f"{where}/{WEIGHTS} is damaged ({error}): copy the artifact again") from None
+    for name, own in hybrid.state_dict().items():
+        if own.is_floating_point() != state[name].is_floating_point():
+            kind = str(state[name].dtype).removeprefix("torch.")
+            raise UsageError(
+                f"{where}/{WEIGHTS}: '{name}' is of {kind}, which no net learns: it is no artifact of ours"
+            )
     hybrid.load_state_dict(state)
 
 
@@ -137,6 +144,8 @@ def read_tensors(uri: str) -> dict[str, Tensor]:
 def read_bounded(uri: str, limit: int) -> bytes:
     """The whole object, unless it is larger than any that an artifact has."""
     size = storage.info(uri).size
+    if storage.is_local(uri) and not Path(storage.absolute(uri)).is_file():
+        raise UsageError(f"{uri} is no file: it is no part of a trained model")  # a device or pipe has no end
     if size > limit:
         raise UsageError(f"{uri} has {size:,} bytes, more than {limit:,}: it is no part of a trained model")
     return storage.read_bytes(uri)

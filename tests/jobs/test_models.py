@@ -32,6 +32,9 @@ def test_a_row_tells_where_a_model_comes_from_and_what_was_decided() -> None:
     assert models.row(version({}, {}), "captioner")["promotion"] is None
     forced = {"promoted": True, "forced": "the old one is broken"}
     assert models.row(version({}, forced), "captioner")["promotion"] == "forced: the old one is broken"
+    odd = models.row(version({"metrics": {"val_loss": None, "val_bleu": 3.0}}, {"rival": "x"}), "captioner")
+    assert (odd["metrics"], odd["promotion"]) == ("bleu=3", "refused")
+    assert models.row(version({"metrics": 7}, {}), "captioner")["metrics"] == ""
 
 
 def test_an_empty_registry_is_an_empty_table(tracking_uri: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:

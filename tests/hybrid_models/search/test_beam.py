@@ -42,6 +42,13 @@ def test_no_sequence_is_written_twice_and_the_best_of_the_rest_wins(n):
     assert any(repeats(tuple(hypothesis.tokens), n) for hypothesis in free)
 
 
+def test_what_is_longer_than_any_text_repeats_in_none():
+    model = TableModel(12, end_bias=-1.0)
+    free = run(model, list(range(12)), [6] * 12, beam_size=8)
+    for n in (7, 8, 9, 10**12):
+        assert run(model, list(range(12)), [6] * 12, beam_size=8, no_repeat=n) == free
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_beam_one_is_greedy(seed):
     model = TableModel(8, seed)

@@ -98,6 +98,26 @@ def test_who_has_no_group_is_split_by_content(tmp_path: Path) -> None:
     assert min(splits.values()) > 5
 
 
+def test_a_group_that_one_row_of_a_file_tells_is_the_files(tmp_path: Path) -> None:
+    write(str(tmp_path / "photos"), 40)
+    said = tmp_path / "said.csv"
+    said.write_text(
+        "file,caption,person\n" + "".join(f"{name},a,\n{name},b,{n % 20}\n" for n, name in enumerate(names(40)))
+    )
+    prepared(str(tmp_path), str(said), Columns(group="person"))
+    homes: dict[str, set[str]] = {}
+    for split in ("train", "val", "test"):
+        for row in rows(str(tmp_path), split):
+            homes.setdefault(json.loads(row["fields"])["person"], set()).add(split)
+    assert sorted(homes) == sorted(map(str, range(20)))
+    assert all(len(splits) == 1 for splits in homes.values())
+    said.write_text(said.read_text() + f"{names(40)[3]},c,7\n")
+    with pytest.raises(
+        UsageError, match=r"row 81 says that 0/003.jpg belongs to '7', an earlier one to '3': give it one"
+    ):
+        prepared(str(tmp_path), str(said), Columns(group="person"))
+
+
 def test_a_split_that_is_not_wanted_is_left_out(tmp_path: Path) -> None:
     write(str(tmp_path / "photos"), 40)
     (tmp_path / "said.csv").write_text("file,caption\n" + "".join(f"{name},x\n" for name in names(40)))

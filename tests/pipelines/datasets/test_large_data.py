@@ -103,6 +103,19 @@ def make_coco(folder: Path, zipped: bool) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
+def test_a_photograph_that_lies_twice_hides_none_that_is_missing(tmp_path: Path, zipped: bool) -> None:
+    make_coco(tmp_path / "coco", zipped)
+    again = "train2017/train2017/000000000003.jpg"
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "coco/train2017.zip", "a") as archive:
+            archive.writestr(again, b"another")
+    else:
+        storage.write_bytes(str(tmp_path / "coco" / again), b"another")
+    with pytest.raises(UsageError, match=r"000000000003.jpg is in .*/train2017(.zip)? twice: leave one"):
+        prepare_coco(str(tmp_path / "coco"), str(tmp_path / "out"), 4, val_images=2, seed=0)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
 def test_coco_draws_val_from_train_and_tests_on_its_val(tmp_path: Path, zipped: bool) -> None:
     make_coco(tmp_path / "coco", zipped)
     summary = prepare_coco(str(tmp_path / "coco"), str(tmp_path / "out"), 4, val_images=2, seed=0)

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import struct
 import tarfile
 from pathlib import Path
@@ -102,6 +103,14 @@ def test_repacked_flickr8k_gets_three_disjoint_splits(tmp_path: Path) -> None:
     assert everything["t005.jpg"] == photo(5)
     assert json.loads(everything["t005.json"]) == {"captions": ["t005.jpg one", "t005.jpg two"]}
     assert len(everything) == 60
+
+
+def test_a_photograph_of_two_tars_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    make_repacked(source, 24, 6, same={})
+    shutil.copyfile(source / "images-dev-000.tar", source / "images-dev-copy.tar")
+    with pytest.raises(UsageError, match=r"d00\d.jpg is in .*images-dev-copy.tar, or in it and a tar before it, twice"):
+        prepare_flickr8k(str(source), str(tmp_path / "out"), rows_per_shard=5, val_images=4, seed=3)
 
 
 def test_the_val_split_depends_on_the_seed_alone(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def test_versions_have_what_their_training_noted(uri: str) -> None:
     assert [list(one.aliases)[:1] for one in found] == [["challenger"], [], []]
     assert found[2].training == TRAINING
     assert found[0].created.startswith("20")
+
+
+def test_a_tag_that_is_damaged_hides_no_version(uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    client = mlflow.MlflowClient(uri)
+    for tag in ("{", "[1]"):
+        client.set_model_version_tag("translator", "2", registry.TRAINING_TAG, tag)
+        found = {one.version: one.training for one in registry.versions(uri, ["translator"])}
+        assert found["2"] == {}
+        assert found["1"] == TRAINING
+    assert "models:/translator/2: its tag " in caplog.text
+    client.set_model_version_tag("translator", "2", registry.TRAINING_TAG, json.dumps(TRAINING))
 
 
 def test_a_champion_gives_way_to_the_next_and_stays_known(uri: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
@@ -51,6 +53,19 @@ def test_python_and_a_night_say_the_same(tmp_path: Path) -> None:
     assert python.translate(texts, max_length=4) != said
     raw = next(read_blocks(list_shards(str(tmp_path / "in"))[0], ReadOptions()))
     assert Inference.of(artifacts.read(model)).load().answer(raw)["translation"].to_pylist() == said
+
+
+def test_a_net_that_gives_no_number_gives_no_text(tmp_path: Path) -> None:
+    model = tiny.translator()
+    with torch.no_grad():
+        model.bridge.weight.fill_(math.nan)
+    artifacts.write(artifacts.make(model, TranslatorDecoding(), {}, "A test's model.\n"), str(tmp_path / "model"))
+    storage.write_bytes(str(tmp_path / "in/a.txt"), b"one\n\ntwo\n")
+    raw = next(read_blocks(list_shards(str(tmp_path / "in"))[0], ReadOptions()))
+    rows = Inference.of(artifacts.read(str(tmp_path / "model"))).load().answer(raw).to_pylist()
+    assert [row["status"] for row in rows] == ["error"] * 3
+    told = "PredictionError: ArithmeticError: the net gives no number for a score"
+    assert [row["error"] == told for row in rows] == [True, False, True]
 
 
 def test_frames_of_a_clip_are_chosen_alike_from_python_and_from_a_shard() -> None:

@@ -1,5 +1,6 @@
 """Weights alone; what artifacts make of them is in test_artifacts."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,28 @@ def test_weights_of_another_net_change_nothing() -> None:
     with pytest.raises(UsageError, match=r"^m/weights\.safetensors lacks '.*': it does not belong to its config\.json"):
         weights.load_state(net, weights.pack_state(tiny.captioner()), "m")
     assert weights.pack_state(net) == before
+
+
+def test_weights_that_no_net_learns_are_refused() -> None:
+    net = tiny.translator()
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for kind in (torch.int8, torch.complex64):
+        packed = save_tensors(state | {"bridge.weight": state["bridge.weight"].to(kind)})
+        with pytest.raises(UsageError, match=r"m/weights\.safetensors: 'bridge\.weight' is of (int8|complex64), which"):
+            weights.load_state(net, packed, "m")
+    weights.load_state(net, save_tensors({name: tensor.half() for name, tensor in state.items()}), "m")
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """A device has no end, and a pipe has nobody who writes."""
+    (tmp_path / "device").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for name in ("device", "pipe"):
+        with pytest.raises(UsageError, match=f"{name} is no file: it is no part of a trained model"):
+            weights.read_bounded(str(tmp_path / name), 100)
+    assert weights.read_bounded(str(tmp_path / "link"), 100) == b"x"
 
 
 def test_pretrained_weights_are_read_or_named_as_wrong(tmp_path: Path) -> None:
