@@ -94,6 +94,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
     started = time.perf_counter()
     out = storage.absolute(options.out)
+    if not storage.is_local(out):
+        raise UsageError(
+            f"`out` {out} is no folder of this machine, where MLflow's file goes: name a store by `storage`"
+        )
     lake = storage.absolute(options.storage) if options.storage else out
     mlflow = server.default_uri() if os.environ.get("MLFLOW_TRACKING_URI") else f"sqlite:///{out}/mlflow.db"
     storage.check_writable(lake)

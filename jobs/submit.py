@@ -92,7 +92,8 @@ def check(command: Sequence[str]) -> None:
         given = f", not '{command[0]}'" if command else ""
         raise UsageError(f"after -- comes a verb and its options{given}: {', '.join(verbs)}")
     named = {word.partition("=")[0] for word in command}
-    if command[0] in ("train", "demo") and not named & {"--storage", "--help", "-h"}:
+    judges = command[0] == "evaluate" or (command[0] == "promote" and "--input" in named)
+    if (judges or command[0] in ("train", "demo")) and not named & {"--storage", "--help", "-h"}:
         raise UsageError(f"`storage` is needed: by default {command[0]} writes below the folder where the job runs")
     for option, value in _values(command[1:]):
         begins = PATTERN.split(value, maxsplit=1)[0]

@@ -432,7 +432,30 @@ def test_the_dashboard_draws_metrics_that_exist_by_labels_that_they_have() -> No
                 by = re.search(r"(?:sum|avg) by \(([^)]*)\)", query)[1].split(", ")
                 assert set(by) <= set(counters.GAUGES[name][1]), query
     assert drawn == {*counters.COUNTERS, *counters.GAUGES}
+    stats = [target for panel in dashboard["panels"] if panel["type"] == "stat" for target in panel["targets"]]
+    assert all(target["instant"] and not target["range"] for target in stats), "not the last value of a whole day"
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_a_backup_keeps_objects_on_disk_and_goes_back_to_an_empty_database_alone(tmp_path: Path) -> None:
+    backup = COMPOSE["services"]["backup"]
+    assert "/tmp" in backup["volumes"]
+    assert not any(str(place).startswith("/tmp") for place in backup["tmpfs"])
+    docker, calls = tmp_path / "docker", tmp_path / "calls"
+    docker.write_text(f'#!/bin/sh\necho "$@" >> {calls}\ncase "$*" in *psql*) echo 7;; esac\n')
+    docker.chmod(0o755)
+    told = subprocess.run(
+        ["sh", str(INFRA / "backup.sh"), "restore", str(tmp_path)],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (told.returncode, "the database has tables already" in told.stderr) == (2, True)
+    assert "run --rm" not in calls.read_text()
+
+
+def test_airflow_does_no_night_again_that_has_rows() -> None:
+    dag = (INFRA / "airflow" / "hybrid_nightly.py").read_text()
+    assert dag.count("catchup=False") == dag.count("with DAG(") == 2
+    assert "--catch-up 7" in dag
 
 
 # ---- commands ----------------------------------------------------------------------------------------------------

@@ -36,10 +36,12 @@ def unreachable() -> tuple[type[Exception], ...]:
 
 
 def default_uri() -> str:
-    """MLFLOW_TRACKING_URI, else MLflow's own default, a SQLite file in the working directory (as an absolute path)."""
+    """MLFLOW_TRACKING_URI, or what this process has told MLflow, else a SQLite file in the working directory, as an
+    absolute path. (MLflow's own default is `mlruns` where that folder is, in which it registers nothing any more.)"""
     import mlflow
 
-    uri = mlflow.get_tracking_uri()
+    is_set = mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]
+    uri = mlflow.get_tracking_uri() if is_set else f"{SQLITE}mlflow.db"
     path = uri.removeprefix(SQLITE)
     return f"sqlite:///{Path(path).resolve()}" if path != uri else str(uri)
 

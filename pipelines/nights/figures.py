@@ -101,7 +101,7 @@ def _choose(tables_uri: str, name: str, ds: str, count: int) -> list[dict[str, A
     def ask(sql: str, *parameters: Any) -> list[dict[str, Any]]:
         return list(query.query(sql, tables_uri, [name], parameters=parameters, dates=(ds, ds)).to_pylist())
 
-    where = f"FROM {name} WHERE ds = ? AND index < {LOOKED_AT}"
+    where = f'FROM "{name}" WHERE ds = ? AND index < {LOOKED_AT}'
     shards = [row["shard"] for row in ask(f"SELECT DISTINCT shard {where} ORDER BY shard", ds)]
     some = [shards[i] for i in evenly(len(shards), min(count, SHARDS_READ))]
     places = ask(f"SELECT shard, index {where} AND list_contains(?, shard) ORDER BY shard, index", ds, some)

@@ -7,6 +7,7 @@ cannot become markup (Jinja2 escapes all of it, and the page's own policy forbid
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
+REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
 NIGHTS_SHOWN = 14
 ERROR_EXAMPLES = 3
 
@@ -106,6 +108,7 @@ def report(
         raise UsageError(
             f"no table at {tables_uri} has rows of {ds}: `hybrid tables --tables {tables_uri}` lists nights"
         )
+    absent = {name: before for name in names if (before := _before(tables_uri, name, ds))}
     _ask_mlflow(sections, tracking_uri)
     for section in sections:
         if section.rows == section.errors:
@@ -117,13 +120,21 @@ def report(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template(TEMPLATE).render(
-        ds=ds, tables=secrets.shown(tables_uri), sections=sections, made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        ds=ds, tables=secrets.shown(tables_uri), sections=sections, absent=absent,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         rain=list(zip(RAIN_MM_H, RAIN_COLOURS, strict=True)), grey=NO_COVERAGE, size=words.size, number=words.number,
     )  # fmt: skip
     return page, sections
 
 
 # ---- what the table says -----------------------------------------------------------------------------------------
+def _before(tables_uri: str, name: str, ds: str) -> str:
+    """The night before this one that a table has, if it lacks this one; else nothing."""
+    table = _table(tables_uri, name)
+    nights = {night.ds for night in tables.nights(table)} if table is not None else set()
+    return "" if ds in nights else max((night for night in nights if night < ds), default="")
+
+
 def _section(tables_uri: str, name: str, ds: str) -> Section | None:
     table = _table(tables_uri, name)
     stored = {night.ds: night for night in tables.nights(table)} if table is not None else {}
@@ -221,6 +232,5 @@ def _ask_mlflow(sections: Sequence[Section], uri: str) -> None:
 def _add_links(section: Section, root: str, run: Run | None) -> None:
     if run is not None:
         section.run_link = f"{root}/experiments/{run.info.experiment_id}/runs/{section.run_id}"
-    if section.model.startswith("models:/"):
-        _, hybrid, version = section.model.split("/")
-        section.model_link = f"{root}/models/{hybrid}/versions/{version}"
+    if match := REGISTERED.fullmatch(section.model):
+        section.model_link = f"{root}/models/{match['name']}/versions/{match['version']}"

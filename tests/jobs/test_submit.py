@@ -24,8 +24,8 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert refusal("--", "submit").startswith("after -- comes a verb and its options, not 'submit': ")
     assert refusal("--", "fly").startswith("after -- comes a verb and its options, not 'fly': ")
     assert refusal("--", "query", "SELECT 1").startswith("after -- comes a verb and its options, not 'query': ")
-    assert refusal("--", "evaluate") == "--address is needed: the URL of the cluster's dashboard, http://HEAD:8265"
-    assert refusal("--address", "head", "--", "evaluate").startswith("--address 'head' is not the URL")
+    assert refusal("--", "tidy") == "--address is needed: the URL of the cluster's dashboard, http://HEAD:8265"
+    assert refusal("--address", "head", "--", "tidy").startswith("--address 'head' is not the URL")
     assert "--colour" in refusal("--colour", "red", "--", "train")
     (tmp_path / "lake" / "ds=1" / "multi30k").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -36,7 +36,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             "--", "train", "translator-multi30k", *words, "--storage", "s3://lake"
         )
     assert refusal("--", "train", "x", "--data", "s3://lake/x", "--storage=s3://lake").startswith("--address is needed")
-    for verb in ("train x --data s3://lake/x", "demo"):
+    for verb in ("train x --data s3://lake/x", "demo", "evaluate --input s3://x", "promote x --input s3://x"):
         assert refusal("--", *verb.split()) == (
             f"--storage is needed: by default {verb.split()[0]} writes below the folder where the job runs"
         )

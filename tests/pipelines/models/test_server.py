@@ -19,8 +19,12 @@ def test_the_default_is_the_environment_or_an_absolute_local_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "sqlite:///mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlruns/0").mkdir(parents=True)
+    (tmp_path / "mlruns/0/meta.yaml").touch()  # what an earlier MLflow has left, which is MLflow's default then
+    monkeypatch.setattr(mlflow, "is_tracking_uri_set", lambda: False)
     assert default_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setattr(mlflow, "is_tracking_uri_set", lambda: True)
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"sqlite:///{tmp_path}/x/y.db")
     assert default_uri() == f"sqlite:///{tmp_path}/x/y.db"
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://mlflow.example")

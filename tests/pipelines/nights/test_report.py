@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -201,6 +202,10 @@ def test_models_and_runs_are_linked_to_an_mlflow_server(lake: Path) -> None:
     place = f"experiments/{run.info.experiment_id}/runs/{captions.run_id}"
     assert captions.run_link == f"https://mlflow.example.com/#/{place}"
     assert captions.model_link == "https://mlflow.example.com/#/models/captioner/versions/12"
+    for odd in ("models:/captioner@champion", "models:/a/b/3", "models:/"):
+        other = replace(captions, model=odd, model_link="")
+        report._add_links(other, "https://mlflow.example.com/#", run)
+        assert other.model_link == ""
     _, (unlinked, _) = page_of(lake, "2026-01-01")
     report._add_links(unlinked, "https://mlflow.example.com/#", None)
     assert (unlinked.run_link, unlinked.model_link) == ("", ""), (
@@ -224,6 +229,13 @@ def test_rows_tell_the_runs_that_the_log_forgot(lake: Path, tmp_path: Path) -> N
         storage.delete(tables.commit_uri(f"{tables_uri}/{name}", version))
     assert report._runs(f"{tables_uri}/{name}", table.version(), ["2026-01-01"]) == {}
     assert history() == told
+
+
+def test_a_table_that_lacks_the_night_is_told(lake: Path) -> None:
+    page, sections = page_of(lake, "2026-01-02")
+    assert {section.table for section in sections} == {"translations", "nowcasts"}
+    assert "captions: no rows of this night; the newest before it is 2026-01-01." in Texts(page).text
+    assert "no rows of this night" not in Texts(page_of(lake, "2026-01-01")[0]).text, "nowcasts began later"
 
 
 def test_a_night_that_is_not_there(lake: Path) -> None:
