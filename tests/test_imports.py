@@ -19,7 +19,7 @@ ALLOWED = {
     "pipelines": {"hybrid_models", "pipelines"},
     "jobs": {"hybrid_models", "pipelines", "jobs"},
 }
-MODEL_LIBRARIES = {"PIL", "numpy", "pyarrow", "sacrebleu", "timm", "tokenizers", "torch"}
+MODEL_LIBRARIES = {"PIL", "numpy", "pyarrow", "regex", "sacrebleu", "timm", "tokenizers", "torch"}
 FORBIDDEN_IN_MODELS = {"pyarrow.dataset", "pyarrow.fs", "pyarrow.parquet"}
 
 

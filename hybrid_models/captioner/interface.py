@@ -23,7 +23,7 @@ class CaptionerInterface(Interface):
         [("caption", pa.string()), ("score", pa.float32()), ("caption_tokens", pa.int32()), ("frames", pa.int32())]
     )
     schema_version: ClassVar[int] = 1
-    samples_version: ClassVar[int] = 3  # frames of clips are chosen by time; edit lists and AVI are put right
+    samples_version: ClassVar[int] = 4  # captions keep their marks, and have a letter or digit
     metrics: ClassVar[Mapping[str, bool]] = {"cider_d": True, "bleu4": True}
     truth: ClassVar[tuple[str, ...]] = ("references",)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
+import regex
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs, Preprocess, Sample
@@ -93,7 +93,9 @@ class CaptionerConfig(VisualConfig):
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------
-_NOT_A_WORD = re.compile(r"[^\w'&%-]+|(?<!\w)['-]+|['-]+(?!\w)")
+_NOT_A_WORD = regex.compile(r"[^\w'&%-]+|(?<!\w)[\p{M}\u200c\u200d'-]+|['-]+(?!\w)")
+"""Marks are parts of words to `regex`, as they are not to `re`: without them हिन्दी falls to pieces. Those, and joiners,
+that follow no letter are left over of a symbol."""
 
 
 def plain_caption(text: Any, max_characters: int, what: str = "caption") -> str:

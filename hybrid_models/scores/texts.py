@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import regex
 
 from hybrid_models.errors import UsageError
 
@@ -87,8 +87,8 @@ def _check_pairs(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
 
 
 # ---- captions ------------------------------------------------------------------------------------------------------
-_CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)")
-_TOKEN = re.compile(
+_CLITIC = regex.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)")
+_TOKEN = regex.compile(
     r"n't(?!\w)"
     r"|'(?:s|m|d|re|ve|ll)(?!\w)"
     r"|can(?=not(?!\w))|(?<=can)not(?!\w)"

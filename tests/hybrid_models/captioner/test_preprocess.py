@@ -18,6 +18,12 @@ from tests.hybrid_models.captioner.test_captioner import CAPTIONS, SIZE, build, 
         ("A man 's dog , running .", "a man s dog running"),
         ('The man\'s T-shirt says "Stop!"', "the man's t-shirt says stop"),
         (" - Äpfel -- 'und' Birnen…\n", "äpfel und birnen"),
+        ("एक आदमी घोड़े पर, हिन्दी।", "एक आदमी घोड़े पर हिन्दी"),
+        ("ผู้ชายขี่ม้า", "ผู้ชายขี่ม้า"),
+        ("رَجُلٌ", "رَجُلٌ"),
+        ("İstanbul'da bir kedi", "i̇stanbul'da bir kedi"),
+        ("می‌رود", "می‌رود"),
+        ("I ❤️ it, 👨‍👩‍👧 'too'", "i it too"),
     ],
 )
 def test_plain_caption(raw, plain):

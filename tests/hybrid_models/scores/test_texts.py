@@ -76,6 +76,7 @@ def test_caption_tokens_split_like_the_penn_treebank_without_punctuation():
     tokens = "a man 's t-shirt it 's red he does n't can not see mr. smith at 3:30 in the u.s. no"
     assert " ".join(caption_tokens(text)) == tokens
     assert caption_tokens(" .,;!? ") == []
+    assert caption_tokens("हिन्दी में, رَجُلٌ") == ["हिन्दी", "में", "رَجُلٌ"]
 
 
 def test_caption_bleu4_equals_coco_caption(rng):
