@@ -93,9 +93,11 @@ class CaptionerConfig(VisualConfig):
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------
-_NOT_A_WORD = regex.compile(r"[^\w'&%-]+|(?<!\w)[\p{M}\u200c\u200d'-]+|['-]+(?!\w)")
+_NOT_A_WORD = regex.compile(
+    r"[^\w\p{No}'&%-]+|(?<![\w\p{No}])[\p{M}\u200c\u200d'-]+|['-]+(?![\w\p{No}])",
+)
 """Marks are parts of words to `regex`, as they are not to `re`: without them हिन्दी falls to pieces. Those, and joiners,
-that follow no letter are left over of a symbol."""
+that follow no letter are left over of a symbol. Numbers such as ½ and ² are none of its letters."""
 
 
 def plain_caption(text: Any, max_characters: int, what: str = "caption") -> str:

@@ -95,8 +95,8 @@ _TOKEN = regex.compile(
     r"|(?:mr|mrs|ms|dr|jr|sr|st)\.(?!\w)"
     r"|(?:[^\W\d_]\.){2,}"  # u.s.
     r"|\d+(?:[.,:/]\d+)+"
-    r"|\w+(?:[-.'/&]\w+)*"
-    r"|[^\w\s]"
+    r"|[\w\p{No}]+(?:[-.'/&][\w\p{No}]+)*"
+    r"|[^\w\s][\p{M}\u200d]*"
 )
 _PUNCTUATION = frozenset("'`\".?!,:-;()[]{}…–—‘’“”")
 

@@ -316,5 +316,5 @@ def _merge(fields: dict[str, Any], more: Mapping[str, Any], group: str, where: s
         known = fields.get(key)
         if known in (None, ""):
             fields[key] = value
-        elif key == group and value not in (None, "", known):
+        elif group and key == group and value not in (None, "", known):
             raise UsageError(f"{where} says that {name} belongs to '{value}', an earlier one to '{known}': give it one")

@@ -108,7 +108,8 @@ def report(
         raise UsageError(
             f"no table at {tables_uri} has rows of {ds}: `hybrid tables --tables {tables_uri}` lists nights"
         )
-    absent = {name: before for name in names if (before := _before(tables_uri, name, ds))}
+    others = set(names) - {section.table for section in sections}
+    absent = {name: before for name in sorted(others) if (before := _before(tables_uri, name, ds))}
     _ask_mlflow(sections, tracking_uri)
     for section in sections:
         if section.rows == section.errors:

@@ -47,6 +47,11 @@ def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
 
 
+def is_s3(uri: str) -> bool:
+    """Whether a URI is in an S3 store; `s3a` is what Hadoop calls it."""
+    return uri.startswith(("s3://", "s3a://"))
+
+
 def absolute(uri: str) -> str:
     """The same place as a URI that does not depend on the working directory: an absolute path, or the URI itself.
 
@@ -80,14 +85,14 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
     place = absolute(uri)
     options: dict[str, Any] = {} if is_local(uri) else {"use_listings_cache": False}
-    if uri.startswith(("s3://", "s3a://")):
+    if is_s3(uri):
         options["config_kwargs"] = CLIENT
     try:
         # Not `url_to_fs`, for which a name with :: in it is two addresses.
         kind = fsspec.get_filesystem_class(scheme(place).removesuffix("://") or "file")
         return kind(**kind._get_kwargs_from_urls(place), **options), str(kind._strip_protocol(place))
     except (ValueError, ImportError, TypeError) as error:  # the last where a store cannot be named by an address
-        hint = " (pip install 'hybrid-pipelines[s3]')" if uri.startswith("s3://") else ""
+        hint = " (pip install 'hybrid-pipelines[s3]')" if is_s3(uri) else ""
         raise UsageError(f"cannot open {uri}: {shown(str(error))}{hint}") from error
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from hybrid_models.errors import UsageError
-from pipelines.storage.addresses import ForbiddenError, StorageError, failed, filesystem, is_local, scheme
+from pipelines.storage.addresses import ForbiddenError, StorageError, failed, filesystem, is_local, is_s3, scheme
 
 if TYPE_CHECKING:
     import fsspec
@@ -198,9 +198,9 @@ def wait_for(uri: str, seconds: float) -> None:
 
 def check_bucket(fs: fsspec.AbstractFileSystem, uri: str) -> None:
     """Refuses a bucket that does not exist: stores answer as if it were empty, or make it when something is written."""
-    if not uri.startswith("s3://"):
+    if not is_s3(uri):
         return
-    bucket = uri.removeprefix("s3://").split("/", 1)[0]
+    bucket = uri.partition("://")[2].split("/", 1)[0]
     try:
         fs.call_s3("head_bucket", Bucket=bucket)
     except FileNotFoundError:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hybrid_models.errors import UsageError
-from pipelines.storage.addresses import StorageError, absolute, failed, filesystem, is_local, join
+from pipelines.storage.addresses import StorageError, absolute, failed, filesystem, is_local, is_s3, join
 from pipelines.storage.lookup import check_bucket, exists
 
 
@@ -35,7 +35,7 @@ def write_new(uri: str, data: bytes) -> None:
     """
     if exists(uri):
         return
-    if is_local(uri) or uri.startswith("s3://"):
+    if is_local(uri) or is_s3(uri):
         _create(uri, data)
     else:
         write_bytes(uri, data)

@@ -131,9 +131,7 @@ def ended(job: subprocess.Popen[str]) -> dict:
 
 def refuses(rehearsal: Rehearsal, token: str, what: str) -> None:
     env = {**rehearsal.env, "RAY_AUTH_MODE": "token" if token else "disabled", "RAY_AUTH_TOKEN": token}
-    refused = tiny.hybrid(
-        "submit", "--address", rehearsal.head.dashboard, "--", "evaluate", cwd=rehearsal.folder, env=env
-    )
+    refused = tiny.hybrid("submit", "--address", rehearsal.head.dashboard, "--", "tidy", cwd=rehearsal.folder, env=env)
     assert (refused.code, refused.stdout) == (2, "")
     assert refused.stderr.startswith(f"hybrid: the Ray cluster at {rehearsal.head.dashboard} {what}: set RAY_AUTH")
 

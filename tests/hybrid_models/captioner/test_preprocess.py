@@ -24,6 +24,7 @@ from tests.hybrid_models.captioner.test_captioner import CAPTIONS, SIZE, build, 
         ("İstanbul'da bir kedi", "i̇stanbul'da bir kedi"),
         ("می‌رود", "می‌رود"),
         ("I ❤️ it, 👨‍👩‍👧 'too'", "i it too"),
+        ("½ cup, 5 m² (③)", "½ cup 5 m² ③"),
     ],
 )
 def test_plain_caption(raw, plain):

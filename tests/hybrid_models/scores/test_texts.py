@@ -77,6 +77,7 @@ def test_caption_tokens_split_like_the_penn_treebank_without_punctuation():
     assert " ".join(caption_tokens(text)) == tokens
     assert caption_tokens(" .,;!? ") == []
     assert caption_tokens("हिन्दी में, رَجُلٌ") == ["हिन्दी", "में", "رَجُلٌ"]
+    assert caption_tokens("a ❤️dog: ½ m²") == ["a", "❤️", "dog", "½", "m²"]
 
 
 def test_caption_bleu4_equals_coco_caption(rng):

@@ -118,6 +118,14 @@ def test_a_group_that_one_row_of_a_file_tells_is_the_files(tmp_path: Path) -> No
         prepared(str(tmp_path), str(said), Columns(group="person"))
 
 
+def test_a_column_without_a_name_is_no_group(tmp_path: Path) -> None:
+    """As pandas writes its index."""
+    write(str(tmp_path / "photos"), 40)
+    lines = [f"{2 * n},{name},a\n{2 * n + 1},{name},b\n" for n, name in enumerate(names(40))]
+    (tmp_path / "said.csv").write_text(",file,caption\n" + "".join(lines))
+    assert sum(prepared(str(tmp_path), str(tmp_path / "said.csv")).splits.values()) == 40
+
+
 def test_a_split_that_is_not_wanted_is_left_out(tmp_path: Path) -> None:
     write(str(tmp_path / "photos"), 40)
     (tmp_path / "said.csv").write_text("file,caption\n" + "".join(f"{name},x\n" for name in names(40)))
