@@ -401,7 +401,7 @@ def test_the_result_is_bounded(local: str) -> None:
 
 
 def test_impossible_limits() -> None:
-    with pytest.raises(UsageError, match=r"^`limits\.max_threads` is 0: it must be more than 0$"):
+    with pytest.raises(UsageError, match=r"^`limits\.max_threads` is 0: it must be a number above 0$"):
         QueryLimits(max_threads=0)
 
 
