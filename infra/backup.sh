@@ -20,8 +20,8 @@ restore)
     compose up --detach --wait s3 database
     there=$(compose exec -T database psql --tuples-only --no-align --username mlflow --dbname mlflow \
         --command "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
-    [ "$there" -eq 0 ] || { echo "the database has tables already: 'docker compose --file infra/compose.yaml down" \
-        "--volumes' removes ALL of this installation's data; restore before its first start" >&2; exit 2; }
+    [ "$there" -eq 0 ] || { echo "the database has tables already, and nothing was changed: a backup goes into an" \
+        "installation that was not started yet" >&2; exit 2; }
     compose run --rm -T backup restore /artifacts s3://lake < "$2/objects.tar"
     compose exec -T database pg_restore --exit-on-error --single-transaction --username mlflow --dbname mlflow \
         < "$2/mlflow.dump"
