@@ -17,10 +17,7 @@ from tokenizers import Tokenizer as _Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.symbols import PAD, SPECIALS
-
-MIN_VOCABULARY = len(SPECIALS) + 256
-"""Every vocabulary has the special symbols and all bytes."""
+from hybrid_models.symbols import MIN_VOCABULARY, PAD, SPECIALS
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")

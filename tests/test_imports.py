@@ -151,8 +151,6 @@ HEAVY = {
     "pyarrow", "ray", "requests", "sacrebleu", "scipy", "sklearn", "timm", "torch", "xarray",
 }  # fmt: skip
 """Each of these takes a twentieth of a second to some seconds to import."""
-OF_OPTIONS = {"train": {"numpy"}, "demo": {"numpy"}}
-"""Which of them come with hybrids' configurations, whose options these verbs show or use."""
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -169,7 +167,7 @@ for words in commands:
     assert text.startswith("usage: hybrid {verb}"), (words, text)
     longer = [more for more in commands if more[: len(words)] == words != more]
     assert longer or "--help shows the options)" not in text, (words, "go on with words that are not looked at")
-    if found := {HEAVY - OF_OPTIONS.get(verb, set())} & sys.modules.keys():
+    if found := {HEAVY} & sys.modules.keys():
         sys.exit(" ".join([*words, "--help imports", *sorted(found)]))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -21,12 +21,15 @@ import torch
 from PIL import Image
 
 from hybrid_models import HYBRIDS, TABLES
-from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from hybrid_models.captioner.captioner import Captioner, CaptionerDecoding
+from hybrid_models.captioner.config import CaptionerConfig
+from hybrid_models.nowcaster.config import NowcasterConfig
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
-from hybrid_models.recogniser.preprocess import RecogniserConfig
+from hybrid_models.nowcaster.nowcaster import Nowcaster
+from hybrid_models.recogniser.config import RecogniserConfig
 from hybrid_models.recogniser.recogniser import Recogniser, RecogniserDecoding
-from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
+from hybrid_models.translator.config import TranslatorConfig
+from hybrid_models.translator.translator import Translator, TranslatorDecoding
 from jobs.command import cli
 from pipelines import storage
 from pipelines.cluster.resources import Compute

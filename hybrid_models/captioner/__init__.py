@@ -1,6 +1,6 @@
 """The captioner, CNN → LSTM or GRU: photographs and clips → captions.
 
 `captioner.py` is the hybrid: net, prediction, judgement. Free of torch are `interface.py`, what it is to others,
-`preprocess.py`, its configuration and preprocessing, and `decoding.py`, how it predicts. May be imported through
-the registry only, or by recipes.
+`preprocess.py`, what it reads, and, free of arrays, too, its options: `config.py`, and `decoding.py`, how it predicts.
+May be imported through the registry only, or by recipes.
 """

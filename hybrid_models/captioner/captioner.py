@@ -23,12 +23,14 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from hybrid_models import shapes
+from hybrid_models.captioner.config import CaptionerConfig
 from hybrid_models.captioner.decoding import CaptionerDecoding
 from hybrid_models.captioner.interface import CaptionerInterface
-from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, caption_tokenizer
+from hybrid_models.captioner.preprocess import TOKENIZER, caption_tokenizer
 from hybrid_models.captioner.rewards import DRAWN, Spelling, advantages, spelling_of
 from hybrid_models.contract import Batch, Loss, autocast, module_device, to_device
 from hybrid_models.explanations import Explanation, Gaze
+from hybrid_models.frames import frames_of
 from hybrid_models.inputs import Inputs, Sample, Visual
 from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.layers.image_encoder import VisualHybrid, pool_time
@@ -40,7 +42,6 @@ from hybrid_models.search.beam import Hypothesis, State, inference
 from hybrid_models.search.sampling import sample_words
 from hybrid_models.symbols import BOS, EOS, PAD
 from hybrid_models.text import Tokenizer, unpack_json
-from hybrid_models.visual import frames_of
 
 
 # ---- the hybrid ----------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from typing import ClassVar, cast
 
 import pyarrow as pa
 
+from hybrid_models.captioner.config import CaptionerConfig
 from hybrid_models.captioner.decoding import CaptionerDecoding
-from hybrid_models.captioner.preprocess import CaptionerConfig, CaptionerPreprocess
+from hybrid_models.captioner.preprocess import CaptionerPreprocess
 from hybrid_models.inputs import Preprocess
 from hybrid_models.interface import DecodingConfig, HybridConfig, Interface
 

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from hybrid_models.inputs import Preprocess
 from hybrid_models.interface import LATER, DecodingConfig, HybridConfig, Interface
+from hybrid_models.nowcaster.config import NowcasterConfig
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
-from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
+from hybrid_models.nowcaster.preprocess import NowcasterPreprocess
 
 
 class NowcasterInterface(Interface):

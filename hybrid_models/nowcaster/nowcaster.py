@@ -19,10 +19,11 @@ from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Explanation, Forecast
 from hybrid_models.inputs import Sample
 from hybrid_models.interface import DecodingConfig, HybridConfig
+from hybrid_models.nowcaster.config import NowcasterConfig
 from hybrid_models.nowcaster.encoder_forecaster import EncoderForecaster, chances, extrapolate
 from hybrid_models.nowcaster.frame_predictor import FramePredictor
 from hybrid_models.nowcaster.interface import NowcasterInterface
-from hybrid_models.nowcaster.preprocess import UNKNOWN_TIME, NowcasterConfig
+from hybrid_models.nowcaster.preprocess import UNKNOWN_TIME
 from hybrid_models.scores.frames import RAIN_THRESHOLDS
 from hybrid_models.scores.leads import lead_tallies, summarise_by_lead, verification_record
 from hybrid_models.scores.texts import Tally

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from hybrid_models.inputs import Preprocess
 from hybrid_models.interface import DecodingConfig, HybridConfig, Interface
+from hybrid_models.recogniser.config import RecogniserConfig
 from hybrid_models.recogniser.decoding import RecogniserDecoding
-from hybrid_models.recogniser.preprocess import RecogniserConfig, RecogniserPreprocess
+from hybrid_models.recogniser.preprocess import RecogniserPreprocess
 
 
 class RecogniserInterface(Interface):

@@ -1,62 +1,24 @@
-"""What a recogniser reads: its configuration, and how clips and their labels become samples. Free of torch."""
+"""What a recogniser reads: how clips and their labels become samples. Free of torch."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs, Preprocess, Sample
+from hybrid_models.recogniser.config import RecogniserConfig
 from hybrid_models.text import pack_json
-from hybrid_models.visual import VisualConfig
 
 LABELS = "labels.json"
 MAX_LABELS = 1000
 """With more, a field was named that is no label."""
 MAX_CHARACTERS = 200
 """Of a label."""
-
-
-@dataclass(frozen=True)
-class RecogniserConfig(VisualConfig):
-    """Architecture and preprocessing of a recogniser.
-
-    Raises:
-        UsageError: a size, rate or name is out of its range.
-    """
-
-    learns_from_texts: ClassVar[bool] = True
-    not_in_samples: ClassVar[frozenset[str]] = frozenset(
-        {"encoder_weights", "cell", "hidden_size", "dropout", "label_smoothing"}
-    )
-
-    frames: int = 16
-    """Most frames looked at in a clip."""
-    cell: Literal["gru", "lstm"] = "lstm"
-    """The cell that reads them in order."""
-    hidden_size: int = 256
-    """Size of its state."""
-    dropout: float = 0.3
-    """Share of the last state's values dropped in training."""
-    label_smoothing: float = 0.1
-    """Share of the target mass spread over all labels in training (the validation loss has none)."""
-    label: str = "label"
-    """Field with the label, a text or a whole number."""
-
-    def __post_init__(self) -> None:
-        self.check(("hidden_size",), ("dropout", "label_smoothing"), {"cell": ("gru", "lstm")})
-
-    def training_texts(self, fields: Mapping[str, Any]) -> list[str]:
-        """A row's label."""
-        try:
-            return [label_of(self, fields)]
-        except BadSample:
-            return []
 
 
 def label_of(config: RecogniserConfig, fields: Mapping[str, Any]) -> str:
@@ -104,6 +66,14 @@ def read_labels(assets: Mapping[str, str]) -> list[str]:
     if not whole or not 2 <= len(set(labels)) == len(labels) <= MAX_LABELS:
         raise UsageError(f"{LABELS} is no list of 2 to {MAX_LABELS} different labels: restore the artifact's file")
     return [str(label) for label in labels]
+
+
+def training_texts(config: RecogniserConfig, fields: Mapping[str, Any]) -> list[str]:
+    """A row's label. None from a bad row."""
+    try:
+        return [label_of(config, fields)]
+    except BadSample:
+        return []
 
 
 class RecogniserPreprocess(Preprocess):

@@ -18,21 +18,21 @@ from torch import Tensor, nn
 
 from hybrid_models.contract import Batch, Loss, autocast, module_device, to_device
 from hybrid_models.explanations import Explanation, Gaze
+from hybrid_models.frames import frames_of
 from hybrid_models.inputs import Inputs, Sample, Visual
 from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.layers.image_encoder import VisualHybrid
 from hybrid_models.layers.temporal import TemporalEncoder, clips_of, frame_places, pad_clips, pool_places
+from hybrid_models.recogniser.config import RecogniserConfig
 from hybrid_models.recogniser.decoding import RecogniserDecoding
 from hybrid_models.recogniser.interface import RecogniserInterface
 from hybrid_models.recogniser.preprocess import (
     LABELS,
-    RecogniserConfig,
     learn_labels,
     read_labels,
 )
 from hybrid_models.scores import labels as scores
 from hybrid_models.scores.texts import Tally
-from hybrid_models.visual import frames_of
 
 
 class Recogniser(RecogniserInterface, VisualHybrid):

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from hybrid_models.inputs import Preprocess
 from hybrid_models.interface import DecodingConfig, HybridConfig, Interface
+from hybrid_models.translator.config import TranslatorConfig
 from hybrid_models.translator.decoding import TranslatorDecoding
-from hybrid_models.translator.preprocess import TranslatorConfig, TranslatorPreprocess
+from hybrid_models.translator.preprocess import TranslatorPreprocess
 
 
 class TranslatorInterface(Interface):

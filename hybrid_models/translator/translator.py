@@ -28,12 +28,12 @@ from hybrid_models.search.beam import Hypothesis, State, inference
 from hybrid_models.shapes import width_on
 from hybrid_models.symbols import BOS, EOS, PAD
 from hybrid_models.text import Tokenizer, pad_rows, unpack_json
+from hybrid_models.translator.config import TranslatorConfig
 from hybrid_models.translator.decoding import TranslatorDecoding
 from hybrid_models.translator.interface import TranslatorInterface
 from hybrid_models.translator.preprocess import (
     SOURCE_TOKENIZER,
     TOKENIZER,
-    TranslatorConfig,
     tokenizers,
 )
 

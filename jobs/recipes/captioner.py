@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
+from hybrid_models.captioner.config import CaptionerConfig
 from hybrid_models.captioner.decoding import CaptionerDecoding
-from hybrid_models.captioner.preprocess import CaptionerConfig
 from pipelines.training.recipe import Recipe, TrainConfig
 
 

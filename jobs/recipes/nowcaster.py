@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hybrid_models.nowcaster.config import NowcasterConfig
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
-from hybrid_models.nowcaster.preprocess import NowcasterConfig
 from pipelines.training.recipe import Recipe, TrainConfig
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hybrid_models.recogniser.config import RecogniserConfig
 from hybrid_models.recogniser.decoding import RecogniserDecoding
-from hybrid_models.recogniser.preprocess import RecogniserConfig
 from pipelines.training.recipe import Recipe, TrainConfig
 
 

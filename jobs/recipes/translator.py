@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hybrid_models.translator.config import TranslatorConfig
 from hybrid_models.translator.decoding import TranslatorDecoding
-from hybrid_models.translator.preprocess import TranslatorConfig
 from pipelines.training.recipe import Recipe, TrainConfig
 
 

@@ -45,7 +45,8 @@ import pyarrow.dataset
 import torch
 import tyro
 
-from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from hybrid_models.captioner.captioner import Captioner, CaptionerDecoding
+from hybrid_models.captioner.config import CaptionerConfig
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.cluster.connection import worker_env

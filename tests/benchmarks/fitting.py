@@ -25,7 +25,7 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
-from hybrid_models.captioner.preprocess import CaptionerConfig
+from hybrid_models.captioner.config import CaptionerConfig
 from pipelines import storage
 from tests import tiny
 from tests.benchmarks import peers

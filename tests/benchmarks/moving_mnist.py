@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from hybrid_models.contract import Loss, autocast
 from hybrid_models.layers.conv_lstm import ConvLSTM
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
+from hybrid_models.nowcaster.config import NowcasterConfig
+from hybrid_models.nowcaster.nowcaster import Nowcaster
 from hybrid_models.scores.frames import ssim
 from jobs.recipes import RECIPES
 from pipelines.datasets.moving_digits import moving_sequence, read_idx_images

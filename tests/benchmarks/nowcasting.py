@@ -22,9 +22,9 @@ from scipy import ndimage
 
 from hybrid_models.contract import to_device
 from hybrid_models.inputs import Sample
+from hybrid_models.nowcaster.config import NowcasterConfig
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.nowcaster import Nowcaster
-from hybrid_models.nowcaster.preprocess import NowcasterConfig
 from pipelines.cluster.connection import ALLOCATOR, SHARED_CORES
 from tests import tiny
 from tests.benchmarks import peers

@@ -45,7 +45,8 @@ import psutil
 import tyro
 from PIL import Image
 
-from hybrid_models.captioner.captioner import Captioner, CaptionerConfig
+from hybrid_models.captioner.captioner import Captioner
+from hybrid_models.captioner.config import CaptionerConfig
 from hybrid_models.inputs import Cut, Visual
 from pipelines import storage
 from pipelines.cluster import connection

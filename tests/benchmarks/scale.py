@@ -54,7 +54,8 @@ from ray.data.datasource import ReadTask
 
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
-from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
+from hybrid_models.translator.config import TranslatorConfig
+from hybrid_models.translator.translator import Translator, TranslatorDecoding
 from jobs.command import cli
 from pipelines import storage
 from pipelines.cluster import connection

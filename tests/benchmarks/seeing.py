@@ -20,7 +20,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from hybrid_models.captioner.preprocess import CaptionerConfig
+from hybrid_models.captioner.config import CaptionerConfig
 from hybrid_models.layers.image_encoder import Encoder
 from pipelines.cluster.connection import worker_env
 

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
+from hybrid_models.nowcaster.config import NowcasterConfig
+from hybrid_models.nowcaster.nowcaster import Nowcaster
 from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits

@@ -5,13 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_models.captioner.captioner import Captioner, CaptionerConfig
+from hybrid_models.captioner.captioner import Captioner
+from hybrid_models.captioner.config import CaptionerConfig
 from hybrid_models.contract import Hybrid
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.interface import HybridConfig
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
-from hybrid_models.translator.translator import Translator, TranslatorConfig
+from hybrid_models.nowcaster.config import NowcasterConfig
+from hybrid_models.nowcaster.nowcaster import Nowcaster
+from hybrid_models.translator.config import TranslatorConfig
+from hybrid_models.translator.translator import Translator
 from tests import tiny
 
 

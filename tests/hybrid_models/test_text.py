@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.symbols import BOS, EOS, PAD, SPECIALS, UNK
-from hybrid_models.text import MIN_VOCABULARY, Tokenizer, clean_text, pack_json, pad_rows, unpack_json, written_places
+from hybrid_models.symbols import BOS, EOS, MIN_VOCABULARY, PAD, SPECIALS, UNK
+from hybrid_models.text import Tokenizer, clean_text, pack_json, pad_rows, unpack_json, written_places
 
 TEXTS = [
     "a man rides a red bicycle",

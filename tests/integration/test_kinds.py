@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hybrid_models.nowcaster.config import NowcasterConfig
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
+from hybrid_models.nowcaster.nowcaster import Nowcaster
 from jobs.command.options import NightOptions
 from jobs.infer import run
 from pipelines import storage

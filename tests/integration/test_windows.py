@@ -20,10 +20,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from hybrid_models.captioner.captioner import Captioner, CaptionerDecoding
+from hybrid_models.captioner.config import CaptionerConfig
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut, Inputs, Visual
-from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
+from hybrid_models.nowcaster.config import NowcasterConfig
+from hybrid_models.nowcaster.preprocess import NowcasterPreprocess
 from jobs import evaluate, infer, models, nightly, promote, report, train
 from pipelines import storage
 from pipelines.models import artifacts

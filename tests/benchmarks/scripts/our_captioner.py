@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from hybrid_models.frames import frames_of
 from hybrid_models.inputs import Inputs, Sample
-from hybrid_models.visual import frames_of
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.reading.media.decode import decode_media

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from hybrid_models import shapes
-from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from hybrid_models.captioner.captioner import Captioner, CaptionerDecoding
+from hybrid_models.captioner.config import CaptionerConfig
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
 from hybrid_models.symbols import PAD

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hybrid_models.captioner.captioner import Captioner
-from hybrid_models.captioner.preprocess import TOKENIZER, CaptionerConfig, plain_caption
-from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.captioner.preprocess import TOKENIZER, plain_caption
+from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Inputs
 from hybrid_models.symbols import BOS, EOS
 from hybrid_models.text import Tokenizer, unpack_json
@@ -95,19 +95,3 @@ def test_bad_rows(media, fields, message):
     model = build()
     with pytest.raises(BadSample, match=message):
         Captioner.preprocess(model.config, model.assets)(Inputs(media, fields), True)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"image_size": 0}, "image_size is 0"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"cell": "rnn"}, "cell is 'rnn': it must be one of gru, lstm"),
-        ({"vocab_size": 10}, "vocab_size is 10"),
-        ({"reward_share": 1.0}, "reward_share is 1.0"),
-        ({"encoder_weights": "none"}, "random net"),
-    ],
-)
-def test_wrong_configuration(wrong, message):
-    with pytest.raises(UsageError, match=message):
-        CaptionerConfig(**wrong)

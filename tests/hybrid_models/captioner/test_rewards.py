@@ -7,8 +7,8 @@ import torch
 from hybrid_models.captioner.rewards import advantages, cider_d_of_tokens, spelling_of
 from hybrid_models.errors import UsageError
 from hybrid_models.scores.texts import cider_d
-from hybrid_models.symbols import BOS, EOS, PAD
-from hybrid_models.text import MIN_VOCABULARY, Tokenizer, pad_rows
+from hybrid_models.symbols import BOS, EOS, MIN_VOCABULARY, PAD
+from hybrid_models.text import Tokenizer, pad_rows
 
 REFERENCES = [
     ["a dog runs on grass", "the brown dog runs"],

@@ -11,8 +11,9 @@ import torch
 
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Inputs
+from hybrid_models.nowcaster.config import NowcasterConfig
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
+from hybrid_models.nowcaster.nowcaster import Nowcaster
 from hybrid_models.scores.frames import contingency, csi, ssim
 from tests import fixtures, tiny
 from tests.fixtures import write_nowcast

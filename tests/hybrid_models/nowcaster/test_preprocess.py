@@ -4,33 +4,14 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Inputs, Visual
+from hybrid_models.nowcaster.config import NowcasterConfig
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
 from hybrid_models.nowcaster.nowcaster import Nowcaster
-from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
+from hybrid_models.nowcaster.preprocess import NowcasterPreprocess
 from hybrid_models.scores.frames import RAIN_THRESHOLDS
 from tests.hybrid_models.nowcaster.test_nowcaster import COLOUR, VIDEO, sample_of, shower
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"past_frames": 0}, "past_frames is 0"),
-        ({"past_frames": 1}, "motion of rain needs at least 2"),
-        ({"horizon_minutes": 0}, "horizon_minutes is 0"),
-        ({"unit": "dBZ"}, "unit is 'dBZ'"),
-        ({"hidden_dims": ()}, "hidden_dims"),
-        ({"hidden_dims": (8, 0)}, "hidden_dims"),
-        ({"kernel_size": 4}, "kernel_size is 4: it must be odd"),
-        ({"patch": 0}, "patch is 0"),
-        ({"width": 128}, "cannot be turned"),
-        ({"colour": True}, "colour is True, but rain has none: set unit to 'intensity'"),
-    ],
-)
-def test_impossible_configurations_are_refused(options, message):
-    with pytest.raises(UsageError, match=message):
-        NowcasterConfig(**options)
 
 
 def test_a_window_is_split_at_the_issue_time():

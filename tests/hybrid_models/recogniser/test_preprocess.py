@@ -8,11 +8,11 @@ from PIL import Image
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
+from hybrid_models.recogniser.config import RecogniserConfig
 from hybrid_models.recogniser.interface import RecogniserInterface
 from hybrid_models.recogniser.preprocess import (
     LABELS,
     MAX_LABELS,
-    RecogniserConfig,
     RecogniserPreprocess,
     label_of,
     learn_labels,
@@ -98,17 +98,3 @@ def test_grey_arrays_are_resized_at_the_wanted_frames():
 def test_what_is_no_clip_is_a_bad_sample(media):
     with pytest.raises(BadSample, match=r"Media(Missing|Shape)"):
         RecogniserPreprocess(CONFIG, ASSETS)(Inputs(media, {}), with_target=False)
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"frames": 0}, "frames"),
-        ({"cell": "rnn"}, "cell"),
-        ({"dropout": 1.0}, "dropout"),
-        ({"encoder_weights": "none"}, "freeze_encoder"),
-    ],
-)
-def test_impossible_configurations_are_refused(changes, named):
-    with pytest.raises(UsageError, match=named):
-        RecogniserConfig(**changes)

@@ -7,7 +7,8 @@ import torch
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
-from hybrid_models.recogniser.preprocess import LABELS, RecogniserConfig
+from hybrid_models.recogniser.config import RecogniserConfig
+from hybrid_models.recogniser.preprocess import LABELS
 from hybrid_models.recogniser.recogniser import Recogniser, RecogniserDecoding
 
 SIZE = 64

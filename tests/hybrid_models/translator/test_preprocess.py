@@ -7,7 +7,8 @@ from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Inputs
 from hybrid_models.symbols import EOS
 from hybrid_models.text import Tokenizer, unpack_json
-from hybrid_models.translator.preprocess import SOURCE_TOKENIZER, TOKENIZER, TranslatorConfig
+from hybrid_models.translator.config import TranslatorConfig
+from hybrid_models.translator.preprocess import SOURCE_TOKENIZER, TOKENIZER
 from hybrid_models.translator.translator import Translator
 from tests.hybrid_models.translator.test_translator import ROWS, TINY, build, samples_of
 
@@ -71,19 +72,3 @@ def test_separate_vocabularies():
     assert model.translate(["a dog"], beam_size=1)
     with pytest.raises(UsageError, match=r"no source_tokenizer\.json"):
         Translator(config, {TOKENIZER: model.assets[TOKENIZER]})
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"hidden_size": 0}, "hidden_size is 0"),
-        ({"hidden_size": 255}, "hidden_size is 255: it must be even"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
-        ({"label_smoothing": -0.1}, "label_smoothing"),
-        ({"vocab_size": 259}, "vocab_size is 259"),
-        ({"target": "en"}, "source and target are both 'en'"),
-    ],
-)
-def test_wrong_configuration(wrong, message):
-    with pytest.raises(UsageError, match=message):
-        TranslatorConfig(**wrong)

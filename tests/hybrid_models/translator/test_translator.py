@@ -12,7 +12,8 @@ from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Inputs
 from hybrid_models.symbols import BOS, EOS, PAD
 from hybrid_models.text import Tokenizer, written_places
-from hybrid_models.translator.translator import TOKENIZER, Translator, TranslatorConfig, TranslatorDecoding
+from hybrid_models.translator.config import TranslatorConfig
+from hybrid_models.translator.translator import TOKENIZER, Translator, TranslatorDecoding
 from tests import tiny
 from tests.hybrid_models.search.captured import captured_losses, captured_steps
 from tests.waits import Waits

@@ -6,7 +6,7 @@ import pytest
 
 from hybrid_models.errors import UsageError
 from hybrid_models.inputs import Cut
-from hybrid_models.nowcaster.preprocess import NowcasterConfig
+from hybrid_models.nowcaster.config import NowcasterConfig
 from jobs.command import cli
 from jobs.command.options import (
     JudgingOptions,

@@ -19,8 +19,9 @@ from safetensors.torch import save as save_tensors
 
 from hybrid_models.captioner.captioner import CaptionerDecoding
 from hybrid_models.errors import UsageError
+from hybrid_models.nowcaster.config import NowcasterConfig
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
-from hybrid_models.nowcaster.nowcaster import Nowcaster, NowcasterConfig
+from hybrid_models.nowcaster.nowcaster import Nowcaster
 from hybrid_models.translator.interface import TranslatorInterface
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines.models import artifacts

@@ -14,9 +14,9 @@ import torch
 
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
+from hybrid_models.frames import frames_of
 from hybrid_models.inputs import Cut, Visual
 from hybrid_models.translator.translator import TranslatorDecoding
-from hybrid_models.visual import frames_of
 from pipelines import storage
 from pipelines.models import artifacts, session
 from pipelines.models.artifacts import Artifact

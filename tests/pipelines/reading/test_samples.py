@@ -10,8 +10,9 @@ from PIL import Image
 
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Inputs, Preprocess, Sample, Visual
-from hybrid_models.nowcaster.preprocess import NowcasterConfig, NowcasterPreprocess
-from hybrid_models.translator.preprocess import TranslatorConfig
+from hybrid_models.nowcaster.config import NowcasterConfig
+from hybrid_models.nowcaster.preprocess import NowcasterPreprocess
+from hybrid_models.translator.config import TranslatorConfig
 from pipelines.reading.formats.entry import npy_bytes
 from pipelines.reading.limits import Limits
 from pipelines.reading.raw import RAW_SCHEMA

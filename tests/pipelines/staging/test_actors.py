@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from hybrid_models.captioner.captioner import Captioner, CaptionerConfig, CaptionerDecoding
+from hybrid_models.captioner.captioner import Captioner, CaptionerDecoding
+from hybrid_models.captioner.config import CaptionerConfig
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Inputs, Sample
 from hybrid_models.translator.translator import TranslatorDecoding

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from hybrid_models.errors import UsageError
-from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
+from hybrid_models.translator.config import TranslatorConfig
+from hybrid_models.translator.translator import Translator, TranslatorDecoding
 from pipelines import storage
 from pipelines.training import checkpoints, workers
 from pipelines.training.checkpoints import Interval, Progress

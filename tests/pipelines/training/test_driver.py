@@ -22,7 +22,8 @@ from safetensors.torch import load as load_tensors
 
 from hybrid_models import contract
 from hybrid_models.errors import UsageError
-from hybrid_models.translator.translator import Translator, TranslatorConfig, TranslatorDecoding
+from hybrid_models.translator.config import TranslatorConfig
+from hybrid_models.translator.translator import Translator, TranslatorDecoding
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.cluster.resources import Resources

@@ -1,4 +1,5 @@
-from hybrid_models.translator.translator import TranslatorConfig, TranslatorDecoding
+from hybrid_models.translator.config import TranslatorConfig
+from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines.training.model_card import model_card
 from pipelines.training.recipe import Recipe, TrainConfig
 from tests import tiny

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from hybrid_models.errors import UsageError
+from hybrid_models.nowcaster.config import NowcasterConfig
 from hybrid_models.nowcaster.decoding import NowcasterDecoding
-from hybrid_models.nowcaster.nowcaster import NowcasterConfig
 from hybrid_models.nowcaster.preprocess import Unit
-from hybrid_models.translator.translator import TranslatorConfig, TranslatorDecoding
+from hybrid_models.translator.config import TranslatorConfig
+from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines.training.recipe import Recipe, TrainConfig
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_models.captioner.captioner import CaptionerConfig, CaptionerDecoding
+from hybrid_models.captioner.captioner import CaptionerDecoding
+from hybrid_models.captioner.config import CaptionerConfig
 from hybrid_models.errors import UsageError
-from hybrid_models.translator.translator import TranslatorConfig, TranslatorDecoding
+from hybrid_models.translator.config import TranslatorConfig
+from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines import storage
 from pipelines.cluster.resources import Resources
 from pipelines.training import runs

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.frames import frames_of
 from hybrid_models.inputs import Visual
-from hybrid_models.visual import frames_of
 
 VISUAL = Visual(height=4, width=6, frames=2)
 
