@@ -51,14 +51,8 @@ def examples(session: Session, shards: Sequence[Shard], count: int, stride: int 
 
 def _good_samples(shard: Shard, options: ReadOptions, decode: Decode) -> list[Sample]:
     """Those among the first rows; reading ends there."""
-    good: list[Sample] = []
-    seen = 0
-    for block in guarded(shard, options, decode):
-        good += [unpack(packed) for packed in block["sample"].to_pylist() if packed is not None]
-        seen += len(block)
-        if seen >= LOOKED_AT:
-            break
-    return good[:LOOKED_AT]
+    blocks = guarded(shard, options, decode, LOOKED_AT)
+    return [unpack(packed) for block in blocks for packed in block["sample"].to_pylist() if packed is not None]
 
 
 # ---- explanations ------------------------------------------------------------------------------------------------

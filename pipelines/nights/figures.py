@@ -128,14 +128,12 @@ def _samples(rows: Sequence[Mapping[str, Any]], inference: Inference) -> dict[tu
     found: dict[tuple[str, int], Sample] = {}
     for uri, names in wanted.items():
         shard = lone(uri, decode.cut is not None, min(names)) if uri in alone else _shard(uri)
-        for block in guarded(shard, decode.options(), decode):
+        for block in guarded(shard, decode.options(), decode, max(names) + 1):
             for row in block.select(["index", "sample_id", "sample"]).to_pylist():
                 index = row["index"]
                 same = index in names and (uri in alone or names[index] == row["sample_id"])
                 if same and row["sample"] is not None:
                     found[uri, index] = unpack(row["sample"])
-            if block["index"][-1].as_py() >= max(names):
-                break
     return found
 
 

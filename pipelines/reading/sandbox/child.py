@@ -134,12 +134,15 @@ def _serve(task: Task, channel: Channel, note: mmap.mmap) -> None:
     trouble = Trouble(poison.read, poison.demux, tuple(poison.decode), count=not poison.uncounted)
     for rows in read_blocks(task.shard, task.options, source, tell, trouble, task.skip):
         first = rows["index"][0].as_py()
-        done = first + len(rows)
-        if done <= task.skip:
+        done = first + len(rows) if task.until is None else min(first + len(rows), task.until)
+        begin = max(first, task.skip)
+        if done <= begin:
             continue
-        rows = _mark(rows.slice(max(0, task.skip - first)), task.poison.decode)
+        rows = _mark(rows.slice(begin - first, done - begin), task.poison.decode)
         block = _to_ipc(task.step(rows, partial(tell, DECODE)))
         channel.send(json.dumps({"done": done}).encode(), block)
+        if done == task.until:
+            return
 
 
 def _mark(rows: pa.Table, reasons: Mapping[int, str]) -> pa.Table:

@@ -25,8 +25,15 @@ from pipelines.reading.shards import Shard
 TRIES = 2
 
 
-def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table]:
+def guarded(shard: Shard, options: ReadOptions, step: Step, until: int | None = None) -> Iterator[pa.Table]:
     """What `step` makes of a shard's rows, in a child process; whatever happens to it, no row is lost or repeated.
+
+    Args:
+        shard: what is read.
+        options: how.
+        step: what is made of its rows.
+        until: the first row that is not wanted any more. Who leaves the loop instead leaves the child behind, and the
+            next shard waits half a second for another one.
 
     Raises:
         StorageError: the store failed; worth a new start.
@@ -36,7 +43,7 @@ def guarded(shard: Shard, options: ReadOptions, step: Step) -> Iterator[pa.Table
     while True:
         child = _child(options.limits.max_memory)
         try:
-            for stop, block in child.run(Task(shard, options, step, done, poison)):
+            for stop, block in child.run(Task(shard, options, step, done, poison, until)):
                 yield _own(block, shard)
                 done = stop
         except ChildDiedError as death:

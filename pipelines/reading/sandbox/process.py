@@ -119,7 +119,7 @@ class Child:
                 block.validate(full=True)
                 if not block.schema.equals(task.step.schema):
                     raise ValueError("a table with other columns")
-                _check_rows(block, task.shard, done, answer["done"])
+                _check_rows(block, task, done, answer["done"])
                 done, self._waited = answer["done"], 0.0
                 yield done, block
         except (EOFError, ConnectionError):
@@ -209,14 +209,16 @@ class Child:
         return self._process.wait()
 
 
-def _check_rows(block: pa.Table, shard: Shard, done: int, stop: Any) -> None:
-    """A block has rows from those that are done up to those that it says are done; of a group, each of one of its
-    objects.
+def _check_rows(block: pa.Table, task: Task, done: int, stop: Any) -> None:
+    """A block has rows from those that are done up to those that it says are done, and none that is not wanted; of a
+    group, each of one of its objects.
 
     Raises:
         ValueError: another one.
     """
+    shard = task.shard
     most = len(shard.members) if shard.members and not shard.cut else SPAN
+    most = most if task.until is None else min(most, task.until)
     if not (isinstance(stop, int) and done < stop <= most):
         raise ValueError(f"{stop} rows are done after {done}")
     if "index" in block.column_names and not all(index in range(done, stop) for index in block["index"].to_pylist()):

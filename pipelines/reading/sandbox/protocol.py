@@ -58,3 +58,5 @@ class Task:
     skip: int
     """Rows that are done."""
     poison: Poison
+    until: int | None
+    """The first row that is not wanted any more, if there is one."""

@@ -20,7 +20,7 @@ from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
 from tests.pipelines.hostile import AsItIs, CrashingCut, CrashingLimits, CrashingVisual, Forger, Hostile
 from tests.pipelines.reading.media.test_video import film, steady
-from tests.pipelines.reading.sandbox.made import ALWAYS, grouped, rows, shard
+from tests.pipelines.reading.sandbox.made import ALWAYS, LIMITS, grouped, rows, shard
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,28 @@ def test_a_step_may_give_fewer_rows_than_it_gets(tmp_path: Path) -> None:
     count = reading_rows.BLOCK_ROWS
     found = rows(shard(tmp_path, *["x", "left out"] * (count // 2), "crash", "y"))
     assert [row["index"] for row in found] == [*range(0, count, 2), count, count + 1]
+
+
+def test_rows_that_are_not_wanted_are_not_made_and_the_child_goes_on(tmp_path: Path) -> None:
+    """One that is left in the middle of a shard could not: its next shard would wait for another one."""
+
+    def first(count: int, *lines: str) -> list[dict]:
+        blocks = guarded(shard(tmp_path, *lines), ReadOptions(limits=LIMITS), ALWAYS, count)
+        return [row for block in blocks for row in block.to_pylist()]
+
+    size = reading_rows.BLOCK_ROWS
+    found = first(3, "x", "y", "z", "crash", *["w"] * size)
+    assert [(row["index"], row["text"], row["error"]) for row in found] == [
+        (0, "x", None), (1, "y", None), (2, "z", None),
+    ]  # fmt: skip
+    for count in (size, size + 1):
+        found += (longer := first(count, *["x"] * (size + 9)))
+        assert [row["index"] for row in longer] == list(range(count))
+    assert len({row["pid"] for row in found}) == 1
+    (x, crashed) = first(2, "x", "crash", "y")
+    assert (x["error"], crashed["index"]) == (None, 1)
+    assert crashed["error"].startswith("InputCrashed")
+    assert [row["text"] for row in first(9, "x", "y")] == ["x", "y"]
 
 
 def test_a_row_that_cannot_be_read_ends_its_shard(tmp_path: Path) -> None:

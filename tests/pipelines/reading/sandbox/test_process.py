@@ -1,17 +1,22 @@
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
-from pipelines.reading.sandbox import guard, jail
+from pipelines.reading.sandbox import guard, jail, process
+from pipelines.reading.sandbox.process import Child, ChildDiedError
+from pipelines.reading.sandbox.protocol import Poison, Task
 from tests import tiny
-from tests.pipelines.reading.sandbox.made import rows, shard
+from tests.pipelines.reading.sandbox.made import ALWAYS, LIMITS, rows, shard
 
 
 def test_good_rows_come_from_one_other_process(tmp_path: Path) -> None:
@@ -74,3 +79,13 @@ list(guarded(list_shards({one.uri!r})[0], ReadOptions(), Hostile()))
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
     assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_more_rows_than_are_wanted_are_nonsense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a child that was taken over: who wants two rows of a shard has no memory for all of them."""
+    dumps = pickle.dumps
+    monkeypatch.setattr(process.pickle, "dumps", lambda task: dumps(replace(task, until=None)))
+    child = Child(LIMITS.max_memory)
+    task = Task(shard(tmp_path, "x", "y", "z"), ReadOptions(limits=LIMITS), ALWAYS, 0, Poison(), 2)
+    with pytest.raises(ChildDiedError, match="answered nonsense: 3 rows are done after 0"):
+        list(child.run(task))
