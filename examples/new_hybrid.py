@@ -22,8 +22,8 @@ HERE = Path(__file__).resolve().parent
 PACKAGES = ("hybrid_models", "pipelines", "jobs")
 RECIPE = '''"""Recipes of the tagger."""
 
+from hybrid_models.tagger.config import TaggerConfig
 from hybrid_models.tagger.decoding import TaggerDecoding
-from hybrid_models.tagger.preprocess import TaggerConfig
 from pipelines.training.recipe import Recipe, TrainConfig
 
 

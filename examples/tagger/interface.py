@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from hybrid_models.inputs import Preprocess
 from hybrid_models.interface import DecodingConfig, HybridConfig, Interface
+from hybrid_models.tagger.config import TaggerConfig
 from hybrid_models.tagger.decoding import TaggerDecoding
-from hybrid_models.tagger.preprocess import TaggerConfig, TaggerPreprocess
+from hybrid_models.tagger.preprocess import TaggerPreprocess
 
 
 class TaggerInterface(Interface):

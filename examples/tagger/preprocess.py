@@ -1,27 +1,13 @@
-"""What a tagger reads: its configuration, and how sentences become samples. Free of torch."""
+"""What a tagger reads: how sentences become samples. Free of torch."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Inputs, Preprocess, Sample
-from hybrid_models.interface import HybridConfig
+from hybrid_models.tagger.config import TaggerConfig
 from hybrid_models.text import clean_text, pack_json
-
-
-@dataclass(frozen=True)
-class TaggerConfig(HybridConfig):
-    """Architecture and preprocessing of a tagger."""
-
-    tags: tuple[str, ...] = ("de", "en")
-    """What a sentence can be."""
-    hidden_size: int = 32
-    """Size of a byte's vector and of the GRU's state."""
-    max_characters: int = 1000
-    """A longer text is a bad sample."""
 
 
 class TaggerPreprocess(Preprocess):

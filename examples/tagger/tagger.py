@@ -15,9 +15,9 @@ from hybrid_models.explanations import Explanation
 from hybrid_models.inputs import Sample
 from hybrid_models.interface import DecodingConfig, HybridConfig
 from hybrid_models.scores.texts import Tally
+from hybrid_models.tagger.config import TaggerConfig
 from hybrid_models.tagger.decoding import TaggerDecoding
 from hybrid_models.tagger.interface import TaggerInterface
-from hybrid_models.tagger.preprocess import TaggerConfig
 from hybrid_models.text import unpack_json
 
 

@@ -146,6 +146,7 @@ def read_blocks(
     tell: Tell = untold,
     trouble: Trouble = Trouble(),
     first: int = 0,
+    until: int | None = None,
 ) -> Iterator[pa.Table]:
     """The shard's numbered rows in tables of `RAW_SCHEMA`, each of bounded size.
 
@@ -156,18 +157,20 @@ def read_blocks(
         tell: is told the index of each row before it is read.
         trouble: rows that cannot be read.
         first: rows before this one need not come.
+        until: after `first`, the first row that does not come any more; the one before it is the last.
 
     Raises:
         StorageError: the store failed, or the shard is not what was listed.
     """
     if shard.members and not shard.cut:
         fetch = cast("Fetch | None", source) or (lambda number: objects.fetch(shard.members[number], options.limits))
-        yield from _blocks(_members(shard, options, fetch, tell, trouble, first))
+        members = range(first, len(shard.members) if until is None else min(until, len(shard.members)))
+        yield from _blocks(_members(shard, options, fetch, tell, trouble, members))
         return
     with open_shard(shard) if source is None else cast(BinaryIO, source) as opened:
         reading = _Reading(shard, options, opened, tell, trouble, first)
         entries = _windows_of_one(reading) if shard.cut else _entries(reading)
-        yield from _blocks(_numbered(reading, entries, first if shard.cut else 0))
+        yield from _blocks(_numbered(reading, entries, first if shard.cut else 0, until))
 
 
 def _blocks(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
@@ -184,10 +187,10 @@ def _blocks(rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
 
 
 def _members(
-    shard: Shard, options: ReadOptions, fetch: Fetch, tell: Tell, trouble: Trouble, first: int
+    shard: Shard, options: ReadOptions, fetch: Fetch, tell: Tell, trouble: Trouble, wanted: range
 ) -> Iterator[dict[str, Any]]:
-    """A row for each of a group's objects; one that cannot be read costs itself only."""
-    for index in range(first, len(shard.members)):
+    """A row for each of the wanted ones of a group's objects; one that cannot be read costs itself only."""
+    for index in wanted:
         member = shard.members[index]
         tell(READ, index)
         fields: dict[str, Any] = {}
@@ -229,10 +232,12 @@ class _Reading:
         return lost_rows(self.stream, self.shard.name, self.options, index + 1)
 
 
-def _numbered(reading: _Reading, entries: Iterator[Entry], index: int) -> Iterator[dict[str, Any]]:
+def _numbered(reading: _Reading, entries: Iterator[Entry], index: int, until: int | None) -> Iterator[dict[str, Any]]:
     unreadable = reading.trouble.unreadable
 
     def read(index: int) -> Entry | None:
+        if index == until:
+            return None
         reading.tell(READ, index)
         if index - 1 in unreadable:
             return None

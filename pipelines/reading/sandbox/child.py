@@ -132,17 +132,14 @@ def _serve(task: Task, channel: Channel, note: mmap.mmap) -> None:
         source = io.BufferedReader(_Range(channel, task.shard.size), storage.READ_BUFFER)
     poison = task.poison
     trouble = Trouble(poison.read, poison.demux, tuple(poison.decode), count=not poison.uncounted)
-    for rows in read_blocks(task.shard, task.options, source, tell, trouble, task.skip):
+    for rows in read_blocks(task.shard, task.options, source, tell, trouble, task.skip, task.until):
         first = rows["index"][0].as_py()
-        done = first + len(rows) if task.until is None else min(first + len(rows), task.until)
-        begin = max(first, task.skip)
-        if done <= begin:
+        done = first + len(rows)
+        if done <= task.skip:
             continue
-        rows = _mark(rows.slice(begin - first, done - begin), task.poison.decode)
+        rows = _mark(rows.slice(max(0, task.skip - first)), task.poison.decode)
         block = _to_ipc(task.step(rows, partial(tell, DECODE)))
         channel.send(json.dumps({"done": done}).encode(), block)
-        if done == task.until:
-            return
 
 
 def _mark(rows: pa.Table, reasons: Mapping[int, str]) -> pa.Table:

@@ -32,15 +32,15 @@ def guarded(shard: Shard, options: ReadOptions, step: Step, until: int | None = 
         shard: what is read.
         options: how.
         step: what is made of its rows.
-        until: the first row that is not wanted any more. Who leaves the loop instead leaves the child behind, and the
-            next shard waits half a second for another one.
+        until: the first row that is not wanted any more. Who leaves the loop instead ends the child, and the next
+            shard waits half a second for another one.
 
     Raises:
         StorageError: the store failed; worth a new start.
         RuntimeError: the machine failed: a library is missing, or no child can be started.
     """
     poison, failures, done, wasted = Poison(), Counter[tuple[str, int]](), shard.first, 0.0
-    while True:
+    while until is None or done < until:
         child = _child(options.limits.max_memory)
         try:
             for stop, block in child.run(Task(shard, options, step, done, poison, until)):

@@ -14,7 +14,7 @@ from pipelines.reading.limits import Limits
 from pipelines.reading.rows import READ
 from pipelines.reading.sandbox import guard, process
 from pipelines.reading.sandbox.guard import TRIES, guarded
-from pipelines.reading.sandbox.process import ChildDiedError
+from pipelines.reading.sandbox.process import Child, ChildDiedError
 from pipelines.reading.sandbox.protocol import Task
 from pipelines.reading.shards import Shard, list_shards
 from tests import tiny
@@ -214,6 +214,29 @@ def test_a_window_that_kills_its_decoder_costs_itself(tmp_path: Path) -> None:
         assert "InputCrashed" in found[bad]["error"]
         assert [row for row in found if row["index"] != bad] == [row for row in good if row["index"] != bad]
         assert (found[bad]["start_seconds"], found[bad]["end_seconds"]) == (2.0, 3.0)
+
+
+def test_windows_and_objects_that_are_not_wanted_are_not_decoded(tmp_path: Path) -> None:
+    deadly = replace(WINDOWS, visual=CrashingVisual(24, 32, 4, second=2.0))
+    group = grouped(tmp_path, "x", "y", "z")
+    for one, options, most in [*((clips, deadly, 2) for clips in places(tmp_path)), (group, ReadOptions(), 2)]:
+        good = [row for block in guarded(one, options, AsItIs()) for row in block.to_pylist()]
+        for first in (0, 1):
+            blocks = guarded(replace(one, first=first), options, AsItIs(), most)
+            found = [row for block in blocks for row in block.to_pylist()]
+            assert [{**row, "last": False} for row in found] == good[first:most]
+            assert [row["error"] for row in found] == [None] * (most - first)
+        assert list(guarded(replace(one, first=2), options, AsItIs(), most)) == [], "there is none that is wanted"
+
+
+def test_rows_that_are_done_are_not_looked_for_when_their_child_dies_after_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, count = shard(tmp_path, *["x"] * 9), 0
+    for block in guarded(one, ReadOptions(limits=LIMITS), ALWAYS, 3):
+        count += len(block)
+        monkeypatch.setattr(Child, "_answer", lambda *args: (_ for _ in ()).throw(EOFError))
+    assert count == 3
 
 
 def test_a_window_that_cannot_be_read_ends_its_clip_and_nothing_else(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ list(guarded(list_shards({one.uri!r})[0], ReadOptions(), Hostile()))
 
 
 def test_more_rows_than_are_wanted_are_nonsense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a child that was taken over: who wants two rows of a shard has no memory for all of them."""
+    """As of a child that was taken over."""
     dumps = pickle.dumps
     monkeypatch.setattr(process.pickle, "dumps", lambda task: dumps(replace(task, until=None)))
     child = Child(LIMITS.max_memory)
