@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from hybrid_models.captioner.captioner import Captioner
-from hybrid_models.captioner.preprocess import CaptionerConfig  # type: ignore[attr-defined]  # as for BOS
+from hybrid_models.captioner.preprocess import CaptionerConfig  # as for BOS
 from hybrid_models.inputs import Sample
 from hybrid_models.search.options import BOS, EOS  # where earlier checkouts have them, too
 from hybrid_models.text import pad_rows

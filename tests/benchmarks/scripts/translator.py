@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from hybrid_models.contract import half_type, to_device
 from hybrid_models.inputs import Sample
 from hybrid_models.translator.decoding import TranslatorDecoding
-from hybrid_models.translator.preprocess import TranslatorConfig  # type: ignore[attr-defined]  # also in earlier checkouts
+from hybrid_models.translator.preprocess import TranslatorConfig  # as earlier checkouts have it
 from hybrid_models.translator.translator import Translator
 from pipelines.training.loop import step
 from tests.benchmarks.figures import clock
