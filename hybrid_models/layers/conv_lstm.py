@@ -62,9 +62,8 @@ class ConvLSTMCell(nn.Module):
     ) -> State:
         """Zeros for `h` and `c`, on the weights' device and in their dtype unless others are named."""
         weight = self.gates.weight
-        zeros = torch.zeros(
-            batch, self.hidden_dim, height, width, device=device or weight.device, dtype=dtype or weight.dtype
-        )
+        shape = batch, height, width, self.hidden_dim
+        zeros = torch.zeros(shape, device=device or weight.device, dtype=dtype or weight.dtype).movedim(-1, -3)
         return zeros, zeros.clone()
 
 

@@ -20,6 +20,11 @@ _PLACES = 1 << 14
 are slow one step at a time; of many, the gates of all steps need not be held at once."""
 
 
+def channels_last(maps: Tensor) -> Tensor:
+    """Maps `[…, C, H, W]` in the layout whose convolutions need no reordering: all channels of a place side by side."""
+    return maps.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
 def conv_lstm_walk(
     frames: Tensor, hidden: Tensor, cell: Tensor, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,10 +57,11 @@ class _Walk(torch.autograd.Function):
         ctx: Any, recorded: bool, x_TBCYX: Tensor, h_BDYX: Tensor, c_BDYX: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         steps, batch, channels, *grid = x_TBCYX.shape
-        of_x, of_h = weight[:, :channels].contiguous(), weight[:, channels:].contiguous()
-        h_TBDYX = x_TBCYX.new_empty(steps + 1, *h_BDYX.shape)
+        x_TBCYX = channels_last(x_TBCYX)
+        of_x, of_h = channels_last(weight[:, :channels]), channels_last(weight[:, channels:])
+        h_TBDYX = x_TBCYX.new_empty(steps + 1, batch, *grid, h_BDYX.shape[1]).movedim(-1, -3)
         h_TBDYX[0] = h_BDYX
-        cells = [c_BDYX]
+        cells = [channels_last(c_BDYX)]
         together = steps if recorded else max(1, _PLACES // max(1, batch * grid[0] * grid[1]))
         with torch.autocast(x_TBCYX.device.type, enabled=False):
             for begin in range(0, steps, together):
@@ -79,6 +85,7 @@ class _Walk(torch.autograd.Function):
     def backward(ctx: Any, grad_h_TBDYX: Tensor, grad_c_BDYX: Tensor) -> tuple[Tensor | None, ...]:
         x_TBCYX, h_TBDYX, gates_TBGYX, of_x, of_h, *cells = ctx.saved_tensors
         batch = h_TBDYX.shape[1]
+        grad_h_TBDYX, grad_c_BDYX = channels_last(grad_h_TBDYX), channels_last(grad_c_BDYX)
         grad_TBGYX = torch.empty_like(gates_TBGYX)
         grad_h_BDYX = torch.zeros_like(h_TBDYX[0])
         for t in reversed(range(len(gates_TBGYX))):

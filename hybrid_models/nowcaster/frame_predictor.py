@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hybrid_models.contract import Loss, autocast
 from hybrid_models.layers.conv_lstm import ConvLSTM
+from hybrid_models.layers.conv_lstm_walk import channels_last
 
 _DARK = -3.0
 """Logit of an untrained pixel: most of a frame is dark."""
@@ -66,7 +67,7 @@ class FramePredictor(nn.Module):
         batch, count, height, width = frames.shape[:4]
         planes = frames.reshape(batch, count, height, width, self.channels).movedim(-1, 2)
         planes = nn.functional.pad(planes, (0, -width % self.patch, 0, -height % self.patch))
-        cells = nn.functional.pixel_unshuffle(planes, self.patch)
+        cells = channels_last(nn.functional.pixel_unshuffle(planes, self.patch))
         predicted, logits = torch.zeros_like(cells[:, 0]), []
         with autocast(frames.device):
             states = self.stack.initial_states(batch, *cells.shape[-2:])

@@ -6,7 +6,7 @@ from torch.autograd import gradcheck
 
 from hybrid_models.layers import conv_lstm_walk as module
 from hybrid_models.layers.conv_lstm import ConvLSTMCell
-from hybrid_models.layers.conv_lstm_walk import conv_lstm_walk
+from hybrid_models.layers.conv_lstm_walk import channels_last, conv_lstm_walk
 
 STEPS, BATCH, CHANNELS, HIDDEN, GRID = 4, 2, 3, 5, (6, 7)
 
@@ -83,6 +83,34 @@ def test_without_gradients_it_is_the_same_however_many_steps_are_multiplied_at_o
         torch.testing.assert_close(walked(cell, *tensors), expected)
     blocks = [size // BATCH for size in asked if size > BATCH]
     assert blocks == ([] if places == 1 else [3] if places < 1 << 14 else [STEPS])
+
+
+def test_channels_last_changes_the_layout_of_maps_alone():
+    maps = torch.randn(STEPS, BATCH, CHANNELS, *GRID)
+    laid = channels_last(maps)
+    assert torch.equal(laid, maps)
+    assert laid.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert channels_last(laid).data_ptr() == laid.data_ptr()
+
+
+def test_every_convolution_reads_maps_that_are_channels_last_there_and_back(monkeypatch):
+    laid = []
+
+    def watched(convolve):
+        def run(*given, **options):
+            maps = [tensor for tensor in given if torch.is_tensor(tensor) and tensor.dim() == 4]
+            laid.extend(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in maps)
+            return convolve(*given, **options)
+
+        return run
+
+    monkeypatch.setattr(module.F, "conv2d", watched(torch.nn.functional.conv2d))
+    monkeypatch.setattr(module, "_gradients", watched(module._gradients))
+    cell, *tensors = given()
+    hiddens, _, c = walked(cell, *tensors)
+    (hiddens.square().sum() + c.sum()).backward()
+    assert len(laid) == 2 * (1 + STEPS) + 3 * (STEPS + 2)
+    assert all(laid)
 
 
 def test_frames_that_do_not_learn_get_no_gradient():
