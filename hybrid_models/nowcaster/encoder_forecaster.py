@@ -257,7 +257,8 @@ def _rain_of_lead(logits: Tensor) -> Tensor:
 
 def match(expected: Tensor, like: Tensor, seen: Tensor) -> Tensor:
     """The values of each frame of `like` `[B, L, H, W]`, none negative, the highest where most rain is `expected` (of
-    the same shape), or where that is even, in the order of `like`; where `like` was not `seen` (False) it stays."""
+    the same shape), or where that is even, in the order of `like`; where `like` was not `seen` (False) it stays. NaN
+    where it was seen and what is expected is NaN."""
     leads = list(zip(expected.unbind(1), like.unbind(1), seen.unbind(1), strict=True))
     counts = [((values > 0) & there).flatten(1).sum(dim=1) for _, values, there in leads]
     # Where it rains nowhere else, nothing else is to be put in order. To look is one wait for a device, for the whole
@@ -273,9 +274,9 @@ def _matched(leads: Sequence[tuple[Tensor, Tensor, Tensor]], wet: int) -> Iterat
     ranks = [_highest(expected + _EVEN * like, seen, wet) for expected, like, seen in leads]
     values = [_highest(like, seen, wet)[0] for _, like, seen in leads]
     places = _ordered([rank for rank, _ in ranks], [place for _, place in ranks])
-    for (_, like, seen), place, value in zip(leads, places, _ordered(values, values), strict=True):
+    for (expected, like, seen), place, value in zip(leads, places, _ordered(values, values), strict=True):
         matched = torch.zeros_like(like).flatten(1).scatter_(1, place, value).view_as(like)
-        yield torch.where(seen, matched, like)
+        yield torch.where(seen, matched + 0 * expected, like)  # what is no number stays none
 
 
 def _highest(frames: Tensor, seen: Tensor, count: int) -> tuple[Tensor, Tensor]:

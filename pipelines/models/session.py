@@ -156,14 +156,15 @@ class Session:
         """One dict of the payload's columns for each sample of what `collate` gave.
 
         Raises:
-            ArithmeticError: a score is no number, or has no end: weights are damaged, or too large for half precision.
+            ArithmeticError: a score, or a nowcast's mean, is no number, or has no end: weights are damaged, or too
+                large for half precision.
         """
         import torch
 
         with torch.inference_mode():
             rows = self.hybrid.predict(batch, self.decoding)
-        if not all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float)):
-            raise ArithmeticError("the net gives no number for a score")
+        if not all(math.isfinite(number) for row in rows for value in row.values() for number in _floats(value)):
+            raise ArithmeticError("the net gives no number: weights are damaged, or too large for half precision")
         return rows
 
     def explain(self, samples: Sequence[Sample]) -> list[Explanation]:
@@ -191,6 +192,11 @@ class Session:
                 rows[i].update(output)
         schema = pa.schema([*self.hybrid.payload_schema, ("status", pa.string()), ("error", pa.string())])
         return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _floats(value: Any) -> list[float]:
+    """A float column's number, or a list's."""
+    return [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, float)]
 
 
 def outcomes(

@@ -174,6 +174,19 @@ def test_matching_keeps_where_rain_is_expected_and_how_much_there_is():
     assert match(expected, like, seen).equal(torch.tensor([[[[4.0, 0.0, 0.0], [0.1, 7.0, 2.0]]]]))
 
 
+def test_what_is_expected_and_no_number_stays_none_where_it_was_seen():
+    expected, like = (
+        torch.full((1, 2, 2, 2), torch.nan),
+        torch.tensor([[[[4.0, 0.0], [0.1, 7.0]]] * 2]).view(1, 2, 2, 2),
+    )
+    expected[:, 1] = 0.5
+    seen = torch.ones_like(like, dtype=torch.bool)
+    seen[..., 0] = False
+    wanted = torch.tensor([[[[4.0, torch.nan], [0.1, torch.nan]], [[4.0, 0.0], [0.1, 7.0]]]])
+    torch.testing.assert_close(match(expected, like, seen), wanted, equal_nan=True)
+    assert match(expected, torch.zeros_like(like), seen)[0, 0, :, 1].isnan().all(), "nor where it is dry"
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("at_once", [1, 700, 1 << 19])
 def test_matching_puts_all_values_in_the_order_of_what_is_expected(share, at_once, monkeypatch):

@@ -15,7 +15,10 @@ import torch
 from hybrid_models import HYBRIDS
 from hybrid_models.errors import UsageError
 from hybrid_models.frames import frames_of
-from hybrid_models.inputs import Cut, Visual
+from hybrid_models.inputs import Cut, Inputs, Visual
+from hybrid_models.nowcaster.config import NowcasterConfig, Unit
+from hybrid_models.nowcaster.decoding import NowcasterDecoding
+from hybrid_models.nowcaster.nowcaster import Nowcaster
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines import storage
 from pipelines.models import artifacts, session
@@ -64,8 +67,26 @@ def test_a_net_that_gives_no_number_gives_no_text(tmp_path: Path) -> None:
     raw = next(read_blocks(list_shards(str(tmp_path / "in"))[0], ReadOptions()))
     rows = Inference.of(artifacts.read(str(tmp_path / "model"))).load().answer(raw).to_pylist()
     assert [row["status"] for row in rows] == ["error"] * 3
-    told = "PredictionError: ArithmeticError: the net gives no number for a score"
+    why = "weights are damaged, or too large for half precision"
+    told = f"PredictionError: ArithmeticError: the net gives no number: {why}"
     assert [row["error"] == told for row in rows] == [True, False, True]
+
+
+@pytest.mark.parametrize("unit", ["mm/h", "intensity"])
+def test_a_net_that_gives_no_number_gives_no_frames(tmp_path: Path, unit: Unit) -> None:
+    config = NowcasterConfig(past_frames=3, horizon_minutes=2, height=16, width=16, unit=unit, hidden_dims=(4,))
+    media = np.random.default_rng(0).gamma(0.3, 2, (3, 16, 16)).astype(np.float32).clip(0, 1)
+    sample = Nowcaster.preprocess(config, {})(Inputs(media, {"step_minutes": 1.0} if unit == "mm/h" else {}), False)
+    model = Nowcaster(config, {})
+    for name, damage in (("whole", 1.0), ("damaged", math.nan)):
+        with torch.no_grad():
+            model.net.head.weight.mul_(damage)
+        artifacts.write(artifacts.make(model, NowcasterDecoding(), {}, "A test's model.\n"), str(tmp_path / name))
+    (row,) = Inference.of(artifacts.read(str(tmp_path / "whole"))).load().predict([sample])
+    assert all(map(math.isfinite, row["mean"]))
+    damaged = Inference.of(artifacts.read(str(tmp_path / "damaged"))).load()
+    with pytest.raises(ArithmeticError, match="the net gives no number"):
+        damaged.predict([sample])
 
 
 def test_frames_of_a_clip_are_chosen_alike_from_python_and_from_a_shard() -> None:
