@@ -144,7 +144,9 @@ class EncoderForecaster(nn.Module):
             leads = range(1, n_leads + 1)
             asked = [self._cells(frames[:, -1], covered[:, -1], lead * step_minutes) for lead in leads]
             hiddens, _ = self.forecaster(torch.stack(asked, dim=1), states)
-            return [self.head(F.leaky_relu(self.neck(h), 0.2)).float() for h in hiddens.unbind(1)]
+            maps = (self.head(F.leaky_relu(self.neck(h), 0.2)).float() for h in hiddens.unbind(1))
+            # Whole frames are made of them, which pixel by pixel is slower channels last.
+            return [of_lead.contiguous() for of_lead in maps]
 
     def _cells(self, frame: Tensor, covered: Tensor, minutes: Tensor) -> Tensor:
         """A frame `[B, H, W]`, where it is measured, and its time from the issue time → `[B, D, H/patch, W/patch]`."""
@@ -258,7 +260,7 @@ def _rain_of_lead(logits: Tensor) -> Tensor:
 def match(expected: Tensor, like: Tensor, seen: Tensor) -> Tensor:
     """The values of each frame of `like` `[B, L, H, W]`, none negative, the highest where most rain is `expected` (of
     the same shape), or where that is even, in the order of `like`; where `like` was not `seen` (False) it stays. NaN
-    where it was seen and what is expected is NaN."""
+    where what is expected is NaN."""
     leads = list(zip(expected.unbind(1), like.unbind(1), seen.unbind(1), strict=True))
     counts = [((values > 0) & there).flatten(1).sum(dim=1) for _, values, there in leads]
     # Where it rains nowhere else, nothing else is to be put in order. To look is one wait for a device, for the whole
@@ -276,7 +278,7 @@ def _matched(leads: Sequence[tuple[Tensor, Tensor, Tensor]], wet: int) -> Iterat
     places = _ordered([rank for rank, _ in ranks], [place for _, place in ranks])
     for (expected, like, seen), place, value in zip(leads, places, _ordered(values, values), strict=True):
         matched = torch.zeros_like(like).flatten(1).scatter_(1, place, value).view_as(like)
-        yield torch.where(seen, matched + 0 * expected, like)  # what is no number stays none
+        yield torch.where(seen, matched, like) + 0 * expected  # what is no number stays none
 
 
 def _highest(frames: Tensor, seen: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,8 @@ class FramePredictor(nn.Module):
             states = self.stack.initial_states(batch, *cells.shape[-2:])
             for t in range(count):
                 states = self.stack.step(torch.where(cells[:, t].isnan(), predicted, cells[:, t]), states)
-                logits.append(self.head(states[-1][0]).float())
+                # A 1 x 1 kernel has no layout: of maps channels last its gradient has strides that DDP warns of.
+                logits.append(self.head(states[-1][0].contiguous()).float())
                 predicted = logits[-1].sigmoid()
         following = nn.functional.pixel_shuffle(torch.stack(logits, dim=1), self.patch)[..., :height, :width]
         return following.movedim(2, -1).reshape(frames.shape)

@@ -197,7 +197,7 @@ def _summaries(frames: Tensor, covered: Tensor) -> Tensor:
     Args:
         frames: as the table keeps them, float16 [B,L,H,W], in colour [B,L,H,W,3], no value negative.
         covered: [B,H,W], in colour [B,H,W,3]; true where the newest frame has a value, and only what is said of these
-            pixels counts.
+            pixels counts. But a mean is NaN where any pixel is.
     """
     covered = covered.flatten(1)
     pixels = covered.sum(1).double()
@@ -205,7 +205,7 @@ def _summaries(frames: Tensor, covered: Tensor) -> Tensor:
     for frame in frames.flatten(2).unbind(1):
         seen = frame.float().masked_fill_(~covered, 0)
         # Sums of float16 are exact in float64: in any order, on any device.
-        sums = (seen.sum(1, dtype=torch.float64), (seen >= WET_MM_H).sum(1))
+        sums = (seen.sum(1, dtype=torch.float64) + 0 * frame.sum(1, dtype=torch.float64), (seen >= WET_MM_H).sum(1))
         found.append(torch.stack((sums[0] / pixels, seen.amax(1).double(), sums[1] / pixels), dim=1))
     return torch.stack(found, dim=2)
 

@@ -97,15 +97,15 @@ def test_a_missing_pixel_is_read_as_predicted():
         torch.testing.assert_close(net(holed[:, :1], MINUTES, 1)[0], net(frames[:, :1], MINUTES, 1)[0])
 
 
-def test_every_convolution_reads_maps_that_are_channels_last():
+def test_convolutions_read_maps_channels_last_and_gradients_lie_as_weights_do():
     net, past, future = FramePredictor(4, (6, 5), 3), torch.rand(2, 3, 16, 24), torch.rand(2, 2, 16, 24)
     read = []
-    for layer in net.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            layer.register_forward_pre_hook(lambda _, given: read.append(given[0]))
-    net.loss(past, MINUTES, future)
-    assert len(read) == 3 * 4  # two layers and the head, four frames
+    for cell in net.stack.cells:
+        cell.gates.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    net.loss(past, MINUTES, future).total.backward()
+    assert len(read) == 2 * 4  # layers, frames
     assert all(maps.is_contiguous(memory_format=torch.channels_last) for maps in read)
+    assert [weight.grad.stride() for weight in net.parameters()] == [weight.stride() for weight in net.parameters()]
 
 
 def test_any_grid_gives_intensities():

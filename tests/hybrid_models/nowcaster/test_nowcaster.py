@@ -224,6 +224,27 @@ def test_summaries_are_exact_for_what_the_table_keeps():
     assert row["wet_fraction"] == (seen >= 0.1).mean(1).tolist()
 
 
+@pytest.mark.parametrize("config", [TINY, VIDEO])
+def test_a_mean_is_no_number_where_any_pixel_is_none_and_only_of_its_own_sample(config, monkeypatch):
+    model = Nowcaster(config, {})
+    media = shower(8, config.height) / 12
+    media[:, 5:, :6] = np.nan  # where no radar looks
+    batch = model.collate([sample_of(media, config)] * 2)
+    whole = model.predict(batch, NowcasterDecoding())
+    assert np.isfinite([row["mean"] for row in whole]).all()
+    given = model.net.forward
+
+    def damaged(*arguments):
+        frames, logits = given(*arguments)
+        frames[1, 0, 6, 0] = torch.nan  # not covered
+        return frames, logits
+
+    monkeypatch.setattr(model.net, "forward", damaged)
+    good, bad = model.predict(batch, NowcasterDecoding())
+    assert good == whole[0]
+    assert np.isnan(bad["mean"]).tolist() == [True] + [False] * (len(bad["mean"]) - 1)
+
+
 def test_nowcasts_take_frames_that_have_the_models_channels():
     grey, coloured = np.zeros((4, 9, 7), np.float32), np.zeros((4, 9, 7, 3), np.float32)
     assert Nowcaster(COLOUR, {}).nowcast(coloured, 2, 1).shape == (2, 9, 7, 3)
