@@ -27,6 +27,7 @@ from pipelines.staging.prepared import PreparedSamples
 from pipelines.training import failures, workers
 from pipelines.training.batches import plan_epoch, share
 from pipelines.training.checkpoints import Interval, Metrics, Progress, restore, save, save_within
+from pipelines.training.optimizer import make_optimizer
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainTask
 
@@ -71,8 +72,7 @@ def _train(task: TrainTask) -> None:
     compute_exactly(get_device())
     artifact: Artifact = ray.get(task.initial)
     hybrid = artifact.load().to(get_device())
-    parameters = [p for p in hybrid.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    optimizer = make_optimizer(hybrid, config)
     progress = restore(hybrid, optimizer, task)
     hybrid.train()  # before DDP asks which weights learn
     model = prepare_model(hybrid, parallel_strategy="ddp" if workers.world_size() > 1 else None)

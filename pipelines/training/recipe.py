@@ -12,6 +12,8 @@ from hybrid_models.inputs import Cut
 from hybrid_models.interface import DecodingConfig, HybridConfig
 from pipelines.reading.limits import Limits
 
+Kind = Literal["adamw", "muon"]
+"""How gradients become steps."""
 MOST = 2**63
 """What counts and seeds are below."""
 
@@ -25,10 +27,12 @@ class TrainConfig:
     batch_size: int = 64
     """Samples per step over all workers together, so that adding or losing workers does not change the result: of fewer
     workers each takes more."""
+    optimizer: Kind = "adamw"
+    """`adamw`; or `muon`, which steps matrices in all of their directions alike: at the same rate, in fewer steps."""
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW, at the end of the warm-up."""
+    """Peak learning rate, at the end of the warm-up."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay."""
     warmup_steps: int = 100
     """Steps of linear warm-up from zero."""
     schedule: Literal["cosine", "constant"] = "cosine"

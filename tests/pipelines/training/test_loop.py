@@ -24,7 +24,8 @@ from pipelines.training import checkpoints, failures, loop, workers
 from pipelines.training.batches import plan_epoch, share
 from pipelines.training.checkpoints import Progress
 from pipelines.training.loop import Within, backward, learning_rate, step, train_epoch, validate
-from pipelines.training.recipe import Recipe, TrainConfig
+from pipelines.training.optimizer import make_optimizer
+from pipelines.training.recipe import Kind, Recipe, TrainConfig
 from pipelines.training.runs import TrainTask
 from tests import tiny
 from tests.hybrid_models.captioner import test_captioner
@@ -274,11 +275,11 @@ def some_of(name: str) -> tuple[Hybrid, list[Sample]]:
 FORMS = ["translator", "captioner", "captioner of clips", "nowcaster", "recogniser"]
 
 
-def waits_of_twenty_steps(name: str, epoch: int) -> int:
+def waits_of_twenty_steps(name: str, epoch: int, kind: Kind = "adamw") -> int:
     """How often a second epoch's or a first one's steps, of two samples each, wait for their device."""
     hybrid, samples = some_of(name)
-    config = TrainConfig(epochs=2, batch_size=2, learning_rate=1e-3, warmup_steps=1)
-    optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], fused=True)
+    config = TrainConfig(epochs=2, batch_size=2, optimizer=kind, learning_rate=1e-3, warmup_steps=1)
+    optimizer = make_optimizer(hybrid, config)
     many = Samples([{"length": np.array(1), **sample} for sample in (samples * 40)[:40]])
     progress = Progress(epoch=epoch)
     with Waits() as waits:
@@ -333,7 +334,7 @@ def test_a_nodes_samples_stay_for_who_is_started_in_a_workers_place(
     monkeypatch.setattr(loop.ray, "get", lambda ref: ref)
     monkeypatch.setattr(loop.ray_train, "get_context", lambda: SimpleNamespace(get_local_rank=lambda: 0))
     monkeypatch.setattr(workers, "world_size", lambda: 1)
-    config = SimpleNamespace(learning_rate=0.1, weight_decay=0.0)
+    config = SimpleNamespace(optimizer="adamw", learning_rate=0.1, weight_decay=0.0)
     task = SimpleNamespace(
         recipe=SimpleNamespace(train=config), threads=1, initial=SimpleNamespace(load=tiny.translator),
         train="train", val="val", run="run",
@@ -355,6 +356,13 @@ def test_training_waits_for_its_device_every_tenth_step_only(
         monkeypatch.setattr("hybrid_models.contract.half_type", lambda device: half)
         monkeypatch.setattr(loop, "half_type", lambda device: half)
     assert waits_of_twenty_steps(name, epoch=1) == 2
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", FORMS)
+def test_muon_waits_no_more_than_adamw(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "has_shapes", lambda device: True)
+    assert waits_of_twenty_steps(name, epoch=1, kind="muon") == 2
 
 
 @pytest.mark.usefixtures("alone")
@@ -538,17 +546,18 @@ def entries(progress: Progress) -> list[dict[str, float]]:
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("name", [*FORMS, "captioner on rewards"])
 def test_an_epoch_goes_on_from_its_middle_to_the_last_bit(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With dropout, augmentation and drawn captions, whatever was drawn before; gradients of two batches a step."""
     monkeypatch.setattr(checkpoints, "get_device", lambda: torch.device("cpu"))
-    config = TrainConfig(epochs=2, batch_size=2, accumulate=2, learning_rate=1e-2, warmup_steps=1)
+    config = TrainConfig(epochs=2, batch_size=2, optimizer=kind, accumulate=2, learning_rate=1e-2, warmup_steps=1)
 
     def begun() -> tuple[Hybrid, torch.optim.Optimizer, Any]:
         hybrid, samples = some_of(name)
-        optimizer = torch.optim.AdamW([p for p in hybrid.parameters() if p.requires_grad], fused=True)
+        optimizer = make_optimizer(hybrid, config)
         return hybrid, optimizer, Samples([{"length": np.array(1), **sample} for sample in (samples * 50)[:50]])
 
     def keep() -> None:
