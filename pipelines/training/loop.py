@@ -115,7 +115,7 @@ def train_epochs(
 
     while progress.epoch < config.epochs and progress.stale < config.patience:
         train_epoch(model, optimizer, train_set, config, progress, task.progress, Within(interval.is_over, keep))
-        workers.share_buffers(hybrid)
+        workers.share_state(hybrid)
         values, judged = validate(hybrid, val_set, task.recipe)
         progress.epoch += 1
         progress.judge(values[f"val_{config.metric}"], task.recipe.higher_is_better)

@@ -58,11 +58,12 @@ def any_of(mine: bool) -> bool:
     return mine if world_size() == 1 else bool(how_many(mine) > 0)
 
 
-def share_buffers(hybrid: nn.Module) -> None:
-    """Gives every worker the first one's buffers, which are saved: each has batch statistics of its own samples."""
+def share_state(hybrid: nn.Module) -> None:
+    """Gives every worker the first one's weights and buffers, which are saved: each has batch statistics of its own
+    samples, and on CPUs of another kind products are rounded in another way, so that steps of Muon differ a little."""
     if world_size() > 1:
-        for buffer in hybrid.buffers():
-            dist.broadcast(buffer, 0)
+        for tensor in (*hybrid.parameters(), *hybrid.buffers()):
+            dist.broadcast(tensor.detach(), 0)
 
 
 def gather(records: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:

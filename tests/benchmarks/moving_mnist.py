@@ -33,6 +33,8 @@ from jobs.recipes import RECIPES
 from pipelines.datasets.moving_digits import moving_sequence, read_idx_images
 from pipelines.datasets.public_data import MNIST_CANVAS, MNIST_FILES, MNIST_FRAMES, MNIST_VAL_DIGITS
 from pipelines.training.loop import learning_rate, step
+from pipelines.training.optimizer import make_optimizer
+from pipelines.training.recipe import Kind
 
 PAST = 10
 SAMPLING_SHARE = 0.4  # of the steps, until when the plain net sees true future frames: 50,000 of OpenSTL's 125,000
@@ -58,6 +60,10 @@ class Options:
     """Channels of each layer; the recipe's by default."""
     rate: float = 0.0
     """Peak learning rate; the recipe's by default, 0.001 for the plain net."""
+    optimizer: Kind | None = None
+    """How gradients become steps; the recipe's by default."""
+    batch: int = 0
+    """Sequences of a step; the recipe's by default."""
     threads: int = 1
     """CPU threads of torch."""
     seed: int = 1
@@ -103,11 +109,12 @@ def main(options: Options) -> None:
     recipe = RECIPES["nowcaster-moving-mnist"]()
     config = replace(recipe.model, hidden_dims=options.hidden_dims or recipe.model.hidden_dims)
     usual = PLAIN_RATE if options.net == "plain" else recipe.train.learning_rate
-    rates = replace(recipe.train, learning_rate=options.rate or usual)
+    kind, batch = options.optimizer or recipe.train.optimizer, options.batch or recipe.train.batch_size
+    rates = replace(recipe.train, optimizer=kind, learning_rate=options.rate or usual, batch_size=batch)
     train, test = (read_idx_images(f"{options.source}/{stem}.gz") for stem in MNIST_FILES.values())
     judged = sequences(test, options.test, np.random.default_rng(0))
     net, loss_of, draw = NETS[options.net](config)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=rates.learning_rate, weight_decay=0.0, fused=True)
+    optimizer = make_optimizer(net, rates)
     rng, seconds, unscaled = np.random.default_rng(options.seed), 0.0, torch.amp.GradScaler("cpu", enabled=False)
     for done in range(options.steps):
         frames = sequences(train[:-MNIST_VAL_DIGITS], rates.batch_size, rng)

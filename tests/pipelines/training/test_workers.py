@@ -10,20 +10,23 @@ from torch import nn
 from pipelines.training import workers
 
 
-def _share_buffers(rank: int, meeting: str) -> None:
-    """One of two processes, whose batch statistics differ."""
+def _share_state(rank: int, meeting: str) -> None:
+    """One of two processes, whose batch statistics differ, and whose weights do, by a little."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     workers.world_size = lambda: 2
     norm = nn.BatchNorm1d(3)
     norm(torch.full((2, 3), float(rank)))
     norm.num_batches_tracked += rank
-    workers.share_buffers(norm)
+    nn.init.constant_(norm.weight, 0.5 + rank / 1000)
+    workers.share_state(norm)
+    assert torch.equal(norm.weight, torch.full((3,), 0.5))
+    assert norm.weight.requires_grad
     assert torch.equal(norm.running_mean, torch.zeros(3))
     assert int(norm.num_batches_tracked) == 1
 
 
-def test_all_workers_validate_with_the_first_ones_batch_statistics(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_share_buffers, (str(tmp_path / "meeting"),), nprocs=2)
+def test_all_workers_validate_with_the_first_ones_weights_and_batch_statistics(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_share_state, (str(tmp_path / "meeting"),), nprocs=2)
 
 
 def _from_chief(rank: int, meeting: str) -> None:
