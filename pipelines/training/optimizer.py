@@ -15,6 +15,8 @@ MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of Jordan's polynomial: it takes singular values from 0 … 1 to about 1 in few steps."""
 ITERATIONS = 5
+NOTHING = 1e-7
+"""A direction shorter than this is what is left of gradients that have ended: its step is shorter, too."""
 ADAM_RMS = 0.2
 """Of a step of AdamW, by its rate, as measured by Liu et al.: matrices are stepped as far, with the same rate."""
 
@@ -89,7 +91,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """About U Vᵀ of a matrix U S Vᵀ `[m, n]`, singular values 0.5 … 1.5 for 1, by iterations that only multiply
     (Newton-Schulz), in numbers of two bytes where these are fast."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    found: Tensor = wide / wide.norm().clamp(min=torch.finfo(matrix.dtype).tiny)  # no singular value above 1
+    found: Tensor = wide / wide.norm().clamp(min=NOTHING)  # no singular value above 1
     a, b, c = QUINTIC
     with autocast(matrix.device):
         for _ in range(ITERATIONS):

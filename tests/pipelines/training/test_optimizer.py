@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,25 @@ def test_singular_values_come_to_about_one_also_in_numbers_of_two_bytes(
 
 def test_a_matrix_of_zeros_stays() -> None:
     assert torch.equal(orthogonal(torch.zeros(3, 4)), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-20, 1e-25, 1e-30, 1e-40])
+def test_next_to_nothing_comes_to_less_than_a_direction(size: float) -> None:
+    """Whose squares float32 does not hold."""
+    assert orthogonal(size * random(6, 20)).norm() < 0.1
+
+
+def test_a_matrix_whose_gradients_have_ended_comes_to_rest() -> None:
+    layer = nn.Linear(20, 16)
+    made = make_optimizer(layer, replace(MUON, weight_decay=0.0))
+    places = []
+    for number in range(2000):
+        layer.weight.grad = 0.01 * random(16, 20) if number == 0 else torch.zeros(16, 20)
+        layer.bias.grad = torch.zeros(16)
+        step(layer, made, 0.01, 1.0, UNSCALED)
+        places.append(layer.weight.detach().clone())
+    assert torch.equal(places[-1], places[1000])
+    assert not torch.equal(places[50], places[0])
 
 
 # ---- which weights -------------------------------------------------------------------------------------------------
