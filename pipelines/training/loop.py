@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hybrid_models.contract import Batch, Hybrid, compute_exactly, half_type, to_device
 from hybrid_models.inputs import Sample
+from hybrid_models.muon import Muon, matrices_of
 from pipelines.models.ahead import made_ahead
 from pipelines.models.artifacts import Artifact
 from pipelines.models.tracking import Tracker
@@ -27,7 +28,6 @@ from pipelines.staging.prepared import PreparedSamples
 from pipelines.training import failures, workers
 from pipelines.training.batches import plan_epoch, share
 from pipelines.training.checkpoints import Interval, Metrics, Progress, restore, save, save_within
-from pipelines.training.optimizer import make_optimizer
 from pipelines.training.recipe import Recipe, TrainConfig
 from pipelines.training.runs import TrainTask
 
@@ -90,6 +90,16 @@ def _train(task: TrainTask) -> None:
         if ended and ray_train.get_context().get_local_rank() == 0:
             train_set.remove()
             val_set.remove()
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The recipe's, for all weights that learn."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(learning, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    matrices = matrices_of(model)
+    chosen = {id(p) for p in matrices}
+    return Muon(matrices, [p for p in learning if id(p) not in chosen], config.learning_rate, config.weight_decay)
 
 
 def train_epochs(

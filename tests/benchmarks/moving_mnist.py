@@ -32,8 +32,7 @@ from hybrid_models.scores.frames import ssim
 from jobs.recipes import RECIPES
 from pipelines.datasets.moving_digits import moving_sequence, read_idx_images
 from pipelines.datasets.public_data import MNIST_CANVAS, MNIST_FILES, MNIST_FRAMES, MNIST_VAL_DIGITS
-from pipelines.training.loop import learning_rate, step
-from pipelines.training.optimizer import make_optimizer
+from pipelines.training.loop import learning_rate, make_optimizer, step
 from pipelines.training.recipe import Kind
 
 PAST = 10

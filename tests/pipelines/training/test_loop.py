@@ -23,8 +23,7 @@ from pipelines.staging.prepared import SampleIndex
 from pipelines.training import checkpoints, failures, loop, workers
 from pipelines.training.batches import plan_epoch, share
 from pipelines.training.checkpoints import Progress
-from pipelines.training.loop import Within, backward, learning_rate, step, train_epoch, validate
-from pipelines.training.optimizer import make_optimizer
+from pipelines.training.loop import Within, backward, learning_rate, make_optimizer, step, train_epoch, validate
 from pipelines.training.recipe import Kind, Recipe, TrainConfig
 from pipelines.training.runs import TrainTask
 from tests import tiny

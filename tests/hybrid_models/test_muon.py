@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hybrid_models.muon import Muon, matrices_of, orthogonal
 from pipelines.training import checkpoints
 from pipelines.training.checkpoints import Progress
-from pipelines.training.loop import step
-from pipelines.training.optimizer import Muon, make_optimizer, matrices_of, orthogonal
+from pipelines.training.loop import make_optimizer, step
 from pipelines.training.recipe import TrainConfig
 from tests import tiny
 

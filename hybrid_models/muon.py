@@ -1,4 +1,4 @@
-"""How gradients become steps: AdamW, or Muon for matrices and AdamW for the rest."""
+"""An optimizer: Muon for matrices, AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_models.contract import autocast
-from pipelines.training.recipe import TrainConfig
 
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -19,16 +18,6 @@ NOTHING = 1e-7
 """A direction shorter than this is what is left of gradients that have ended: its step is shorter, too."""
 ADAM_RMS = 0.2
 """Of a step of AdamW, by its rate, as measured by Liu et al.: matrices are stepped as far, with the same rate."""
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The recipe's, for all weights that learn."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(learning, config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    matrices = matrices_of(model)
-    chosen = {id(p) for p in matrices}
-    return Muon(matrices, [p for p in learning if id(p) not in chosen], config.learning_rate, config.weight_decay)
 
 
 def matrices_of(model: nn.Module) -> list[nn.Parameter]:
