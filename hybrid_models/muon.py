@@ -50,7 +50,7 @@ class Muon(torch.optim.AdamW):
         super().__init__(groups, lr=rate, weight_decay=decay, fused=True)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # gradients are there: no closure
         """One step; gradients of matrices are gone afterwards. Where `found_inf`, which a scaler or the loop sets, is
         not 0, nothing changes, and nobody waits to know it."""
         found = getattr(self, "found_inf", None)

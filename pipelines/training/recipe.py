@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from hybrid_models import interface_of
 from hybrid_models.errors import UsageError
@@ -14,6 +14,8 @@ from pipelines.reading.limits import Limits
 
 Kind = Literal["adamw", "muon"]
 """How gradients become steps."""
+Schedule = Literal["cosine", "constant"]
+"""How the learning rate goes on after the warm-up."""
 MOST = 2**63
 """What counts and seeds are below."""
 
@@ -36,7 +38,7 @@ class TrainConfig:
     """Decoupled weight decay."""
     warmup_steps: int = 100
     """Steps of linear warm-up from zero."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     """After the warm-up: cosine to 2 % of the peak at the last step of the last epoch, or constant."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
@@ -85,6 +87,9 @@ class Recipe:
             raise UsageError(f"`train.metric` '{train.metric}' is unknown for a {self.hybrid}: use {', '.join(known)}")
         if train.metric != "loss" and train.validate_samples < 1:
             raise UsageError(f"`train.metric` {train.metric} needs `train.validate_samples` of at least 1")
+        for name, kinds in (("optimizer", get_args(Kind)), ("schedule", get_args(Schedule))):
+            if getattr(train, name) not in kinds:
+                raise UsageError(f"`train.{name}` is '{getattr(train, name)}': use {' or '.join(kinds)}")
         for name in ("epochs", "batch_size", "accumulate", "patience", "keep_checkpoints"):
             if getattr(train, name) < 1:
                 raise UsageError(f"`train.{name}` is {getattr(train, name)}: it must be at least 1")

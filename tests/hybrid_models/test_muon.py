@@ -183,7 +183,7 @@ def test_where_gradients_are_not_finite_nothing_changes(value: float) -> None:
         for p in layer.parameters():
             p.grad = random(*p.shape, seed=number)
         if number == 1:
-            layer.weight.grad[0, 0] = value  # type: ignore[index]
+            layer.weight.grad[0, 0] = value
         step(layer, made, 0.1, 1.0, UNSCALED)
         after = layer.state_dict(), made.state_dict()["state"]
         same = [torch.equal(before[0][name], after[0][name]) for name in after[0]]

@@ -37,6 +37,8 @@ def test_defaults_are_possible() -> None:
             for name in ("weight_decay", "warmup_steps", "validate_samples", "max_failures", "seed")
             for value in (-1, 1 << 70)
         ],
+        ({"optimizer": "adam"}, "`train.optimizer` is 'adam': use adamw or muon"),
+        ({"schedule": "linear"}, "`train.schedule` is 'linear': use cosine or constant"),
         ({"weight_decay": math.nan}, "`train.weight_decay` is nan: it must be 0 or more, below 9223372036854775808"),
         ({"learning_rate": math.nan}, "`train.learning_rate` is nan: it must be positive"),
         ({"clip_norm": math.inf}, "`train.clip_norm` is inf: it must be positive"),
