@@ -217,7 +217,7 @@ def test_a_gpu_waits_for_no_table_between_two_others(artifact: Artifact, monkeyp
         return infer(batch)
 
     def building(rows: Any, part: Any, outputs: Any) -> pa.Table:
-        if outputs and len(set(computed)) == 1 and len(computed) == 3:
+        if outputs and len(computed) >= 3:  # the first call's last rows, and all of the second's
             in_time.append(second.wait(60))
         return table(rows, part, outputs)
 
@@ -227,7 +227,7 @@ def test_a_gpu_waits_for_no_table_between_two_others(artifact: Artifact, monkeyp
     with ThreadPoolExecutor(2) as threads:
         found = [done["translation"] for done in threads.map(predictor, calls)]
     assert found == expected
-    assert len(in_time) > 6, "the last rows of the first were built after the second had begun"
+    assert len(in_time) >= 6 + 1 + 3, "rows of the first wait for the second to begin"
     assert all(in_time)
     assert [len(list(run)) for _, run in itertools.groupby(computed)] == [3, 3]
 
