@@ -20,7 +20,7 @@ def radar() -> Recipe:
 
 
 def moving_mnist() -> Recipe:
-    """The next ten frames of Moving MNIST."""
+    """The next ten frames of Moving MNIST, for 20,000 sequences in an hour of two cores."""
     return Recipe(
         hybrid="nowcaster",
         model=NowcasterConfig(
@@ -29,7 +29,8 @@ def moving_mnist() -> Recipe:
         ),
         decoding=NowcasterDecoding(),
         train=TrainConfig(
-            epochs=6, batch_size=16, learning_rate=4e-3, warmup_steps=100, metric="mse", validate_samples=200
+            epochs=3, batch_size=8, learning_rate=2.8e-3, optimizer="muon", warmup_steps=100, metric="mse",
+            validate_samples=200,
         ),
     )  # fmt: skip
 
