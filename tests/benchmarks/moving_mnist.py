@@ -6,9 +6,9 @@ The plain net is OpenSTL's ConvLSTM-S: a stack of ConvLSTMs that predicts the ne
 all 19 next frames, with scheduled sampling (Bengio et al. 2015, arXiv:1506.03099). The nowcaster has the same
 structure, a sigmoid at its end, cross entropy instead of squared errors, and reads its own predictions from the
 start. Both see the same sequences, never one twice, with the same layers, batch, optimizer and schedule: those of the
-recipe `nowcaster-moving-mnist`, unless options say otherwise; the plain net has a peak rate of its own, which was not tuned. Prints a JSON object at each
-judgement: MSE of a frame (summed over pixels) and SSIM, the means over all frames of the test sequences, and the time
-of a step.
+recipe `nowcaster-moving-mnist`, unless options say otherwise; the plain net has a peak rate of its own, which was not
+tuned. Prints a JSON object at each judgement: MSE of a frame (summed over pixels) and SSIM, the means over all frames
+of the test sequences, and the time of a step.
 """
 
 from __future__ import annotations
