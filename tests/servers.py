@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import re
@@ -14,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -306,19 +308,29 @@ def _showing(gpus: int) -> dict[str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now, from 20,000 on. SeaweedFS adds 10,000 for gRPC: both must be free, and none of them
-    another one's."""
+    """Ports nobody listens on now, nor at that plus 10,000, where SeaweedFS has gRPC."""
     ports: list[int] = []
-    while len(ports) < count:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1] % 10000 + 20000
+    for port in _own_ports():
+        with socket.socket() as http, socket.socket() as grpc:
             try:
-                second.bind(("127.0.0.1", port))
-                with socket.socket() as grpc:
-                    grpc.bind(("127.0.0.1", port + 10000))
+                http.bind(("127.0.0.1", port))
+                grpc.bind(("127.0.0.1", port + 10000))
             except OSError:
                 continue
-        if port not in ports:
-            ports.append(port)
+        ports.append(port)
+        if len(ports) == count:
+            break
     return ports
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """This process's, each again only after all others: what takes one later must find it free.
+
+    With 10,000 added they are below 32,768, from where on Linux gives ports to connections, and above those of Ray's
+    workers (10,002 to 19,999). Of pytest-xdist's processes each has its own.
+    """
+    lanes = 16
+    ports = range(20000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw15")[2:]) % lanes, 22768, lanes)
+    start = os.getpid() % len(ports)
+    return itertools.cycle([*ports[start:], *ports[:start]])
