@@ -44,7 +44,7 @@ test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu tests/integration/test_gpu.py
 
 # Figures and their report in docs/benchmarks.md: about 20 minutes of two cores, 30 at the most; bench-full runs
-# other programs and an earlier commit, too, and takes an hour.
+# other programs and an earlier commit, too, and takes an hour and a half.
 # ONLY="captioning waiting" runs some lines.
 ONLY ?=
 bench: $(READY)

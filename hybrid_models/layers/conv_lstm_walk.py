@@ -69,10 +69,10 @@ class _Walk(torch.autograd.Function):
                 gates_TBGYX = F.conv2d(block.flatten(0, 1), of_x, bias, padding="same").unflatten(0, (-1, batch))
                 for t, gates_BGYX in enumerate(gates_TBGYX.unbind(0), begin):
                     gates_BGYX += F.conv2d(h_TBDYX[t], of_h, padding="same")
-                    f, i, g, o = gates_BGYX.chunk(4, dim=1)
-                    for gate in (f, i, o):
-                        gate.sigmoid_()
-                    g.tanh_()
+                    # All at once, g for nothing: the channels of a gate alone are short runs, slow one after another.
+                    squashed = gates_BGYX.chunk(4, dim=1)[2].tanh()
+                    f, i, g, o = gates_BGYX.sigmoid_().chunk(4, dim=1)
+                    g.copy_(squashed)
                     cell = torch.addcmul(i * g, f, cells[-1])
                     h_TBDYX[t + 1] = o * torch.tanh(cell)
                     cells = [*cells, cell] if recorded else [cell]

@@ -185,9 +185,9 @@ def test_what_is_expected_and_no_number_stays_none():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("at_once", [1, 700, 1 << 19])
-def test_matching_puts_all_values_in_the_order_of_what_is_expected(share, at_once, monkeypatch):
-    monkeypatch.setattr(encoder_forecaster, "_AT_ONCE", at_once)
+@pytest.mark.parametrize("by_numpy", [True, False], ids=["by NumPy", "by torch"])
+def test_matching_puts_all_values_in_the_order_of_what_is_expected(share, by_numpy, monkeypatch):
+    monkeypatch.setattr(encoder_forecaster, "_by_numpy", lambda rows: by_numpy)
     draw = np.random.default_rng(0)
     expected, like = draw.random((2, 2, 3, 20, 30), dtype=np.float32)
     like *= draw.random(like.shape) < share * draw.random((2, 3, 1, 1)) ** 0.1
