@@ -29,7 +29,7 @@ def test_processes_of_xdist_have_ports_of_their_own() -> None:
         subprocess.run(
             [sys.executable, "-c", program], env={"PYTEST_XDIST_WORKER": worker}, check=True, capture_output=True
         ).stdout.split()
-        for worker in ("gw0", "gw1")
+        for worker in ("gw8", "gw9")  # no run has as many: their servers are not met
     ]
     assert len(told[0]) == len(told[1]) == 170
     assert not {*told[0]} & {*told[1]}

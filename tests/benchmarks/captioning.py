@@ -68,7 +68,8 @@ from tests.benchmarks.figures import STEADY, Row, device, in_turn, sizes, turn
 from tests.servers import BUCKET, S3Server
 
 GROWTH = 16
-NIGHTS = 3
+NIGHTS = {True: 3, False: 2}
+"""`full` → how many of each count; 16,000 photographs take two slow cores three minutes."""
 BATCH = sizes().captioning
 ROUNDS = 2
 CORES = os.cpu_count() or 1
@@ -372,19 +373,19 @@ def rows(full: bool, scratch: Path, source: str = "", model: str = "") -> list[R
     """Throughput and memory."""
     photos, model = prepared(scratch, source, model)
     with store(scratch / "s3") as lake:
-        made = beside_loops(photos, model, scratch, lake)
+        made = beside_loops(photos, model, scratch, lake, NIGHTS[full])
         return [*made, *(beside_others(photos, model, scratch, lake) if full else [])]
 
 
-def beside_loops(photos: Path, model: str, scratch: Path, lake: str) -> list[Row]:
-    """The pipeline beside the best bare loop, and its memory."""
+def beside_loops(photos: Path, model: str, scratch: Path, lake: str, count: int) -> list[Row]:
+    """The pipeline beside the best bare loop, and its memory, by so many nights of each size."""
     small, grown = copies(photos, f"{lake}/small", 1), copies(photos, f"{lake}/grown", GROWTH)
     counts = [1] if device().type == "cuda" else sorted({1, CORES})
     before = {processes: loops(photos, model, processes) for processes in counts}
     artifact = artifacts.read(model)
     with connection.connect():
         night(list_shards(small)[:1], artifact, str(scratch / "first"))
-        (few, short, low), (many, long, high) = nights_of(small, grown, artifact, scratch)
+        (few, short, low), (many, long, high) = nights_of(small, grown, artifact, scratch, count)
     after = {processes: loops(photos, model, processes) for processes in counts}
     best = max((before[processes] + after[processes]) / 2 for processes in counts)
     rate = (many - few) / (long - short)
@@ -395,11 +396,11 @@ def beside_loops(photos: Path, model: str, scratch: Path, lake: str) -> list[Row
     ]
 
 
-def nights_of(small: str, grown: str, artifact: artifacts.Artifact, scratch: Path) -> list[list[float]]:
-    """What `night` tells of each of two sizes, medians of some nights in turn."""
+def nights_of(small: str, grown: str, artifact: artifacts.Artifact, scratch: Path, count: int) -> list[list[float]]:
+    """What `night` tells of each of two sizes, medians of so many nights in turn."""
     places = {"small": small, "grown": grown}
     found: dict[str, list[list[float]]] = {size: [] for size in places}
-    for number in range(NIGHTS):
+    for number in range(count):
         for size in turn(number, list(places)):
             found[size].append(night(list_shards(places[size]), artifact, str(scratch / f"{size}-{number}")))
     return [[statistics.median(values) for values in zip(*nights, strict=True)] for nights in found.values()]
