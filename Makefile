@@ -43,7 +43,7 @@ test-long: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu tests/integration/test_gpu.py
 
-# Figures and their report in docs/benchmarks.md: 20 to 31 minutes of two cores; bench-full runs
+# Figures and their report in docs/benchmarks.md: 20 minutes or so of two cores; bench-full runs
 # other programs and an earlier commit, too, and takes an hour and a half.
 # ONLY="captioning waiting" runs some lines.
 ONLY ?=

@@ -12,7 +12,7 @@ import pytest
 
 from tests.servers import BUCKET, S3Server
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in connection.SHARED_CORES; both are read when torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as in connection.SHARED_CORES; both are read when torch is loaded
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 

@@ -27,8 +27,9 @@ ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
 }
 # Threads that wait by spinning starve the ones they wait for when cores are shared: two trainings on the same two cores
-# run at a tenth of their speed. Threads that never spin train a third slower alone. So they spin for microseconds.
-SHARED_CORES = {"GOMP_SPINCOUNT": "1000"}
+# run at a tenth of their speed. Threads that never spin train a third slower alone. So they spin for microseconds; for
+# a third of that two trainings disturb each other less, but Ray gives cores to one of them, which is slower then.
+SHARED_CORES = {"GOMP_SPINCOUNT": "3000"}
 # What a cluster started here needs before it starts. Ray's own default stops a worker that idles for a second and
 # starts a new one, at 0.7 s of CPU, for the next task; and nobody takes this machine away with notice, which a process
 # of its own, at 1.2 s of CPU, would watch for. That more processes run than there are CPUs, since most of them wait, is
