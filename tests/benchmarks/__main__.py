@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks [LINE ...] [--full]
 
-Each line runs alone in a process of its own. Without `--full` only this project is run, in 20
-minutes or so: what takes longest, once (`fitting`, `reading`). With it, other people's programs, too, in their own
-environments (`.venv/peers/`), and the commit of this project that the goals were set against. A line has a place for
-each way, so that neither takes the other's. One that fails leaves its earlier figures as they are, and the command ends
+Each line runs alone in a process of its own. Without `--full` only this project is run, in 20 minutes or so: what takes
+longest, once (`setup`, `demo`, `reading`, `fitting`). With it, other people's programs, too, in their own environments
+(`.venv/peers/`), and the commit of this project that the goals were set against. A line has a place for each way, so
+that neither takes the other's. One that fails leaves its earlier figures as they are, and the command ends
 with 1.
 """
 

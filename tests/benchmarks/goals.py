@@ -44,14 +44,14 @@ def table(known: Mapping[str, Any]) -> list[str]:
     Args:
         known: a line's place → its figures, as they are kept.
     """
-    text = ["| | goal | met | missed | `python -m tests.benchmarks` … |", "|---|---|---|---|---|"]
+    text = ["| | goal | met | figures; those that miss it in bold | command |", "|---|---|---|---|---|"]
     for number, goal in enumerate(GOALS, start=1):
         place = next((place for place in (f"{goal.line} --full", goal.line) if place in known), "")
         line = known.get(place)
         judged = [] if line is None else [row for row in rows_of(goal, line["rows"]) if row.met is not None]
-        missed = "; ".join(_missed(row) for row in judged if not row.met)
+        figures = "; ".join(_told(row) if row.met else f"**{_told(row)}**" for row in judged)
         met = f"{sum(bool(row.met) for row in judged)} of {len(judged)}" if judged else "not measured"
-        text.append(f"| {number} | {goal.asked} | {met} | {missed} | {place} |")
+        text.append(f"| {number} | {goal.asked} | {met} | {figures} | `python -m tests.benchmarks {place}` |")
     return text
 
 
@@ -61,7 +61,7 @@ def rows_of(goal: Goal, rows: list[dict[str, Any]]) -> list[Row]:
     return [row for row in made if re.search(goal.told, f"{row.what} {row.against}")]
 
 
-def _missed(row: Row) -> str:
+def _told(row: Row) -> str:
     beside = f", {row.against}" if row.against else ""
     reached = row.shown if row.goal is not None or row.times is None else f"{row.times:.2f}"
     return f"{row.what}{beside}: {reached} of {row.asked}"
