@@ -7,17 +7,22 @@ import io
 import itertools
 import json
 import re
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import av
 import numpy as np
 
-from hybrid_models.errors import UsageError
+from hybrid_models.errors import BadSample, UsageError
 from pipelines import storage
+from pipelines.datasets.opened import opened
 from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow, caption_row
 from pipelines.reading.formats.entry import npy_bytes
+from pipelines.reading.limits import bad_sample
 
 T = TypeVar("T")
 
@@ -246,7 +251,7 @@ def _kth_rows(
         return match is not None and int(match[1]) in persons and name.endswith(".avi")
 
     for file_name, data in itertools.chain.from_iterable(members.read(wanted) for members in actions):
-        video = _grey_video(file_name, data, size)
+        video = _opened_video(file_name, data, size)
         key = file_name.rsplit("_", 1)[0]
         action = key.split("_")[1]
         for first, last in seen.get(key, [(1, len(video))]):
@@ -259,13 +264,25 @@ def _kth_rows(
                 yield f"{key}-{first + start:05d}", members
 
 
-def _grey_video(name: str, data: bytes, size: int) -> np.ndarray:
-    try:
+def _opened_video(name: str, data: bytes, size: int) -> np.ndarray:
+    """Grey frames of a video, uint8 `[frames, size, size]`, whatever archive it came from."""
+    with tempfile.TemporaryDirectory() as scratch:
+        video = Path(scratch, "video.avi")
+        video.write_bytes(data)
+        try:
+            frames = opened(str(video), partial(_grey_video, size=size))
+        except BadSample as error:
+            raise UsageError(f"{name} is not a whole video ({error}): fetch it again") from error
+    grey: np.ndarray = np.load(io.BytesIO(frames), allow_pickle=False)
+    return grey
+
+
+def _grey_video(data: bytes, size: int) -> bytes:
+    """Frames as a NumPy file."""
+    with bad_sample("VideoDecodeError"):
         with av.open(io.BytesIO(data), "r", "avi", {"protocol_whitelist": "none"}) as container:  # no list of files
             pictures = [
                 frame.reformat(width=size, height=size, format="gray").to_ndarray()
                 for frame in container.decode(video=0)
             ]
-    except av.FFmpegError as error:
-        raise UsageError(f"{name} is not a whole video ({error}): fetch it again") from error
-    return np.stack(pictures) if pictures else np.zeros((0, size, size), np.uint8)
+        return npy_bytes(np.stack(pictures) if pictures else np.zeros((0, size, size), np.uint8))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import h5netcdf
 
 from hybrid_models.errors import BadSample, UsageError
 from pipelines import storage
+from pipelines.datasets.opened import Make, opened
 from pipelines.datasets.writer import DatasetWriter, Prepared
+from pipelines.reading.limits import bad_sample
 from pipelines.reading.media.radar import RAIN, RAIN_DIMS, open_event
 
 PLACE_ATTRIBUTES = ("geospatial_", "corner_")
@@ -51,8 +55,8 @@ def prepare_radar(source: str, out: str, crop: int, val: Sequence[str], test: Se
     writer = DatasetWriter(out, "radar", 1, {"crop": crop})
     for split, members in splits.items():
         for event in members:
-            data = storage.read_bytes(event.uri)
-            writer.write_file(split, f"{event.name}.nc", crop_event(data, crop) if crop else data, event.frames)
+            data = _opened(event.uri, partial(crop_event, size=crop)) if crop else storage.read_bytes(event.uri)
+            writer.write_file(split, f"{event.name}.nc", data, event.frames)
     return writer.finish()
 
 
@@ -69,11 +73,25 @@ def _stem(name: str) -> str:
 
 
 def _look_at(file: storage.FileInfo) -> _RadarFile:
+    first_time, frames = json.loads(_opened(file.uri, _times_of))
+    return _RadarFile(_stem(file.name), file.uri, first_time, frames)
+
+
+def _opened(uri: str, make: Make) -> bytes:
     try:
-        event = open_event(storage.read_bytes(file.uri))
+        return opened(uri, make)
     except BadSample as error:
-        raise UsageError(f"{file.uri} cannot be used: {error}") from error
-    return _RadarFile(_stem(file.name), file.uri, str(event.times[0]), len(event.times))
+        raise UsageError(f"{uri} cannot be used: {error}") from error
+
+
+def _times_of(data: bytes) -> bytes:
+    """The first time of an event that can be used, and how many frames it has, as JSON.
+
+    Raises:
+        BadSample: as `open_event`.
+    """
+    event = open_event(data)
+    return json.dumps([str(event.times[0]), len(event.times)]).encode()
 
 
 def _assign_splits(
@@ -104,7 +122,16 @@ def _assign_splits(
 
 def crop_event(data: bytes, size: int) -> bytes:
     """The central `size` x `size` pixels of an event, packed and described as before; smaller grids stay whole. Of its
-    variables those stay that say when, where and how much it rained."""
+    variables those stay that say when, where and how much it rained.
+
+    Raises:
+        BadSample: `RadarDecodeError`: a part of it is damaged.
+    """
+    with bad_sample("RadarDecodeError"):
+        return _cropped(data, size)
+
+
+def _cropped(data: bytes, size: int) -> bytes:
     buffer = io.BytesIO()
     with h5netcdf.File(io.BytesIO(data), "r") as whole, h5netcdf.File(buffer, "w") as cropped:
         spans = {

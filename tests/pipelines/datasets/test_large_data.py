@@ -258,6 +258,16 @@ def test_kth_is_cut_into_clips_of_whole_sequences(tmp_path: Path) -> None:
     assert abs(int(clip[0, 64, 64]) - (15 + 36)) <= 2, "its first frame is the 37th"
 
 
+def test_kths_videos_are_opened_in_the_decoding_child_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_kth(tmp_path / "kth")
+
+    def opened_here(*arguments: object, **options: object) -> None:
+        raise AssertionError("a stranger's file is opened beside the keys")
+
+    monkeypatch.setattr(av, "open", opened_here)
+    assert prepare_kth(str(tmp_path / "kth"), str(tmp_path / "out"), 100, 64, 30).splits["test"] == 4
+
+
 def test_the_kth_recipe_learns(tmp_path: Path) -> None:
     make_kth(tmp_path / "kth")
     prepare_kth(str(tmp_path / "kth"), str(tmp_path / "out"), 100, size=128, frames=30)

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 import h5netcdf
+import h5py
 import numpy as np
 import pytest
 
-from hybrid_models.errors import UsageError
+from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Window
+from pipelines import storage
 from pipelines.datasets.radar_data import crop_event, prepare_radar
 from pipelines.reading.media.radar import radar_windows
 from tests.pipelines.datasets.test_writer import files
@@ -96,6 +98,32 @@ def test_a_crop_keeps_what_tells_of_the_rain_alone() -> None:
     with h5netcdf.File(io.BytesIO(crop_event(buffer.getvalue(), 2)), "r") as cropped:
         assert set(cropped.variables) == {*before, "crs"}
         assert cropped.variables["crs"].attrs["grid_mapping_name"] == "polar"
+
+
+def test_events_are_opened_in_the_decoding_child_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: str
+) -> None:
+    make_events(tmp_path / "source")
+    expected = crop_event((tmp_path / "source/b.nc").read_bytes(), 2)
+    for name in "abcd":
+        storage.write_bytes(f"{s3}/source/{name}.nc", (tmp_path / f"source/{name}.nc").read_bytes())
+
+    def opened_here(*arguments: object, **options: object) -> None:
+        raise AssertionError("a stranger's file is opened beside the keys")
+
+    monkeypatch.setattr(h5py, "File", opened_here)
+    monkeypatch.setattr(h5netcdf, "File", opened_here)
+    prepare_radar(f"{s3}/source", str(tmp_path / "out"), crop=2, val=(), test=())
+    assert (tmp_path / "out/test/b.nc").read_bytes() == expected
+
+
+def test_a_damaged_event_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadSample, match=r"^RadarDecodeError: "):
+        crop_event(b"not HDF5", 2)
+    make_events(tmp_path / "source")
+    (tmp_path / "source/c.nc").write_bytes(b"not HDF5")
+    with pytest.raises(UsageError, match=r"source/c\.nc cannot be used: RadarDecodeError: .*"):
+        prepare_radar(str(tmp_path / "source"), str(tmp_path / "out"), crop=2, val=(), test=())
 
 
 def test_two_sites_have_no_event_of_one_name(tmp_path: Path) -> None:
