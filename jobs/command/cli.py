@@ -160,7 +160,12 @@ def summarise(summary: dict[str, Any] | None) -> None:
 
 
 def outcome(error: Exception) -> tuple[int, str]:
-    """Exit code and one readable line for an error."""
+    """Exit code and one readable line for an error, which may quote a stranger's file."""
+    code, message = _outcome(error)
+    return code, "".join(char if char.isprintable() else " " for char in message)
+
+
+def _outcome(error: Exception) -> tuple[int, str]:
     from hybrid_models.errors import UsageError
     from pipelines.staging.checks import RefusedError
 

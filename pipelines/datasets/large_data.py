@@ -9,6 +9,7 @@ import json
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,9 @@ from typing import Any, TypeVar
 import av
 import numpy as np
 
-from hybrid_models.errors import BadSample, UsageError
+from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.datasets.opened import opened
+from pipelines.datasets.opened import check_bytes, opened
 from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow, caption_row
 from pipelines.reading.formats.entry import npy_bytes
 from pipelines.reading.limits import bad_sample
@@ -40,21 +41,34 @@ class Members:
         """Name and content of every wanted file, by name.
 
         Raises:
-            UsageError: there are two of one name.
+            UsageError: there are two of one name, or one is damaged or too large.
         """
         if not self.zipped:
             for file in _each_once(storage.list_files(self.folder), lambda file: file.name, wanted, self.folder):
+                check_bytes(file.uri, file.size)
                 yield file.name, storage.read_bytes(file.uri)
             return
         with storage.open_input(self.archive) as stream, self._open(stream) as archive:
             for member in _each_once(sorted(archive.namelist()), _last_name, wanted, self.archive):
-                yield _last_name(member), archive.read(member)
+                yield _last_name(member), self._content(archive, member)
 
     def _open(self, stream: Any) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(stream)
         except zipfile.BadZipFile as error:
             raise UsageError(f"{self.archive} is not a whole zip archive ({error}): fetch it again") from error
+
+    def _content(self, archive: zipfile.ZipFile, member: str) -> bytes:
+        check_bytes(f"{member} in {self.archive}", archive.getinfo(member).file_size)
+        try:
+            return archive.read(member)
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            RuntimeError,
+        ) as error:  # the last: encrypted, packed otherwise
+            raise UsageError(f"{member} in {self.archive} cannot be read ({error}): fetch it again") from error
 
 
 def _last_name(member: str) -> str:
@@ -271,18 +285,20 @@ def _opened_video(name: str, data: bytes, size: int) -> np.ndarray:
         video.write_bytes(data)
         try:
             frames = opened(str(video), partial(_grey_video, size=size))
-        except BadSample as error:
-            raise UsageError(f"{name} is not a whole video ({error}): fetch it again") from error
-    grey: np.ndarray = np.load(io.BytesIO(frames), allow_pickle=False)
-    return grey
+            return np.frombuffer(frames, np.uint8).reshape(-1, size, size)
+        except ValueError as error:  # a bad video, or an answer that is no frames
+            raise UsageError(f"{name} cannot be used ({error}): fetch it again, or leave it out") from error
 
 
 def _grey_video(data: bytes, size: int) -> bytes:
-    """Frames as a NumPy file."""
-    with bad_sample("VideoDecodeError"):
-        with av.open(io.BytesIO(data), "r", "avi", {"protocol_whitelist": "none"}) as container:  # no list of files
-            pictures = [
-                frame.reformat(width=size, height=size, format="gray").to_ndarray()
-                for frame in container.decode(video=0)
-            ]
-        return npy_bytes(np.stack(pictures) if pictures else np.zeros((0, size, size), np.uint8))
+    """Frames one after another.
+
+    Raises:
+        BadSample: `VideoDecodeError`.
+    """
+    with (
+        bad_sample("VideoDecodeError"),
+        av.open(io.BytesIO(data), "r", "avi", {"protocol_whitelist": "none"}) as container,  # no list of files
+    ):
+        frames = (frame.reformat(width=size, height=size, format="gray") for frame in container.decode(video=0))
+        return b"".join(frame.to_ndarray().tobytes() for frame in frames)

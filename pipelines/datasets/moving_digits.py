@@ -7,7 +7,9 @@ the brighter pixel wins.
 from __future__ import annotations
 
 import gzip
+import io
 import struct
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +18,7 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.datasets.writer import TarRow
 from pipelines.reading.formats.entry import npy_bytes
+from pipelines.reading.limits import DEFAULT_LIMITS, check_size
 
 STEP = 0.1
 """Distance per frame, as a share of the room that a digit has."""
@@ -64,11 +67,19 @@ def read_idx_images(uri: str) -> np.ndarray:
     """
     data = storage.read_bytes(uri)
     try:
-        plain = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        plain = _unpacked(data) if data[:2] == b"\x1f\x8b" else data
         magic, count, height, width = struct.unpack(">4i", plain[:16])
         images = np.frombuffer(plain, np.uint8, offset=16).reshape(count, height, width)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UsageError(f"{uri} is not a whole IDX file of images: {error}") from error
     if magic != 0x803:
         raise UsageError(f"{uri} is not an IDX file of images: it begins with {magic:#010x}, not 0x00000803")
     return images
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Raises `BadSample` (`MediaTooLarge`) where few bytes are more than can be kept."""
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        plain = stream.read(DEFAULT_LIMITS.max_bytes + 1)
+    check_size(plain, DEFAULT_LIMITS)
+    return plain

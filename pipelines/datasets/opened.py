@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from hybrid_models.errors import BadSample
+from hybrid_models.errors import BadSample, UsageError
 from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.limits import DEFAULT_LIMITS
 from pipelines.reading.rows import Begin
 from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.shards import lone
@@ -59,6 +60,7 @@ def opened(uri: str, make: Make) -> bytes:
         BadSample: what is wrong with the file, or what became of the process that opened it.
         FileNotFoundError: it is not there.
         StorageError: the store failed.
+        RuntimeError: the machine failed: a library is missing, or no child can be started.
     """
     rows = [row for block in guarded(lone(uri), ReadOptions(), _Open(make)) for row in block.to_pylist()]
     row = rows[0] if rows else dict.fromkeys(MADE.names)
@@ -66,3 +68,13 @@ def opened(uri: str, make: Make) -> bytes:
     if made is None:
         raise BadSample.of(row["error"] or NOTHING)
     return made
+
+
+def check_bytes(where: str, size: int) -> None:
+    """Refuses a file that is larger than the child would be given: archives may hold one of any size in few bytes.
+
+    Raises:
+        UsageError: names it.
+    """
+    if size > (most := DEFAULT_LIMITS.max_bytes):
+        raise UsageError(f"{where} has {size:,} bytes, more than {most:,}: it is none of this data set's files")

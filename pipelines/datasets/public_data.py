@@ -8,7 +8,8 @@ import io
 import json
 import logging
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.datasets.moving_digits import read_idx_images, sequence_rows
+from pipelines.datasets.opened import check_bytes
 from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow, caption_row
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ def _parallel_rows(split: str, english: str, german: str) -> Iterator[dict[str, 
     try:
         for number, (en, de) in enumerate(zip(_text_lines(english), _text_lines(german), strict=True)):
             yield {"id": f"{split}-{number:05d}", "en": en, "de": de}
-    except ValueError as error:
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UsageError(f"{english} and {german} are no pair of files: {error}") from error
 
 
@@ -146,15 +148,25 @@ class _Images:
                     yield name, storage.read_bytes(present[name])
         given: set[str] = set()
         for uri in self.tars:
-            with storage.open_input(uri) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
-                    name = member.name.rsplit("/", 1)[-1]
-                    content = archive.extractfile(member) if member.isfile() and name in wanted else None
-                    if content is not None:
-                        if name in given:
-                            raise UsageError(f"{name} is in {uri}, or in it and a tar before it, twice: leave one")
-                        given.add(name)
-                        yield name, content.read()
+            for name, data in _photos_of(uri, wanted):
+                if name in given:
+                    raise UsageError(f"{name} is in {uri}, or in it and a tar before it, twice: leave one")
+                given.add(name)
+                yield name, data
+
+
+def _photos_of(uri: str, wanted: Container[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the wanted files of a tar, one at a time in memory."""
+    try:
+        with storage.open_input(uri) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                name = member.name.rsplit("/", 1)[-1]
+                content = archive.extractfile(member) if member.isfile() and name in wanted else None
+                if content is not None:
+                    check_bytes(f"{name} in {uri}", member.size)
+                    yield name, content.read()
+    except tarfile.TarError as error:
+        raise UsageError(f"{uri} is not a whole tar archive ({error}): fetch it again") from error
 
 
 def _repacked_flickr8k(source: str) -> tuple[dict[str, _Photo], _Images]:

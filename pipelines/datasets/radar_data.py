@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import io
-import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import h5netcdf
+import numpy as np
 
 from hybrid_models.errors import BadSample, UsageError
 from pipelines import storage
 from pipelines.datasets.opened import Make, opened
 from pipelines.datasets.writer import DatasetWriter, Prepared
 from pipelines.reading.limits import bad_sample
-from pipelines.reading.media.radar import RAIN, RAIN_DIMS, open_event
+from pipelines.reading.media.radar import RAIN, RAIN_DIMS, check_hdf5, open_event
 
 PLACE_ATTRIBUTES = ("geospatial_", "corner_")
 """Beginnings of the names of global attributes that say where the grid's edges are: no longer true of a crop."""
+TIMES = struct.Struct(">qq")
+"""An event's first time in seconds since 1970, and how many frames it has."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class _RadarFile:
 
     name: str
     uri: str
-    first_time: str
+    first_time: int
+    """Seconds since 1970."""
     frames: int
 
 
@@ -73,7 +77,10 @@ def _stem(name: str) -> str:
 
 
 def _look_at(file: storage.FileInfo) -> _RadarFile:
-    first_time, frames = json.loads(_opened(file.uri, _times_of))
+    told = _opened(file.uri, _times_of)
+    if len(told) != TIMES.size:
+        raise UsageError(f"{file.uri} cannot be used: the process that opened it answered nonsense")
+    first_time, frames = TIMES.unpack(told)
     return _RadarFile(_stem(file.name), file.uri, first_time, frames)
 
 
@@ -85,13 +92,13 @@ def _opened(uri: str, make: Make) -> bytes:
 
 
 def _times_of(data: bytes) -> bytes:
-    """The first time of an event that can be used, and how many frames it has, as JSON.
+    """`TIMES` of an event that can be used.
 
     Raises:
         BadSample: as `open_event`.
     """
     event = open_event(data)
-    return json.dumps([str(event.times[0]), len(event.times)]).encode()
+    return TIMES.pack(int(event.times[0].astype(np.int64)), len(event.times))
 
 
 def _assign_splits(
@@ -125,9 +132,10 @@ def crop_event(data: bytes, size: int) -> bytes:
     variables those stay that say when, where and how much it rained.
 
     Raises:
-        BadSample: `RadarDecodeError`: a part of it is damaged.
+        BadSample: `RadarDecodeError`: a part of it is damaged, or lies in another file.
     """
     with bad_sample("RadarDecodeError"):
+        check_hdf5(data)
         return _cropped(data, size)
 
 

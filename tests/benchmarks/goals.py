@@ -46,7 +46,7 @@ def table(known: Mapping[str, Any]) -> list[str]:
     """
     text = ["| | goal | met | figures; those that miss it in bold | command |", "|---|---|---|---|---|"]
     for number, goal in enumerate(GOALS, start=1):
-        place = next((place for place in (f"{goal.line} --full", goal.line) if place in known), "")
+        place = next((place for place in (f"{goal.line} --full", goal.line) if place in known), f"{goal.line} --full")
         line = known.get(place)
         judged = [] if line is None else [row for row in rows_of(goal, line["rows"]) if row.met is not None]
         figures = "; ".join(_told(row) if row.met else f"**{_told(row)}**" for row in judged)

@@ -132,7 +132,7 @@ def open_event(data: bytes, limits: Limits = DEFAULT_LIMITS) -> RadarEvent:
 
     check_size(data, limits)
     with bad_sample("RadarDecodeError"):
-        _check_hdf5(data)
+        check_hdf5(data)
         with xr.open_dataset(io.BytesIO(data), engine="h5netcdf", mask_and_scale=False, decode_times=False) as packed:
             _check_rain(packed, limits)
             wanted = packed[[RAIN]].load()
@@ -141,7 +141,7 @@ def open_event(data: bytes, limits: Limits = DEFAULT_LIMITS) -> RadarEvent:
         return RadarEvent(decoded[RAIN], times, _usual_step(times), _km_per_pixel(wanted))
 
 
-def _check_hdf5(data: bytes) -> None:
+def check_hdf5(data: bytes) -> None:
     """Refuses what would read other files, before any data is read: HDF5 follows external storage, virtual datasets and
     links to wherever they point, and loads filters that it does not know as libraries.
 

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from hybrid_models import HYBRIDS
-from hybrid_models.errors import UsageError
+from hybrid_models.errors import BadSample, UsageError
 from jobs.recipes import RECIPES
 from pipelines import storage
+from pipelines.datasets import large_data, opened
 from pipelines.datasets.large_data import prepare_coco, prepare_iwslt14, prepare_kth
 from pipelines.datasets.public_data import prepare_moving_mnist
 from pipelines.reading.formats.entry import ReadOptions
+from pipelines.reading.limits import Limits
 from pipelines.reading.rows import read_blocks
 from pipelines.reading.samples import Decode, unpack
 from pipelines.reading.shards import Shard, list_shards
@@ -286,14 +288,41 @@ def test_kth_names_what_is_missing_and_reads_no_file_that_another_names(
     (tmp_path / "kth/walking/secret.avi").write_bytes(avi(3, 1, 1))
     (tmp_path / "kth/walking/person02_walking_d1_uncomp.avi").write_bytes(b"ffconcat version 1.0\nfile secret.avi\n")
     monkeypatch.chdir(tmp_path / "kth/walking")
-    with pytest.raises(UsageError, match=r"person02_walking_d1_uncomp.avi is not a whole video .*: fetch it again"):
+    with pytest.raises(BadSample, match="Invalid data"):  # the jail, which is none here, would refuse it, too
+        large_data._grey_video((tmp_path / "kth/walking/person02_walking_d1_uncomp.avi").read_bytes(), 64)
+    with pytest.raises(UsageError, match=r"person02_walking_d1_uncomp.avi cannot be used .*: fetch it again, or leave"):
         prepare_kth(source, out, 100, 128, 30)
     (tmp_path / "kth/walking/person02_walking_d1_uncomp.avi").write_bytes(b"no video")
-    with pytest.raises(UsageError, match=r"person02_walking_d1_uncomp.avi is not a whole video .*: fetch it again"):
+    with pytest.raises(UsageError, match=r"person02_walking_d1_uncomp.avi cannot be used .*Invalid data.*: fetch it"):
         prepare_kth(source, out, 100, 128, 30)
     (tmp_path / "kth/00sequences.txt").unlink()
     with pytest.raises(UsageError, match=r"00sequences.txt is not there: expected the list of sequences"):
         prepare_kth(source, out, 100, 128, 30)
+
+
+def test_a_video_whose_frames_are_none_and_members_that_cannot_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_kth(tmp_path / "kth")
+
+    def fails(match: str) -> None:
+        with pytest.raises(UsageError, match=match):
+            prepare_kth(str(tmp_path / "kth"), str(tmp_path / "out"), 100, 128, 30)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(large_data, "opened", lambda *_: bytes(128 * 128 + 1))
+        fails(r"^person01_boxing_d1_uncomp.avi cannot be used \(cannot reshape .*\): fetch it again, or leave it out$")
+    with monkeypatch.context() as patch:
+        patch.setattr(opened, "DEFAULT_LIMITS", Limits(max_bytes=10))
+        fails(r"^person01_boxing_d1_uncomp.avi in .*boxing.zip has [\d,]+ bytes, more than 10: it is none of this")
+    archive = tmp_path / "kth/boxing.zip"
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:200] + b"damaged" + whole[207:])
+    fails(r"^person01_boxing_d1_uncomp.avi in .*boxing.zip cannot be read \(.*\): fetch it again$")
+    flag = whole.index(b"PK\x01\x02") + 8  # of a member in the archive's directory: encrypted
+    archive.write_bytes(whole[:flag] + b"\x01" + whole[flag + 1 :])
+    fails(r"boxing.zip cannot be read \(.*encrypted.*\): fetch it again$")
+    archive.write_bytes(whole)
 
 
 # ---- Moving MNIST ------------------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from hybrid_models.errors import UsageError
+from pipelines.datasets import moving_digits
 from pipelines.datasets.moving_digits import STEP, moving_sequence, read_idx_images, sequence_rows, trajectory
+from pipelines.reading.limits import Limits
 
 
 def test_digits_move_straight_and_bounce_off_the_edges() -> None:
@@ -75,9 +77,17 @@ def test_other_files_are_named(tmp_path: Path) -> None:
         b"",
         idx(images)[:-1],
         gzip.compress(idx(images))[:-9],
+        gzip.compress(idx(images))[:12] + bytes(9),
         idx(images, magic=0x801),
         b"<html>not there</html>",
     ):
         (tmp_path / "bad").write_bytes(data)
         with pytest.raises(UsageError, match=r"bad is not .*IDX file of images"):
             read_idx_images(str(tmp_path / "bad"))
+
+
+def test_a_small_file_of_very_many_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving_digits, "DEFAULT_LIMITS", Limits(max_bytes=1 << 16))
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(idx(np.zeros((100, 28, 28), np.uint8))))
+    with pytest.raises(UsageError, match=r"bomb.gz is not a whole IDX file of images: MediaTooLarge: 65,537 bytes are"):
+        read_idx_images(str(tmp_path / "bomb.gz"))

@@ -11,8 +11,9 @@ import pytest
 from hybrid_models.errors import BadSample
 from pipelines.datasets import opened as module
 from pipelines.datasets.opened import opened
+from pipelines.reading.sandbox import jail
 from tests import tiny
-from tests.pipelines.datasets.makes import crashes, fails, refuses, told
+from tests.pipelines.datasets.makes import crashes, fails, read_secret, refuses, told
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.nc"])
@@ -24,6 +25,14 @@ def test_a_file_is_opened_elsewhere_without_keys(tmp_path: Path, monkeypatch: py
     assert process != os.getpid()
     assert "canary" not in environment.values()
     assert environment["HOME"] == "/nonexistent"
+
+
+@pytest.mark.skipif(not jail.available(), reason="this machine has no jail")
+def test_a_file_that_takes_its_reader_over_reads_no_other(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("canary")
+    (tmp_path / "a.nc").write_text(str(tmp_path / "secret"))
+    with pytest.raises(BadSample, match=r"^UnexpectedError: PermissionError: "):
+        opened(str(tmp_path / "a.nc"), read_secret)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 
 from hybrid_models.errors import UsageError
+from pipelines import storage
+from pipelines.datasets import opened
 from pipelines.datasets.public_data import prepare_flickr8k, prepare_moving_mnist, prepare_multi30k
+from pipelines.reading.limits import Limits
 from tests.pipelines.datasets.test_writer import files
 
 
@@ -111,6 +114,33 @@ def test_a_photograph_of_two_tars_is_refused(tmp_path: Path) -> None:
     shutil.copyfile(source / "images-dev-000.tar", source / "images-dev-copy.tar")
     with pytest.raises(UsageError, match=r"d00\d.jpg is in .*images-dev-copy.tar, or in it and a tar before it, twice"):
         prepare_flickr8k(str(source), str(tmp_path / "out"), rows_per_shard=5, val_images=4, seed=3)
+
+
+def test_a_damaged_tar_and_one_of_a_huge_photograph_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    make_repacked(source, 24, 6, same={})
+
+    def fails(match: str) -> None:
+        with pytest.raises(UsageError, match=match):
+            prepare_flickr8k(str(source), str(tmp_path / "out"), rows_per_shard=5, val_images=4, seed=3)
+
+    whole = (source / "images-dev-000.tar").read_bytes()
+    (source / "images-dev-000.tar").write_bytes(whole[:700])
+    fails(r"images-dev-000.tar is not a whole tar archive \(.*\): fetch it again$")
+    (source / "images-dev-000.tar").write_bytes(whole)
+    monkeypatch.setattr(opened, "DEFAULT_LIMITS", Limits(max_bytes=2))
+    fails(r"^d00\d.jpg in .*images-dev-000.tar has \d+ bytes, more than 2: it is none of this data set's files$")
+
+
+def test_damaged_sentences_are_named(tmp_path: Path) -> None:
+    for split in ("train", "val", "test_2016_flickr"):
+        for language in ("en", "de"):
+            storage.write_bytes(str(tmp_path / f"in/{split}.{language}.gz"), gzip.compress(b"a\nb\n"))
+    whole = gzip.compress(b"a sentence\n" * 1000)
+    for damaged in (b"no gzip", whole[:-9], whole[:12] + bytes(9)):
+        storage.write_bytes(str(tmp_path / "in/val.de.gz"), damaged)
+        with pytest.raises(UsageError, match=r"val.en.gz and .*val.de.gz are no pair of files: "):
+            prepare_multi30k(str(tmp_path / "in"), str(tmp_path / "out"), 10)
 
 
 def test_the_val_split_depends_on_the_seed_alone(tmp_path: Path) -> None:

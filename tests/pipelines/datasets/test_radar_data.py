@@ -14,10 +14,11 @@ import pytest
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.inputs import Window
 from pipelines import storage
+from pipelines.datasets import radar_data
 from pipelines.datasets.radar_data import crop_event, prepare_radar
 from pipelines.reading.media.radar import radar_windows
 from tests.pipelines.datasets.test_writer import files
-from tests.pipelines.reading.media.test_radar import event_bytes
+from tests.pipelines.reading.media.test_radar import event_bytes, external, hdf5
 
 
 def make_events(folder: Path) -> None:
@@ -117,10 +118,16 @@ def test_events_are_opened_in_the_decoding_child_alone(
     assert (tmp_path / "out/test/b.nc").read_bytes() == expected
 
 
-def test_a_damaged_event_is_named(tmp_path: Path) -> None:
+def test_a_damaged_event_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadSample, match=r"^RadarDecodeError: "):
         crop_event(b"not HDF5", 2)
+    with pytest.raises(BadSample, match=r"^RadarDecodeError: /secret is stored in another file$"):
+        crop_event(hdf5(external, event_bytes([0, 5, 10])), 2)
     make_events(tmp_path / "source")
+    with monkeypatch.context() as patch:
+        patch.setattr(radar_data, "opened", lambda *_: b"7")
+        with pytest.raises(UsageError, match=r"a\.nc cannot be used: the process that opened it answered nonsense$"):
+            prepare_radar(str(tmp_path / "source"), str(tmp_path / "out"), crop=2, val=(), test=())
     (tmp_path / "source/c.nc").write_bytes(b"not HDF5")
     with pytest.raises(UsageError, match=r"source/c\.nc cannot be used: RadarDecodeError: .*"):
         prepare_radar(str(tmp_path / "source"), str(tmp_path / "out"), crop=2, val=(), test=())
