@@ -31,9 +31,12 @@ lint: $(READY)
 test: $(READY)
 	$(MAKE) --jobs 2 lint docs pytest
 
-# Files go to the two processes in the order of pyproject.toml's testpaths, the longest first.
+# Files go to the two processes in the order of pyproject.toml's testpaths, the longest first. A test that hangs where
+# no signal reaches it (in a library, or in what cleans up after one) tells where all threads are, and ends the run.
+HANGS := 1800
 pytest: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+		--override-ini faulthandler_timeout=$(HANGS) --override-ini faulthandler_exit_on_timeout=true
 
 # What takes minutes a test: accidents of nodes and stores, several hosts, every page and file searched for passwords.
 test-long: $(READY)
