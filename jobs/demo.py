@@ -219,7 +219,7 @@ def _make_data(name: str, place: str, rows: int) -> None:
 
 
 def _page(tables: str, mlflow: str) -> str:
-    return str(report.write(tables, NIGHTS[-1], "", mlflow)["out"])
+    return str(report.write(tables, NIGHTS[-1], report.page_of(tables, NIGHTS[-1]), mlflow)["out"])
 
 
 def _one(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[str, dict[str, Any]]:

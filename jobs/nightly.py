@@ -28,6 +28,7 @@ from pipelines.models import registry, server
 from pipelines.models.registry import CHAMPION
 from pipelines.models.tracking import Tracker
 from pipelines.secrets import shown
+from pipelines.storage import seal
 
 if TYPE_CHECKING:
     from pipelines.models.artifacts import Artifact
@@ -117,6 +118,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         server.check_there(tracking_uri)  # a database that is made now has no models
     if not options.night.dry_run:
         storage.check_writable(options.tables)
+        for ds in dates if options.report else ():
+            storage.check_replaceable(report.page_of(options.tables, ds), seal.is_sealed, report.WAY_OUT)
     champions, problems = ready(options, chosen, tracking_uri)
     if len(chosen) == 1:  # of several, some may read no clips
         options.night.source.windows.check_for(champions[chosen[0]].config)
@@ -339,7 +342,7 @@ def _judge(unit: Unit, options: NightlyOptions, champion: Artifact, tracker: Tra
 
 def _report(ds: str, options: NightlyOptions, run_ids: Sequence[str | None], tracking_uri: str) -> str:
     """The page about a night, also in its MLflow runs; returns its URI."""
-    page = report.write(options.tables, ds, "", tracking_uri)["out"]
+    page = report.write(options.tables, ds, report.page_of(options.tables, ds), tracking_uri)["out"]
     content = storage.read_bytes(page)
     for run_id in run_ids:
         Tracker(tracking_uri, run_id).log_file(content, "report.html")

@@ -19,6 +19,7 @@ from jobs.command import cli
 from pipelines import places, storage
 from pipelines.nights.rules import QueryLimits
 
+WAY_OUT = "give another --out, or replace it with --overwrite"
 ENDINGS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 
 
@@ -40,6 +41,8 @@ class QueryOptions:
     """CSV with texts as they are; otherwise those that a spreadsheet would run (= + - @ ...) get an apostrophe."""
     out: str = ""
     """URI to write the rows to instead of stdout (needed for parquet)."""
+    overwrite: bool = False
+    """Replace the file at --out, whatever it is."""
     limits: QueryLimits = field(default_factory=QueryLimits)
 
 
@@ -51,6 +54,9 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         raise UsageError("--format parquet needs --out: Parquet is not for a terminal")
     if options.raw and form != "csv":
         raise UsageError(f"--raw is about --format csv: {form} has texts as they are")
+    if options.overwrite and not options.out:
+        raise UsageError("--overwrite is about --out: without it, rows go to stdout")
+    is_own = storage.anything if options.overwrite else storage.nothing
     from jobs.command.writers import WRITERS, raw_csv
     from pipelines.nights import ownership, query
     from pipelines.nights.tables import parse_as_of
@@ -59,12 +65,13 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if options.out:
         written = [storage.join(options.tables, name) for name in ownership.names(options.tables)]
         places.check_outside("out", options.out, written, "the table")
+        storage.check_replaceable(storage.beside(options.out), is_own, WAY_OUT)
     names = asked(options.sql, ownership.names(options.tables))
     with query.memory_bounded(options.limits):
         rows = query.query(options.sql, options.tables, names, as_of, limits=options.limits)
     content = raw_csv(rows) if options.raw else WRITERS[form](rows)
     if options.out:
-        storage.write_bytes(options.out, content)
+        storage.write_bytes(storage.beside(options.out), content, is_own, WAY_OUT)
         return {"rows": len(rows), "columns": rows.column_names, "out": options.out}
     _show(content)
     return None

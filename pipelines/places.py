@@ -9,14 +9,11 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-
-SAME = {"s3a": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
-"""Schemes of one store."""
-NOT_FILES = ("http", "https", "ftp", "data")
-"""Schemes of what lies in no store."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,7 @@ class InputOptions:
         if self.allow_prefix and not self.uri_column:
             raise UsageError("`allow_prefix` goes with `uri_column`: it bounds what a manifest may name")
         for prefix in self.allow_prefix:
-            scheme, dots, _ = prefix.partition("://")
-            if (dots and scheme.lower() in NOT_FILES) or "::" in prefix:
-                raise UsageError(
-                    f"`allow_prefix` {prefix} is no object store: bring what lies on the web into one first"
-                )
+            storage.check_scheme(prefix)
 
 
 def check_apart(reads: Mapping[str, str], option: str, writes: Iterable[str]) -> None:
@@ -56,7 +49,7 @@ def check_apart(reads: Mapping[str, str], option: str, writes: Iterable[str]) ->
         UsageError: names both, and the way out.
     """
     for folder in writes:
-        written = _in_store(folder) + "/"
+        written = normal_form(folder) + "/"
         for name, address in reads.items():
             read = _reach(address)
             if read.startswith(written) or written.startswith(read):
@@ -74,26 +67,54 @@ def check_outside(option: str, address: str, folders: Iterable[str], what: str) 
         UsageError: names both.
     """
     for folder in folders:
-        if (_in_store(address) + "/").startswith(_in_store(folder) + "/"):
+        if (normal_form(address) + "/").startswith(normal_form(folder) + "/"):
             raise UsageError(f"`{option}` {address} lies in {what} {folder}: give a place outside of it")
 
 
 def _reach(address: str) -> str:
     """What all names at an address begin with: a folder with its `/`, or a pattern up to its first `*`, `?` or `[`."""
-    named = _in_store(address)
+    named = normal_form(address)
     start = storage.GLOB.split(named, maxsplit=1)[0]
     return start if start != named else named + "/"
 
 
-def _in_store(uri: str) -> str:
-    """A `place` by the one name of its store."""
-    scheme, dots, path = place(uri).partition("://")
-    return f"{SAME.get(scheme, scheme)}{dots}{path}"
+def normal_form(uri: str) -> str:
+    """What overlap checks compare: `place` without percent escapes, in lower case where the file system ignores case.
+
+    Two addresses of one place have one normal form. Two places may share one, such as `a%20b` and `a b`: delta-rs
+    writes the first as the second.
+    """
+    named = unquote(place(uri))
+    if not storage.is_local(uri):
+        return named
+    parts = PurePosixPath(named or "/").parts[1:]
+    folder, ignores_case, normal = Path("/"), False, ""
+    for part in parts:
+        folder /= part
+        ignores_case = _ignores_case(folder, ignores_case)
+        normal += "/" + (part.casefold() if ignores_case else part)
+    return normal
+
+
+def _ignores_case(path: Path, parent_does: bool) -> bool:
+    """Whether the name of a path stands for the same file in other case; as in its folder, where it does not exist."""
+    other = path.with_name(path.name.swapcase())
+    try:
+        return parent_does if other.name == path.name else other.samefile(path)
+    except FileNotFoundError:
+        return parent_does and not path.exists()
+    except OSError:
+        return parent_does
 
 
 def place(uri: str) -> str:
-    """One name for one place: links, `.`, `..`, `//` and a `/` at the end are resolved; the root is an empty name."""
+    """One name for one place: links, `.`, `..`, `//` and a `/` at the end are resolved; the root is an empty name.
+
+    Raises:
+        UsageError: the address is of an unknown kind, is empty or holds a password.
+    """
+    address = storage.absolute(uri)
     if storage.is_local(uri):
-        return storage.absolute(uri).rstrip("/")
-    scheme, _, path = uri.partition("://")
-    return f"{scheme.lower()}://{posixpath.normpath(path).rstrip('/')}"
+        return address.rstrip("/")
+    scheme, _, path = address.partition("://")
+    return f"{scheme}://{posixpath.normpath(path).rstrip('/')}"

@@ -172,3 +172,56 @@ for words in commands:
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+WRITES = {
+    "copyfile", "copytree", "hardlink_to", "link", "makedirs", "mkdir", "mv", "pipe_file", "put_file",
+    "removedirs", "rename", "rm", "rm_file", "rmdir", "rmtree", "symlink", "symlink_to", "touch", "truncate", "unlink",
+    "write_bytes", "write_text",
+}  # fmt: skip
+"""Methods and functions that change files or a store's objects."""
+SCRATCH = {
+    "pipelines/cluster/submission.py": {"copyfile", "mkdir"},  # the job's package, in a temporary folder
+    "pipelines/datasets/large_data.py": {"write_bytes"},  # a clip for the decoder, in a temporary folder
+    "pipelines/models/server.py": {"mkdir", "unlink"},  # the folder and the lock of MLflow's SQLite file
+    "pipelines/models/suspects.py": {"mkdir", "unlink"},  # a note on the node, which the process itself opened
+    "pipelines/models/tracking.py": {"mkdir", "write_bytes"},  # what MLflow is handed, in a temporary folder
+    "pipelines/staging/prepared.py": {"mkdir", "rename", "rmtree", "unlink"},  # the node's copies, in a private folder
+    "pipelines/training/checkpoints.py": {
+        "write_bytes",
+        "write_text",
+    },  # what Ray Train is handed, in a temporary folder
+}
+"""Modules that write to folders of their own on this machine, which no user names."""
+
+
+def changes(path: Path) -> set[str]:
+    """Names of calls in a file that change files or objects, other than by `storage`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+        modes = [word for word in ast.walk(node) if isinstance(word, ast.Constant) and word.value in WRITING_MODES]
+        if called in WRITES and not (isinstance(owner, ast.Name) and owner.id in ("storage", "list", "re")):
+            found.add(called)
+        if called == "open" and modes and not (isinstance(owner, ast.Name) and owner.id in ("tarfile", "av")):
+            found.add("open")
+        if called in ("move", "remove", "replace") and isinstance(owner, ast.Name) and owner.id in ("os", "shutil", "fs"):
+            found.add(f"{owner.id}.{called}")
+    return found
+
+
+WRITING_MODES = {f"{mode}{kind}" for mode in ("w", "a", "x", "r+", "w+") for kind in ("", "b", "t")}
+
+
+def test_files_are_written_and_removed_by_one_module() -> None:
+    found = {}
+    for package in ALLOWED:
+        for path in files(package):
+            if calls := changes(path):
+                found[str(path.relative_to(ROOT))] = calls
+    ours = found.pop("pipelines/storage/writing.py")
+    assert {"pipe_file", "rm_file", "unlink", "link", "os.replace", "mkdir"} <= ours, "the walk sees what is there"
+    assert found == SCRATCH

@@ -46,7 +46,7 @@ def check(nodes: Collection[str], reads: str, folder: str, probe: str) -> None:
         unseen = ask(others, paths)
     finally:
         if folder in local:
-            storage.delete(file)
+            storage.delete(file, storage.is_empty)
     for host, missing in unseen.items():
         uri = folder if file in missing else reads
         raise UsageError(

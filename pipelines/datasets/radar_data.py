@@ -56,7 +56,8 @@ def prepare_radar(source: str, out: str, crop: int, val: Sequence[str], test: Se
         raise UsageError(f"{storage.join(source, '*.nc')} is not there: expected a CF NetCDF file for each radar event")
     _check_names(events)
     splits = _assign_splits(events, list(map(_stem, val)), list(map(_stem, test)))
-    writer = DatasetWriter(out, "radar", 1, {"crop": crop})
+    files = [f"{split}/{event.name}.nc" for split, members in splits.items() for event in members]
+    writer = DatasetWriter(out, "radar", 1, {"crop": crop}, files=files)
     for split, members in splits.items():
         for event in members:
             data = _opened(event.uri, partial(crop_event, size=crop)) if crop else storage.read_bytes(event.uri)

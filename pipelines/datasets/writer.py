@@ -2,8 +2,12 @@
 
 `<out>/<split>/<name>-<split>-00000.tar` (or `.jsonl.gz`), and `<out>/_manifest.json`, written last, with the rows,
 bytes and SHA-256 of every shard. The same call writes the same bytes: archives carry no times, owners or host names.
-Until it ends, `<out>/_unfinished` says so: splits of two calls may share what is in them. It has the names of shards
-that are called what their source calls them, by which the next call knows them.
+Until it ends, `<out>/_unfinished` exists: splits of two calls may share samples. It is a journal of the digests that
+this call writes.
+
+An existing file is replaced or removed only if manifest or journal hold its digest, under a name that this data set
+gives to shards. The folder is checked before the first byte is written: a file of such a name without a record is
+refused.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from hybrid_models.errors import UsageError
@@ -80,9 +85,11 @@ class DatasetWriter:
         options: what decided the content (seed, counts …), for the manifest.
         origins: option → where its rows come from, for data sets of which each user has several by the same name. One
             that comes from elsewhere altogether is another one.
+        files: paths below the folder of the ready-made shards that this call may write.
 
     Raises:
-        UsageError: nothing can be written there, another data set is there, or `rows_per_shard` is not positive.
+        UsageError: nothing can be written there; another data set, a link or a file without a record is there; or
+            `rows_per_shard` is not positive.
     """
 
     def __init__(
@@ -92,11 +99,12 @@ class DatasetWriter:
         rows_per_shard: int,
         options: Mapping[str, Any],
         origins: Mapping[str, str] | None = None,
+        files: Sequence[str] = (),
     ) -> None:
         if rows_per_shard < 1:
             raise UsageError(f"`rows_per_shard` is {rows_per_shard}: a shard needs at least one row")
-        storage.check_writable(out)
-        there = read_manifest(out)
+        self._root = storage.absolute(out)
+        there = read_manifest(self._root)
         if there is not None and there.dataset != name:
             raise UsageError(
                 f"`out` {out} holds the data set '{there.dataset}', whose shards '{name}' would replace: "
@@ -114,8 +122,50 @@ class DatasetWriter:
         self.options = {**origins, **options}
         self._shards: dict[str, list[WrittenShard]] = {}
         self._contents: dict[str, set[bytes]] = defaultdict(set)
-        self._begun = _names_left(out)
-        """Shards with names of their own of this call, and of one that was cut short."""
+        self._files = set(files)
+        self._manifest_digests = _digests_of(storage.join(self._root, MANIFEST))
+        self._journal_digests = _digests_of(storage.join(self._root, UNFINISHED))
+        self._journal = _read_journal(self._root)
+        self._recorded = self._read_records([] if there is None else there.shards)
+        self._existing = self._check_folder()
+        storage.check_writable(out)
+
+    def _read_records(self, shards: Sequence[WrittenShard]) -> dict[str, set[str]]:
+        """Path below the folder → the digests that this program wrote there, by manifest and journal."""
+        records: dict[str, set[str]] = defaultdict(set)
+        for shard in shards:
+            records[shard.name].add(shard.sha256)
+        for name, digests in self._journal.items():
+            records[name].update(digests)
+        for name in records:
+            if not self._is_shard(name):
+                raise UsageError(
+                    f"the records in {self._root} ({MANIFEST}, {UNFINISHED}) name {name}, which is no shard of "
+                    f"'{self.name}': use another `out`"
+                )
+        return records
+
+    def _check_folder(self) -> dict[str, str]:
+        """Path → digest of the shards of earlier calls, as they are.
+
+        Raises:
+            UsageError: a file that this call may write or remove is a link, or has no record of its content.
+        """
+        existing: dict[str, str] = {}
+        for file in storage.list_all(self._root):
+            name = file.uri.removeprefix(self._root).lstrip("/")
+            if file.is_link and SPLIT.fullmatch(name):
+                raise UsageError(f"{file.uri} is a link, and nothing is written through one: remove it, {_OTHER_OUT}")
+            if name not in self._recorded and name not in self._files and not self._is_numbered(name):
+                continue
+            digest = "" if file.is_link else hashlib.sha256(storage.read_bytes(file.uri)).hexdigest()
+            if digest not in self._recorded.get(name, ()):
+                raise UsageError(
+                    f"{file.uri} would be replaced, and {MANIFEST} has no record that this program wrote it as it is: "
+                    f"move it, {_OTHER_OUT}"
+                )
+            existing[name] = digest
+        return existing
 
     def write_tar(self, split: str, rows: Iterable[TarRow], rows_per_shard: int | None = None) -> None:
         """Writes rows as WebDataset shards: the members of a row share its key as file name."""
@@ -126,28 +176,30 @@ class DatasetWriter:
         self._write_rows(split, rows, rows_per_shard, "jsonl.gz", pack_jsonl, _fields)
 
     def write_file(self, split: str, file_name: str, data: bytes, rows: int) -> None:
-        """Writes one ready-made shard and remembers it for the manifest.
+        """Writes one ready-made shard, one of `files`, and remembers it for the manifest.
 
         One that is there with this content already is left alone, so that what was computed from it stays valid.
         """
         self._contents[split].add(hashlib.sha256(data).digest())
-        self._begun.add(f"{split}/{file_name}")
-        self._begin()
         self._write(split, file_name, data, rows)
 
-    def _begin(self) -> None:
-        storage.write_bytes(storage.join(self.out, UNFINISHED), "\n".join(sorted(self._begun)).encode())
-
     def _write(self, split: str, file_name: str, data: bytes, rows: int) -> None:
-        name = f"{split}/{file_name}"
-        uri = storage.join(self.out, name)
-        if not self._shards:
-            self._begin()
-        if not _has_content(uri, data):
-            storage.write_bytes(uri, data)
-        shard = WrittenShard(name, rows, len(data), hashlib.sha256(data).hexdigest())
-        self._shards.setdefault(split, []).append(shard)
+        name, digest = f"{split}/{file_name}", hashlib.sha256(data).hexdigest()
+        self._note(name, digest)
+        if self._existing.get(name) != digest:
+            storage.write_bytes(storage.join(self._root, name), data, storage.has_digest(self._recorded[name]))
+        self._shards.setdefault(split, []).append(WrittenShard(name, rows, len(data), digest))
         log.debug("wrote %s (%d rows, %d bytes)", name, rows, len(data))
+
+    def _note(self, name: str, digest: str) -> None:
+        """Records a shard before it is written, so that a call that is cut short leaves nothing without a record."""
+        if self._shards and digest in self._recorded[name]:
+            return
+        self._recorded[name].add(digest)
+        self._journal.setdefault(name, []).append(digest)
+        data = json.dumps({"format": FORMAT_VERSION, "shards": self._journal}, indent=1).encode()
+        storage.write_bytes(storage.join(self._root, UNFINISHED), data, storage.has_digest(self._journal_digests))
+        self._journal_digests = {hashlib.sha256(data).hexdigest()}
 
     def _write_rows(
         self,
@@ -177,8 +229,9 @@ class DatasetWriter:
             "splits": {split: _split_entry(shards) for split, shards in self._shards.items()},
             "in_train": in_train,
         }
-        storage.write_bytes(storage.join(self.out, MANIFEST), json.dumps(manifest, indent=1).encode() + b"\n")
-        storage.delete(storage.join(self.out, UNFINISHED))
+        data = json.dumps(manifest, indent=1).encode() + b"\n"
+        storage.write_bytes(storage.join(self._root, MANIFEST), data, storage.has_digest(self._manifest_digests))
+        storage.delete(storage.join(self._root, UNFINISHED), storage.has_digest(self._journal_digests))
         written = [shard for shards in self._shards.values() for shard in shards]
         return Prepared(
             dataset=self.name,
@@ -199,33 +252,26 @@ class DatasetWriter:
         return counts
 
     def _remove_stale(self) -> None:
-        """Shards of the previous manifest, or left by a call that was cut short; files of other names, and what lies
-        deeper or behind a link, as in another data set's folder, are not ours."""
-        root = storage.absolute(self.out)
+        """Removes the shards of earlier calls that this one did not write; all other files stay."""
         written = {shard.name for shards in self._shards.values() for shard in shards}
-        there = read_manifest(self.out)
-        earlier = self._begun | (set() if there is None else {shard.name for shard in there.shards})
-        for file in storage.list_files(root):
-            name = file.uri.removeprefix(root).lstrip("/")
-            if name not in written and (name in earlier or self._is_ours(name)) and not _is_behind_link(file.uri):
-                storage.delete(file.uri)
-                log.info("removed %s, which an earlier call had written", name)
+        for name in sorted(self._existing.keys() - written):
+            storage.delete(storage.join(self._root, name), storage.has_digest(self._recorded[name]))
+            log.info("removed %s, which an earlier call had written", name)
 
-    def _is_ours(self, path: str) -> bool:
-        """Whether a path below the folder is one that this class gives to a shard of a split."""
+    def _is_shard(self, path: str) -> bool:
+        """Whether a path below the folder is one that this data set gives to a shard."""
+        split, _, name = path.rpartition("/")
+        ready = {PurePath(file).suffix for file in self._files}
+        return self._is_numbered(path) or (SPLIT.fullmatch(split) is not None and PurePath(name).suffix in ready)
+
+    def _is_numbered(self, path: str) -> bool:
         split, _, name = path.rpartition("/")
         shard = rf"{re.escape(self.name)}-{re.escape(_label(split))}-\d{{5}}\.(tar|jsonl\.gz)"
         return SPLIT.fullmatch(split) is not None and re.fullmatch(shard, name) is not None
 
 
-def _is_behind_link(uri: str) -> bool:
-    """Whether a file on a disk lies in a folder that a link leads to. The folder that is written to has none in its
-    own address."""
-    folder = uri.rpartition("/")[0]
-    return storage.is_local(uri) and storage.absolute(folder) != folder
-
-
-SPLIT = re.compile(r"[^/]+|night/ds=[^/]+")
+SPLIT = re.compile(r"train|val|test|night|night/ds=[^/]+")
+_OTHER_OUT = "or use another `out`"
 
 
 def _label(split: str) -> str:
@@ -242,9 +288,29 @@ def _other_origin(told: Mapping[str, Any], ours: Mapping[str, str]) -> str:
     return " and ".join(theirs.values())
 
 
-def _names_left(out: str) -> set[str]:
+def _read_journal(out: str) -> dict[str, list[str]]:
+    """Path below the folder → digests, of a call that was cut short.
+
+    Raises:
+        UsageError: it is no journal of this program.
+    """
+    uri = storage.join(out, UNFINISHED)
     try:
-        return set(storage.read_text(storage.join(out, UNFINISHED)).splitlines())
+        journal = json.loads(storage.read_bytes(uri))
+        if journal["format"] != FORMAT_VERSION:
+            raise ValueError(f"format {journal['format']}")
+        return {str(name): [str(digest) for digest in digests] for name, digests in journal["shards"].items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{uri} is no journal of `hybrid prepare`, or damaged ({error}): remove it, {_OTHER_OUT}"
+        ) from None
+
+
+def _digests_of(uri: str) -> set[str]:
+    try:
+        return {hashlib.sha256(storage.read_bytes(uri)).hexdigest()}
     except FileNotFoundError:
         return set()
 
@@ -289,13 +355,6 @@ def _fields(row: Mapping[str, Any]) -> bytes:
     return json.dumps({name: value for name, value in row.items() if name != "id"}).encode()
 
 
-def _has_content(uri: str, data: bytes) -> bool:
-    try:
-        return storage.read_bytes(uri) == data
-    except FileNotFoundError:
-        return False
-
-
 def _split_entry(shards: list[WrittenShard]) -> dict[str, Any]:
     return {
         "rows": sum(shard.rows for shard in shards),
@@ -326,7 +385,7 @@ def read_manifest(out: str) -> Manifest | None:
         told = json.loads(storage.read_text(uri))
         shards = [WrittenShard(**shard) for entry in told["splits"].values() for shard in entry["shards"]]
         return Manifest(str(told["dataset"]), dict(told.get("options", {})), shards)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"{uri} is no manifest of a data set, or damaged ({error}): use another `out`") from None
 
 

@@ -175,10 +175,14 @@ def make(hybrid: Hybrid, decoding: DecodingConfig, training: Mapping[str, Any], 
     return {CONFIG: text.encode("utf-8"), WEIGHTS: weights, CARD: card.encode("utf-8"), **assets}
 
 
-def write(files: Mapping[str, bytes], uri: str) -> None:
-    """Stores an artifact; config.json last, so that a folder which has it is whole."""
+def write(files: Mapping[str, bytes], uri: str, is_own: storage.IsOwn = storage.nothing) -> None:
+    """Stores an artifact; config.json last, so that a folder which has it is whole.
+
+    Raises:
+        UsageError: files exist there that are not `is_own`.
+    """
     for name in sorted(files, key=lambda name: name == CONFIG):
-        storage.write_bytes(storage.join(uri, name), files[name])
+        storage.write_bytes(storage.join(uri, name), files[name], is_own)
 
 
 def read(uri: str, expected: str | None = None, tracking_uri: str | None = None) -> Artifact:

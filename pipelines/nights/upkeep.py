@@ -78,12 +78,13 @@ def tidy(uri: str, retain_hours: int, dry_run: bool = False, ds: str = "") -> Ti
     before = now - timedelta(hours=retain_hours)
     staged = now - timedelta(hours=max(retain_hours, STAGED_HOURS))
     in_use = tables.night_files(table, ds)
-    removable = {path for path, file in stored.items() if is_own(path) and file.modified < staged} - in_use
+    old = {path for path, file in stored.items() if file.modified < staged and not file.is_link}
+    removable = {path for path in old if is_own(path)} - in_use
     if removable:
         removable -= _needed_before(uri, table.version(), before, removable)
     paths = sorted(removable)
     if not dry_run:
-        paths = _remove(table, storage.absolute(uri), ds, paths)
+        paths = _remove(table, storage.absolute(uri), ds, {path: stored[path] for path in paths})
     removed = [stored[path] for path in paths]
     unknown = [file for path, file in stored.items() if not (is_own(path) or path in in_use or ownership.is_log(path))]
     if unknown:
@@ -123,7 +124,7 @@ def _renewed(piece: Piece) -> Piece:
     second = int(_now().timestamp())
     copy = storage.join(folder, renewed_name(name, second))
     try:
-        storage.write_bytes(copy, storage.read_bytes(piece.file.uri))
+        storage.write_new(copy, storage.read_bytes(piece.file.uri))
     except FileNotFoundError:
         raise RuntimeError(
             f"{piece.file.uri} was tidied before its commit: start the job again, it computes what is missing"
@@ -135,15 +136,16 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _remove(table: DeltaTable, root: str, ds: str, paths: Sequence[str]) -> list[str]:
+def _remove(table: DeltaTable, root: str, ds: str, files: Mapping[str, StoredFile]) -> list[str]:
     """Removes files, by their paths in the table, but those of a night that somebody has brought back meanwhile."""
     removed: list[str] = []
+    paths = list(files)
     with ThreadPoolExecutor(REQUESTS) as threads:
         for start in range(0, len(paths), TOGETHER):
             tables.patiently("read", root, table.update_incremental)
             in_use = tables.night_files(table, ds)
             some = [path for path in paths[start : start + TOGETHER] if path not in in_use]
-            list(threads.map(storage.delete, (storage.join(root, path) for path in some)))
+            list(threads.map(storage.delete_listed, (files[path] for path in some)))
             removed += some
     return removed
 

@@ -33,7 +33,9 @@ class Use:
 def mark(folder: str, kind: str, user: str) -> None:
     """Notes that somebody uses a folder; the newest mark is as young as the last use."""
     name = hashlib.sha256(f"{kind} {user}".encode()).hexdigest()[:16]
-    storage.write_bytes(storage.join(folder, "_used", f"{name}.json"), json.dumps(asdict(Use(kind, user))).encode())
+    data = json.dumps(asdict(Use(kind, user))).encode()
+    same = storage.has_digest([hashlib.sha256(data).hexdigest()])
+    storage.write_bytes(storage.join(folder, "_used", f"{name}.json"), data, same)
 
 
 def read(uri: str) -> Use | None:

@@ -1,6 +1,6 @@
-"""A URI → files: the only room that knows `s3://` from `file://`. All others write `storage.NAME`.
+"""A URI → files: the only package that distinguishes `s3://` from `file://`. All others write `storage.NAME`.
 
-URIs are plain paths (`./lake`), `file://…`, `s3://bucket/prefix`, or any other scheme that fsspec knows. S3 is
+URIs are plain paths (`./lake`), `file:///…` or `s3://bucket/prefix`; any other scheme is a usage error. S3 is
 configured by the standard variables alone: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION.
 """
 
@@ -9,6 +9,7 @@ from pipelines.storage.addresses import (
     ForbiddenError,
     StorageError,
     absolute,
+    check_scheme,
     failed,
     is_local,
     join,
@@ -27,29 +28,55 @@ from pipelines.storage.reading import (
     readable,
     start_reading,
 )
-from pipelines.storage.writing import check_writable, delete, write_bytes, write_new
+from pipelines.storage.writing import (
+    Existing,
+    IsOwn,
+    anything,
+    beside,
+    check_replaceable,
+    check_writable,
+    delete,
+    delete_listed,
+    has_digest,
+    in_claimed,
+    is_empty,
+    nothing,
+    write_bytes,
+    write_new,
+)
 
 __all__ = [
     "GLOB",
     "READ_BUFFER",
     "ArchivedError",
+    "Existing",
     "FileInfo",
     "ForbiddenError",
+    "IsOwn",
     "StorageError",
     "StoredFile",
     "absolute",
+    "anything",
+    "beside",
+    "check_replaceable",
+    "check_scheme",
     "check_writable",
     "delete",
+    "delete_listed",
     "exists",
     "failed",
     "finish_reading",
+    "has_digest",
+    "in_claimed",
     "info",
+    "is_empty",
     "is_local",
     "join",
     "list_all",
     "list_files",
     "list_folders",
     "look_up",
+    "nothing",
     "open_input",
     "read_bytes",
     "read_ends",

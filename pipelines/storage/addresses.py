@@ -23,8 +23,11 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 ARCHIVED = "InvalidObjectState"
 FORBIDDEN = {"AccessDenied", "AllAccessDisabled", ARCHIVED}
 """What S3 says where it refuses an object to somebody whom it knows."""
-TORN = re.compile(r"(?P<scheme>s3a?|gc?s|abfss?|az|hdfs|https?|s?ftp|file|memory):(?!//)")
-"""An address that would be a folder here, of that name."""
+SCHEME = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+TORN = re.compile(r"(?P<scheme>s3[an]?|gc?s|abfss?|az|hdfs|https?|s?ftp|file|local|memory):", re.IGNORECASE)
+"""An address that lacks a slash, such as `s3:/lake`: on a disk it would be a folder of that name."""
+SCHEMES = ("s3", "file")
+"""Every other scheme, or alias of one (`local://`, `s3a://`, `S3://`), is refused: an object has one address."""
 READS = {"look up", "list", "open", "read"}
 UNSAID = "403"
 """Its answer without a reason, as to all requests for an object's state."""
@@ -48,28 +51,42 @@ def is_local(uri: str) -> bool:
 
 
 def is_s3(uri: str) -> bool:
-    """Whether a URI is in an S3 store; `s3a` is what Hadoop calls it."""
-    return uri.startswith(("s3://", "s3a://"))
+    """Whether a URI is in an S3 store."""
+    return uri.startswith("s3://")
+
+
+def check_scheme(uri: str) -> None:
+    """Refuses an address of an unknown kind.
+
+    Raises:
+        UsageError: it is neither `s3://…`, `file://…` nor a path; says what to write.
+    """
+    whole, torn = SCHEME.match(uri), TORN.match(uri)
+    if not (whole or torn or "://" in uri) or (whole and whole["scheme"] in SCHEMES):
+        return
+    name = torn["scheme"].lower() if torn else ""
+    name = {"s3a": "s3", "s3n": "s3", "local": "file"}.get(name, name)
+    rest = uri[torn.end() :].lstrip("/") if torn else ""
+    meant = f"{name}://{'/' * (name == 'file')}{rest}" if name in SCHEMES else "s3://BUCKET/KEY, file:///PATH or a path"
+    raise UsageError(f"{shown(uri)} is no address of a known kind: write {shown(meant)}")
 
 
 def absolute(uri: str) -> str:
     """The same place as a URI that does not depend on the working directory: an absolute path, or the URI itself.
 
     Raises:
-        UsageError: it is empty; it holds a password or token, which would be stored with every row; or its scheme lacks
-            a slash.
+        UsageError: it is empty; it holds a password or token, which would be stored with every row; or its scheme is
+            unknown or lacks a slash.
     """
     if not uri.strip():
         raise UsageError("an address is empty: is a variable not set?")
-    if torn := TORN.match(uri):
-        rest = uri[torn.end() :].lstrip("/")
-        raise UsageError(f"{uri} is no address: write {torn['scheme']}://{'/' * (torn['scheme'] == 'file')}{rest}")
+    check_scheme(uri)
     if is_local(uri):
         return str(Path(uri.removeprefix("file://")).expanduser().resolve())
     if shown(uri) != uri:
         raise UsageError(
             f"{shown(uri)} holds a password or token, which tables and pages would show: take it from the address "
-            "and set AWS_…, or FSSPEC_… for other stores (FSSPEC_FTP_PASSWORD)"
+            "and set AWS_…"
         )
     return uri.rstrip("/")
 
@@ -84,16 +101,12 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     import fsspec  # takes longer to import than a help text to print
 
     place = absolute(uri)
-    options: dict[str, Any] = {} if is_local(uri) else {"use_listings_cache": False}
-    if is_s3(uri):
-        options["config_kwargs"] = CLIENT
+    options: dict[str, Any] = {"use_listings_cache": False, "config_kwargs": CLIENT} if is_s3(place) else {}
     try:
-        # Not `url_to_fs`, for which a name with :: in it is two addresses.
-        kind = fsspec.get_filesystem_class(scheme(place).removesuffix("://") or "file")
-        return kind(**kind._get_kwargs_from_urls(place), **options), str(kind._strip_protocol(place))
-    except (ValueError, ImportError, TypeError) as error:  # the last where a store cannot be named by an address
-        hint = " (pip install 'hybrid-pipelines[s3]')" if is_s3(uri) else ""
-        raise UsageError(f"cannot open {uri}: {shown(str(error))}{hint}") from error
+        fs = fsspec.filesystem("s3" if is_s3(place) else "file", **options)
+    except ImportError as error:
+        raise UsageError(f"cannot open {uri}: {shown(str(error))} (pip install 's3fs')") from error
+    return fs, str(fs._strip_protocol(place))
 
 
 def scheme(uri: str) -> str:

@@ -245,6 +245,8 @@ class StoredFile:
     size: int
     modified: datetime
     """When the store got it, UTC."""
+    is_link: bool = False
+    """A symbolic link on a disk, which this program never makes."""
 
 
 def list_all(uri: str) -> list[StoredFile]:
@@ -270,4 +272,5 @@ def _stored(fs: fsspec.AbstractFileSystem, prefix: str, entry: dict[str, Any]) -
     modified = entry.get("LastModified") or entry.get("mtime") or fs.modified(entry["name"])
     if not isinstance(modified, datetime):
         modified = datetime.fromtimestamp(modified, UTC)
-    return StoredFile(prefix + entry["name"], int(entry["size"] or 0), modified.astimezone(UTC))
+    is_link = bool(entry.get("islink"))
+    return StoredFile(prefix + entry["name"], int(entry["size"] or 0), modified.astimezone(UTC), is_link)

@@ -25,7 +25,7 @@ from pipelines.models import weights
 from pipelines.reading.limits import is_memory_error
 from pipelines.training import workers
 from pipelines.training.recipe import Recipe
-from pipelines.training.runs import CHECKPOINT, HISTORY, TrainTask
+from pipelines.training.runs import CHECKPOINT, HISTORY, TrainTask, files_of
 
 CHECKPOINT_PROGRESS, CHECKPOINT_OPTIMIZER = "progress.json", "optimizer.pt"
 CHECKPOINT_VALIDATION = "validation.json"
@@ -137,9 +137,8 @@ def _report(
     if not is_newest(task.run, task.attempt):
         name = task.run.rpartition("/")[2]
         raise UsageError(f"run '{name}' was started once more meanwhile: that start goes on, this one ends")
-    storage.write_bytes(
-        storage.join(task.run, HISTORY), "".join(json.dumps(e) + "\n" for e in progress.history).encode()
-    )
+    history = "".join(json.dumps(e) + "\n" for e in progress.history).encode()
+    storage.write_bytes(storage.join(task.run, HISTORY), history, files_of(task.run))
     with tempfile.TemporaryDirectory() as scratch:
         write_checkpoint(Path(scratch), hybrid, optimizer, progress)
         for name, content in files.items():
@@ -231,7 +230,7 @@ def mend_snapshot(run: str) -> None:
         if not gone:
             return
         log.warning("%s names %s, which is gone: what checkpoints there are is looked for", place, min(gone))
-    storage.delete(place)
+    storage.delete(place, files_of(run))
 
 
 def best_first(run: str, recipe: Recipe) -> list[tuple[str, Metrics]]:

@@ -96,7 +96,7 @@ def train(job: TrainJob, shards: Shards) -> Trained:
     claim(job, shards)
     attempt, tracker = uuid.uuid4().hex, None
     try:
-        storage.write_bytes(storage.join(job.run, ATTEMPT), attempt.encode())
+        storage.write_bytes(storage.join(job.run, ATTEMPT), attempt.encode(), job.is_own)
         tracker = _open_run(job, shards)
         initial = initial_artifact(job, shards[0])
         prepared = [prepare(job, initial, part) for part in shards]
@@ -106,7 +106,8 @@ def train(job: TrainJob, shards: Shards) -> Trained:
     except BaseException as error:
         _give_up(job, tracker, attempt, error)
         raise
-    storage.write_bytes(storage.join(job.run, "summary.json"), json.dumps(asdict(trained), indent=2).encode())
+    summary = json.dumps(asdict(trained), indent=2).encode()
+    storage.write_bytes(storage.join(job.run, "summary.json"), summary, job.is_own)
     return trained
 
 
@@ -135,7 +136,7 @@ def _open_run(job: TrainJob, shards: Shards) -> Tracker:
     tags = {"hybrid.recipe": job.recipe_name, "hybrid.run": job.run, "hybrid.data": job.data}
     params = {"recipe": job.recipe_name, "data": job.data, "num_workers": workers, **plain(job.recipe)}
     tracker.start(job.name, params, tags, job.experiment)
-    storage.write_bytes(storage.join(job.run, STATE), state_of(job, shards, tracker.run_id))
+    storage.write_bytes(storage.join(job.run, STATE), state_of(job, shards, tracker.run_id), job.is_own)
     return tracker
 
 
@@ -318,7 +319,7 @@ def _finish(
     card = model_card(job.name, job.recipe, hybrid, training, list(drawn))
     files = {**artifacts.make(hybrid, job.recipe.decoding, training, card), **drawn}
     place = storage.join(job.run, "artifact")
-    artifacts.write(files, place)
+    artifacts.write(files, place, job.is_own)
     tracker.catch_up(logged)
     for name, content in drawn.items():
         tracker.log_file(content, f"pictures/{name}")

@@ -18,6 +18,7 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.reading.limits import is_memory_error
 from pipelines.secrets import shown
+from pipelines.training.runs import files_of
 
 log = logging.getLogger(__name__)
 FILE = "failure.json"
@@ -74,7 +75,7 @@ def keep(run: str, attempt: str, error: Exception) -> None:
     trace = "".join(traceback.format_exception(error))
     failure = Failure(attempt, type(error).__name__, shown(str(error)), shown(trace))
     try:
-        storage.write_bytes(storage.join(run, FILE), json.dumps(asdict(failure)).encode())
+        storage.write_bytes(storage.join(run, FILE), json.dumps(asdict(failure)).encode(), files_of(run))
     except storage.StorageError as trouble:  # then the training is started again, and fails again
         log.warning("%s", trouble)
 

@@ -87,7 +87,7 @@ def remove(folder: Folder, needs: Needs) -> list[StoredFile]:
     if again.needed_by:
         return []
     for file in again.files:
-        storage.delete(file.uri)
+        storage.delete_listed(file)
     return list(again.files)
 
 
@@ -96,7 +96,7 @@ def _by_folder(parent: str, only: str = "") -> dict[str, dict[str, StoredFile]]:
     found: dict[str, dict[str, StoredFile]] = defaultdict(dict)
     for file in storage.list_all(only or parent):
         name, _, path = file.uri.removeprefix(parent + "/").partition("/")
-        if path:
+        if path and not file.is_link:
             found[storage.join(parent, name)][path] = file
     return dict(sorted(found.items()))
 

@@ -47,7 +47,7 @@ def initial_artifact(job: TrainJob, shards: list[Shard]) -> Artifact:
         for part, uri in hybrid.pretrained().items():
             hybrid.load_pretrained(part, None if uri == "hub" else weights.read_tensors(uri))
         files = artifacts.make(hybrid, recipe.decoding, {}, "Initial weights of a training run.\n")
-        artifacts.write(files, place)
+        artifacts.write(files, place, job.is_own)
     return artifacts.read(place)
 
 

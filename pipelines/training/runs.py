@@ -19,6 +19,7 @@ from pipelines.models import artifacts, tracking, weights
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.secrets import shown
 from pipelines.staging.prepared import SampleIndex
+from pipelines.storage import IsOwn
 from pipelines.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -93,6 +94,11 @@ class TrainJob:
         """URI of this run's folder."""
         return storage.join(self.runs, self.name)
 
+    @property
+    def is_own(self) -> IsOwn:
+        """Which files of the run's folder a start may replace."""
+        return files_of(self.run)
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -112,6 +118,11 @@ def state_of(job: TrainJob, shards: Shards, mlflow_run_id: str | None) -> bytes:
     return json.dumps(asdict(state), indent=2).encode()
 
 
+def files_of(run: str) -> storage.IsOwn:
+    """Recognises the files of a run's folder, which this program claimed by its `run.json`."""
+    return storage.in_claimed(storage.join(run, STATE))
+
+
 def claim(job: TrainJob, shards: Shards) -> None:
     """Says what this run is, if nothing does: another start of its name, which began at the same moment, goes on only
     if it is the same.
@@ -119,8 +130,22 @@ def claim(job: TrainJob, shards: Shards) -> None:
     Raises:
         UsageError: another start began it otherwise.
     """
+    _check_claimable(job)
     storage.write_new(storage.join(job.run, STATE), state_of(job, shards, None))
     _check_same(job, shards)
+
+
+def _check_claimable(job: TrainJob) -> None:
+    """Refuses a folder of the run's name that has files, but no `run.json`: this program did not make it.
+
+    Raises:
+        UsageError: names the folder and the fix.
+    """
+    if not storage.exists(storage.join(job.run, STATE)) and (files := storage.list_all(job.run)):
+        raise UsageError(
+            f"{shown(job.run)} has files, such as {shown(files[0].uri)}, but no {STATE}, so it is no training run: "
+            "use another `name` or `storage`"
+        )
 
 
 def _check_same(job: TrainJob, shards: Shards) -> bool:
@@ -154,6 +179,7 @@ def check(job: TrainJob) -> Shards:
     cut = job.recipe.cut is not None
     train, val = (list_shards(storage.join(job.data, split), cut) for split in ("train", "val"))
     storage.check_writable(job.storage)
+    _check_claimable(job)
     _check_for_checkpoints(job.runs)
     if _check_same(job, (train, val)):
         _check_not_tidied(job)
@@ -184,8 +210,8 @@ def release(job: TrainJob) -> None:
         StorageError: the store kept failing.
     """
     if not has_trained(job):
-        storage.delete(storage.join(job.run, INITIAL, weights.CONFIG))  # so it is made anew
-        storage.delete(storage.join(job.run, STATE))
+        storage.delete(storage.join(job.run, INITIAL, weights.CONFIG), job.is_own)  # so it is made anew
+        storage.delete(storage.join(job.run, STATE), job.is_own)
 
 
 def has_trained(job: TrainJob) -> bool:

@@ -309,7 +309,7 @@ def compacted(night: Night, steps: Steps) -> None:
         files, made = joining.files(pieces, write_packs, put_together=True)
         figures["files"] = len(files)
     for name, _ in made:
-        storage.delete(storage.join(night.folder, name))
+        storage.delete(storage.join(night.folder, name), storage.anything)
     commit.commit_night(night.partition, pieces, night.schema, {"run_id": "run"})
     with steps.step("compact") as figures:
         (done,) = compaction.compact(night.partition.table, DS).nights

@@ -182,7 +182,7 @@ def test_an_earlier_state_is_brought_back(commit: str, tmp_path: Path) -> None:
 
 def test_a_night_that_would_lose_shards_is_refused(commit: str, tmp_path: Path) -> None:
     before = files()
-    storage.delete(f"{ROOT}/in/ds={WHOLE}/part-00003.txt")
+    storage.delete(f"{ROOT}/in/ds={WHOLE}/part-00003.txt", storage.anything)
     said = refusal(infer(tmp_path, WHOLE), 3)
     assert f"1 of its shards are gone, such as {ROOT}/in/ds={WHOLE}/part-00003.txt: nothing was changed" in said
     assert files() == before

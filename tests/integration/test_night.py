@@ -48,7 +48,7 @@ def test_a_night_again_and_again(s3: str, tmp_path: Path) -> None:
     assert rows(f"{s3}/tables") == before
 
     storage.write_bytes(f"{s3}/in/late.txt", b"der Hund\ndie Katze\n")
-    storage.delete(f"{s3}/in/part-00000.txt")
+    storage.delete(f"{s3}/in/part-00000.txt", storage.anything)
     refused = tiny.hybrid_here(*infer(s3, "in", "tables"), cwd=tmp_path)
     assert refused.code == 3
     assert f"1 of its shards are gone, such as {s3}/in/part-00000.txt: nothing was changed" in refused.stderr

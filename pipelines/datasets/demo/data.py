@@ -45,7 +45,8 @@ def prepare_demo(
     """
     rows = {"scenes": scenes, "digits": digits, "sentences": sentences}
     check(rows, night_rows)
-    parts = [prepare_one(name, out, count, night_rows, rows_per_shard, seed) for name, count in rows.items()]
+    writers = {name: _writer(name, out, count, rows_per_shard, seed) for name, count in rows.items()}  # refuse early
+    parts = [MAKERS[name](writer, _split_sizes(rows[name], night_rows), seed) for name, writer in writers.items()]
     return Prepared(
         dataset="demo",
         out=out,
@@ -84,8 +85,13 @@ def prepare_one(name: str, out: str, rows: int, night_rows: int, rows_per_shard:
         rows_per_shard: of training.
         seed: of everything.
     """
-    made = {"scenes": _prepare_scenes, "digits": _prepare_digits, "sentences": _prepare_sentences}[name]
-    return made(storage.join(out, name), _split_sizes(rows, night_rows), rows_per_shard, seed)
+    writer = _writer(name, out, rows, rows_per_shard, seed)
+    return MAKERS[name](writer, _split_sizes(rows, night_rows), seed)
+
+
+def _writer(name: str, out: str, rows: int, rows_per_shard: int, seed: int) -> DatasetWriter:
+    files = [f"{NIGHTS[-1]}/{FILM}"] if name == "scenes" else []
+    return DatasetWriter(storage.join(out, name), name, rows_per_shard, {"train": rows, "seed": seed}, files=files)
 
 
 def _split_sizes(train: int, night_rows: int) -> dict[str, int]:
@@ -102,8 +108,7 @@ def _key(split: str) -> str:
     return split.rpartition("=")[2]
 
 
-def _prepare_scenes(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> Prepared:
-    writer = DatasetWriter(out, "scenes", rows_per_shard, {"train": sizes["train"], "seed": seed})
+def _prepare_scenes(writer: DatasetWriter, sizes: Mapping[str, int], seed: int) -> Prepared:
     for number, (split, count) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, 0, number])
         size = _shard_rows(split, count)
@@ -129,11 +134,10 @@ def _cut_one(rows: Iterator[TarRow], position: int) -> Iterator[TarRow]:
         yield key, {**members, "jpg": jpeg[: len(jpeg) // 2] if number == position else jpeg}
 
 
-def _prepare_digits(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> Prepared:
+def _prepare_digits(writer: DatasetWriter, sizes: Mapping[str, int], seed: int) -> Prepared:
     images = _handwritten_digits(seed)
     val, test = len(images) * 7 // 10, len(images) * 85 // 100
     digits = {"train": images[:val], "val": images[val:test], "test": images[test:]}
-    writer = DatasetWriter(out, "digits", rows_per_shard, {"train": sizes["train"], "seed": seed})
     for number, (split, count) in enumerate(sizes.items()):
         rng = np.random.default_rng([seed, 1, number])
         rows = sequence_rows(_key(split), digits.get(split, digits["test"]), count, DIGIT_FRAMES, DIGIT_CANVAS, rng)
@@ -152,10 +156,9 @@ def _handwritten_digits(seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 1]).permutation(large)
 
 
-def _prepare_sentences(out: str, sizes: Mapping[str, int], rows_per_shard: int, seed: int) -> Prepared:
+def _prepare_sentences(writer: DatasetWriter, sizes: Mapping[str, int], seed: int) -> Prepared:
     """All splits are parts of one stream in which no sentence comes twice."""
     pairs = distinct_pairs(np.random.default_rng([seed, 2]))
-    writer = DatasetWriter(out, "sentences", rows_per_shard, {"train": sizes["train"], "seed": seed})
     for split, count in sizes.items():
         rows = (
             {"id": f"{_key(split)}-{number:06d}", "en": english, "de": german}
@@ -163,3 +166,6 @@ def _prepare_sentences(out: str, sizes: Mapping[str, int], rows_per_shard: int, 
         )
         writer.write_jsonl(split, rows, _shard_rows(split, count))
     return writer.finish()
+
+
+MAKERS = {"scenes": _prepare_scenes, "digits": _prepare_digits, "sentences": _prepare_sentences}

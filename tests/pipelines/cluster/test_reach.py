@@ -58,7 +58,7 @@ def test_a_disk_that_another_node_lacks_is_refused(
         with pytest.raises(UsageError, match=f"^node worker-3 of the cluster does not see {named}, which is on a disk"):
             reach.check(others, shard, folder, PROBE)
     assert storage.list_all(folder) == []
-    storage.delete(shard)
+    storage.delete(shard, storage.anything)
     lacks = shard
     reach.check(others, shard, folder, PROBE)
     assert len(asked[-1]) == 1, "what has just gone is nobody's lack"

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import tarfile
 from dataclasses import asdict
 from pathlib import Path
@@ -113,14 +114,20 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_writing_again_removes_only_what_an_earlier_call_wrote(tmp_path: Path) -> None:
     write(tmp_path, 9)
-    writer = DatasetWriter(str(tmp_path), "set", 3, {})
+    writer = DatasetWriter(str(tmp_path), "set", 3, {}, files=["test/event.nc"])
     writer.write_file("test", "event.nc", b"radar", 4)
     writer.finish()  # all others have gone now
     assert sorted(files(tmp_path)) == ["_manifest.json", "test/event.nc"]
     (tmp_path / "train").mkdir(exist_ok=True)
-    (tmp_path / "train" / "set-train-00009.tar").write_bytes(b"of a call that was cut short")
     (tmp_path / "train" / "my-own-photos.tar").write_bytes(b"the user's")
-    write(tmp_path, 4)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "set-other-00001.tar").write_bytes(b"the user's")
+    with pytest.raises(UsageError, match=r"name test/event.nc, which is no shard of 'set'"):
+        write(tmp_path, 4)  # which has no ready-made shards, and so does not know their names
+    writer = DatasetWriter(str(tmp_path), "set", 3, {}, files=["test/event.nc"])
+    writer.write_tar("train", [(f"k{i}", {"txt": b"%d" % i}) for i in range(4)])
+    writer.finish()
+    assert "other/set-other-00001.tar" in files(tmp_path)
     assert "train/my-own-photos.tar" in files(tmp_path)
     assert [name for name in files(tmp_path) if name.startswith(("train/set", "test"))] == [
         "train/set-train-00000.tar",
@@ -134,13 +141,106 @@ def test_what_is_behind_a_link_stays(tmp_path: Path) -> None:
     before = files(tmp_path / "a")
     (tmp_path / "b" / "night").mkdir(parents=True)
     (tmp_path / "b" / "lost+found").mkdir(mode=0)  # of a disk's own root; nobody but the system may look
-    (tmp_path / "b" / "test").symlink_to(tmp_path / "a" / "train")
-    (tmp_path / "b" / "night" / "ds=2026-01-01").symlink_to(tmp_path / "a" / "night" / "ds=2026-01-01")
+    (tmp_path / "b" / "photos").symlink_to(tmp_path / "a" / "train")
     (tmp_path / "link").symlink_to(tmp_path / "b")
-    writer = DatasetWriter(str(tmp_path / "link"), "set", 3, {})
+    writer = DatasetWriter(str(tmp_path / "link"), "set", 3, {})  # the folder itself may be a link
     writer.write_tar("train", [("k", {"txt": b"0"})])
     writer.finish()
     assert files(tmp_path / "a") == before
+    for split in ("test", "night/ds=2026-01-01"):
+        (tmp_path / "b" / split).symlink_to(tmp_path / "a" / split.replace("test", "train"))
+        with pytest.raises(UsageError, match=f"/b/{split} is a link, and nothing is written through one: remove it"):
+            DatasetWriter(str(tmp_path / "link"), "set", 3, {})
+        (tmp_path / "b" / split).unlink()
+    assert files(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize("name", ["train/set-train-00000.tar", "val/set-val-00042.tar", "train/a.nc"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_file_of_a_shards_name_without_a_record_is_refused_before_the_first_byte(
+    tmp_path: Path, name: str, linked: bool
+) -> None:
+    (tmp_path / "precious").write_bytes(b"the user's")
+    target = tmp_path / "out" / name
+    target.parent.mkdir(parents=True)
+    if linked:
+        target.symlink_to(tmp_path / "precious")
+    else:
+        target.write_bytes(b"the user's")
+    with pytest.raises(UsageError, match=rf"/out/{name} would be replaced, and _manifest.json has no record that this"):
+        DatasetWriter(str(tmp_path / "out"), "set", 3, {}, files=["train/a.nc"])
+    assert [path for path in (tmp_path / "out").rglob("*") if not path.is_dir()] == [target]
+    assert (tmp_path / "precious").read_bytes() == target.read_bytes() == b"the user's"
+
+
+def test_a_shard_that_somebody_changed_stays(tmp_path: Path) -> None:
+    write(tmp_path, 7)
+    (tmp_path / "train/set-train-00001.tar").write_bytes(b"repacked by its user")
+    before = files(tmp_path)
+    with pytest.raises(UsageError, match=r"set-train-00001.tar would be replaced"):
+        write(tmp_path, 2)
+    assert files(tmp_path) == before
+    (tmp_path / "train/set-train-00001.tar").unlink()
+    write(tmp_path, 2)
+    assert [name for name in files(tmp_path) if name.startswith("train")] == ["train/set-train-00000.tar"]
+
+
+def test_a_shard_that_somebody_changes_meanwhile_stays(tmp_path: Path) -> None:
+    write(tmp_path, 7)
+    writer = DatasetWriter(str(tmp_path), "set", 3, {})
+    for number in range(3):
+        (tmp_path / f"train/set-train-0000{number}.tar").write_bytes(b"the user's")
+    with pytest.raises(UsageError, match=r"set-train-00000.tar exists, and this program did not write it"):
+        writer.write_tar("train", [("k", {"txt": b"0"})])
+    with pytest.raises(
+        UsageError, match=r"exists, and this program did not write it, or it was changed since: it stay"
+    ):
+        writer.finish()
+    assert {(tmp_path / f"train/set-train-0000{number}.tar").read_bytes() for number in range(3)} == {b"the user's"}
+
+
+RECORD = {"rows": 1, "bytes": 5, "sha256": hashlib.sha256(b"photo").hexdigest()}
+
+
+@pytest.mark.parametrize("name", ["photos/x.jpg", "train/x.jpg", "../x.jpg", "train/../../x.jpg", "/x.jpg", "x.tar"])
+@pytest.mark.parametrize("record", ["_manifest.json", "_unfinished"])
+def test_a_forged_record_names_no_other_file(tmp_path: Path, name: str, record: str) -> None:
+    """Even where it knows the content."""
+    for place in ("out/photos", "out/train", ""):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "x.jpg").write_bytes(b"photo")
+    content = {
+        "_manifest.json": {"dataset": "set", "splits": {"train": {"shards": [{"name": name, **RECORD}]}}},
+        "_unfinished": {"format": 1, "shards": {name: [RECORD["sha256"]]}},
+    }[record]
+    (tmp_path / "out" / record).write_text(json.dumps(content))
+    before = files(tmp_path)
+    with pytest.raises(UsageError, match=rf"name {re.escape(name)}, which is no shard of 'set': use another `out`"):
+        write(tmp_path / "out", 4)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ["photos/x.jpg", "", "[]", '{"format": 2, "shards": {}}', "[" * 100_000, "\0\xff"])
+def test_a_journal_of_somebody_else_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/x.jpg").write_bytes(b"photo")
+    (tmp_path / "_unfinished").write_text(text)
+    before = files(tmp_path)
+    with pytest.raises(
+        UsageError, match=r"_unfinished is no journal of `hybrid prepare`, or damaged .*: remove it, or"
+    ):
+        write(tmp_path, 4)
+    assert files(tmp_path) == before
+
+
+def test_two_calls_at_once_do_not_mix(tmp_path: Path) -> None:
+    first, second = (DatasetWriter(str(tmp_path), "set", 3, {}) for _ in range(2))
+    first.write_tar("train", [("a", {"txt": b"first"})])
+    with pytest.raises(UsageError, match=r"_unfinished exists, and this program did not write it, or it was changed"):
+        second.write_tar("train", [("b", {"txt": b"second"})])
+    first.finish()
+    with tarfile.open(tmp_path / "train/set-train-00000.tar") as archive:
+        assert archive.getnames() == ["a.txt"]
 
 
 def test_a_data_set_in_a_folder_below_stays(tmp_path: Path) -> None:
@@ -197,12 +297,13 @@ def test_a_data_set_that_was_not_prepared_to_its_end_is_told(tmp_path: Path, pla
 
 def test_what_a_call_that_was_cut_short_named_itself_goes_with_the_next(tmp_path: Path) -> None:
     """An event that it put into train would stay there when the next one puts it into val."""
+    own = [f"{split}/{name}.nc" for split in ("train", "val") for name in "abcd"]
     for names in ("ab", "cd"):
-        writer = DatasetWriter(str(tmp_path), "radar", 1, {})
+        writer = DatasetWriter(str(tmp_path), "radar", 1, {}, files=own)
         for name in names:
             writer.write_file("train", f"{name}.nc", name.encode(), 4)
     (tmp_path / "train" / "mine.nc").write_bytes(b"the user's")
-    writer = DatasetWriter(str(tmp_path), "radar", 1, {})
+    writer = DatasetWriter(str(tmp_path), "radar", 1, {}, files=own)
     writer.write_file("train", "c.nc", b"c", 4)
     writer.write_file("val", "b.nc", b"b", 4)
     writer.finish()

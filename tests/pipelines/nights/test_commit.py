@@ -333,7 +333,7 @@ def test_what_is_not_kept_is_not_brought_back(table: str) -> None:
     pieces = night(table, ONE, rows(A, 0, 3, 2), rows(B, 0, 1, 0))
     commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
     commit_night(Partition(table, "2026-01-01"), night(table, TWO, rows(A, 0, 1, 0)), SCHEMA, RUN)
-    storage.delete(pieces[0].file.uri)
+    storage.delete(pieces[0].file.uri, storage.anything)
     path = f"ds=2026-01-01/{ONE}/{pieces[0].file.name}"
     for ds in ("2026-01-01", ""):
         with pytest.raises(UsageError) as caught:
@@ -363,7 +363,7 @@ def test_files_that_go_while_they_are_brought_back_are_said(
     def tidied_meanwhile(operation: str, uri: str, work: Callable[[], Any]) -> Any:
         done = patiently(operation, uri, work)
         if operation == "restore":
-            storage.delete(pieces[0].file.uri)
+            storage.delete(pieces[0].file.uri, storage.anything)
         return done
 
     monkeypatch.setattr(commit, "patiently", tidied_meanwhile)

@@ -326,7 +326,7 @@ def test_a_shard_that_is_gone_is_refused_and_can_be_let_go(old: Night) -> None:
     uri, folder = old.partition.table, old.shards[0].uri.rsplit("/", 1)[0]
     compact(uri)
     gone = old.shards[3].uri
-    storage.delete(gone)
+    storage.delete(gone, storage.anything)
     less = replace(old, shards=list_shards(folder))
     with pytest.raises(RefusedError, match=f"1 of its shards are gone, such as {gone}: nothing was changed"):
         infer.check(less)
@@ -360,7 +360,7 @@ def test_whatever_comes_changes_or_goes_each_row_is_there_once(
                 lines = [draw.choice(("ein Hund", "bad", f"Nummer {step}")) for _ in range(draw.randint(1, 4))]
                 storage.write_bytes(f"{folder}/{name}.txt", "".join(f"{line}\n" for line in lines).encode())
             case "delete" if len(storage.list_files(folder)) > 1:
-                storage.delete(f"{folder}/{name}.txt")
+                storage.delete(f"{folder}/{name}.txt", storage.anything)
             case "infer":
                 night, _ = compute(night, folder)
                 again(night)
@@ -580,7 +580,7 @@ def test_files_that_no_night_named_or_that_are_gone_are_refused(table: str) -> N
     stage(storage.join(table, "ds=2026-01-01", ONE), rows(A, 0, 2, 3))
     pieces = night(table, ONE, rows(A, 2, 4, 3))
     commit_night(partition, pieces, SCHEMA, RUN)
-    storage.delete(pieces[0].file.uri)
+    storage.delete(pieces[0].file.uri, storage.anything)
     lacking = f"lacks its file ds=2026-01-01/{ONE}/{pieces[0].file.name}: infer the night again"
     with pytest.raises(RefusedError, match=lacking):
         compact(table, ds="2026-01-01")

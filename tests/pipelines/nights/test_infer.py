@@ -269,7 +269,7 @@ def test_a_damaged_file_keeps_a_night_that_is_packed_from_its_commit(six: Night)
         ):
             run(six)
         assert six.partition.files() == set()
-    storage.delete(staged)
+    storage.delete(staged, storage.anything)
     summary = run(six)
     assert (summary["shards_computed"], summary["rows"], names_of(six)) == (1, 12, ["pack-of-6-"])
 
@@ -285,7 +285,7 @@ def test_a_damaged_pack_is_named_before_any_work_and_can_be_taken_away(six: Nigh
         RuntimeError, match=rf"^{re.escape(pack)} is damaged .+: take it away, and infer its night again$"
     ):
         infer.check(six)
-    storage.delete(pack)
+    storage.delete(pack, storage.anything)
     infer.check(six)
     summary = run(six)
     assert (summary["shards_computed"], summary["rows"], names_of(six)) == (0, 12, ["pack-of-6-"])
@@ -432,7 +432,7 @@ def listed_again(night: Night, folder: str = "", **changes: object) -> Night:
 def test_shards_that_are_gone_are_refused(stored: Night) -> None:
     first, *others = [shard.uri for shard in stored.shards]
     for uri in others:
-        storage.delete(uri)
+        storage.delete(uri, storage.anything)
     with pytest.raises(RefusedError) as caught:
         infer.check(listed_again(stored))
     assert str(caught.value) == (
@@ -459,7 +459,7 @@ def test_shards_that_were_replaced_or_came_late_are_not_gone(stored: Night) -> N
 
 def test_a_night_whose_files_are_gone_is_mended(stored: Night, caplog: pytest.LogCaptureFixture) -> None:
     for piece in verify(stored.shards, stored.folder):
-        storage.delete(piece.file.uri)
+        storage.delete(piece.file.uri, storage.anything)
     storage.write_bytes(stored.shards[0].uri, b"another sentence\n")
     infer.check(listed_again(stored))
     (said,) = [record.getMessage() for record in caplog.records if record.name == infer.__name__]
@@ -521,7 +521,7 @@ def test_a_photograph_that_comes_costs_its_group_and_one_that_goes_is_missed(
     later = listed_again(night, f"{place}/in")
     assert 1 <= len(incomplete(later.shards, later.folder)) <= 2, "two if it was full"
     infer.check(later)
-    storage.delete(f"{place}/in/03.jpg")
+    storage.delete(f"{place}/in/03.jpg", storage.anything)
     with pytest.raises(
         RefusedError, match=rf"1 of its shards are gone, such as {place}/in/03.jpg: nothing was changed"
     ):
@@ -600,7 +600,7 @@ def test_files_that_vanish_while_they_are_committed_are_noticed(stored: Night, m
 
     def late(*args: Any) -> int | None:
         version = commit_night(*args)
-        storage.delete(first)
+        storage.delete(first, storage.anything)
         return version
 
     monkeypatch.setattr(commit, "commit_night", late)

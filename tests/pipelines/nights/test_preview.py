@@ -110,7 +110,7 @@ def test_what_is_there_is_not_computed_and_nothing_is_written(night: Night, tmp_
     assert seen.bytes_computed >= 4500
     assert (seen.seconds, seen.pace_of_run) == (round(seen.bytes_computed / 2000, 1), run_id)
     first = min(checks.verify(night.shards, night.folder), key=lambda piece: piece.file.uri)
-    storage.delete(first.file.uri)
+    storage.delete(first.file.uri, storage.anything)
     partly = preview.preview(night, preview.Resources(), uri)
     assert (partly.shards_computed, partly.files_there, partly.rows_there) == (1, 1, 3)
     assert (partly.units_computed, partly.files_at_least) == (1, 2)

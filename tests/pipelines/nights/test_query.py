@@ -80,7 +80,7 @@ def refusal(sql: str, uri: str) -> str:
 def test_views_of_some_dates_have_no_other_files(lake: str) -> None:
     write_night(lake, "2026-02-01", ["late"])
     for file in storage.list_all(f"{lake}/captions/ds=2026-01-30"):
-        storage.delete(file.uri)
+        storage.delete(file.uri, storage.anything)
     sql = "SELECT ds, caption FROM captions ORDER BY ds"
     found = query.query(sql, lake, ["captions"], dates=("2026-01-31", "2026-02-01")).to_pylist()
     assert found == [{"ds": "2026-01-31", "caption": "a ball"}, {"ds": "2026-02-01", "caption": "late"}]
@@ -92,7 +92,7 @@ def test_views_of_some_dates_have_no_other_files(lake: str) -> None:
 def test_a_query_of_one_night_opens_no_file_of_another(lake: str, where: str) -> None:
     """They are gone here, which a query that needs them says."""
     for file in storage.list_all(f"{lake}/captions/ds=2026-01-30"):
-        storage.delete(file.uri)
+        storage.delete(file.uri, storage.anything)
     assert ask(f"SELECT count(*) AS n, min(caption) AS c FROM captions WHERE {where}", lake) == [
         {"n": 1, "c": "a ball"}
     ]
@@ -113,7 +113,7 @@ def test_who_asks_for_errors_opens_no_file_without_one(lake: str) -> None:
     commit_night(Partition(table, "2026-01-31"), told, SCHEMA, {"run_id": "r"})
     for piece in told:
         if not piece.bad:
-            storage.delete(piece.file.uri)
+            storage.delete(piece.file.uri, storage.anything)
     asked = "SELECT sample_id, error FROM captions_all WHERE ds = '2026-01-31' AND {}"
     assert ask(asked.format("error IS NOT NULL"), lake) == [{"sample_id": "1", "error": "X: y"}]
     with pytest.raises((UsageError, storage.StorageError), match="ds=2026-01-31"):
@@ -196,7 +196,7 @@ def test_a_file_that_cannot_be_read_is_no_mistake_of_the_statement(
     monkeypatch.setattr(query, "open_views", lambda *args: (tries.append(1), whole(*args))[1])
     lost = storage.list_files(storage.join(lake, "captions", "ds=2026-01-31"))
     for file in lost:
-        storage.delete(file.uri)
+        storage.delete(file.uri, storage.anything)
     with pytest.raises(storage.StorageError) as caught:
         query.query("SELECT caption FROM captions", lake, NAMES)
     assert str(caught.value).startswith(f"cannot query {lake}: ")

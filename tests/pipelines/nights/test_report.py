@@ -140,7 +140,7 @@ def test_a_page_without_mlflow_shards_or_model(lake: Path, caplog: pytest.LogCap
     assert captions.history[0].rows_per_second is None
     assert len(captions.figures) == 4
     kept = storage.read_bytes(f"{lake}/captions/1/photos-000.tar")
-    storage.delete(f"{lake}/captions/1/photos-000.tar")
+    storage.delete(f"{lake}/captions/1/photos-000.tar", storage.anything)
     page, (captions, _) = page_of(lake, "2026-01-01")
     storage.write_bytes(f"{lake}/captions/1/photos-000.tar", kept)
     assert captions.figures == []
@@ -226,7 +226,7 @@ def test_rows_tell_the_runs_that_the_log_forgot(lake: Path, tmp_path: Path) -> N
     table = DeltaTable(f"{tables_uri}/{name}")
     table.create_checkpoint()
     for version in range(table.version() + 1):
-        storage.delete(tables.commit_uri(f"{tables_uri}/{name}", version))
+        storage.delete(tables.commit_uri(f"{tables_uri}/{name}", version), storage.anything)
     assert report._runs(f"{tables_uri}/{name}", table.version(), ["2026-01-01"]) == {}
     assert history() == told
 

@@ -178,7 +178,7 @@ def test_reasons_outlive_the_commit_that_told_them(tmp_path: Path) -> None:
     forget(table, 5)
     assert not any("errors" in note for _, note in tables.commit_notes(table, DeltaTable(table).version()))
     good = next(piece for piece in known if not piece.bad)
-    storage.delete(good.file.uri)
+    storage.delete(good.file.uri, storage.anything)
     found = query.query(REASONS, str(tmp_path), ["captions"]).to_pylist()
     assert {row["reason"]: row["rows"] for row in found} == reasons == {"X": 3}
 
@@ -209,7 +209,7 @@ def test_a_damaged_newest_commit_is_named_and_can_be_moved_out(table: str, left:
     for work in (tables.open_table, lambda uri: commit.restore(uri, 1), lambda uri: upkeep.tidy(uri, 1)):
         with pytest.raises(UsageError, match=re.escape(entry)):
             work(table)
-    storage.delete(entry)
+    storage.delete(entry, storage.anything)
     ownership.check(table, SCHEMA)
     assert len(read(table)) == 3, "the night before"
     assert commit_night(Partition(table, "2026-01-01"), second, SCHEMA, RUN) == 2

@@ -251,7 +251,7 @@ def test_what_waited_for_long_is_committed_while_another_night_tidies(
 
     renewed = upkeep.renew(Partition(table, "2026-01-02"), staged)
     for uri in deletes:
-        storage.delete(uri)
+        storage.delete(uri, storage.anything)
     clock.hours = 0
     upkeep.tidy(table, 0)  # and once more, with a fresh look
     assert not storage.exists(staged[0].file.uri)
@@ -298,6 +298,6 @@ def test_what_was_tidied_before_its_commit_is_said(table: str, clock: Clock, mon
     pieces = night(table, ONE, rows(A, 0, 2, 1))
     clock.hours = 200
     monkeypatch.setattr(upkeep, "_old", lambda folders, hours: {pieces[0].file.uri})
-    storage.delete(pieces[0].file.uri)
+    storage.delete(pieces[0].file.uri, storage.anything)
     with pytest.raises(RuntimeError, match="start the job again"):
         upkeep.renew(Partition(table, "2026-01-01"), pieces)

@@ -106,7 +106,7 @@ def test_an_object_comes_as_it_was_listed(place: str) -> None:
     storage.write_bytes(first.uri, b"xyz and more")
     with pytest.raises(BadSample, match=f"ObjectChanged: {first.uri} was replaced after it had been listed"):
         fetch(first, Limits())
-    storage.delete(second.uri)
+    storage.delete(second.uri, storage.anything)
     with pytest.raises(BadSample, match=f"ObjectGone: {second.uri} was removed after it had been listed"):
         fetch(second, Limits())
 

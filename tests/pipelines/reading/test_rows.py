@@ -73,7 +73,7 @@ def test_a_group_is_read_from_where_it_stopped(tmp_path: Path) -> None:
     (table,) = read_blocks(group, ReadOptions(), trouble=trouble, first=2)
     assert table["index"].to_pylist() == [2, 3, 4]
     assert table["error"].to_pylist() == [None, "InputCrashed: died", None]
-    storage.delete(str(tmp_path / "4.jpg"))
+    storage.delete(str(tmp_path / "4.jpg"), storage.anything)
     (table,) = read_blocks(group, ReadOptions())
     assert table["error"].to_pylist()[4] == f"ObjectGone: {tmp_path}/4.jpg was removed after it had been listed"
 

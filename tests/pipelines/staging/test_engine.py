@@ -106,7 +106,7 @@ def test_small_shards_are_staged_many_to_an_object(
     expected = tiny.translator().translate(texts, beam_size=1, max_length=12)
     assert [row["translation"] for row in rows(folder, shards)] == expected
     last = max(list_pieces(folder)[together[1].key], key=lambda piece: piece.first)
-    storage.delete(last.file.uri)
+    storage.delete(last.file.uri, storage.anything)
     todo = checks.incomplete(shards, folder)
     assert todo == together[1].parts(last.first), "from the first row that is missing on"
     again = engine.stage(todo, folder, schema, inference.decode(), actor, RESOURCES, "test")
@@ -451,7 +451,7 @@ def test_a_head_without_cpus_makes_no_packs() -> None:
 
 def test_what_a_pack_fails_of_is_said_in_a_line(staged: list[Piece]) -> None:
     missing = pack(staged[0].file.uri.rpartition("/")[0], staged)
-    storage.delete(staged[1].file.uri)
+    storage.delete(staged[1].file.uri, storage.anything)
     with pytest.raises(RuntimeError, match=r"was removed meanwhile: start again$") as caught:
         engine.write_packs([missing])
     assert type(caught.value) is RuntimeError

@@ -118,7 +118,7 @@ def test_other_units_are_left(folder: str) -> None:
 
 def test_a_unit_that_lacks_something_is_left(folder: str) -> None:
     second = sorted(list_pieces(folder)[UNIT.key], key=lambda piece: piece.first)[1]
-    storage.delete(second.file.uri)
+    storage.delete(second.file.uri, storage.anything)
     before = storage.list_files(folder)
     assert join({UNIT.key}, folder) == {}
     assert storage.list_files(folder) == before
@@ -156,7 +156,7 @@ def test_a_piece_that_is_not_what_was_listed_is_named(
     first = pieces["listed"][UNIT.key][0].file.uri
     monkeypatch.setattr(joining, "list_pieces", lambda folder: pieces["listed"])
     if name == "gone":
-        storage.delete(first)
+        storage.delete(first, storage.anything)
     else:
         small = next(piece for piece in pieces["listed"][UNIT.key] if piece.rows == 1)
         storage.write_bytes(first, storage.read_bytes(small.file.uri))
@@ -230,7 +230,7 @@ def test_of_a_pack_that_is_not_needed_whole_a_new_one_has_the_rest(packed: str) 
         newest = [piece for own in list_pieces(packed).values() for piece in own if piece.file == file.file]
         assert [piece.name for piece in newest] == [piece.name for piece in by_file(needed)[0]]
         assert {piece.file for piece in lying(packed) if piece.name in {p.name for p in needed}} == {file.file}
-        storage.delete(file.file.uri)
+        storage.delete(file.file.uri, storage.anything)
 
 
 def test_packs_and_pieces_become_one_pack(packed: str) -> None:
@@ -271,7 +271,7 @@ def test_many_small_files_are_packed_by_who_is_asked_to(folder: str, monkeypatch
         assert (told, len(halves), len(known)) == ([2], 2, 2)
         assert sum(piece.rows for piece in halves) == 7
     for piece in halves:
-        storage.delete(piece.file.uri)
+        storage.delete(piece.file.uri, storage.anything)
     (whole,), known = files(pieces, write_packs, True)
     assert told == [2, 1]
     assert sorted(read(whole), key=str) == sorted(before, key=str)
@@ -285,7 +285,7 @@ def test_pieces_of_a_pack_are_put_together_like_others(packed: str) -> None:
     """Its unit's, that is: a piece of a unit, which is no pack."""
     before = [row for piece in lying(packed) if piece.name.startswith("unit-") for row in read(piece)]
     for piece in (piece for own in list_pieces(packed).values() for piece in own if piece.pack is None):
-        storage.delete(piece.file.uri)
+        storage.delete(piece.file.uri, storage.anything)
     assert len(join({UNIT.key}, packed)) == 1
     (piece,) = tiling(list_pieces(packed)[UNIT.key]) or []
     assert piece.pack is None
@@ -298,7 +298,7 @@ def test_rows_of_a_unit_stay_in_their_order(folder: str) -> None:
     before, pieces = chosen(folder), sorted(list_pieces(folder)[UNIT.key], key=lambda piece: piece.first)
     write([pack(folder, pieces[::2])])
     for piece in pieces[::2]:
-        storage.delete(piece.file.uri)
+        storage.delete(piece.file.uri, storage.anything)
     join({UNIT.key}, folder)
     assert chosen(folder) == before
 

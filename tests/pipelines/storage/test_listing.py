@@ -146,10 +146,10 @@ def test_everything_is_listed_with_its_age_and_removed_by_its_name(place: str) -
     names = [".hidden", "_delta_log/0.json", "b/c.txt", "b/d.txt"]
     assert [(file.uri, file.size) for file in found] == [(f"{root}/a/{name}", len(name) + 2) for name in names]
     assert all(abs((datetime.now(UTC) - file.modified).total_seconds()) < 60 for file in found)
-    storage.delete(f"{place}/a/b/c.txt")
-    storage.delete(f"{place}/a/b/c.txt")  # that it is gone is no error
+    storage.delete(f"{place}/a/b/c.txt", storage.anything)
+    storage.delete(f"{place}/a/b/c.txt", storage.anything)  # that it is gone is no error
     with contextlib.suppress(storage.StorageError):  # a folder is no object
-        storage.delete(f"{place}/a")
+        storage.delete(f"{place}/a", storage.anything)
     assert [file.uri for file in storage.list_all(f"{place}/a/b")] == [f"{root}/a/b/d.txt"]
 
 

@@ -111,8 +111,3 @@ def test_of_a_folder_of_a_disk_nothing_else_is_kept(tmp_path: Path, monkeypatch:
     assert storage.look_up([f"{uris[0]}/{n}" for n in range(9)]) == {}
     assert storage.look_up([f"/{n}.jpg" for n in range(9)]) == {}, "right in the root"
     assert listed == []
-
-
-def test_a_store_that_needs_more_than_an_address_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"cannot open github://x/a\.jpg: "):
-        storage.info("github://x/a.jpg")

@@ -47,7 +47,7 @@ def test_what_could_not_be_read_for_a_moment_is_read_again_where_too_little_is_l
 
     monkeypatch.setattr(preparation.engine, "stage", stage)
     for good, again in ((3, [[3]]), (50, [])):
-        storage.delete(photo)
+        storage.delete(photo, storage.anything)
         asked.clear()
         place = replace(job, storage=str(tmp_path / str(good)))
         if again:
