@@ -208,7 +208,11 @@ def changes(path: Path) -> set[str]:
             found.add(called)
         if called == "open" and modes and not (isinstance(owner, ast.Name) and owner.id in ("tarfile", "av")):
             found.add("open")
-        if called in ("move", "remove", "replace") and isinstance(owner, ast.Name) and owner.id in ("os", "shutil", "fs"):
+        if (
+            called in ("move", "remove", "replace")
+            and isinstance(owner, ast.Name)
+            and owner.id in ("os", "shutil", "fs")
+        ):
             found.add(f"{owner.id}.{called}")
     return found
 

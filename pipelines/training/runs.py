@@ -34,6 +34,10 @@ INITIAL = "initial"
 """Of a run: the untrained model, an artifact."""
 HISTORY = "history.jsonl"
 """Of a run that has trained: every entry that was logged, written with each checkpoint."""
+RELEASED = re.compile(
+    r"attempt|failure\.json|checkpoint_manager_snapshot\.json|initial/[^/]+|\.validate_storage_marker"
+)
+"""Files of a run's folder that may remain where a start ended before it trained. The last is Ray's."""
 FREE = ("train.max_failures", "train.keep_checkpoints")
 """Options that decide nothing of what is learned: a run goes on with others of them."""
 Shards = tuple[list[Shard], list[Shard]]
@@ -141,9 +145,12 @@ def _check_claimable(job: TrainJob) -> None:
     Raises:
         UsageError: names the folder and the fix.
     """
-    if not storage.exists(storage.join(job.run, STATE)) and (files := storage.list_all(job.run)):
+    if storage.exists(storage.join(job.run, STATE)):
+        return
+    names = [file.uri.removeprefix(f"{job.run}/") for file in storage.list_all(job.run)]
+    if foreign := [name for name in names if not RELEASED.fullmatch(name)]:
         raise UsageError(
-            f"{shown(job.run)} has files, such as {shown(files[0].uri)}, but no {STATE}, so it is no training run: "
+            f"{shown(job.run)} has files, such as {shown(foreign[0])}, but no {STATE}, so it is no training run: "
             "use another `name` or `storage`"
         )
 

@@ -40,7 +40,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert refusal("--", *verb.split()) == (
             f"--storage is needed: by default {verb.split()[0]} writes below the folder where the job runs"
         )
-    assert refusal("--", "tidy", "--storage", "s3:/lake") == "s3:/lake is no address: write s3://lake"
+    assert refusal("--", "tidy", "--storage", "s3:/lake") == "s3:/lake is no address of a known kind: write s3://lake"
     for option in ("--tables", "--storage", "--input", "--data", "--out", "--source", "--references"):
         for place in ("lake", "morning.html", "file://lake", "none/x"):
             for words in ([option, place], [f"{option}={place}"], [option, "s3://lake/a", place]):

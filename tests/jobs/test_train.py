@@ -117,13 +117,13 @@ def test_features_are_made_where_the_training_is(
 
 def test_a_finished_run_is_not_trained_again(lake: Path, trained: list[TrainJob]) -> None:
     run = f"{lake}/lake/runs/translator-demo"
+    main(["translator-demo", *argv(lake)])
+    (job,) = trained
+    storage.write_bytes(f"{run}/run.json", runs.state_of(job, runs.check(job), None))
     summary = asdict(trained_as(run, lake))
     storage.write_bytes(f"{run}/summary.json", json.dumps(summary).encode())
     assert main(["translator-demo", *argv(lake)]) == summary
-    assert trained == []
-    state = {"recipe": "translator-demo", "config": runs.plain(RECIPES["translator-demo"]()), "data": "x",
-             "shards": "y", "mlflow_run_id": None}  # fmt: skip
-    storage.write_bytes(f"{run}/run.json", json.dumps(state).encode())
+    assert trained == [job]
     epochs = RECIPES["translator-demo"]().train.epochs
     assert refusal(["translator-demo", *argv(lake, "--train.epochs", "9")]) == (
         f"run 'translator-demo' was started with train.epochs={epochs}, not 9: use another --name"

@@ -67,7 +67,10 @@ def test_an_empty_word_is_no_choice_of_the_users(
 
 def test_a_wrong_address_is_one_line(tmp_path: Path) -> None:
     ran = tiny.hybrid("tables", "--tables", "zzz://lake", cwd=tmp_path)
-    assert (ran.code, ran.stderr) == (2, "hybrid: cannot open zzz://lake: Protocol not known: zzz\n")
+    assert (ran.code, ran.stderr) == (
+        2,
+        "hybrid: zzz://lake is no address of a known kind: write s3://BUCKET/KEY, file:///PATH or a path\n",
+    )
 
 
 def test_an_unknown_verb_lists_the_verbs(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_damaged_sentences_are_named(tmp_path: Path) -> None:
             storage.write_bytes(str(tmp_path / f"in/{split}.{language}.gz"), gzip.compress(b"a\nb\n"))
     whole = gzip.compress(b"a sentence\n" * 1000)
     for damaged in (b"no gzip", whole[:-9], whole[:12] + bytes(9)):
-        storage.write_bytes(str(tmp_path / "in/val.de.gz"), damaged)
+        storage.write_bytes(str(tmp_path / "in/val.de.gz"), damaged, storage.anything)
         with pytest.raises(UsageError, match=r"val.en.gz and .*val.de.gz are no pair of files: "):
             prepare_multi30k(str(tmp_path / "in"), str(tmp_path / "out"), 10)
 

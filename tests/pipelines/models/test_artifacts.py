@@ -103,7 +103,7 @@ def test_a_stored_model_predicts_what_the_original_does(files: dict[str, bytes],
 
 def test_config_json_is_written_last(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
-    monkeypatch.setattr(artifacts.storage, "write_bytes", lambda uri, data: written.append(uri))
+    monkeypatch.setattr(artifacts.storage, "write_bytes", lambda uri, *_: written.append(uri))
     artifacts.write(files, "/x")
     assert written[-1] == "/x/config.json"
     assert sorted(written) == ["/x/README.md", "/x/config.json", "/x/tokenizer.json", "/x/weights.safetensors"]

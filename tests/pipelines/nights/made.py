@@ -53,7 +53,7 @@ def commit_as_before(uri: str, pieces: list[Piece], name: str | None = None, sch
         old = old.replace_schema_metadata(None)
         buffer = io.BytesIO()
         pq.write_table(old, buffer, compression="zstd")
-        storage.write_bytes(piece.file.uri, buffer.getvalue())
+        storage.write_bytes(piece.file.uri, buffer.getvalue(), storage.anything)
     root = storage.absolute(uri) + "/"
     actions = [
         AddAction(

@@ -291,7 +291,7 @@ def test_a_shard_that_changes_takes_its_rows_out_of_its_pack(old: Night) -> None
     (pack,) = night_files(uri, DS)
     before = {row["sample_id"]: row for row in everything(uri)}
     changed = old.shards[7].uri
-    storage.write_bytes(changed, b"another sentence\n")
+    storage.write_bytes(changed, b"another sentence\n", storage.anything)
     now, computed = compute(old, folder)
     assert computed == 1
     assert again(now) == (0, 3)
@@ -310,12 +310,12 @@ def test_a_night_that_was_refused_leaves_the_one_before_as_it_is(old: Night) -> 
     compact(uri)
     before, changed = night_files(uri, DS), old.shards[7]
     data, state = storage.read_bytes(changed.uri), Path(changed.uri).stat() if "://" not in changed.uri else None
-    storage.write_bytes(changed.uri, b"bad\nbad\nbad\nbad\nbad\n")
+    storage.write_bytes(changed.uri, b"bad\nbad\nbad\nbad\nbad\n", storage.anything)
     now, _ = compute(old, folder)
     with pytest.raises(RefusedError, match="5 of 74 samples are bad"):
         again(now)
     assert len([file for file in storage.list_files(old.folder) if "pack-of-" in file.name]) == 2
-    storage.write_bytes(changed.uri, data)
+    storage.write_bytes(changed.uri, data, storage.anything)
     if state is not None:
         os.utime(changed.uri, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert again(replace(old, shards=list_shards(folder))) == (0, None)
@@ -358,7 +358,9 @@ def test_whatever_comes_changes_or_goes_each_row_is_there_once(
         match draw.choice(("write", "write", "delete", *["infer", "compact"] * 2, "tidy", "wait", "restore")):
             case "write":
                 lines = [draw.choice(("ein Hund", "bad", f"Nummer {step}")) for _ in range(draw.randint(1, 4))]
-                storage.write_bytes(f"{folder}/{name}.txt", "".join(f"{line}\n" for line in lines).encode())
+                storage.write_bytes(
+                    f"{folder}/{name}.txt", "".join(f"{line}\n" for line in lines).encode(), storage.anything
+                )
             case "delete" if len(storage.list_files(folder)) > 1:
                 storage.delete(f"{folder}/{name}.txt", storage.anything)
             case "infer":
@@ -599,7 +601,7 @@ def test_one_damaged_night_keeps_no_other_from_being_rewritten(table: str) -> No
         pieces = night(table, ONE, rows(A, 2, 4, 3), ds=ds)
         commit_night(Partition(table, ds), pieces, SCHEMA, RUN)
     damaged = storage.join(table, "ds=2026-01-02", ONE, pieces[0].file.name)
-    storage.write_bytes(damaged, storage.read_bytes(damaged)[:-9])
+    storage.write_bytes(damaged, storage.read_bytes(damaged)[:-9], storage.anything)
     done = compact(table)
     assert [night.ds for night in done.nights] == ["2026-01-01", "2026-01-03"]
     assert done.skipped["2026-01-02"].startswith(f"{damaged} is damaged (")
@@ -615,7 +617,7 @@ def test_a_damaged_file_that_would_stay_is_said_too(table: str, monkeypatch: pyt
     monkeypatch.setattr(joining, "PACK_BYTES", 2 * large.file.size - 1)
     commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
     monkeypatch.setattr(compaction, "LEAST_GAIN", 1)
-    storage.write_bytes(large.file.uri, storage.read_bytes(large.file.uri)[:-9])
+    storage.write_bytes(large.file.uri, storage.read_bytes(large.file.uri)[:-9], storage.anything)
     assert compact(table).skipped["2026-01-01"].startswith(f"{large.file.uri} is damaged (")
 
 
@@ -623,7 +625,9 @@ def test_a_file_whose_rows_are_not_those_of_its_name_is_said(table: str) -> None
     stage(storage.join(table, "ds=2026-01-01", ONE), rows(A, 0, 2, 3))
     pieces = night(table, ONE, rows(A, 2, 4, 3))
     commit_night(Partition(table, "2026-01-01"), pieces, SCHEMA, RUN)
-    storage.write_bytes(pieces[0].file.uri, storage.read_bytes(night(f"{table}-b", ONE, rows(A, 0, 1, 0))[0].file.uri))
+    storage.write_bytes(
+        pieces[0].file.uri, storage.read_bytes(night(f"{table}-b", ONE, rows(A, 0, 1, 0))[0].file.uri), storage.anything
+    )
     said = "-00000000-00000002.parquet has 1 rows, and its name says otherwise"
     assert said in compact(table).skipped["2026-01-01"]
     with pytest.raises(RuntimeError, match=re.escape(said)):

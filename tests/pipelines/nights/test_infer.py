@@ -83,7 +83,7 @@ def test_a_night_of_many_files_is_packed_before_its_commit(
     before = rows_of(tmp_path)
     again, same = done()
     assert (again["version"], again["shards_computed"], same) == (None, 0, names)
-    storage.write_bytes(f"{tmp_path}/in/3.txt", b"another")
+    storage.write_bytes(f"{tmp_path}/in/3.txt", b"another", storage.anything)
     summary, names = done()
     assert (summary["shards_computed"], summary["rows_computed"], summary["rows"]) == (1, 1, 21)
     assert [name[:6] for name in names] == ["3.txt-", "pack-o"], "the others' rows are in a new pack; two files are few"
@@ -106,7 +106,7 @@ def test_a_job_that_listed_before_another_one_does_not_take_late_rows_out_again(
     storage.write_bytes(f"{tmp_path}/in/0.txt", b"a\nb")
     if again:
         run(night_of(artifact, tmp_path))
-        storage.write_bytes(f"{tmp_path}/in/0.txt", b"a\nb\nc")
+        storage.write_bytes(f"{tmp_path}/in/0.txt", b"a\nb\nc", storage.anything)
     slow, renew = night_of(artifact, tmp_path), upkeep.renew
     seen = infer.check(slow)
 
@@ -177,7 +177,7 @@ def test_a_night_that_ended_before_it_was_packed_is_packed_when_it_goes_on(
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_night_that_is_refused_for_its_errors_has_packed_nothing(six: Night) -> None:
     """As its writers told; it is packed when it is let through."""
-    storage.write_bytes(six.shards[0].uri, b"a\n\n")
+    storage.write_bytes(six.shards[0].uri, b"a\n\n", storage.anything)
     bad = night_of(six.inference.artifact, Path(six.partition.tables).parent)
     with pytest.raises(RefusedError, match=r"1 of 12 samples are bad \(most: 1 x EmptyText\)"):
         run(bad)
@@ -262,7 +262,7 @@ def test_a_damaged_file_keeps_a_night_that_is_packed_from_its_commit(six: Night)
     """Each time, and not only until nothing is left to compute; without the file it is made again."""
     (staged, *_) = stage_and_stop(six)
     whole = storage.read_bytes(staged)
-    storage.write_bytes(staged, whole[: len(whole) // 2])
+    storage.write_bytes(staged, whole[: len(whole) // 2], storage.anything)
     for _ in range(2):
         with pytest.raises(
             RuntimeError, match=rf"^{re.escape(staged)} is damaged .+: take it away, and infer its night"
@@ -280,7 +280,7 @@ def test_a_damaged_pack_is_named_before_any_work_and_can_be_taken_away(six: Nigh
     (path,) = six.partition.files()
     pack = storage.join(six.partition.table, path)
     whole = storage.read_bytes(pack)
-    storage.write_bytes(pack, whole[: len(whole) // 2])
+    storage.write_bytes(pack, whole[: len(whole) // 2], storage.anything)
     with pytest.raises(
         RuntimeError, match=rf"^{re.escape(pack)} is damaged .+: take it away, and infer its night again$"
     ):
@@ -449,7 +449,7 @@ def test_shards_that_are_gone_are_refused(stored: Night) -> None:
 def test_shards_that_were_replaced_or_came_late_are_not_gone(stored: Night) -> None:
     infer.check(stored)
     for shard in stored.shards[1:]:
-        storage.write_bytes(shard.uri, b"another sentence\n")
+        storage.write_bytes(shard.uri, b"another sentence\n", storage.anything)
     tiny.write_sentences(stored.shards[0].uri.rsplit("/", 1)[0] + "/late", 1, 2)
     wider = Inference(stored.inference.artifact, TranslatorDecoding(beam_size=2))
     again = listed_again(stored, inference=wider)
@@ -460,7 +460,7 @@ def test_shards_that_were_replaced_or_came_late_are_not_gone(stored: Night) -> N
 def test_a_night_whose_files_are_gone_is_mended(stored: Night, caplog: pytest.LogCaptureFixture) -> None:
     for piece in verify(stored.shards, stored.folder):
         storage.delete(piece.file.uri, storage.anything)
-    storage.write_bytes(stored.shards[0].uri, b"another sentence\n")
+    storage.write_bytes(stored.shards[0].uri, b"another sentence\n", storage.anything)
     infer.check(listed_again(stored))
     (said,) = [record.getMessage() for record in caplog.records if record.name == infer.__name__]
     assert said.startswith(f"{stored.partition.table} lacks its file ds=2026-01-31/")
@@ -537,7 +537,7 @@ def test_a_manifests_row_that_named_nothing_may_be_mended(tmp_path: Path) -> Non
 
     def listed(*names: str | None) -> Night:
         text = "".join(json.dumps({"uri": name}) + "\n" for name in names)
-        storage.write_bytes(f"{tmp_path}/in/m.jsonl", text.encode())
+        storage.write_bytes(f"{tmp_path}/in/m.jsonl", text.encode(), storage.anything)
         return replace(night, shards=list_input(f"{tmp_path}/in/m.jsonl", InputOptions(uri_column="uri")))
 
     first = listed("0.jpg", None, "2.jpg")
@@ -579,7 +579,7 @@ def test_rows_that_are_lost_count(stored: Night) -> None:
     rows[-1] |= {"status": "error", "error": "ShardReadError: torn", "lost_rows": 30}
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=stored.schema), buffer)
-    storage.write_bytes(piece, buffer.getvalue())
+    storage.write_bytes(piece, buffer.getvalue(), storage.anything)
     summary = run(replace(stored, rules=Rules(max_error_fraction=0.75)))
     assert (summary["rows"], summary["rows_lost"], summary["ok"]) == (12, 30, 11)
     assert summary["errors"] == {"ShardReadError": 31}

@@ -152,10 +152,12 @@ def test_a_page_without_mlflow_shards_or_model(lake: Path, caplog: pytest.LogCap
 def test_a_photograph_that_was_replaced_is_not_shown_for_another(lake: Path) -> None:
     kept = storage.read_bytes(f"{lake}/captions/1/photos-000.tar")
     storage.write_bytes(
-        f"{lake}/captions/1/photos-000.tar", tiny.tar([(f"other-{i}.jpg", tiny.jpeg(i)) for i in range(4)])
+        f"{lake}/captions/1/photos-000.tar",
+        tiny.tar([(f"other-{i}.jpg", tiny.jpeg(i)) for i in range(4)]),
+        storage.anything,
     )
     _, (captions, _) = page_of(lake, "2026-01-01")
-    storage.write_bytes(f"{lake}/captions/1/photos-000.tar", kept)
+    storage.write_bytes(f"{lake}/captions/1/photos-000.tar", kept, storage.anything)
     assert {figure.row["shard"].rsplit("/", 1)[-1] for figure in captions.figures} == {"photos-001.tar"}
 
 
@@ -310,6 +312,6 @@ def test_runs_of_earlier_nights_are_told_by_the_log(tmp_path: Path, caplog: pyte
     assert runs(commit.restore(table, both)) == {}
     last = write(first, "e", THREE)
     assert runs(last) == {first: "e"}
-    storage.write_bytes(tables.commit_uri(table, newest), b"[1]\n")
+    storage.write_bytes(tables.commit_uri(table, newest), b"[1]\n", storage.anything)
     assert report._runs(table, newest, [first]) == {}
     assert "is damaged: rows tell which runs wrote earlier nights" in caplog.text

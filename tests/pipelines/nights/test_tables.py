@@ -201,7 +201,7 @@ def test_a_damaged_newest_commit_is_named_and_can_be_moved_out(table: str, left:
     entry = f"{table}/_delta_log/00000000000000000002.json"
     whole = storage.read_bytes(entry)
     damaged = {"half": whole[: len(whole) // 2], "nothing": b"", "zeros": bytes(300), "another": b"[1]\n"}[left]
-    storage.write_bytes(entry, damaged)
+    storage.write_bytes(entry, damaged, storage.anything)
     assert refusal(table) == (
         f"{table} cannot be read: {entry}, an entry of its log, is damaged; "
         "move it out of the log and infer its night again, as docs/querying.md tells"

@@ -245,7 +245,7 @@ def test_what_waited_for_long_is_committed_while_another_night_tidies(
     clock.hours = 200
     deletes: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "delete", deletes.append)
+        patch.setattr(storage, "delete_listed", lambda file: deletes.append(file.uri))
         upkeep.tidy(table, 0)
     assert staged[0].file.uri in deletes, "to the other night it is old"
 

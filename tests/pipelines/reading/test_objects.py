@@ -103,7 +103,7 @@ def test_an_object_comes_as_it_was_listed(place: str) -> None:
         fetch(second, Limits(max_bytes=4))
     with pytest.raises(BadSample, match="AddressNotAllowed: no"):
         fetch(replace(first, problem="AddressNotAllowed: no"), Limits())
-    storage.write_bytes(first.uri, b"xyz and more")
+    storage.write_bytes(first.uri, b"xyz and more", storage.anything)
     with pytest.raises(BadSample, match=f"ObjectChanged: {first.uri} was replaced after it had been listed"):
         fetch(first, Limits())
     storage.delete(second.uri, storage.anything)

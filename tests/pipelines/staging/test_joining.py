@@ -91,7 +91,7 @@ def test_another_job_joins_in_the_same_second(folder: str, monkeypatch: pytest.M
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="none")
     others = buffer.getvalue().to_pybytes()
-    storage.write_bytes(piece.file.uri, others)
+    storage.write_bytes(piece.file.uri, others, storage.anything)
     monkeypatch.setattr(joining, "list_pieces", lambda folder: staged)
     ((name, size),) = join({UNIT.key}, folder)
     assert (name, size) == (piece.file.name, len(others))
@@ -159,7 +159,7 @@ def test_a_piece_that_is_not_what_was_listed_is_named(
         storage.delete(first, storage.anything)
     else:
         small = next(piece for piece in pieces["listed"][UNIT.key] if piece.rows == 1)
-        storage.write_bytes(first, storage.read_bytes(small.file.uri))
+        storage.write_bytes(first, storage.read_bytes(small.file.uri), storage.anything)
     with pytest.raises(RuntimeError, match=f"{first} {reason}"):
         join({UNIT.key}, folder)
 
@@ -332,6 +332,6 @@ def test_a_damaged_file_is_named(packed: str, damage: str) -> None:
     uri = chosen[0].file.uri
     data = bytearray(storage.read_bytes(uri))
     damaged = data[:-20] if damage == "cut off" else data[:100] + b"\xff" * 400 + data[500:]
-    storage.write_bytes(uri, bytes(damaged))
+    storage.write_bytes(uri, bytes(damaged), storage.anything)
     with pytest.raises(RuntimeError, match=rf"^{uri} is damaged \(.*\): take it away, and infer its night again$"):
         files(chosen[1:], write)

@@ -41,7 +41,7 @@ def stage(folder: Path, name: str, rows: Sequence[int | None], places: Sequence[
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     uri = str(folder / name)
-    storage.write_bytes(uri, sink.getvalue().to_pybytes())
+    storage.write_bytes(uri, sink.getvalue().to_pybytes(), storage.anything)
     return Piece(storage.info(uri), 0, len(rows), end=True)
 
 

@@ -27,5 +27,5 @@ def test_a_damaged_mark_says_nothing(place: str) -> None:
     uri = storage.join(place, "_used", "0123456789abcdef.json")
     assert uses.read(uri) is None
     for content in (b"", b"{}", b"[1]", b'{"kind": "run"}', b'{"kind": "somebody", "user": "x"}', b"\xff"):
-        storage.write_bytes(uri, content)
+        storage.write_bytes(uri, content, storage.anything)
         assert uses.read(uri) is None, content

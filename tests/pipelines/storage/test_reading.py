@@ -62,7 +62,7 @@ def test_an_object_is_read_as_it_was_listed_or_not_at_all(
     assert read(one) == b"abcdef"
     assert read(empty) == b""
     for other in (b"uvwxyz", b"abc", b"abcdefgh", b""):
-        storage.write_bytes(f"{place}/a", other)
+        storage.write_bytes(f"{place}/a", other, storage.anything)
         assert read(one) is None
     storage.delete(f"{place}/a", storage.anything)
     with pytest.raises(FileNotFoundError):

@@ -294,6 +294,7 @@ def snapshot(*names: str) -> dict[str, Any]:
 def test_what_ray_would_refuse_is_removed(content: str, stays: bool, tmp_path: Path) -> None:
     write_run(tmp_path, {"checkpoint_epoch_0001": 0.5, "checkpoint_epoch_0002": 0.4})
     (tmp_path / checkpoints.SNAPSHOT).write_text(content)
+    (tmp_path / "run.json").write_text("{}")
     checkpoints.mend_snapshot(str(tmp_path))
     assert (tmp_path / checkpoints.SNAPSHOT).exists() == stays
     checkpoints.mend_snapshot(str(tmp_path / "nothing"))
@@ -332,10 +333,11 @@ def test_of_two_starts_of_a_run_the_older_one_ends(tmp_path: Path, monkeypatch: 
     hybrid = tiny.translator()
     given = (hybrid, torch.optim.AdamW(hybrid.parameters()), Progress(epoch=1, step=1, batches=1))
     task = SimpleNamespace(run=str(tmp_path / "mine"), attempt="one")
+    storage.write_bytes(f"{task.run}/run.json", b"{}")
     checkpoints.save_within(*given, task)  # type: ignore[arg-type]
     storage.write_bytes(f"{task.run}/{checkpoints.ATTEMPT}", b"one")
     checkpoints.save_within(*given, task)  # type: ignore[arg-type]
-    storage.write_bytes(f"{task.run}/{checkpoints.ATTEMPT}", b"another")
+    storage.write_bytes(f"{task.run}/{checkpoints.ATTEMPT}", b"another", storage.anything)
     Path(task.run, "history.jsonl").unlink()
     with pytest.raises(
         UsageError, match=r"^run 'mine' was started once more meanwhile: that start goes on, this one ends"

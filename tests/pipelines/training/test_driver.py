@@ -465,7 +465,7 @@ def test_a_start_that_is_not_the_newest_leaves_the_run_alone(
 
     def fail(*_: object) -> None:
         if superseded:
-            storage.write_bytes(f"{job.run}/attempt", b"another")
+            storage.write_bytes(f"{job.run}/attempt", b"another", storage.anything)
         raise UsageError("run 'twice' was started once more meanwhile")
 
     monkeypatch.setattr(driver, "_scaling", lambda *_: (None, 1))

@@ -39,13 +39,13 @@ def write_run(lake: str, name: str, summary: str | None) -> str:
         "checkpoint_manager_snapshot.json": "{}",
     }
     for path, text in {**files, **({} if summary is None else {"summary.json": summary})}.items():
-        storage.write_bytes(storage.join(run, path), text.encode())
+        storage.write_bytes(storage.join(run, path), text.encode(), storage.anything)
     return run
 
 
 def write_features(lake: str, key: str, *users: tuple[str, str]) -> str:
     folder = storage.join(lake, "features", key)
-    storage.write_bytes(storage.join(folder, PIECE), b"PAR1")
+    storage.write_bytes(storage.join(folder, PIECE), b"PAR1", storage.anything)
     for kind, user in users:
         uses.mark(folder, kind, user)
     return folder
@@ -84,7 +84,7 @@ def test_of_a_finished_run_checkpoints_and_initial_weights_go(lake: str) -> None
 @pytest.mark.parametrize("assets", ["5", "null", '{"a": 1}', '[["x"], 7]', '["../artifact/config.json"]'])
 def test_assets_of_another_form_cost_nothing_else(lake: str, assets: str) -> None:
     run = write_run(lake, "done", FINISHED)
-    storage.write_bytes(f"{run}/initial/config.json", f'{{"assets": {assets}}}'.encode())
+    storage.write_bytes(f"{run}/initial/config.json", f'{{"assets": {assets}}}'.encode(), storage.anything)
     (found,) = leftovers.find(lake, NOBODY)
     leftovers.remove(found, NOBODY)
     assert storage.exists(f"{run}/artifact/config.json")
@@ -128,7 +128,7 @@ def test_a_damaged_mark_keeps_its_folder(lake: str) -> None:
     mark = storage.join(folder, "_used", "0123456789abcdef.json")
     huge = b'{"kind": "run", "user": "' + b"x" * (1 << 16) + b'"}'
     for damaged in (b"{", huge):
-        storage.write_bytes(mark, damaged)
+        storage.write_bytes(mark, damaged, storage.anything)
         assert needed(lake) == {f"features/{KEY}": f"{mark}, which cannot be read"}
 
 

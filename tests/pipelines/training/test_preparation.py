@@ -74,7 +74,7 @@ def test_samples_are_kept_once_for_all_seeds_and_trained_parts(tmp_path: Path, m
     for changes in ({}, {"dropout": 0.1, "reward_share": 0.5}, {"max_captions": 3}):
         net = Captioner(replace(nets[0].config, **changes), nets[0].assets)
         place = str(tmp_path / "changed")
-        artifacts.write(artifacts.make(net, CaptionerDecoding(), {}, ""), place)
+        artifacts.write(artifacts.make(net, CaptionerDecoding(), {}, ""), place, storage.anything)
         folders.append(preparation.features_folder(job, artifacts.read(place), net))
     assert folders[0] == folders[1] != folders[2]
     limited = replace(job, recipe=replace(RECIPE, limits=Limits(max_bytes=7)))

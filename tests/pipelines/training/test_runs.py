@@ -64,9 +64,7 @@ def test_impossible_jobs_are_refused(job: TrainJob, tmp_path: Path) -> None:
     assert refusal(replace(job, recipe=rewards, num_workers=8)).endswith("it must be at least 16"), "two images each"
     assert refusal(replace(job, data=str(tmp_path))).startswith(f"no shards found at {tmp_path}/train: ")
     assert refusal(replace(job, storage="/proc/nowhere")).startswith("cannot write /proc/nowhere/")
-    assert refusal(replace(job, storage="memory://lake")).startswith(
-        "`storage` memory://lake/runs cannot keep checkpoints ("
-    )
+    assert refusal(replace(job, storage="memory://lake")).startswith("memory://lake is no address of a known kind")
     wrong = replace(RECIPE, train=replace(RECIPE.train, metric="cider_d"))
     assert refusal(replace(job, recipe=wrong)).startswith("`train.metric` 'cider_d' is unknown for a translator")
 
@@ -105,16 +103,16 @@ def test_a_name_belongs_to_one_configuration(job: TrainJob) -> None:
     runs.check(replace(job, recipe=replace(RECIPE, train=free)))  # they decide nothing of what is learned
     config = runs.plain(RECIPE)
     assert config["model"].pop("cell") == "gru"
-    storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "config": config}).encode())
+    storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "config": config}).encode(), storage.anything)
     runs.check(job)  # of a version that had no such option
     lstm = replace(RECIPE, model=replace(RECIPE.model, cell="lstm"))
     assert (
         refusal(replace(job, recipe=lstm)) == "run 'mine' was started with model.cell=gru, not lstm: use another `name`"
     )
-    storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "shards": "others"}).encode())
+    storage.write_bytes(f"{job.run}/run.json", json.dumps({**state, "shards": "others"}).encode(), storage.anything)
     assert refusal(job) == f"run 'mine' was started before the shards of {job.data} changed: use another `name`"
     for damaged in (b'{"recipe": ', b'{"recipe": "test"}', b"[]"):
-        storage.write_bytes(f"{job.run}/run.json", damaged)
+        storage.write_bytes(f"{job.run}/run.json", damaged, storage.anything)
         assert refusal(job) == (f"{job.run}/run.json is damaged: bring it back from a backup, or use another `name`")
 
 
@@ -165,5 +163,20 @@ def test_a_run_is_finished_when_its_model_is_registered_where_it_is_asked_for(jo
     assert runs.finished(job) == trained
     assert runs.finished(replace(job, tracking_uri="http://elsewhere")) is None
     for damaged in (b"", b"{", b"{}", json.dumps(asdict(replace(trained, model_version=None))).encode()):
-        storage.write_bytes(f"{job.run}/summary.json", damaged)
+        storage.write_bytes(f"{job.run}/summary.json", damaged, storage.anything)
         assert runs.finished(job) is None
+
+
+def test_a_folder_of_the_runs_name_that_is_no_run_is_refused(job: TrainJob) -> None:
+    """Its `summary.json` and `history.jsonl` were replaced, and `checkpoint_epoch_*` removed later."""
+    for name in ("summary.json", "history.jsonl", "artifact/config.json", "checkpoint_epoch_0001/notes.txt"):
+        storage.write_bytes(f"{job.run}/{name}", b"the user's")
+        message = f"{job.run} has files, such as {name}, but no run.json, so it is no training run: use another `name`"
+        assert refusal(job).startswith(message)
+        with pytest.raises(UsageError, match="but no run.json"):
+            runs.claim(job, ([], []))
+        storage.delete(f"{job.run}/{name}", storage.anything)
+    for name in ("attempt", ".validate_storage_marker", "initial/config.json"):  # of a start that ended early
+        storage.write_bytes(f"{job.run}/{name}", b"x")
+    runs.claim(job, ([], []))
+    assert storage.exists(f"{job.run}/run.json")

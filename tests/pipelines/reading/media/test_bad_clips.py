@@ -172,7 +172,7 @@ def read(
     child: bool = False,
 ) -> list[dict[str, Any]]:
     """The rows of a clip that lies in a folder, as a night has them; `child`: in a process of its own."""
-    storage.write_bytes(str(folder / name), media)
+    storage.write_bytes(str(folder / name), media, storage.anything)
     (shard,) = list_shards(str(folder / name), cut=cut is not None)
     decode = step(policy, cut, limits)
     blocks = guarded(shard, decode.options(), decode) if child else map(decode, read_blocks(shard, decode.options()))

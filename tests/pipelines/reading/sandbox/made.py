@@ -17,7 +17,7 @@ ALWAYS = Hostile()
 
 
 def shard(folder: Path, *lines: str, name: str = "a.txt") -> Shard:
-    storage.write_bytes(str(folder / name), "".join(f"{line}\n" for line in lines).encode())
+    storage.write_bytes(str(folder / name), "".join(f"{line}\n" for line in lines).encode(), storage.anything)
     return list_shards(str(folder / name))[0]
 
 

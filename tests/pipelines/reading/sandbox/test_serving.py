@@ -29,7 +29,7 @@ def test_a_clip_that_is_replaced_while_it_is_read_is_not_read_on(place: str) -> 
     (one,) = list_shards(f"{place}/a.mp4", cut=True)
     served = serving.Served(one)
     assert served.answer({"read": [3, 4]}) == [b"", b"aaaa"]
-    storage.write_bytes(f"{place}/a.mp4", b"b" * size)
+    storage.write_bytes(f"{place}/a.mp4", b"b" * size, storage.anything)
     problem, data = served.answer({"read": [size - 10, 4]}) or [b"", b"never"]
     assert problem.startswith(b"ObjectChanged: ")
     assert data == b""
