@@ -166,7 +166,7 @@ def promote(tracking_uri: str, name: str, version: str) -> None:
 
 
 def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, str]:
-    """Downloads a registered model's artifact folder.
+    """Downloads a registered model's artifact folder, and nothing else: its `code` is for MLflow's own loader.
 
     Args:
         uri: `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
@@ -185,11 +185,11 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
     try:
         asked = server.client(tracking_uri)
         name, version = _resolve(asked, uri)
-        source = asked.get_model_version_download_uri(name, version)
+        source = f"{asked.get_model_version_download_uri(name, version).rstrip('/')}/artifacts"
         with server.default_is(tracking_uri):
             if (size := _size(source)) > MAX_MODEL:
                 raise UsageError(f"{uri} has {size:,} bytes, more than {MAX_MODEL:,}: it is no trained model")
-            local = Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
+            local = Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder))) if size else folder
     except server.unreachable() as error:
         raise server.refused(f"get {uri}", tracking_uri, error) from None
     found = next(local.rglob("weights.safetensors"), None)

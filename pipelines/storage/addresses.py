@@ -92,7 +92,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         kind = fsspec.get_filesystem_class(scheme(place).removesuffix("://") or "file")
         return kind(**kind._get_kwargs_from_urls(place), **options), str(kind._strip_protocol(place))
     except (ValueError, ImportError, TypeError) as error:  # the last where a store cannot be named by an address
-        hint = " (pip install 'hybrid-pipelines[s3]')" if is_s3(uri) else ""
+        hint = " (pip install s3fs)" if is_s3(uri) else ""
         raise UsageError(f"cannot open {uri}: {shown(str(error))}{hint}") from error
 
 

@@ -177,6 +177,7 @@ def test_registered_models_are_fetched_by_version_and_alias(
     after = (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), [os.environ.get(name) for name in settings])
     assert after == before
     assert not any(path.suffix in (".pkl", ".pickle") for path in tmp_path.rglob("*")), "nothing is pickled"
+    assert not any(path.suffix == ".py" for path in tmp_path.rglob("*")), "the code of MLflow's loader is not fetched"
 
 
 @pytest.mark.parametrize(
@@ -215,8 +216,8 @@ def test_a_model_that_is_too_large_is_not_fetched(
 ) -> None:
     uri, versions = shelf
     least = sum(map(len, versions[1].values()))
-    monkeypatch.setattr(registry, "MAX_MODEL", least)  # MLflow's own files come on top
-    with pytest.raises(UsageError, match=rf"^models:/translator/2 has [\d,]+ bytes, more than {least:,}: "):
+    monkeypatch.setattr(registry, "MAX_MODEL", least - 1)
+    with pytest.raises(UsageError, match=rf"^models:/translator/2 has [\d,]+ bytes, more than {least - 1:,}: "):
         fetch_model("models:/translator/2", tmp_path, uri)
     assert list(tmp_path.iterdir()) == []
 
