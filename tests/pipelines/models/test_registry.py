@@ -52,8 +52,8 @@ def test_a_champion_gives_way_to_the_next_and_stays_known(uri: str) -> None:
     assert registry.champion(uri, "translator") is None
     registry.promote(uri, "translator", "1")
     assert registry.champion(uri, "translator") == "1"
-    registry.promote(uri, "translator", "3")
-    registry.promote(uri, "translator", "3")
+    registry.promote(uri, "translator", "3", "1")
+    registry.promote(uri, "translator", "3", "3")
     assert registry.champion(uri, "translator") == "3"
     assert str(client.get_model_version_by_alias("translator", "previous").version) == "1"
     aliases = {one.version: list(one.aliases) for one in registry.versions(uri, ["translator"])}
@@ -123,7 +123,7 @@ def test_a_decision_is_kept_with_its_version(uri: str) -> None:
 
 def test_what_is_not_there_is_named(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"cannot promote models:/translator/99: .*99") as caught:
-        registry.promote(uri, "translator", "99")
+        registry.promote(uri, "translator", "99", registry.champion(uri, "translator"))
     assert "\n" not in str(caught.value)
     assert registry.champion(uri, "translator") != "99"
     with pytest.raises(UsageError, match=r"cannot ask for the champion of captioner: "):
