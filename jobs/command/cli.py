@@ -156,13 +156,13 @@ def nobody_reads() -> bool:
 def summarise(summary: dict[str, Any] | None) -> None:
     """A job's summary as the last line on stdout."""
     if summary is not None:
-        print(json.dumps(summary, default=str, ensure_ascii=False), flush=True)
+        print(logs.escaped(json.dumps(summary, default=str, ensure_ascii=False)), flush=True)
 
 
 def outcome(error: Exception) -> tuple[int, str]:
     """Exit code and one readable line for an error, which may quote a stranger's file."""
     code, message = _outcome(error)
-    return code, "".join(char if char.isprintable() else " " for char in message)
+    return code, logs.escaped(" ".join(message.splitlines()))
 
 
 def _outcome(error: Exception) -> tuple[int, str]:

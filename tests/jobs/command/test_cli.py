@@ -389,7 +389,7 @@ def test_the_command_line_names_flags() -> None:
     assert cli.with_flags(said) == (
         "5 of 9 are bad, more than --max-error-fraction 0.05: mend --train.batch-size; `hybrid tables` lists `x y`"
     )
-    assert cli.outcome(UsageError("no variable 'a\nb\x1b[31m'")) == (cli.USAGE, "no variable 'a b [31m'")
+    assert cli.outcome(UsageError("no variable 'a\nb\x1b[31m'")) == (cli.USAGE, "no variable 'a b\\u001b[31m'")
     assert cli.outcome(UsageError("use another `name`")) == (cli.USAGE, "use another --name")
     assert cli.outcome(RefusedError("raise `max_error_fraction`")) == (cli.REFUSED, "raise --max-error-fraction")
     wrapped = RuntimeError("x")
