@@ -79,6 +79,7 @@ def main() -> None:
 def _exit_now(code: int) -> NoReturn:
     """Cleans up and ends the process without Python's finalisation, in which threads of C++ libraries that a signal
     has interrupted at work abort the process."""
+    signal.alarm(0)  # by Ray's core, if it was about to start, see `connection.own_signals`
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     atexit._run_exitfuncs()
