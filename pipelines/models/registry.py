@@ -158,9 +158,6 @@ def promote(tracking_uri: str, name: str, version: str, holder: str | None = Non
     """Sets the alias `champion` to a version, and `previous` to the champion before it.
 
     Args:
-        tracking_uri: the MLflow server.
-        name: the registered model.
-        version: the new champion.
         holder: the champion that the version was judged beside; None if there was none.
 
     Raises:
@@ -196,9 +193,6 @@ def confirm(tracking_uri: str, name: str, version: str, before: set[tuple[str, s
     If writing that record took as long, it is not found, and both versions are recorded as promoted.
 
     Args:
-        tracking_uri: the MLflow server.
-        name: the registered model.
-        version: the version that `promote` has set.
         before: the `promotions` before it was set.
 
     Raises:
