@@ -52,6 +52,8 @@ def clean_text(text: Any, max_characters: int, what: str = "text") -> str:
 PARTS = {"model": "BPE", "normalizer": "NFC", "pre_tokenizer": "ByteLevel", "decoder": "ByteLevel"}
 """What `Tokenizer.train` makes. Other parts may panic, run for ever, or give ids that no net has learned."""
 ABSENT = ("post_processor", "truncation", "padding")
+LEARNED = ("type", "vocab", "merges")
+"""What a model may have set. Of its options, a prefix of subwords alone makes the library panic, which it prints."""
 
 
 def _check_parts(serialised: str) -> None:
@@ -59,10 +61,11 @@ def _check_parts(serialised: str) -> None:
         content = json.loads(serialised)
         found = {name: content[name]["type"] for name in PARTS}
         more = [name for name in ABSENT if content.get(name) is not None]
+        more += [name for name, value in content["model"].items() if name not in LEARNED and value]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UsageError(f"tokenizer.json is not a tokenizer ({what}): train again or restore the file") from None
-    if found != PARTS or more or content["model"].get("dropout"):
+    if found != PARTS or more:
         raise UsageError(f"tokenizer.json has {found} {' '.join(more)}, not {PARTS}: it was made by something else")
 
 

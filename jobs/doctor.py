@@ -20,6 +20,7 @@ from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.errors import EndedError
 from pipelines import storage
+from pipelines.cluster import logs
 from pipelines.models import server
 from pipelines.reading.sandbox import jail as cell
 from pipelines.secrets import shown
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )
     found = []
     for check in checks(options):
-        print(f"{check.state:<6}  {check.name}: {check.text}", file=sys.stderr, flush=True)
+        print(logs.escaped(f"{check.state:<6}  {check.name}: {check.text}"), file=sys.stderr, flush=True)
         found.append(check)
     failed = [check.name for check in found if check.state == "failed"]
     summary = {"checks": [asdict(check) for check in found], "failed": failed}

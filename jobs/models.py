@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from jobs.command import cli
 from jobs.command.options import Mlflow, MlflowOptions
+from pipelines.cluster import logs
 from pipelines.models import registry, server
 from pipelines.models.registry import Version
 
@@ -32,15 +33,14 @@ def main(argv: Sequence[str]) -> None:
     kinds = registry.kinds(uri)
     rows = [row(version, kinds[version.name]) for version in registry.versions(uri, list(kinds))]
     if options.format == "text":
-        print("\n".join(text(each) for each in rows) or "no models: `hybrid train` registers them")
+        print(logs.escaped("\n".join(map(text, rows))) or "no models: `hybrid train` registers them")
         return
     import pyarrow as pa  # lists for people do without it
 
-    from jobs.command.writers import WRITERS
+    from jobs.command.writers import WRITERS, show
 
     table = pa.Table.from_pylist(rows, schema=pa.schema([pa.field(name, pa.string()) for name in COLUMNS]))
-    sys.stdout.buffer.write(WRITERS[options.format](table))
-    sys.stdout.flush()
+    show(WRITERS[options.format](table))
 
 
 def text(row: Mapping[str, Any]) -> str:

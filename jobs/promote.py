@@ -82,7 +82,7 @@ def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> di
 
     Raises:
         RefusedError: the candidate is worse than its rival.
-        RuntimeError: the champion changed while the candidate was judged.
+        RuntimeError: the champion changed while the candidate was judged, or another promotion at the same time won.
     """
     from pipelines.datasets.writer import check_finished
     from pipelines.models import artifacts
@@ -119,11 +119,9 @@ def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> di
     }
     registry.note(tracking_uri, name, candidate.version, {**decision, "promoted": False})
     if promoted:  # only now: a champion always has its reason
-        if (now := registry.champion(tracking_uri, name)) != holder:
-            raise RuntimeError(
-                f"models:/{name}/{now} became the champion meanwhile: start again, to be judged beside it"
-            )
-        registry.promote(tracking_uri, name, candidate.version)
+        promotions = registry.promotions(tracking_uri, name)
+        registry.promote(tracking_uri, name, candidate.version, holder)
+        registry.confirm(tracking_uri, name, candidate.version, promotions)
         registry.note(tracking_uri, name, candidate.version, decision)
     run_id = _record(tracking_uri, candidate, decision)
     if not promoted:

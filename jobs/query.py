@@ -5,7 +5,6 @@ What reads, computes and writes is imported where it is used: a help text does n
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -57,7 +56,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if options.overwrite and not options.out:
         raise UsageError("--overwrite is about --out: without it, rows go to stdout")
     is_own = storage.anything if options.overwrite else storage.nothing
-    from jobs.command.writers import WRITERS, raw_csv
+    from jobs.command.writers import WRITERS, raw_csv, show
     from pipelines.nights import ownership, query
     from pipelines.nights.tables import parse_as_of
 
@@ -73,7 +72,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     if options.out:
         storage.write_bytes(storage.beside(options.out), content, is_own, WAY_OUT)
         return {"rows": len(rows), "columns": rows.column_names, "out": options.out}
-    _show(content)
+    show(content)
     return None
 
 
@@ -93,16 +92,6 @@ def form_of(options: QueryOptions) -> str:
             f"--out {options.out} needs --format csv, json or parquet, or to end with .csv, .json or .parquet"
         )
     return str(form)
-
-
-def _show(content: bytes) -> None:
-    """To stdout; a reader that ends early, such as `head`, has what it wants."""
-    try:
-        sys.stdout.buffer.write(content)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python writes what is left when it ends, and would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def asked(sql: str, names: Sequence[str]) -> list[str]:

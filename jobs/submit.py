@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         ending = submission.follow(job, lambda line: print(line, file=sys.stderr, flush=True))
     except KeyboardInterrupt:
         raise EndedError(
-            cli.FAILED, f"interrupted; the job goes on: `ray job logs --follow {job.submission_id}`"
+            cli.INTERRUPTED, f"interrupted; the job goes on: `ray job logs --follow {job.submission_id}`"
         ) from None
     summary = {"submission_id": job.submission_id, **ending.summary}
     if ending.status == "SUCCEEDED":

@@ -90,15 +90,14 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
         "List the nights of the tables; `hybrid tables tidy` frees space, `hybrid tables restore` brings a state back, "
         "`hybrid tables compact` puts nights into fewer files.",
     )  # fmt: skip
-    from jobs.command.writers import WRITERS
+    from jobs.command.writers import WRITERS, show
     from pipelines.nights.tables import parse_as_of
 
     as_of = parse_as_of(options.as_of) if options.as_of else None
     found, others, damaged = existing(options.tables, as_of)
     rows = [row for name, table in found.items() for row in nights(name, table)]
     rows += [{"table": name, "note": str(error)} for name, error in (others | damaged).items()]
-    sys.stdout.buffer.write(WRITERS[options.format](listed(rows)))
-    sys.stdout.flush()
+    show(WRITERS[options.format](listed(rows)))
     return None
 
 

@@ -2,12 +2,13 @@
 
 Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 refused, since too many samples were bad, shards of a
 night were gone, a night could not be compacted, or a model was worse than the one in use or, the first, than its
-baseline.
+baseline; 130 and 143 ended by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import gc
 import importlib
@@ -17,12 +18,13 @@ import logging
 import os
 import re
 import select
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from jobs.command.errors import EndedError
 from pipelines.cluster import logs
@@ -46,6 +48,7 @@ VERBS = {
     "submit": "run a verb as a job on a Ray cluster: hybrid submit --address http://HEAD:8265 -- VERB ...",
 }
 DONE, FAILED, USAGE, REFUSED = 0, 1, 2, 3
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 CODES = (FAILED, REFUSED, USAGE)
 """Of what went wrong, the one that counts most first: what failed may be started again."""
 Main = Callable[[list[str]], dict[str, Any] | None]
@@ -58,14 +61,31 @@ SELDOM = 100_000
 def main() -> None:
     """The console script."""
     gc.set_threshold(SELDOM)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         choose(sys.argv[1:])
+    except SystemExit as ended:
+        if ended.code in (INTERRUPTED, TERMINATED):
+            _exit_now(ended.code)
+        raise
     except BrokenPipeError:
         if not nobody_reads():
             raise
     finally:
         nobody_reads()
         gc.freeze()  # as it ends, Python looks for cycles in all that was imported: a quarter of a short command
+
+
+def _exit_now(code: int) -> NoReturn:
+    """Cleans up and ends the process without Python's finalisation, in which threads of C++ libraries that a signal
+    has interrupted at work abort the process."""
+    signal.alarm(0)  # by Ray's core, if it was about to start, see `connection.own_signals`
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def choose(argv: list[str]) -> None:
@@ -95,7 +115,8 @@ def overview() -> str:
             "Ray: RAY_ADDRESS names a running cluster, otherwise one is started on this machine.",
             "S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION. MLflow: MLFLOW_TRACKING_URI.",
             "Logs go to stderr (HYBRID_LOG_FORMAT=json: as JSON); the last line on stdout is the job's summary, JSON.",
-            "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused: too many bad samples, shards gone, a worse model.",
+            "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused: too many bad samples, shards gone, a worse model;",
+            "130 and 143 ended by SIGINT and SIGTERM.",
         ]
     )
 
@@ -108,7 +129,11 @@ def run(verb: Main, argv: list[str]) -> None:
         check_words(argv)
         summarise(verb(argv))
     except KeyboardInterrupt:
-        code, message = FAILED, "interrupted; start the same command again, it goes on"
+        code, message = INTERRUPTED, f"interrupted; {AGAIN}"
+    except SystemExit as ended:
+        if not ended.code:  # of a help text; of SIGTERM it is ours, or that of Ray's own handlers
+            raise
+        code, message = TERMINATED, f"terminated; {AGAIN}"
     except Exception as error:
         if not (isinstance(error, BrokenPipeError) and nobody_reads()):
             code, message = outcome(error)
@@ -120,6 +145,7 @@ def run(verb: Main, argv: list[str]) -> None:
     sys.exit(code)
 
 
+AGAIN = "start the same command again, it goes on"
 EMPTY = re.compile(r"--[a-z0-9._-]+=\s*", re.IGNORECASE)
 
 
@@ -156,13 +182,13 @@ def nobody_reads() -> bool:
 def summarise(summary: dict[str, Any] | None) -> None:
     """A job's summary as the last line on stdout."""
     if summary is not None:
-        print(json.dumps(summary, default=str, ensure_ascii=False), flush=True)
+        print(logs.escaped(json.dumps(summary, default=str, ensure_ascii=False)), flush=True)
 
 
 def outcome(error: Exception) -> tuple[int, str]:
     """Exit code and one readable line for an error, which may quote a stranger's file."""
     code, message = _outcome(error)
-    return code, "".join(char if char.isprintable() else " " for char in message)
+    return code, logs.escaped(" ".join(message.splitlines()))
 
 
 def _outcome(error: Exception) -> tuple[int, str]:

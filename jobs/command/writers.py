@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from hybrid_models.errors import UsageError
+from pipelines.cluster import logs
 from pipelines.nights import query
 
 FORMULA = r"^([=+\-@\t\r\n＝＋－＠])"
@@ -64,3 +67,14 @@ WRITERS: dict[str, Callable[[pa.Table], bytes]] = {
     "json": _json,
     "parquet": _parquet,
 }
+
+
+def show(content: bytes) -> None:
+    """Writes rows to stdout: byte by byte to a file or pipe, with control characters escaped to a terminal. A reader
+    that ends early, such as `head`, has what it wants."""
+    try:
+        sys.stdout.buffer.write(logs.escaped(content.decode()).encode() if sys.stdout.isatty() else content)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python writes what is left when it ends, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
@@ -148,7 +151,9 @@ def start(quiet: bool = False, cpus: int | None = None) -> None:
         given = worker_env()  # all of Ray has it: with a runtime_env, workers would be others than those that wait
     elif address != os.environ.get(STARTED_HERE):
         options["runtime_env"] = {"env_vars": _without_the_jobs(worker_env())}
-    with _core_is_silent() if quiet else nullcontext(), _environment(given):
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # Ray's takes so long that its core aborts the process
+        ray._private.utils.set_sigterm_handler = lambda handler: None
+    with _core_output(is_dropped=quiet), _environment(given), own_signals():
         context: Any = ray.init(**options)
     if not address:
         _MADE.set(str(context.address_info["gcs_address"]))
@@ -203,19 +208,42 @@ def knock(address: str, patience: float) -> None:
 
 
 @contextmanager
-def _core_is_silent() -> Iterator[None]:
-    """No option hides one line of Ray's core; that it shall be silent it says, too. Errors are raised anyway."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+def _core_output(is_dropped: bool) -> Iterator[None]:
+    """Holds back what is written to stderr, and writes it afterwards. It is dropped where no option hides one line of
+    Ray's core (which says, too, that it shall be silent), and where a signal ends the process: the core then prints a
+    stack trace. Errors are raised anyway."""
+    if is_dropped:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     sys.stderr.flush()
-    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except (SystemExit, KeyboardInterrupt):
+            is_dropped = True
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            if not is_dropped:
+                held.seek(0)
+                os.write(2, held.read())
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Restores this program's handlers of SIGINT and SIGTERM, if it has any, for which Ray sets its own. Its core's
+    prints a stack trace and has the process aborted three seconds later; Ray Train's ends it as if all were well."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:
-        sys.stderr.flush()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nothing)
+        for number, handler in before.items():
+            if handler not in (None, signal.SIG_DFL) and threading.current_thread() is threading.main_thread():
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ QUIET = {
 OWN = ("shard", "index", "units", "units_done", "rows", "seconds_left")
 """What a single record may know besides the context: `log.warning(…, extra={"shard": …})`. The last four tell how far a
 computation is."""
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters except tab and newline, line separators, and marks that change the direction of text."""
 _context: ContextVar[dict[str, Any] | None] = ContextVar("context", default=None)
 
 
@@ -33,6 +36,11 @@ def about(**fields: Any) -> Iterator[None]:
         yield
     finally:
         _context.reset(token)
+
+
+def escaped(text: str) -> str:
+    """Text for a terminal, which obeys control characters: each becomes `\\u001b` or similar, as in JSON."""
+    return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def configure() -> None:
@@ -51,7 +59,7 @@ class _Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and a traceback where there is one."""
-        return shown(super().format(record))
+        return escaped(shown(super().format(record)))
 
 
 RECORD = {"time", "level", "logger", "message"}
@@ -78,4 +86,4 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = shown(self.formatException(record.exc_info))
-        return json.dumps(entry, default=str, ensure_ascii=False)
+        return escaped(json.dumps(entry, default=str, ensure_ascii=False))

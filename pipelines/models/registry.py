@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ PROMOTION_TAG = "hybrid.promotion"
 TRAINING_TAG = "hybrid.training"
 KIND_TAG = "hybrid.kind"
 """Of a registered model: which hybrid its versions are."""
+SETTLE_SECONDS = 2.0
+"""Time between setting the alias `champion` and reading it again: more than other promotions need to set theirs."""
 MAX_MODEL = 20 * 2**30
 """Bytes of a registered model that is fetched."""
 
@@ -151,22 +154,68 @@ def note(tracking_uri: str, name: str, version: str, decision: Mapping[str, Any]
         client.set_model_version_tag(name, version, PROMOTION_TAG, json.dumps(decision))
 
 
-def promote(tracking_uri: str, name: str, version: str) -> None:
-    """Makes a version the champion; the one before becomes `previous`.
+def promote(tracking_uri: str, name: str, version: str, holder: str | None = None) -> None:
+    """Sets the alias `champion` to a version, and `previous` to the champion before it.
+
+    Args:
+        holder: the champion that the version was judged beside; None if there was none.
 
     Raises:
+        RuntimeError: another version is the champion now.
         UsageError: there is no such version.
         ConnectionError: MLflow is not there.
     """
     with _client(tracking_uri, f"promote models:/{name}/{version}") as client:
-        before = _aliases(client, name).get(CHAMPION)
-        if before not in (None, version):
-            client.set_registered_model_alias(name, PREVIOUS, str(before))
+        if (now := _aliases(client, name).get(CHAMPION)) != holder:
+            raise _overtaken(name, now)
+        if holder not in (None, version):
+            client.set_registered_model_alias(name, PREVIOUS, str(holder))
         client.set_registered_model_alias(name, CHAMPION, version)
 
 
+def promotions(tracking_uri: str, name: str) -> set[tuple[str, str]]:
+    """Versions of a model that are recorded as promoted, each with the time of that promotion.
+
+    Raises:
+        ConnectionError: MLflow is not there.
+    """
+    noted = [(one.version, one.promotion) for one in versions(tracking_uri, [name])]
+    return {(version, str(decision.get("at"))) for version, decision in noted if decision.get("promoted")}
+
+
+def confirm(tracking_uri: str, name: str, version: str, before: set[tuple[str, str]]) -> None:
+    """Checks, after `promote`, that no promotion at the same time has won.
+
+    MLflow has no compare-and-set, so this is Fischer's timed mutual exclusion: read the alias, set it, wait, read it
+    again. The version that is set last wins; a later promotion finds it at its first read. One window remains: a
+    promotion that takes longer than `SETTLE_SECONDS` between its first read and its set may replace a version that is
+    confirmed. It then finds that version's new record and restores the alias, which names the wrong version until then.
+    If writing that record took as long, it is not found, and both versions are recorded as promoted.
+
+    Args:
+        before: the `promotions` before it was set.
+
+    Raises:
+        RuntimeError: another version has won; names it.
+        ConnectionError: MLflow is not there.
+    """
+    time.sleep(SETTLE_SECONDS)
+    winner = champion(tracking_uri, name)
+    if winner == version and (others := promotions(tracking_uri, name) - before):
+        winner = max(others, key=lambda each: each[1])[0]
+        with _client(tracking_uri, f"restore models:/{name}/{winner}") as client:
+            client.set_registered_model_alias(name, CHAMPION, winner)
+    if winner != version:
+        raise _overtaken(name, winner)
+
+
+def _overtaken(name: str, winner: str | None) -> RuntimeError:
+    """The error of a promotion that another one has overtaken."""
+    return RuntimeError(f"models:/{name}/{winner} became the champion meanwhile: start again, to be judged beside it")
+
+
 def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, str]:
-    """Downloads a registered model's artifact folder.
+    """Downloads a registered model's artifact folder, and nothing else: its `code` is for MLflow's own loader.
 
     Args:
         uri: `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
@@ -185,11 +234,11 @@ def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, s
     try:
         asked = server.client(tracking_uri)
         name, version = _resolve(asked, uri)
-        source = asked.get_model_version_download_uri(name, version)
+        source = f"{asked.get_model_version_download_uri(name, version).rstrip('/')}/artifacts"
         with server.default_is(tracking_uri):
             if (size := _size(source)) > MAX_MODEL:
                 raise UsageError(f"{uri} has {size:,} bytes, more than {MAX_MODEL:,}: it is no trained model")
-            local = Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
+            local = Path(artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder))) if size else folder
     except server.unreachable() as error:
         raise server.refused(f"get {uri}", tracking_uri, error) from None
     found = next(local.rglob("weights.safetensors"), None)

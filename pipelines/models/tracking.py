@@ -12,15 +12,19 @@ import io
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hybrid_models
+import pipelines
 from pipelines.models import server
 from pipelines.models.registry import CHALLENGER, KIND_TAG, TRAINING_TAG, kind_of
 from pipelines.secrets import shown
@@ -33,6 +37,11 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "hybrid"
 METRICS_PER_REQUEST = 1000
 PARAMS_PER_REQUEST = 100
+PREDICTION_PACKAGES = (
+    "av", "fsspec", "mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "regex", "safetensors", "tenacity",
+    "timm", "tokenizers", "torch", "torchvision",
+)  # fmt: skip
+"""Third-party packages that a registered model imports to predict from a DataFrame."""
 
 
 class Tracker:
@@ -214,7 +223,8 @@ class Tracker:
                     artifacts={"artifact": str(folder)},
                     registered_model_name=name,
                     signature=signature,
-                    pip_requirements=["hybrid-pipelines"],
+                    pip_requirements=pinned_requirements(),
+                    code_paths=_copy_packages(Path(scratch)),
                 )
         return str(logged.registered_model_version)
 
@@ -234,6 +244,27 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
+
+
+def pinned_requirements() -> list[str]:
+    """The prediction packages in their installed versions.
+
+    Local parts such as `+cpu` are removed: no package index has them. This project's own packages are not listed: their
+    name is not registered on the public index, so anyone could register it and run code where a model is installed.
+    """
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in PREDICTION_PACKAGES]
+
+
+def _copy_packages(folder: Path) -> list[str]:
+    """Copies the importable modules of this project, and no other files beside them, for MLflow's `code_paths`."""
+    roots = [Path(str(package.__file__)).parent for package in (hybrid_models, pipelines)]
+    for root in roots:
+        for module in root.rglob("*.py"):
+            path = module.relative_to(root.parent)
+            if all(name.isidentifier() for name in path.with_suffix("").parts):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(module, folder / path)
+    return [str(folder / root.name) for root in roots]
 
 
 def experiment_name(given: str) -> str:

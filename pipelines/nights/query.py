@@ -8,6 +8,7 @@ of its own that is removed afterwards.
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import os
 import re
@@ -25,12 +26,13 @@ import pyarrow as pa
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.nights import statement, tables
+from pipelines.nights import ownership, statement, tables
 from pipelines.nights.rules import QueryLimits
 from pipelines.nights.statement import EVER, Dates
 from pipelines.nights.tables import AsOf
 from pipelines.reading.limits import is_memory_error
 
+log = logging.getLogger(__name__)
 AGAIN = 0.1
 """Seconds after which a statement that goes on is interrupted again."""
 BATCH_ROWS = 2048
@@ -55,7 +57,8 @@ def open_views(
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with, for each table that exists, the views NAME (good rows) and NAME_all (error rows, too).
 
-    It reaches no network and no file but those that it spills itself.
+    A table of another program gets no views, and a warning says why. The connection reaches no network and no file but
+    those that it spills itself.
 
     Args:
         tables_uri: the folder of tables.
@@ -66,18 +69,30 @@ def open_views(
             years, naming all of them takes longer than reading a night.
 
     Raises:
-        UsageError: there is none of the tables at this URI, or one of them has no such version.
+        UsageError: there is none of the tables at this URI, or only another program's, or one of them has no such
+            version.
     """
     with tempfile.TemporaryDirectory(prefix="hybrid-query-") as scratch, _engine(limits) as connection:
-        found = []
+        found: list[str] = []
+        foreign: list[UsageError] = []
         for name in names:
-            table = tables.open_table(storage.join(storage.absolute(tables_uri), name), as_of)
+            uri = storage.join(storage.absolute(tables_uri), name)
+            table = tables.open_table(uri, as_of)
             if table is None:
+                continue
+            try:
+                ownership.check_ours(table, uri)
+            except UsageError as error:
+                foreign.append(error)
                 continue
             chosen = table.to_pyarrow_dataset(file_pruning_predicate=_files_of(dates))
             connection.register(f"{name}_all", chosen)
             connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM "{name}_all" WHERE status = \'ok\'')
             found.append(name)
+        if foreign and not found:
+            raise foreign[0]
+        for refusal in foreign:
+            log.warning("a table cannot be queried: %s", refusal)
         if not found:
             raise UsageError(f"no tables at {tables_uri}: `hybrid infer` writes {', '.join(names)}")
         settings = {

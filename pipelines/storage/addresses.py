@@ -105,7 +105,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         fs = fsspec.filesystem("s3" if is_s3(place) else "file", **options)
     except ImportError as error:
-        raise UsageError(f"cannot open {uri}: {shown(str(error))} (pip install 's3fs')") from error
+        raise UsageError(f"cannot open {uri}: {shown(str(error))} (pip install s3fs)") from error
     return fs, str(fs._strip_protocol(place))
 
 

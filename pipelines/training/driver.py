@@ -12,8 +12,6 @@ import json
 import logging
 import os
 import re
-import signal
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from hybrid_models import Hybrid
 from hybrid_models.errors import UsageError
 from pipelines import storage
-from pipelines.cluster.connection import check_grows, is_started_here
+from pipelines.cluster.connection import check_grows, is_started_here, own_signals
 from pipelines.cluster.resources import cpus_of_nodes
 from pipelines.models import artifacts, weights
 from pipelines.models.artifacts import Artifact
@@ -232,16 +230,13 @@ def _check_enough(job: TrainJob, samples: SampleIndex) -> None:
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Ray Train takes Ctrl-C for itself, for good, and ends the program as if all were well."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
     try:
-        yield
-    except SystemExit:
+        with own_signals():
+            yield
+    except SystemExit as ended:
+        if ended.code:  # of SIGTERM
+            raise
         raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, handler or signal.default_int_handler)
 
 
 def _through_outages(work: Callable[[], T], job: TrainJob) -> T:

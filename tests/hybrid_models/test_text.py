@@ -104,6 +104,19 @@ def test_tokenizers_of_other_parts_are_refused(tokenizer, part, value):
         Tokenizer(json.dumps(changed))
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("continuing_subword_prefix", "##"), ("end_of_word_suffix", "é"), ("unk_token", "x"), ("ignore_merges", True)],
+)
+def test_tokenizers_with_other_options_are_refused(tokenizer, option, value, capfd):
+    """A prefix of subwords makes the library panic, and print a page of Rust about it."""
+    content = json.loads(tokenizer.to_json())
+    content["model"][option] = value
+    with pytest.raises(UsageError, match=rf"^tokenizer\.json has .* {option}, not .*: it was made by something else$"):
+        Tokenizer(json.dumps(content))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_tokenizers_with_other_ids_are_refused(tokenizer):
     content = json.loads(tokenizer.to_json())
     content["model"]["vocab"]["far"] = 2**32 - 1

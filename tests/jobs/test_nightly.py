@@ -116,7 +116,7 @@ def test_nights_are_done_caught_up_with_and_done_again(lake: Path) -> None:
     assert stored(lake) == {"2026-01-01": 10, "2026-01-04": 8}
 
     storage.write_bytes(f"{lake}/translations/ds=2026-01-01/late.txt", b"der Hund\n")
-    registry.promote(mlflow_of(lake), "translator", "2")
+    registry.promote(mlflow_of(lake), "translator", "2", "1")
     again = main(argv(lake, "--backfill", "2026-01-01..2026-01-02", "--max-error-fraction", "0.5", "--no-report"))
     found = {night["ds"]: (night["rows"], night["shards_computed"], night["model"]) for night in again["nights"]}
     assert found == {

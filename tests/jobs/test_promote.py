@@ -1,4 +1,7 @@
 import json
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -9,11 +12,17 @@ from hybrid_models.errors import UsageError
 from hybrid_models.translator.translator import TranslatorDecoding
 from jobs import evaluate, models
 from jobs.command import cli
-from jobs.promote import main
+from jobs.promote import PromoteOptions, main, run
 from pipelines.models import artifacts, registry
 from pipelines.models.tracking import Tracker
 from pipelines.staging.checks import RefusedError
 from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else promotes these tests' models, except where a test says so."""
+    monkeypatch.setattr(registry, "SETTLE_SECONDS", 0)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +146,120 @@ def test_a_champion_never_lacks_its_reason(tmp_path: Path, monkeypatch: pytest.M
     assert registry.champion(uri, "translator") is None
     assert main(["translator", "--force", "the old one fails", "--mlflow", uri])["promoted"]
     assert registry.champion(uri, "translator") == "1"
+
+
+# ---- two promotions at the same time ---------------------------------------------------------------------------------
+class Interleaving:
+    """Lets threads take steps in a fixed order, one at a time."""
+
+    def __init__(self, order: Sequence[str]) -> None:
+        self.left = list(order)
+        self.changed = threading.Condition()
+        self.mine = threading.local()
+
+    def step(self, name: str) -> None:
+        """Ends this thread's last step, and waits for its next one."""
+        self.end()
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.left[:1] == [name], timeout=60), f"{name}: {self.left} are left"
+        self.mine.step = name
+
+    def end(self) -> None:
+        with self.changed:
+            if getattr(self.mine, "step", None) in self.left[:1]:
+                self.left.pop(0)
+                self.changed.notify_all()
+
+
+@pytest.fixture
+def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An MLflow with three translators, of which the first is the champion. Two promotions both find it so. Artifacts
+    are not fetched from it: MLflow's own functions for that are not made for threads."""
+    uri, files = mlflow_of(tmp_path), translator_files(0)
+    for _ in range(3):
+        register(uri, files)
+    registry.promote(uri, "translator", "1")
+    monkeypatch.setattr(artifacts, "read", lambda model, *_: artifacts.Artifact(files, model, model[-1]))
+    both, note = threading.Barrier(2, timeout=60), registry.note
+
+    def noted(uri: str, name: str, number: str, decision: dict[str, object]) -> None:
+        if not decision["promoted"]:
+            both.wait()
+        note(uri, name, number, decision)
+
+    monkeypatch.setattr(registry, "note", noted)
+    return uri
+
+
+def promoted_at_once(uri: str, versions: Sequence[str], end: Callable[[], None] = lambda: None) -> str:
+    """Promotes versions at the same time by force, and checks that one of them wins and the others say so; which."""
+
+    def outcome(number: str) -> tuple[int, str]:
+        try:
+            run("translator", PromoteOptions(force=f"by {number}"), version(number), uri)
+        except Exception as error:
+            return cli.outcome(error)
+        finally:
+            end()
+        return cli.DONE, ""
+
+    with ThreadPoolExecutor(len(versions)) as pool:
+        outcomes = dict(zip(versions, pool.map(outcome, versions), strict=True))
+    winner = str(registry.champion(uri, "translator"))
+    lost = (cli.FAILED, f"failed: RuntimeError: {version(winner)} became the champion meanwhile: start again, ")
+    assert outcomes[winner] == (cli.DONE, "")
+    assert all((code, line[: len(lost[1])]) == lost for number, (code, line) in outcomes.items() if number != winner)
+    client = mlflow.MlflowClient(uri)
+    for number in versions:
+        noted = json.loads(client.get_model_version("translator", number).tags["hybrid.promotion"])
+        assert (noted["promoted"], noted["forced"]) == (number == winner, f"by {number}")
+    return winner
+
+
+@pytest.mark.parametrize(
+    ("order", "winner"),
+    [
+        ("2.look 3.look 2.set 3.set 2.read 3.read", "3"),
+        ("2.look 3.look 2.set 3.set 3.read 2.read", "3"),
+        ("2.look 3.look 3.set 2.set 3.read 2.read", "2"),
+        ("2.look 3.look 2.set 2.read 3.set 3.read", "2"),  # the second is slower than the first waits
+        ("2.look 2.set 3.look 2.read", "2"),
+        ("2.look 2.set 2.read 3.look", "2"),
+    ],
+)
+def test_of_two_promotions_at_once_one_wins(
+    three: str, order: str, winner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Interleaving(order.split())
+    look, read = registry.promote, registry.confirm
+    set_alias = mlflow.MlflowClient.set_registered_model_alias
+
+    def looks(uri: str, name: str, number: str, *more: str) -> None:
+        steps.step(f"{number}.look")
+        look(uri, name, number, *more)
+
+    def sets(client: mlflow.MlflowClient, name: str, alias: str, number: str) -> None:
+        if alias == registry.CHAMPION and getattr(steps.mine, "step", "").endswith(".look"):
+            steps.step(f"{number}.set")
+        set_alias(client, name, alias, number)
+
+    def reads(uri: str, name: str, number: str, before: set[tuple[str, str]]) -> None:
+        steps.step(f"{number}.read")
+        read(uri, name, number, before)
+
+    monkeypatch.setattr(registry, "promote", looks)
+    monkeypatch.setattr(registry, "confirm", reads)
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", sets)
+    assert promoted_at_once(three, ["2", "3"], steps.end) == winner
+    assert steps.left == []
+    assert str(mlflow.MlflowClient(three).get_model_version_by_alias("translator", "previous").version) == "1"
+
+
+def test_promotions_at_once_in_any_order(three: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "SETTLE_SECONDS", 1.0)
+    champion = "1"
+    for _ in range(4):
+        champion = promoted_at_once(three, [number for number in "123" if number != champion])
 
 
 @pytest.mark.parametrize(

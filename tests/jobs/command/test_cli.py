@@ -3,6 +3,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -157,9 +158,50 @@ def test_every_outcome_has_its_exit_code_and_one_line(capsys: pytest.CaptureFixt
     assert ended(raising(of_a_task), capsys) == (3, "", "hybrid: too many\n")
     assert ended(raising(ConnectionError("x")), capsys) == (1, "", f"hybrid: failed: ConnectionError: x {where}\n")
     code, out, err = ended(raising(KeyboardInterrupt()), capsys)
-    assert (code, out, err) == (1, "", "hybrid: interrupted; start the same command again, it goes on\n")
+    assert (code, out, err) == (130, "", "hybrid: interrupted; start the same command again, it goes on\n")
+    for code in (1, 15, 143):  # of Ray's handlers of SIGTERM, and of ours
+        terminated = (143, "", "hybrid: terminated; start the same command again, it goes on\n")
+        assert ended(raising(SystemExit(code)), capsys) == terminated
     wrapped = WrappedError(WrappedError(OSError("the disk is full\nmore words")))
     assert ended(raising(wrapped), capsys) == (1, "", f"hybrid: failed: OSError: the disk is full {where}\n")
+
+
+WAITS = """
+import atexit, os, sys, time, types
+from jobs.command import cli
+
+class Aborts:
+    def __del__(self, abort=os.abort):
+        abort()
+
+def verb(argv):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("left", flush=True)
+
+sys.modules["jobs.demo"] = types.ModuleType("jobs.demo")
+sys.modules["jobs.demo"].main, sys.modules["jobs.demo"].held = verb, Aborts()
+sys.argv = ["hybrid", "demo"]
+atexit.register(print, "cleaned up")
+cli.main()
+"""
+"""A verb that waits for a signal, beside a library that aborts in Python's finalisation."""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_a_command_with_its_code_after_cleaning_up(number: int, code: int, word: str) -> None:
+    command = [sys.executable, "-c", WAITS]
+    with subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "left\ncleaned up\n")
+    assert err == f"hybrid: {word}; start the same command again, it goes on\n"
 
 
 def test_the_innermost_cause_is_named() -> None:
@@ -392,7 +434,7 @@ def test_the_command_line_names_flags() -> None:
     assert cli.with_flags(said) == (
         "5 of 9 are bad, more than --max-error-fraction 0.05: mend --train.batch-size; `hybrid tables` lists `x y`"
     )
-    assert cli.outcome(UsageError("no variable 'a\nb\x1b[31m'")) == (cli.USAGE, "no variable 'a b [31m'")
+    assert cli.outcome(UsageError("no variable 'a\nb\x1b[31m'")) == (cli.USAGE, "no variable 'a b\\u001b[31m'")
     assert cli.outcome(UsageError("use another `name`")) == (cli.USAGE, "use another --name")
     assert cli.outcome(RefusedError("raise `max_error_fraction`")) == (cli.REFUSED, "raise --max-error-fraction")
     wrapped = RuntimeError("x")

@@ -1,5 +1,6 @@
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -126,18 +127,33 @@ def test_variables_that_a_job_has_from_its_submitter_are_left_to_it(monkeypatch:
     assert connection._without_the_jobs(ours) == ours
 
 
-def test_what_is_silent_is_heard_again(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("is_dropped", "error", "written"),
+    [
+        (True, ValueError, "ours\n"),
+        (False, ValueError, "Ray's core\nours\n"),
+        (False, SystemExit, "ours\n"),
+        (False, KeyboardInterrupt, "ours\n"),
+    ],
+)
+def test_what_rays_core_writes_comes_later_or_not_at_all(
+    is_dropped: bool,
+    error: type[BaseException],
+    written: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "info")
 
-    @connection._core_is_silent()
+    @connection._core_output(is_dropped)
     def start() -> None:
         os.write(2, b"Ray's core\n")
-        raise ValueError("no cluster")
+        raise error("no cluster")
 
-    with pytest.raises(ValueError, match="no cluster"):
+    with pytest.raises(error, match="no cluster"):
         start()
     os.write(2, b"ours\n")
-    assert capfd.readouterr().err == "ours\n"
+    assert capfd.readouterr().err == written
     assert os.environ["RAY_BACKEND_LOG_LEVEL"] == "info", "whoever asks for more gets it"
 
 
@@ -209,3 +225,21 @@ def test_as_many_jobs_at_once_as_there_is_room_for(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     assert connection.side_by_side(3) == count
+
+
+def test_signals_are_the_programs_again_after_ray_has_taken_them() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    at_first = [signal.getsignal(number) for number in numbers]
+    ours, rays = [lambda *_: None] * 2, [lambda *_: None] * 2
+    try:
+        for handlers in (ours, [signal.SIG_DFL] * 2):
+            for number, handler in zip(numbers, handlers, strict=True):
+                signal.signal(number, handler)
+            with connection.own_signals():
+                for number, handler in zip(numbers, rays, strict=True):
+                    signal.signal(number, handler)
+            left = [signal.getsignal(number) for number in numbers]
+            assert left == (ours if handlers is ours else rays), "Ray's, where this program has none"
+    finally:
+        for number, handler in zip(numbers, at_first, strict=True):
+            signal.signal(number, handler)

@@ -2,6 +2,7 @@ import json
 import logging
 import subprocess
 import sys
+import unicodedata
 from typing import Any
 
 import pytest
@@ -33,8 +34,36 @@ def test_lines_for_people(
     assert root.level == logging.INFO
 
 
+def test_what_a_terminal_would_obey_is_escaped() -> None:
+    """All that Unicode knows of it, and nothing else: other texts, those of other scripts, too, are as they were."""
+    bidi = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    for code in range(sys.maxunicode + 1):
+        char = chr(code)
+        obeyed = unicodedata.category(char) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(char) in bidi
+        if (obeyed and char not in "\t\n") or char in "\u061c\u200e\u200f":
+            assert logs.escaped(char) == f"\\u{code:04x}"
+        else:
+            assert logs.escaped(char) == char
+    text = "a\x1b]0;title\x07\x9b31m\u202eb ü 日本\n\tc"
+    assert logs.escaped(text) == "a\\u001b]0;title\\u0007\\u009b31m\\u202eb ü 日本\n\tc"
+    assert json.loads(logs.escaped(json.dumps(text, ensure_ascii=False))) == text
+
+
 @pytest.mark.parametrize("form", ["", "json"])
-def test_no_line_has_a_password(
+def test_no_line_commands_a_terminal(
+    form: str, root: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(logs.FORMAT, form)
+    root.handlers.clear()  # pytest listens, too
+    logs.configure()
+    emit(root, "row %s", "\x1b[2J\x9b1m\x7f\u202e", shard="\x9b2J")
+    printed = capsys.readouterr().err
+    assert "row \\u001b[2J\\u009b1m\\u007f\\u202e" in printed
+    assert not logs.CONTROLS.search(printed)
+
+
+@pytest.mark.parametrize("form", ["", "json"])
+def test_no_line_has_has_a_password(
     form: str, root: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(logs.FORMAT, form)

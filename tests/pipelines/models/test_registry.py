@@ -52,8 +52,8 @@ def test_a_champion_gives_way_to_the_next_and_stays_known(uri: str) -> None:
     assert registry.champion(uri, "translator") is None
     registry.promote(uri, "translator", "1")
     assert registry.champion(uri, "translator") == "1"
-    registry.promote(uri, "translator", "3")
-    registry.promote(uri, "translator", "3")
+    registry.promote(uri, "translator", "3", "1")
+    registry.promote(uri, "translator", "3", "3")
     assert registry.champion(uri, "translator") == "3"
     assert str(client.get_model_version_by_alias("translator", "previous").version) == "1"
     aliases = {one.version: list(one.aliases) for one in registry.versions(uri, ["translator"])}
@@ -123,7 +123,7 @@ def test_a_decision_is_kept_with_its_version(uri: str) -> None:
 
 def test_what_is_not_there_is_named(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"cannot promote models:/translator/99: .*99") as caught:
-        registry.promote(uri, "translator", "99")
+        registry.promote(uri, "translator", "99", registry.champion(uri, "translator"))
     assert "\n" not in str(caught.value)
     assert registry.champion(uri, "translator") != "99"
     with pytest.raises(UsageError, match=r"cannot ask for the champion of captioner: "):
@@ -177,6 +177,7 @@ def test_registered_models_are_fetched_by_version_and_alias(
     after = (mlflow.get_tracking_uri(), mlflow.get_registry_uri(), [os.environ.get(name) for name in settings])
     assert after == before
     assert not any(path.suffix in (".pkl", ".pickle") for path in tmp_path.rglob("*")), "nothing is pickled"
+    assert not any(path.suffix == ".py" for path in tmp_path.rglob("*")), "the code of MLflow's loader is not fetched"
 
 
 @pytest.mark.parametrize(
@@ -215,8 +216,8 @@ def test_a_model_that_is_too_large_is_not_fetched(
 ) -> None:
     uri, versions = shelf
     least = sum(map(len, versions[1].values()))
-    monkeypatch.setattr(registry, "MAX_MODEL", least)  # MLflow's own files come on top
-    with pytest.raises(UsageError, match=rf"^models:/translator/2 has [\d,]+ bytes, more than {least:,}: "):
+    monkeypatch.setattr(registry, "MAX_MODEL", least - 1)
+    with pytest.raises(UsageError, match=rf"^models:/translator/2 has [\d,]+ bytes, more than {least - 1:,}: "):
         fetch_model("models:/translator/2", tmp_path, uri)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,13 +1,17 @@
 import json
+import re
 import time
+from importlib import metadata
 from pathlib import Path
 
 import mlflow
 import pytest
+import yaml
 from mlflow.exceptions import MlflowException
 
 from hybrid_models.translator.translator import TranslatorDecoding
 from pipelines.models import artifacts, tracking
+from pipelines.models.server import default_is
 from pipelines.models.tracking import Tracker, flatten
 from tests import tiny
 
@@ -214,3 +218,48 @@ def test_a_registration_is_whole_or_taken_up_again(uri: str, monkeypatch: pytest
     assert tracker.register("taken-up", FILES) == "2"
     assert str(client.get_model_version_by_alias("taken-up", "challenger").version) == "2"
     assert len(client.search_model_versions("name = 'taken-up'")) == 2, "and there is no third one"
+
+
+# ---- the registered model's environment -----------------------------------------------------------------------------
+def test_a_registered_model_names_pinned_packages_of_others_and_brings_its_own_code(uri: str, tmp_path: Path) -> None:
+    """Our own name is not registered on the public index: whoever registers it would run code in each environment."""
+    tracker = Tracker(uri)
+    tracker.start("train", {}, {})
+    assert tracker.register("environment", FILES) == "1"
+    with default_is(uri):
+        stored = Path(mlflow.artifacts.download_artifacts("models:/environment/1", dst_path=str(tmp_path)))
+    requirements = (stored / "requirements.txt").read_text().split()
+    assert requirements == tracking.pinned_requirements()
+    for line in requirements:
+        name, version = line.split("==")
+        assert "+" not in version, "an index has no local versions"
+        assert metadata.version(name).split("+")[0] == version
+    conda = yaml.safe_load((stored / "conda.yaml").read_text())["dependencies"]
+    assert next(each["pip"] for each in conda if isinstance(each, dict)) == requirements
+    python = yaml.safe_load((stored / "python_env.yaml").read_text())
+    assert python["dependencies"] == ["-r requirements.txt"]
+    for file in ("requirements.txt", "conda.yaml", "python_env.yaml", "MLmodel"):
+        assert not re.search(r"hybrid[-_.]pipelines", (stored / file).read_text(), re.IGNORECASE), file
+
+    code = {path.relative_to(stored / "code").as_posix() for path in (stored / "code").rglob("*") if path.is_file()}
+    assert {"hybrid_models/translator/translator.py", "pipelines/models/session.py"} <= code
+    assert {path.split("/")[0] for path in code} == {"hybrid_models", "pipelines"}
+    assert sum((stored / "code" / path).stat().st_size for path in code) < 2 << 20
+
+
+def test_of_a_checkout_only_modules_become_the_models_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (
+        "__init__.py",
+        "room/__init__.py",
+        "room/.env",
+        "notes.md",
+        ".old/a.py",
+        "__pycache__/a.pyc",
+        "a-b.py",
+    ):
+        (tmp_path / "pipelines" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pipelines" / path).write_text("x = 1")
+    monkeypatch.setattr(tracking.pipelines, "__file__", str(tmp_path / "pipelines" / "__init__.py"))
+    _, copied = tracking._copy_packages(tmp_path / "scratch")
+    files = [path.relative_to(copied).as_posix() for path in Path(copied).rglob("*") if path.is_file()]
+    assert sorted(files) == ["__init__.py", "room/__init__.py"]

@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import duckdb
 import pyarrow as pa
 import pytest
@@ -364,7 +365,7 @@ from hybrid_models.errors import UsageError
 from pipelines.nights import query
 from pipelines.nights.rules import QueryLimits
 
-query.READING, limits = 200 << 20, QueryLimits(max_memory=100 << 20, max_bytes=1 << 20)
+query.READING, limits = 400 << 20, QueryLimits(max_memory=100 << 20, max_bytes=1 << 20)
 before = resource.getrlimit(resource.RLIMIT_DATA)
 with query.memory_bounded(limits):
     print(query.query("SELECT count(*) AS n FROM captions", sys.argv[1], ["captions"], limits=limits).to_pylist())
@@ -492,3 +493,40 @@ def test_an_earlier_state_is_asked(local: str) -> None:
         {"caption": "a dog"},
     ]
     assert query.query(sql, local, NAMES[:1]).to_pylist() == [{"caption": "a ball"}]
+
+
+# ---- tables of other programs --------------------------------------------------------------------------------------
+@pytest.fixture
+def shared(tmp_path: Path) -> str:
+    """A folder with our `captions` and another program's `actions`."""
+    uri = str(tmp_path / "tables")
+    write_night(uri, "2026-01-30", ["a dog", None])
+    deltalake.write_deltalake(f"{uri}/actions", pa.table({"user": ["x"], "action": ["login"]}))
+    return uri
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("SELECT 1 AS a", [{"a": 1}]),
+        ("SELECT caption FROM captions", [{"caption": "a dog"}]),
+        ("SELECT 'actions' AS a, count(*) AS n FROM captions_all", [{"a": "actions", "n": 2}]),
+    ],
+)
+def test_a_foreign_table_is_left_out_with_a_warning(
+    shared: str, sql: str, rows: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert query.query(sql, shared, ["actions", "captions"]).to_pylist() == rows
+    assert caplog.messages == [
+        f"a table cannot be queried: {shared}/actions is partitioned by nothing, not by ds: another program has "
+        "written it; bring an earlier version back (`hybrid tables restore`), or use another `tables`"
+    ]
+
+
+def test_a_foreign_table_is_not_queried(shared: str, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UsageError, match="actions is partitioned by nothing, not by ds"):
+        query.query("SELECT * FROM actions", shared, ["actions"])
+    assert caplog.messages == []
+    with pytest.raises(UsageError, match="Table with name actions does not exist"):
+        query.query("SELECT * FROM actions, captions", shared, ["actions", "captions"])
+    assert len(caplog.messages) == 1

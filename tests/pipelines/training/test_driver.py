@@ -451,6 +451,8 @@ def test_ctrl_c_is_the_programs_again_after_a_training() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(SystemExit, match="143"), driver._interruptible():  # of SIGTERM
+        sys.exit(143)
 
 
 def fail_with(error: BaseException) -> None:

@@ -173,7 +173,7 @@ def test_a_folder_of_the_runs_name_that_is_no_run_is_refused(job: TrainJob) -> N
         storage.write_bytes(f"{job.run}/{name}", b"the user's")
         message = f"{job.run} has files, such as {name}, but no run.json, so it is no training run: use another `name`"
         assert refusal(job).startswith(message)
-        with pytest.raises(UsageError, match="but no run.json"):
+        with pytest.raises(UsageError, match=r"but no run\.json"):
             runs.claim(job, ([], []))
         storage.delete(f"{job.run}/{name}", storage.anything)
     for name in ("attempt", ".validate_storage_marker", "initial/config.json"):  # of a start that ended early
