@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -16,12 +17,15 @@ from pipelines.reading.media.decode import sniff_media_type
 PARQUET_ROWS = 64
 """Rows of a Parquet shard that are decoded at once, fewer where they are large."""
 PARQUET_BYTES = 16 << 20
+FOOTER_END, SIGNATURE = 8, 28
+"""Bytes of the footer's length and the magic number at a file's end; of the signature after a plain footer."""
 
 
 def read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
     """One binary column (or struct with `bytes`, as Hugging Face datasets have) is the media; the rest are fields."""
     number = 0
     metadata = pq.read_metadata(stream)
+    _check_plain(stream, metadata)
     file = pq.ParquetFile(stream, metadata=metadata, buffer_size=storage.READ_BUFFER, read_dictionary=_shared(metadata))
     for group in range(metadata.num_row_groups):
         batches = file.iter_batches(_batch_rows(metadata.row_group(group)), row_groups=[group], use_threads=False)
@@ -29,6 +33,18 @@ def read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[
             for row in _parquet_rows(batch):
                 yield parquet_entry(row, f"{name}:{number}", options)
                 number += 1
+
+
+def _check_plain(stream: BinaryIO, metadata: pq.FileMetaData) -> None:
+    """Refuses encrypted columns: Arrow aborts the process when it is asked about one. The footer is readable then, and
+    a signature follows it (Parquet Modular Encryption, 4.2).
+
+    Raises:
+        BadSample: `EncryptedParquet`.
+    """
+    stream.seek(-FOOTER_END, os.SEEK_END)
+    if int.from_bytes(stream.read(4), "little") == metadata.serialized_size + SIGNATURE:
+        raise BadSample("EncryptedParquet", "its columns are encrypted: store it without encryption")
 
 
 def _shared(metadata: pq.FileMetaData) -> list[str]:
