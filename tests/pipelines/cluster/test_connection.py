@@ -12,7 +12,7 @@ from ray.data import exceptions
 from ray.data._internal.execution import streaming_executor_state
 
 from hybrid_models.errors import UsageError
-from pipelines.cluster import connection
+from pipelines.cluster import connection, submission
 from tests import tiny
 
 
@@ -161,7 +161,7 @@ def test_another_process_connects_to_the_cluster_of_this_one(ray_cluster: str) -
 NESTED = """
 import os, subprocess, sys
 import ray
-from pipelines.cluster import connection
+from pipelines.cluster import connection, submission
 
 @ray.remote(num_cpus=0)
 def seen():
@@ -209,3 +209,11 @@ def test_as_many_jobs_at_once_as_there_is_room_for(
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     assert connection.side_by_side(3) == count
+
+
+def test_no_secret_of_a_driver_is_in_the_environment_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another's cluster it is a runtime environment, which Ray shows to all who may list jobs."""
+    for name in submission.CREDENTIALS:
+        monkeypatch.setenv(name, "marked")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:marked@mlflow:5000")
+    assert "marked" not in str(connection.worker_env())
