@@ -49,8 +49,7 @@ class SubmitOptions:
     env: tuple[str, ...] = ()
     """Names of further environment variables to send besides the settings of S3 and MLflow, such as AWS_PROFILE."""
     env_values: bool = False
-    """Send the values of credentials, too: AWS keys, MLflow's login and those named by --env. Ray shows them to all who
-    may list jobs. Without it the job uses the credentials of the nodes."""
+    """Send credentials, too, which Ray shows to all who may list jobs. Without it the job uses those of the nodes."""
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:

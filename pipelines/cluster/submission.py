@@ -13,7 +13,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,11 +136,7 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def environment(names: Sequence[str], with_credentials: bool) -> tuple[dict[str, str], list[str]]:
-    """Environment variables for a job, and which variables of this process hold credentials.
-
-    Args:
-        names: further variables to send.
-        with_credentials: whether credentials are sent, too.
+    """Environment variables for a job, `names` among them, and names of variables here that hold credentials.
 
     Raises:
         UsageError: a named variable is not set, or holds a credential that is not to be sent.
@@ -151,21 +147,14 @@ def environment(names: Sequence[str], with_credentials: bool) -> tuple[dict[str,
         if name not in os.environ:
             raise UsageError(f"`env` {name} is not set here")
         if name in credentials and not with_credentials:
-            raise UsageError(
-                f"`env` {name} holds a credential, which all who may list the cluster's jobs could read: "
-                "set it on the nodes, or send it with `env_values`"
-            )
+            raise UsageError(f"`env` {name} holds a credential: set it on the nodes, or send it with `env_values`")
     if with_credentials:
         return found, credentials
     return {name: without_login(value) for name, value in found.items() if name not in CREDENTIALS}, credentials
 
 
 def submit(
-    client: JobSubmissionClient,
-    argv: Sequence[str],
-    submission_id: str,
-    env: Mapping[str, str],
-    metadata: dict[str, str],
+    client: JobSubmissionClient, argv: Sequence[str], submission_id: str, env: dict[str, str], metadata: dict[str, str]
 ) -> Job:
     """Starts `python -m jobs.VERB …` on the cluster, with this package's source.
 
@@ -193,7 +182,7 @@ def submit(
                 runtime_env={
                     # No working_dir: nodes that share Ray's folder would replace it under a running job.
                     "py_modules": [str(Path(folder, name)) for name in PACKAGES],
-                    "env_vars": dict(env),
+                    "env_vars": env,
                 },
                 metadata={**metadata, ATTEMPT_OF: submission_id},
             )

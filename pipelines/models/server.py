@@ -26,10 +26,7 @@ LOCK_SECONDS = 60
 MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
 """What MLflow calls errors that another try would not mend."""
 
-LOGIN_MISSING = (
-    "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on this machine, "
-    "or send a job yours: hybrid submit --env-values"
-)
+NO_LOGIN = "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here, or give a job yours: submit --env-values"
 
 
 def unreachable() -> tuple[type[Exception], ...]:
@@ -142,7 +139,7 @@ def refused(what: str, tracking_uri: str, error: Exception) -> Exception:
 
 def first_line(error: BaseException) -> str:
     """What MLflow says, without passwords."""
-    fix = LOGIN_MISSING if getattr(error, "error_code", "") == "UNAUTHENTICATED" else ""
+    fix = NO_LOGIN if getattr(error, "error_code", "") == "UNAUTHENTICATED" else ""
     return shown((str(error).strip().splitlines() or [type(error).__name__])[0]) + fix
 
 

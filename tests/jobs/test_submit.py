@@ -117,8 +117,7 @@ def test_what_is_sent_or_held_back_is_said_in_one_line(
     assert sent[-1]["AWS_SECRET_ACCESS_KEY"] == "marked"
     monkeypatch.setenv("HF_TOKEN", "marked")
     assert refusal("--address", "http://head:8265", "--env", "HF_TOKEN", "--", "tables") == (
-        "--env HF_TOKEN holds a credential, which all who may list the cluster's jobs could read: "
-        "set it on the nodes, or send it with --env-values"
+        "--env HF_TOKEN holds a credential: set it on the nodes, or send it with --env-values"
     )
 
 

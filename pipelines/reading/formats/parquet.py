@@ -17,8 +17,6 @@ from pipelines.reading.media.decode import sniff_media_type
 PARQUET_ROWS = 64
 """Rows of a Parquet shard that are decoded at once, fewer where they are large."""
 PARQUET_BYTES = 16 << 20
-FOOTER_END, SIGNATURE = 8, 28
-"""Bytes of the footer's length and the magic number at a file's end; of the signature after a plain footer."""
 
 
 def read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
@@ -36,14 +34,9 @@ def read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[
 
 
 def _check_plain(stream: BinaryIO, metadata: pq.FileMetaData) -> None:
-    """Refuses encrypted columns: Arrow aborts the process when it is asked about one. The footer is readable then, and
-    a signature follows it (Parquet Modular Encryption, 4.2).
-
-    Raises:
-        BadSample: `EncryptedParquet`.
-    """
-    stream.seek(-FOOTER_END, os.SEEK_END)
-    if int.from_bytes(stream.read(4), "little") == metadata.serialized_size + SIGNATURE:
+    """Raises `BadSample` (`EncryptedParquet`) for encrypted columns: Arrow aborts the process that asks about one."""
+    stream.seek(-8, os.SEEK_END)  # the footer's length, before four bytes of magic
+    if int.from_bytes(stream.read(4), "little") == metadata.serialized_size + 28:  # with the signature of such a file
         raise BadSample("EncryptedParquet", "its columns are encrypted: store it without encryption")
 
 

@@ -179,7 +179,7 @@ def test_by_default_no_secret_is_sent() -> None:
 @pytest.mark.usefixtures("submitter")
 @pytest.mark.parametrize("name", ["HF_TOKEN", "HTTPS_PROXY", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME"])
 def test_a_named_credential_is_sent_on_request_alone(name: str) -> None:
-    with pytest.raises(UsageError, match=f"^`env` {name} holds a credential, .*`env_values`$"):
+    with pytest.raises(UsageError, match=f"^`env` {name} holds a credential: .*`env_values`$"):
         submission.environment([name], with_credentials=False)
     env, sent = submission.environment([name], with_credentials=True)
     assert env == {**PLAIN, **{name: SUBMITTER[name] for name in (*HELD, name)}}
