@@ -15,6 +15,7 @@ from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.errors import EndedError
 from pipelines import storage
+from pipelines.secrets import shown
 
 if TYPE_CHECKING:
     from pipelines.cluster.submission import Ending
@@ -31,6 +32,8 @@ REGISTER = ("train", "demo", "promote")
 """Verbs that write models, or which of them is in use."""
 NOT_JOBS = ("submit", "query", "models")
 """Verbs whose answer is rows for a terminal; they need no cluster."""
+SENT = "--env-values sends %s: all who may list the cluster's jobs can read them (`ray job list`, dashboard, GCS, logs)"
+HELD_BACK = "credentials in %s are not sent: the job uses those of the nodes; --env-values sends them"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class SubmitOptions:
     wait: bool = True
     """Show the job's log, wait for its end and exit as it did."""
     env: tuple[str, ...] = ()
-    """Names of variables to pass on besides those of S3 and MLflow, such as HF_TOKEN."""
+    """Names of further environment variables to send besides the settings of S3 and MLflow, such as AWS_PROFILE."""
+    env_values: bool = False
+    """Send credentials, too, which Ray shows to all who may list jobs. Without it the job uses those of the nodes."""
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -57,8 +62,13 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         raise UsageError("--address is needed: the URL of the cluster's dashboard, http://HEAD:8265")
     from pipelines.cluster import submission  # Ray takes a second to import
 
+    env, credentials = submission.environment(options.env, options.env_values)
     client = submission.connect(address)
-    job = submission.submit(client, command, options.submission_id, options.env, {"hybrid.verb": command[0]})
+    if credentials and options.env_values:
+        log.warning(SENT, ", ".join(credentials))
+    elif credentials:
+        log.info(HELD_BACK, ", ".join(credentials))
+    job = submission.submit(client, command, options.submission_id, env, {"hybrid.verb": command[0]})
     log.info("%s %s as %s", "submitted" if job.is_new else "found", command[0], job.submission_id)
     if not options.wait:
         return {"submission_id": job.submission_id, "is_new": job.is_new}
@@ -91,6 +101,12 @@ def check(command: Sequence[str]) -> None:
     if not command or command[0] not in verbs:
         given = f", not '{command[0]}'" if command else ""
         raise UsageError(f"after -- comes a verb and its options{given}: {', '.join(verbs)}")
+    for word in command:
+        if shown(word) != word:
+            raise UsageError(
+                f"{shown(word)} holds a password or token, which the cluster would show with the job's command: "
+                "take it from the address and set AWS_… or MLFLOW_TRACKING_… on the nodes, or send them by `env_values`"
+            )
     named = {word.partition("=")[0] for word in command}
     judges = command[0] == "evaluate" or (command[0] == "promote" and "--input" in named)
     if (judges or command[0] in ("train", "demo")) and not named & {"--storage", "--help", "-h"}:

@@ -18,6 +18,14 @@ NAMES_ONLY = {"abfs", "abfss", "adl", "ftp", "sftp", "smb", "ssh", "wasb", "wasb
 WORDS = "sig|signature|credential|token|secret|passw(?:or)?d|pwd|auth|api[_-]?key|access[_-]?key(?:[_-]?id)?"
 TOKEN = re.compile(rf"""([?&\#;](?:key|code|[\w.%-]*(?:{WORDS}))=|\b(?:password|pwd)=)[^&\s\#"'<>]+""", re.IGNORECASE)
 
+NAMES = re.compile(r"(?:KEY|KEY_ID|TOKEN|SECRET|PASSWORD|PASSWD|PWD|CONNECTION_STRING)$", re.IGNORECASE)
+"""Names of environment variables that hold secrets; those that end with FILE, PATH or ARN hold references."""
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether an environment variable holds a secret, by its name or by a login or token in its value."""
+    return bool(NAMES.search(name)) or shown(value) != value
+
 
 def shown(text: str) -> str:
     """An address, or a message that has some in it, without logins, and without tokens in queries and fragments."""

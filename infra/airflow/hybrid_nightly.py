@@ -3,8 +3,8 @@
 The timetable with data intervals makes `ds` the day that has ended. Airflow's own retries start the same command again:
 what is done is not done twice. Nights of the last week that were missed are done by `--catch-up`, which leaves those
 alone that have rows; Airflow's own catch-up would do each night since `start_date` again. The worker needs this
-package, and RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in its environment. A night asks for up to
-four GPUs, and waits for one: without any, leave out `--resources.gpu yes`.
+package, and RAY_API_SERVER_ADDRESS, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in its environment; jobs have the nodes'
+keys. A night asks for up to four GPUs, and waits for one: without any, leave out `--resources.gpu yes`.
 """
 
 import pendulum

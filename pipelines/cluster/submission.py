@@ -13,7 +13,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,20 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from hybrid_models.errors import UsageError
 from pipelines.cluster import logs
-from pipelines.secrets import shown
+from pipelines.secrets import is_secret, shown, without_login
 
-PASSED_ON = (
-    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3",
-    "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ALLOW_HTTP",
+SETTINGS = (
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ALLOW_HTTP",
     "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME",
-    "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
     "HYBRID_TRACEBACK", "HYBRID_WORKER_LOGS", "HYBRID_LOG_FORMAT",
 )  # fmt: skip
-"""Settings of S3, MLflow and this package that a job gets from its submitter, where they are set."""
+"""Variables that a job gets from its submitter, without logins in addresses. AWS_PROFILE and variables that name a role
+or a file are sent only if they are named: on the nodes they would hide the nodes' own."""
+CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+    "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
+)  # fmt: skip
+"""Variables that a job gets from its submitter only on request: Ray shows a job's environment to its other users."""
 ATTEMPT_OF = "hybrid.attempt_of"
 """Of a job's metadata: the submission id that it is an attempt of."""
 TALKATIVE = (
@@ -131,10 +135,28 @@ def connect(address: str) -> JobSubmissionClient:
         raise ConnectionError(f"no Ray cluster answers at {shown(address)}: {_cause(error)}") from None
 
 
+def environment(names: Sequence[str], with_credentials: bool) -> tuple[dict[str, str], list[str]]:
+    """Environment variables for a job, `names` among them, and names of variables here that hold credentials.
+
+    Raises:
+        UsageError: a named variable is not set, or holds a credential that is not to be sent.
+    """
+    found = {name: os.environ[name] for name in (*SETTINGS, *CREDENTIALS, *names) if os.environ.get(name)}
+    credentials = [name for name, value in found.items() if name in CREDENTIALS or is_secret(name, value)]
+    for name in names:
+        if name not in os.environ:
+            raise UsageError(f"`env` {name} is not set here")
+        if name in credentials and not with_credentials:
+            raise UsageError(f"`env` {name} holds a credential: set it on the nodes, or send it with `env_values`")
+    if with_credentials:
+        return found, credentials
+    return {name: without_login(value) for name, value in found.items() if name not in CREDENTIALS}, credentials
+
+
 def submit(
-    client: JobSubmissionClient, argv: Sequence[str], submission_id: str, env: Iterable[str], metadata: dict[str, str]
+    client: JobSubmissionClient, argv: Sequence[str], submission_id: str, env: dict[str, str], metadata: dict[str, str]
 ) -> Job:
-    """Starts `python -m jobs.VERB …` on the cluster, with this package's source and the settings of `PASSED_ON`.
+    """Starts `python -m jobs.VERB …` on the cluster, with this package's source.
 
     A submission id is the name of a piece of work: if it runs already or is done, nothing is started. If it has failed,
     it is started again, as ID.2, ID.3 …: Ray runs no id twice. A job that somebody gave such a name is another one's.
@@ -143,15 +165,9 @@ def submit(
         client: of the cluster.
         argv: the verb and its options.
         submission_id: the job's name; empty for one of Ray's choice.
-        env: names of further variables to pass on.
+        env: environment variables of the job, see `environment`; Ray keeps and shows them with the job.
         metadata: is shown with the job.
-
-    Raises:
-        UsageError: a variable to pass on is not set.
     """
-    unset = [name for name in env if name not in os.environ]
-    if unset:
-        raise UsageError(f"`env` {unset[0]} is not set here")
     running, next_id = _look_up(client, submission_id)
     if running:
         return Job(client, running, is_new=False)
@@ -166,7 +182,7 @@ def submit(
                 runtime_env={
                     # No working_dir: nodes that share Ray's folder would replace it under a running job.
                     "py_modules": [str(Path(folder, name)) for name in PACKAGES],
-                    "env_vars": {key: os.environ[key] for key in (*PASSED_ON, *env) if os.environ.get(key)},
+                    "env_vars": env,
                 },
                 metadata={**metadata, ATTEMPT_OF: submission_id},
             )

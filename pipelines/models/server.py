@@ -26,6 +26,8 @@ LOCK_SECONDS = 60
 MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
 """What MLflow calls errors that another try would not mend."""
 
+NO_LOGIN = "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here, or give a job yours: submit --env-values"
+
 
 def unreachable() -> tuple[type[Exception], ...]:
     """What comes of asking MLflow where it cannot answer."""
@@ -137,7 +139,8 @@ def refused(what: str, tracking_uri: str, error: Exception) -> Exception:
 
 def first_line(error: BaseException) -> str:
     """What MLflow says, without passwords."""
-    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
+    fix = NO_LOGIN if getattr(error, "error_code", "") == "UNAUTHENTICATED" else ""
+    return shown((str(error).strip().splitlines() or [type(error).__name__])[0]) + fix
 
 
 def artifact_location(tracking_uri: str) -> str | None:

@@ -9,7 +9,10 @@ import io
 import json
 import os
 import pickle
+import struct
 import tarfile
+import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -303,6 +306,48 @@ def test_rain_that_is_no_number_costs_its_event(dtype: Any, tmp_path: Path) -> N
     content = events.event_of(lambda file: file.create_dataset("rainfall_rate", (6, 32, 32), dtype))
     storage.write_bytes(str(tmp_path / "x.nc"), content)
     assert set(kinds(rows(str(tmp_path / "x.nc"), rain(), rain().preprocess.window))) <= BAD_EVENT
+
+
+def one_chunk_of_gigabytes(file: h5py.File) -> h5py.Dataset:
+    """Six frames of 32 x 32 in chunks of 1.6 GB, each 1.6 MB as stored."""
+    packed = zlib.compressobj(9)
+    chunk = b"".join([*(packed.compress(bytes(1 << 20)) for _ in range(1526)), packed.flush()])
+    rain = file.create_dataset(
+        "rainfall_rate", (6, 32, 32), "u1", chunks=(1, 40_000, 40_000), maxshape=(None,) * 3, compression="gzip"
+    )
+    for frame in range(6):
+        rain.id.write_direct_chunk((frame, 0, 0), chunk)
+    return rain
+
+
+def a_billion_chunks(file: h5py.File) -> h5py.Dataset:
+    rain = file.create_dataset("rainfall_rate", (6, 13_000, 13_000), "u1", chunks=(1, 1, 1))
+    rain[5, 12_999, 12_999] = 1
+    return rain
+
+
+@pytest.mark.parametrize("make", [one_chunk_of_gigabytes, a_billion_chunks])
+def test_chunks_of_gigabytes_or_by_the_billion_cost_their_event(make: Any, tmp_path: Path) -> None:
+    decode = Decode(rain().preprocess, Limits(max_seconds=2, max_memory=1 << 30))
+    storage.write_bytes(str(tmp_path / "x.nc"), events.event_of(make))
+    assert (tmp_path / "x.nc").stat().st_size < 10_000_000
+    start = time.monotonic()
+    (row,) = rows(str(tmp_path / "x.nc"), decode, decode.preprocess.window)
+    assert row["error"].split(":")[0] in ("RadarDecodeError", "MemoryLimit", "InputHangs")
+    assert time.monotonic() - start < 30
+
+
+def test_a_chunk_that_is_declared_to_have_terabytes_costs_its_event(tmp_path: Path) -> None:
+    sides = struct.pack("<III", 1, 4951, 9320)
+    content = events.event_of(
+        lambda file: file.create_dataset(
+            "rainfall_rate", (6, 32, 32), "u1", chunks=(1, 4951, 9320), maxshape=(None,) * 3
+        )
+    )
+    assert content.count(sides) == 1
+    storage.write_bytes(str(tmp_path / "x.nc"), content.replace(sides, struct.pack("<III", 1, 2**31 - 1, 2**31 - 1)))
+    (row,) = rows(str(tmp_path / "x.nc"), rain(), rain().preprocess.window)
+    assert row["error"].startswith("RadarDecodeError: ")
 
 
 def test_seconds_for_minutes_make_more_lead_times_than_fit(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
         nodes = {**os.environ, **connection.LOCAL_CLUSTER, **NOTICE, **token, "RAY_worker_niceness": "0", "PATH": path}
         for name in store.env():
             nodes.pop(name, None)  # settings come with the jobs
+        nodes |= {name: store.env()[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}  # keys do not
         place = {"host": net.hosts["head"], "namespace": net.namespace("head")}
         head = RayNode(folder / "head", 0, dashboard=True, **place).start(env=nodes)
         stack.callback(head.kill)

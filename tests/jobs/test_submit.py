@@ -7,6 +7,7 @@ import pytest
 from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.submit import explain, main
+from pipelines.cluster import submission
 from pipelines.cluster.submission import Ending
 
 
@@ -61,6 +62,63 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert refusal(*train, "--mlflow=sqlite:///mlflow.db").startswith(f"--mlflow {told}")
     assert refusal(*train, "--mlflow", "sqlite:////shared/mlflow.db").startswith("--address is needed")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--mlflow", "http://me:marked@mlflow:5000"],
+        ["--mlflow=http://me:marked@mlflow:5000"],
+        ["--tables", "s3://key:marked@lake/tables"],
+        ["--input", "s3://lake/x?X-Amz-Signature=marked"],
+    ],
+)
+def test_a_command_with_a_secret_is_not_sent(words: list[str]) -> None:
+    """Ray shows a job's command to all who may list jobs."""
+    told = refusal("--", "report", "--ds", "2026-01-31", *words)
+    assert "***" in told
+    assert "marked" not in told
+    assert told.endswith("on the nodes, or send them by --env-values")
+
+
+def test_what_is_sent_or_held_back_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[dict[str, str]] = []
+    monkeypatch.setattr(submission, "connect", lambda address: None)
+    monkeypatch.setattr(
+        submission,
+        "submit",
+        lambda client, command, submission_id, env, metadata: (
+            sent.append(env) or submission.Job(client, "job", is_new=True)
+        ),
+    )
+    for name in submission.CREDENTIALS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    caplog.set_level("INFO")
+
+    def lines(*own: str) -> list[str]:
+        caplog.clear()
+        main(["--address", "http://head:8265", "--no-wait", *own, "--", "tables", "--tables", "s3://lake"])
+        return [f"{record.levelname} {record.getMessage()}" for record in caplog.records][:-1]
+
+    assert lines() == lines("--env-values") == [], "nothing to tell of"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "marked")
+    assert lines() == [
+        "INFO credentials in AWS_SECRET_ACCESS_KEY are not sent: the job uses those of the nodes; "
+        "--env-values sends them"
+    ]
+    assert "marked" not in str(sent)
+    assert lines("--env-values") == [
+        "WARNING --env-values sends AWS_SECRET_ACCESS_KEY: all who may list the cluster's jobs can read them "
+        "(`ray job list`, dashboard, GCS, logs)"
+    ]
+    assert sent[-1]["AWS_SECRET_ACCESS_KEY"] == "marked"
+    monkeypatch.setenv("HF_TOKEN", "marked")
+    assert refusal("--address", "http://head:8265", "--env", "HF_TOKEN", "--", "tables") == (
+        "--env HF_TOKEN holds a credential: set it on the nodes, or send it with --env-values"
+    )
 
 
 def test_a_job_that_did_not_succeed_is_explained_by_its_own_last_words() -> None:

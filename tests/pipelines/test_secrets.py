@@ -1,6 +1,6 @@
 import pytest
 
-from pipelines.secrets import shown, without_login
+from pipelines.secrets import is_secret, shown, without_login
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,24 @@ def test_a_text_may_be_long(piece: str) -> None:
     assert shown(long) == long.replace("u:p@", "***@")
     assert shown(f"http://u:p@h {long}") == f"http://***@h {shown(long)}"
     assert shown(f"{'x' * 1_000_000}://u:p@h") == f"{'x' * 1_000_000}://***@h"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("HF_TOKEN", "x", True),
+        ("AWS_ACCESS_KEY_ID", "x", True),
+        ("FSSPEC_FTP_PASSWORD", "x", True),
+        ("AZURE_STORAGE_CONNECTION_STRING", "x", True),
+        ("client_secret", "x", True),
+        ("HTTPS_PROXY", "http://me:pass@proxy:3128", True),
+        ("HTTPS_PROXY", "http://proxy:3128", False),
+        ("AWS_PROFILE", "x", False),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "/run/token", False),
+        ("RAY_AUTH_TOKEN_PATH", "/run/token", False),
+        ("AWS_ROLE_ARN", "arn:aws:iam::1:role/x", False),
+        ("HYBRID_JAIL", "off", False),
+    ],
+)
+def test_variables_that_hold_a_secret_are_known_by_name_or_value(name: str, value: str, expected: bool) -> None:
+    assert is_secret(name, value) is expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ def read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[
     """One binary column (or struct with `bytes`, as Hugging Face datasets have) is the media; the rest are fields."""
     number = 0
     metadata = pq.read_metadata(stream)
+    _check_plain(stream, metadata)
     file = pq.ParquetFile(stream, metadata=metadata, buffer_size=storage.READ_BUFFER, read_dictionary=_shared(metadata))
     for group in range(metadata.num_row_groups):
         batches = file.iter_batches(_batch_rows(metadata.row_group(group)), row_groups=[group], use_threads=False)
@@ -29,6 +31,13 @@ def read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[
             for row in _parquet_rows(batch):
                 yield parquet_entry(row, f"{name}:{number}", options)
                 number += 1
+
+
+def _check_plain(stream: BinaryIO, metadata: pq.FileMetaData) -> None:
+    """Raises `BadSample` (`EncryptedParquet`) for encrypted columns: Arrow aborts the process that asks about one."""
+    stream.seek(-8, os.SEEK_END)  # the footer's length, before four bytes of magic
+    if int.from_bytes(stream.read(4), "little") == metadata.serialized_size + 28:  # with the signature of such a file
+        raise BadSample("EncryptedParquet", "its columns are encrypted: store it without encryption")
 
 
 def _shared(metadata: pq.FileMetaData) -> list[str]:

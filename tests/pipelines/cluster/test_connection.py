@@ -13,7 +13,7 @@ from ray.data import exceptions
 from ray.data._internal.execution import streaming_executor_state
 
 from hybrid_models.errors import UsageError
-from pipelines.cluster import connection
+from pipelines.cluster import connection, submission
 from tests import tiny
 
 
@@ -177,7 +177,7 @@ def test_another_process_connects_to_the_cluster_of_this_one(ray_cluster: str) -
 NESTED = """
 import os, subprocess, sys
 import ray
-from pipelines.cluster import connection
+from pipelines.cluster import connection, submission
 
 @ray.remote(num_cpus=0)
 def seen():
@@ -243,3 +243,11 @@ def test_signals_are_the_programs_again_after_ray_has_taken_them() -> None:
     finally:
         for number, handler in zip(numbers, at_first, strict=True):
             signal.signal(number, handler)
+
+
+def test_no_secret_of_a_driver_is_in_the_environment_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another's cluster it is a runtime environment, which Ray shows to all who may list jobs."""
+    for name in submission.CREDENTIALS:
+        monkeypatch.setenv(name, "marked")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:marked@mlflow:5000")
+    assert "marked" not in str(connection.worker_env())

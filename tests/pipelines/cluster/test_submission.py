@@ -142,6 +142,68 @@ def test_a_cluster_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         submission.follow(submission.Job(jobs, "night", is_new=True), print)
 
 
+SUBMITTER = {
+    "AWS_ACCESS_KEY_ID": "marked-1", "AWS_SECRET_ACCESS_KEY": "marked-2", "AWS_SESSION_TOKEN": "marked-3",
+    "AWS_ENDPOINT_URL": "https://s3.example", "AWS_REGION": "eu-1", "AWS_PROFILE": "mine",
+    "AWS_ROLE_ARN": "arn:aws:iam::1:role/x", "AWS_SHARED_CREDENTIALS_FILE": "/home/me/keys",
+    "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token", "MLFLOW_TRACKING_URI": "https://me:marked-4@mlflow.example",
+    "MLFLOW_TRACKING_USERNAME": "marked-5", "MLFLOW_TRACKING_PASSWORD": "marked-6", "MLFLOW_TRACKING_TOKEN": "marked-7",
+    "HF_TOKEN": "marked-8", "HTTPS_PROXY": "http://me:marked-9@proxy", "HYBRID_LOG_FORMAT": "json", "EMPTY": "",
+}  # fmt: skip
+REFERENCES = ["AWS_PROFILE", "AWS_ROLE_ARN", "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE"]
+PLAIN = {
+    "AWS_ENDPOINT_URL": "https://s3.example", "AWS_REGION": "eu-1", "HYBRID_LOG_FORMAT": "json",
+    "MLFLOW_TRACKING_URI": "https://mlflow.example",
+}  # fmt: skip
+HELD = [*submission.CREDENTIALS, "MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture
+def submitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who has all kinds of credentials."""
+    for name in (*submission.SETTINGS, *submission.CREDENTIALS):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in SUBMITTER.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("submitter")
+def test_by_default_no_secret_is_sent() -> None:
+    env, held = submission.environment([], with_credentials=False)
+    assert env == PLAIN
+    assert sorted(held) == sorted(HELD)
+    named, _ = submission.environment([*REFERENCES, "EMPTY"], with_credentials=False)
+    assert named == {**PLAIN, **{name: SUBMITTER[name] for name in REFERENCES}}
+
+
+@pytest.mark.usefixtures("submitter")
+@pytest.mark.parametrize("name", ["HF_TOKEN", "HTTPS_PROXY", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_USERNAME"])
+def test_a_named_credential_is_sent_on_request_alone(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^`env` {name} holds a credential: .*`env_values`$"):
+        submission.environment([name], with_credentials=False)
+    env, sent = submission.environment([name], with_credentials=True)
+    assert env == {**PLAIN, **{name: SUBMITTER[name] for name in (*HELD, name)}}
+    assert sorted(sent) == sorted({*HELD, name})
+
+
+def test_a_variable_that_is_not_set_is_a_mistake() -> None:
+    for with_credentials in (False, True):
+        with pytest.raises(UsageError, match=r"^`env` NOT_SET_ANYWHERE is not set here$"):
+            submission.environment(["NOT_SET_ANYWHERE"], with_credentials)
+
+
+def test_no_file_of_secrets_is_sent_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "SOURCE", tmp_path / "checkout")
+    names = (".env", ".git/config", "infra/.env", "jobs/.env", "jobs/credentials", "pipelines/.aws/credentials",
+             "hybrid_models/key.pem", "hybrid_models/secrets.json", "jobs/train.py")  # fmt: skip
+    for name in names:
+        file = tmp_path / "checkout" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("marked")
+    submission.pack(tmp_path / "sent")
+    assert [path.name for path in (tmp_path / "sent").rglob("*") if path.is_file()] == ["train.py"]
+
+
 def test_only_source_is_sent_along(tmp_path: Path) -> None:
     submission.pack(tmp_path)
     sent = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}

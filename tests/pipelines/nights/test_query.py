@@ -1,6 +1,7 @@
 import contextlib
 import json
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import deltalake
 import duckdb
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
@@ -27,6 +29,7 @@ from pipelines.staging import contents
 from pipelines.staging.pieces import list_pieces, table_schema, tiling
 from tests import tiny
 from tests.pipelines.nights.test_statement import condition
+from tests.pipelines.reading.made import encrypted_parquet
 
 NAMES = ["captions", "nowcasts", "translations"]
 ONE_SELECT = "a query is one SELECT (or DESCRIBE, SUMMARIZE, SHOW, EXPLAIN) and nothing else"
@@ -87,6 +90,24 @@ def test_views_of_some_dates_have_no_other_files(lake: str) -> None:
     assert found == [{"ds": "2026-01-31", "caption": "a ball"}, {"ds": "2026-02-01", "caption": "late"}]
     assert query.query(sql, lake, ["captions"], dates=("2026-02-01", "2026-02-01")).to_pylist() == found[1:]
     assert query.query(sql, lake, ["captions"], dates=("2027-01-01", "2027-01-31")).num_rows == 0
+
+
+@pytest.mark.parametrize("plain_footer", [True, False])
+def test_encrypted_parquet_beside_a_tables_files_is_not_read_and_in_their_place_it_is_named(
+    local: str, plain_footer: bool
+) -> None:
+    content = encrypted_parquet(pa.table({"caption": ["a dog"]}), "caption", plain_footer)
+    for path in ("extra.parquet", "ds=2026-01-30/extra.parquet", "ds=2026-01-31/extra.parquet"):
+        storage.write_bytes(f"{local}/captions/{path}", content)
+    assert ask("SELECT count(*) AS n FROM captions_all", local) == [{"n": 3}]
+    (file,) = DeltaTable(f"{local}/captions").file_uris()
+    storage.write_bytes(file, content)
+    for log in Path(local, "captions", "_delta_log").glob("*.json"):  # whoever replaces a file can tell of its size
+        log.write_text(re.sub(r'"size":\d+', f'"size":{len(content)}', log.read_text()))
+    with pytest.raises(storage.StorageError, match=r"^cannot query .*crypt") as caught:
+        ask("SELECT caption FROM captions", local)
+    assert "\n" not in str(caught.value)
+    assert local in str(caught.value)
 
 
 @pytest.mark.parametrize("where", ["ds = '2026-01-31'", "ds > '2026-01-30'", "ds IN ('2026-01-31', '2026-02-01')"])

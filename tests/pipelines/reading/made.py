@@ -1,10 +1,12 @@
 """Shards that tests make, read."""
 
+import base64
 import io
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.parquet import encryption
 
 from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
@@ -30,3 +32,24 @@ def parquet(table: pa.Table, **options: object) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, **options)
     return buffer.getvalue()
+
+
+class _Kms(encryption.KmsClient):
+    """Keeps no secret: each key is wrapped as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def wrap_key(self, key: bytes, name: str) -> bytes:
+        return base64.b64encode(key)
+
+    def unwrap_key(self, wrapped: bytes, name: str) -> bytes:
+        return base64.b64decode(wrapped)
+
+
+def encrypted_parquet(table: pa.Table, column: str, plain_footer: bool) -> bytes:
+    """A Parquet file with an encrypted column, whose footer is readable or encrypted, too."""
+    factory = encryption.CryptoFactory(lambda config: _Kms())
+    wanted = encryption.EncryptionConfiguration("footer", column_keys={"key": [column]}, plaintext_footer=plain_footer)
+    keys = factory.file_encryption_properties(encryption.KmsConnectionConfig(), wanted)
+    return parquet(table, encryption_properties=keys)

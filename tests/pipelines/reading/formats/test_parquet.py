@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.pipelines.reading.made import parquet, rows_of
+from tests.pipelines.reading.made import encrypted_parquet, parquet, rows_of
 from tests.tiny import jpeg
 
 
@@ -44,6 +44,20 @@ def test_damaged_parquet_pages_and_footers_are_error_rows(tmp_path: Path) -> Non
             content[position + offset] ^= 0xFF
         rows = rows_of(tmp_path, f"{number}.parquet", bytes(content))
         assert rows[-1]["error"].startswith("ShardReadError"), position
+
+
+@pytest.mark.parametrize(
+    ("plain_footer", "reason"),
+    [
+        (True, "EncryptedParquet: its columns are encrypted: store it without encryption"),
+        (False, "ShardReadError: OSError: Could not read encrypted metadata, "),
+    ],
+)
+def test_encrypted_parquet_is_one_error_row_that_says_so(plain_footer: bool, reason: str, tmp_path: Path) -> None:
+    """Arrow aborts the process that asks for an encrypted column of a readable footer."""
+    content = encrypted_parquet(pa.table({"id": ["a", "b"], "text": ["x", "y"]}), "text", plain_footer)
+    (row,) = rows_of(tmp_path, "x.parquet", content)
+    assert row["error"].startswith(reason)
 
 
 def test_values_that_python_does_not_know_cost_themselves_only(tmp_path: Path) -> None:
