@@ -100,7 +100,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         )
     lake = storage.absolute(options.storage) if options.storage else out
     mlflow = server.default_uri() if os.environ.get("MLFLOW_TRACKING_URI") else f"sqlite:///{out}/mlflow.db"
-    storage.check_writable(lake)
+    for folder in {out, lake}:
+        storage.check_writable(folder)
     rows = {task.dataset: getattr(options, task.dataset) for task in TASKS}
     data.check(rows, NIGHT_ROWS)
     tables, place = storage.join(lake, "tables"), storage.join(lake, "data")

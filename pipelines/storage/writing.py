@@ -29,6 +29,7 @@ from pipelines.storage.reading import read_bytes
 
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)
 WAY_OUT = "move it, or use another address"
+DELTA_LOG = "_delta_log"
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,23 @@ def in_claimed(marker: str) -> IsOwn:
 
 
 def beside(uri: str) -> str:
-    """The absolute address of an object that a user named: links are resolved in its folder, not in its own name."""
+    """The absolute address of an object that a user named: links are resolved in its folder, not in its own name.
+
+    Raises:
+        UsageError: it lies in the log of a Delta table.
+    """
     folder, slash, name = uri.rstrip("/").rpartition("/")
-    if not is_local(uri):
-        return absolute(uri)
-    if not slash:
-        return join(absolute("."), name)
-    return join(absolute(folder or "/"), name)
+    place = join(absolute((folder or "/") if slash else "."), name) if is_local(uri) else absolute(uri)
+    _check_outside_log(place)
+    return place
+
+
+def _check_outside_log(place: str) -> None:
+    """Refuses an absolute address in the log of any Delta table, where a new file would be a commit."""
+    if DELTA_LOG in place.split("/"):
+        raise UsageError(
+            f"{place} lies in the log of a Delta table, which Delta Lake alone writes: use another address"
+        )
 
 
 def write_bytes(uri: str, data: bytes, is_own: IsOwn = nothing, way_out: str = WAY_OUT) -> None:
@@ -288,8 +299,9 @@ def check_writable(uri: str) -> None:
     """Proves, by writing and removing one small object, that results can be stored there before any work is done.
 
     Raises:
-        UsageError: they cannot; says why.
+        UsageError: they cannot, or it is the log of a Delta table; says why.
     """
+    _check_outside_log(absolute(uri))
     probe = join(absolute(uri), f"_write_check_{uuid.uuid4().hex[:8]}")
     fs, _ = filesystem(uri)
     try:

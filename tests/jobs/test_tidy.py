@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pipelines.models import artifacts, server
 from pipelines.models.tracking import Tracker
 from pipelines.staging import uses
 from tests import tiny
-from tests.pipelines.training.test_leftovers import KEY, OTHER, PIECE, write_features
+from tests.pipelines.training.test_leftovers import FINISHED, KEY, OTHER, PIECE, write_features, write_run
 
 
 def grow_old(folder: str) -> None:
@@ -74,3 +75,41 @@ def test_another_mlflow_frees_no_records(tmp_path: Path, tracking_uri: str) -> N
 def test_a_storage_is_named(tracking_uri: str) -> None:
     with pytest.raises(UsageError, match="--storage"):
         tidy.main(["--mlflow", tracking_uri])
+
+
+def age(folder: str, hours: float) -> None:
+    """Sets the times of all files below a folder back."""
+    for path in Path(folder).rglob("*"):
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+
+
+def below(lake: str) -> dict[str, bytes]:
+    return {str(path.relative_to(lake)): path.read_bytes() for path in Path(lake).rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("hours", [13.0, 30.0])
+def test_runs_that_are_unfinished_or_in_use_keep_everything(tmp_path: Path, tracking_uri: str, hours: float) -> None:
+    """Older than twelve hours nothing is safe for its age alone for long; a finished run loses its checkpoints."""
+    server.make_ready(tracking_uri)
+    lake = str(tmp_path / "lake")
+    going, done, busy = (
+        write_run(lake, name, FINISHED if name != "going" else None) for name in ("going", "done", "busy")
+    )
+    write_features(lake, KEY, (uses.RUN, going), (uses.RUN, done))
+    write_features(lake, OTHER, (uses.RUN, done))
+    before = below(lake)
+    age(lake, hours)
+    (Path(busy) / "history.jsonl").touch()  # a second start of this name is at work
+    freed = tidy.main(["--storage", lake, "--mlflow", tracking_uri])
+    gone = before.keys() - below(lake).keys()
+    assert below(lake).items() <= before.items()
+    if hours < 24:
+        assert gone == set()
+    else:
+        assert {path for path in gone if not path.startswith("runs/done/")} == {
+            path for path in before if path.startswith(f"features/{OTHER}/")
+        }
+        assert freed["removed"]["runs"]["files"] == len([path for path in gone if path.startswith("runs/done/")]) == 5
+        assert "runs/done/checkpoint_epoch_0001/mine.txt" in below(lake)
+    assert freed["needed"][going] == ("somebody, within the last day" if hours < 24 else "it is unfinished")
+    assert freed["needed"][busy] == "somebody, within the last day"

@@ -16,7 +16,7 @@ from pipelines.datasets.demo.scenes import film, random_scene, scene_rows
 from pipelines.datasets.demo.sentences import distinct_pairs
 from pipelines.datasets.moving_digits import sequence_rows
 from pipelines.datasets.moving_scenes import RATE, encode
-from pipelines.datasets.writer import DatasetWriter, Prepared, TarRow
+from pipelines.datasets.writer import MANIFEST, DatasetWriter, Prepared, TarRow
 
 DIGIT_FRAMES, DIGIT_CANVAS, DIGIT_SIZE = 10, 32, 14
 
@@ -91,6 +91,7 @@ def prepare_one(name: str, out: str, rows: int, night_rows: int, rows_per_shard:
 
 def _writer(name: str, out: str, rows: int, rows_per_shard: int, seed: int) -> DatasetWriter:
     files = [f"{NIGHTS[-1]}/{FILM}"] if name == "scenes" else []
+    storage.check_replaceable(storage.join(storage.absolute(out), name, MANIFEST), storage.anything)  # through no link
     return DatasetWriter(storage.join(out, name), name, rows_per_shard, {"train": rows, "seed": seed}, files=files)
 
 
