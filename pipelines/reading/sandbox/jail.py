@@ -81,7 +81,7 @@ def enter() -> None:
     if landlock.abi():
         landlock.leave_only(readable)
     if seccomp.works():
-        seccomp.refuse_the_rest()
+        seccomp.allow_decoding_only()
 
 
 def _append_errors_only() -> None:
