@@ -108,6 +108,8 @@ class NightSummary:
     bytes_removed: int
     files_unknown: int
     """In the night's folder, and none of this program's."""
+    jail: str
+    """The decoding jails in which the rows were decoded; `unknown` where an earlier version decoded all of them."""
     seconds: dict[str, float]
     """By stage: `decode`, `predict` and `write` of all processes together, the others of the wall clock."""
     model: str
@@ -185,6 +187,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker, seen: Collection
         files_removed=len(tidied.removed),
         bytes_removed=tidied.bytes,
         files_unknown=len(tidied.unknown),
+        jail=_jail(found),
         seconds={name: round(value, 3) for name, value in seconds.items()},
         **asdict(lineage),
     )
@@ -199,8 +202,13 @@ def _check_errors(night: Night, pieces: Sequence[Piece], found: Contents) -> int
 
 def _note(lineage: Lineage, rows: int, found: Contents) -> dict[str, str]:
     """What the log keeps of a night with its commit."""
-    counts = {"rows": rows, "rows_lost": found.lost, "errors": json.dumps(dict(found.errors.most_common()))}
+    errors = json.dumps(dict(found.errors.most_common()))
+    counts = {"rows": rows, "rows_lost": found.lost, "errors": errors, "jail": _jail(found)}
     return {key: str(value) for key, value in {**asdict(lineage), **counts}.items()}
+
+
+def _jail(found: Contents) -> str:
+    return ", ".join(sorted(found.jails)) or "unknown"
 
 
 def _compute(night: Night, todo: Sequence[Part], lineage: Lineage, resources: Resources) -> Staged:

@@ -392,7 +392,7 @@ def shown(row: Mapping[str, Any]) -> bytes:
     return told + sample["fields"].tobytes() + b"".join(array.tobytes() for array in pixels)
 
 
-@pytest.mark.parametrize("jailed", [pytest.param("on", marks=needs_jail), "off"])
+@pytest.mark.parametrize("jailed", [pytest.param("required", marks=needs_jail), "off"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_hostile_files_reach_nothing(
     kind: str, jailed: str, traps: Traps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

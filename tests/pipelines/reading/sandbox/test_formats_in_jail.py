@@ -82,10 +82,7 @@ def decoded(uri: Path, content: bytes) -> list[dict]:
     """The rows of an object, from a fresh child that the kernel has locked in."""
     storage.write_bytes(str(uri), content)
     (shard,) = list_shards(str(uri))
-    decode = Decode(Echo(), LIMITS)
-    rows = [
-        row for block in guarded(shard, ReadOptions(Echo.window, limits=LIMITS), decode) for row in block.to_pylist()
-    ]
+    blocks = list(guarded(shard, ReadOptions(Echo.window, limits=LIMITS), Decode(Echo(), LIMITS)))
     status = Path(f"/proc/{guard._idle[0]._process.pid}/status").read_text()
     assert "\nSeccomp:\t2\n" in status, "it ran under the filter"
     return [row for block in blocks for row in block.to_pylist()]
