@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     options = cli.parse(DemoOptions, argv, "hybrid demo", "From shards to SQL with three hybrids, on small data.")
     from pipelines.datasets.demo import data
 
-    jail.ensure(jail.wanted_mode())
+    jail.ensure()
     started = time.perf_counter()
     out = storage.absolute(options.out)
     if not storage.is_local(out):

@@ -130,10 +130,10 @@ def unmet(requirement: Requirement) -> str:
 
 def jail() -> Check:
     """What holds the process that decodes strangers' files."""
-    text = "; ".join(f"{what}: {how}" for what, how in cell.status().items())
-    if cell.available():
-        return Check("jail", "ok", text)
-    return Check("jail", "failed" if cell.wanted_mode() == "required" else "warn", text)
+    mode = cell.wanted_mode()
+    why = cell.shortcoming(mode)
+    state: State = "ok" if not why else "failed" if mode == "required" else "warn"
+    return Check("jail", state, f"{cell.in_force(mode)}{why and f': {why}'}; HYBRID_JAIL={mode}")
 
 
 def shared_memory() -> Check:

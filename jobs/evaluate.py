@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         EvaluateOptions, argv, "hybrid evaluate", "Judge a model on held-out shards, beside a baseline or another one.",
         EvaluateOptions("", MISSING, decoding),
     )  # fmt: skip
-    jail.ensure(jail.wanted_mode())
+    jail.ensure()
     if (artifact is None) == (options.compare is None):
         raise UsageError("--model is needed, an artifact folder or models:/NAME@ALIAS; or --compare MODEL_A MODEL_B")
     return run(options, artifact, tracking.uri) if artifact else run_comparison(options, tracking.uri)

@@ -123,7 +123,7 @@ def run(
     from pipelines.nights.infer import Night
     from pipelines.reading.manifests import list_input
 
-    jail.ensure(jail.wanted_mode())
+    jail.ensure()
     limits, cut = options.work.limits, options.source.windows.cut_for(artifact.config)
     night = Night(
         shards=list_input(given, options.source.named, limits, cut is not None),

@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         NightlyOptions(MISSING, MISSING),
     )  # fmt: skip
     check(options, chosen)
-    jail.ensure(jail.wanted_mode())
+    jail.ensure()
     dates = nights(options)
     check_places(options, chosen, dates)
     tracking_uri = options.tracking.uri

@@ -373,7 +373,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     if isinstance(source, Demo | MovingScenes):
         return asdict(source.prepare())
     places.check_outside("source", source.source, [source.out], "what is written,")
-    held = jail.ensure(jail.wanted_mode())
+    held = jail.ensure()
     return {**asdict(source.prepare()), "jail": held}
 
 

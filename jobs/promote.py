@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )
     if not options.input and not options.force:
         raise UsageError("--input is needed: held-out shards with references (or --force REASON)")
-    jail.ensure(jail.wanted_mode())
+    jail.ensure()
     if not 0 <= options.margin < math.inf:
         raise UsageError(f"--margin is {options.margin}: it must be a number from 0 on")
     options.judging.check(options.input)

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, writes the page."""
     options = cli.parse(ReportOptions, argv, "hybrid report", "Write a page about a night: one HTML file.")
     check_ds(options.ds)
-    jail.ensure(jail.wanted_mode())
+    jail.ensure()
     if options.out:
         from pipelines.nights import ownership  # a help text does not wait for it
 

@@ -92,7 +92,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
     from pipelines.datasets.writer import check_finished
     from pipelines.training import runs  # with what reads shards; a help text does not wait for it
 
-    jail.ensure(jail.wanted_mode())
+    jail.ensure()
     name = options.name or recipe_name
     for option, value in (("--name", name), ("--register-as", options.register_as or hybrid)):
         if not NAME.fullmatch(value):

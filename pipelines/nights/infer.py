@@ -187,7 +187,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker, seen: Collection
         files_removed=len(tidied.removed),
         bytes_removed=tidied.bytes,
         files_unknown=len(tidied.unknown),
-        jail=_jail(found),
+        jail=note["jail"],
         seconds={name: round(value, 3) for name, value in seconds.items()},
         **asdict(lineage),
     )
@@ -202,13 +202,9 @@ def _check_errors(night: Night, pieces: Sequence[Piece], found: Contents) -> int
 
 def _note(lineage: Lineage, rows: int, found: Contents) -> dict[str, str]:
     """What the log keeps of a night with its commit."""
-    errors = json.dumps(dict(found.errors.most_common()))
-    counts = {"rows": rows, "rows_lost": found.lost, "errors": errors, "jail": _jail(found)}
+    errors, jails = json.dumps(dict(found.errors.most_common())), ", ".join(sorted(found.jails)) or "unknown"
+    counts = {"rows": rows, "rows_lost": found.lost, "errors": errors, "jail": jails}
     return {key: str(value) for key, value in {**asdict(lineage), **counts}.items()}
-
-
-def _jail(found: Contents) -> str:
-    return ", ".join(sorted(found.jails)) or "unknown"
 
 
 def _compute(night: Night, todo: Sequence[Part], lineage: Lineage, resources: Resources) -> Staged:

@@ -129,16 +129,12 @@ def _jails(nodes: Collection[str]) -> frozenset[str]:
     Raises:
         UsageError: all of the jail is required, and a node lacks a part of it.
     """
-    mode, own = jail.wanted_mode(), ray.get_runtime_context().get_node_id()
-    here = [jail.ensure(mode)] if own in nodes else []
-    found = frozenset([*here, *reach.ask(set(nodes) - {own}, partial(_ensure_jail, mode))])
-    if found - {jail.WHOLE, *here}:
+    if connection.is_started_here():
+        return frozenset({jail.ensure()})
+    found = frozenset(reach.ask(nodes, partial(jail.ensure, jail.wanted_mode())))
+    if found - {jail.WHOLE}:
         log.warning("decoding jail on the cluster's nodes: %s", ", ".join(sorted(found)))
     return found
-
-
-def _ensure_jail(mode: str) -> str:
-    return jail.ensure(jail.wanted_mode(mode))
 
 
 def _count_by_process(calls: int) -> None:

@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 MODES = ("off", "auto", "required")
 """Values of HYBRID_JAIL, from the weakest to the strictest."""
 WHOLE = "landlock+seccomp"
-OFF = "off"
 MOST_FILES = 256
 """Open files of the child."""
 
@@ -66,53 +65,49 @@ def wanted_mode(asked: str = "off") -> str:
     return max(own, asked, key=MODES.index)
 
 
-def status() -> dict[str, str]:
-    """What keeps the child from files, network and system calls on this machine, or why nothing does."""
-    if wanted_mode() == "off":
-        return dict.fromkeys(("files", "network", "system calls"), f"not kept away: {SWITCH}=off")
-    abi = landlock.abi()
-    files = f"Landlock (ABI {abi})" if abi else "not kept away: this kernel or container has no Landlock"
-    filtered = "seccomp" if seccomp.works() else "not kept away: no seccomp filter for this kernel or processor"
-    return {"files": files, "network": filtered, "system calls": filtered}
-
-
 def in_force(mode: str) -> str:
-    """The parts of the jail that a child on this machine has: `WHOLE`, one of the two, or `OFF`."""
+    """The parts of the jail that a child on this machine has: `WHOLE`, one of the two, or `off`."""
     parts = {"landlock": landlock.abi() > 0, "seccomp": seccomp.works()} if mode != "off" else {}
-    return "+".join(name for name, is_there in parts.items() if is_there) or OFF
+    return "+".join(name for name, is_there in parts.items() if is_there) or "off"
 
 
-def available() -> bool:
-    """Whether a child on this machine has all of the jail."""
-    return in_force(wanted_mode()) == WHOLE
+def shortcoming(mode: str) -> str:
+    """Why a child on this machine has not the whole jail; empty if it has."""
+    missing = [part for part in WHOLE.split("+") if part not in in_force(mode)]
+    if mode == "off" or not missing:
+        return f"{SWITCH}=off" if missing else ""
+    return f"the kernel or container of {socket.gethostname()} has no {' and no '.join(missing)}"
 
 
-@cache
-def ensure(mode: str) -> str:
-    """Checks that this machine has the jail that a mode demands, and logs once which one is in force.
+def ensure(asked: str = "off") -> str:
+    """Checks that this machine has the jail that is demanded, and logs once which one is in force.
+
+    Args:
+        asked: the mode of the command, where that runs on another machine.
 
     Returns:
         As `in_force`.
 
     Raises:
-        UsageError: all of it is required, and the kernel lacks a part.
+        UsageError: all of the jail is required, and the kernel lacks a part; or HYBRID_JAIL has an unknown value.
     """
-    found = in_force(mode)
-    if found == WHOLE:
-        log.info("decoding jail: %s", found)
-        return found
-    if mode == "required":
+    mode = wanted_mode(asked)
+    found, why = in_force(mode), shortcoming(mode)
+    if why and mode == "required":
         raise UsageError(
-            f"{SWITCH}=required, but {socket.gethostname()} has no {_missing(found)} for the decoding child: use Linux "
-            f"5.13 or newer with both, in a container that permits them, or set {SWITCH}=auto"
+            f"{SWITCH}=required, but {why}: use Linux 5.13 or newer with Landlock and seccomp, in a container "
+            f"that permits them, or set {SWITCH}=auto"
         )
-    why = f"{SWITCH}=off" if mode == "off" else f"this kernel or container has no {_missing(found)}"
-    log.warning("decoding jail: %s (%s): a hostile file could reach files and the network", found.upper(), why)
+    _log_once(found, why)
     return found
 
 
-def _missing(found: str) -> str:
-    return " and no ".join(part for part in WHOLE.split("+") if part not in found)
+@cache
+def _log_once(found: str, why: str) -> None:
+    if why:
+        log.warning("decoding jail: %s (%s): a hostile file could reach files and the network", found.upper(), why)
+    else:
+        log.info("decoding jail: %s", found)
 
 
 def enter() -> None:
