@@ -32,6 +32,7 @@ from pipelines.cluster import connection, logs
 from pipelines.cluster.resources import Resources
 from pipelines.datasets.demo.nights import SHOT_SECONDS
 from pipelines.models import registry, server
+from pipelines.reading.sandbox import jail
 from pipelines.secrets import shown
 from pipelines.training.recipe import TrainConfig
 
@@ -92,6 +93,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     options = cli.parse(DemoOptions, argv, "hybrid demo", "From shards to SQL with three hybrids, on small data.")
     from pipelines.datasets.demo import data
 
+    jail.ensure()
     started = time.perf_counter()
     out = storage.absolute(options.out)
     if not storage.is_local(out):

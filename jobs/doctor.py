@@ -27,7 +27,7 @@ from pipelines.secrets import shown
 
 PACKAGE = "hybrid-pipelines"
 SHOWN = ("ray", "torch", "mlflow", "deltalake", "pyarrow", "duckdb")
-State = Literal["ok", "note", "failed"]
+State = Literal["ok", "note", "warn", "failed"]
 GIB = 1 << 30
 CGROUP = Path("/sys/fs/cgroup")
 SMALL_MEMORY = 4 * GIB
@@ -54,7 +54,7 @@ class Check:
 
     Args:
         name: of the thing.
-        state: `note` is worth knowing and stops no night.
+        state: `note` is worth knowing, `warn` is a risk; neither stops a night.
         text: what was found, or what is wrong; without passwords.
     """
 
@@ -83,7 +83,7 @@ def checks(options: DoctorOptions) -> Iterator[Check]:
     """All of them, each when it has been made."""
     yield Check("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.release()}")
     yield tried("packages", packages)
-    yield jail()
+    yield tried("jail", jail)
     yield memory("memory", *main_memory(CGROUP), SMALL_MEMORY)
     yield tried("shared memory", shared_memory)
     for name, uri in (("tables", options.tables), ("storage", options.storage)):
@@ -131,8 +131,10 @@ def unmet(requirement: Requirement) -> str:
 
 def jail() -> Check:
     """What holds the process that decodes strangers' files."""
-    text = "; ".join(f"{what}: {how}" for what, how in cell.status().items())
-    return Check("jail", "ok" if cell.available() else "note", text)
+    mode = cell.wanted_mode()
+    why = cell.shortcoming(mode)
+    state: State = "ok" if not why else "failed" if mode == "required" else "warn"
+    return Check("jail", state, f"{cell.in_force(mode)}{why and f': {why}'}; HYBRID_JAIL={mode}")
 
 
 def shared_memory() -> Check:

@@ -23,6 +23,7 @@ from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.models.tracking import Tracker
 from pipelines.places import InputOptions
+from pipelines.reading.sandbox import jail
 from pipelines.secrets import shown
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         EvaluateOptions, argv, "hybrid evaluate", "Judge a model on held-out shards, beside a baseline or another one.",
         EvaluateOptions("", MISSING, decoding),
     )  # fmt: skip
+    jail.ensure()
     if (artifact is None) == (options.compare is None):
         raise UsageError("--model is needed, an artifact folder or models:/NAME@ALIAS; or --compare MODEL_A MODEL_B")
     return run(options, artifact, tracking.uri) if artifact else run_comparison(options, tracking.uri)

@@ -22,6 +22,7 @@ from pipelines import places, storage
 from pipelines.cluster import connection, logs
 from pipelines.models import server
 from pipelines.models.tracking import Tracker
+from pipelines.reading.sandbox import jail
 from pipelines.secrets import shown
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def run(
     from pipelines.nights.infer import Night
     from pipelines.reading.manifests import list_input
 
+    jail.ensure()
     limits, cut = options.work.limits, options.source.windows.cut_for(artifact.config)
     night = Night(
         shards=list_input(given, options.source.named, limits, cut is not None),

@@ -27,6 +27,7 @@ from pipelines.cluster import connection, logs
 from pipelines.models import registry, server
 from pipelines.models.registry import CHAMPION
 from pipelines.models.tracking import Tracker
+from pipelines.reading.sandbox import jail
 from pipelines.secrets import shown
 from pipelines.storage import seal
 
@@ -111,6 +112,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
         NightlyOptions(MISSING, MISSING),
     )  # fmt: skip
     check(options, chosen)
+    jail.ensure()
     dates = nights(options)
     check_places(options, chosen, dates)
     tracking_uri = options.tracking.uri

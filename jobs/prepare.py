@@ -12,6 +12,7 @@ from jobs.command import cli
 from jobs.command.options import Input
 from pipelines import places
 from pipelines.places import InputOptions
+from pipelines.reading.sandbox import jail
 
 # What makes shards is imported where it is used: a help text does not wait for it.
 if TYPE_CHECKING:
@@ -362,15 +363,18 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Prepares the data set that the arguments name.
 
     Returns:
-        The summary: `{"dataset", "out", "splits": {name: rows}, "in_train": {name: contents}, "shards", "bytes"}`.
+        The summary: `{"dataset", "out", "splits": {name: rows}, "in_train": {name: contents}, "shards", "bytes"}`,
+        and of files that others made the "jail" in which they were opened.
 
     Raises:
         UsageError: the source is not what it should be, or the options do not fit it.
     """
     source: Source = cli.parse(Source, argv, "hybrid prepare", __doc__ or "")  # type: ignore[arg-type]
-    if not isinstance(source, Demo | MovingScenes):
-        places.check_outside("source", source.source, [source.out], "what is written,")
-    return asdict(source.prepare())
+    if isinstance(source, Demo | MovingScenes):
+        return asdict(source.prepare())
+    places.check_outside("source", source.source, [source.out], "what is written,")
+    held = jail.ensure()
+    return {**asdict(source.prepare()), "jail": held}
 
 
 if __name__ == "__main__":

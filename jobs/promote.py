@@ -24,6 +24,7 @@ from pipelines.models import registry
 from pipelines.models.registry import CHALLENGER
 from pipelines.models.tracking import Tracker
 from pipelines.places import InputOptions
+from pipelines.reading.sandbox import jail
 from pipelines.secrets import shown
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     )
     if not options.input and not options.force:
         raise UsageError("--input is needed: held-out shards with references (or --force REASON)")
+    jail.ensure()
     if not 0 <= options.margin < math.inf:
         raise UsageError(f"--margin is {options.margin}: it must be a number from 0 on")
     options.judging.check(options.input)

@@ -12,6 +12,7 @@ from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.options import Mlflow, MlflowOptions, check_ds
 from pipelines import places, storage
+from pipelines.reading.sandbox import jail
 from pipelines.storage import seal
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """Parses, writes the page."""
     options = cli.parse(ReportOptions, argv, "hybrid report", "Write a page about a night: one HTML file.")
     check_ds(options.ds)
+    jail.ensure()
     if options.out:
         from pipelines.nights import ownership  # a help text does not wait for it
 

@@ -15,6 +15,7 @@ from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.errors import EndedError
 from pipelines import storage
+from pipelines.reading.sandbox.kernel import SWITCH
 from pipelines.secrets import shown
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     own, command = split(argv)
     options = cli.parse(SubmitOptions, own, "hybrid submit", "Run a verb on a Ray cluster: hybrid submit … -- VERB ….")
     check(command)
+    if SWITCH in options.env and os.environ.get(SWITCH) not in (None, "", "required"):
+        raise UsageError(
+            f"{SWITCH}={os.environ[SWITCH]} is not sent with a job, where it would replace what the nodes ask for: "
+            "set it on the nodes (required may be sent)"
+        )
     address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
     if not address:
         raise UsageError("--address is needed: the URL of the cluster's dashboard, http://HEAD:8265")

@@ -21,6 +21,7 @@ from pipelines.cluster import connection, logs
 from pipelines.cluster.resources import Resources
 from pipelines.models import registry, tracking
 from pipelines.reading.limits import Limits
+from pipelines.reading.sandbox import jail
 from pipelines.training.recipe import Recipe, TrainConfig
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ def run(recipe_name: str, hybrid: str, options: TrainOptions) -> dict[str, Any]:
     from pipelines.datasets.writer import check_finished
     from pipelines.training import runs  # with what reads shards; a help text does not wait for it
 
+    jail.ensure()
     name = options.name or recipe_name
     for option, value in (("--name", name), ("--register-as", options.register_as or hybrid)):
         if not NAME.fullmatch(value):

@@ -52,8 +52,8 @@ TRACES = dict.fromkeys(
 NOTES = dict.fromkeys(
     ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress"), logging.ERROR
 )
-PASSED_ON = (logs.FORMAT, "HYBRID_JAIL")
-"""Settings of this program that workers have from whoever started the job, see `sandbox.jail` for the second."""
+PASSED_ON = (logs.FORMAT,)
+"""Settings of this program that workers have from whoever started the job."""
 STARTED_HERE = "HYBRID_CLUSTER"
 """Address of a cluster that `start` has made, whose workers have their environment from it."""
 KNOCK_SECONDS, PATIENCE_SECONDS = 5.0, 30.0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -16,6 +17,7 @@ from hybrid_models.errors import UsageError
 from pipelines import storage
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 SECONDS = 60.0
 """For so long a node is waited for: one that is busy, or has just gone, says nothing."""
 
@@ -43,11 +45,13 @@ def check(nodes: Collection[str], reads: str, folder: str, probe: str) -> None:
         storage.write_bytes(file, b"")
         paths.append(file)
     try:
-        unseen = ask(others, paths)
+        answers = ask(others, partial(_missing, paths))
     finally:
         if folder in local:
             storage.delete(file, storage.is_empty)
-    for host, missing in unseen.items():
+    for host, missing in answers:
+        if not missing:
+            continue
         uri = folder if file in missing else reads
         raise UsageError(
             f"node {host} of the cluster does not see {uri}, which is on a disk: "
@@ -55,25 +59,31 @@ def check(nodes: Collection[str], reads: str, folder: str, probe: str) -> None:
         )
 
 
-def ask(nodes: Collection[str], paths: Collection[str]) -> dict[str, list[str]]:
-    """Which of these paths a node does not have, by its name; nodes that have all of them, or say nothing, are left
-    out."""
-    task = ray.remote(num_cpus=0, max_retries=0)(_missing)
+def ask(nodes: Collection[str], question: Callable[[], T]) -> list[T]:
+    """The answers of these nodes to a question, without those of nodes that do not answer.
+
+    Raises:
+        UsageError: as the question raised it on a node.
+    """
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(_answer)
     asked = [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes]
-    answers: list[Any] = [each.remote(list(paths)) for each in asked]
+    answers = [each.remote(question) for each in asked]
     told, silent = ray.wait(answers, num_returns=len(answers), timeout=SECONDS)
     for answer in silent:
         ray.cancel(answer, force=True)
-    found: dict[str, list[str]] = {}
+    found: list[T] = []
     for answer in told:
         try:
-            host, missing = ray.get(answer)
+            found.append(ray.get(answer))
         except ray.exceptions.RayError as error:
-            log.warning("a node could not be asked what it sees: %s", str(error).splitlines()[0])
-            continue
-        if missing:
-            found[host] = missing
+            if isinstance(cause := getattr(error, "cause", None), UsageError):
+                raise cause from None
+            log.warning("a node could not be asked: %s", str(error).splitlines()[0])
     return found
+
+
+def _answer(question: Callable[[], T]) -> T:
+    return question()
 
 
 def _missing(paths: Collection[str]) -> tuple[str, list[str]]:

@@ -108,6 +108,8 @@ class NightSummary:
     bytes_removed: int
     files_unknown: int
     """In the night's folder, and none of this program's."""
+    jail: str
+    """The decoding jails in which the rows were decoded; `unknown` where an earlier version decoded all of them."""
     seconds: dict[str, float]
     """By stage: `decode`, `predict` and `write` of all processes together, the others of the wall clock."""
     model: str
@@ -185,6 +187,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker, seen: Collection
         files_removed=len(tidied.removed),
         bytes_removed=tidied.bytes,
         files_unknown=len(tidied.unknown),
+        jail=note["jail"],
         seconds={name: round(value, 3) for name, value in seconds.items()},
         **asdict(lineage),
     )
@@ -199,7 +202,8 @@ def _check_errors(night: Night, pieces: Sequence[Piece], found: Contents) -> int
 
 def _note(lineage: Lineage, rows: int, found: Contents) -> dict[str, str]:
     """What the log keeps of a night with its commit."""
-    counts = {"rows": rows, "rows_lost": found.lost, "errors": json.dumps(dict(found.errors.most_common()))}
+    errors, jails = json.dumps(dict(found.errors.most_common())), ", ".join(sorted(found.jails)) or "unknown"
+    counts = {"rows": rows, "rows_lost": found.lost, "errors": errors, "jail": jails}
     return {key: str(value) for key, value in {**asdict(lineage), **counts}.items()}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltalake import DeltaTable
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -24,6 +24,7 @@ from pipelines.models import server
 from pipelines.models.forecasts import NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H
 from pipelines.nights import ownership, query, tables
 from pipelines.nights.figures import Figure, figures
+from pipelines.reading.sandbox import jail
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -80,6 +81,8 @@ class Section:
     figures: Sequence[Figure] = ()
     note: str = ""
     """Why there is nothing to look at."""
+    jail: str = ""
+    """The decoding jails in which the rows were decoded, where the table's log has the commit."""
 
     @property
     def fastest(self) -> float:
@@ -124,6 +127,7 @@ def report(
         ds=ds, tables=secrets.shown(tables_uri), sections=sections, absent=absent,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         rain=list(zip(RAIN_MM_H, RAIN_COLOURS, strict=True)), grey=NO_COVERAGE, size=words.size, number=words.number,
+        whole_jail=jail.WHOLE,
     )  # fmt: skip
     return page, sections
 
@@ -150,7 +154,8 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
         f"arg_max(model, created_at) AS model, arg_max(run_id, created_at) AS run FROM {name}_all WHERE ds = ?",
         tables_uri, [name], parameters=(ds,), dates=(ds, ds),
     ).to_pylist()  # fmt: skip
-    runs = {**_runs(storage.join(tables_uri, name), table.version(), recent), ds: this["run"]}
+    commits = _commits(storage.join(tables_uri, name), table.version(), recent)
+    runs = {**{night: told.get("run_id", "") for night, told in commits.items()}, ds: this["run"]}
     runs |= _written_by(tables_uri, name, [night for night in recent if not runs.get(night)])
     reasons = query.query(
         "SELECT split_part(error, ':', 1) AS kind, count(*) AS n, arg_min({'sample_id': sample_id, 'shard': shard, "
@@ -163,17 +168,19 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
         stored[ds].bytes,
         [Past(night, stored[night].rows, stored[night].bad, runs.get(night, "")) for night in recent],
         [Reason(row["kind"], row["n"], row["examples"]) for row in reasons],
+        jail=commits.get(ds, {}).get("jail", ""),
     )  # fmt: skip
 
 
-def _runs(uri: str, version: int, nights: Sequence[str]) -> dict[str, str]:
-    """The run that wrote each of these nights, as the commits of the table's log tell, as far as it has them."""
-    wanted, found = set(nights), dict[str, str]()
+def _commits(uri: str, version: int, nights: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the commit of each of these nights says of itself, as far as the table's log has it; nothing of a night that
+    was brought back."""
+    wanted, found = set(nights), dict[str, dict[str, Any]]()
     try:
         for _, told in tables.commit_notes(uri, version):
             restored, night = "restored" in told, told.get("ds")
             if night in wanted - set(found) and "rewritten" not in told:
-                found[night] = "" if restored else told.get("run_id", "")
+                found[night] = {} if restored else told
             if len(found) == len(wanted) or (restored and night is None):  # before that, all was as it is not now
                 break
     except ValueError as error:

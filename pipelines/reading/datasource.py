@@ -14,6 +14,7 @@ from ray.data.datasource import ReadTask
 
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import BLOCK_BYTES
+from pipelines.reading.sandbox import jail
 from pipelines.reading.sandbox.guard import guarded
 from pipelines.reading.sandbox.protocol import Step
 from pipelines.reading.units import END, PLACED, Part, placed
@@ -38,7 +39,7 @@ class ShardDatasource(Datasource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._bundles = bundles
         self._schema = pa.schema([*step.schema, *PLACED]) if _numbered(step) else step.schema
-        self._given = ray.put((options, step))
+        self._given = ray.put((options, step, jail.wanted_mode()))
 
     def get_name(self) -> str:
         """The name that Ray's progress bars show."""
@@ -66,18 +67,18 @@ def _numbered(step: Step) -> bool:
 
 
 def _read(
-    bundle: ray.ObjectRef[tuple[Part, ...]], given: ray.ObjectRef[tuple[ReadOptions, Step]]
+    bundle: ray.ObjectRef[tuple[Part, ...]], given: ray.ObjectRef[tuple[ReadOptions, Step, str]]
 ) -> Iterator[pa.Table]:
     """A task, which has references alone: a group's fields may be megabytes, what all have in common, such as a
     vocabulary, too."""
     parts = ray.get(bundle)
-    options, step = ray.get(given)
-    return _together((part, table) for part in parts for table in _rows(part, options, step))
+    options, step, mode = ray.get(given)
+    return _together((part, table) for part in parts for table in _rows(part, options, step, mode))
 
 
-def _rows(part: Part, options: ReadOptions, step: Step) -> Iterator[pa.Table]:
+def _rows(part: Part, options: ReadOptions, step: Step, mode: str) -> Iterator[pa.Table]:
     """A part's rows, with their places: whatever the child says, it cannot name a unit."""
-    tables = guarded(part.shard, options, step)
+    tables = guarded(part.shard, options, step, jail_mode=mode)
     return (placed(table, part) for table in tables) if _numbered(step) else tables
 
 

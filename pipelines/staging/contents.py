@@ -36,6 +36,8 @@ class Contents:
     """How many have no row of their own: they are lost with one that says so."""
     fields: frozenset[str] = frozenset()
     """Which fields of the input were kept in some of them."""
+    jails: frozenset[str] = frozenset()
+    """The decoding jails in which the rows were decoded (`sandbox.jail.in_force`); unknown of earlier versions."""
 
     @property
     def bad(self) -> int:
@@ -57,7 +59,8 @@ class Contents:
 
     def noted(self, rows: pa.Table) -> pa.Table:
         """The same rows, in whose file this will stand."""
-        note = json.dumps({"errors": self.errors, "lost": self.lost, "fields": sorted(self.fields)})
+        known = {"errors": self.errors, "lost": self.lost, "fields": sorted(self.fields), "jails": sorted(self.jails)}
+        note = json.dumps(known)
         return rows.replace_schema_metadata({**(rows.schema.metadata or {}), NOTE: note.encode()})
 
     @classmethod
@@ -73,7 +76,8 @@ class Contents:
         """As a file's metadata tells; None where that does not."""
         try:
             known = json.loads((footer.metadata or {})[NOTE])
-            return cls(Counter(known["errors"]), known["lost"], frozenset(known["fields"]))
+            jails = frozenset(known.get("jails", ()))
+            return cls(Counter(known["errors"]), known["lost"], frozenset(known["fields"]), jails)
         except (KeyError, ValueError, TypeError, RecursionError):
             return None
 
@@ -187,12 +191,13 @@ def _key(piece: Piece) -> tuple[str, int]:
 def added(parts: Iterable[Contents]) -> Contents:
     """What is in all of these together."""
     errors: Counter[str] = Counter()
-    lost, fields = 0, set[str]()
+    lost, fields, jails = 0, set[str](), set[str]()
     for part in parts:
         errors.update(part.errors)
         lost += part.lost
         fields |= part.fields
-    return Contents(errors, lost, frozenset(fields))
+        jails |= part.jails
+    return Contents(errors, lost, frozenset(fields), frozenset(jails))
 
 
 def _read(uri: str) -> Contents:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pipelines.cluster.resources import Resources
 from pipelines.reading.bundles import bundled
 from pipelines.reading.datasource import ShardDatasource
 from pipelines.reading.samples import Decode
+from pipelines.reading.sandbox import jail
 from pipelines.reading.units import Part
 from pipelines.staging import joining
 from pipelines.staging.contents import Staged
@@ -81,7 +83,9 @@ def stage(
     connection.start()
     wanted = resources if actor is not None else replace(resources, gpu="no", max_actors=0)
     plan = wanted.plan(len(parts), sum(part.shard.size for part in parts))  # which may wait for the first node
-    reach.check(computing(ray.nodes()), parts[0].shard.addresses[0], folder, PROBE)
+    nodes = computing(ray.nodes())
+    reach.check(nodes, parts[0].shard.addresses[0], folder, PROBE)
+    jails = _jails(nodes)
     calls = CALLS_ON_GPU if plan.compute.gpu else 1
     connection.bound_waiting(max(plan.nodes, OUTPUTS * calls * plan.most))
     _count_by_process(calls)
@@ -113,10 +117,24 @@ def stage(
             zero_copy_batch=True,
             **plan.asks,
         )
-    sink = StageSink(folder, schema, name, max(part.since for part in parts))
+    sink = StageSink(folder, schema, name, max(part.since for part in parts), jails)
     # As many writers as models: Ray would start a process for each waiting block, which costs more than writing it.
     dataset.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS}, concurrency=plan.most)
     return replace(sink.staged, actors=plan.most)
+
+
+def _jails(nodes: Collection[str]) -> frozenset[str]:
+    """The decoding jails in force on these nodes, as far as they answer.
+
+    Raises:
+        UsageError: all of the jail is required, and a node lacks a part of it.
+    """
+    if connection.is_started_here():
+        return frozenset({jail.ensure()})
+    found = frozenset(reach.ask(nodes, partial(jail.ensure, jail.wanted_mode())))
+    if found - {jail.WHOLE}:
+        log.warning("decoding jail on the cluster's nodes: %s", ", ".join(sorted(found)))
+    return found
 
 
 def _count_by_process(calls: int) -> None:

@@ -274,7 +274,8 @@ class _Taken:
             if _is_whole(own):
                 return cls(uri, data, spans, schema, Contents.of_file(data))
             told = [name for name in contents.TOLD_BY if name in schema.names]
-            return cls(uri, data, spans, schema, contents.added(map(Contents.of, _rows(data, spans, told))))
+            whole = Contents(jails=Contents.of_file(data).jails)
+            return cls(uri, data, spans, schema, contents.added([whole, *map(Contents.of, _rows(data, spans, told))]))
 
 
 def _rows(data: bytes, spans: Sequence[tuple[int, int]], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -39,10 +40,13 @@ class StageSink(Datasink[Staged]):
         schema: columns of the files.
         name: how Ray's metrics call it; without one nothing is counted.
         since: the earliest second of a piece of a moment, whatever the clock says.
+        jails: the decoding jails in force where the rows are decoded.
     """
 
-    def __init__(self, folder: str, schema: pa.Schema, name: str = "", since: int = 0) -> None:
-        self._folder, self._schema, self._name, self._since = folder, schema, name, since
+    def __init__(
+        self, folder: str, schema: pa.Schema, name: str = "", since: int = 0, jails: frozenset[str] = frozenset()
+    ) -> None:
+        self._folder, self._schema, self._name, self._since, self._jails = folder, schema, name, since, jails
         self.staged = Staged()
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> Staged:
@@ -73,7 +77,7 @@ class StageSink(Datasink[Staged]):
         places, follows = rows["unit_place"], rows["unit_next"][-1].as_py()
         end = follows == END
         stop = places[-1].as_py() + 1 if end else follows
-        found = Contents.of(rows)
+        found = replace(Contents.of(rows), jails=self._jails)
         moment = 0 if OF_THE_MOMENT.isdisjoint(found.errors) else max(int(time.time()), self._since)
         name = piece_name(rows["unit_key"][0].as_py(), places[0].as_py(), stop, len(rows), end, moment)
         if "/" in name or not PIECE.fullmatch(name):

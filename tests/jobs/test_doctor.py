@@ -9,6 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from jobs import doctor
+from pipelines.reading.sandbox import landlock, seccomp
 from tests import tiny
 from tests.servers import MlflowServer, free_ports
 
@@ -34,7 +35,7 @@ def test_what_is_there_is_ok_one_line_each(s3: str, tmp_path: Path, mlflow_serve
     assert states["Ray"] == "note"
     texts = {check["name"]: check["text"] for check in summary["checks"]}
     assert f"ray {metadata.version('ray')}" in texts["packages"]
-    assert re.match(r"files: .*; network: .*; system calls: ", texts["jail"])
+    assert re.fullmatch(r"(landlock|seccomp|off).*; HYBRID_JAIL=auto", texts["jail"])
     lines = ran.stderr.splitlines()
     assert [line for line in lines if re.match(r"(ok|note) ", line)] == [
         f"{check['state']:<6}  {check['name']}: {check['text']}" for check in summary["checks"]
@@ -131,3 +132,24 @@ def test_little_memory_is_a_note() -> None:
     )
     little = doctor.memory("shared memory", gib // 16, gib // 16, gib)
     assert (little.state, little.text) == ("note", "0.1 GiB, 0.1 GiB of it free; less than 1 GiB is little")
+
+
+@pytest.mark.parametrize(
+    ("mode", "abi", "state"),
+    [("required", 7, "ok"), ("auto", 7, "ok"), ("required", 0, "failed"), ("auto", 0, "warn"), ("off", 7, "warn")],
+)
+def test_a_jail_that_is_not_whole_is_a_risk_or_a_failure(
+    monkeypatch: pytest.MonkeyPatch, mode: str, abi: int, state: str
+) -> None:
+    monkeypatch.setenv("HYBRID_JAIL", mode)
+    monkeypatch.setattr(landlock, "abi", lambda: abi)
+    monkeypatch.setattr(seccomp, "works", lambda: True)
+    found = doctor.jail()
+    assert (found.state, found.text.endswith(f"; HYBRID_JAIL={mode}")) == (state, True)
+    assert ("has no landlock" in found.text) is (abi == 0)
+
+
+def test_an_unknown_mode_of_the_jail_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRID_JAIL", "on")
+    found = doctor.tried("jail", doctor.jail)
+    assert (found.state, found.text) == ("failed", "HYBRID_JAIL=on is unknown: set it to required, auto or off")

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import mlflow
@@ -11,7 +12,9 @@ from jobs.command.options import TASKS
 from jobs.infer import main
 from pipelines import storage
 from pipelines.cluster import connection
+from pipelines.nights import report, tables
 from pipelines.reading import objects
+from pipelines.reading.sandbox import jail
 from pipelines.staging.checks import RefusedError
 from tests import tiny
 
@@ -57,6 +60,11 @@ def test_a_night_and_its_mlflow_run(lake: Path) -> None:
     assert (run.data.metrics["rows"], run.data.metrics["ok"], run.data.metrics[f"errors/{kind}"]) == (21, 20, 1)
     assert run.data.params["decoding.max_length"] == "5"
     assert run.data.params["fingerprint"] == summary["fingerprint"]
+    held = jail.in_force("auto")
+    (note,) = [told for _, told in tables.commit_notes(f"{lake}/tables/translations", 1) if told.get("ds")]
+    assert (summary["jail"], note["jail"]) == (held, held)
+    page, _ = report.report(f"{lake}/tables", ["translations"], "2026-01-31", f"sqlite:///{lake}/mlflow.db", 0)
+    assert re.search(rf"<dt>decoding jail</dt><dd( class=.bad.)?>{re.escape(held)}</dd>", page)
     (lake / "in/bad.jsonl").unlink()
 
 
@@ -195,3 +203,13 @@ def test_photographs_as_they_lie_and_as_a_manifest_names_them(
     assert (again["changed"], again["rows_computed"]) == (False, 0)
     night("slip", *named[:2], "--keep", "sku", "skuu", *named[4:], source="orders/m.jsonl")
     assert "slip/captions ds=2026-01-31: no row has the field 'skuu', which `keep` names" in caplog.text
+
+
+def test_the_jail_that_is_off_is_told_by_driver_summary_and_page(lake: Path, tmp_path: Path) -> None:
+    wanted = ["translations", *argv(lake, tables=str(tmp_path / "tables"), mlflow=f"sqlite:///{tmp_path}/m.db")]
+    ran = tiny.hybrid("infer", *wanted, cwd=tmp_path, env={"HYBRID_JAIL": "off"})
+    assert (ran.code, ran.summary["jail"]) == (0, "off"), ran.stderr
+    told = "decoding jail: OFF (HYBRID_JAIL=off): a hostile file could reach files and the network"
+    assert ran.stderr.count(told) == 1
+    page, _ = report.report(f"{tmp_path}/tables", ["translations"], "2026-01-31", f"sqlite:///{tmp_path}/m.db", 0)
+    assert '<dt>decoding jail</dt><dd class="bad">off</dd>' in page

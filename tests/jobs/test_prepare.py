@@ -13,6 +13,7 @@ from hybrid_models.errors import UsageError
 from jobs.prepare import main
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.rows import read_blocks
+from pipelines.reading.sandbox import jail
 from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.pipelines.datasets.test_public_data import COUNTS, make_mnist, make_multi30k, make_original, make_repacked
@@ -42,6 +43,7 @@ def test_every_source_gives_a_summary_that_json_can_hold(tmp_path: Path) -> None
         summary = main([verb, *arguments, "--out", f"{out}/{verb}"])
         assert json.loads(json.dumps(summary)) == summary
         assert (summary["dataset"], summary["out"], summary["splits"]) == (verb, f"{out}/{verb}", splits)
+        assert summary["jail"] == jail.in_force("auto")
         assert summary["bytes"] == sum(
             p.stat().st_size for p in Path(out, verb).rglob("*") if p.name[0] not in "_." and p.is_file()
         )

@@ -129,3 +129,12 @@ def test_a_job_that_did_not_succeed_is_explained_by_its_own_last_words() -> None
     assert explain("night", Ending("STOPPED", None, "Job was intentionally stopped.\nmore", [])) == (
         "job night stopped: Job was intentionally stopped."
     )
+
+
+def test_a_job_may_ask_for_more_of_the_jail_and_never_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    for value in ("off", "auto"):
+        monkeypatch.setenv("HYBRID_JAIL", value)
+        assert refusal("--env", "HYBRID_JAIL", "--", "tidy").startswith(f"HYBRID_JAIL={value} is not sent with a job")
+    monkeypatch.setenv("HYBRID_JAIL", "required")
+    assert refusal("--env", "HYBRID_JAIL", "--", "tidy").startswith("--address is needed")

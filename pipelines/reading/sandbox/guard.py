@@ -18,6 +18,7 @@ from pipelines.cluster import counters
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.rows import DEMUX, READ, last_row, unwatched
+from pipelines.reading.sandbox import jail
 from pipelines.reading.sandbox.process import Child, ChildDiedError
 from pipelines.reading.sandbox.protocol import STARTING, Poison, Step, Task
 from pipelines.reading.shards import Shard
@@ -25,7 +26,9 @@ from pipelines.reading.shards import Shard
 TRIES = 2
 
 
-def guarded(shard: Shard, options: ReadOptions, step: Step, until: int | None = None) -> Iterator[pa.Table]:
+def guarded(
+    shard: Shard, options: ReadOptions, step: Step, until: int | None = None, jail_mode: str = "off"
+) -> Iterator[pa.Table]:
     """What `step` makes of a shard's rows, in a child process; whatever happens to it, no row is lost or repeated.
 
     Args:
@@ -34,14 +37,17 @@ def guarded(shard: Shard, options: ReadOptions, step: Step, until: int | None = 
         step: what is made of its rows.
         until: the first row that is not wanted any more. Who leaves the loop instead ends the child, and the next
             shard waits half a second for another one.
+        jail_mode: what the command asks for on another machine; this machine's HYBRID_JAIL counts where it is stricter.
 
     Raises:
+        UsageError: all of the jail is required, and this machine lacks a part of it.
         StorageError: the store failed; worth a new start.
         RuntimeError: the machine failed: a library is missing, or no child can be started.
     """
+    mode = jail.wanted_mode(jail_mode)
     poison, failures, done, wasted = Poison(), Counter[tuple[str, int]](), shard.first, 0.0
     while until is None or done < until:
-        child = _child(options.limits.max_memory)
+        child = _child(options.limits.max_memory, mode)
         try:
             for stop, block in child.run(Task(shard, options, step, done, poison, until)):
                 yield _own(block, shard)
@@ -110,10 +116,10 @@ def _own(block: pa.Table, shard: Shard) -> pa.Table:
 _idle: list[Child] = []  # a worker process keeps its child from shard to shard: starting one takes half a second
 
 
-def _child(max_memory: int) -> Child:
-    """One that waits, or a new one; a bound on memory cannot be raised again."""
-    fits = next((child for child in _idle if child.max_memory == max_memory), None)
+def _child(max_memory: int, mode: str) -> Child:
+    """One that waits, or a new one; a bound on memory cannot be raised again, nor a jail be left."""
+    fits = next((child for child in _idle if (child.max_memory, child.mode) == (max_memory, mode)), None)
     if fits is None:
-        return Child(max_memory)
+        return Child(max_memory, mode)
     _idle.remove(fits)
     return fits

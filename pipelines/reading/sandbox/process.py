@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import mmap
 import os
 import pickle
@@ -14,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NoReturn
 
 import psutil
@@ -30,7 +28,6 @@ from pipelines.reading.sandbox.serving import Serving, serving
 from pipelines.reading.shards import Shard
 from pipelines.reading.units import SPAN
 
-log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 STALLED = 10
 """A row may wait this many times its limit without computing (a decoder's threads that lost each other)."""
@@ -74,11 +71,15 @@ class Child:
 
     Args:
         max_memory: bytes that it may take beyond what it starts with.
+        mode: of its jail, one of `jail.MODES`.
+
+    Raises:
+        UsageError: all of the jail is required, and this machine lacks a part of it.
     """
 
-    def __init__(self, max_memory: int) -> None:
-        _tell_of_the_jail()
-        self.max_memory = max_memory
+    def __init__(self, max_memory: int, mode: str) -> None:
+        jail.ensure(mode)
+        self.max_memory, self.mode = max_memory, mode
         ours, theirs = socket.socketpair()
         note = os.memfd_create("note")
         os.ftruncate(note, mmap.PAGESIZE)
@@ -89,7 +90,7 @@ class Child:
         # it starved beside a training. -P: the working directory is no place for code.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "pipelines.reading.sandbox.jail", *map(str, (*fds, max_memory))],
-            env=jail.environment(os.environ, sys.path),
+            env=jail.environment(os.environ, sys.path, mode),
             pass_fds=fds, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, process_group=0,
         )  # fmt: skip
         theirs.close()
@@ -223,9 +224,3 @@ def _check_rows(block: pa.Table, task: Task, done: int, stop: Any) -> None:
         raise ValueError(f"{stop} rows are done after {done}")
     if "index" in block.column_names and not all(index in range(done, stop) for index in block["index"].to_pylist()):
         raise ValueError(f"rows are not of those from {done} to {stop}")
-
-
-@cache
-def _tell_of_the_jail() -> None:
-    if not jail.available():
-        log.warning("decoding runs without its jail: %s", json.dumps(jail.status()))

@@ -1,5 +1,13 @@
-"""A filter of system calls, seccomp (https://docs.kernel.org/userspace-api/seccomp_filter.html): no sockets, programs,
-processes, nothing that reaches into others."""
+"""A filter of system calls, seccomp (https://docs.kernel.org/userspace-api/seccomp_filter.html): an allow list.
+
+The list has what decoders of every kind call, as `strace` shows it, and what the same libraries call on other versions
+and processors. Any other call fails with ENOSYS, as on a kernel that lacks it, so that a library falls back to another
+call; a call that is allowed with other arguments fails with EPERM. Neither ends the process: a call that a new version
+of a library tries costs no row, and is not executed.
+
+The filter is assembled here, without libseccomp: its binding on PyPI (pyseccomp, last released in 2021) needs a system
+library that slim images may lack, and a jail that depends on it could be absent where the kernel has one.
+"""
 
 from __future__ import annotations
 
@@ -12,72 +20,46 @@ from collections.abc import Sequence
 
 from pipelines.reading.sandbox import kernel
 
-# Numbers of Linux's arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_REFUSED = {
-    "x86_64": (
-        41, 42, 43, 49, 50, 53, 288,  # socket, connect, accept, bind, listen, socketpair, accept4
-        57, 58, 59, 322,  # fork, vfork, execve, execveat
-        101, 310, 311, 312, 200, 129, 297, 424, 434, 438,  # ptrace, process_vm_*, kcmp, tkill, rt_*, pidfd_*
-        155, 161, 165, 166, 272, 308, 442, *range(428, 434),  # pivot_root, chroot, *mount*, unshare, setns, fsopen …
-        175, 176, 246, 313, 320, 298, 321, 323,  # *_module, kexec_*, perf_event_open, bpf, userfaultfd
-        248, 249, 250, 303, 304,  # add_key, request_key, keyctl, name_to_handle_at, open_by_handle_at
-        425, 426, 427,  # io_uring_*
-        29, 30, 31, 64, 65, 66, 68, 69, 70, 71, 240,  # System V and POSIX shared memory, semaphores, queues
-        90, 91, 92, 93, 94, 260, 268, 452,  # *chmod*, *chown*: Landlock knows no metadata
-        132, 235, 261, 280, 188, 189, 190, 197, 198, 199, 463, 466,  # *utime*, *setxattr*, *removexattr*
-        76, 77, 133, 259, 300,  # truncate, ftruncate, mknod, mknodat, fanotify_init
-        141, 142, 144, 251, 314,  # setpriority, sched_setparam, sched_setscheduler, ioprio_set, sched_setattr
-        163, 167, 168, 169, 170, 171, 179, 212,  # acct, swap*, reboot, set*name, quotactl, lookup_dcookie
-        103, 135, 153, 154, 159, 164, 172, 173, 227, 305,  # syslog, personality, vhangup, modify_ldt, clocks, io*
-    ),
-    "aarch64": (
-        198, 199, 200, 201, 202, 203, 242,  # socket, socketpair, bind, listen, accept, connect, accept4
-        221, 281,  # execve, execveat
-        117, 270, 271, 272, 130, 138, 240, 424, 434, 438,  # ptrace, process_vm_*, kcmp, tkill, rt_*, pidfd_*
-        39, 40, 41, 51, 97, 268, 442, *range(428, 434),  # *mount*, pivot_root, chroot, unshare, setns, fsopen …
-        104, 105, 106, 273, 294, 241, 280, 282,  # kexec_*, *_module, perf_event_open, bpf, userfaultfd
-        217, 218, 219, 264, 265,  # add_key, request_key, keyctl, name_to_handle_at, open_by_handle_at
-        425, 426, 427,  # io_uring_*
-        180, 186, 187, 188, 189, 190, 191, 193, 194, 195, 196,  # POSIX and System V queues, semaphores, memory
-        52, 53, 54, 55, 452,  # fchmod, fchmodat, fchownat, fchown, fchmodat2: Landlock knows no metadata
-        88, 5, 6, 7, 14, 15, 16, 463, 466,  # utimensat, *setxattr*, *removexattr*
-        45, 46, 33, 262,  # truncate, ftruncate, mknodat, fanotify_init
-        140, 118, 119, 30, 274,  # setpriority, sched_setparam, sched_setscheduler, ioprio_set, sched_setattr
-        89, 224, 225, 142, 161, 162, 60, 18,  # acct, swap*, reboot, set*name, quotactl, lookup_dcookie
-        116, 92, 58, 171, 170, 112, 266,  # syslog, personality, vhangup, clocks
-    ),
+# Numbers on x86-64 (arch/x86/entry/syscalls/syscall_64.tbl) and arm64 (include/uapi/asm-generic/unistd.h).
+_ALLOWED: dict[str, tuple[int, int | None]] = {
+    # open files, and the socket to the worker
+    "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67), "lseek": (8, 62),
+    "close": (3, 57), "fstat": (5, 80), "sendmsg": (46, 211), "recvfrom": (45, 207), "getsockname": (51, 204),
+    "getsockopt": (55, 209), "poll": (7, None), "ppoll": (271, 73), "select": (23, None), "pselect6": (270, 72),
+    "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22),
+    "pipe": (22, None), "pipe2": (293, 59), "eventfd2": (290, 19),
+    # names of files, of which Landlock decides
+    "open": (2, None), "openat": (257, 56), "stat": (4, None), "lstat": (6, None), "newfstatat": (262, 79),
+    "statx": (332, 291), "access": (21, None), "faccessat": (269, 48), "faccessat2": (439, 439),
+    "readlink": (89, None), "readlinkat": (267, 78), "getdents64": (217, 61), "getcwd": (79, 17),
+    # memory
+    "brk": (12, 214), "mmap": (9, 222), "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216),
+    "madvise": (28, 233), "mbind": (237, 235),
+    # threads and their end
+    "futex": (202, 98), "set_robust_list": (273, 99), "rseq": (334, 293), "sched_yield": (24, 124),
+    "sched_getaffinity": (204, 123), "getcpu": (309, 168), "exit": (60, 93), "exit_group": (231, 94),
+    # signals
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "sigaltstack": (131, 132),
+    "restart_syscall": (219, 128),
+    # time, where the kernel cannot answer in user space
+    "clock_gettime": (228, 113), "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "nanosleep": (35, 101),
+    "gettimeofday": (96, 169), "time": (201, None),
+    # about the process itself
+    "getpid": (39, 172), "gettid": (186, 178), "getppid": (110, 173), "getuid": (102, 174), "geteuid": (107, 175),
+    "getgid": (104, 176), "getegid": (108, 177), "uname": (63, 160), "sysinfo": (99, 179), "getrandom": (318, 278),
+    "getrlimit": (97, 163), "getrusage": (98, 165), "times": (100, 153),
 }  # fmt: skip
 _CONDITIONAL = {
-    "x86_64": {
-        "seccomp": 317,
-        "clone": 56,
-        "fcntl": 72,
-        "ioctl": 16,
-        "kill": 62,
-        "tgkill": 234,
-        "prlimit64": 302,
-        "sched_setaffinity": 203,
-    },
-    "aarch64": {
-        "seccomp": 277,
-        "clone": 220,
-        "fcntl": 25,
-        "ioctl": 29,
-        "kill": 129,
-        "tgkill": 131,
-        "prlimit64": 261,
-        "sched_setaffinity": 122,
-    },
-}
-_CLONE3 = 435
+    "clone": (56, 220), "fcntl": (72, 25), "ioctl": (16, 29), "kill": (62, 129), "tgkill": (234, 131),
+    "prlimit64": (302, 261), "prctl": (157, 167),
+}  # fmt: skip
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
 _CLONE_THREAD = 0x10000
-_IOCTLS = (
-    0x5412, 0x541C,  # TIOCSTI, TIOCLINUX: they type into the terminal that an error is written to
-    0x8901, 0x8902,  # FIOSETOWN, SIOCSPGRP: as F_SETOWN
-)  # fmt: skip
+_IOCTLS = (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5451)  # TCGETS, TCGETS2, TIOCGWINSZ, FIONREAD, FIOCLEX
+_FCNTLS = (0, 1030, 1, 2, 3, 4)  # F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, F_GETFL, F_SETFL
 _SET_OWN = 8  # F_SETOWN: who gets a signal when a file is ready, which may be another process before Landlock's sixth
-_SET_SIGNAL = (10, 15)  # F_SETSIG, F_SETOWN_EX: which one, and the same again
+_PRCTLS = (15, 16, 0x53564D41)  # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA: names of threads and of memory
 _ALLOW, _KILL, _ERRNO, _FILTER = 0x7FFF0000, 0x80000000, 0x00050000, 2
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
@@ -91,10 +73,10 @@ def works() -> bool:
     if machine not in _ARCHITECTURES:
         return False
     action = struct.pack("=I", _ERRNO)
-    return int(kernel.libc().syscall(_CONDITIONAL[machine]["seccomp"], ctypes.c_uint(2), ctypes.c_uint(0), action)) == 0
+    return int(kernel.libc().syscall(_SECCOMP[machine], ctypes.c_uint(2), ctypes.c_uint(0), action)) == 0
 
 
-def refuse_the_rest() -> None:
+def allow_decoding_only() -> None:
     """From here on this thread and those it starts are refused what decoding does not need.
 
     Raises:
@@ -107,8 +89,18 @@ def refuse_the_rest() -> None:
 
 
 def _program(machine: str, pid: int) -> list[_Step]:
-    """The filter: what it refuses fails with EPERM; calls of another architecture end the process."""
-    numbers = _CONDITIONAL[machine]
+    """The filter; calls of another architecture end the process."""
+    column = list(_ARCHITECTURES).index(machine)
+    allowed = [number for numbers in _ALLOWED.values() if (number := numbers[column]) is not None]
+    conditions = {
+        "clone": _allow_if(0, _ANY_BIT, (_CLONE_THREAD,)),  # clone3, whose flags cannot be read, is absent
+        "fcntl": _fcntl(pid),
+        "ioctl": _allow_if(1, _EQUAL, _IOCTLS),
+        "kill": _allow_if(0, _EQUAL, (pid,)),
+        "tgkill": _allow_if(0, _EQUAL, (pid,)),
+        "prlimit64": _allow_if(0, _EQUAL, (0, pid)),
+        "prctl": _allow_if(0, _EQUAL, _PRCTLS),
+    }
     return [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, _ARCHITECTURES[machine]),
@@ -116,38 +108,28 @@ def _program(machine: str, pid: int) -> list[_Step]:
         (_LOAD, 0, 0, _NUMBER),
         (_AT_LEAST, 0, 1, 0x40000000),  # x32, whose numbers are others
         (_RETURN, 0, 0, _KILL),
-        *(step for number in _REFUSED[machine] for step in _if_number(number, [_refuse(errno.EPERM)])),
-        # glibc then uses clone, whose flags can be seen.
-        *_if_number(_CLONE3, [_refuse(errno.ENOSYS)]),
-        *_if_number(numbers["clone"], _unless(0, _ANY_BIT, (_CLONE_THREAD,), allow_match=True)),
-        *_if_number(numbers["fcntl"], _fcntl(pid)),
-        *_if_number(numbers["ioctl"], _unless(1, _EQUAL, _IOCTLS, allow_match=False)),
-        *_if_number(numbers["kill"], _unless(0, _EQUAL, (pid,), allow_match=True)),
-        *_if_number(numbers["tgkill"], _unless(0, _EQUAL, (pid,), allow_match=True)),
-        *_if_number(numbers["prlimit64"], _unless(0, _EQUAL, (0, pid), allow_match=True)),
-        *_if_number(numbers["sched_setaffinity"], _unless(0, _EQUAL, (0, pid), allow_match=True)),
-        (_RETURN, 0, 0, _ALLOW),
+        *(step for name, steps in conditions.items() for step in _if_equal(_CONDITIONAL[name][column], steps)),
+        *_allow_matches(_EQUAL, allowed, errno.ENOSYS),
     ]
-
-
-def _refuse(code: int) -> _Step:
-    return (_RETURN, 0, 0, _ERRNO | code)
 
 
 def _fcntl(pid: int) -> list[_Step]:
     """A file's signals are this process's own, and SIGIO."""
-    own = _if_number(_SET_OWN, _unless(2, _EQUAL, (pid,), allow_match=True))
-    return [(_LOAD, 0, 0, _ARGUMENTS + 8), *own, *_unless(1, _EQUAL, _SET_SIGNAL, allow_match=False)]
+    own = _if_equal(_SET_OWN, _allow_if(2, _EQUAL, (pid,)))
+    return [(_LOAD, 0, 0, _ARGUMENTS + 8), *own, *_allow_matches(_EQUAL, _FCNTLS)]
 
 
-def _if_number(number: int, steps: list[_Step]) -> list[_Step]:
-    """Steps that end the program, for one system call, or for what else was loaded."""
-    return [(_EQUAL, 0, len(steps), number), *steps]
+def _if_equal(value: int, steps: list[_Step]) -> list[_Step]:
+    """Steps that end the program where the loaded word is this value."""
+    return [(_EQUAL, 0, len(steps), value), *steps]
 
 
-def _unless(argument: int, test: int, values: Sequence[int], allow_match: bool) -> list[_Step]:
-    """Lets a call through, or refuses it, where the low half of an argument passes the test with one of the values."""
-    allow = (_RETURN, 0, 0, _ALLOW)
-    other, match = (_refuse(errno.EPERM), allow) if allow_match else (allow, _refuse(errno.EPERM))
+def _allow_if(argument: int, test: int, values: Sequence[int]) -> list[_Step]:
+    """Allows a call where the low half of an argument passes the test with one of the values."""
+    return [(_LOAD, 0, 0, _ARGUMENTS + 8 * argument), *_allow_matches(test, values)]
+
+
+def _allow_matches(test: int, values: Sequence[int], error: int = errno.EPERM) -> list[_Step]:
+    """Allows a call where the loaded word passes the test with one of the values; others fail with the error."""
     tests = [(test, len(values) - i, 0, value) for i, value in enumerate(values)]
-    return [(_LOAD, 0, 0, _ARGUMENTS + 8 * argument), *tests, other, match]
+    return [*tests, (_RETURN, 0, 0, _ERRNO | error), (_RETURN, 0, 0, _ALLOW)]

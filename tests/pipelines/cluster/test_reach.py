@@ -1,6 +1,8 @@
 """Nodes are asked for real; of those here each has the same disk."""
 
+import socket
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,20 @@ def nodes(ray_cluster: str) -> list[str]:
 def test_a_node_tells_what_it_does_not_have(nodes: list[str], tmp_path: Path) -> None:
     there, missing = tmp_path / "there", str(tmp_path / "missing")
     there.write_bytes(b"")
-    assert reach.ask(nodes, [str(there)]) == {}
-    (found,) = reach.ask(nodes, [str(there), missing]).values()
-    assert found == [missing]
+    assert reach.ask(nodes, partial(reach._missing, [str(there), missing])) == [(socket.gethostname(), [missing])]
 
 
 def test_a_node_that_is_gone_says_nothing(nodes: list[str], tmp_path: Path) -> None:
-    assert reach.ask(["ab" * 28], [str(tmp_path / "missing")]) == {}
+    assert reach.ask(["ab" * 28], socket.gethostname) == []
+
+
+def _refuse() -> str:
+    raise UsageError("this node refuses")
+
+
+def test_what_a_node_refuses_is_raised(nodes: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"^this node refuses$"):
+        reach.ask(nodes, _refuse)
 
 
 def test_a_disk_that_another_node_lacks_is_refused(
@@ -37,11 +46,12 @@ def test_a_disk_that_another_node_lacks_is_refused(
     asked: list[list[str]] = []
     lacks = ""
 
-    def ask(_: Collection[str], paths: Collection[str]) -> dict[str, list[str]]:
+    def ask(_: Collection[str], question: partial[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+        (paths,) = question.args
         asked.append(list(paths))
         missing = [path for path in paths if lacks and path.startswith(lacks)]
         assert all(Path(path).exists() for path in paths)
-        return {"worker-3": missing} if missing else {}
+        return [("worker-2", []), ("worker-3", missing)]
 
     monkeypatch.setattr(reach, "ask", ask)
     shard, folder = str(tmp_path / "in/a.txt"), str(tmp_path / "tables")

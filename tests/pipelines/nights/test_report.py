@@ -229,7 +229,7 @@ def test_rows_tell_the_runs_that_the_log_forgot(lake: Path, tmp_path: Path) -> N
     table.create_checkpoint()
     for version in range(table.version() + 1):
         storage.delete(tables.commit_uri(f"{tables_uri}/{name}", version), storage.anything)
-    assert report._runs(f"{tables_uri}/{name}", table.version(), ["2026-01-01"]) == {}
+    assert report._commits(f"{tables_uri}/{name}", table.version(), ["2026-01-01"]) == {}
     assert history() == told
 
 
@@ -300,7 +300,8 @@ def test_runs_of_earlier_nights_are_told_by_the_log(tmp_path: Path, caplog: pyte
 
     def runs(version: int | None) -> dict[str, str]:
         assert version is not None
-        return report._runs(table, version, [first, second])
+        commits = report._commits(table, version, [first, second])
+        return {night: told.get("run_id", "") for night, told in commits.items()}
 
     write(first, "a", ONE)
     both = write(second, "b", ONE)
@@ -313,5 +314,5 @@ def test_runs_of_earlier_nights_are_told_by_the_log(tmp_path: Path, caplog: pyte
     last = write(first, "e", THREE)
     assert runs(last) == {first: "e"}
     storage.write_bytes(tables.commit_uri(table, newest), b"[1]\n", storage.anything)
-    assert report._runs(table, newest, [first]) == {}
+    assert report._commits(table, newest, [first]) == {}
     assert "is damaged: rows tell which runs wrote earlier nights" in caplog.text

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from hybrid_models.errors import UsageError
 from pipelines import storage
 from pipelines.models import artifacts
 from pipelines.models.session import Inference
@@ -13,6 +14,7 @@ from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.objects import Member
 from pipelines.reading.samples import TrainingTexts
+from pipelines.reading.sandbox import landlock
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.reading.units import END, SPAN, Part, Unit, units
 from tests import tiny
@@ -40,6 +42,17 @@ def test_poison_rows_cost_only_themselves_on_a_cluster(tmp_path: Path) -> None:
     assert len(rows) == 15
     bad = {row["text"]: row["error"].split(":")[0] for row in rows if row["error"]}
     assert bad == {"crash": "InputCrashed", "spin": "InputHangs"}
+
+
+def test_a_task_decodes_in_the_jail_that_the_command_requires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the node's own variable is, and no row is an error row."""
+    tiny.write_sentences(str(tmp_path), shards=1, rows=1)
+    monkeypatch.setenv("HYBRID_JAIL", "required")
+    (task,) = ShardDatasource([parts(list_shards(str(tmp_path)))], ReadOptions(), Hostile()).get_read_tasks(1)
+    monkeypatch.setenv("HYBRID_JAIL", "off")
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+    with pytest.raises(UsageError, match=r"^HYBRID_JAIL=required, but the kernel or container of .* has no landlock"):
+        list(task())
 
 
 def test_a_task_carries_its_shard_alone(tmp_path: Path) -> None:

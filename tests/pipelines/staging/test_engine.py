@@ -22,6 +22,7 @@ from pipelines.models import artifacts
 from pipelines.models.session import Inference
 from pipelines.reading.bundles import bundled
 from pipelines.reading.samples import SAMPLE_SCHEMA
+from pipelines.reading.sandbox import jail
 from pipelines.reading.shards import Shard, list_shards
 from pipelines.reading.units import Part, units
 from pipelines.staging import checks, engine
@@ -61,7 +62,8 @@ def test_samples_are_staged_as_they_are_without_a_model(inference: Inference, pl
     written = engine.stage(parts(shards), folder, schema, inference.decode(), None, RESOURCES, "test")
     assert (written.rows, written.actors) == (14, 1)
     assert written.bytes == sum(file.size for file in storage.list_files(folder))
-    assert written.contents == {(file.name, file.size): Contents() for file in storage.list_files(folder)}
+    here = Contents(jails=frozenset({jail.in_force("auto")}))
+    assert written.contents == {(file.name, file.size): here for file in storage.list_files(folder)}
     assert written.seconds["decode"] > 0
     found = rows(folder, shards)
     assert [(row["shard"], row["index"]) for row in found] == [(shard.uri, i) for shard in shards for i in range(7)]

@@ -15,7 +15,8 @@ from pipelines.reading.units import Unit
 from pipelines.staging import contents, joining
 from pipelines.staging.joining import Joined, Made, by_file, files, join, pack, small_units, whole_file, write
 from pipelines.staging.pieces import Piece, list_pieces, tiling
-from tests.pipelines.staging.test_pieces import A, B, rows
+from pipelines.staging.sink import StageSink
+from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 from tests.pipelines.staging.test_sink import stage
 
 UNIT = Unit.of([A, B])
@@ -231,6 +232,16 @@ def test_of_a_pack_that_is_not_needed_whole_a_new_one_has_the_rest(packed: str) 
         assert [piece.name for piece in newest] == [piece.name for piece in by_file(needed)[0]]
         assert {piece.file for piece in lying(packed) if piece.name in {p.name for p in needed}} == {file.file}
         storage.delete(file.file.uri, storage.anything)
+
+
+def test_what_is_made_of_files_has_their_jails(place: str) -> None:
+    folder, parts = storage.join(place, "staged"), UNIT.parts()
+    for part, jail in zip(parts, ("off", "seccomp"), strict=True):
+        StageSink(folder, SCHEMA, jails=frozenset({jail})).write([rows(part, 0, 2, 2)], None)
+    ((_, made),) = write([pack(folder, list_pieces(folder)[UNIT.key])])
+    assert made.jails == {"off", "seccomp"}
+    (first, _) = sorted((piece for piece in list_pieces(folder)[UNIT.key] if piece.pack), key=lambda piece: piece.first)
+    assert write([pack(folder, [first])])[0][1].jails == made.jails, "of a part of a file those of all of it"
 
 
 def test_packs_and_pieces_become_one_pack(packed: str) -> None:

@@ -69,6 +69,14 @@ def test_the_sink_says_what_all_tasks_have_written(tmp_path: Path) -> None:
     assert total(pieces, sink.staged.contents) == total(pieces) == Contents(Counter(X=3))
 
 
+def test_a_file_has_the_jails_that_its_rows_were_decoded_in(tmp_path: Path) -> None:
+    for number, jails in enumerate((["off"], ["landlock+seccomp"], [])):
+        StageSink(str(tmp_path), SCHEMA, jails=frozenset(jails)).write([rows(A, number, number + 1, 2)], None)
+    pieces = tiling(list_pieces(str(tmp_path))[A.key]) or []
+    assert total(pieces).jails == {"off", "landlock+seccomp"}
+    assert total(pieces[2:]) == Contents()
+
+
 def test_a_piece_is_laid_out_for_its_readers(tmp_path: Path) -> None:
     """Its rows in their order, together, without dictionaries; its footer says what each column lies between."""
     stage(str(tmp_path), rows(A, 2, 4, 3, "X: y"), rows(A, 0, 2, 3))

@@ -138,7 +138,7 @@ def test_a_shard_that_kills_whoever_counts_its_rows_has_a_last_row(
         def run(self, task: Task) -> Iterator[None]:
             raise ChildDiedError("InputCrashed", "the process died", READ, 1, 0.1)
 
-    monkeypatch.setattr(guard, "_child", lambda _: Dying())
+    monkeypatch.setattr(guard, "_child", lambda *_: Dying())
     (row,) = rows(shard(tmp_path, "x", "y"))
     assert (row["index"], row["error"], row["lost_rows"]) == (0, "InputCrashed: the process died (tried 2 times)", 1)
 

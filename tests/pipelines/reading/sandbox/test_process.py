@@ -36,7 +36,7 @@ def test_the_child_knows_nothing_of_its_workers_environment(tmp_path: Path, monk
     seen = Path(f"/proc/{row['pid']}/environ").read_text()
     assert "canary" not in seen
     assert {entry.split("=")[0] for entry in filter(None, seen.split("\0"))} <= {
-        *jail.PASSED_ON, *jail.OWN_ENV, "PYTHONPATH",
+        *jail.PASSED_ON, *jail.OWN_ENV, jail.SWITCH, "PYTHONPATH",
     }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_more_rows_than_are_wanted_are_nonsense(tmp_path: Path, monkeypatch: pyt
     """As of a child that was taken over."""
     dumps = pickle.dumps
     monkeypatch.setattr(process.pickle, "dumps", lambda task: dumps(replace(task, until=None)))
-    child = Child(LIMITS.max_memory)
+    child = Child(LIMITS.max_memory, "auto")
     task = Task(shard(tmp_path, "x", "y", "z"), ReadOptions(limits=LIMITS), ALWAYS, 0, Poison(), 2)
     with pytest.raises(ChildDiedError, match="answered nonsense: 3 rows are done after 0"):
         list(child.run(task))
