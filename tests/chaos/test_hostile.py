@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -355,3 +356,30 @@ def test_lost_rows_count_as_bad_ones(tmp_path: Path, ray_cluster: str) -> None:
     assert "40 of 100" in refused.stderr
     allowed = tiny.hybrid_here(*command, "--max-error-fraction", "0.4", cwd=tmp_path)
     assert allowed.code == 0, allowed.stderr
+
+
+def row_bombs() -> dict[str, bytes]:
+    """Twenty million rows of one sentence, and a hundred thousand columns."""
+    count, line = 1_000_000, b'{"en": "a dog runs"}\n'
+    one = pa.table({"en": pa.array(["a dog runs"] * count)})
+    packed = io.BytesIO()
+    with pq.ParquetWriter(packed, one.schema) as writer:
+        for _ in range(20):
+            writer.write_table(one, row_group_size=count)
+    inflated = io.BytesIO()
+    with gzip.GzipFile(fileobj=inflated, mode="wb") as file:
+        for _ in range(20):
+            file.write(line * count)
+    wide = columns.written(pa.table({f"c{i}": pa.array([1], pa.int8()) for i in range(100_000)}))
+    return {"rows.parquet": packed.getvalue(), "rows.jsonl.gz": inflated.getvalue(), "wide.parquet": wide}
+
+
+def test_bombs_of_rows_and_columns_are_one_error_row_within_seconds(tmp_path: Path) -> None:
+    decode = sentences()
+    for name, content in row_bombs().items():
+        storage.write_bytes(str(tmp_path / name), content)
+        started = time.monotonic()
+        (row,) = rows(str(tmp_path / name), decode)
+        assert time.monotonic() - started < 30
+        assert row["error"].startswith(("TooManyRows: ", "ShardTooLarge: ", "TooManyColumns: 100,000, "))
+        assert row["lost_rows"] == 0 or row["lost_rows"] > 1_000_000
