@@ -15,7 +15,7 @@ FREE_ROWS, ROWS_PER_BYTE = 200_000, 16
 FREE_BYTES = 64 * 2**20
 """Bytes that a shard may always decompress to: 100,000 equal sentences are stored 400:1, templates of JSON 76:1."""
 FREE_SECONDS, BYTES_PER_SECOND = 3600, 4096
-"""Photographs take 0.1 s of CPU per MB, slides filmed at 5 kbit/s, the slowest media measured, 40; this allows 244."""
+"""A photograph takes 0.04 s of CPU per MB, video of slides at 13 kbit/s and gzipped text, the slowest, 8."""
 MAX_BAD_SHARE = 0.05
 """With more bad samples than this share, the fault lies with the whole of the data or with the model."""
 
@@ -43,9 +43,9 @@ class Limits:
     max_wasted_seconds: float = 600.0
     """Seconds that failing rows of one shard may take together; then its rest is not read."""
     max_shard_rows: int | None = None
-    """Rows of one shard; more make it one error row, or end it with one (default: 200,000 and 16 per stored byte)."""
+    """Rows of one shard, beyond which it is, or ends with, one error row; None: 200,000 and 16 per stored byte."""
     max_shard_seconds: float | None = None
-    """Seconds of CPU for one shard; then its rest is not read (default: 3,600 and one per 4,096 stored bytes)."""
+    """Seconds of CPU for one shard, after which its rest is not read; None: 3,600 and one per 4,096 stored bytes."""
     max_compression_ratio: float = 200.0
     """Bytes of a compressed shard of text after decompression per stored byte; the first 64 MiB are free."""
 

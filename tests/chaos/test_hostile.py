@@ -360,18 +360,14 @@ def test_lost_rows_count_as_bad_ones(tmp_path: Path, ray_cluster: str) -> None:
 
 def row_bombs() -> dict[str, bytes]:
     """Twenty million rows of one sentence, and a hundred thousand columns."""
-    count, line = 1_000_000, b'{"en": "a dog runs"}\n'
-    one = pa.table({"en": pa.array(["a dog runs"] * count)})
-    packed = io.BytesIO()
-    with pq.ParquetWriter(packed, one.schema) as writer:
-        for _ in range(20):
-            writer.write_table(one, row_group_size=count)
-    inflated = io.BytesIO()
-    with gzip.GzipFile(fileobj=inflated, mode="wb") as file:
-        for _ in range(20):
-            file.write(line * count)
-    wide = columns.written(pa.table({f"c{i}": pa.array([1], pa.int8()) for i in range(100_000)}))
-    return {"rows.parquet": packed.getvalue(), "rows.jsonl.gz": inflated.getvalue(), "wide.parquet": wide}
+    count = 20_000_000
+    same = pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), ["a dog runs"])
+    wide = pa.table({f"c{i}": pa.array([1], pa.int8()) for i in range(100_000)})
+    return {
+        "rows.parquet": columns.written(pa.table({"en": same}), row_group_size=count),
+        "rows.jsonl.gz": gzip.compress(b'{"en": "a dog runs"}\n' * (count // 20)) * 20,
+        "wide.parquet": columns.written(wide, use_dictionary=False, compression="none"),
+    }
 
 
 def test_bombs_of_rows_and_columns_are_one_error_row_within_seconds(tmp_path: Path) -> None:

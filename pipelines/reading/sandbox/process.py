@@ -230,7 +230,8 @@ def _check_rows(block: pa.Table, task: Task, done: int, stop: Any) -> None:
         ValueError: another one.
     """
     shard = task.shard
-    most = len(shard.members) if shard.members and not shard.cut else SPAN
+    allowed = min(SPAN, task.options.limits.shard_rows(shard.size) + 1)
+    most = len(shard.members) if shard.members and not shard.cut else allowed
     most = most if task.until is None else min(most, task.until)
     if not (isinstance(stop, int) and done < stop <= most):
         raise ValueError(f"{stop} rows are done after {done}")

@@ -112,3 +112,14 @@ def test_a_task_may_take_so_much_time_of_the_child_and_none_of_it_is_its_consume
         list(child.run(task(*["slow"] * 60), 0.5))
     assert (death.value.kind, death.value.phase) == ("ShardTakesTooLong", "decode")
     assert 0.5 < child.spent < 10
+
+
+def test_rows_beyond_the_bound_of_a_shard_are_nonsense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a child that was taken over."""
+    dumps = pickle.dumps
+    free = ReadOptions(limits=LIMITS)
+    monkeypatch.setattr(process.pickle, "dumps", lambda task: dumps(replace(task, options=free)))
+    bounded = ReadOptions(limits=replace(LIMITS, max_shard_rows=1))
+    child = Child(LIMITS.max_memory)
+    with pytest.raises(ChildDiedError, match="answered nonsense: 3 rows are done after 0"):
+        list(child.run(Task(shard(tmp_path, "x", "y", "z"), bounded, ALWAYS, 0, Poison(), None)))
