@@ -10,6 +10,12 @@ from dataclasses import dataclass
 
 from hybrid_models.errors import BadSample, UsageError
 
+FREE_ROWS, ROWS_PER_BYTE = 200_000, 16
+"""Numbered addresses reach 11 rows per byte in Parquet, random labels 7, sentences 0.2; only equal rows reach more."""
+FREE_BYTES = 64 * 2**20
+"""Bytes that a shard may always decompress to: 100,000 equal sentences are stored 400:1, templates of JSON 76:1."""
+FREE_SECONDS, BYTES_PER_SECOND = 3600, 4096
+"""A photograph takes 0.04 s of CPU per MB, video of slides at 13 kbit/s and gzipped text, the slowest, 8."""
 MAX_BAD_SHARE = 0.05
 """With more bad samples than this share, the fault lies with the whole of the data or with the model."""
 
@@ -36,9 +42,35 @@ class Limits:
     """Bytes of one compressed shard of text after decompression."""
     max_wasted_seconds: float = 600.0
     """Seconds that failing rows of one shard may take together; then its rest is not read."""
+    max_shard_rows: int | None = None
+    """Rows of one shard, beyond which it is, or ends with, one error row; None: 200,000 and 16 per stored byte."""
+    max_shard_seconds: float | None = None
+    """Seconds of CPU for one shard, after which its rest is not read; None: 3,600 and one per 4,096 stored bytes."""
+    max_compression_ratio: float = 200.0
+    """Bytes of a compressed shard of text after decompression per stored byte; the first 64 MiB are free."""
 
     def __post_init__(self) -> None:
         check_positive(self)
+
+    def shard_rows(self, stored: int) -> int:
+        """Rows that a shard of so many bytes may have."""
+        return self.max_shard_rows or FREE_ROWS + ROWS_PER_BYTE * stored
+
+    def shard_seconds(self, stored: int) -> float:
+        """Seconds of CPU that a shard of so many bytes may take."""
+        return self.max_shard_seconds or FREE_SECONDS + stored / BYTES_PER_SECOND
+
+    def check_rows(self, rows: int, stored: int) -> None:
+        """Raises `BadSample` (`TooManyRows`) for more rows than a shard of so many bytes may have."""
+        if rows > (most := self.shard_rows(stored)):
+            default = f"by default {FREE_ROWS:,} and {ROWS_PER_BYTE} for each of its {stored:,} bytes"
+            raise BadSample("TooManyRows", f"more than {most:,} rows ({default}); --limits.max-shard-rows allows more")
+
+    def too_long(self, stored: int) -> str:
+        """Why the rest of a shard is not read."""
+        default = f"by default {FREE_SECONDS:,} and one for each {BYTES_PER_SECOND:,} of its {stored:,} bytes"
+        most = f"more than {self.shard_seconds(stored):,.1f} s of CPU ({default})"
+        return f"ShardTakesTooLong: {most}; --limits.max-shard-seconds allows more"
 
 
 def check_positive(limits: object) -> None:
@@ -48,7 +80,7 @@ def check_positive(limits: object) -> None:
         UsageError: says which.
     """
     for name, value in vars(limits).items():
-        if not 0 < value < math.inf:
+        if value is not None and not 0 < value < math.inf:
             raise UsageError(f"`limits.{name}` is {value}: it must be a number above 0")
 
 

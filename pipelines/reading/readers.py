@@ -6,7 +6,7 @@ raises, whatever it is that it stumbled over; a counter then tells how many rows
 
 from __future__ import annotations
 
-from pipelines.reading.formats.entry import Counter, Reader
+from pipelines.reading.formats.entry import Reader, RowCounter
 from pipelines.reading.formats.netcdf import read_netcdf
 from pipelines.reading.formats.parquet import count_parquet, read_parquet
 from pipelines.reading.formats.tar import count_tar, read_tar
@@ -23,7 +23,7 @@ READERS: dict[str, Reader] = {
     ".tsv.gz": gzipped(read_tsv),
     ".nc": read_netcdf,
 }
-COUNTERS: dict[str, Counter] = {
+COUNTERS: dict[str, RowCounter] = {
     ".tar": count_tar,
     ".parquet": count_parquet,
     **{suffix: count_lines for suffix in READERS if suffix.startswith((".jsonl", ".txt", ".tsv"))},

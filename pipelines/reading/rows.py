@@ -18,7 +18,7 @@ import pyarrow as pa
 from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.reading import objects
-from pipelines.reading.formats.entry import Entry, ReadOptions, json_object, most_rows
+from pipelines.reading.formats.entry import Entry, ReadOptions, json_object
 from pipelines.reading.formats.text import whole_text
 from pipelines.reading.limits import is_memory_error
 from pipelines.reading.media.decode import FRAMES, pack_frames, sniff_media_type
@@ -82,10 +82,7 @@ def read_entries(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[
     reader = READERS[suffix_of(name) or ""]
     count = 0
     try:
-        most = most_rows(stream)
         for entry in reader(stream, name, options):
-            if count == most:
-                raise BadSample("TooManyRows", f"there are more than {most:,} rows, and fewer bytes")
             yield entry
             count += 1
     except (storage.StorageError, ImportError):
@@ -233,18 +230,24 @@ class _Reading:
 
 
 def _numbered(reading: _Reading, entries: Iterator[Entry], index: int, until: int | None) -> Iterator[dict[str, Any]]:
-    unreadable = reading.trouble.unreadable
+    unreadable, limits, stored = reading.trouble.unreadable, reading.options.limits, reading.shard.size
 
     def read(index: int) -> Entry | None:
         if index == until:
             return None
         reading.tell(READ, index)
-        if index - 1 in unreadable:
+        if index - 1 in unreadable or index > limits.shard_rows(stored):
             return None
         if index in unreadable:
             lost = reading.lost_after(index)
             return Entry(f"{reading.shard.name}:{index}", error=unreadable[index], lost_rows=lost)
-        return next(entries, None)
+        entry = next(entries, None)
+        try:
+            if entry is not None:
+                limits.check_rows(index + 1, stored)
+        except BadSample as bad:
+            return Entry(f"{reading.shard.name}:{index}", error=str(bad), lost_rows=reading.lost_after(index))
+        return entry
 
     entry = read(index)
     while entry is not None:

@@ -400,3 +400,26 @@ def test_lost_rows_count_as_bad_ones(tmp_path: Path, ray_cluster: str) -> None:
     assert "40 of 100" in refused.stderr
     allowed = tiny.hybrid_here(*command, "--max-error-fraction", "0.4", cwd=tmp_path)
     assert allowed.code == 0, allowed.stderr
+
+
+def row_bombs() -> dict[str, bytes]:
+    """Twenty million rows of one sentence, and a hundred thousand columns."""
+    count = 20_000_000
+    same = pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), ["a dog runs"])
+    wide = pa.table({f"c{i}": pa.array([1], pa.int8()) for i in range(100_000)})
+    return {
+        "rows.parquet": columns.written(pa.table({"en": same}), row_group_size=count),
+        "rows.jsonl.gz": gzip.compress(b'{"en": "a dog runs"}\n' * (count // 20)) * 20,
+        "wide.parquet": columns.written(wide, use_dictionary=False, compression="none"),
+    }
+
+
+def test_bombs_of_rows_and_columns_are_one_error_row_within_seconds(tmp_path: Path) -> None:
+    decode = sentences()
+    for name, content in row_bombs().items():
+        storage.write_bytes(str(tmp_path / name), content)
+        started = time.monotonic()
+        (row,) = rows(str(tmp_path / name), decode)
+        assert time.monotonic() - started < 30
+        assert row["error"].startswith(("TooManyRows: ", "ShardTooLarge: ", "TooManyColumns: 100,000, "))
+        assert row["lost_rows"] == 0 or row["lost_rows"] > 1_000_000

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -16,9 +17,8 @@ from pipelines.reading.limits import Limits
 
 MAX_ID = 1000
 """Characters of a sample's id."""
-FREE_ROWS = 4_000_000
-"""A shard may have so many rows, or as many as it has bytes. Addresses that count up take half a byte in Parquet; a
-small file that says that it has billions of rows is not worth their time."""
+MAX_COLUMNS = 4096
+"""Columns of a table; each row becomes a value for each of them."""
 MAX_ERROR = 2000
 """Characters of an error row's reason."""
 
@@ -70,11 +70,19 @@ def json_object(text: bytes | str) -> dict[str, Any]:
     return value
 
 
-def most_rows(stream: BinaryIO) -> int:
-    """How many rows a shard may have, which is read from its beginning then."""
-    most = max(FREE_ROWS, stream.seek(0, io.SEEK_END))
+def stored_bytes(stream: BinaryIO) -> int:
+    """The size of a shard, which is then read from its beginning."""
+    size = stream.seek(0, io.SEEK_END)
     stream.seek(0)
-    return most
+    return size
+
+
+def check_columns(names: Sequence[str], count: int) -> None:
+    """Raises `BadSample` for a table with too many columns (`count`, with nested ones), or with two of one name."""
+    if count > MAX_COLUMNS:
+        raise BadSample("TooManyColumns", f"{count:,}, at most {MAX_COLUMNS:,} are read; keep those that are needed")
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise BadSample("AmbiguousColumns", f"there are two columns '{twice}'; keep one")
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
@@ -85,5 +93,5 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 
 Reader = Callable[[BinaryIO, str, ReadOptions], Iterator[Entry]]
-Counter = Callable[[BinaryIO, str, ReadOptions], int]
+RowCounter = Callable[[BinaryIO, str, ReadOptions], int]
 """How many rows a whole shard would have."""

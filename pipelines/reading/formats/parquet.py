@@ -9,9 +9,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hybrid_models.errors import BadSample
 from pipelines import storage
-from pipelines.reading.formats.entry import MAX_ERROR, Entry, ReadOptions, most_rows
+from pipelines.reading.formats.entry import MAX_ERROR, Entry, ReadOptions, check_columns, stored_bytes
 from pipelines.reading.media.decode import sniff_media_type
 
 PARQUET_ROWS = 64
@@ -21,9 +20,11 @@ PARQUET_BYTES = 16 << 20
 
 def read_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
     """One binary column (or struct with `bytes`, as Hugging Face datasets have) is the media; the rest are fields."""
-    number = 0
+    number, stored = 0, stored_bytes(stream)
     metadata = pq.read_metadata(stream)
     _check_plain(stream, metadata)
+    options.limits.check_rows(metadata.num_rows, stored)  # before any data is read
+    check_columns(metadata.schema.to_arrow_schema().names, metadata.num_columns)
     file = pq.ParquetFile(stream, metadata=metadata, buffer_size=storage.READ_BUFFER, read_dictionary=_shared(metadata))
     for group in range(metadata.num_row_groups):
         batches = file.iter_batches(_batch_rows(metadata.row_group(group)), row_groups=[group], use_threads=False)
@@ -66,11 +67,8 @@ def _batch_rows(group: pq.RowGroupMetaData) -> int:
 def _parquet_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """Rows as Python values, one at a time. A value that Python does not know (a year of five digits, text that is no
     UTF-8) costs itself only: who asks for it is told why it is not there."""
-    names = batch.schema.names
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise BadSample("AmbiguousColumns", f"there are two columns '{twice}'; keep one")
     for i in range(len(batch)):
-        yield {name: _parquet_value(column[i]) for name, column in zip(names, batch.columns, strict=True)}
+        yield {name: _parquet_value(column[i]) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
 
 
 def _parquet_value(scalar: pa.Scalar) -> Any:
@@ -83,7 +81,7 @@ def _parquet_value(scalar: pa.Scalar) -> Any:
 def count_parquet(stream: BinaryIO, name: str, options: ReadOptions) -> int:
     """What the footer says, which is not to be believed beyond twice what is read: so many lost rows end a night."""
     rows = pq.ParquetFile(stream).metadata.num_rows
-    return int(min(rows, 2 * most_rows(stream)))
+    return int(min(rows, 2 * options.limits.shard_rows(stored_bytes(stream))))
 
 
 def parquet_entry(row: dict[str, Any], sample_id: str, options: ReadOptions) -> Entry:

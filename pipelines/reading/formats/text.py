@@ -5,13 +5,18 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from hybrid_models.errors import BadSample
 from pipelines import storage
-from pipelines.reading.formats.entry import Entry, Reader, ReadOptions, json_object
+from pipelines.reading.formats.entry import Entry, Reader, ReadOptions, check_columns, json_object, stored_bytes
+from pipelines.reading.limits import FREE_BYTES, Limits
 
+COUNTED_FIRST = 16 << 20
+"""Bytes of a compressed file whose lines are counted before they are read."""
 FOREIGN = {
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),  # first: it begins like UTF-16
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
@@ -99,8 +104,7 @@ def read_tsv(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entr
     if error is not None or header is None:
         raise BadSample.of(f"{error}")
     columns = header.split("\t")
-    if twice := next((column for column in columns if column and columns.count(column) > 1), None):
-        raise BadSample("AmbiguousColumns", f"there are two columns '{twice}'; keep one")
+    check_columns([column for column in columns if column], len(columns))
     for number, (line, problem) in enumerate(lines):
         if line is not None and not line.strip(" ") and len(columns) > 1:
             continue
@@ -113,22 +117,39 @@ def read_tsv(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entr
 
 def gzipped(reader: Reader) -> Reader:
     def read(stream: BinaryIO, name: str, options: ReadOptions) -> Iterator[Entry]:
+        _check_lines(stream, options)
         yield from reader(_inflated(stream, options), name, options)
 
     return read
 
 
+def _check_lines(stream: BinaryIO, options: ReadOptions) -> None:
+    """Raises `BadSample` for more lines, or bytes, than a small file may have, so that no row of a bomb is predicted.
+
+    One line may be a header; blank lines count. A large file is bounded while it is read.
+    """
+    stored, lines, plain = stored_bytes(stream), 0, _inflated(stream, options)
+    if stored > COUNTED_FIRST:
+        return
+    with suppress(EOFError, gzip.BadGzipFile, zlib.error):  # the rows before the damage are good
+        while chunk := plain.read(storage.READ_BUFFER):
+            lines += chunk.count(b"\n")
+            options.limits.check_rows(lines - 1, stored)
+
+
 def _inflated(stream: BinaryIO, options: ReadOptions) -> BinaryIO:
-    return io.BufferedReader(_Inflated(stream, options.limits.max_shard_bytes), storage.READ_BUFFER)
+    return io.BufferedReader(_Inflated(stream, options.limits), storage.READ_BUFFER)
 
 
 class _Inflated(io.RawIOBase):
     """What is in a gzip file, and no more of it than allowed."""
 
-    def __init__(self, stream: BinaryIO, most: int) -> None:
+    def __init__(self, stream: BinaryIO, limits: Limits) -> None:
         super().__init__()
+        self._stored = stored_bytes(stream)
         self._stream = gzip.GzipFile(fileobj=stream)
-        self._most, self._given = most, 0
+        ratio = int(FREE_BYTES + limits.max_compression_ratio * self._stored)
+        self._most, self._given = min(limits.max_shard_bytes, ratio), 0
 
     def readable(self) -> bool:
         return True
@@ -137,15 +158,17 @@ class _Inflated(io.RawIOBase):
         data = self._stream.read1(len(buffer))  # what is there: a file that was cut off gives its beginning
         self._given += len(data)
         if self._given > self._most:
-            raise BadSample("ShardTooLarge", f"more than max_shard_bytes={self._most:,} bytes after decompression")
+            options = f"--limits.max-shard-bytes and --limits.max-compression-ratio (of its {self._stored:,} bytes)"
+            raise BadSample("ShardTooLarge", f"more than {self._most:,} bytes decompressed; {options} allow more")
         buffer[: len(data)] = data
         return len(data)
 
 
 def count_lines(stream: BinaryIO, name: str, options: ReadOptions) -> int:
-    """Lines that end, and one that does not; in a `.tsv` the first one is no row."""
+    """Lines that end, up to the bound on bytes, and one that does not; in a `.tsv` the first one is no row."""
     plain = _inflated(stream, options) if name.lower().endswith(".gz") else stream
     count, end = 0, b"\n"
-    while chunk := plain.read(storage.READ_BUFFER):
-        count, end = count + chunk.count(b"\n"), chunk[-1:]
+    with suppress(BadSample):
+        while chunk := plain.read(storage.READ_BUFFER):
+            count, end = count + chunk.count(b"\n"), chunk[-1:]
     return count + (end != b"\n") - (".tsv" in name.lower())

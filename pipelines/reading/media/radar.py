@@ -134,7 +134,7 @@ def open_event(data: bytes, limits: Limits = DEFAULT_LIMITS) -> RadarEvent:
     with bad_sample("RadarDecodeError"):
         check_hdf5(data)
         with xr.open_dataset(io.BytesIO(data), engine="h5netcdf", mask_and_scale=False, decode_times=False) as packed:
-            _check_rain(packed, limits)
+            _check_rain(packed, limits, len(data))
             wanted = packed[[RAIN]].load()
         times = _event_times(xr.decode_cf(wanted[["time"]]))
         decoded = xr.decode_cf(wanted, decode_times=False)
@@ -184,13 +184,14 @@ def _check_storage(where: str, made: h5py.h5p.PropDCID) -> None:
             raise BadSample("RadarDecodeError", f"{where} needs the HDF5 filter {code}, which is not built in")
 
 
-def _check_rain(packed: xr.Dataset, limits: Limits) -> None:
+def _check_rain(packed: xr.Dataset, limits: Limits, stored: int) -> None:
     if RAIN not in packed:
         found = ", ".join(sorted(map(str, packed.data_vars))) or "none"
         raise BadSample("RadarVariableError", f"there is no variable '{RAIN}'; found: {found}")
     rain = packed[RAIN]
     if rain.dims != RAIN_DIMS:
         raise BadSample("RadarVariableError", f"'{RAIN}' has the dimensions {rain.dims}, not {RAIN_DIMS}")
+    limits.check_rows(len(rain), stored)
     if "time" not in packed.coords:
         raise BadSample("RadarVariableError", "there is no coordinate 'time'")
     units = rain.attrs.get("units")

@@ -9,6 +9,7 @@ The child is locked in (`jail`), and asks its worker for bytes (`serving`).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -46,14 +47,25 @@ def guarded(
     """
     mode = jail.wanted_mode(jail_mode)
     poison, failures, done, wasted = Poison(), Counter[tuple[str, int]](), shard.first, 0.0
+    seconds = left = options.limits.shard_seconds(shard.size)
+    members = 0 if shard.cut else len(shard.members)
     while until is None or done < until:
         child = _child(options.limits.max_memory, mode)
         try:
-            for stop, block in child.run(Task(shard, options, step, done, poison, until)):
+            for stop, block in child.run(Task(shard, options, step, done, poison, until), left):
                 yield _own(block, shard)
                 done = stop
         except ChildDiedError as death:
             wasted += death.seconds
+            left -= child.spent
+            if left <= 0:
+                if done in poison.read and not members:
+                    yield _last(step, shard, done, poison.read[done], 0)
+                    return
+                reason = options.limits.too_long(shard.size)
+                poison.read.update({i: reason for i in range(done, max(done + 1, members)) if i not in poison.read})
+                left = math.inf if members else seconds  # only to count the rows that are lost
+                continue
             # A clip that cannot be read ends where it did when its rows were done: before them, perhaps.
             row = death.row if death.row == STARTING or death.phase == DEMUX else max(death.row, done)
             failures[death.phase, row] += 1
@@ -63,9 +75,9 @@ def guarded(
                 if row == STARTING:
                     raise RuntimeError(f"cannot read {shard.uri}: {death} before it began") from None
                 if row in poison.uncounted:  # whatever it dies of, it is not to be read again
-                    yield _own(step(last_row(shard, done, poison.read[row], row - done), unwatched), shard)
+                    yield _last(step, shard, done, poison.read[row], row - done)
                     return
-                _give_up(poison, death, row, wasted, options.limits, 0 if shard.cut else len(shard.members), done)
+                _give_up(poison, death, row, wasted, options.limits, members, done)
             continue
         except BaseException:
             child.kill()
@@ -96,6 +108,11 @@ def _give_up(
 
 def _given_up(wasted: float, limits: Limits) -> str:
     return f"its failing rows took {wasted:.0f} s, more than max_wasted_seconds={limits.max_wasted_seconds:g}"
+
+
+def _last(step: Step, shard: Shard, done: int, reason: str, lost: int) -> pa.Table:
+    """The row that ends a shard which no child is to read again."""
+    return _own(step(last_row(shard, done, reason, lost), unwatched), shard)
 
 
 def _own(block: pa.Table, shard: Shard) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import pickle
@@ -55,7 +56,7 @@ class ChildDiedError(RuntimeError):
 
 @dataclass
 class _Clock:
-    """What the row that is worked on has used."""
+    """What the row that is worked on, or all of a task, has used."""
 
     at: tuple[str, int] | None = None
     cpu: float = 0.0
@@ -100,9 +101,16 @@ class Child:
         self._clock = _Clock()
         self._limits = Limits()
         self._waited = 0.0
+        self._task, self._most = _Clock(), math.inf
+        self.spent = 0.0
+        """Seconds of CPU that the task took up to the last look, or a tenth of those that its worker waited for it."""
 
-    def run(self, task: Task) -> Iterator[tuple[int, pa.Table]]:
+    def run(self, task: Task, most: float = math.inf) -> Iterator[tuple[int, pa.Table]]:
         """What the child makes of a task: how many rows are done, and the newest block of it.
+
+        Args:
+            task: what to do.
+            most: bound on `spent`.
 
         Raises:
             ChildDiedError: it died, hung, needed too much memory, or failed at a row.
@@ -111,6 +119,7 @@ class Child:
         """
         self._note[: NOTE.size] = NOTE.pack(0, STARTING)
         self._clock, self._limits, self._waited = _Clock(), task.options.limits, 0.0
+        self._task, self._most, self.spent = _Clock(cpu=self._cpu_seconds()), most, 0.0
         served = serving(task.shard, task.options.limits)
         done = task.skip
         try:
@@ -155,7 +164,8 @@ class Child:
             done = ready(POLL_SECONDS)
             now = time.monotonic()
             self._waited += now - began
-            self._clock.waited += now - began
+            for clock in (self._clock, self._task):
+                clock.waited += now - began
             if now - self._clock.looked >= POLL_SECONDS:
                 self._look(self._limits, now)
             if done:
@@ -167,6 +177,9 @@ class Child:
         if clock.at != self._where():
             clock = self._clock = _Clock(self._where(), cpu)
         clock.looked = now
+        self.spent = max(cpu - self._task.cpu, self._task.waited / STALLED)
+        if self.spent > self._most:
+            self._died("ShardTakesTooLong", f"its shard needs more than {self._most:,.1f} s")
         most = max(limits.max_seconds, START_SECONDS) if self._where()[1] == STARTING else limits.max_seconds
         if cpu - clock.cpu > most or clock.waited > STALLED * most:
             self._died("InputHangs", f"this row needs more than max_seconds={limits.max_seconds}")
@@ -218,7 +231,8 @@ def _check_rows(block: pa.Table, task: Task, done: int, stop: Any) -> None:
         ValueError: another one.
     """
     shard = task.shard
-    most = len(shard.members) if shard.members and not shard.cut else SPAN
+    allowed = min(SPAN, task.options.limits.shard_rows(shard.size) + 1)
+    most = len(shard.members) if shard.members and not shard.cut else allowed
     most = most if task.until is None else min(most, task.until)
     if not (isinstance(stop, int) and done < stop <= most):
         raise ValueError(f"{stop} rows are done after {done}")

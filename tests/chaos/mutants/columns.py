@@ -446,6 +446,8 @@ def odd_shapes(rng: Rng) -> bytes:
     tables: Sequence[Callable[[], bytes]] = (
         lambda: written(pa.table({"text": pa.array([], pa.string())})),
         lambda: written(pa.table({f"c{i}": [i] for i in range(3000)})),
+        lambda: written(pa.table({f"c{i}": [i] for i in range(20_000)})),
+        lambda: written(pa.table({"text": pa.nulls(5_000_000, pa.string())}), row_group_size=5_000_000),
         lambda: written(pa.table({"text": ["ein Hund"] * 400}), row_group_size=1),
         lambda: written(pa.table({"text": words})),
         lambda: written(pa.table({"text": pa.nulls(len(words), pa.string())})),

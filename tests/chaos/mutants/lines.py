@@ -193,7 +193,8 @@ def _bomb(unit: bytes, count: int) -> bytes:
 
 def bomb(rng: Rng) -> bytes:
     """A line that never ends, or very many."""
-    units = [(b"\0", 300 << 20), (b"x", 30 << 20), (b"[", 20 << 20), (b"\n", 30_000), (b'{"text": "a"}\n', 10_000)]
+    units = [(b"\0", 300 << 20), (b"x", 30 << 20), (b"[", 20 << 20), (b"\n", 30_000), (b'{"text": "a"}\n', 10_000),
+             (b'{"text": "a"}\n', 4_000_000)]  # fmt: skip
     unit, count = units[rng.integers(len(units))]
     inner = _bomb(unit, count)
     return gzip.compress(inner) if rng.random() < 0.2 else inner

@@ -54,12 +54,31 @@ def test_the_machines_trouble_and_inner_bad_samples_pass(error: Exception) -> No
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
-@pytest.mark.parametrize("name", ["max_bytes", "max_seconds", "max_wasted_seconds"])
+@pytest.mark.parametrize(
+    "name", ["max_bytes", "max_seconds", "max_wasted_seconds", "max_shard_rows", "max_shard_seconds"]
+)
 def test_a_limit_is_a_number_above_0(name: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"`limits.{name}` is {value}: it must be a number above 0"):
         Limits(**{name: value})
     with pytest.raises(UsageError, match=r"`limits\.max_seconds` is "):
         QueryLimits(max_seconds=value)
+
+
+def test_a_shard_may_have_rows_and_take_time_by_its_size() -> None:
+    limits = Limits()
+    assert limits.shard_rows(44_000) == 904_000
+    assert limits.shard_seconds(4096 * 100) == 3700
+    limits.check_rows(200_016, 1)
+    with pytest.raises(
+        BadSample, match=r"^TooManyRows: more than 200,016 rows \(by default 200,000 and 16 for each of"
+    ):
+        limits.check_rows(200_017, 1)
+    own = Limits(max_shard_rows=7, max_shard_seconds=0.5)
+    assert (own.shard_rows(1 << 30), own.shard_seconds(1 << 30)) == (7, 0.5)
+    assert own.too_long(10) == (
+        "ShardTakesTooLong: more than 0.5 s of CPU (by default 3,600 and one for each 4,096 of its 10 bytes); "
+        "--limits.max-shard-seconds allows more"
+    )
 
 
 def test_size_is_checked_against_the_limit() -> None:

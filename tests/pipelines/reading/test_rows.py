@@ -14,7 +14,7 @@ from PIL import Image
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Cut, Visual
 from pipelines import storage
-from pipelines.reading.formats import entry
+from pipelines.reading.formats import text
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
 from pipelines.reading.media import video
@@ -121,21 +121,60 @@ def test_rows_are_counted_as_they_are_read(tmp_path: Path, name: str, content: b
     assert block["lost_rows"].to_pylist() == [None]
 
 
-def test_a_small_file_has_no_billion_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bomb = parquet(pa.table({"x": pa.nulls(3_000_000, pa.int8())}), row_group_size=3_000_000)
-    assert len(bomb) < 100_000
-    assert rows_of(
-        tmp_path, "z.parquet", parquet(pa.table({"text": [f"s3://lake/{n:07d}.jpg" for n in range(20_000)]}))
+TEN_ROWS = Limits(max_shard_rows=10)
+TOO_MANY = "TooManyRows: more than 10 rows (by default 200,000 and 16 for each of its {:,} bytes); "
+
+
+@pytest.mark.parametrize(("count", "rows", "lost"), [(10, 10, None), (11, 1, 10), (5000, 1, 19)])
+def test_parquet_rows_beyond_the_bound_are_one_error_row(tmp_path: Path, count: int, rows: int, lost: int) -> None:
+    content = parquet(pa.table({"text": ["a"] * count}))
+    found = rows_of(tmp_path, "x.parquet", content, limits=TEN_ROWS)
+    assert (len(found), found[-1]["lost_rows"]) == (rows, lost)
+    assert found[-1]["error"] == (lost and TOO_MANY.format(len(content)) + "--limits.max-shard-rows allows more"), (
+        "a footer is believed up to twice the bound"
     )
-    monkeypatch.setattr(entry, "FREE_ROWS", 500)
-    rows = rows_of(tmp_path, "x.parquet", bomb)
-    assert len(rows) == len(bomb) + 1
-    assert rows[-1]["lost_rows"] == len(bomb) - 1, "as many as there were: no night bears that"
-    assert rows[-1]["error"] == f"TooManyRows: there are more than {len(bomb):,} rows, and fewer bytes"
-    rows = rows_of(tmp_path, "x.txt.gz", gzip.compress(b"\n" * 100_000))
-    assert (len(rows), rows[-1]["lost_rows"]) == (501, 100_000 - 501)
-    same = parquet(pa.table({"text": ["a"] * 500}))
-    assert [row["error"] for row in rows_of(tmp_path, "y.parquet", same)] == [None] * 500
+
+
+def test_a_compressed_text_with_too_many_lines_is_one_error_row(tmp_path: Path) -> None:
+    for name, head in (("x.jsonl.gz", b""), ("x.tsv.gz", b"text\n")):
+        line = b'{"text": "a"}\n'
+        assert len(rows_of(tmp_path, name, gzip.compress(head + line * 10), limits=TEN_ROWS)) == 10
+        content = gzip.compress(head + line * 5000)
+        (row,) = rows_of(tmp_path, name, content, limits=TEN_ROWS)
+        assert row["error"].startswith(TOO_MANY.format(len(content)))
+        assert row["lost_rows"] == 4999
+
+
+def test_a_shard_that_is_not_counted_first_ends_at_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "COUNTED_FIRST", 1)
+    lines, members = b"a\n" * 12, tar([(f"{i:02d}.txt", b"a") for i in range(12)])
+    for name, content in (("x.txt", lines), ("x.txt.gz", gzip.compress(lines)), ("x.tar", members)):
+        rows = rows_of(tmp_path, name, content, limits=TEN_ROWS)
+        assert [row["error"] for row in rows[:-1]] == [None] * 10
+        assert rows[-1]["error"].startswith(TOO_MANY.format(len(content)))
+        assert (rows[-1]["lost_rows"], rows[-1]["sample_id"]) == (1, f"{name}:10")
+        assert len(rows_of(tmp_path, name, content, limits=Limits(max_shard_rows=12))) == 12
+
+
+def test_windows_of_clips_are_rows_within_the_bound(tmp_path: Path) -> None:
+    archive, _, clip, _ = sorted(mixed(tmp_path), key=lambda shard: shard.uri.rsplit(".")[-1] != "tar")
+    for shard, lost in ((archive, None), (clip, None)):
+        read = ReadOptions(visual=VISUAL, cut=CUT, limits=Limits(max_shard_rows=1))
+        first, second = [row for block in read_blocks(shard, read) for row in block.to_pylist()]
+        assert first["error"] is None
+        assert second["error"].startswith("TooManyRows: more than 1 rows")
+        assert (second["last"], second["lost_rows"]) == (True, lost)
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.txt.gz", "x.jsonl.gz"])
+def test_rows_that_compress_well_are_all_read(tmp_path: Path, name: str) -> None:
+    line = "a dog runs over the green grass"
+    lines = "\n".join([json.dumps({"text": line}) if "json" in name else line] * 100_000)
+    content = gzip.compress(lines.encode())
+    content = parquet(pa.table({"text": [line] * 100_000})) if name.endswith("parquet") else content
+    assert len(content) < 15_000
+    rows = rows_of(tmp_path, name, content)
+    assert [row["error"] for row in rows] == [None] * 100_000
 
 
 def test_ids_and_fields_beyond_all_measure_are_error_rows(tmp_path: Path) -> None:

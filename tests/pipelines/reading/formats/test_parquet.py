@@ -90,3 +90,12 @@ def test_large_parquet_rows_are_read_one_by_one(tmp_path: Path, monkeypatch: pyt
         content = parquet(pa.table({"clip": [clip] * 4}), use_dictionary=False)
         assert len(rows_of(tmp_path, "x.parquet", content)) == 4
     assert sizes == [64, 15, 1]
+
+
+def test_a_file_with_too_many_columns_is_refused_by_its_footer(tmp_path: Path) -> None:
+    wide = parquet(pa.table({f"c{i}": pa.array([1, 2], pa.int8()) for i in range(5000)}))
+    nested = parquet(pa.table({"a": [{f"c{i}": 1 for i in range(5000)}] * 2}))
+    for number, content in enumerate((wide, nested)):
+        (row,) = rows_of(tmp_path, f"{number}.parquet", content)
+        assert row["error"] == "TooManyColumns: 5,000, at most 4,096 are read; keep those that are needed"
+        assert row["lost_rows"] == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.reading.formats import text
 from pipelines.reading.limits import Limits
 from tests.pipelines.reading.made import rows_of
 
@@ -121,8 +122,24 @@ def test_rows_below_a_header_that_cannot_be_read_are_counted(tmp_path: Path, hea
         assert row["lost_rows"] == 999, "it stands for one of the thousand"
 
 
-def test_what_is_in_a_gzip_file_is_bounded(tmp_path: Path) -> None:
+def test_what_is_in_a_gzip_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = gzip.compress(b"a" * 99 + b"\n") * 100
+    told = (
+        "more than {:,} bytes decompressed; --limits.max-shard-bytes and --limits.max-compression-ratio (of its {:,} "
+    )
+    (row,) = rows_of(tmp_path, "x.txt.gz", content, limits=Limits(max_shard_bytes=5000))
+    assert row["error"] == f"ShardTooLarge: {told.format(5000, len(content))}bytes) allow more"
+    monkeypatch.setattr(text, "FREE_BYTES", 1000)
+    (row,) = rows_of(tmp_path, "x.txt.gz", content, limits=Limits(max_compression_ratio=2))
+    assert row["error"].startswith(f"ShardTooLarge: {told.format(1000 + 2 * len(content), len(content))}")
+    assert len(rows_of(tmp_path, "x.txt.gz", content)) == 100
+    monkeypatch.setattr(text, "COUNTED_FIRST", 1)
     rows = rows_of(tmp_path, "x.txt.gz", content, limits=Limits(max_shard_bytes=5000))
     assert 30 < len(rows) <= 51
-    assert rows[-1]["error"] == "ShardTooLarge: more than max_shard_bytes=5,000 bytes after decompression"
+    assert rows[-1]["error"].startswith("ShardTooLarge: ")
+
+
+def test_a_header_with_too_many_columns_is_refused(tmp_path: Path) -> None:
+    columns = "\t".join(f"c{i}" for i in range(200_000))
+    (row,) = rows_of(tmp_path, "x.tsv", f"{columns}\na\n".encode())
+    assert row["error"] == "TooManyColumns: 200,000, at most 4,096 are read; keep those that are needed"

@@ -166,6 +166,7 @@ def test_too_large_events_are_refused_before_they_are_read() -> None:
     data = event_bytes([0, 5, 10])
     assert only_error(data, limits=Limits(max_bytes=100)).startswith("MediaTooLarge: ")
     assert only_error(data, limits=Limits(max_array_bytes=100)).startswith("ArrayTooLarge: ")
+    assert only_error(data, limits=Limits(max_shard_rows=2)).startswith("TooManyRows: more than 2 rows (by default ")
     huge = io.BytesIO()
     with h5netcdf.File(huge, "w") as file:  # never written chunks cost nothing in the file
         file.dimensions = {"time": 10_000, "y": 10_000, "x": 10_000}

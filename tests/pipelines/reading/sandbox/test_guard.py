@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from hybrid_models.inputs import Cut, Visual
@@ -134,8 +135,9 @@ def test_a_shard_that_kills_whoever_counts_its_rows_has_a_last_row(
 ) -> None:
     class Dying:
         max_memory = 0
+        spent = 0.0
 
-        def run(self, task: Task) -> Iterator[None]:
+        def run(self, task: Task, most: float) -> Iterator[None]:
             raise ChildDiedError("InputCrashed", "the process died", READ, 1, 0.1)
 
     monkeypatch.setattr(guard, "_child", lambda *_: Dying())
@@ -160,6 +162,48 @@ def test_failing_rows_do_not_cost_a_shard_more_than_it_may(tmp_path: Path) -> No
         found[1]["error"],
     )
     assert found[1]["lost_rows"] == 8
+
+
+@pytest.fixture
+def overspent(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
+    """Tasks that children are given; each one overspends its time while an entry is None in place of its task."""
+    tasks, run = [], Child.run
+
+    def overspend(child: Child, task: Task, most: float) -> Iterator[tuple[int, pa.Table]]:
+        if None in tasks:
+            tasks[tasks.index(None)] = task
+            child.kill()
+            child.spent = most + 1
+            raise ChildDiedError("ShardTakesTooLong", "it takes too long", READ, 0, 0.1)
+        tasks.append(task)
+        yield from run(child, task, most)
+
+    monkeypatch.setattr(Child, "run", overspend)
+    return tasks
+
+
+TOO_LONG = (
+    "ShardTakesTooLong: more than 9.0 s of CPU (by default 3,600 and one for each 4,096 of its {} bytes); "
+    "--limits.max-shard-seconds allows more"
+)
+
+
+def test_a_shard_that_takes_too_long_ends_at_the_rows_that_are_done(tmp_path: Path, overspent: list[Task]) -> None:
+    one, limits = replace(shard(tmp_path, "x", "y", "z"), first=1), Limits(max_shard_seconds=9)
+    for times, lost in ((1, 1), (2, None)):
+        overspent[:] = [None] * times
+        (row,) = rows(one, limits=limits)
+        assert (row["index"], row["last"], row["lost_rows"]) == (1, True, lost)
+        assert row["error"] == TOO_LONG.format(one.size)
+        assert len(overspent) == 2, "it is read again once, to be counted"
+
+
+def test_objects_of_a_group_that_takes_too_long_are_error_rows(tmp_path: Path, overspent: list[Task]) -> None:
+    one = replace(grouped(tmp_path, "x", "y", "z"), first=1)
+    overspent[:] = [None]
+    found = rows(one, limits=Limits(max_shard_seconds=9))
+    assert [row["index"] for row in found] == [1, 2]
+    assert {row["error"] for row in found} == {TOO_LONG.format(one.size)}
 
 
 # ---- groups of lone objects --------------------------------------------------------------------------------------

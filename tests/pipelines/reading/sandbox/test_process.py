@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.limits import Limits
+from pipelines.reading.rows import BLOCK_ROWS
 from pipelines.reading.sandbox import guard, jail, process
 from pipelines.reading.sandbox.process import Child, ChildDiedError
 from pipelines.reading.sandbox.protocol import Poison, Task
@@ -89,3 +90,36 @@ def test_more_rows_than_are_wanted_are_nonsense(tmp_path: Path, monkeypatch: pyt
     task = Task(shard(tmp_path, "x", "y", "z"), ReadOptions(limits=LIMITS), ALWAYS, 0, Poison(), 2)
     with pytest.raises(ChildDiedError, match="answered nonsense: 3 rows are done after 0"):
         list(child.run(task))
+
+
+def test_a_task_may_take_so_much_time_of_the_child_and_none_of_it_is_its_consumers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "STALLED", 1)
+    monkeypatch.setattr(process, "POLL_SECONDS", 0.1)
+    child = Child(LIMITS.max_memory)
+
+    def task(*lines: str) -> Task:
+        return Task(shard(tmp_path, *lines), ReadOptions(limits=Limits()), ALWAYS, 0, Poison(), None)
+
+    list(child.run(task("x")))
+    started = time.monotonic()
+    for done, _ in child.run(task(*["x"] * 4 * BLOCK_ROWS), 2.0):
+        assert done % BLOCK_ROWS == 0
+        time.sleep(1)
+    assert time.monotonic() - started > 4
+    with pytest.raises(ChildDiedError, match=r"its shard needs more than 0\.5 s") as death:
+        list(child.run(task(*["slow"] * 60), 0.5))
+    assert (death.value.kind, death.value.phase) == ("ShardTakesTooLong", "decode")
+    assert 0.5 < child.spent < 10
+
+
+def test_rows_beyond_the_bound_of_a_shard_are_nonsense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a child that was taken over."""
+    dumps = pickle.dumps
+    free = ReadOptions(limits=LIMITS)
+    monkeypatch.setattr(process.pickle, "dumps", lambda task: dumps(replace(task, options=free)))
+    bounded = ReadOptions(limits=replace(LIMITS, max_shard_rows=1))
+    child = Child(LIMITS.max_memory)
+    with pytest.raises(ChildDiedError, match="answered nonsense: 3 rows are done after 0"):
+        list(child.run(Task(shard(tmp_path, "x", "y", "z"), bounded, ALWAYS, 0, Poison(), None)))
