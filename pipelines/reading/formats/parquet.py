@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.reading.formats.entry import MAX_ERROR, Entry, ReadOptions, check_columns, stored_bytes
 from pipelines.reading.media.decode import sniff_media_type
