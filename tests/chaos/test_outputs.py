@@ -166,6 +166,46 @@ def test_an_output_in_the_log_of_a_delta_table_is_refused(output: Output, root: 
         unchanged(output.argv(root, inputs, **changes), code, root, inputs)
 
 
+def linked_splits(root: Path, inputs: Path) -> list[str]:
+    """Splits that are made of links to the events themselves."""
+    for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
+        (root / "out" / split).mkdir(parents=True)
+        (root / "out" / split / f"{name}.nc").symlink_to(inputs / f"radar/{name}.nc")
+    return ["prepare", "radar", "--source", f"{inputs}/radar", "--out", f"{root}/out", "--crop", "2"]
+
+
+def numbered_files(root: Path, inputs: Path) -> list[str]:
+    """A user's files with names of shards, in a split that the command writes and in others."""
+    for name in ("train/scenes-train-00042", "other/scenes-other-00001", "train/scenes-train-00000"):
+        (root / "out/scenes" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / f"out/scenes/{name}.tar").write_text("precious")
+    return Output("prepare demo", "out").argv(root, inputs)
+
+
+def forged_journal(root: Path, inputs: Path) -> list[str]:
+    """A journal of an earlier version, which names a user's file."""
+    (root / "out/scenes/photos").mkdir(parents=True)
+    (root / "out/scenes/photos/x.jpg").write_bytes(b"photo")
+    (root / "out/scenes/_unfinished").write_text("photos/x.jpg\n")
+    return Output("prepare demo", "out").argv(root, inputs)
+
+
+def own_run_folder(root: Path, inputs: Path) -> list[str]:
+    """A folder of a run's name that is no run."""
+    run = root / "out/runs/translator-demo"
+    for name in ("summary.json", "history.jsonl", "artifact/config.json", "checkpoint_epoch_0001/weights.safetensors"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("mine")
+    return Output("train translator-demo", "storage").argv(root, inputs)
+
+
+@pytest.mark.parametrize("layout", [linked_splits, numbered_files, forged_journal, own_run_folder])
+def test_a_layout_that_users_have_is_refused_whole(
+    layout: Callable[[Path, Path], list[str]], root: Path, inputs: Path
+) -> None:
+    unchanged(layout(root, inputs), cli.USAGE, root, inputs)
+
+
 VARIANTS = ("file", "link", "linked folder")
 
 
