@@ -20,7 +20,7 @@ from functools import partial
 from multiprocessing import forkserver
 from typing import Any
 
-from hybrid_models import TABLES
+from hybrid_models import TABLES, interface_of
 from hybrid_models.errors import UsageError
 from jobs import evaluate, infer, promote, report, train
 from jobs.command import cli
@@ -34,6 +34,7 @@ from pipelines.datasets.demo.nights import SHOT_SECONDS
 from pipelines.models import registry, server
 from pipelines.reading.sandbox import jail
 from pipelines.secrets import shown
+from pipelines.storage import seal
 from pipelines.training.recipe import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """Makes the data, then takes each hybrid through training, judgement, promotion, two nights and a query."""
     options = cli.parse(DemoOptions, argv, "hybrid demo", "From shards to SQL with three hybrids, on small data.")
     from pipelines.datasets.demo import data
+    from pipelines.nights import ownership
+    from pipelines.staging.pieces import table_schema
 
     jail.ensure()
     started = time.perf_counter()
@@ -108,6 +111,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     data.check(rows, NIGHT_ROWS)
     tables, place = storage.join(lake, "tables"), storage.join(lake, "data")
     _check_same(lake, rows, options.epochs)
+    for hybrid in (RECIPES[task.recipe]().hybrid for task in TASKS):
+        ownership.check(storage.join(tables, TABLES[hybrid]), table_schema(interface_of(hybrid).payload_schema))
+    storage.check_replaceable(report.page_of(tables, NIGHTS[-1]), seal.is_sealed, report.WAY_OUT)
     _preload()
     with connection.connect(quiet=True, cpus=CPUS), _processes() as pool:
         log.info("making small data sets in %s", place)

@@ -6,8 +6,9 @@ MLflow takes seconds to import: that is done where it is asked.
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +78,11 @@ def default_is(uri: str) -> Iterator[None]:
 
 
 def client(uri: str) -> MlflowClient:
-    """MLflow's own client, which gives up early; opening it may raise what is `unreachable`."""
+    """MLflow's own client, which gives up early; opening it may raise what is `unreachable`.
+
+    Raises:
+        UsageError: it is the SQLite database of another program.
+    """
     from mlflow import MlflowClient
 
     set_defaults()
@@ -91,7 +96,20 @@ def client(uri: str) -> MlflowClient:
             asked.search_experiments(max_results=1)
             asked.search_registered_models(max_results=1)
             lock.unlink(missing_ok=True)
+    elif uri.startswith(SQLITE):
+        _check_is_mlflows(database)
     return MlflowClient(uri, registry_uri=uri)
+
+
+def _check_is_mlflows(database: Path) -> None:
+    """Refuses a SQLite database with tables of another program, to which MLflow would add its own."""
+    tables: set[str] = set()
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as opened:  # MLflow reports a damaged one
+        tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and "experiments" not in tables:
+        raise UsageError(
+            f"{database} is the database of another program, with table {min(tables)}: use another `mlflow`"
+        )
 
 
 def make_ready(uri: str) -> None:

@@ -2,12 +2,14 @@ import os
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import pytest
 from filelock import FileLock
 
+from hybrid_models.errors import UsageError
 from pipelines.models import server
 from pipelines.models.server import default_uri
 
@@ -85,6 +87,21 @@ def test_nobody_waits_for_ever_for_a_job_that_makes_a_database(tmp_path: Path, m
 def test_what_cannot_be_made_ready_is_told_in_one_line() -> None:
     with pytest.raises(ConnectionError, match=rf"^MLflow at {AWAY}: cannot be opened: "):
         server.make_ready(AWAY)
+
+
+def test_the_database_of_another_program_stays_as_it_is(tmp_path: Path) -> None:
+    """Even a command that only reads would have added MLflow's tables to it."""
+    database = tmp_path / "app.db"
+    with closing(sqlite3.connect(database)) as opened:
+        opened.execute("CREATE TABLE notes (text)")
+    before = database.read_bytes()
+    with pytest.raises(UsageError, match=rf"^{database} is the database of another program, with table notes: use an"):
+        server.client(f"sqlite:///{database}")
+    assert database.read_bytes() == before
+    for empty in ("new.db", "empty.db"):
+        (tmp_path / "empty.db").touch()
+        server.make_ready(f"sqlite:///{tmp_path}/{empty}")
+        server.client(f"sqlite:///{tmp_path}/{empty}")
 
 
 def test_defaults_make_mlflow_give_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
