@@ -205,6 +205,13 @@ def test_secrets_are_only_named() -> None:
             assert re.search(r": \$\{\w+:\?write infra/\.env\}$", line), line
 
 
+def test_the_decoding_jail_is_required_in_the_image_compose_and_kubernetes() -> None:
+    assert "    HYBRID_JAIL=required \\\n" in (INFRA / "Dockerfile").read_text()
+    assert COMPOSE["x-settings"]["HYBRID_JAIL"] == "${HYBRID_JAIL:-required}"
+    (settings,) = (one for one in documents() if one["kind"] == "ConfigMap" and "AWS_REGION" in one["data"])
+    assert settings["data"]["HYBRID_JAIL"] == "required"
+
+
 # ---- Compose -----------------------------------------------------------------------------------------------------
 def test_services_of_compose_have_no_rights_and_bounds() -> None:
     for name, service in COMPOSE["services"].items():

@@ -2,11 +2,7 @@
 
 The list has what decoders of every kind call, as `strace` shows it, and what the same libraries call on other versions
 and processors. Any other call fails with ENOSYS, as on a kernel that lacks it, so that a library falls back to another
-call; a call that is allowed with other arguments fails with EPERM. Neither ends the process: a call that a new version
-of a library tries costs no row, and is not executed.
-
-The filter is assembled here, without libseccomp: its binding on PyPI (pyseccomp, last released in 2021) needs a system
-library that slim images may lack, and a jail that depends on it could be absent where the kernel has one.
+call; a call that is allowed with other arguments fails with EPERM. docs/decisions/decoding-child.md has the reasons.
 """
 
 from __future__ import annotations

@@ -142,12 +142,13 @@ def test_a_required_jail_that_lacks_a_part_is_refused(
     ],
 )  # fmt: skip
 def test_the_jail_in_force_is_logged_once(
-    kernel_parts: Callable[[bool, bool], None], caplog: pytest.LogCaptureFixture,
+    kernel_parts: Callable[[bool, bool], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
     mode: str, parts: tuple[bool, bool], found: str, line: str,
 ) -> None:  # fmt: skip
     caplog.set_level("INFO")
     kernel_parts(*parts)
-    assert [jail.ensure(mode), jail.ensure(mode)] == [found, found]
+    monkeypatch.setenv("HYBRID_JAIL", mode)
+    assert [jail.ensure(), jail.ensure()] == [found, found]
     (record,) = caplog.records
     danger = "" if found == jail.WHOLE else "a hostile file could reach files and the network"
     assert record.getMessage() == line.format(host=socket.gethostname()) + danger
