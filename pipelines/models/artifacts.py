@@ -119,7 +119,7 @@ class Artifact:
             "assets": {name: hashlib.sha256(self.files[name]).hexdigest() for name in sorted(self.meta["assets"])},
             "weights": self.meta["weights_sha256"],
             "decoding": asdict(decoding),
-            "limits": asdict(limits),
+            "limits": limits.decisive,
             "schema_version": self.interface.schema_version,
             "samples_version": self.interface.samples_version,
             "hybrid": self.meta["hybrid"],

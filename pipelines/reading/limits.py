@@ -6,13 +6,13 @@ import errno
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from hybrid_models.errors import BadSample, UsageError
 
 FREE_ROWS, ROWS_PER_BYTE = 200_000, 16
 """Numbered addresses reach 11 rows per byte in Parquet, random labels 7, sentences 0.2; only equal rows reach more."""
-FREE_BYTES = 64 * 2**20
+FREE_BYTES, BYTES_PER_BYTE = 64 * 2**20, 200.0
 """Bytes that a shard may always decompress to: 100,000 equal sentences are stored 400:1, templates of JSON 76:1."""
 FREE_SECONDS, BYTES_PER_SECOND = 3600, 4096
 """A photograph takes 0.04 s of CPU per MB, video of slides at 13 kbit/s and gzipped text, the slowest, 8."""
@@ -46,11 +46,20 @@ class Limits:
     """Rows of one shard, beyond which it is, or ends with, one error row; None: 200,000 and 16 per stored byte."""
     max_shard_seconds: float | None = None
     """Seconds of CPU for one shard, after which its rest is not read; None: 3,600 and one per 4,096 stored bytes."""
-    max_compression_ratio: float = 200.0
-    """Bytes of a compressed shard of text after decompression per stored byte; the first 64 MiB are free."""
+    max_compression_ratio: float | None = None
+    """Bytes of a compressed shard of text after decompression per stored byte; None: 200. 64 MiB are always free."""
 
     def __post_init__(self) -> None:
         check_positive(self)
+
+    @property
+    def decisive(self) -> dict[str, float]:
+        """The limits that are set, for fingerprints: those that are derived change no earlier output."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def shard_bytes(self, stored: int) -> int:
+        """Bytes that a compressed shard of so many bytes may decompress to."""
+        return int(FREE_BYTES + (self.max_compression_ratio or BYTES_PER_BYTE) * stored)
 
     def shard_rows(self, stored: int) -> int:
         """Rows that a shard of so many bytes may have."""

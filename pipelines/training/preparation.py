@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pyarrow as pa
 import ray
@@ -112,7 +112,7 @@ def features_folder(job: TrainJob, initial: Artifact, hybrid: Hybrid) -> str:
         "samples_version": hybrid.samples_version,
         "config": config,
         "assets": initial.assets,
-        "limits": asdict(job.recipe.limits),
+        "limits": job.recipe.limits.decisive,
         "frozen": frozen.hexdigest(),
         **({} if job.recipe.cut is None else {"cut": job.recipe.cut.decisive}),
     }

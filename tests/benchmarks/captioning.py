@@ -132,14 +132,14 @@ def make_photos(folder: Path, count: int) -> None:
     for number in range(0, count, SHARD_IMAGES):
         rows = range(number, min(count, number + SHARD_IMAGES))
         members = [(f"{i:06d}.jpg", tiny.jpeg(i, size=224)) for i in rows]
-        storage.write_bytes(str(folder / f"photos-{number:06d}.tar"), tiny.tar(members))
+        storage.write_bytes(str(folder / f"photos-{number:06d}.tar"), tiny.tar(members), storage.anything)
 
 
 def copies(folder: Path, target: str, count: int) -> str:
     """So many copies of each shard of a folder, at an address; returns that."""
     for shard in folder.iterdir():
         for number in range(count):
-            storage.write_bytes(storage.join(target, f"{number}-{shard.name}"), shard.read_bytes())
+            storage.write_bytes(storage.join(target, f"{number}-{shard.name}"), shard.read_bytes(), storage.anything)
     return target
 
 
@@ -152,7 +152,9 @@ def take(source: str, folder: Path, count: int) -> None:
             members += [(f"{row['sample_id']}.jpg", row["media"]) for row in rows if row["media"]]
     for number in range(0, min(count, len(members)), SHARD_IMAGES):
         storage.write_bytes(
-            str(folder / f"photos-{number:06d}.tar"), tiny.tar(members[number : min(count, number + SHARD_IMAGES)])
+            str(folder / f"photos-{number:06d}.tar"),
+            tiny.tar(members[number : min(count, number + SHARD_IMAGES)]),
+            storage.anything,
         )
 
 

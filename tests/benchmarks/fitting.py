@@ -59,7 +59,7 @@ def write_photos(data: Path) -> None:
             captions = [" ".join(draw.choices(words, often, k=10)) for _ in range(5)]
             members.append((f"{i:06d}.jpg", tiny.jpeg(i, size=224)))
             members.append((f"{i:06d}.json", json.dumps({"captions": captions}).encode()))
-        storage.write_bytes(str(data / split / "photos.tar"), tiny.tar(members))
+        storage.write_bytes(str(data / split / "photos.tar"), tiny.tar(members), storage.anything)
 
 
 def write_weights(path: Path) -> None:

@@ -280,9 +280,15 @@ def named(pictures: Sequence[bytes], count: int) -> list[tuple[str, bytes]]:
 def put(members: Sequence[tuple[str, bytes]], folder: str, of_a_shard: int) -> dict[str, str]:
     """The same as lone objects and in tars; their folders."""
     with ThreadPoolExecutor(16) as threads:
-        list(threads.map(lambda member: storage.write_bytes(f"{folder}/alone/{member[0]}", member[1]), members))
+        list(
+            threads.map(
+                lambda member: storage.write_bytes(f"{folder}/alone/{member[0]}", member[1], storage.anything), members
+            )
+        )
     for start in range(0, len(members), of_a_shard):
-        storage.write_bytes(f"{folder}/tars/{start:06d}.tar", tiny.tar(members[start : start + of_a_shard]))
+        storage.write_bytes(
+            f"{folder}/tars/{start:06d}.tar", tiny.tar(members[start : start + of_a_shard]), storage.anything
+        )
     return {kind: f"{folder}/{kind}" for kind in ("alone", "tars")}
 
 
@@ -346,7 +352,7 @@ def long_videos(rounds: int) -> list[Row]:
     videos = {minutes: repeated(clip(), 60 * minutes) for minutes in (0, 10, 60)}
     shards = {}
     for minutes, video in videos.items():
-        storage.write_bytes(f"s3://{BUCKET}/long/{minutes}.mp4", video)
+        storage.write_bytes(f"s3://{BUCKET}/long/{minutes}.mp4", video, storage.anything)
         (shards[minutes],) = list_shards(f"s3://{BUCKET}/long/{minutes}.mp4", cut=minutes > 0)
     peaks: dict[int, float] = {}
 

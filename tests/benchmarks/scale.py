@@ -368,7 +368,7 @@ def staged(partition: Partition, files: int) -> list[Piece]:
 def put(count: int, name: Callable[[int], str], content: bytes) -> None:
     """Many objects of one content."""
     with ThreadPoolExecutor(16) as threads:
-        for _ in threads.map(lambda number: storage.write_bytes(name(number), content), range(count)):
+        for _ in threads.map(lambda number: storage.write_bytes(name(number), content, storage.anything), range(count)):
             pass
 
 

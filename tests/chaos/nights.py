@@ -75,28 +75,30 @@ def prepare(task: Task) -> None:
         write_model[task.table](task.model(which), seed)
     if task.name == "captions":
         tiny.write_photos(task.shards, SHARDS, 12)
-        storage.write_bytes(f"{task.shards}/bad.tar", tiny.tar([("torn.jpg", tiny.jpeg(0)[:200])]))
+        storage.write_bytes(f"{task.shards}/bad.tar", tiny.tar([("torn.jpg", tiny.jpeg(0)[:200])]), storage.anything)
     if task.name == "windows":
         for number in range(20):
-            storage.write_bytes(f"{task.shards}/photos/{number}.jpg", tiny.jpeg(number))
+            storage.write_bytes(f"{task.shards}/photos/{number}.jpg", tiny.jpeg(number), storage.anything)
         for number in range(SHARDS):
-            storage.write_bytes(f"{task.shards}/clips/{number}.mp4", film("mp4", steady(60 + number)))
-        storage.write_bytes(f"{task.shards}/clips/torn.mp4", film("mp4", steady(60))[:300])
+            storage.write_bytes(f"{task.shards}/clips/{number}.mp4", film("mp4", steady(60 + number)), storage.anything)
+        storage.write_bytes(f"{task.shards}/clips/torn.mp4", film("mp4", steady(60))[:300], storage.anything)
         members = [("a.jpg", tiny.jpeg(1)), ("b.mkv", film("mkv", steady(80))), ("c.jpg", tiny.jpeg(2))]
-        storage.write_bytes(f"{task.shards}/some.tar", tiny.tar(members))
+        storage.write_bytes(f"{task.shards}/some.tar", tiny.tar(members), storage.anything)
     if task.name == "clips":
         for number in range(LEAST_FILES):
-            storage.write_bytes(f"{task.shards}/{number}.mp4", film("mp4", steady(8 + number % 3)))
-        storage.write_bytes(f"{task.shards}/torn.mp4", film("mp4", steady(8))[:300])
+            storage.write_bytes(f"{task.shards}/{number}.mp4", film("mp4", steady(8 + number % 3)), storage.anything)
+        storage.write_bytes(f"{task.shards}/torn.mp4", film("mp4", steady(8))[:300], storage.anything)
     if task.name == "translations":
         tiny.write_sentences(task.shards, SHARDS, 40)
-        storage.write_bytes(f"{task.shards}/bad.jsonl", json.dumps({"id": "empty", "text": ""}).encode() + b"\n")
+        storage.write_bytes(
+            f"{task.shards}/bad.jsonl", json.dumps({"id": "empty", "text": ""}).encode() + b"\n", storage.anything
+        )
     if task.name == "nowcasts":
         for number in range(SHARDS):
             rain = np.random.default_rng(number).integers(0, 500, (12, 32, 32)).astype(np.uint16)
             minutes = [number * 1000 + 5 * t for t in range(12)]
-            storage.write_bytes(f"{task.shards}/event-{number}.nc", event_bytes(minutes, rain=rain))
-        storage.write_bytes(f"{task.shards}/torn.nc", event_bytes([0, 5, 10, 15])[:3000])
+            storage.write_bytes(f"{task.shards}/event-{number}.nc", event_bytes(minutes, rain=rain), storage.anything)
+        storage.write_bytes(f"{task.shards}/torn.nc", event_bytes([0, 5, 10, 15])[:3000], storage.anything)
 
 
 def rows(task: Task, tables_name: str) -> Rows:
@@ -146,7 +148,7 @@ def lengthen_log(task: Task, tables_name: str) -> None:
     for entry in entries:
         if "commitInfo" in entry:
             entry["commitInfo"]["filling"] = "x" * (LOG_BYTES + 1)
-    storage.write_bytes(commit, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+    storage.write_bytes(commit, "".join(json.dumps(entry) + "\n" for entry in entries).encode(), storage.anything)
 
 
 def copy_tables(task: Task, source: str, target: str) -> None:

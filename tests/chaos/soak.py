@@ -113,7 +113,9 @@ def write_shards(writer: int, number: int, edition: int) -> None:
             json.dumps({"id": f"{edition}-{shard}-{row}", "text": text, "padding": PADDING})
             for row, text in enumerate(tiny.sentences(ROWS, 1000 * edition + shard))
         ]
-        storage.write_bytes(f"{LAKE}/in/ds={date(writer, number)}/part-{shard}.jsonl", "\n".join(lines).encode())
+        storage.write_bytes(
+            f"{LAKE}/in/ds={date(writer, number)}/part-{shard}.jsonl", "\n".join(lines).encode(), storage.anything
+        )
 
 
 @dataclass(frozen=True)

@@ -373,13 +373,13 @@ def shards_of(files: Files, folder: Path) -> None:
     members = []
     for name, content in files:
         if name.endswith(SUFFIXES):
-            storage.write_bytes(str(folder / name), content)
+            storage.write_bytes(str(folder / name), content, storage.anything)
         else:
             members.append((name, content))
     if members:
-        storage.write_bytes(str(folder / "members.tar"), tiny.tar(members))
+        storage.write_bytes(str(folder / "members.tar"), tiny.tar(members), storage.anything)
         table = pa.table({"media": pa.array([content for _, content in members], pa.large_binary())})
-        storage.write_bytes(str(folder / "members.parquet"), columns.written(table))
+        storage.write_bytes(str(folder / "members.parquet"), columns.written(table), storage.anything)
 
 
 def shown(row: Mapping[str, Any]) -> bytes:
@@ -425,7 +425,7 @@ def test_hostile_files_reach_nothing(
 # ---- a decoder that was taken over -------------------------------------------------------------------------------
 def reported(traps: Traps, tmp_path: Path) -> dict[str, str]:
     """What the intruder says that it got, or why not."""
-    storage.write_bytes(str(tmp_path / "in.txt"), b"x\n")
+    storage.write_bytes(str(tmp_path / "in.txt"), b"x\n", storage.anything)
     (shard,) = list_shards(str(tmp_path / "in.txt"))
     place = Place(WORD, str(traps.folder), str(traps.file), str(traps.unix), traps.port, os.getpid())
     with alarm(PATIENCE):

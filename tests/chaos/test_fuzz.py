@@ -144,7 +144,7 @@ def test_mutated_members(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(sum(kind.encode()))
     good = MEMBERS[kind]()
     members = [(f"{i:04d}.{kind}", mutate(good, rng)) for i in range(FILES)]
-    storage.write_bytes(str(tmp_path / "fuzz.tar"), tiny.tar([("good." + kind, good), *members]))
+    storage.write_bytes(str(tmp_path / "fuzz.tar"), tiny.tar([("good." + kind, good), *members]), storage.anything)
     (rows,) = read(str(tmp_path)).values()
     assert len(rows) == FILES + 1
     assert rows[0]["error"] is None
@@ -159,8 +159,10 @@ def test_windows_of_mutated_clips(kind: str, tmp_path: Path) -> None:
     good = MEMBERS[kind]()
     clips = {f"{number:04d}.{kind}": mutate(good, rng) for number in range(FILES)}
     for name, clip in clips.items():
-        storage.write_bytes(str(tmp_path / "in" / name), clip)
-    storage.write_bytes(str(tmp_path / "in/all.tar"), tiny.tar([*clips.items(), ("last.txt", b"text")]))
+        storage.write_bytes(str(tmp_path / "in" / name), clip, storage.anything)
+    storage.write_bytes(
+        str(tmp_path / "in/all.tar"), tiny.tar([*clips.items(), ("last.txt", b"text")]), storage.anything
+    )
     errors: Counter[str] = Counter()
     found = read(str(tmp_path / "in"), Cut(0.1, 0.1))
     assert len(found) == FILES + 1
@@ -179,7 +181,7 @@ def test_mutated_shards(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(sum(kind.encode()))
     good = SHARDS[kind]()
     for number in range(FILES):
-        storage.write_bytes(str(tmp_path / f"{number:04d}.{kind}"), mutate(good, rng))
+        storage.write_bytes(str(tmp_path / f"{number:04d}.{kind}"), mutate(good, rng), storage.anything)
     errors: Counter[str] = Counter()
     found = read(str(tmp_path))
     assert len(found) == FILES

@@ -100,7 +100,7 @@ def test_members_that_are_no_files_or_point_elsewhere(tmp_path: Path) -> None:
             member = tarfile.TarInfo(f"{name}.jpg")
             member.type, member.linkname = kind, "/etc/passwd"
             archive.addfile(member)
-    storage.write_bytes(str(tmp_path / "in/x.tar"), buffer.getvalue())
+    storage.write_bytes(str(tmp_path / "in/x.tar"), buffer.getvalue(), storage.anything)
     before = set(tmp_path.rglob("*"))
     found = rows(str(tmp_path / "in/x.tar"), photos())
     assert kinds(found) == {"ok": 3, "UnsupportedMember": 5}
@@ -112,13 +112,13 @@ def test_a_header_that_lies_about_its_size(tmp_path: Path) -> None:
     member.size = 200 << 20
     good = tiny.tar([("good.jpg", tiny.jpeg(0))])
     whole = good[: 512 * (1 + -(-len(tiny.jpeg(0)) // 512))]  # a header and its data, without the end mark
-    storage.write_bytes(str(tmp_path / "x.tar"), whole + member.tobuf() + tiny.jpeg(1))
+    storage.write_bytes(str(tmp_path / "x.tar"), whole + member.tobuf() + tiny.jpeg(1), storage.anything)
     found = rows(str(tmp_path / "x.tar"), photos())
     assert kinds(found) == {"ok": 1, "ShardReadError": 1}
 
 
 def test_very_many_tiny_members_need_little_memory(tmp_path: Path) -> None:
-    storage.write_bytes(str(tmp_path / "x.tar"), tiny.tar((f"{i:07d}.jpg", b"") for i in range(MANY)))
+    storage.write_bytes(str(tmp_path / "x.tar"), tiny.tar((f"{i:07d}.jpg", b"") for i in range(MANY)), storage.anything)
     (shard,) = list_shards(str(tmp_path / "x.tar"))
     end_children()
     count, peak, last = 0, 0, None
@@ -140,7 +140,7 @@ def test_text_that_nobody_would_write(tmp_path: Path) -> None:
         b"<script>alert(1)</script>",
         b"ein Hund",
     ]
-    storage.write_bytes(str(tmp_path / "x.txt"), b"\n".join(lines) + b"\n")
+    storage.write_bytes(str(tmp_path / "x.txt"), b"\n".join(lines) + b"\n", storage.anything)
     found = rows(str(tmp_path / "x.txt"), sentences())
     assert len(found) == 6
     assert [row["error"] is None for row in found][-2:] == [True, True]
@@ -181,7 +181,7 @@ def test_pickles_are_not_executed(tmp_path: Path) -> None:
     array = io.BytesIO()
     np.save(array, np.array([Bomb(tmp_path / "exploded")], dtype=object), allow_pickle=True)
     members = [("a.pkl", bomb), ("b.pt", bomb), ("c.pth", bomb), ("d.npy", array.getvalue()), ("e.jpg", bomb)]
-    storage.write_bytes(str(tmp_path / "x.tar"), tiny.tar(members))
+    storage.write_bytes(str(tmp_path / "x.tar"), tiny.tar(members), storage.anything)
     pq.write_table(pa.table({"image": [bomb, array.getvalue()]}), tmp_path / "x.parquet")
     for name, count in (("x.tar", 5), ("x.parquet", 2)):
         found = rows(str(tmp_path / name), photos())
@@ -200,7 +200,9 @@ def test_impossible_rain(value: float, tmp_path: Path) -> None:
     rain[3, 8:16, 8:16] = value
     attrs = {"units": "mm/h"}
     storage.write_bytes(
-        str(tmp_path / "x.nc"), event_bytes([0, 5, 10, 15, 20], rain=rain.astype(np.float32), rain_attrs=attrs)
+        str(tmp_path / "x.nc"),
+        event_bytes([0, 5, 10, 15, 20], rain=rain.astype(np.float32), rain_attrs=attrs),
+        storage.anything,
     )
     found = rows(str(tmp_path / "x.nc"), decode, decode.preprocess.window)
     assert len(found) == 3
@@ -228,7 +230,7 @@ HEADERS = {
 @pytest.mark.parametrize("which", HEADERS)
 def test_a_tar_header_that_leads_nowhere_ends_its_shard_after_the_rows_before_it(which: str, tmp_path: Path) -> None:
     archive = archives.member(b"first.jpg") + archives.between(HEADERS[which])
-    storage.write_bytes(str(tmp_path / "x.tar"), archive)
+    storage.write_bytes(str(tmp_path / "x.tar"), archive, storage.anything)
     first, *others = rows(str(tmp_path / "x.tar"), photos())
     assert (first["sample_id"], first["error"]) == ("first", None)
     assert 1 <= len(others) <= 3, "whatever the header says, there are four members"
@@ -280,7 +282,7 @@ def test_rain_in_another_file_is_not_read(tmp_path: Path) -> None:
         content = events.event_of(
             lambda file, where=elsewhere: file.create_dataset("rainfall_rate", (6, 32, 32), "u1", external=where)
         )
-        storage.write_bytes(str(tmp_path / "x.nc"), content)
+        storage.write_bytes(str(tmp_path / "x.nc"), content, storage.anything)
         (row,) = rows(str(tmp_path / "x.nc"), rain(), rain().preprocess.window)
         assert row["error"].startswith("RadarDecodeError: ")
 
@@ -297,14 +299,14 @@ BROKEN_EVENTS = {
 
 @pytest.mark.parametrize("what", BROKEN_EVENTS)
 def test_an_attribute_of_another_type_costs_its_event(what: str, tmp_path: Path) -> None:
-    storage.write_bytes(str(tmp_path / "x.nc"), events.event(BROKEN_EVENTS[what]))
+    storage.write_bytes(str(tmp_path / "x.nc"), events.event(BROKEN_EVENTS[what]), storage.anything)
     assert set(kinds(rows(str(tmp_path / "x.nc"), rain(), rain().preprocess.window))) <= BAD_EVENT
 
 
 @pytest.mark.parametrize("dtype", [np.dtype([("a", "f4"), ("b", "f4")]), h5py.string_dtype(), h5py.vlen_dtype("f4")])
 def test_rain_that_is_no_number_costs_its_event(dtype: Any, tmp_path: Path) -> None:
     content = events.event_of(lambda file: file.create_dataset("rainfall_rate", (6, 32, 32), dtype))
-    storage.write_bytes(str(tmp_path / "x.nc"), content)
+    storage.write_bytes(str(tmp_path / "x.nc"), content, storage.anything)
     assert set(kinds(rows(str(tmp_path / "x.nc"), rain(), rain().preprocess.window))) <= BAD_EVENT
 
 
@@ -329,7 +331,7 @@ def a_billion_chunks(file: h5py.File) -> h5py.Dataset:
 @pytest.mark.parametrize("make", [one_chunk_of_gigabytes, a_billion_chunks])
 def test_chunks_of_gigabytes_or_by_the_billion_cost_their_event(make: Any, tmp_path: Path) -> None:
     decode = Decode(rain().preprocess, Limits(max_seconds=2, max_memory=1 << 30))
-    storage.write_bytes(str(tmp_path / "x.nc"), events.event_of(make))
+    storage.write_bytes(str(tmp_path / "x.nc"), events.event_of(make), storage.anything)
     assert (tmp_path / "x.nc").stat().st_size < 10_000_000
     start = time.monotonic()
     (row,) = rows(str(tmp_path / "x.nc"), decode, decode.preprocess.window)
@@ -345,7 +347,9 @@ def test_a_chunk_that_is_declared_to_have_terabytes_costs_its_event(tmp_path: Pa
         )
     )
     assert content.count(sides) == 1
-    storage.write_bytes(str(tmp_path / "x.nc"), content.replace(sides, struct.pack("<III", 1, 2**31 - 1, 2**31 - 1)))
+    storage.write_bytes(
+        str(tmp_path / "x.nc"), content.replace(sides, struct.pack("<III", 1, 2**31 - 1, 2**31 - 1)), storage.anything
+    )
     (row,) = rows(str(tmp_path / "x.nc"), rain(), rain().preprocess.window)
     assert row["error"].startswith("RadarDecodeError: ")
 
@@ -356,16 +360,16 @@ def test_seconds_for_minutes_make_more_lead_times_than_fit(tmp_path: Path) -> No
     decode = Decode(Nowcaster.preprocess(config, {}), Limits())
     packed = np.ones((5, 256, 256), np.uint16)
     content = event_bytes([t / 12 for t in range(5)], rain=packed)
-    storage.write_bytes(str(tmp_path / "x.nc"), content)
+    storage.write_bytes(str(tmp_path / "x.nc"), content, storage.anything)
     assert kinds(rows(str(tmp_path / "x.nc"), decode, decode.preprocess.window)) == {"OutputTooLarge": 3}
-    storage.write_bytes(str(tmp_path / "x.nc"), event_bytes([5 * t for t in range(5)], rain=packed))
+    storage.write_bytes(str(tmp_path / "x.nc"), event_bytes([5 * t for t in range(5)], rain=packed), storage.anything)
     assert kinds(rows(str(tmp_path / "x.nc"), decode, decode.preprocess.window)) == {"ok": 3}, "12 lead times"
 
 
 # ---- text --------------------------------------------------------------------------------------------------------
 def test_names_of_a_megabyte_need_little_memory(tmp_path: Path) -> None:
     lines = [json.dumps({"id": f"{i} " + "x" * 1_100_000, "text": "ein Hund"}).encode() + b"\n" for i in range(200)]
-    storage.write_bytes(str(tmp_path / "x.jsonl.gz"), gzip.compress(b"".join(lines), 1))
+    storage.write_bytes(str(tmp_path / "x.jsonl.gz"), gzip.compress(b"".join(lines), 1), storage.anything)
     found = rows(str(tmp_path / "x.jsonl.gz"), sentences(max_memory=128 << 20))
     assert len(found) == 200
     assert max(len(row["sample_id"]) for row in found) < 10_000
@@ -383,7 +387,7 @@ def parquet_damaged_at(group: int) -> bytes:
 
 @pytest.mark.parametrize("group", [0, 2])
 def test_a_shard_that_cannot_be_read_on_says_how_many_rows_are_lost(group: int, tmp_path: Path) -> None:
-    storage.write_bytes(str(tmp_path / "x.parquet"), parquet_damaged_at(group))
+    storage.write_bytes(str(tmp_path / "x.parquet"), parquet_damaged_at(group), storage.anything)
     found = rows(str(tmp_path / "x.parquet"), sentences())
     assert kinds(found) == Counter({"ok": 10 * group, "ShardReadError": 1})
     assert [row["lost_rows"] for row in found] == [None] * 10 * group + [39 - 10 * group]
@@ -392,7 +396,7 @@ def test_a_shard_that_cannot_be_read_on_says_how_many_rows_are_lost(group: int, 
 def test_lost_rows_count_as_bad_ones(tmp_path: Path, ray_cluster: str) -> None:
     model = tiny.write_translator(str(tmp_path / "model"))
     tiny.write_sentences(str(tmp_path / "in"), shards=1, rows=60)
-    storage.write_bytes(str(tmp_path / "in/x.parquet"), parquet_damaged_at(0))
+    storage.write_bytes(str(tmp_path / "in/x.parquet"), parquet_damaged_at(0), storage.anything)
     command = ("infer", "translations", "--input", str(tmp_path / "in"), "--tables", str(tmp_path / "tables"),
                "--ds", "2026-01-31", "--model", model, "--resources.min-actors", "1")  # fmt: skip
     refused = tiny.hybrid_here(*command, cwd=tmp_path)
@@ -417,7 +421,7 @@ def row_bombs() -> dict[str, bytes]:
 def test_bombs_of_rows_and_columns_are_one_error_row_within_seconds(tmp_path: Path) -> None:
     decode = sentences()
     for name, content in row_bombs().items():
-        storage.write_bytes(str(tmp_path / name), content)
+        storage.write_bytes(str(tmp_path / name), content, storage.anything)
         started = time.monotonic()
         (row,) = rows(str(tmp_path / name), decode)
         assert time.monotonic() - started < 30

@@ -37,7 +37,7 @@ def test_calls_are_passed_on_and_told(before_store: Proxy, s3: str) -> None:
     told: list[tuple[str, Call]] = []
     before_store.watcher = lambda call, when: told.append((when, call))
     content = random.Random(0).randbytes(300_000)
-    storage.write_bytes(f"{s3}/a b+ü.bin", content)
+    storage.write_bytes(f"{s3}/a b+ü.bin", content, storage.anything)
     key = f"{s3.removeprefix('s3://')}/a b+ü.bin"
     assert told == [("before", Call("PUT", key, None)), ("after", Call("PUT", key, None))]
     assert storage.read_bytes(f"{s3}/a b+ü.bin") == content
@@ -59,7 +59,7 @@ def test_no_fault_harms_objects_or_tables(before_store: Proxy, s3: str, monkeypa
     before_store.faults = Faults(1 / 6, seed=3)
     for number in range(8):
         content = random.Random(number).randbytes(50_000)
-        storage.write_bytes(f"{s3}/in/{number}", content)
+        storage.write_bytes(f"{s3}/in/{number}", content, storage.anything)
         assert storage.read_bytes(f"{s3}/in/{number}") == content
     assert len(storage.list_files(f"{s3}/in")) == 8
 
@@ -85,5 +85,5 @@ def stage(table: str, night: str, rows: int) -> Piece:
     buffer = io.BytesIO()
     columns = {field.name: pa.nulls(rows, field.type) for field in SCHEMA}
     pq.write_table(pa.table({**columns, "status": ["ok"] * rows}, schema=SCHEMA), buffer)
-    storage.write_bytes(uri, buffer.getvalue())
+    storage.write_bytes(uri, buffer.getvalue(), storage.anything)
     return Piece(storage.info(uri), 0, rows, end=True)

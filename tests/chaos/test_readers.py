@@ -55,7 +55,9 @@ def test_a_reader_sees_only_whole_nights_during_twenty_reruns(s3: str, tracking_
     try:
         for number in range(1, RERUNS + 1):
             for place, (uri, content) in enumerate(shards.items()):
-                storage.write_bytes(uri, content) if place <= number % 3 else storage.delete(uri, storage.anything)
+                storage.write_bytes(uri, content, storage.anything) if place <= number % 3 else storage.delete(
+                    uri, storage.anything
+                )
             assert night(number)["changed"]
     finally:
         stop.set()

@@ -89,7 +89,7 @@ def bucket(s3_server: S3Server) -> dict[str, Lone]:
     found = dict(named)
     assert len(found) == len(named)
     for name, lone in found.items():
-        storage.write_bytes(f"{FOLDER}/{name}", lone.media)
+        storage.write_bytes(f"{FOLDER}/{name}", lone.media, storage.anything)
     return found
 
 

@@ -40,7 +40,7 @@ class Mortal(Predictor):
 def test_a_row_that_kills_the_model_costs_only_itself(tmp_path: Path) -> None:
     texts = tiny.sentences(12, seed=5)
     texts[7] = DEADLY
-    storage.write_bytes(str(tmp_path / "in/a.txt"), "".join(f"{text}\n" for text in texts).encode())
+    storage.write_bytes(str(tmp_path / "in/a.txt"), "".join(f"{text}\n" for text in texts).encode(), storage.anything)
     artifact = artifacts.read(tiny.write_translator(str(tmp_path / "model")))
     shards = list_shards(str(tmp_path / "in"))
     lineage = Lineage("model", "1", "f" * 64, str(tmp_path / "died"))

@@ -74,7 +74,7 @@ def test_photographs_and_clips_are_captioned(tmp_path: Path, tracking_uri: str) 
         ("torn.jpg", tiny.jpeg(2)[:200]),
         ("note.txt", b"no picture here"),
     ]
-    storage.write_bytes(str(tmp_path / "in/x.tar"), tiny.tar(members))
+    storage.write_bytes(str(tmp_path / "in/x.tar"), tiny.tar(members), storage.anything)
     summary = night(model, str(tmp_path / "in"), str(tmp_path / "tables"), tracking_uri)
     table = rows(str(tmp_path / "tables"), "captions")
     assert {name: row["frames"] for name, row in table.items() if row["status"] == "ok"} == {
@@ -95,7 +95,7 @@ def test_actions_of_lone_clips_and_of_arrays(s3: str, tmp_path: Path, tracking_u
     movie, grey = clip("mp4", "libx264"), io.BytesIO()
     np.save(grey, np.random.default_rng(0).integers(0, 255, (9, 20, 24)).astype(np.uint8))
     for name, content in {"a.mp4": movie, "b.npy": grey.getvalue(), "cut.mp4": movie[: len(movie) // 2]}.items():
-        storage.write_bytes(f"{s3}/in/{name}", content)
+        storage.write_bytes(f"{s3}/in/{name}", content, storage.anything)
     summary = night(model, f"{s3}/in", f"{s3}/tables", tracking_uri)
     assert (summary["rows"], summary["errors"]) == (3, {"VideoDecodeError": 1})
     found = rows(f"{s3}/tables", "actions")
@@ -116,7 +116,7 @@ def test_actions_of_lone_clips_and_of_arrays(s3: str, tmp_path: Path, tracking_u
 def test_sentences_empty_long_and_garbled(tmp_path: Path, tracking_uri: str) -> None:
     model = tiny.write_translator(str(tmp_path / "model"))
     lines = [b"der Hund", b"", b"   ", b"x" * 5000, b"\xff\xfe", b"ein\x00Kind"]
-    storage.write_bytes(str(tmp_path / "in/x.txt"), b"\n".join(lines) + b"\n")
+    storage.write_bytes(str(tmp_path / "in/x.txt"), b"\n".join(lines) + b"\n", storage.anything)
     summary = night(model, str(tmp_path / "in"), str(tmp_path / "tables"), tracking_uri)
     assert summary["rows"] == 6
     assert summary["errors"] == {"EmptyText": 2, "TextTooLong": 1, "TextDecodeError": 1}
@@ -143,7 +143,7 @@ def test_next_frames_of_arrays_and_clips(colour: bool, tmp_path: Path, tracking_
         ("photo.jpg", tiny.jpeg(1)),
         ("two.webm", clip("webm", "libvpx", frames=2)),
     ]
-    storage.write_bytes(str(tmp_path / "in/x.tar"), tiny.tar(members))
+    storage.write_bytes(str(tmp_path / "in/x.tar"), tiny.tar(members), storage.anything)
     summary = night(str(tmp_path / "model"), str(tmp_path / "in"), str(tmp_path / "tables"), tracking_uri)
     assert (summary["rows"], summary["errors"]) == (5, {"LengthError": 2})
     table = rows(str(tmp_path / "tables"), "nowcasts")
@@ -160,11 +160,11 @@ def test_radar_with_a_gap_and_on_another_grid(tmp_path: Path, tracking_uri: str)
     rain = np.random.default_rng(0).integers(0, 500, (6, 32, 32)).astype(np.uint16)
     rain[:, :4] = 65535  # outside the radar's range
     minutes = [0, 5, 10, 15, 20, 25]
-    storage.write_bytes(str(tmp_path / "in/good.nc"), event_bytes(minutes, rain=rain))
-    storage.write_bytes(str(tmp_path / "in/gap.nc"), event_bytes([0, 5, 10, 15, 25, 30], rain=rain))
-    storage.write_bytes(str(tmp_path / "in/grid.nc"), event_bytes(minutes, rain=rain[:, :16]))
-    storage.write_bytes(str(tmp_path / "in/short.nc"), event_bytes([0, 5], rain=rain[:2]))
-    storage.write_bytes(str(tmp_path / "in/torn.nc"), event_bytes(minutes, rain=rain)[:3000])
+    storage.write_bytes(str(tmp_path / "in/good.nc"), event_bytes(minutes, rain=rain), storage.anything)
+    storage.write_bytes(str(tmp_path / "in/gap.nc"), event_bytes([0, 5, 10, 15, 25, 30], rain=rain), storage.anything)
+    storage.write_bytes(str(tmp_path / "in/grid.nc"), event_bytes(minutes, rain=rain[:, :16]), storage.anything)
+    storage.write_bytes(str(tmp_path / "in/short.nc"), event_bytes([0, 5], rain=rain[:2]), storage.anything)
+    storage.write_bytes(str(tmp_path / "in/torn.nc"), event_bytes(minutes, rain=rain)[:3000], storage.anything)
     summary = night(model, str(tmp_path / "in"), str(tmp_path / "tables"), tracking_uri)
     table = rows(str(tmp_path / "tables"), "nowcasts")
     by_event: dict[str, list[dict[str, Any]]] = {}

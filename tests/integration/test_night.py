@@ -47,7 +47,7 @@ def test_a_night_again_and_again(s3: str, tmp_path: Path) -> None:
     assert DeltaTable(f"{s3}/tables/translations").version() == first.summary["version"]
     assert rows(f"{s3}/tables") == before
 
-    storage.write_bytes(f"{s3}/in/late.txt", b"der Hund\ndie Katze\n")
+    storage.write_bytes(f"{s3}/in/late.txt", b"der Hund\ndie Katze\n", storage.anything)
     storage.delete(f"{s3}/in/part-00000.txt", storage.anything)
     refused = tiny.hybrid_here(*infer(s3, "in", "tables"), cwd=tmp_path)
     assert refused.code == 3
@@ -79,7 +79,9 @@ def test_small_shards_share_objects_and_a_late_one_redoes_its_unit(
     monkeypatch.setattr(units, "UNIT_BYTES", 60_000)
     tiny.write_translator(f"{s3}/model")
     tiny.write_sentences(f"{s3}/in", shards=60, rows=4)
-    storage.write_bytes(f"{s3}/in/large.jsonl", b'{"text": "der Hund", "note": "' + 60_000 * b"-" + b'"}\n')
+    storage.write_bytes(
+        f"{s3}/in/large.jsonl", b'{"text": "der Hund", "note": "' + 60_000 * b"-" + b'"}\n', storage.anything
+    )
     argv = [*infer(s3, "in", "tables"), "--resources.min-actors", "1"]
     first = tiny.hybrid_here(*argv, cwd=tmp_path)
     assert first.code == 0, first.stderr
@@ -96,7 +98,7 @@ def test_small_shards_share_objects_and_a_late_one_redoes_its_unit(
     listed = list_shards(f"{s3}/in")
     known = {unit.key for unit in units.units(listed)}
     assert 5 <= len(known) < 20
-    storage.write_bytes(f"{s3}/in/late.txt", b"der Hund\ndie Katze\n")
+    storage.write_bytes(f"{s3}/in/late.txt", b"der Hund\ndie Katze\n", storage.anything)
     touched = [unit for unit in units.units(list_shards(f"{s3}/in")) if unit.key not in known]
     late = tiny.hybrid_here(*argv, cwd=tmp_path)
     assert (late.code, late.summary["changed"], late.summary["rows"]) == (0, True, 243), late.stderr
@@ -119,7 +121,7 @@ def test_a_night_that_lost_some_objects_computes_the_rest_of_their_units(
     draw = random.Random(1)
     kept = [file for file in storage.list_files(f"{s3}/whole/{folder}") if draw.random() < 0.8]
     for file in kept:
-        storage.write_bytes(f"{s3}/partial/{folder}/{file.name}", storage.read_bytes(file.uri))
+        storage.write_bytes(f"{s3}/partial/{folder}/{file.name}", storage.read_bytes(file.uri), storage.anything)
     todo = checks.incomplete(list_shards(f"{s3}/in"), f"{s3}/partial/{folder}")
     assert 0 < len(todo) < 60
     argv = [*infer(s3, "in", "partial"), "--resources.min-actors", "1"]
@@ -134,10 +136,10 @@ def test_one_corrupt_shard_of_twenty_and_every_row_is_accounted_for(s3: str, tmp
     tiny.write_captioner(f"{s3}/model")
     tiny.write_photos(f"{s3}/in", shards=20, rows=10)
     whole = storage.read_bytes(f"{s3}/in/photos-007.tar")
-    storage.write_bytes(f"{s3}/in/photos-007.tar", whole[: len(whole) // 2])
+    storage.write_bytes(f"{s3}/in/photos-007.tar", whole[: len(whole) // 2], storage.anything)
     broken = bytearray(storage.read_bytes(f"{s3}/in/photos-011.tar"))
     broken[512:1024] = bytes(512)  # the first photograph's header
-    storage.write_bytes(f"{s3}/in/photos-011.tar", bytes(broken))
+    storage.write_bytes(f"{s3}/in/photos-011.tar", bytes(broken), storage.anything)
 
     argv = ["captions" if word == "translations" else word for word in infer(s3, "in", "tables")]
     night = tiny.hybrid_here(*argv, cwd=tmp_path)
@@ -197,7 +199,7 @@ def test_a_night_of_an_object_for_each_shard_is_compacted_and_is_the_same_night(
     same = tiny.hybrid_here(*argv, cwd=tmp_path)
     assert (same.code, same.summary["rows_computed"], same.summary["changed"]) == (0, 0, False), same.stderr
     assert DeltaTable(f"{place}/tables/translations").version() == 2
-    storage.write_bytes(f"{place}/in/ds={DS}/late.txt", b"der Hund\ndie Katze\n")
+    storage.write_bytes(f"{place}/in/ds={DS}/late.txt", b"der Hund\ndie Katze\n", storage.anything)
     late = tiny.hybrid_here(*argv, cwd=tmp_path)
     assert (late.code, late.summary["changed"], late.summary["rows"]) == (0, True, 122), late.stderr
     assert late.summary["shards_computed"] < 31, "its unit, and no other"

@@ -32,7 +32,7 @@ def test_a_model_is_trained_on_a_folder_of_clips(tmp_path: Path, tracking_uri: s
             name, suffix = f"{number % 4}/{number:02d}", ("mp4", "mkv")[number % 2]
             codec = {"mp4": "libx264", "mkv": "libvpx"}[suffix]
             content = clip({"mp4": "mp4", "mkv": "matroska"}[suffix], codec, 6 + number)
-            storage.write_bytes(f"{tmp_path}/clips/{name}.{suffix}", content)
+            storage.write_bytes(f"{tmp_path}/clips/{name}.{suffix}", content, storage.anything)
             table.writerow([f"{name}.{suffix}", f"a square, take {number}", ("short", "long")[number // 20]])
     made = prepare.main([
         "folder", "--source", f"{tmp_path}/clips", "--table", f"{tmp_path}/said.csv", "--out", f"{tmp_path}/mine",

@@ -68,12 +68,12 @@ def model_files() -> dict[str, bytes]:
 
 def write_bucket(place: str) -> None:
     photo = image_bytes(Image.new("RGB", (64, 48), "green"), "PNG")
-    storage.write_bytes(f"{place}/in/photo.png", photo)
-    storage.write_bytes(f"{place}/in/short.mkv", clip("matroska", "libx264"))
-    storage.write_bytes(f"{place}/in/long.mp4", film("mp4", steady(SECONDS * 25), gop=50))
-    storage.write_bytes(f"{place}/in/no.mp4", b"not a clip")
+    storage.write_bytes(f"{place}/in/photo.png", photo, storage.anything)
+    storage.write_bytes(f"{place}/in/short.mkv", clip("matroska", "libx264"), storage.anything)
+    storage.write_bytes(f"{place}/in/long.mp4", film("mp4", steady(SECONDS * 25), gop=50), storage.anything)
+    storage.write_bytes(f"{place}/in/no.mp4", b"not a clip", storage.anything)
     members = [("a.jpg", tiny.jpeg(1)), ("b.mp4", film("mp4", steady(30))), ("c.jpg", tiny.jpeg(2))]
-    storage.write_bytes(f"{place}/in/some.tar", tiny.tar(members))
+    storage.write_bytes(f"{place}/in/some.tar", tiny.tar(members), storage.anything)
 
 
 def argv(place: str, tables: str, tracking_uri: str) -> list[str]:
@@ -165,7 +165,7 @@ def test_a_manifest_is_read_by_every_verb_and_its_night_goes_on_in_the_middle_of
         json.dumps({"where": f"in/{name}", "camera": number, "weather": "dry", "captions": ["a red square"]}) + "\n"
         for number, name in enumerate(("photo.png", "short.mkv", "long.mp4"))
     )
-    storage.write_bytes(f"{s3}/{DS}.jsonl", manifest.encode())
+    storage.write_bytes(f"{s3}/{DS}.jsonl", manifest.encode(), storage.anything)
     windows = ["--window-seconds", "30", "--stride-seconds", "20", "--mlflow", tracking_uri, "--uri-column", "where"]
     judged = ["--input", f"{s3}/{DS}.jsonl", "--storage", f"{s3}/named", *windows]
     promoted = promote.main(["shop.captions", *judged, "--margin", "1000"])
@@ -213,13 +213,13 @@ def test_an_address_twice_is_two_rows_each_with_its_fields(s3: str, ray_cluster:
     tiny.write_captioner(f"{s3}/model")
     media = {"a.jpg": tiny.jpeg(1), "good.mkv": test_bad_clips.good("mkv"), "half.mkv": test_bad_clips.half("mkv")}
     for name, content in media.items():
-        storage.write_bytes(f"{s3}/in/{name}", content)
+        storage.write_bytes(f"{s3}/in/{name}", content, storage.anything)
     manifest = [
         json.dumps({"id": f"{camera}-{name}", "where": f"in/{name}", "camera": camera}) + "\n"
         for camera in (1, 2, 2)
         for name in media
     ]
-    storage.write_bytes(f"{s3}/m.jsonl", "".join(manifest).encode())
+    storage.write_bytes(f"{s3}/m.jsonl", "".join(manifest).encode(), storage.anything)
     command = [
         "captions", "--input", f"{s3}/m.jsonl", "--uri-column", "where", "--keep", "camera", "--ds", DS,
         "--model", f"{s3}/model", "--max-error-fraction", "0.5", "--mlflow", tracking_uri,
@@ -258,7 +258,7 @@ def write_lossless(uri: str, frames: np.ndarray) -> None:
         for grey in frames:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(np.stack([grey] * 3, axis=2), format="rgb24")))
         output.mux(stream.encode())
-    storage.write_bytes(uri, buffer.getvalue())
+    storage.write_bytes(uri, buffer.getvalue(), storage.anything)
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from hybrid_models.errors import BadSample
 from pipelines import storage
 from pipelines.reading.formats.entry import Entry, Reader, ReadOptions, check_columns, json_object, stored_bytes
-from pipelines.reading.limits import FREE_BYTES, Limits
+from pipelines.reading.limits import Limits
 
 COUNTED_FIRST = 16 << 20
 """Bytes of a compressed file whose lines are counted before they are read."""
@@ -148,7 +148,7 @@ class _Inflated(io.RawIOBase):
         super().__init__()
         self._stored = stored_bytes(stream)
         self._stream = gzip.GzipFile(fileobj=stream)
-        ratio = int(FREE_BYTES + limits.max_compression_ratio * self._stored)
+        ratio = limits.shard_bytes(self._stored)
         self._most, self._given = min(limits.max_shard_bytes, ratio), 0
 
     def readable(self) -> bool:
