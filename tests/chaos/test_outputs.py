@@ -241,8 +241,8 @@ def test_a_users_file_where_a_job_on_a_cluster_writes_stays(
     output: Output, root: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most of these are refused before the job starts; in any case the user's things stay as they are."""
-    below = paths_written(output, root / "clean", inputs, monkeypatch)
-    for number, (path, variant) in enumerate(itertools.product(representatives(below), VARIANTS)):
+    by_folder = {path.parent: path for path in reversed(paths_written(output, root / "clean", inputs, monkeypatch))}
+    for number, (path, variant) in enumerate(itertools.product(representatives([*by_folder.values()]), VARIANTS)):
         place = root / f"attack-{number}"
         if not put(variant, place, path):
             continue
