@@ -129,7 +129,7 @@ def test_what_is_in_a_gzip_file_is_bounded(tmp_path: Path, monkeypatch: pytest.M
     )
     (row,) = rows_of(tmp_path, "x.txt.gz", content, limits=Limits(max_shard_bytes=5000))
     assert row["error"] == f"ShardTooLarge: {told.format(5000, len(content))}bytes) allow more"
-    monkeypatch.setattr(text, "FREE_BYTES", 1000)
+    monkeypatch.setattr("pipelines.reading.limits.FREE_BYTES", 1000)
     (row,) = rows_of(tmp_path, "x.txt.gz", content, limits=Limits(max_compression_ratio=2))
     assert row["error"].startswith(f"ShardTooLarge: {told.format(1000 + 2 * len(content), len(content))}")
     assert len(rows_of(tmp_path, "x.txt.gz", content)) == 100
