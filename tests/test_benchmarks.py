@@ -490,7 +490,7 @@ def test_a_process_is_known_by_its_command_line():
 
 def test_requests_are_those_of_any_client(s3_server, s3):
     write_deltalake(f"{s3}/table", pa.table({"a": [1, 2]}))
-    storage.write_bytes(f"{s3}/object", b"x")
+    storage.write_bytes(f"{s3}/object", b"x", storage.anything)
     before = s3_server.requests()
     storage.read_bytes(f"{s3}/object")
     assert before < s3_server.requests() <= before + 2

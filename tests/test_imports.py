@@ -185,7 +185,11 @@ SCRATCH = {
     "pipelines/datasets/large_data.py": {"write_bytes"},  # a clip for the decoder, in a temporary folder
     "pipelines/models/server.py": {"mkdir", "unlink"},  # the folder and the lock of MLflow's SQLite file
     "pipelines/models/suspects.py": {"mkdir", "unlink"},  # a note on the node, which the process itself opened
-    "pipelines/models/tracking.py": {"mkdir", "write_bytes"},  # what MLflow is handed, in a temporary folder
+    "pipelines/models/tracking.py": {
+        "copyfile",
+        "mkdir",
+        "write_bytes",
+    },  # what MLflow is handed, in a temporary folder
     "pipelines/staging/prepared.py": {"mkdir", "rename", "rmtree", "unlink"},  # the node's copies, in a private folder
     "pipelines/training/checkpoints.py": {
         "write_bytes",

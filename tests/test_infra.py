@@ -363,7 +363,7 @@ def test_the_mlflow_of_compose_wants_a_password_and_models_are_registered_and_fo
         assert status(f"{uri}/api/2.0/mlflow-artifacts/artifacts") == 401
         refused = Tracker(uri)
         assert refused.start("night", {}, {}) is None, "without a password it goes on without MLflow"
-        with pytest.raises(UsageError, match=r"set MLFLOW_TRACKING_USERNAME and .* --env-values$"):
+        with pytest.raises(UsageError, match=r"set MLFLOW_TRACKING_USERNAME and .* --env-values`$"):
             fetch_model("models:/translator@challenger", tmp_path / "none", uri)
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "hybrid")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", VALUES["MLFLOW_TRACKING_PASSWORD"])

@@ -126,7 +126,7 @@ def write_sentences(folder: str, shards: int, rows: int, seed: int = 0) -> None:
     """Text shards `part-00000.txt …`."""
     for number in range(shards):
         text = "\n".join(sentences(rows, seed * 1000 + number)) + "\n"
-        storage.write_bytes(storage.join(folder, f"part-{number:05d}.txt"), text.encode())
+        storage.write_bytes(storage.join(folder, f"part-{number:05d}.txt"), text.encode(), storage.anything)
 
 
 def write_pairs(folder: str, rows: int, seed: int) -> None:
@@ -135,7 +135,7 @@ def write_pairs(folder: str, rows: int, seed: int) -> None:
     for number, sentence in enumerate(sentences(rows, seed)):
         pair = {"id": f"{seed}-{number}", "en": sentence, "de": " ".join(reversed(sentence.split()))}
         lines.append(json.dumps(pair, ensure_ascii=False) + "\n")
-    storage.write_bytes(storage.join(folder, "pairs.jsonl"), "".join(lines).encode())
+    storage.write_bytes(storage.join(folder, "pairs.jsonl"), "".join(lines).encode(), storage.anything)
 
 
 def jpeg(seed: int, size: int = 48) -> bytes:
@@ -162,7 +162,7 @@ def write_photos(folder: str, shards: int, rows: int) -> None:
     """Tar shards `photos-000.tar …` of JPEGs."""
     for shard in range(shards):
         members = [(f"s{shard:02d}-{row:04d}.jpg", jpeg(shard * 1000 + row)) for row in range(rows)]
-        storage.write_bytes(storage.join(folder, f"photos-{shard:03d}.tar"), tar(members))
+        storage.write_bytes(storage.join(folder, f"photos-{shard:03d}.tar"), tar(members), storage.anything)
 
 
 def write_night(tables_uri: str, ds: str, shards_uri: str, model: str, run_id: str = "run", **decoding: object) -> None:

@@ -127,7 +127,9 @@ def failed(operation: str, uri: str, error: Exception) -> StorageError:
     if isinstance(error, PermissionError) or "AccessKey" in cause or "Signature" in cause:
         hint = "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     elif "locate credentials" in cause:
-        hint = "; set the AWS_… credentials or a role on this machine, or give a job yours: hybrid submit --env-values"
+        hint = (
+            "; set the AWS_… credentials or a role on this machine, or give a job yours: `hybrid submit --env-values`"
+        )
     elif re.search(r"connect\b|credentials", cause, re.IGNORECASE):
         hint = "; check AWS_ENDPOINT_URL and the AWS_… credentials"
     return StorageError(f"{told}{hint}")

@@ -123,6 +123,8 @@ def check_replaceable(uri: str, is_own: IsOwn, way_out: str = WAY_OUT) -> None:
         UsageError: one exists, or a link leads elsewhere.
         StorageError: the store cannot be reached or refuses.
     """
+    if is_own is anything and not is_local(uri):  # nothing to decide: a store has no links
+        return
     existing = _existing(uri)
     if existing is not None and not is_own(existing):
         raise UsageError(f"{uri} exists, and this program did not write it, or it was changed since: {way_out}")
@@ -306,8 +308,8 @@ def check_writable(uri: str) -> None:
     fs, _ = filesystem(uri)
     try:
         check_bucket(fs, uri)
-        write_bytes(probe, b"")
-        delete(probe, is_empty)
+        write_bytes(probe, b"", anything)  # a random name, which no other program gives
+        delete(probe, anything)
     except StorageError as error:
         raise UsageError(str(error)) from error
 

@@ -111,7 +111,10 @@ REASONS = {
     "TextDecodeError", "TooFewFrames", "UnsupportedMedia", "UnsupportedMember", "VideoDecodeError", "VideoTooLarge",
     "AmbiguousColumns", "RadarDecodeError", "RadarTimeError", "RadarVariableError",
 }  # fmt: skip
-COSTLY = {"IdTooLong", "InputCrashed", "InputHangs", "MemoryLimit", "OutputTooLarge", "ShardTooLarge"}
+COSTLY = {
+    "IdTooLong", "InputCrashed", "InputHangs", "MemoryLimit", "OutputTooLarge", "ShardTakesTooLong", "ShardTooLarge",
+    "TooManyColumns", "TooManyRows",
+}  # fmt: skip
 """Reasons of mutants that were made to cost more than they may."""
 
 
