@@ -27,7 +27,10 @@ LOCK_SECONDS = 60
 MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "UNAUTHENTICATED", "PERMISSION_DENIED")
 """What MLflow calls errors that another try would not mend."""
 
-NO_LOGIN = "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here, or give a job yours: `hybrid submit --env-values`"
+NO_LOGIN = (
+    "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here, or give a job yours: "
+    "`hybrid submit --env-values`"
+)
 
 
 def unreachable() -> tuple[type[Exception], ...]:

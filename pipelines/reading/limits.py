@@ -73,13 +73,13 @@ class Limits:
         """Raises `BadSample` (`TooManyRows`) for more rows than a shard of so many bytes may have."""
         if rows > (most := self.shard_rows(stored)):
             default = f"by default {FREE_ROWS:,} and {ROWS_PER_BYTE} for each of its {stored:,} bytes"
-            raise BadSample("TooManyRows", f"more than {most:,} rows ({default}); --limits.max-shard-rows allows more")
+            raise BadSample("TooManyRows", f"more than {most:,} rows ({default}); `limits.max_shard_rows` allows more")
 
     def too_long(self, stored: int) -> str:
         """Why the rest of a shard is not read."""
         default = f"by default {FREE_SECONDS:,} and one for each {BYTES_PER_SECOND:,} of its {stored:,} bytes"
         most = f"more than {self.shard_seconds(stored):,.1f} s of CPU ({default})"
-        return f"ShardTakesTooLong: {most}; --limits.max-shard-seconds allows more"
+        return f"ShardTakesTooLong: {most}; `limits.max_shard_seconds` allows more"
 
 
 def check_positive(limits: object) -> None:

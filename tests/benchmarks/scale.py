@@ -378,7 +378,11 @@ def translator(place: str) -> str:
     words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(3, 9))) for _ in range(WORDS)]
     config = TranslatorConfig(vocab_size=WORDS, embedding_size=16, hidden_size=32, attention_size=16)
     assets = Translator.learn_assets(config, [f"de\t{' '.join(draw.choices(words, k=12))}" for _ in range(WORDS)])
-    artifacts.write(artifacts.make(Translator(config, assets), TranslatorDecoding(), {}, "A benchmark's.\n"), place)
+    artifacts.write(
+        artifacts.make(Translator(config, assets), TranslatorDecoding(), {}, "A benchmark's.\n"),
+        place,
+        storage.anything,
+    )
     return place
 
 

@@ -158,7 +158,7 @@ class _Inflated(io.RawIOBase):
         data = self._stream.read1(len(buffer))  # what is there: a file that was cut off gives its beginning
         self._given += len(data)
         if self._given > self._most:
-            options = f"--limits.max-shard-bytes and --limits.max-compression-ratio (of its {self._stored:,} bytes)"
+            options = f"`limits.max_shard_bytes` and `limits.max_compression_ratio` (of its {self._stored:,} bytes)"
             raise BadSample("ShardTooLarge", f"more than {self._most:,} bytes decompressed; {options} allow more")
         buffer[: len(data)] = data
         return len(data)

@@ -77,7 +77,7 @@ def test_a_shard_may_have_rows_and_take_time_by_its_size() -> None:
     assert (own.shard_rows(1 << 30), own.shard_seconds(1 << 30)) == (7, 0.5)
     assert own.too_long(10) == (
         "ShardTakesTooLong: more than 0.5 s of CPU (by default 3,600 and one for each 4,096 of its 10 bytes); "
-        "--limits.max-shard-seconds allows more"
+        "`limits.max_shard_seconds` allows more"
     )
 
 

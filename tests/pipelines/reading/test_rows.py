@@ -130,7 +130,7 @@ def test_parquet_rows_beyond_the_bound_are_one_error_row(tmp_path: Path, count: 
     content = parquet(pa.table({"text": ["a"] * count}))
     found = rows_of(tmp_path, "x.parquet", content, limits=TEN_ROWS)
     assert (len(found), found[-1]["lost_rows"]) == (rows, lost)
-    assert found[-1]["error"] == (lost and TOO_MANY.format(len(content)) + "--limits.max-shard-rows allows more"), (
+    assert found[-1]["error"] == (lost and TOO_MANY.format(len(content)) + "`limits.max_shard_rows` allows more"), (
         "a footer is believed up to twice the bound"
     )
 

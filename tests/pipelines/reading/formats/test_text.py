@@ -125,7 +125,7 @@ def test_rows_below_a_header_that_cannot_be_read_are_counted(tmp_path: Path, hea
 def test_what_is_in_a_gzip_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = gzip.compress(b"a" * 99 + b"\n") * 100
     told = (
-        "more than {:,} bytes decompressed; --limits.max-shard-bytes and --limits.max-compression-ratio (of its {:,} "
+        "more than {:,} bytes decompressed; `limits.max_shard_bytes` and `limits.max_compression_ratio` (of its {:,} "
     )
     (row,) = rows_of(tmp_path, "x.txt.gz", content, limits=Limits(max_shard_bytes=5000))
     assert row["error"] == f"ShardTooLarge: {told.format(5000, len(content))}bytes) allow more"

@@ -184,7 +184,7 @@ def overspent(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
 
 TOO_LONG = (
     "ShardTakesTooLong: more than 9.0 s of CPU (by default 3,600 and one for each 4,096 of its {} bytes); "
-    "--limits.max-shard-seconds allows more"
+    "`limits.max_shard_seconds` allows more"
 )
 
 
