@@ -407,6 +407,7 @@ def test_a_training_that_has_no_memory_for_a_step_says_what_to_lower(
     ):
         train_to_the_end(job)
     assert runs.read_state(job) is None, "other options may be tried under its name"
+    runs.claim(job, runs.check(job))
     storage.write_bytes(f"{job.run}/checkpoint_epoch_0001/progress.json", b"{}")
     failure = WorkerGroupError("", {0: torch.OutOfMemoryError("CUDA out of memory.")})
     monkeypatch.setattr(driver, "TorchTrainer", lambda *_, **__: SimpleNamespace(fit=lambda: raise_(failure)))

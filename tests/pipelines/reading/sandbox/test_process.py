@@ -97,7 +97,7 @@ def test_a_task_may_take_so_much_time_of_the_child_and_none_of_it_is_its_consume
 ) -> None:
     monkeypatch.setattr(process, "STALLED", 1)
     monkeypatch.setattr(process, "POLL_SECONDS", 0.1)
-    child = Child(LIMITS.max_memory)
+    child = Child(LIMITS.max_memory, "auto")
 
     def task(*lines: str) -> Task:
         return Task(shard(tmp_path, *lines), ReadOptions(limits=Limits()), ALWAYS, 0, Poison(), None)
@@ -120,6 +120,6 @@ def test_rows_beyond_the_bound_of_a_shard_are_nonsense(tmp_path: Path, monkeypat
     free = ReadOptions(limits=LIMITS)
     monkeypatch.setattr(process.pickle, "dumps", lambda task: dumps(replace(task, options=free)))
     bounded = ReadOptions(limits=replace(LIMITS, max_shard_rows=1))
-    child = Child(LIMITS.max_memory)
+    child = Child(LIMITS.max_memory, "auto")
     with pytest.raises(ChildDiedError, match="answered nonsense: 3 rows are done after 0"):
         list(child.run(Task(shard(tmp_path, "x", "y", "z"), bounded, ALWAYS, 0, Poison(), None)))
