@@ -85,12 +85,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a long clip becomes windows, one sample each: from its first frame on, the last one ends with the clip.
-
-    Args:
-        window_seconds: length of a window.
-        stride_seconds: from the start of one to that of the next.
-    """
+    """How a long clip becomes windows, one sample each: from its first frame on, the last one ends with the clip."""
 
     version: ClassVar[int] = 2  # the rest of a clip that is given up are windows, too
     """Raised whenever the same clip has other windows: samples and nights of older ones are not met again."""

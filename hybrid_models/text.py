@@ -70,10 +70,7 @@ def _check_parts(serialised: str) -> None:
 
 
 class Tokenizer:
-    """Text ↔ token ids.
-
-    Args:
-        serialised: what `to_json` gave.
+    """Text ↔ token ids, by what `to_json` gave.
 
     Raises:
         UsageError: it is not the JSON of such a tokenizer.

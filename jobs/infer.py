@@ -104,14 +104,6 @@ def run(
 
     The caller has checked options, names, and that input and tables lie apart.
 
-    Args:
-        given: the input, as the user names it.
-        partition: the night.
-        artifact: the model.
-        decoding: how it decodes.
-        options: of nights.
-        tracking_uri: MLflow.
-
     Raises:
         NoShardsError: there is no input.
         UsageError: input or tables cannot be used.

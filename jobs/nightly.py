@@ -255,13 +255,6 @@ def run(
 ) -> dict[str, Any]:
     """Night after night; one that fails does not keep the others from being done.
 
-    Args:
-        units: what is to be done, oldest first.
-        options: of all of them.
-        champions: the model of each task.
-        tracking_uri: MLflow.
-        before: problems of tasks that cannot be done at all.
-
     Raises:
         EndedError: not all of them are done; with the summary of those that are.
     """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
@@ -20,10 +21,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Demo:
+class DataSet:
+    """What a data set is made of: its options are the arguments of the function that makes it."""
+
+    made_by: ClassVar[str]
+    """`module:function` in `pipelines.datasets`."""
+
+    def prepare(self) -> Prepared:
+        """Writes the data set; returns the summary."""
+        module, _, function = self.made_by.partition(":")
+        made: Prepared = getattr(import_module(f"pipelines.datasets.{module}"), function)(**vars(self))
+        return made
+
+
+@dataclass(frozen=True)
+class Demo(DataSet):
     """Small data for all three hybrids, made here: captioned scenes, moving digits, English–German sentences, and two
     nights of each to run `hybrid infer` on. Takes seconds, needs no download."""
 
+    made_by = "demo.data:prepare_demo"
     out: str
     """Folder or URI (s3://…) for the data sets `scenes`, `digits` and `sentences`."""
     scenes: int = 1600
@@ -38,14 +54,6 @@ class Demo:
     """Rows of one training shard."""
     seed: int = 0
     """The same seed gives the same bytes."""
-
-    def prepare(self) -> Prepared:
-        """Writes the data sets; returns the summary."""
-        from pipelines.datasets.demo.data import prepare_demo
-
-        return prepare_demo(
-            self.out, self.scenes, self.digits, self.sentences, self.night_rows, self.rows_per_shard, self.seed
-        )
 
 
 @dataclass(frozen=True)
@@ -118,10 +126,11 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Multi30k:
+class Multi30k(DataSet):
     """English–German sentence pairs for the translator (Elliott et al. 2016), from the files of the GitHub repository
     multi30k/dataset, folder data/task1/raw."""
 
+    made_by = "public_data:prepare_multi30k"
     source: str
     """Folder or URI with {train,val,test_2016_flickr}.{en,de}, gzipped or not."""
     out: str
@@ -129,18 +138,13 @@ class Multi30k:
     rows_per_shard: int = 2000
     """Sentence pairs of one shard."""
 
-    def prepare(self) -> Prepared:
-        """Writes the data set; returns the summary."""
-        from pipelines.datasets.public_data import prepare_multi30k
-
-        return prepare_multi30k(self.source, self.out, self.rows_per_shard)
-
 
 @dataclass(frozen=True)
-class Flickr8k:
+class Flickr8k(DataSet):
     """Photographs with five captions each for the captioner (Hodosh et al. 2013). Identical photographs are kept in the
     same split."""
 
+    made_by = "public_data:prepare_flickr8k"
     source: str
     """Folder or URI with the original distribution (Flicker8k_Dataset/, Flickr8k.token.txt and
     Flickr_8k.{train,dev,test}Images.txt), or with captions.json and images-*.tar. The latter have only train and dev:
@@ -154,17 +158,12 @@ class Flickr8k:
     seed: int = 0
     """What they are drawn with."""
 
-    def prepare(self) -> Prepared:
-        """Writes the data set; returns the summary."""
-        from pipelines.datasets.public_data import prepare_flickr8k
-
-        return prepare_flickr8k(self.source, self.out, self.rows_per_shard, self.val_images, self.seed)
-
 
 @dataclass(frozen=True)
-class Radar:
+class Radar(DataSet):
     """Rain radar events for the nowcaster, from CF NetCDF files: one event, one shard. Splits are whole events."""
 
+    made_by = "radar_data:prepare_radar"
     source: str
     """Folder or URI of *.nc files with `rainfall_rate` [time, y, x] in mm/h."""
     out: str
@@ -175,12 +174,6 @@ class Radar:
     """Names of the validation events, such as knmi_20100826."""
     test: tuple[str, ...] = ()
     """Names of the test events. With neither: the newest event is test, the one before it val."""
-
-    def prepare(self) -> Prepared:
-        """Writes the data set; returns the summary."""
-        from pipelines.datasets.radar_data import prepare_radar
-
-        return prepare_radar(self.source, self.out, self.crop, self.val, self.test)
 
 
 @dataclass(frozen=True)
@@ -239,9 +232,10 @@ class MovingScenes:
 
 
 @dataclass(frozen=True)
-class Coco:
+class Coco(DataSet):
     """Photographs with five captions each for the captioner: COCO captions 2017 (Chen et al. 2015)."""
 
+    made_by = "large_data:prepare_coco"
     source: str
     """Folder or URI with annotations/captions_{train,val}2017.json, and train2017 and val2017 as folders or .zip."""
     out: str
@@ -253,17 +247,12 @@ class Coco:
     seed: int = 0
     """What they are drawn with."""
 
-    def prepare(self) -> Prepared:
-        """Writes the data set; returns the summary."""
-        from pipelines.datasets.large_data import prepare_coco
-
-        return prepare_coco(self.source, self.out, self.rows_per_shard, self.val_images, self.seed)
-
 
 @dataclass(frozen=True)
-class Iwslt14:
+class Iwslt14(DataSet):
     """TED talks in two languages for the translator: IWSLT14 (Cettolo et al. 2014)."""
 
+    made_by = "large_data:prepare_iwslt14"
     source: str
     """Folder or URI with train.tags.de-en.{de,en} and IWSLT14.TED.{dev,tst}20??.de-en.{de,en}.xml."""
     out: str
@@ -273,17 +262,12 @@ class Iwslt14:
     rows_per_shard: int = 10_000
     """Sentence pairs of one shard."""
 
-    def prepare(self) -> Prepared:
-        """Writes the data set; returns the summary."""
-        from pipelines.datasets.large_data import prepare_iwslt14
-
-        return prepare_iwslt14(self.source, self.out, self.rows_per_shard, self.languages)
-
 
 @dataclass(frozen=True)
-class Kth:
+class Kth(DataSet):
     """Grey clips of people who walk, run, box … for nowcaster and recogniser: KTH actions (Schüldt et al. 2004)."""
 
+    made_by = "large_data:prepare_kth"
     source: str
     """Folder or URI with 00sequences.txt, and boxing, handclapping, handwaving, jogging, running and walking as folders
     of AVI files or .zip."""
@@ -296,17 +280,12 @@ class Kth:
     rows_per_shard: int = 250
     """Clips of one shard."""
 
-    def prepare(self) -> Prepared:
-        """Writes the data set; returns the summary."""
-        from pipelines.datasets.large_data import prepare_kth
-
-        return prepare_kth(self.source, self.out, self.rows_per_shard, self.size, self.frames)
-
 
 @dataclass(frozen=True)
-class Msvd:
+class Msvd(DataSet):
     """Short clips with many captions each for the captioner: MSVD (Chen and Dolan 2011)."""
 
+    made_by = "clip_captions:prepare_msvd"
     source: str
     """Folder or URI with AllVideoDescriptions.txt, and YouTubeClips as a folder or .zip; with youtube_mapping.txt the
     splits are the usual ones, without it clips of one video are in one split."""
@@ -317,29 +296,18 @@ class Msvd:
     seed: int = 0
     """What splits are drawn with."""
 
-    def prepare(self) -> Prepared:
-        """Writes the data set; returns the summary."""
-        from pipelines.datasets.clip_captions import prepare_msvd
-
-        return prepare_msvd(self.source, self.out, self.rows_per_shard, self.seed)
-
 
 @dataclass(frozen=True)
-class Msrvtt:
+class Msrvtt(DataSet):
     """Clips of the web with twenty captions each for the captioner: MSR-VTT (Xu et al. 2016)."""
 
+    made_by = "clip_captions:prepare_msrvtt"
     source: str
     """Folder or URI with {train_val,test}_videodatainfo.json, and TrainValVideo and TestVideo as folders or .zip."""
     out: str
     """Folder or URI for the splits train, val and test, which are its owners'."""
     rows_per_shard: int = 100
     """Clips of one shard."""
-
-    def prepare(self) -> Prepared:
-        """Writes the data set; returns the summary."""
-        from pipelines.datasets.clip_captions import prepare_msrvtt
-
-        return prepare_msrvtt(self.source, self.out, self.rows_per_shard)
 
 
 Source = (

@@ -194,12 +194,7 @@ def pool_time(features: Tensor, clips: Tensor, counts: Tensor) -> Tensor:
 
 
 class VisualHybrid(Hybrid):
-    """A hybrid that sees through an `Encoder`, which may stay as it is.
-
-    Args:
-        config: what it sees, and with which eye.
-        assets: what was learned from texts.
-    """
+    """A hybrid that sees through an `Encoder`, which may stay as it is."""
 
     def __init__(self, config: VisualConfig, assets: Mapping[str, str]) -> None:
         super().__init__(config, assets)

@@ -147,11 +147,7 @@ def cider_d(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> T
 
 
 class CiderD:
-    """`cider_d` against the same references again and again.
-
-    Args:
-        references: one or more of each sample.
-    """
+    """`cider_d` against the same references again and again."""
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
         counts = [[_ngram_counts(caption_tokens(ref)) for ref in refs] for refs in references]

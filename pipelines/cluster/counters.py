@@ -58,28 +58,13 @@ def _gauge(name: str) -> Gauge:
 
 
 def gauge_units(table: str, waiting: int, running: int, finished: int) -> None:
-    """Tells how many units there are; all zero when nothing is computed.
-
-    Args:
-        table: as in `count_staged`.
-        waiting: not begun yet.
-        running: now.
-        finished: of this computation.
-    """
+    """Tells how many units there are; all zero when nothing is computed."""
     for state, number in (("waiting", waiting), ("running", running), ("finished", finished)):
         _gauge(UNITS).set(number, tags={"table": table, "state": state})
 
 
 def count_staged(table: str, rows: int, errors: Mapping[str, int], seconds: Mapping[str, float], size: int) -> None:
-    """Counts what a writer has put into the store.
-
-    Args:
-        table: the table, or what else is staged: `features`, `evaluations`.
-        rows: how many.
-        errors: error rows by reason.
-        seconds: by stage.
-        size: bytes.
-    """
+    """Counts what a writer has put into the store."""
     _count(ROWS, rows, table=table)
     _count(BYTES, size, table=table)
     for kind, number in errors.items():

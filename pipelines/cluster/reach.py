@@ -26,12 +26,6 @@ def check(nodes: Collection[str], reads: str, folder: str, probe: str) -> None:
     """Refuses a folder, or something to read, on a disk that not all nodes of the cluster have. Of object stores
     nothing is asked, nor where there is no other node than this one.
 
-    Args:
-        nodes: ids of those that compute.
-        reads: one of the addresses that are read.
-        folder: where all nodes write.
-        probe: name of a file that is put there and removed again.
-
     Raises:
         UsageError: names the node and the address.
     """
@@ -48,7 +42,7 @@ def check(nodes: Collection[str], reads: str, folder: str, probe: str) -> None:
         answers = ask(others, partial(_missing, paths))
     finally:
         if folder in local:
-            storage.delete(file, storage.is_empty)
+            storage.delete(file, storage.anything)
     for host, missing in answers:
         if not missing:
             continue

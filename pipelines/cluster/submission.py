@@ -64,13 +64,7 @@ LOST = (requests.RequestException, aiohttp.ClientError, OSError, RuntimeError)
 
 @dataclass
 class Job:
-    """A job on a cluster.
-
-    Args:
-        client: of the cluster.
-        submission_id: the job's name there.
-        is_new: whether it has just been submitted, or was there before.
-    """
+    """A job on a cluster."""
 
     client: JobSubmissionClient
     submission_id: str

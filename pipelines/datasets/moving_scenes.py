@@ -47,15 +47,7 @@ Combination = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class MovingScene:
-    """What a clip shows.
-
-    Args:
-        colour: of what acts.
-        shape: of what acts.
-        action: one of `ACTIONS`.
-        other: colour and shape of what stands still; None if there is nothing.
-        background: one of the scenes' backgrounds.
-    """
+    """What a clip shows: what acts, and how (one of `ACTIONS`); and the colour and shape of what stands still."""
 
     colour: str
     shape: str
@@ -66,12 +58,6 @@ class MovingScene:
 
 def prepare_moving_scenes(out: str, rows_per_shard: int, counts: dict[str, int], seed: int) -> Prepared:
     """Renders the clips as mp4, with captions and the action as `label`.
-
-    Args:
-        out: where the splits go.
-        rows_per_shard: clips of one shard, about 6 kB each.
-        counts: clips by split.
-        seed: of everything.
 
     Raises:
         UsageError: a count is not positive.

@@ -58,11 +58,7 @@ def _curve(panel: Axes, history: Sequence[Mapping[str, float]], name: str, label
 
 
 def lead_time_curves(details: Mapping[str, Any]) -> bytes:
-    """PNG of CSI for each threshold, or of the MSE where there are no thresholds, by lead time beside the baselines.
-
-    Args:
-        details: of a nowcaster's `summarise`.
-    """
+    """PNG of CSI for each threshold, or of the MSE where there are no thresholds, by lead time beside the baselines."""
     scores = {f"CSI, {name} mm/h": ("csi", name) for name in details.get("csi", {})} or {"MSE": ("mse", None)}
     figure = Figure((2.9 * len(scores), 2.8), layout="constrained")
     panels = figure.subplots(1, len(scores), squeeze=False)[0]

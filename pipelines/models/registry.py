@@ -217,11 +217,6 @@ def _overtaken(name: str, winner: str | None) -> RuntimeError:
 def fetch_model(uri: str, folder: Path, tracking_uri: str) -> tuple[Path, str, str]:
     """Downloads a registered model's artifact folder, and nothing else: its `code` is for MLflow's own loader.
 
-    Args:
-        uri: `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
-        folder: where to put it.
-        tracking_uri: the MLflow server.
-
     Returns:
         The local artifact folder, the model by name and version (an alias resolved), and the version.
 

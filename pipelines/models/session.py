@@ -46,15 +46,7 @@ ALONE = nullcontext()
 
 @dataclass(frozen=True)
 class Inference:
-    """All that decides a prediction; small enough to travel to every worker.
-
-    Args:
-        artifact: the model.
-        decoding: how it decodes.
-        limits: bounds on one row.
-        keep: fields of the input that stay with a row.
-        cut: how clips are cut into windows, a row each.
-    """
+    """All that decides a prediction; small enough to travel to every worker."""
 
     artifact: Artifact
     decoding: DecodingConfig
@@ -114,14 +106,7 @@ class Inference:
 
 
 class Session:
-    """A loaded model with its decoding options and limits.
-
-    Args:
-        hybrid: the model, on its device.
-        decoding: how it decodes.
-        limits: bounds on one row.
-        cut: how clips are cut into windows, a row each.
-    """
+    """A loaded model with its decoding options and limits."""
 
     def __init__(self, hybrid: Hybrid, decoding: DecodingConfig, limits: Limits, cut: Cut | None = None) -> None:
         self.hybrid, self.decoding, self.limits, self.cut = hybrid, decoding, limits, cut
@@ -172,12 +157,7 @@ class Session:
         return self.hybrid.eval().explain(samples, self.decoding) if samples else []
 
     def answer(self, raw: pa.Table, batch_size: int = 32) -> pa.Table:
-        """Raw rows → the payload's columns, `status` and `error`: one output row for each input row, in the same order.
-
-        Args:
-            raw: rows of `RAW_SCHEMA`.
-            batch_size: samples in one forward pass.
-        """
+        """Rows of `RAW_SCHEMA` → payload, `status` and `error`: an output row for each input row, in the same order."""
         samples = self.decode()(raw)
         packed = samples["sample"]
         rows: list[dict[str, Any]] = [

@@ -45,12 +45,7 @@ PREDICTION_PACKAGES = (
 
 
 class Tracker:
-    """One MLflow run, or none while MLflow is away.
-
-    Args:
-        uri: the tracking URI.
-        run_id: a run to go on with; None until `start`.
-    """
+    """One MLflow run, or none while MLflow is away."""
 
     def __init__(self, uri: str, run_id: str | None = None) -> None:
         server.set_defaults()

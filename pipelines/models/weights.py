@@ -92,11 +92,6 @@ def pack_state(hybrid: Hybrid) -> bytes:
 def check_size(build: Callable[[], Hybrid], found: Mapping[str, Sequence[int]], where: str) -> None:
     """Builds the net without memory first: a config.json that lies about its sizes allocates nothing.
 
-    Args:
-        build: makes the net.
-        found: shapes of the tensors that there are for it.
-        where: the artifact.
-
     Raises:
         UsageError: it does not belong to its weights.
     """

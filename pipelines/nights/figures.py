@@ -50,16 +50,7 @@ class Figure:
 def figures(
     tables_uri: str, table: str, model: str, ds: str, tracking_uri: str, count: int
 ) -> tuple[list[Figure], str]:
-    """Some good rows of a night with what the model shows of them, or why there are none.
-
-    Args:
-        tables_uri: the folder of tables.
-        table: one of them, with good rows of that night.
-        model: which wrote them.
-        ds: the night.
-        tracking_uri: MLflow, for registered models.
-        count: how many at most.
-    """
+    """Some good rows of a night with what the model shows of them, or why there are none."""
     try:
         rows = _own(tables_uri, _choose(tables_uri, table, ds, count))
         artifact = artifacts.read(model, None, tracking_uri)

@@ -122,12 +122,6 @@ def infer(night: Night, resources: Resources, tracker: Tracker, seen: Collection
     """Runs one night: list, skip what is complete, compute the rest, join what tasks have cut, verify, put small files
     together, commit, tidy.
 
-    Args:
-        night: what is computed.
-        resources: how much of the cluster to take.
-        tracker: the MLflow run.
-        seen: what `check` has found that it replaces.
-
     Raises:
         RefusedError: too many samples were bad.
         RuntimeError: infrastructure failed, or another job has found more shards; start again, finished ones are kept.

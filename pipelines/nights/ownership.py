@@ -24,10 +24,6 @@ COMMON = table_schema(pa.schema([]))
 def check(uri: str, schema: pa.Schema) -> DeltaTable | None:
     """Refuses a table that this version cannot write nights to, or a folder in which none may be made.
 
-    Args:
-        uri: the table, or where it is to be.
-        schema: the columns of a file.
-
     Returns:
         The table; None where it is to be made.
 
@@ -127,10 +123,6 @@ def mark(uri: str) -> str:
 
 def check_folder(uri: str, given: Collection[str] = ()) -> None:
     """Refuses a folder to make a table in: it may hold nothing but what a night left that was killed before its commit.
-
-    Args:
-        uri: the folder.
-        given: paths below it that are known to be ours.
 
     Raises:
         UsageError: something else is there.

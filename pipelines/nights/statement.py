@@ -68,10 +68,6 @@ def dates(parsed: Mapping[str, Any], views: Collection[str]) -> Dates | None:
 
     Told by comparisons of `ds` with texts that every row of a view must pass: in the WHERE of a SELECT from that view
     alone. Whatever is written otherwise may ask for all nights.
-
-    Args:
-        parsed: what `parse_reading` gave.
-        views: their names.
     """
     found = list(_dates(parsed, {view.lower() for view in views}))
     hull = _hull(found) if found else EVER

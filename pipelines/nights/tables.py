@@ -39,11 +39,6 @@ AsOf = int | datetime
 def patiently(operation: str, uri: str, work: Callable[[], T]) -> T:
     """What `work` gives. delta-rs repeats requests that fail, but not ones whose answer breaks off: all is done again.
 
-    Args:
-        operation: how an error calls it, such as `read`.
-        uri: the table.
-        work: may be done several times.
-
     Raises:
         StorageError: the store kept failing; names the table and the cause.
         DeltaError: another writer, or a table that is not there.
@@ -70,10 +65,6 @@ def _is_the_stores(error: BaseException) -> bool:
 
 def check_name(name: str, own: str) -> None:
     """Refuses a name that a table cannot have in SQL and in its folder.
-
-    Args:
-        name: the table's.
-        own: what the hybrid's table is called by default.
 
     Raises:
         UsageError: says why.

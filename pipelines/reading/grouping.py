@@ -37,13 +37,7 @@ def _digits(text: str) -> str:
 def split(
     things: Iterable[Hashed[T]], address: Callable[[T], str], small: Callable[[Sequence[Hashed[T]]], bool]
 ) -> Iterator[tuple[str, tuple[T, ...]]]:
-    """Groups of things: the digits that they share, and the things in the order of their addresses.
-
-    Args:
-        things: what `hashed` gives, or some of it.
-        address: of one of them.
-        small: whether these are few enough for one group.
-    """
+    """Groups of things: the digits that they share, and the things in the order of their addresses."""
     return _split(sorted(things, key=_first), "", address, small)
 
 

@@ -57,12 +57,6 @@ MOST_NAME = 1024
 def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS, cut: bool = False) -> list[Shard]:
     """What is to be read at an address: shards and lone objects, or those that manifests there name.
 
-    Args:
-        uri: the address.
-        options: what it names.
-        limits: what a manifest may cost.
-        cut: clips become windows.
-
     Raises:
         NoShardsError: there is nothing.
         UsageError: something there cannot be read; a manifest has no such column; or manifests have too many rows.

@@ -98,12 +98,7 @@ def is_text(name: str) -> bool:
 
 
 def group(members: Sequence[Member], cut: bool = False) -> list[Group]:
-    """Members in groups of bounded size, each of them in one; of two at one address each, too.
-
-    Args:
-        members: the objects.
-        cut: clips become windows: each is a group of its own.
-    """
+    """Members in groups of bounded size, each of them in one; of two at one address each, too."""
     together: list[Hashed[Member]] = []
     alone: list[Group] = []
     for digits, member in grouping.hashed(members, _uri):
@@ -217,12 +212,7 @@ def _changed(member: Member) -> BadSample:
 
 
 class Fetched:
-    """A group's objects, fetched ahead of who asks for them in order.
-
-    Args:
-        members: of the group.
-        limits: what one may cost.
-    """
+    """A group's objects, fetched ahead of who asks for them in order."""
 
     def __init__(self, members: Sequence[Member], limits: Limits) -> None:
         self._members, self._limits = members, limits

@@ -64,10 +64,6 @@ class NoShardsError(UsageError):
 def list_shards(uri: str, cut: bool = False) -> list[Shard]:
     """The shards at a folder, a glob pattern or a single object; photographs, clips and arrays there in groups.
 
-    Args:
-        uri: the address.
-        cut: clips become windows.
-
     Raises:
         NoShardsError: there are none.
         UsageError: one has a suffix that nothing here reads; or a shard's name looks as if it held a password.
@@ -133,11 +129,6 @@ def grouped(root: str, members: Sequence[Member], cut: bool = False) -> list[Sha
 
 def lone(uri: str, cut: bool = False, first: int = 0) -> Shard:
     """One object as a group, whatever group it was read in.
-
-    Args:
-        uri: its address.
-        cut: clips become windows.
-        first: windows before this one are not needed.
 
     Raises:
         FileNotFoundError: it is not there.

@@ -70,7 +70,7 @@ def reused(shards: Sequence[Shard], folder: str, todo: Sequence[Part]) -> list[P
     staged, again = list_pieces(folder), {part.unit for part in todo}
     return [
         piece
-        for unit in _units(shards, staged)
+        for unit in units(shards)
         for own in [staged.get(unit.key, [])]
         for piece in leading(lasting(own) if unit.key in again else own)
     ]
@@ -111,35 +111,9 @@ Staging = Mapping[str, Sequence[Piece]]
 
 def tiled(shards: Sequence[Shard], staged: Staging) -> Iterator[tuple[Unit, Sequence[Piece], list[Piece] | None]]:
     """The units of these shards, what is staged of each, and which of it makes it up exactly; None if nothing does."""
-    for unit in _units(shards, staged):
+    for unit in units(shards):
         own = staged.get(unit.key, [])
         yield unit, own, tiling(own)
-
-
-def _units(shards: Sequence[Shard], staged: Staging) -> Iterator[Unit]:
-    for unit in units(shards):
-        yield from _as_staged(unit, staged)
-
-
-def _as_staged(unit: Unit, staged: Staging) -> Iterator[Unit]:
-    """A unit; where some of its shards lie there each for itself, as an earlier version staged them all, these are
-    units of their own, and so are the others together.
-
-    Which shards make up a unit at first does not depend on what lies there: it would not be the same after a part of
-    the night as before it.
-    """
-    if tiling(staged.get(unit.key, [])) is not None:
-        yield unit
-        return
-    others = []
-    for shard in unit.shards:
-        alone = Unit.of([shard])
-        if tiling(staged.get(alone.key, [])) is None:
-            others.append(shard)
-        else:
-            yield alone
-    if others:
-        yield Unit.of(others)
 
 
 def too_many(errors: Counter[str], rows: int, max_fraction: float) -> bool:

@@ -99,14 +99,7 @@ def later_columns(schema: pa.Schema) -> set[str]:
 
 @dataclass(frozen=True)
 class Within:
-    """Where in a pack a piece is.
-
-    Args:
-        name: the piece's own name.
-        row: the row of the file that is its first.
-        of: how many rows the file has.
-        second: in which the file was made.
-    """
+    """Where in a pack a piece of this name is: from which row on, of how many; and the second in which it was made."""
 
     name: str
     row: int
@@ -177,10 +170,6 @@ def list_pieces(folder: str) -> dict[str, list[Piece]]:
 def whole_packs_first(chosen: Sequence[Piece], staged: Mapping[str, Sequence[Piece]]) -> list[Piece]:
     """The same rows, from packs that have no others, as far as there are such, the larger ones first; where the packs
     that were chosen have others. The newest may be one that a night left which ended before its commit.
-
-    Args:
-        chosen: some pieces.
-        staged: whatever lies beside them.
     """
     packs: dict[storage.FileInfo, list[Piece]] = defaultdict(list)
     for piece in (piece for own in staged.values() for piece in own if piece.pack):

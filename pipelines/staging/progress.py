@@ -109,11 +109,7 @@ class Units:
 
 
 class Progress(ExecutionCallback):
-    """What Ray Data calls at each step of its loop.
-
-    Args:
-        work: all of it.
-    """
+    """What Ray Data calls at each step of its loop."""
 
     def __init__(self, work: Work) -> None:
         self._work = work

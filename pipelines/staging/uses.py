@@ -19,12 +19,7 @@ MAX_MARK = 64 << 10
 
 @dataclass(frozen=True)
 class Use:
-    """A mark.
-
-    Args:
-        kind: `RUN` or `MODEL`.
-        user: its URI.
-    """
+    """A mark."""
 
     kind: str
     user: str

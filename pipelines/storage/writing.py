@@ -91,12 +91,6 @@ def _check_outside_log(place: str) -> None:
 def write_bytes(uri: str, data: bytes, is_own: IsOwn = nothing, way_out: str = WAY_OUT) -> None:
     """Write an object atomically: readers see the old one or the whole new one.
 
-    Args:
-        uri: its address.
-        data: its content.
-        is_own: whether an object that exists there may be replaced.
-        way_out: what a user can do where it may not.
-
     Raises:
         UsageError: an object exists there that is not this program's own, or a link leads elsewhere.
         StorageError: the store cannot be reached or refuses.
@@ -312,8 +306,3 @@ def check_writable(uri: str) -> None:
         delete(probe, anything)
     except StorageError as error:
         raise UsageError(str(error)) from error
-
-
-def is_empty(existing: Existing) -> bool:
-    """The `IsOwn` of a probe, whose random name no other program gives."""
-    return existing.size == 0

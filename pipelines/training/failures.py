@@ -39,14 +39,7 @@ KINDS: dict[str, type[Exception]] = {
 
 @dataclass(frozen=True)
 class Failure:
-    """What is kept of one.
-
-    Args:
-        attempt: of which start of the driver.
-        kind: the error's class.
-        message: without passwords.
-        trace: the worker's traceback, without passwords.
-    """
+    """What is kept of one; its message and trace have no passwords."""
 
     attempt: str
     kind: str

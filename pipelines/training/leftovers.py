@@ -35,13 +35,7 @@ CHECKPOINT_FILE = re.compile(
 
 @dataclass(frozen=True)
 class Folder:
-    """One folder of what is kept.
-
-    Args:
-        uri: where it is.
-        needed_by: who needs it; empty if nobody does.
-        files: those of its files that go, if nobody needs it.
-    """
+    """One folder of what is kept."""
 
     uri: str
     needed_by: str

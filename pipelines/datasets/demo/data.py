@@ -31,15 +31,6 @@ def prepare_demo(
     photograph that is cut off, as real nights do, and instead of the last shard a film, `FILM`: cut into windows of
     `SHOT_SECONDS` it is as many rows, of which each shows one scene.
 
-    Args:
-        out: folder for the three.
-        scenes: training images; val and test have an eighth of that each.
-        digits: training sequences.
-        sentences: training pairs.
-        night_rows: rows of one night, in three shards.
-        rows_per_shard: rows of a training shard.
-        seed: of everything.
-
     Raises:
         UsageError: a number is too small.
     """
@@ -60,10 +51,6 @@ def prepare_demo(
 def check(rows: Mapping[str, int], night_rows: int) -> None:
     """Refuses to make data sets of which a split would be empty.
 
-    Args:
-        rows: of each data set, how many to train on.
-        night_rows: of one night.
-
     Raises:
         UsageError: a number is too small.
     """
@@ -75,16 +62,7 @@ def check(rows: Mapping[str, int], night_rows: int) -> None:
 
 
 def prepare_one(name: str, out: str, rows: int, night_rows: int, rows_per_shard: int, seed: int) -> Prepared:
-    """Makes one of the three data sets of `prepare_demo`, in a folder of its name.
-
-    Args:
-        name: which.
-        out: folder for the three.
-        rows: to train on.
-        night_rows: of one night.
-        rows_per_shard: of training.
-        seed: of everything.
-    """
+    """Makes one of the three data sets of `prepare_demo`, in a folder of its name."""
     writer = _writer(name, out, rows, rows_per_shard, seed)
     return MAKERS[name](writer, _split_sizes(rows, night_rows), seed)
 

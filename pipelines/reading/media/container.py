@@ -36,13 +36,7 @@ def sniff_media_type(media: bytes) -> str:
 
 
 def why_unreadable(stream: BinaryIO, media_type: str, otherwise: str) -> str:
-    """Why a file cannot be opened as what its name says it is.
-
-    Args:
-        stream: the file.
-        media_type: its suffix.
-        otherwise: what the decoder said, if the file's own bytes say nothing.
-    """
+    """Why a file cannot be opened as what its name says it is."""
     present = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     head = stream.read(MAGIC_BYTES)

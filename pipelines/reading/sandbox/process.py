@@ -39,15 +39,7 @@ START_SECONDS = 60.0
 
 
 class ChildDiedError(RuntimeError):
-    """The child died, or had to be killed, at a row.
-
-    Args:
-        kind: the reason's name.
-        message: what happened.
-        phase: what it was doing.
-        row: the row's index.
-        seconds: what the try has cost.
-    """
+    """The child died, or had to be killed, at a row."""
 
     def __init__(self, kind: str, message: str, phase: str, row: int, seconds: float) -> None:
         super().__init__(message)
@@ -107,10 +99,6 @@ class Child:
 
     def run(self, task: Task, most: float = math.inf) -> Iterator[tuple[int, pa.Table]]:
         """What the child makes of a task: how many rows are done, and the newest block of it.
-
-        Args:
-            task: what to do.
-            most: bound on `spent`.
 
         Raises:
             ChildDiedError: it died, hung, needed too much memory, or failed at a row.

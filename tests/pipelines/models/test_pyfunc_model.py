@@ -1,6 +1,5 @@
 import io
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -17,8 +16,6 @@ from pipelines.models.tracking import Tracker
 from tests import tiny
 
 TEXTS = tiny.sentences(5, seed=8)
-OLD = Path(__file__).with_name("pyfunc_of_0_1.py")
-"""What `hybrid train` of version 0.1 registered with each model."""
 
 
 @pytest.fixture(scope="module")
@@ -114,23 +111,3 @@ def test_a_model_is_loaded_once(load: Callable[[str], Any], monkeypatch: pytest.
     model = load("models:/translator/1")
     monkeypatch.setattr(Artifact, "load", None)
     assert model.predict(pd.DataFrame({"en": TEXTS[:1]}))["status"].tolist() == ["ok"]
-
-
-def test_models_that_were_registered_by_version_0_1_still_predict(registered: str, tmp_path: Path) -> None:
-    """Their pyfunc is a copy of that version's source, which imports what is elsewhere now."""
-    for hybrid, row, column in (
-        ("translator", {"en": TEXTS[0]}, "translation"),
-        ("captioner", {"media": tiny.jpeg(0)}, "caption"),
-    ):
-        with default_is(registered):
-            now = mlflow.pyfunc.load_model(f"models:/{hybrid}/1")
-            stored = mlflow.artifacts.download_artifacts(f"models:/{hybrid}/1", dst_path=str(tmp_path / hybrid))
-            folder = next(Path(stored).rglob("weights.safetensors")).parent
-            with mlflow.start_run():
-                logged = mlflow.pyfunc.log_model(
-                    name=hybrid, python_model=str(OLD), artifacts={"artifact": str(folder)}, pip_requirements=["x"]
-                )
-            then = mlflow.pyfunc.load_model(logged.model_uri)
-            answers = [model.predict(pd.DataFrame([row])) for model in (now, then)]
-        assert answers[1]["status"].tolist() == ["ok"]
-        assert answers[0][column].tolist() == answers[1][column].tolist()

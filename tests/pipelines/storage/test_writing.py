@@ -101,7 +101,7 @@ def test_what_exists_is_replaced_or_removed_only_if_it_is_recognised(place: str)
         lambda is_own: storage.delete(uri, is_own),
     ):
         for is_own in (
-            storage.nothing, storage.has_digest([]), storage.has_digest(["0" * 64]), storage.is_empty,
+            storage.nothing, storage.has_digest([]), storage.has_digest(["0" * 64]),
             storage.in_claimed(f"{place}/run.json"),
         ):  # fmt: skip
             with pytest.raises(
