@@ -125,7 +125,7 @@ class _Best(NamedTuple):
 def search(
     step: Step, state: State, memory: State, max_length: Sequence[int], options: SearchOptions
 ) -> list[Hypothesis]:
-    """Finds the best output of each source by beam search; with `beam_size` 1 this is greedy search.
+    """Finds the best output of each source, in order, by beam search; with `beam_size` 1 this is greedy search.
 
     A hypothesis ends when the end symbol is among its source's `beam_size` best continuations. A source is done when
     no live one can still beat the best that has ended; or, when `beam_size` of them have, as soon as none is likelier
@@ -139,9 +139,6 @@ def search(
         memory: what does not change from step to step, leading axis B.
         max_length: most tokens of each of B outputs, without the end symbol.
         options: see `SearchOptions`.
-
-    Returns:
-        One hypothesis per source, in order.
     """
     if not max_length:
         return []

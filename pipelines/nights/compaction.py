@@ -174,10 +174,7 @@ def _in_use(partition: Partition, paths: Iterable[str], folder: str) -> dict[str
 
 
 def rewrite(table: DeltaTable, found: Plan) -> int | None:
-    """Writes the packs and commits the night with them, to the table as it was opened.
-
-    Returns:
-        The table's new version.
+    """Writes the packs and commits the night with them, to the table as it was opened; its new version is returned.
 
     Raises:
         RefusedError: another writer has replaced the night.

@@ -26,10 +26,8 @@ MIRRORED = {FROM: UNTIL, UNTIL: FROM}
 
 
 def parse_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
-    """One statement that reads: SELECT, FROM, VALUES, DESCRIBE, SUMMARIZE, SHOW, or EXPLAIN of one.
-
-    Returns:
-        What DuckDB's parser makes of it.
+    """One statement that reads: SELECT, FROM, VALUES, DESCRIBE, SUMMARIZE, SHOW, or EXPLAIN of one; as DuckDB's
+    parser gives it.
 
     Raises:
         UsageError: it is another statement, several, none, or calls a function that it must not.

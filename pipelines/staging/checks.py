@@ -70,7 +70,7 @@ def reused(shards: Sequence[Shard], folder: str, todo: Sequence[Part]) -> list[P
     staged, again = list_pieces(folder), {part.unit for part in todo}
     return [
         piece
-        for unit in units(shards)
+        for unit in _units(shards, staged)
         for own in [staged.get(unit.key, [])]
         for piece in leading(lasting(own) if unit.key in again else own)
     ]
@@ -111,9 +111,19 @@ Staging = Mapping[str, Sequence[Piece]]
 
 def tiled(shards: Sequence[Shard], staged: Staging) -> Iterator[tuple[Unit, Sequence[Piece], list[Piece] | None]]:
     """The units of these shards, what is staged of each, and which of it makes it up exactly; None if nothing does."""
-    for unit in units(shards):
+    for unit in _units(shards, staged):
         own = staged.get(unit.key, [])
         yield unit, own, tiling(own)
+
+
+def _units(shards: Sequence[Shard], staged: Staging) -> Iterator[Unit]:
+    """Units of these shards; of one that is not there, shards that are, each for itself, are units of their own."""
+    for unit in units(shards):
+        whole = tiling(staged.get(unit.key, []))
+        alone = set[Shard]() if whole else {shard for shard in unit.shards if tiling(staged.get(shard.key, []))}
+        yield from (Unit.of([shard]) for shard in unit.shards if shard in alone)
+        if others := [shard for shard in unit.shards if shard not in alone]:
+            yield Unit.of(others)
 
 
 def too_many(errors: Counter[str], rows: int, max_fraction: float) -> bool:

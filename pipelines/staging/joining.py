@@ -74,13 +74,11 @@ def small_units(parts: Iterable[Part]) -> set[str]:
 
 def join(units: Collection[str], folder: str) -> Known:
     """Puts together what was staged of these units in several pieces, unless they are so many that they become packs.
+    What the new pieces contain is returned.
 
     Args:
         units: by their keys; one of which something is not staged stays as it is.
         folder: where they lie.
-
-    Returns:
-        What the new pieces contain.
 
     Raises:
         RuntimeError: a piece is gone, or has not the rows that its name tells.

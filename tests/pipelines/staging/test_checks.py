@@ -125,6 +125,21 @@ def test_a_unit_is_complete_when_all_its_shards_are(tmp_path: Path) -> None:
     assert incomplete(changed, str(tmp_path)) == Unit.of(changed).parts()
 
 
+def test_small_shards_that_were_staged_each_for_itself_stay_as_they_are(tmp_path: Path) -> None:
+    """And what comes late to them is a unit without them."""
+    a, b, c = SHARDS
+    late = Shard("s3://lake/d.tar", 1, "1")
+    put(tmp_path, a, "00000000-00000005")
+    put(tmp_path, b, "00000000-00000005-end")
+    assert incomplete(SHARDS, str(tmp_path)) == Unit.of([a, c]).parts()
+    put(tmp_path, a, "00000005-00000007-end")
+    assert incomplete(SHARDS, str(tmp_path)) == [alone(c)]
+    put(tmp_path, c, "00000000-00000001-end")
+    assert incomplete(SHARDS, str(tmp_path)) == []
+    assert [piece.rows for piece in verify(SHARDS, str(tmp_path))] == [5, 2, 5, 1]
+    assert incomplete([*SHARDS, late], str(tmp_path)) == [alone(late)]
+
+
 COUNTS = (3, 1, 7, 2, 5)
 """Rows of the shards of a unit."""
 
