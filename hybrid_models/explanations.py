@@ -13,8 +13,8 @@ class Alignment:
     """Where a translator looked while it wrote.
 
     Args:
-        source: its tokens.
-        target: its tokens.
+        source: its words, and `(end)`, the end symbol.
+        target: its words.
         weights: float32 [target, source], each row a distribution; none without attention.
     """
 
@@ -30,7 +30,7 @@ class Gaze:
     Args:
         frames: uint8 [T,H,W,3], as the encoder sees them; a photograph is one.
         said: the caption, or the label and how sure that is.
-        words: the caption's tokens.
+        words: of the caption; of a recogniser the label.
         weights: float32 [words, rows, columns], over the grid averaged over the frames; none without attention.
         frame_weights: float32 [words, T], over the frames; none where nothing reads them in order, or there is one. Of
             each word, both together sum to 1.

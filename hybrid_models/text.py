@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer as _Tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from hybrid_models.errors import BadSample, UsageError
-from hybrid_models.symbols import MIN_VOCABULARY, PAD, SPECIALS
+from hybrid_models.symbols import EOS, MIN_VOCABULARY, PAD, SPECIALS
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -152,10 +153,23 @@ class Tokenizer:
         special: list[tuple[str, bool]] = [("", False)] * len(SPECIALS)
         return special + [(token.removeprefix(_SPACE), token.startswith(_SPACE)) for token in tokens[len(SPECIALS) :]]
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        """The text of each token; one that goes on with a word starts with `·`, a special symbol is its name."""
-        texts = [f" {SPECIALS[i]}" if i < len(SPECIALS) else self._tokenizer.decode([i]) for i in ids]
-        return [text.strip() or "␣" if text.startswith(" ") else f"·{text}" for text in texts]
+    def words(self, ids: Sequence[int]) -> tuple[list[str], np.ndarray]:
+        """The words of a text, split at spaces, and int64 [words], the position of each one's first token.
+
+        An end symbol is the word `(end)`.
+        """
+        starts = [n for n, i in enumerate(ids) if n == 0 or i == EOS or self._token(i).startswith(_SPACE)]
+        words = [self.decode(ids[first:end]) or "␣" for first, end in pairwise([*starts, len(ids)])]
+        named = ["(end)" if ids[first] == EOS else word for first, word in zip(starts, words, strict=True)]
+        return named, np.asarray(starts)
+
+    def _token(self, i: int) -> str:
+        return str(self._tokenizer.id_to_token(i))
+
+
+def rows_of_words(weights: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """float32 [words-1,S]: weights [tokens,S], averaged over the tokens of each word; the end symbol has none."""
+    return np.add.reduceat(weights, starts)[:-1] / np.diff(starts)[:, None]
 
 
 class _Counted:

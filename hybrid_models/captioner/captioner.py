@@ -41,7 +41,7 @@ from hybrid_models.scores.texts import Tally, caption_bleu4, caption_tokens, cid
 from hybrid_models.search.beam import Hypothesis, State, inference
 from hybrid_models.search.sampling import sample_words
 from hybrid_models.symbols import BOS, EOS, PAD
-from hybrid_models.text import Tokenizer, unpack_json
+from hybrid_models.text import Tokenizer, rows_of_words, unpack_json
 
 
 # ---- the hybrid ----------------------------------------------------------------------------------------------------
@@ -185,18 +185,16 @@ class Captioner(CaptionerInterface, VisualHybrid):
             state, memory = self._start(batch)
             found = self._search(state, memory, len(samples), cast(CaptionerDecoding, decoding))
             looks = self.decoder.attend([best.tokens for best in found], state, memory)
-        places = [(None, None)] * len(samples) if looks is None else list(map(self._places, looks, samples))
         return [
-            Gaze(
-                sample["frames"],
-                self._tokenizer.decode(best.tokens),
-                self._tokenizer.pieces([*best.tokens, EOS]),
-                grid,
-                along,
-                sample.get("times"),
-            )
-            for sample, best, (grid, along) in zip(samples, found, places, strict=True)
+            self._gaze(sample, best, None if looks is None else looks[i])
+            for i, (sample, best) in enumerate(zip(samples, found, strict=True))
         ]
+
+    def _gaze(self, sample: Sample, best: Hypothesis, looks: np.ndarray | None) -> Gaze:
+        words, starts = self._tokenizer.words([*best.tokens, EOS])
+        grid, along = (None, None) if looks is None else self._places(rows_of_words(looks, starts), sample)
+        said = self._tokenizer.decode(best.tokens)
+        return Gaze(sample["frames"], said, words[:-1], grid, along, sample.get("times"))
 
     def _places(self, looks: np.ndarray, sample: Sample) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Weights [words,places] of memory's places as those of the grid [words,h,w] and of the frames [words,T], which

@@ -27,7 +27,7 @@ from hybrid_models.scores.texts import Tally, bleu, chrf
 from hybrid_models.search.beam import Hypothesis, State, inference
 from hybrid_models.shapes import width_on
 from hybrid_models.symbols import BOS, EOS, PAD
-from hybrid_models.text import Tokenizer, pad_rows, unpack_json
+from hybrid_models.text import Tokenizer, pad_rows, rows_of_words, unpack_json
 from hybrid_models.translator.config import TranslatorConfig
 from hybrid_models.translator.decoding import TranslatorDecoding
 from hybrid_models.translator.interface import TranslatorInterface
@@ -140,13 +140,18 @@ class Translator(TranslatorInterface, Hybrid):
             found = self._search(state, memory, batch, decoding)
             looks = self.decoder.attend([best.tokens for best in found], state, memory)
         return [
-            Alignment(
-                self._source.pieces(source.tolist()),
-                self._target.pieces([*best.tokens, EOS]),
-                None if looks is None else looks[i][:, : len(source)],
-            )
+            self._aligned(source, best, None if looks is None else looks[i])
             for i, (source, best) in enumerate(zip(batch["sources"], found, strict=True))
         ]
+
+    def _aligned(self, source: np.ndarray, best: Hypothesis, looks: np.ndarray | None) -> Alignment:
+        """The words of both texts, with the attention weights [tokens,S] summed over the tokens of a source word."""
+        words, starts = self._source.words(source.tolist())
+        target, target_starts = self._target.words([*best.tokens, EOS])
+        if looks is None:
+            return Alignment(words, target[:-1], None)
+        by_target = rows_of_words(looks[:, : len(source)], target_starts)
+        return Alignment(words, target[:-1], np.add.reduceat(by_target, starts, axis=1))
 
     def translate(self, sentences: Sequence[str], batch_size: int = 64, **decoding: Any) -> list[str]:
         """Translates sentences, in order.

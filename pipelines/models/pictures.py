@@ -71,7 +71,8 @@ def printable(text: str) -> str:
 def _alignment(shown: Alignment) -> Files:
     figure = Figure((1.5 + 0.32 * len(shown.source), 1.2 + 0.26 * len(shown.target)), layout="constrained")
     axes = figure.subplots()
-    weights = np.zeros((len(shown.target), len(shown.source))) if shown.weights is None else shown.weights
+    empty = np.zeros((max(1, len(shown.target)), len(shown.source)))
+    weights = shown.weights if shown.target and shown.weights is not None else empty
     axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     source, target = (list(map(printable, pieces)) for pieces in (shown.source, shown.target))
     axes.set_xticks(range(len(source)), source, rotation=60, ha="left", rotation_mode="anchor", parse_math=False)

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hybrid_models.errors import UsageError
 from pipelines import secrets, storage
 from pipelines.cluster import words
-from pipelines.models import server
+from pipelines.models import registry, server
 from pipelines.models.forecasts import NO_COVERAGE, RAIN_COLOURS, RAIN_MM_H
 from pipelines.nights import ownership, query, tables
 from pipelines.nights.figures import Figure, figures
@@ -33,7 +33,17 @@ log = logging.getLogger(__name__)
 TEMPLATE = "report.html"
 REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
 NIGHTS_SHOWN = 14
-ERROR_EXAMPLES = 3
+ERROR_EXAMPLES = 50
+STAGES = {
+    "total_wall": "whole run",
+    "stage_wall": "reading and predicting",
+    "pack_wall": "merging small files",
+    "commit_wall": "committing",
+    "decode": "decoding (all processes together)",
+    "predict": "predicting (all processes together)",
+    "write": "writing (all processes together)",
+}
+"""What the page calls the times of a run."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Past:
 
 @dataclass(frozen=True)
 class Reason:
-    """A kind of error of the night, with some of its rows: `sample_id`, `shard`, `error`."""
+    """A kind of error of the night, with its first rows: `sample_id`, `place` (of the object or shard), `error`."""
 
     kind: str
     count: int
@@ -78,6 +88,8 @@ class Section:
     """By stage, where MLflow knows them."""
     model_link: str = ""
     run_link: str = ""
+    forced: str = ""
+    """Why the model was promoted by `--force`; empty where it passed the gate."""
     figures: Sequence[Figure] = ()
     note: str = ""
     """Why there is nothing to look at."""
@@ -127,7 +139,7 @@ def report(
         ds=ds, tables=secrets.shown(tables_uri), sections=sections, absent=absent,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         rain=list(zip(RAIN_MM_H, RAIN_COLOURS, strict=True)), grey=NO_COVERAGE, size=words.size, number=words.number,
-        whole_jail=jail.WHOLE,
+        whole_jail=jail.WHOLE, stages=STAGES,
     )  # fmt: skip
     return page, sections
 
@@ -146,7 +158,9 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
     if table is None or ds not in stored:
         return None
 
-    lost = "sum(lost_rows)" if any(field.name == "lost_rows" for field in table.schema().fields) else "0"
+    columns = {field.name for field in table.schema().fields}  # earlier versions have fewer
+    lost = "sum(lost_rows)" if "lost_rows" in columns else "0"
+    place = "coalesce(object, shard)" if "object" in columns else "shard"
     recent = [night for night in sorted(stored) if night <= ds][-NIGHTS_SHOWN:]
     (this,) = query.query(
         f"SELECT count(*) AS n, count(*) FILTER (status = 'error') AS errors, count(DISTINCT shard) AS shards, "
@@ -158,8 +172,8 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
     runs = {**{night: told.get("run_id", "") for night, told in commits.items()}, ds: this["run"]}
     runs |= _written_by(tables_uri, name, [night for night in recent if not runs.get(night)])
     reasons = query.query(
-        "SELECT split_part(error, ':', 1) AS kind, count(*) AS n, arg_min({'sample_id': sample_id, 'shard': shard, "
-        f"'error': error}}, (shard, index), {ERROR_EXAMPLES}) AS examples FROM {name}_all "
+        "SELECT split_part(error, ':', 1) AS kind, count(*) AS n, arg_min({'sample_id': sample_id, "
+        f"'place': {place}, 'error': error}}, (shard, index), {ERROR_EXAMPLES}) AS examples FROM {name}_all "
         "WHERE ds = ? AND error IS NOT NULL GROUP BY kind ORDER BY n DESC, kind",
         tables_uri, [name], parameters=(ds,), dates=(ds, ds),
     ).to_pylist()  # fmt: skip
@@ -231,10 +245,19 @@ def _ask_mlflow(sections: Sequence[Section], uri: str) -> None:
                 for name, value in sorted(metrics.get(section.run_id, {}).items())
                 if name.startswith("seconds/")
             }
+            section.forced = _forced(section.model, uri)
             if uri.startswith("http"):
                 _add_links(section, f"{secrets.without_login(uri)}/#", runs[section.run_id])
     except server.unreachable() as error:
         log.warning("the report has no speeds: %s", server.refused("tell how fast nights were", uri, error))
+
+
+def _forced(model: str, uri: str) -> str:
+    """Why a registered model was promoted by `--force`; empty where it was not."""
+    if not (match := REGISTERED.fullmatch(model)):
+        return ""
+    promotions = [one.promotion for one in registry.versions(uri, [match["name"]]) if one.version == match["version"]]
+    return next((str(decision["forced"]) for decision in promotions if decision.get("promoted")), "")
 
 
 def _add_links(section: Section, root: str, run: Run | None) -> None:

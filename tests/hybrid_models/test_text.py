@@ -9,7 +9,15 @@ import pytest
 
 from hybrid_models.errors import BadSample, UsageError
 from hybrid_models.symbols import BOS, EOS, MIN_VOCABULARY, PAD, SPECIALS, UNK
-from hybrid_models.text import Tokenizer, clean_text, pack_json, pad_rows, unpack_json, written_places
+from hybrid_models.text import (
+    Tokenizer,
+    clean_text,
+    pack_json,
+    pad_rows,
+    rows_of_words,
+    unpack_json,
+    written_places,
+)
 
 TEXTS = [
     "a man rides a red bicycle",
@@ -196,9 +204,19 @@ def test_pad_rows():
     assert pad_rows(rows, 4).tolist() == [[5, 6, 7, PAD], [8, PAD, PAD, PAD]]
 
 
-def test_pieces_show_where_words_begin(tokenizer):
-    ids = tokenizer.encode("a bicycle x", 50).tolist()
-    pieces = tokenizer.pieces([BOS, *ids, EOS])
-    assert (pieces[0], pieces[-1]) == ("<s>", "</s>")
-    words = "".join(f" {piece}" for piece in pieces[1:-1]).replace(" ·", "").replace("␣", "")
-    assert words.split() == ["a", "bicycle", "x"]
+def test_tokens_are_shown_as_words(tokenizer):
+    text = "a bicycle, Übermut x"
+    ids = tokenizer.encode(text, 50).tolist()
+    words, starts = tokenizer.words([*ids, EOS])
+    assert words == [*text.split(), "(end)"]
+    assert len(ids) > len(text.split()), "some words have several tokens"
+    assert (starts[0], starts[-1]) == (0, len(ids))
+    for word, first, end in zip(words, starts, starts[1:], strict=False):
+        assert tokenizer.decode(ids[first:end]) == word
+    assert tokenizer.words([EOS])[0] == ["(end)"], "an empty text"
+
+
+def test_the_weights_of_a_word_are_the_mean_of_its_tokens():
+    weights = np.array([[1, 0], [0, 1], [0.5, 0.5], [0, 1]], np.float32)
+    np.testing.assert_array_equal(rows_of_words(weights, np.array([0, 2, 3])), [[0.5, 0.5], [0.5, 0.5]])
+    assert rows_of_words(weights[:1], np.array([0])).shape == (0, 2), "an empty text"

@@ -485,7 +485,7 @@ def test_a_gaze_belongs_to_the_caption(attention):
     (shown,) = hybrid.explain([sample], CaptionerDecoding(beam_size=2, max_length=6))
     np.testing.assert_array_equal(shown.frames, frames)
     (caption,) = hybrid.caption([frames], beam_size=2, max_length=6)
-    assert "".join(f" {piece}" for piece in shown.words[:-1]).replace(" ·", "").replace("␣", "").strip() == caption
+    assert " ".join(shown.words).replace("␣", "").split() == caption.split()
     if attention:
         assert shown.weights.shape[0] == len(shown.words)
         np.testing.assert_allclose(shown.weights.sum((1, 2)), 1, rtol=1e-2)
@@ -510,6 +510,6 @@ def test_what_is_said_and_where_it_looked_are_searched_for_in_half_precision(mon
         monkeypatch.setattr("hybrid_models.captioner.captioner.autocast", lambda _, chosen=chosen: chosen)
         (row,), (shown,) = hybrid.predict(hybrid.collate([sample]), decoding), hybrid.explain([sample], decoding)
         assert set(halves) == {half}
-        assert (row["caption"], row["caption_tokens"]) == (shown.said, len(shown.words) - 1)
+        assert row["caption"] == shown.said
         assert row["score"] < 0
         halves.clear()

@@ -25,7 +25,7 @@ SUFFIXES = ("png", "gif")
 
 def test_an_alignment_is_dark_where_the_translator_looked() -> None:
     weights = np.eye(3, 5, dtype=np.float32)
-    words = ["$x^2", "·</b>", "ü", "␣", "</s>"]
+    words = ["$x^2", "·</b>", "ü", "␣", "(end)"]
     drawn = {}
     for name, turned in (("diagonal", weights), ("mirrored", weights[:, ::-1])):
         content = pictures.draw(Alignment(words, words[:3], turned))["png"]
@@ -41,6 +41,11 @@ def test_without_attention_the_words_stand_alone() -> None:
     drawn = pictures.draw(Alignment(["ein", "Hund"], ["a", "dog"], None))["png"]
     looked = pictures.draw(Alignment(["ein", "Hund"], ["a", "dog"], np.eye(2, dtype=np.float32)))["png"]
     assert share(drawn, "#08306b") < 0.001 < share(looked, "#08306b")
+
+
+def test_an_empty_translation_is_drawn() -> None:
+    drawn = pictures.draw(Alignment(["ein", "(end)"], [], np.zeros((0, 2), np.float32)))["png"]
+    assert drawn.startswith(b"\x89PNG")
 
 
 def test_a_gaze_is_bright_where_the_captioner_looked() -> None:

@@ -19,7 +19,7 @@ from hybrid_models import TABLES
 from hybrid_models.errors import UsageError
 from hybrid_models.explanations import Alignment, Forecast, Gaze
 from pipelines import storage
-from pipelines.models import server
+from pipelines.models import registry, server
 from pipelines.models.tracking import Tracker
 from pipelines.nights import commit, figures, report, tables
 from tests import tiny
@@ -86,13 +86,14 @@ def test_counts_reasons_and_speeds(lake: Path) -> None:
     (reason,) = captions.reasons
     assert (reason.kind, reason.count) == ("ImageDecodeError", 1)
     assert reason.examples[0]["sample_id"] == "torn"
-    assert reason.examples[0]["shard"] == f"{lake}/captions/1/bad.tar"
+    assert reason.examples[0]["place"] == f"{lake}/captions/1/bad.tar"
     assert (translations.rows, translations.errors, translations.reasons) == (3, 0, [])
     assert captions.stored_bytes == sum(f.size for f in storage.list_files(f"{lake}/tables/captions/ds=2026-01-01"))
     (night,) = captions.history
     assert night.rows_per_second == captions.fastest == 2.5
     assert captions.seconds == {"total_wall": 4.5}
     text = Texts(page).text
+    assert "Seconds: 4.5 whole run" in " ".join(text.split())
     assert "Night of 2026-01-01" in text
     assert reason.examples[0]["error"] in text
 
@@ -112,7 +113,8 @@ def test_what_is_shown_is_what_the_table_has(lake: Path) -> None:
     text = Texts(page).text
     assert all(figure.row["caption"] in text for figure in captions.figures)
     tiles = [tile for figure in captions.figures for tile in figure.content["tiles"]]
-    assert page.count("data:image/jpeg;base64,") == 4 + len(tiles) > 8
+    assert page.count("data:image/jpeg;base64,") == 4 + len(tiles)
+    assert len(tiles) == sum(len(figure.row["caption"].split()) for figure in captions.figures), "one for each word"
     assert [figure.kind for figure in translations.figures] == ["alignment"] * 3
     for figure in translations.figures:
         assert all(sum(weights) == pytest.approx(1, abs=0.02) for _, weights in figure.content["lines"])
@@ -193,6 +195,42 @@ def test_lost_rows_are_told_and_tables_of_others_left_out(tmp_path: Path, caplog
     assert f"left out of the report: {tmp_path}/tables/captions is the table 'sales'" in caplog.text
     tiny.write_rows(f"{tmp_path}/tables", "translations", "2026-01-02", [good])
     assert "lost rows" not in page_of(tmp_path, "2026-01-02")[0]
+
+
+def test_every_error_is_listed_and_a_single_object_by_its_address(tmp_path: Path) -> None:
+    made = {"model": "m", "run_id": "r", "created_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    torn = [
+        {"sample_id": f"{n}.jpg", "object": f"s3://lake/{n}.jpg", "error": "ImageDecodeError: cut", **made}
+        for n in range(report.ERROR_EXAMPLES + 2)
+    ]
+    window = {"sample_id": "a.mp4#t=0,2", "object": "s3://lake/a.mp4", "error": "VideoError: cut", **made}
+    tiny.write_rows(f"{tmp_path}/tables", "captions", "2026-01-01", [*torn, window])
+    page, (section,) = page_of(tmp_path, "2026-01-01")
+    image = section.reasons[0]
+    assert (image.count, len(image.examples)) == (report.ERROR_EXAMPLES + 2, report.ERROR_EXAMPLES)
+    text = " ".join(Texts(page).text.split())
+    assert "s3://lake/0.jpg: ImageDecodeError: cut" in text
+    assert "0.jpg in" not in text, "its address names it"
+    assert "2 more: hybrid query" in text
+    assert "a.mp4#t=0,2 in s3://lake/a.mp4: VideoError: cut" in text
+
+
+def test_a_forced_promotion_is_told(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = registry.Version("captioner", "12", (), "", {}, {"promoted": True, "forced": "learned <little>"})
+    monkeypatch.setattr(registry, "versions", lambda uri, names: [version] if names == ["captioner"] else [])
+    _, (section, _) = page_of(lake, "2026-01-01")
+    assert section.forced == ""
+    assert report._forced("models:/captioner/12", "") == "learned <little>"
+    assert report._forced("models:/captioner/11", "") == report._forced("lake/artifact", "") == ""
+    monkeypatch.setattr(report, "_forced", lambda model, uri: "learned <little>")
+    assert "promoted by force: learned <little>" in Texts(page_of(lake, "2026-01-01")[0]).text
+
+
+def test_what_a_score_is(lake: Path) -> None:
+    page, (captions, _) = page_of(lake, "2026-01-01")
+    text = " ".join(Texts(page).text.split())
+    assert f"score {captions.figures[0].row['score']:.2f}" in text
+    assert "A score is the log-probability of a text, divided by its length penalty: the nearer to 0, the surer" in text
 
 
 def test_models_and_runs_are_linked_to_an_mlflow_server(lake: Path) -> None:
