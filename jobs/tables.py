@@ -1,5 +1,5 @@
 """`hybrid tables`: the nights that the tables hold; `tidy` frees the space of what nobody needs, `restore` brings an
-earlier state back, `compact` puts the rows of a night into fewer files.
+earlier state back, `compact` puts the rows of a night into fewer files, `export` copies current files elsewhere.
 
 What reads, computes and writes is imported where it is used: a help text does not wait for it.
 """
@@ -17,7 +17,7 @@ from hybrid_models.errors import UsageError
 from jobs.command import cli
 from jobs.command.errors import EndedError
 from jobs.command.options import FLAT, check_ds
-from pipelines import storage
+from pipelines import places, storage
 from pipelines.nights.rules import Retention
 
 if TYPE_CHECKING:
@@ -81,6 +81,20 @@ class CompactOptions:
     """Write nothing: say which nights would have how many files."""
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `hybrid tables export` needs to know."""
+
+    tables: str
+    """URI of the folder of tables."""
+    out: str
+    """URI of the folder to copy to, as OUT/TABLE/ds=DATE/NAME.parquet; files of others there are never replaced."""
+    table: str = ""
+    """Name of the table; all tables by default."""
+    ds: str = ""
+    """The night, YYYY-MM-DD; all nights by default."""
+
+
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """The nights on stdout and nothing else; or a summary of what was removed, brought back or rewritten."""
     if argv and argv[0] in VERBS:
@@ -88,7 +102,7 @@ def main(argv: Sequence[str]) -> dict[str, Any] | None:
     options = cli.parse(
         TablesOptions, argv, "hybrid tables",
         "List the nights of the tables; `hybrid tables tidy` frees space, `hybrid tables restore` brings a state back, "
-        "`hybrid tables compact` puts nights into fewer files.",
+        "`hybrid tables compact` puts nights into fewer files, `hybrid tables export` copies them for other readers.",
     )  # fmt: skip
     from jobs.command.writers import WRITERS, show
     from pipelines.nights.tables import parse_as_of
@@ -276,10 +290,37 @@ def compact(argv: Sequence[str]) -> dict[str, Any]:
     return {"table": name, "tables": options.tables, "dry_run": options.dry_run, **asdict(done)}
 
 
+def export(argv: Sequence[str]) -> dict[str, Any]:
+    """Copies the current files of tables to a plain folder; returns the number of files by table."""
+    options = cli.parse(
+        ExportOptions, argv, "hybrid tables export", "Copy current files to a folder, for readers without Delta Lake."
+    )
+    if options.ds:
+        check_ds(options.ds)
+    from pipelines.nights import tables
+
+    found, others, damaged = existing(options.tables)
+    names = [options.table] if options.table else [*found, *damaged]
+    for name in names:
+        if name not in found:
+            unknown = UsageError(f"unknown table '{name}': use {', '.join(found)}")
+            raise (others | damaged).get(name, unknown)
+        places.check_outside("out", storage.join(options.out, name), [storage.join(options.tables, name)], "the table")
+    storage.check_writable(options.out)
+    out, files = storage.absolute(options.out), dict[str, int]()
+    for name in names:
+        uri = storage.join(storage.absolute(options.tables), name)
+        files[name] = len(tables.export(found[name], uri, options.ds, storage.join(out, name)))
+    if not any(files.values()):
+        raise UsageError(f"no rows of {options.ds}: `hybrid tables --tables {options.tables}` lists nights")
+    return {"tables": options.tables, "ds": options.ds or None, "out": out, "files": files}
+
+
 VERBS: Mapping[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "tidy": tidy,
     "restore": restore,
     "compact": compact,
+    "export": export,
 }
 
 

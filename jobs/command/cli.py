@@ -42,7 +42,7 @@ VERBS = {
     "nightly": "find a night's shards, infer with the champion, evaluate, report; missed nights, too",
     "query": "ask SQL about captions, nowcasts, actions and translations",
     "report": "write a page about a night, for the morning",
-    "tables": "list the nights of the tables: rows, files, sizes; free space; bring a night back; fewer files",
+    "tables": "list the nights of the tables: rows, files, sizes; free space; bring a night back; fewer files; copies",
     "tidy": "free features, records and checkpoints that no run or model needs any more",
     "doctor": "check what is around a night: packages, the decoders' jail, stores, MLflow, Ray",
     "submit": "run a verb as a job on a Ray cluster: hybrid submit --address http://HEAD:8265 -- VERB ...",

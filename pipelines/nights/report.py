@@ -178,8 +178,8 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
         tables_uri, [name], parameters=(ds,), dates=(ds, ds),
     ).to_pylist()  # fmt: skip
     return Section(
-        name, this["n"], this["errors"], this["lost"], this["shards"], this["model"], this["run"], table.version(),
-        stored[ds].bytes,
+        name, this["n"], this["errors"], this["lost"], this["shards"], this["model"] or "", this["run"],
+        table.version(), stored[ds].bytes,
         [Past(night, stored[night].rows, stored[night].bad, runs.get(night, "")) for night in recent],
         [Reason(row["kind"], row["n"], row["examples"]) for row in reasons],
         jail=commits.get(ds, {}).get("jail", ""),

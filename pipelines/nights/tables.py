@@ -1,7 +1,8 @@
-"""Tables, read: what their Delta Lake logs say of nights and files, now or as they were."""
+"""Tables, read: what their Delta Lake logs say of nights and files, now or as they were; current files are exported."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -220,6 +221,25 @@ def night_files(table: DeltaTable, ds: str = "") -> set[str]:
     root = table.table_uri.removeprefix("file://").rstrip("/") + "/"
     uris = table.file_uris(file_pruning_predicate=[("ds", "=", ds)] if ds else None)
     return {uri.removeprefix("file://").removeprefix(root) for uri in uris}
+
+
+def export(table: DeltaTable, uri: str, ds: str, out: str) -> list[str]:
+    """Copies the files of one partition, or of all, to `out/ds=DATE/`; returns the addresses of the copies.
+
+    Raises:
+        UsageError: a folder of a partition there holds another file.
+    """
+    copies: dict[str, str] = {}
+    for path in sorted(night_files(table, ds)):
+        partition, _, name = path.partition("/")
+        copies[storage.join(out, partition, name.replace("/", "-"))] = storage.join(uri, path)
+    for folder in sorted({copy.rpartition("/")[0] for copy in copies}):
+        if others := [file.uri for file in storage.list_all(folder) if file.uri not in copies]:
+            raise UsageError(f"{others[0]} is no file of {uri} as it is now: give a new folder as `out`")
+    for copy, source in copies.items():
+        content = storage.read_bytes(source)
+        storage.write_bytes(copy, content, storage.has_digest([hashlib.sha256(content).hexdigest()]))
+    return list(copies)
 
 
 def file_actions(table: DeltaTable) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ READ_ONLY = {
 """Options that name what a verb reads, whatever the verb. `mlflow` is written by MLflow alone."""
 NO_ADDRESS = {"caption-column", "ds", "file-column", "group-column", "languages"}
 """Options whose description speaks of an address and that hold none."""
-READ_ONLY_OF = {("query", "tables"), ("tables", "tables")}
+READ_ONLY_OF = {("query", "tables"), ("tables", "tables"), ("tables export", "tables")}
 """Verb and option that only this verb reads by."""
 DS = "2026-01-31"
 
@@ -81,6 +81,7 @@ COMMANDS: dict[str, str] = {
     "tables tidy": "--tables {root}/tables",
     "tables restore captions": "--tables {root}/tables --as-of 1",
     "tables compact captions": "--tables {root}/tables",
+    "tables export": f"--tables {{inputs}}/tables --ds {DS} --out {{root}}/out",
     "tidy": "--storage {root}/out --mlflow sqlite:///{inputs}/mlflow.db",
     "doctor": "--tables {root}/tables --storage {root}/out",
 }  # fmt: skip

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
@@ -211,6 +212,17 @@ def test_an_earlier_state_is_asked_by_the_command(lake: str, capfdbinary: pytest
     assert capfdbinary.readouterr().out == b'"n"\n3\n'
 
 
+def test_current_files_are_exported(lake: str, tmp_path: Path) -> None:
+    write_night(lake, "2026-01-30", ["a dog", "a cat"])
+    out = tmp_path / "out"
+    command = ["export", "--table", "captions", "--tables", lake, "--out", str(out)]
+    one = main([*command, "--ds", "2026-01-30"])
+    assert one == {"tables": lake, "ds": "2026-01-30", "out": str(out), "files": {"captions": 1}}
+    (file,) = out.rglob("*.parquet")
+    assert (file.parent, pq.read_metadata(file).num_rows) == (out / "captions/ds=2026-01-30", 2)
+    assert main(["export", "--tables", lake, "--out", str(out)]) == {**one, "ds": None, "files": {"captions": 2}}
+
+
 def test_mistakes_are_one_line(lake: str) -> None:
     def refusal(*argv: str) -> str:
         with pytest.raises(UsageError) as caught:
@@ -230,6 +242,11 @@ def test_mistakes_are_one_line(lake: str) -> None:
     unknown = refusal("restore", "mine", "--as-of", "1")
     assert unknown.startswith("unknown table 'mine': use captions, ")
     assert unknown.endswith(", or tell by --tables where it is")
+    export = ["export", "--tables", lake, "--out"]
+    assert refusal(*export, lake).startswith(f"--out {lake}/captions lies in the table {lake}/captions: ")
+    assert refusal(*export, f"{lake}/../out", "--table", "mine") == "unknown table 'mine': use captions"
+    assert refusal(*export, f"{lake}/../out", "--ds", "2026-02-09").startswith("no rows of 2026-02-09: ")
+    assert not Path(lake, "../out").exists() or not [*Path(lake, "../out").iterdir()]
     compact = ["compact", "captions", "--tables", lake]
     assert refusal(*compact, "--ds", "yesterday").startswith("--ds 'yesterday' is not a date: write YYYY-MM-DD")
     assert refusal(*compact, "--ds", "2026-02-09").startswith(f"{lake}/captions has no rows of 2026-02-09: ")

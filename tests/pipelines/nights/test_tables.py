@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import duckdb
 import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable
@@ -17,6 +18,7 @@ from pipelines.nights.commit import Partition, commit_night
 from pipelines.staging import contents
 from pipelines.staging.pieces import list_pieces
 from tests.pipelines.nights.made import ONE, RUN, THREE, TWO, meanwhile, night, read, refusal
+from tests.pipelines.nights.test_query import write_night
 from tests.pipelines.staging.test_pieces import SCHEMA, A, B, rows
 from tests.pipelines.staging.test_sink import stage
 
@@ -232,3 +234,64 @@ def test_a_log_whose_oldest_entries_are_in_a_checkpoint(tmp_path: Path) -> None:
     for entry in Path(table, "_delta_log").glob("*.json"):
         entry.unlink()
     ownership.check(table, SCHEMA)
+
+
+@pytest.fixture(params=["local", "s3"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder of tables: a table of two nights, of which the first was written twice."""
+    uri = str(tmp_path / "tables") if request.param == "local" else request.getfixturevalue("s3") + "/tables"
+    write_night(uri, "2026-01-30", ["a dog", None])
+    write_night(uri, "2026-01-30", ["a dog", None, "a cat"])
+    write_night(uri, "2026-01-31", ["a ball"])
+    return uri
+
+
+def exported(uri: str, out: str, ds: str = "") -> list[str]:
+    table = tables.open_table(f"{uri}/captions")
+    assert table is not None
+    return [file.removeprefix(f"{out}/") for file in tables.export(table, f"{uri}/captions", ds, out)]
+
+
+def test_only_live_files_are_copied(lake: str) -> None:
+    out = storage.absolute(f"{lake}/../out") if lake.startswith("/") else lake.replace("/tables", "/out")
+    files = exported(lake, out)
+    live = sorted(tables.night_files(tables.open_table(f"{lake}/captions")))  # type: ignore[arg-type]
+    assert [file.split("/")[0] for file in files] == ["ds=2026-01-30", "ds=2026-01-31"]
+    for file, path in zip(files, live, strict=True):
+        assert storage.read_bytes(f"{out}/{file}") == storage.read_bytes(f"{lake}/captions/{path}")
+    assert sorted(file.uri for file in storage.list_all(out)) == [f"{out}/{file}" for file in files]
+    assert exported(lake, out, "2026-01-31") == files[1:], "the same again changes nothing"
+
+
+def test_readers_of_plain_parquet_find_each_row_once(tmp_path: Path) -> None:
+    uri, out = str(tmp_path / "tables"), str(tmp_path / "out")
+    write_night(uri, "2026-01-30", ["a dog", None])
+    write_night(uri, "2026-01-30", ["a dog", None, "a cat"])
+    exported(uri, out, "2026-01-30")
+
+    def rows(folder: str) -> list[tuple[str, int]]:
+        pattern = f"read_parquet('{folder}/**/*.parquet', hive_partitioning = true)"
+        return duckdb.sql(f"SELECT ds::VARCHAR, count(*) FROM {pattern} GROUP BY ds").fetchall()
+
+    assert rows(f"{uri}/captions") == [("2026-01-30", 5)], "the superseded file, too"
+    assert rows(out) == [("2026-01-30", 3)]
+
+
+def test_other_files_are_never_replaced_or_mixed_in(tmp_path: Path) -> None:
+    uri, out = str(tmp_path / "tables"), str(tmp_path / "out")
+    write_night(uri, "2026-01-30", ["a dog", None])
+    (file,) = exported(uri, out)
+    write_night(uri, "2026-01-30", ["a dog", None, "a cat"])
+    with pytest.raises(UsageError, match=rf"^{out}/{file} is no file of {uri}/captions as it is now: "):
+        exported(uri, out)
+    assert [found.uri for found in storage.list_all(out)] == [f"{out}/{file}"], "nothing was written beside it"
+    (fresh,) = exported(uri, f"{out}-2")
+    storage.write_bytes(f"{out}-2/{fresh}", b"theirs", storage.anything)
+    with pytest.raises(UsageError, match=f"{fresh} exists, and this program did not write it"):
+        exported(uri, f"{out}-2")
+    assert storage.read_bytes(f"{out}-2/{fresh}") == b"theirs"
+
+
+def test_a_night_that_is_not_there(tmp_path: Path) -> None:
+    write_night(str(tmp_path), "2026-01-30", ["a dog"])
+    assert exported(str(tmp_path), f"{tmp_path}/out", "2026-01-29") == []
