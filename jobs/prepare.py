@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
-
-import tyro
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jobs.command import cli
 from jobs.command.options import Input
@@ -310,21 +308,22 @@ class Msrvtt(DataSet):
     """Clips of one shard."""
 
 
-Source = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Folder, tyro.conf.subcommand("folder")]
-    | Annotated[Manifest, tyro.conf.subcommand("manifest")]
-    | Annotated[Multi30k, tyro.conf.subcommand("multi30k")]
-    | Annotated[Flickr8k, tyro.conf.subcommand("flickr8k")]
-    | Annotated[Radar, tyro.conf.subcommand("radar")]
-    | Annotated[MovingMnist, tyro.conf.subcommand("moving-mnist")]
-    | Annotated[MovingScenes, tyro.conf.subcommand("moving-scenes")]
-    | Annotated[Coco, tyro.conf.subcommand("coco")]
-    | Annotated[Iwslt14, tyro.conf.subcommand("iwslt14")]
-    | Annotated[Kth, tyro.conf.subcommand("kth")]
-    | Annotated[Msvd, tyro.conf.subcommand("msvd")]
-    | Annotated[Msrvtt, tyro.conf.subcommand("msrvtt")]
-)
+SOURCES: dict[str, Any] = {
+    "demo": Demo,
+    "folder": Folder,
+    "manifest": Manifest,
+    "multi30k": Multi30k,
+    "flickr8k": Flickr8k,
+    "radar": Radar,
+    "moving-mnist": MovingMnist,
+    "moving-scenes": MovingScenes,
+    "coco": Coco,
+    "iwslt14": Iwslt14,
+    "kth": Kth,
+    "msvd": Msvd,
+    "msrvtt": Msrvtt,
+}
+"""The data sets by name: the class of their options."""
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -337,7 +336,10 @@ def main(argv: list[str]) -> dict[str, Any]:
     Raises:
         UsageError: the source is not what it should be, or the options do not fit it.
     """
-    source: Source = cli.parse(Source, argv, "hybrid prepare", __doc__ or "")  # type: ignore[arg-type]
+    name, rest = cli.positional(
+        argv, "data set", {name: kind.__doc__ for name, kind in SOURCES.items()}, "hybrid prepare"
+    )
+    source = cli.parse(SOURCES[name], rest, f"hybrid prepare {name}", SOURCES[name].__doc__)
     if isinstance(source, Demo | MovingScenes):
         return asdict(source.prepare())
     places.check_outside("source", source.source, [source.out], "what is written,")

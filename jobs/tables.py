@@ -97,8 +97,9 @@ class ExportOptions:
 
 def main(argv: Sequence[str]) -> dict[str, Any] | None:
     """The nights on stdout and nothing else; or a summary of what was removed, brought back or rewritten."""
-    if argv and argv[0] in VERBS:
-        return VERBS[argv[0]](argv[1:])
+    if argv and not argv[0].startswith("-"):
+        verb, rest = cli.positional(argv, "verb", list(VERBS), "hybrid tables")
+        return VERBS[verb](rest)
     options = cli.parse(
         TablesOptions, argv, "hybrid tables",
         "List the nights of the tables; `hybrid tables tidy` frees space, `hybrid tables restore` brings a state back, "

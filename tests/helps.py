@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from hybrid_models import TABLES
 from jobs import nightly, prepare, tables
 from jobs.command import cli
@@ -12,7 +10,7 @@ from jobs.recipes import RECIPES
 
 TABLE = next(iter(TABLES.values()))
 FURTHER = {
-    "prepare": [name.name for _, name in map(get_args, get_args(prepare.Source))],
+    "prepare": list(prepare.SOURCES),
     "train": RECIPES,
     "promote": ["captioner"],
     "infer": TASKS,

@@ -20,12 +20,14 @@ import re
 import select
 import signal
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn, TypeVar
 
+from jobs.command import usage
 from jobs.command.errors import EndedError
 from pipelines.cluster import logs
 from pipelines.secrets import shown
@@ -93,9 +95,14 @@ def choose(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         sys.exit(DONE if argv else USAGE)
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"hybrid {version('hybrid-pipelines')}")
+        sys.exit(DONE)
     verb, *rest = argv
     if verb not in VERBS:
-        print(f"hybrid: unknown verb '{verb}': use {', '.join(VERBS)}", file=sys.stderr)
+        print(f"hybrid: {usage.unknown('verb', verb, list(VERBS))}", file=sys.stderr)
         sys.exit(USAGE)
     run(importlib.import_module(f"jobs.{verb}").main, rest)
 
@@ -105,7 +112,7 @@ def overview() -> str:
     lines = [f"  {verb:<9} {text}" for verb, text in VERBS.items()]
     return "\n".join(
         [
-            "usage: hybrid VERB [options]      (hybrid VERB --help shows a verb's options)",
+            "usage: hybrid VERB [options]      (hybrid VERB --help: a verb's options; hybrid --version)",
             "",
             "Train captioners, nowcasters, recognisers and translators on a Ray cluster, and run them every night over",
             "shards, photographs and clips in object storage into Parquet tables.",
@@ -204,7 +211,8 @@ def _outcome(error: Exception) -> tuple[int, str]:
     if isinstance(error, RefusedError):
         return REFUSED, with_flags(str(error))
     where = "" if is_unforeseen(error) else " (HYBRID_TRACEBACK=1 shows where)"
-    return FAILED, f"failed: {with_flags(described(root_cause(error)))}{where}"
+    cause = root_cause(error)
+    return FAILED, f"failed: {with_flags(described(cause)) if is_own(cause) else described(cause)}{where}"
 
 
 FIELD = re.compile(r"`([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*)`")
@@ -213,6 +221,14 @@ FIELD = re.compile(r"`([a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*)`")
 def with_flags(message: str) -> str:
     """A message in which the fields that pipelines name, as `max_error_fraction`, are the flags that set them."""
     return FIELD.sub(lambda match: "--" + match[1].replace("_", "-"), message)
+
+
+def is_own(error: BaseException) -> bool:
+    """Whether the message is the project's: a library's backquotes name no fields of ours."""
+    return isinstance(error, FloatingPointError) or type(error).__module__.split(".")[0] in (
+        "pipelines",
+        "hybrid_models",
+    )
 
 
 UNFORESEEN = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError)
@@ -276,7 +292,8 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, description: str, defau
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        raise UsageError(one_line(errors.getvalue())) from None
+        known = usage.flags(help_page(kind, prog, default))
+        raise UsageError(usage.refusal(errors.getvalue(), prog, known)) from None
     flags = Counter(word.partition("=")[0] for word in argv if word.startswith("--"))
     for flag, count in flags.items():
         name = flag.rsplit(".", 1)[-1].lstrip("-").replace("-", "_")
@@ -308,17 +325,14 @@ def _unwrapped(argv: Sequence[str]) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-OWN_MESSAGE = re.compile(r"Value error Error parsing [^:-][^:]*: (.*) For full helptext, see .*")
-"""An error of options themselves, as tyro frames it."""
+def help_page(kind: type[Any], prog: str, default: Any = None) -> str:
+    """What `--help` of a verb prints."""
+    import tyro
 
-
-def one_line(text: str) -> str:
-    """tyro's framed error message as one line, and one of ours as it is."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    lines = [re.sub(r"[│╭╮╰╯─]", "", line).strip() for line in text.splitlines()]
-    told = " ".join(line for line in lines if line and not re.fullmatch(r"[-=\s]+", line))
-    own = OWN_MESSAGE.fullmatch(told)
-    return own[1] if own else told
+    page = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(page), _unwrapped([]):
+        tyro.cli(kind, args=["--help"], prog=prog, **({} if default is None else {"default": default}))
+    return page.getvalue()
 
 
 def peek(argv: Sequence[str], option: str) -> str | None:
@@ -331,8 +345,10 @@ def peek(argv: Sequence[str], option: str) -> str | None:
     return None
 
 
-def positional(argv: Sequence[str], what: str, choices: Sequence[str], prog: str) -> tuple[str, list[str]]:
-    """The leading word of a verb's arguments, one of `choices`, and the rest.
+def positional(
+    argv: Sequence[str], what: str, choices: Sequence[str] | Mapping[str, str], prog: str
+) -> tuple[str, list[str]]:
+    """The leading word of a verb's arguments, one of `choices` (a mapping has a help text of each), and the rest.
 
     Raises:
         UsageError: it is missing or unknown; lists the choices.
@@ -341,12 +357,16 @@ def positional(argv: Sequence[str], what: str, choices: Sequence[str], prog: str
 
     if argv and argv[0] in ("-h", "--help"):
         print(f"usage: {prog} {what.upper()} [options]      ({prog} {what.upper()} --help shows the options)\n")
-        print("\n".join(f"  {choice}" for choice in choices))
+        texts = choices if isinstance(choices, Mapping) else dict.fromkeys(choices, "")
+        width = max(map(len, choices)) + 4
+        for choice, text in texts.items():
+            line = f"  {choice:<{width - 2}}{' '.join(text.split())}".rstrip()
+            print(textwrap.fill(line, 110, subsequent_indent=" " * width, break_on_hyphens=False))
         sys.exit(DONE)
     if not argv or argv[0].startswith("-"):
         raise UsageError(f"{prog} needs a {what} first: {', '.join(choices)}")
     if argv[0] not in choices:
-        raise UsageError(f"unknown {what} '{argv[0]}': use {', '.join(choices)}")
+        raise UsageError(usage.unknown(what, argv[0], list(choices)))
     return argv[0], list(argv[1:])
 
 

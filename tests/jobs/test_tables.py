@@ -35,6 +35,11 @@ def listed(capfdbinary: pytest.CaptureFixture[bytes], *argv: str) -> list[dict]:
     return [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
 
 
+def test_an_unknown_verb_of_tables_is_answered_with_its_likes() -> None:
+    with pytest.raises(UsageError, match=r"^unknown verb 'tydy': did you mean tidy\?$"):
+        main(["tydy", "--tables", "x"])
+
+
 def test_nights_are_listed_now_and_as_they_were(lake: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     nights = listed(capfdbinary, "--tables", lake)
     known = [(n["table"], n["version"], n["ds"], n["rows"], n["files"]) for n in nights]

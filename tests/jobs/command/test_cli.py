@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import tyro
 from ray.exceptions import RayTaskError
 
 from hybrid_models import HYBRIDS, TABLES
@@ -74,10 +75,13 @@ def test_a_wrong_address_is_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_an_unknown_verb_lists_the_verbs(tmp_path: Path) -> None:
+def test_an_unknown_verb_is_told_from_its_likes_and_the_version_is_shown(tmp_path: Path) -> None:
     ran = tiny.hybrid("infre", cwd=tmp_path)
     assert (ran.code, ran.stdout) == (2, "")
-    assert ran.stderr.startswith("hybrid: unknown verb 'infre': use demo, prepare, train, ")
+    assert ran.stderr == "hybrid: unknown verb 'infre': did you mean infer?\n"
+    ran = tiny.hybrid("--version", cwd=tmp_path)
+    assert (ran.code, ran.stderr) == (0, "")
+    assert re.fullmatch(r"hybrid \d+\.\d+\.\d+\n", ran.stdout)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +301,8 @@ def test_the_leading_word_is_one_of_the_choices(
     assert caught.value.code == 0
     assert [line.strip() for line in capsys.readouterr().out.splitlines()[2:]] == choices
     for argv, message in (
-        (["painter", "--x"], f"unknown {what} 'painter': use {', '.join(choices)}"),
+        (["qqq", "--x"], f"unknown {what} 'qqq': use {', '.join(choices)}"),
+        ([f"{choices[0][:-1]}"], f"unknown {what} '{choices[0][:-1]}': did you mean {choices[0]}?"),
         ([], f"hybrid {verb} needs a {what} first: {', '.join(choices)}"),
         (["--model", "x"], f"hybrid {verb} needs a {what} first: {', '.join(choices)}"),
     ):
@@ -319,16 +324,34 @@ class Options:
 def test_options_are_parsed_or_refused_in_one_line() -> None:
     assert cli.parse(Options, ["--number", "3"], "hybrid x", "Text.") == Options(3)
     assert cli.parse(Options, ["--name", "y"], "hybrid x", "Text.", Options(7)) == Options(7, "y")
-    for argv, part in (
-        ([], "--number"),
-        (["--number", "many"], "many"),
-        (["--number", "1", "--colour", "red"], "--colour"),
+    for argv, message in (
+        ([], "--number is missing: usage: hybrid x --number INT [OPTIONS]"),
+        (["--number"], "Missing value for argument '--number'. Expected 1 values."),
+        (["--number", "many"], "Error parsing --number: invalid literal for int() with base 10: 'many'"),
+        (["--numbr", "1"], "unknown option '--numbr': did you mean --number? Otherwise see `hybrid x --help`"),
+        (["--number", "1", "--colour=red"], "unknown option '--colour': see `hybrid x --help`"),
+        (["--number", "1", "many", "more"], "unexpected words: many more: see `hybrid x --help`"),
     ):
         with pytest.raises(UsageError) as caught:
             cli.parse(Options, argv, "hybrid x", "Text.")
-        assert part in str(caught.value)
-        assert "\n" not in str(caught.value)
-        assert not re.search(r"[│╭─]|\x1b", str(caught.value))
+        assert str(caught.value) == message
+    with pytest.raises(UsageError) as caught:
+        cli.parse(Positional, [], "hybrid x", "Text.")
+    message = "STR and --one.number are missing: usage: hybrid x STR --one.number INT [OPTIONS]"
+    assert str(caught.value) in (message, message.replace("STR", "WORD"))
+    with pytest.raises(UsageError) as caught:
+        cli.parse(Positional, ["w", "--nmber", "3"], "hybrid x", "Text.")
+    assert str(caught.value).startswith("unknown option '--nmber': did you mean --one.number?")
+
+
+@dataclass(frozen=True)
+class Positional:
+    """Options after a word."""
+
+    word: tyro.conf.Positional[str]
+    """The word."""
+    one: Options
+    """More."""
 
 
 @dataclass(frozen=True)
@@ -440,6 +463,7 @@ def test_the_command_line_names_flags() -> None:
     wrapped = RuntimeError("x")
     wrapped.__cause__ = FloatingPointError("lower `train.learning_rate`")
     assert cli.outcome(wrapped)[1].startswith("failed: FloatingPointError: lower --train.learning-rate")
+    assert cli.outcome(OSError("`num_cpus` of a library"))[1].startswith("failed: OSError: `num_cpus` of a library")
 
 
 @pytest.mark.parametrize("words", [["tables"], ["tables", "tidy"], ["query", "SELECT 1"]])
