@@ -201,6 +201,7 @@ def outcome(error: Exception) -> tuple[int, str]:
 def _outcome(error: Exception) -> tuple[int, str]:
     from hybrid_models.errors import UsageError
     from pipelines.staging.checks import RefusedError
+    from pipelines.storage import CredentialsError
 
     if isinstance(error, EndedError):
         return error.code, with_flags(str(error))
@@ -212,6 +213,8 @@ def _outcome(error: Exception) -> tuple[int, str]:
         return REFUSED, with_flags(str(error))
     where = "" if is_unforeseen(error) else " (HYBRID_TRACEBACK=1 shows where)"
     cause = root_cause(error)
+    if isinstance(cause, CredentialsError):
+        return USAGE, with_flags(str(cause))
     return FAILED, f"failed: {with_flags(described(cause)) if is_own(cause) else described(cause)}{where}"
 
 

@@ -257,6 +257,11 @@ def _resolve(client: MlflowClient, uri: str) -> tuple[str, str]:
     path = uri.removeprefix("models:/")
     if "@" in path:
         name, alias = path.split("@", 1)
+        versions = client.search_model_versions(_named(name), max_results=1)
+        if not versions:
+            raise UsageError(f"there is no registered model {name} yet: `hybrid train` registers one")
+        if alias == CHAMPION and alias not in _aliases(client, name):
+            raise UsageError(f"{name} has no champion yet: `hybrid promote {name}` makes its best version the champion")
         return name, str(client.get_model_version_by_alias(name, alias).version)
     name, _, version = path.partition("/")
     if not name or not version:

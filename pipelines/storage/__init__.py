@@ -6,6 +6,7 @@ configured by the standard variables alone: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS
 
 from pipelines.storage.addresses import (
     ArchivedError,
+    CredentialsError,
     ForbiddenError,
     StorageError,
     absolute,
@@ -50,6 +51,7 @@ __all__ = [
     "ArchivedError",
     "Existing",
     "FileInfo",
+    "CredentialsError",
     "ForbiddenError",
     "IsOwn",
     "StorageError",

@@ -41,6 +41,10 @@ class ForbiddenError(StorageError):
     """The store knows who asks, and does not give this one object."""
 
 
+class CredentialsError(StorageError):
+    """There are none, or the store does not know them: a new start fails alike."""
+
+
 class ArchivedError(ForbiddenError):
     """Nobody gets it, until it is brought back from an archive."""
 
@@ -124,12 +128,15 @@ def failed(operation: str, uri: str, error: Exception) -> StorageError:
     hint = ""
     if is_local(uri):
         return StorageError(told)
-    if isinstance(error, PermissionError) or "AccessKey" in cause or "Signature" in cause:
-        hint = "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    elif "locate credentials" in cause:
-        hint = (
-            "; set the AWS_… credentials or a role on this machine, or give a job yours: `hybrid submit --env-values`"
+    if "AccessKeyId" in cause or "ignature" in cause:
+        return CredentialsError(f"{told}; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if "locate credentials" in cause:
+        return CredentialsError(
+            f"{told}; set the AWS_… credentials or a role on this machine, or give a job yours: "
+            "`hybrid submit --env-values`"
         )
+    if isinstance(error, PermissionError):
+        hint = "; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     elif re.search(r"connect\b|credentials", cause, re.IGNORECASE):
         hint = "; check AWS_ENDPOINT_URL and the AWS_… credentials"
     return StorageError(f"{told}{hint}")

@@ -161,6 +161,8 @@ def test_every_outcome_has_its_exit_code_and_one_line(capsys: pytest.CaptureFixt
     of_a_task = RayTaskError("f", "ray::f()\n  File x", RefusedError("too many")).as_instanceof_cause()
     assert ended(raising(of_a_task), capsys) == (3, "", "hybrid: too many\n")
     assert ended(raising(ConnectionError("x")), capsys) == (1, "", f"hybrid: failed: ConnectionError: x {where}\n")
+    keys = storage.CredentialsError("cannot list s3://lake: Unable to locate credentials")
+    assert ended(raising(WrappedError(keys)), capsys) == (2, "", f"hybrid: {keys}\n")
     code, out, err = ended(raising(KeyboardInterrupt()), capsys)
     assert (code, out, err) == (130, "", "hybrid: interrupted; start the same command again, it goes on\n")
     for code in (1, 15, 143):  # of Ray's handlers of SIGTERM, and of ours

@@ -75,6 +75,8 @@ def test_models_have_names_of_their_own_and_a_kind(uri: str, tmp_path: Path) -> 
         "captioner": "captioner", "main.models.translator": "translator", "translator": "translator",
         "translator-de-en": "translator",
     }  # fmt: skip
+    with pytest.raises(UsageError, match=r"^translator has no champion yet: `hybrid promote translator` makes its best"):
+        artifacts.read("models:/translator@champion", "translator", other)
     registry.promote(other, "main.models.translator", "1")
     assert registry.champion(other, "main.models.translator") == "1"
     assert registry.champion(other, "translator") is None
@@ -185,6 +187,7 @@ def test_registered_models_are_fetched_by_version_and_alias(
     [
         ("models:/translator/99", "MLflow at {uri}: cannot get models:/translator/99: "),
         ("models:/translator@nobody", "MLflow at {uri}: cannot get models:/translator@nobody: "),
+        ("models:/painter@champion", "there is no registered model painter yet: `hybrid train` registers one"),
         ("models:/painter/1", "MLflow at {uri}: cannot get models:/painter/1: "),
         ("models:/translator/one", "MLflow at {uri}: cannot get models:/translator/one: "),
         ("models:/translator", "models:/translator names no version: write models:/NAME/VERSION or models:/NAME@ALIAS"),

@@ -236,6 +236,12 @@ def test_a_log_whose_oldest_entries_are_in_a_checkpoint(tmp_path: Path) -> None:
     ownership.check(table, SCHEMA)
 
 
+def test_a_bucket_that_does_not_exist_is_named(s3: str) -> None:
+    assert s3
+    with pytest.raises(UsageError, match=r"^there is no bucket nobucket for s3://nobucket/x/captions"):
+        tables.open_table("s3://nobucket/x/captions")
+
+
 @pytest.fixture(params=["local", "s3"])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A folder of tables: a table of two nights, of which the first was written twice."""

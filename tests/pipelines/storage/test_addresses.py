@@ -9,11 +9,24 @@ def test_wrong_credentials_are_one_readable_line(s3: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     s3fs.S3FileSystem.clear_instance_cache()
     try:
-        with pytest.raises(storage.StorageError, match=r"cannot list s3://lake.*check AWS_ACCESS_KEY_ID") as caught:
+        with pytest.raises(storage.CredentialsError, match=r"cannot list s3://lake.*check AWS_ACCESS_KEY_ID") as caught:
             storage.list_files(s3)
         assert "\n" not in str(caught.value)
         with pytest.raises(UsageError, match=r"cannot write s3://lake.*check AWS_ACCESS_KEY_ID"):
             storage.check_writable(s3)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_missing_credentials_are_told_with_how_to_give_them(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", "/nowhere")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(storage.CredentialsError, match=r"Unable to locate credentials; set the AWS_… credentials"):
+            storage.list_files(s3)
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
 
