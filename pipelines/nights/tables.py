@@ -89,7 +89,8 @@ def open_table(uri: str, as_of: AsOf | None = None) -> DeltaTable | None:
     try:
         return patiently("read", uri, lambda: open_once(uri, as_of))
     except storage.StorageError as error:
-        if re.search("Json error|NoSuchBucket", str(error.__cause__)):  # a bucket that is missing is told by the listing
+        if re.search("Json error|NoSuchBucket", str(error.__cause__)):
+            # of a bucket that is missing the listing tells
             check_commits(uri, [file.uri for file in storage.list_files(storage.join(uri, LOG))])
         raise
 
