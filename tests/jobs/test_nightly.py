@@ -167,7 +167,7 @@ def test_all_tasks_do_those_that_have_a_champion(lake: Path) -> None:
     assert first["problems"] == []
     for hybrid in (tiny.captioner(), tiny.nowcaster()):
         register(lake, hybrid, hybrid.Decoding())
-    with pytest.raises(EndedError, match=r"captions: captioner has no champion yet: `hybrid promote captioner") as ended:
+    with pytest.raises(EndedError, match="captioner has no champion yet: `hybrid promote captioner") as ended:
         main([*everything, "--no-report"])
     assert ended.value.code == cli.USAGE
     summary = ended.value.summary
