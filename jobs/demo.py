@@ -269,7 +269,7 @@ def _take_through(task: DemoTask, lake: str, mlflow: str, epochs: int) -> tuple[
         shards = storage.join(place, "night", f"ds={ds}")
         source = SourceOptions(windows=WindowOptions(task.window_seconds))
         partition = Partition.of(tables, TABLES[recipe.hybrid], ds)
-        night = infer.run(shards, partition, chosen, chosen.decoding, NightOptions(source=source, work=SMALL), mlflow)
+        night = infer.run([shards], partition, chosen, chosen.decoding, NightOptions(source=source, work=SMALL), mlflow)
         log.info("%s ds=%s: %d rows, errors %s", night["task"], ds, night["rows"], night["errors"] or "none")
         nights.append({key: night[key] for key in ("ds", "rows", "ok", "errors", "version", "changed")})
     return TABLES[recipe.hybrid], {

@@ -143,7 +143,7 @@ def _job(options: EvaluateOptions, artifact: Artifact, decoding: DecodingConfig)
     options.judging.windows.check_for(artifact.config)
     check_finished(options.input)
     cut = options.judging.windows.cut_for(artifact.config)
-    shards = list_input(options.input, options.named, options.work.limits, cut is not None)
+    shards = list_input([options.input], options.named, options.work.limits, cut is not None).shards
     storage.check_writable(options.judging.storage)
     inference = Inference(artifact, decoding, options.work.limits, cut=cut)
     return Evaluation(shards, options.judging.storage, inference, options.judging.stride)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NUMBERS = (
     "rows", "rows_lost", "ok", "shards", "shards_computed", "rows_computed", "rows_per_second", "model_busy",
-    "input_bytes", "staged_bytes",
+    "input_bytes", "staged_bytes", "skipped",
 )  # fmt: skip
 """Of a night's summary, what its MLflow run has as metrics."""
 
@@ -41,8 +41,8 @@ NUMBERS = (
 class InferOptions:
     """What `hybrid infer` needs to know."""
 
-    input: str
-    """Shards, photographs, clips or arrays: a folder, a pattern or one object, as s3://lake/photos/ds=2026-01-31/*.tar"""
+    input: tuple[str, ...]
+    """Shards, photographs, clips or arrays: folders, patterns or single objects, as s3://lake/photos/ds=2026-01-31"""
     tables: str
     """URI of the folder of tables."""
     ds: str
@@ -81,7 +81,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     check_name(name, task)
     options.night.check()
     options.night.source.windows.check_for(artifact.config)
-    places.check_apart({"input": options.input}, "tables", [storage.join(options.tables, name)])
+    check_given(options.input)
+    for address in options.input:
+        places.check_apart({"input": address}, "tables", [storage.join(options.tables, name)])
     partition = Partition.of(options.tables, name, options.ds)
     return run(options.input, partition, artifact, options.decoding, options.night, tracking.uri)
 
@@ -92,8 +94,18 @@ def _artifact(model: str, hybrid: str, tracking_uri: str) -> Artifact:
     return artifacts.read(model, hybrid, tracking_uri)
 
 
+def check_given(addresses: Sequence[str]) -> None:
+    """Refuses an option without a value, and an empty one.
+
+    Raises:
+        UsageError: says what it wants.
+    """
+    if not addresses or not all(addresses):
+        raise UsageError("--input is empty: give one or more folders, patterns or objects")
+
+
 def run(
-    given: str,
+    given: Sequence[str],
     partition: Partition,
     artifact: Artifact,
     decoding: DecodingConfig,
@@ -117,12 +129,14 @@ def run(
 
     jail.ensure()
     limits, cut = options.work.limits, options.source.windows.cut_for(artifact.config)
+    listing = list_input(given, options.source.named, limits, cut is not None)
     night = Night(
-        shards=list_input(given, options.source.named, limits, cut is not None),
+        shards=listing.shards,
         partition=partition,
         inference=Inference(artifact, decoding, limits, options.source.keep, cut),
         rules=options.rules,
         retention=options.retention,
+        skipped=listing.skipped,
     )
     if not options.dry_run:
         storage.check_writable(partition.tables)
@@ -130,10 +144,11 @@ def run(
     if options.dry_run:
         with connection.on_demand():
             foreseen = preview.preview(night, options.work.resources, tracking_uri)
-        return {"task": partition.name, "dry_run": True, **asdict(foreseen), "model": artifact.model}
+        told = {"skipped": len(listing.skipped), "model": artifact.model}
+        return {"task": partition.name, "dry_run": True, **asdict(foreseen), **told}
     tracker = Tracker(tracking_uri)
     params = {
-        "input": given,
+        "input": " ".join(given),
         "tables": partition.tables,
         "ds": partition.ds,
         "model": artifact.model,

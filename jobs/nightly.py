@@ -45,8 +45,8 @@ MAX_NIGHTS = 3660
 class NightlyOptions:
     """What `hybrid nightly` needs to know. In patterns `{ds}` stands for the night and `{task}` for the task."""
 
-    input: str
-    """Pattern of a night's shards or photographs: s3://lake/photos/ds={ds}/*.tar; with --all-tasks it needs {task}."""
+    input: tuple[str, ...]
+    """Patterns of a night's shards or photographs: s3://lake/photos/ds={ds}; with --all-tasks each needs {task}."""
     tables: str
     """URI of the folder of tables."""
     ds: str = ""
@@ -184,10 +184,13 @@ def check(options: NightlyOptions, chosen: Sequence[str]) -> None:
         raise UsageError("--ds is needed, a date or today or yesterday; or --backfill FIRST..LAST")
     if options.catch_up < 0 or (options.catch_up and options.backfill):
         raise UsageError("--catch-up must be 0 or more, and goes with --ds only: --backfill does every night anyway")
-    if "{ds}" not in options.input:
-        raise UsageError(f"--input {options.input} has no {{ds}}: every night would have the same shards")
+    infer.check_given(options.input)
+    for pattern in options.input:
+        if "{ds}" not in pattern:
+            raise UsageError(f"--input {pattern} has no {{ds}}: every night would have the same shards")
     if len(chosen) > 1:
-        for name, pattern in (("--input", options.input), ("--references", options.references)):
+        inputs = [("--input", pattern) for pattern in options.input]
+        for name, pattern in (*inputs, ("--references", options.references)):
             if pattern and "{task}" not in pattern:
                 raise UsageError(f"{name} {pattern} has no {{task}}: {ALL_TASKS} would give all the same shards")
         for name, given in (("--model", options.model), ("--table", options.table)):
@@ -204,13 +207,14 @@ def check_places(options: NightlyOptions, chosen: Sequence[str], dates: Sequence
     Raises:
         UsageError: names them.
     """
-    given = {"input": options.input, "references": options.references}
-    patterns = {name: pattern for name, pattern in given.items() if pattern}
+    given = [*(("input", pattern) for pattern in options.input), ("references", options.references)]
+    patterns = [(name, pattern) for name, pattern in given if pattern]
     more = [name for name, used in (("evaluations", options.references), ("reports", options.report)) if used]
     own = [options.table] if options.table else chosen
     written = [storage.join(options.tables, folder) for folder in (*own, *more)]
     for unit in (Unit.of(task, ds, options) for ds in dates for task in chosen):
-        places.check_apart({name: unit.fill(pattern) for name, pattern in patterns.items()}, "tables", written)
+        for name, pattern in patterns:
+            places.check_apart({name: unit.fill(pattern)}, "tables", written)
 
 
 def nights(options: NightlyOptions) -> list[str]:
@@ -299,9 +303,8 @@ def one(unit: Unit, options: NightlyOptions, champion: Artifact, tracking_uri: s
     from pipelines.reading.shards import NoShardsError
 
     try:
-        night = infer.run(
-            unit.fill(options.input), unit.partition, champion, champion.decoding, options.night, tracking_uri
-        )
+        given = [unit.fill(pattern) for pattern in options.input]
+        night = infer.run(given, unit.partition, champion, champion.decoding, options.night, tracking_uri)
     except NoShardsError as error:
         if options.require_input:
             raise

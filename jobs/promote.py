@@ -101,7 +101,8 @@ def run(name: str, options: PromoteOptions, model: str, tracking_uri: str) -> di
     if options.input:
         check_finished(options.input)
     cut = options.judging.windows.cut_for(candidate.config)
-    shards = list_input(options.input, options.named, options.work.limits, cut is not None) if options.input else []
+    given = [options.input] if options.input else []
+    shards = list_input(given, options.named, options.work.limits, cut is not None).shards if given else []
     holder = registry.champion(tracking_uri, name)
     summary = {"name": name, "hybrid": hybrid.name, "model": candidate.model, "mlflow": shown(tracking_uri)}
     if holder == candidate.version:
@@ -156,7 +157,7 @@ def _weigh(options: PromoteOptions, shards: list[Shard], candidate: Artifact, be
     def job(artifact: Artifact) -> Evaluation:
         cut, own = cuts(artifact), shards
         if (cut is None) != (cuts(candidate) is None):
-            own = list_input(options.input, options.named, options.work.limits, cut is not None)
+            own = list_input([options.input], options.named, options.work.limits, cut is not None).shards
         inference = Inference.of(artifact, options.work.limits, cut)
         return Evaluation(own, options.judging.storage, inference, options.judging.stride)
 

@@ -10,10 +10,13 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 from urllib.parse import unquote
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
+
+Unknown = Literal["skip", "error", "row"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class InputOptions:
     """The input is manifests (.parquet, .jsonl, .tsv), of which this column names a photograph, clip, array or text."""
     allow_prefix: tuple[str, ...] = ()
     """What a manifest may name lies below one of these; the manifest's own bucket, or folder on a disk, by default."""
+    unknown: Unknown = "skip"
+    """Objects that are neither shards nor photographs, clips or arrays are skipped and counted, or end the command with
+    an error, or are an error row each. If more than half of the objects would be skipped, the folder is refused."""
 
     def check(self) -> None:
         """Refuses options that do not go together.

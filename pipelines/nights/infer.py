@@ -29,6 +29,7 @@ from pipelines.nights.tables import night_files
 from pipelines.nights.upkeep import Tidied
 from pipelines.reading.shards import Shard, odd_name
 from pipelines.reading.units import Part, units
+from pipelines.secrets import shown
 from pipelines.staging import contents, joining
 from pipelines.staging.checks import RefusedError, check_errors, check_there, incomplete, verify
 from pipelines.staging.contents import Contents, Known, Staged
@@ -37,6 +38,7 @@ from pipelines.staging.pieces import Lineage, Piece, names_in, table_schema, uni
 
 log = logging.getLogger(__name__)
 GONE_SHOWN = 3
+SKIPPED_SHOWN = 3
 AWAY_SECONDS = 60
 """So long the packing of files waits for a store that has failed: all is computed, and only the commit is left."""
 
@@ -51,6 +53,7 @@ class Night:
         inference: the model, how it decodes, what a row may cost.
         rules: when it is not committed.
         retention: what is kept of the nights before.
+        skipped: addresses of objects beside the shards that nothing here reads.
     """
 
     shards: Sequence[Shard]
@@ -58,6 +61,7 @@ class Night:
     inference: Inference
     rules: Rules = field(default_factory=Rules)
     retention: Retention = field(default_factory=Retention)
+    skipped: Sequence[str] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -108,6 +112,10 @@ class NightSummary:
     bytes_removed: int
     files_unknown: int
     """In the night's folder, and none of this program's."""
+    skipped: int
+    """Objects at the input that are neither shards nor photographs, clips or arrays,"""
+    skipped_names: list[str]
+    """and the first of them."""
     jail: str
     """The decoding jails in which the rows were decoded; `unknown` where an earlier version decoded all of them."""
     seconds: dict[str, float]
@@ -150,7 +158,7 @@ def infer(night: Night, resources: Resources, tracker: Tracker, seen: Collection
     _tell_what_is_absent(night, found)
     rows = _check_errors(night, pieces, found)
     known = [replace(piece, bad=each.bad) for piece, each in zip(pieces, told, strict=True)]
-    note, may = _note(lineage, rows, found), partial(_keep_what_came, night, frozenset(seen))
+    note, may = _note(night, lineage, rows, found), partial(_keep_what_came, night, frozenset(seen))
     version = commit.commit_night(night.partition, known, night.schema, note, may)
     check_there(pieces, night.folder)  # whoever else may remove files there, this night says so
     committed = time.perf_counter()
@@ -181,6 +189,8 @@ def infer(night: Night, resources: Resources, tracker: Tracker, seen: Collection
         files_removed=len(tidied.removed),
         bytes_removed=tidied.bytes,
         files_unknown=len(tidied.unknown),
+        skipped=len(night.skipped),
+        skipped_names=_first(night.skipped),
         jail=note["jail"],
         seconds={name: round(value, 3) for name, value in seconds.items()},
         **asdict(lineage),
@@ -194,11 +204,16 @@ def _check_errors(night: Night, pieces: Sequence[Piece], found: Contents) -> int
     return rows
 
 
-def _note(lineage: Lineage, rows: int, found: Contents) -> dict[str, str]:
+def _note(night: Night, lineage: Lineage, rows: int, found: Contents) -> dict[str, str]:
     """What the log keeps of a night with its commit."""
     errors, jails = json.dumps(dict(found.errors.most_common())), ", ".join(sorted(found.jails)) or "unknown"
     counts = {"rows": rows, "rows_lost": found.lost, "errors": errors, "jail": jails}
-    return {key: str(value) for key, value in {**asdict(lineage), **counts}.items()}
+    skipped = {"skipped": len(night.skipped), "skipped_names": json.dumps(_first(night.skipped))}
+    return {key: str(value) for key, value in {**asdict(lineage), **counts, **skipped}.items()}
+
+
+def _first(addresses: Sequence[str]) -> list[str]:
+    return [shown(address) for address in addresses[:SKIPPED_SHOWN]]
 
 
 def _compute(night: Night, todo: Sequence[Part], lineage: Lineage, resources: Resources) -> Staged:

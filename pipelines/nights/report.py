@@ -6,6 +6,7 @@ cannot become markup (Jinja2 escapes all of it, and the page's own policy forbid
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -95,6 +96,9 @@ class Section:
     """Why there is nothing to look at."""
     jail: str = ""
     """The decoding jails in which the rows were decoded, where the table's log has the commit."""
+    skipped: int = 0
+    """Objects at the input that nothing reads, and the first of them."""
+    skipped_names: Sequence[str] = ()
 
     @property
     def fastest(self) -> float:
@@ -169,7 +173,8 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
         tables_uri, [name], parameters=(ds,), dates=(ds, ds),
     ).to_pylist()  # fmt: skip
     commits = _commits(storage.join(tables_uri, name), table.version(), recent)
-    runs = {**{night: told.get("run_id", "") for night, told in commits.items()}, ds: this["run"]}
+    told = commits.get(ds, {})
+    runs = {**{night: each.get("run_id", "") for night, each in commits.items()}, ds: this["run"]}
     runs |= _written_by(tables_uri, name, [night for night in recent if not runs.get(night)])
     reasons = query.query(
         "SELECT split_part(error, ':', 1) AS kind, count(*) AS n, arg_min({'sample_id': sample_id, "
@@ -182,7 +187,9 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
         table.version(), stored[ds].bytes,
         [Past(night, stored[night].rows, stored[night].bad, runs.get(night, "")) for night in recent],
         [Reason(row["kind"], row["n"], row["examples"]) for row in reasons],
-        jail=commits.get(ds, {}).get("jail", ""),
+        jail=told.get("jail", ""),
+        skipped=int(told.get("skipped", 0)),
+        skipped_names=json.loads(told.get("skipped_names", "[]")),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from pipelines.reading.objects import Member
 from pipelines.reading.readers import READERS, suffix_of
 from pipelines.reading.rows import Begin, unwatched
 from pipelines.reading.sandbox.guard import guarded
-from pipelines.reading.shards import NoShardsError, Shard, grouped, list_shards, odd_name
+from pipelines.reading.shards import Listing, NoShardsError, Shard, find, grouped, odd_name
 from pipelines.secrets import shown
 
 KINDS = tuple(suffix for suffix in READERS if suffix.startswith((".parquet", ".jsonl", ".tsv")))
@@ -54,8 +54,10 @@ MOST_NAME = 1024
 """Bytes of an object's name in a store, without its bucket: to ask for a longer one is an error of its own."""
 
 
-def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS, cut: bool = False) -> list[Shard]:
-    """What is to be read at an address: shards and lone objects, or those that manifests there name.
+def list_input(
+    uris: Sequence[str], options: InputOptions, limits: Limits = DEFAULT_LIMITS, cut: bool = False
+) -> Listing:
+    """What is to be read at these addresses: shards and lone objects, or those that manifests there name.
 
     Raises:
         NoShardsError: there is nothing.
@@ -64,13 +66,15 @@ def list_input(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS,
     """
     options.check()
     if not options.uri_column:
-        return list_shards(uri, cut)
+        return find(uris, cut, options.unknown)
+    listing = _manifests(uris, options)
     room = _Room()
-    return [
+    shards = [
         shard
-        for manifest in _manifests(uri)
+        for manifest in listing.shards
         for shard in grouped(manifest.uri, _members(manifest, options, limits, room), cut)
     ]
+    return Listing(shards, listing.skipped)
 
 
 def list_members(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS) -> list[Member]:
@@ -80,16 +84,17 @@ def list_members(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMIT
     """
     options.check()
     room = _Room()
-    return [member for manifest in _manifests(uri) for member in _members(manifest, options, limits, room)]
+    manifests = _manifests([uri], options).shards
+    return [member for manifest in manifests for member in _members(manifest, options, limits, room)]
 
 
-def _manifests(uri: str) -> list[Shard]:
-    manifests = list_shards(uri)
-    for manifest in manifests:
+def _manifests(uris: Sequence[str], options: InputOptions) -> Listing:
+    listing = find(uris, unknown=options.unknown)
+    for manifest in listing.shards:
         if manifest.members or suffix_of(manifest.uri) not in KINDS:
             name = manifest.addresses[-1]
             raise UsageError(f"{name} is no manifest ({', '.join(KINDS)}), which `uri_column` needs")
-    return manifests
+    return listing
 
 
 def list_references(uri: str, options: InputOptions, limits: Limits = DEFAULT_LIMITS, cut: bool = False) -> list[Shard]:
@@ -97,8 +102,9 @@ def list_references(uri: str, options: InputOptions, limits: Limits = DEFAULT_LI
 
     Raises: as `list_input`.
     """
-    are_manifests = all(suffix_of(shard.uri) in KINDS and not shard.members for shard in list_shards(uri))
-    return list_input(uri, options if are_manifests else InputOptions(), limits, cut)
+    listing = find([uri], cut, options.unknown)
+    are_manifests = all(suffix_of(shard.uri) in KINDS and not shard.members for shard in listing.shards)
+    return list_input([uri], options, limits, cut).shards if are_manifests else listing.shards
 
 
 def _members(manifest: Shard, options: InputOptions, limits: Limits, room: _Room) -> list[Member]:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hybrid_models.errors import UsageError
 from pipelines import storage
+from pipelines.places import Unknown
 from pipelines.reading import objects
 from pipelines.reading.media.decode import MEDIA_TYPES
 from pipelines.reading.objects import Member
 from pipelines.reading.readers import READERS, suffix_of
 from pipelines.secrets import shown
+
+log = logging.getLogger(__name__)
+UNKNOWN = f"is not a shard ({', '.join(READERS)}), nor a photograph, clip or array ({', '.join(MEDIA_TYPES)})"
+SHOWN = 3
+"""Unknown objects that are named."""
 
 
 @dataclass(frozen=True)
@@ -61,54 +67,96 @@ class NoShardsError(UsageError):
     """There are no shards at an address."""
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What lies at the addresses of an input."""
+
+    shards: list[Shard]
+    skipped: list[str] = field(default_factory=list)
+    """Addresses of objects that are neither shards nor photographs, clips or arrays."""
+
+
 def list_shards(uri: str, cut: bool = False) -> list[Shard]:
-    """The shards at a folder, a glob pattern or a single object; photographs, clips and arrays there in groups.
+    """The shards at one address, as `find` lists them; unknown objects are skipped."""
+    return find([uri], cut).shards
+
+
+def find(uris: Sequence[str], cut: bool = False, unknown: Unknown = "skip") -> Listing:
+    """What is to be read at folders, glob patterns or single objects; photographs, clips and arrays there in groups.
+
+    Args:
+        uris: an object that lies at several of them is read once.
+        cut: clips become windows.
+        unknown: what happens to objects that nothing here reads.
 
     Raises:
-        NoShardsError: there are none.
-        UsageError: one has a suffix that nothing here reads; or a shard's name looks as if it held a password.
+        NoShardsError: there is nothing.
+        UsageError: by `unknown` such an object is an error, or more than half of the objects are such; or a shard's
+            name looks as if it held a password.
     """
-    files = storage.list_files(uri)
-    if not files:
-        why = "it is empty" if storage.exists(uri) else "there is nothing"
-        raise NoShardsError(f"no shards found at {uri}: {why}; check the address, or write some with `hybrid prepare`")
-    shards: list[Shard] = []
-    lone: list[Member] = []
-    root = _folder(uri, files)
-    for file in files:
-        problem = odd_name(file.uri)
-        if suffix_of(file.name) is not None:
-            if problem:
-                raise UsageError(problem)
-            shards.append(Shard(file.uri, file.size, file.etag))
-        elif objects.media_type_of(file.name) is not None:
-            problem = problem and f"AddressNotAllowed: {problem}"
-            lone.append(Member(file.uri, file.size, file.etag, file.uri.removeprefix(root), problem=problem))
-        else:
-            raise UsageError(
-                f"{file.uri} is not a shard ({', '.join(READERS)}), nor a photograph, clip or array "
-                f"({', '.join(MEDIA_TYPES)}): name what is to be read, such as {_readable(root, files)}"
-            )
-    return [*shards, *grouped(root, lone, cut)]
+    shards: dict[str, Shard] = {}
+    lone: dict[str, dict[str, Member]] = {}  # by the folder that the names of their rows begin after
+    skipped: dict[str, None] = {}
+    seen: set[str] = set()
+    for uri, files in _files(uris):
+        root = _folder(uri, files)
+        for file in files:
+            if file.uri in seen:
+                continue
+            seen.add(file.uri)
+            problem = odd_name(file.uri)
+            if suffix_of(file.name) is not None:
+                if problem:
+                    raise UsageError(problem)
+                shards[file.uri] = Shard(file.uri, file.size, file.etag)
+            elif objects.media_type_of(file.name) is not None:
+                problem = problem and f"AddressNotAllowed: {problem}"
+                lone.setdefault(root, {})[file.uri] = _member(file, root, problem)
+            elif unknown == "row":
+                problem = f"UnsupportedMedia: {shown(file.uri)} {UNKNOWN}"
+                lone.setdefault(root, {})[file.uri] = _member(file, root, problem)
+            else:
+                skipped[file.uri] = None
+    found = len(seen) - len(skipped)
+    if skipped:
+        _judge_unknown([shown(uri) for uri in skipped], found, " ".join(uris), unknown)
+    groups = [each for root, members in lone.items() for each in grouped(root, list(members.values()), cut)]
+    return Listing([*shards.values(), *groups], list(skipped))
+
+
+def _files(uris: Sequence[str]) -> list[tuple[str, list[storage.FileInfo]]]:
+    """The objects at each address; of several, some may have none."""
+    found = [(uri, storage.list_files(uri)) for uri in uris]
+    if not any(files for _, files in found):
+        why = "it is empty" if any(storage.exists(uri) for uri in uris) else "there is nothing"
+        at = " ".join(uris)
+        raise NoShardsError(f"no shards found at {at}: {why}; check the address, or write some with `hybrid prepare`")
+    for uri in [uri for uri, files in found if not files]:
+        log.info("%s: there is nothing", shown(uri))
+    return found
+
+
+def _member(file: storage.FileInfo, root: str, problem: str) -> Member:
+    return Member(file.uri, file.size, file.etag, file.uri.removeprefix(root), problem=problem)
+
+
+def _judge_unknown(names: Sequence[str], others: int, given: str, unknown: Unknown) -> None:
+    """Says which objects are skipped, or refuses to go on without them."""
+    if unknown == "error" or len(names) == 1 > others:
+        raise UsageError(f"{names[0]} {UNKNOWN}: take it away, or leave out what is unknown by `unknown` skip")
+    some = ", ".join(names[:SHOWN])
+    if len(names) > others:
+        raise UsageError(
+            f"{len(names):,} of {len(names) + others:,} objects at {given} are no input, such as {some}: if the folder "
+            "is the right one, name what is to be read there by one or more patterns"
+        )
+    log.warning("%s: skipped %d objects that are no input, such as %s", given, len(names), some)
 
 
 def odd_name(uri: str) -> str:
     """Why nothing is read of an object in a store whose name looks as if it held a password: no client would be given
     such an address. Empty of any other; the rest of a night is read."""
     return "" if storage.is_local(uri) or shown(uri) == uri else _ODD_NAME.format(shown(uri))
-
-
-def _readable(root: str, files: Sequence[storage.FileInfo]) -> str:
-    """A pattern of what is there most of what can be read."""
-    names = [file.uri.removeprefix(root) for file in files]
-    kinds = Counter(kind for name in names if (kind := suffix_of(name) or _suffix_of_media(name)))
-    kind = kinds.most_common(1)[0][0] if kinds else ".tar"
-    deep = any("/" in name for name in names if name.endswith(kind))
-    return f"{root}{'**/' if deep else ''}*{kind}"
-
-
-def _suffix_of_media(name: str) -> str | None:
-    return None if objects.media_type_of(name) is None else f".{name.rpartition('.')[2]}"
 
 
 def _folder(uri: str, files: Sequence[storage.FileInfo]) -> str:

@@ -185,7 +185,7 @@ def night_rate(folders: Mapping[int, str], artifact: Artifact, scratch: Path) ->
 
 def manifest_cost(uri: str) -> tuple[float, float]:
     """CPU seconds and peak MiB of grouping what a manifest names; called in a process of its own."""
-    shards = list_input(uri, InputOptions(uri_column="photo"))
+    shards = list_input([uri], InputOptions(uri_column="photo")).shards
     assert shards
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024

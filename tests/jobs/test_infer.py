@@ -46,9 +46,11 @@ def refusal(arguments: list[str]) -> str:
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_night_and_its_mlflow_run(lake: Path) -> None:
     storage.write_bytes(f"{lake}/in/bad.jsonl", b"{broken\n")
+    storage.write_bytes(f"{lake}/in/README.md", b"# Photographs\n")
     summary = main(["translations", *argv(lake), "--decoding.max-length", "5"])
     assert (summary["task"], summary["rows"], summary["ok"], summary["ds"]) == ("translations", 21, 20, "2026-01-31")
     assert (summary["changed"], summary["shards_computed"], summary["version"]) == (True, 3, 1)
+    assert (summary["skipped"], summary["skipped_names"]) == (1, [f"{lake}/in/README.md"])
     ((kind, count),) = summary["errors"].items()
     assert count == 1
     rows = DeltaTable(f"{lake}/tables/translations").to_pyarrow_table()
@@ -58,6 +60,7 @@ def test_a_night_and_its_mlflow_run(lake: Path) -> None:
     run = mlflow.MlflowClient(f"sqlite:///{lake}/mlflow.db").get_run(summary["mlflow_run_id"])
     assert (run.info.status, run.info.run_name) == ("FINISHED", "translations 2026-01-31")
     assert (run.data.metrics["rows"], run.data.metrics["ok"], run.data.metrics[f"errors/{kind}"]) == (21, 20, 1)
+    assert run.data.metrics["skipped"] == 1
     assert run.data.params["decoding.max_length"] == "5"
     assert run.data.params["fingerprint"] == summary["fingerprint"]
     held = jail.in_force("auto")
@@ -65,7 +68,10 @@ def test_a_night_and_its_mlflow_run(lake: Path) -> None:
     assert (summary["jail"], note["jail"]) == (held, held)
     page, _ = report.report(f"{lake}/tables", ["translations"], "2026-01-31", f"sqlite:///{lake}/mlflow.db", 0)
     assert re.search(rf"<dt>decoding jail</dt><dd( class=.bad.)?>{re.escape(held)}</dd>", page)
+    told = "1 object skipped, neither shards nor photographs, clips or arrays"
+    assert f"{told}: <code>{lake}/in/README.md</code>" in page
     (lake / "in/bad.jsonl").unlink()
+    (lake / "in/README.md").unlink()
 
 
 @pytest.mark.usefixtures("ray_cluster")

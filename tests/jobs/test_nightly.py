@@ -15,7 +15,7 @@ from jobs import report
 from jobs.command import cli
 from jobs.command.errors import EndedError
 from jobs.command.options import TASKS
-from jobs.nightly import NightlyOptions, Unit, main, nights
+from jobs.nightly import NightlyOptions, Unit, check, check_places, main, nights
 from pipelines import storage
 from pipelines.cluster import connection
 from pipelines.models import artifacts, registry
@@ -233,7 +233,7 @@ def test_mistakes_are_one_line_and_start_nothing(lake: Path) -> None:
     assert night("--backfill", "1926-01-01..2026-01-01").startswith("1926-01-01..2026-01-01 are 36526 nights, at most")
     assert "--catch-up must be 0 or more" in night("--ds", "today", "--catch-up", "-1")
     assert "at most 3660 are done at once" in night("--ds", "today", "--catch-up", "1000000")
-    assert nights(NightlyOptions("in", "tables", ds="0001-01-02", catch_up=3)) == ["0001-01-01", "0001-01-02"]
+    assert nights(NightlyOptions(("in",), "tables", ds="0001-01-02", catch_up=3)) == ["0001-01-01", "0001-01-02"]
     assert "--catch-up must be 0 or more" in night("--backfill", "2026-01-01..2026-01-02", "--catch-up", "1")
     assert night("--ds", "today", "--window-seconds", "9") == (
         "--window-seconds cuts clips, and this model reads none: leave it out"
@@ -290,7 +290,17 @@ def test_a_night_that_lost_shards_is_refused_unless_that_is_allowed(lake: Path, 
 
 
 def options(**given: Any) -> NightlyOptions:
-    return NightlyOptions("in/{ds}", "tables", **given)
+    return NightlyOptions(("in/{ds}",), "tables", **given)
+
+
+def test_every_pattern_is_of_one_night() -> None:
+    tasks = ["captions"]
+    with pytest.raises(UsageError, match=r"^--input b has no \{ds\}"):
+        check(NightlyOptions(("a/{ds}", "b"), "tables", ds="today"), tasks)
+    with pytest.raises(UsageError, match=r"^--input is empty"):
+        check(NightlyOptions((), "tables", ds="today"), tasks)
+    with pytest.raises(UsageError, match=r"^`input` /t/captions/ds=2026-01-01 lies in /t/captions"):
+        check_places(NightlyOptions(("/in/{ds}", "/t/captions/ds={ds}"), "/t"), tasks, ["2026-01-01"])
 
 
 def test_dates_of_nights() -> None:

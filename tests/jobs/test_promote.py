@@ -266,7 +266,7 @@ def test_promotions_at_once_in_any_order(three: str, monkeypatch: pytest.MonkeyP
     ("words", "message"),
     [
         ([], "hybrid promote needs the name of a registered model first: `hybrid models` lists them"),
-        (["painter", "--force", "x"], "cannot get models:/painter@challenger: "),
+        (["painter", "--force", "x"], "there is no registered model painter yet: `hybrid train` registers one"),
         (["translator"], "--input is needed"),
         (["translator", "--input", "x", "--margin", "-1"], "--margin is -1.0: it must be a number from 0 on"),
         (["translator", "--input", "x", "--margin", "nan"], "--margin is nan: it must be a number from 0 on"),

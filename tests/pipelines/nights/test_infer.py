@@ -133,7 +133,7 @@ def test_an_object_that_comes_back_is_read_by_the_same_night_again(
     for name in ("a", "b", "c"):
         storage.write_bytes(f"{tmp_path}/in/{name}.txt", name.encode())
     manifest.write_text("text\n" + "".join(f"{tmp_path}/in/{name}.txt\n" for name in ("a", "b", "c")))
-    found = list_input(str(manifest), InputOptions("text", (str(tmp_path),)), Limits())
+    found = list_input([str(manifest)], InputOptions("text", (str(tmp_path),)), Limits()).shards
     night = night_of(artifact, tmp_path, shards=found, rules=Rules(max_error_fraction=0.5))
     away = tmp_path / "away"
     (tmp_path / "in/b.txt").rename(away)
@@ -538,7 +538,7 @@ def test_a_manifests_row_that_named_nothing_may_be_mended(tmp_path: Path) -> Non
     def listed(*names: str | None) -> Night:
         text = "".join(json.dumps({"uri": name}) + "\n" for name in names)
         storage.write_bytes(f"{tmp_path}/in/m.jsonl", text.encode(), storage.anything)
-        return replace(night, shards=list_input(f"{tmp_path}/in/m.jsonl", InputOptions(uri_column="uri")))
+        return replace(night, shards=list_input([f"{tmp_path}/in/m.jsonl"], InputOptions(uri_column="uri")).shards)
 
     first = listed("0.jpg", None, "2.jpg")
     rows = [

@@ -28,6 +28,10 @@ from tests.servers import BUCKET, GUEST_KEYS, GUESTS
 NAMED = InputOptions(uri_column="photo")
 
 
+def listed(uri: str, options: InputOptions) -> list[Shard]:
+    return list_input([uri], options).shards
+
+
 def rows_of(shards: Sequence[Shard]) -> list[dict]:
     found = [row for shard in shards for block in read_blocks(shard, ReadOptions()) for row in block.to_pylist()]
     return sorted(found, key=lambda row: row["sample_id"])
@@ -51,7 +55,7 @@ from collections import Counter
 from pathlib import Path
 from pipelines.places import InputOptions
 from pipelines.reading.manifests import list_input
-shards = list_input(sys.argv[1], InputOptions("photo"))
+shards = list_input([sys.argv[1]], InputOptions("photo")).shards
 members = [member for shard in shards for member in shard.members]
 print(json.dumps({
     "rows": len({member.sample_id for member in members}),
@@ -95,7 +99,7 @@ def test_every_row_of_a_manifest_is_a_row(place: str, suffix: str) -> None:
     ]
     rows = [{"id": str(n), "photo": address, "product": f"p{n}"} for n, address in enumerate(addresses)]
     storage.write_bytes(f"{place}/night{suffix}", written(rows, suffix))
-    found = rows_of(list_input(f"{place}/night{suffix}", NAMED))
+    found = rows_of(listed(f"{place}/night{suffix}", NAMED))
     assert [row["sample_id"] for row in found] == list("012345")
     assert [json.loads(row["fields"])["product"] for row in found[:3]] == ["p0", "p1", "p2"]
     assert [(row["media"], row["media_type"], row["error"]) for row in found[:3]] == [
@@ -120,7 +124,7 @@ def test_a_name_that_looks_like_a_secret_costs_its_row_alone(s3: str, many: int)
     addresses = [*(f"photos/{n:03d}.jpg" for n in range(many)), odd, f"{s3}/photos/x.php?token=none.jpg"]
     rows = [{"id": f"{n:03d}", "photo": address} for n, address in enumerate(addresses)]
     storage.write_bytes(f"{s3}/night.jsonl", written(rows, ".jsonl"))
-    *good, first, second = rows_of(list_input(f"{s3}/night.jsonl", NAMED))
+    *good, first, second = rows_of(listed(f"{s3}/night.jsonl", NAMED))
     assert [row["error"] for row in good] == [None] * many
     for row in (first, second):
         assert row["error"].startswith("AddressNotAllowed: ")
@@ -139,7 +143,7 @@ def test_an_object_that_is_not_given_to_us_costs_its_row(
     addresses = ["a.jpg", shut, *(f"gone-{n}.jpg" for n in range(many - 1))]
     storage.write_bytes(f"{ours}/m.jsonl", written([{"photo": address} for address in addresses], ".jsonl"))
     with_keys(GUEST_KEYS)
-    found = rows_of(list_input(f"{ours}/m.jsonl", NAMED))
+    found = rows_of(listed(f"{ours}/m.jsonl", NAMED))
     assert [row["media"] for row in found if row["error"] is None] == [b"x"]
     told = Counter(row["error"].partition(":")[0] for row in found if row["error"])
     assert told == Counter(ObjectForbidden=1, ObjectMissing=many - 1)
@@ -161,8 +165,8 @@ def test_where_nothing_that_a_manifest_names_is_given_to_us_the_night_stops(
         storage.write_bytes(f"{ours}/{name}.jsonl", written(rows, ".jsonl"))
     with_keys(GUEST_KEYS)
     with pytest.raises(storage.ForbiddenError, match=f"cannot look up {s3}/.*: Forbidden, as were all 8 that .*/all"):
-        list_input(f"{ours}/all.jsonl", NAMED)
-    assert len(rows_of(list_input(f"{ours}/few.jsonl", NAMED))) == objects.FORBIDDEN
+        listed(f"{ours}/all.jsonl", NAMED)
+    assert len(rows_of(listed(f"{ours}/few.jsonl", NAMED))) == objects.FORBIDDEN
 
 
 @pytest.mark.parametrize("name", [*GUEST_KEYS])
@@ -186,7 +190,7 @@ def test_a_text_that_a_manifest_names_is_one_row(place: str) -> None:
         storage.write_bytes(f"{place}/{name}", content)
     rows = [{"id": name, "photo": name, "shop": "7"} for name in texts]
     storage.write_bytes(f"{place}/m.jsonl", written([*rows, {"id": "f", "photo": "a.txt", "text": "own"}], ".jsonl"))
-    found = rows_of(list_input(f"{place}/m.jsonl", NAMED))
+    found = rows_of(listed(f"{place}/m.jsonl", NAMED))
     fields = [json.loads(row["fields"]) for row in found]
     assert [each.get("text") for each in fields] == ["Eine Zeile.\nNoch eine.", "x", "", None, None, "own"]
     assert all(each["shop"] == "7" for each in fields[:5])
@@ -257,7 +261,7 @@ def test_prefixes_widen_and_narrow_what_is_allowed(place: str) -> None:
     rows = [{"id": name[0], "photo": f"{place}/{name}"} for name in ("one/a.jpg", "two/b.jpg", "lists/c.jpg")]
     storage.write_bytes(f"{place}/lists/m.jsonl", written(rows, ".jsonl"))
     named = replace(NAMED, allow_prefix=(f"{place}/one", f"{place}/two/"))
-    errors = {row["sample_id"]: row["error"] for row in rows_of(list_input(f"{place}/lists/m.jsonl", named))}
+    errors = {row["sample_id"]: row["error"] for row in rows_of(listed(f"{place}/lists/m.jsonl", named))}
     assert (errors["o"], errors["t"]) == (None, None)
     assert errors["l"].startswith(f"AddressNotAllowed: {place}/lists/c.jpg lies below none")
 
@@ -269,7 +273,7 @@ def test_one_row_that_changes_is_a_matter_of_its_group(tmp_path: Path) -> None:
 
     def groups() -> set[Shard]:
         storage.write_bytes(str(tmp_path / "m.jsonl"), written(rows, ".jsonl"), storage.anything)
-        return set(list_input(str(tmp_path / "m.jsonl"), NAMED))
+        return set(listed(str(tmp_path / "m.jsonl"), NAMED))
 
     before = groups()
     assert len(before) > 2
@@ -284,28 +288,28 @@ def test_what_is_wrong_with_a_manifest_is_said_before_any_work(tmp_path: Path) -
     with pytest.raises(
         UsageError, match=r"m.jsonl has no column 'photo', which `uri_column` names; its first row: .*image"
     ):
-        list_input(str(tmp_path / "m.jsonl"), NAMED)
+        listed(str(tmp_path / "m.jsonl"), NAMED)
     for suffix in (".jsonl", ".parquet"):
         storage.write_bytes(str(tmp_path / f"n{suffix}"), written([{"id": "1", "photo": None, "x": 1}], suffix))
-        (row,) = rows_of(list_input(str(tmp_path / f"n{suffix}"), NAMED))
+        (row,) = rows_of(listed(str(tmp_path / f"n{suffix}"), NAMED))
         assert row["error"] == "AddressMissing: the row names no object"
     storage.write_bytes(str(tmp_path / "x.tar"), b"")
     with pytest.raises(UsageError, match=r"x.tar is no manifest \(\.parquet, \.jsonl, \.jsonl\.gz, \.tsv, \.tsv\.gz\)"):
-        list_input(str(tmp_path / "x.tar"), NAMED)
+        listed(str(tmp_path / "x.tar"), NAMED)
     storage.write_bytes(str(tmp_path / "e.jsonl"), b"\n")
     with pytest.raises(NoShardsError, match=r"e.jsonl has no rows"):
-        list_input(str(tmp_path / "e.jsonl"), NAMED)
+        listed(str(tmp_path / "e.jsonl"), NAMED)
     with pytest.raises(UsageError, match="`allow_prefix` goes with `uri_column`"):
-        list_input(str(tmp_path), InputOptions(allow_prefix=("s3://x",)))
+        listed(str(tmp_path), InputOptions(allow_prefix=("s3://x",)))
     with pytest.raises(UsageError, match="https://x is no address of a known kind"):
-        list_input(str(tmp_path), InputOptions("photo", ("https://x",)))
+        listed(str(tmp_path), InputOptions("photo", ("https://x",)))
     InputOptions("photo", ("data", "http", "s3://data")).check()
 
 
 @pytest.mark.parametrize("address", ["x" * 5000, "a://" * 250_000, "file:///" + "\N{CLOUD}" * 5000])
 def test_an_address_longer_than_any_is_refused(tmp_path: Path, address: str) -> None:
     storage.write_bytes(f"{tmp_path}/m.jsonl", written([{"id": "1", "photo": address}], ".jsonl"))
-    (row,) = rows_of(list_input(f"{tmp_path}/m.jsonl", NAMED))
+    (row,) = rows_of(listed(f"{tmp_path}/m.jsonl", NAMED))
     assert row["error"] == f"AddressNotAllowed: it has {len(address):,} characters, more than 4,096"
 
 
@@ -313,7 +317,7 @@ def test_a_name_longer_than_a_disk_has_is_of_no_object(tmp_path: Path) -> None:
     rows = [{"id": str(n), "photo": name} for n, name in enumerate(("x" * 300 + ".jpg", "y" * 300 + "/a.jpg", "a.jpg"))]
     storage.write_bytes(f"{tmp_path}/m.jsonl", written(rows, ".jsonl"))
     storage.write_bytes(f"{tmp_path}/a.jpg", b"x")
-    found = rows_of(list_input(f"{tmp_path}/m.jsonl", NAMED))
+    found = rows_of(listed(f"{tmp_path}/m.jsonl", NAMED))
     assert [row["error"] and row["error"].split(":")[0] for row in found] == ["ObjectMissing", "ObjectMissing", None]
 
 
@@ -333,20 +337,20 @@ def test_rows_that_would_not_fit_the_memory_of_who_lists_them_are_refused(
     rows = [{"id": str(n), "photo": "a.jpg"} for n in range(200)]
     storage.write_bytes(f"{tmp_path}/in/a.jsonl", written(rows, ".jsonl"))
     allowed = InputOptions("photo", (str(tmp_path),))
-    assert len(rows_of(list_input(f"{tmp_path}/in", allowed))) == len(list_members(f"{tmp_path}/in", allowed)) == 200
+    assert len(rows_of(listed(f"{tmp_path}/in", allowed))) == len(list_members(f"{tmp_path}/in", allowed)) == 200
     storage.write_bytes(f"{tmp_path}/long/a.jsonl", written([*rows, {"photo": "x" * 200_000}], ".jsonl"))
     storage.write_bytes(f"{tmp_path}/in/b.jsonl", written(rows, ".jsonl"))
     for folder, which in (("in", "b"), ("long", "a")):
-        for listed in (list_input, list_members):
+        for read in (listed, list_members):
             with pytest.raises(UsageError, match=rf"/{which}.jsonl: the rows of these manifests need more than 0 GiB"):
-                listed(f"{tmp_path}/{folder}", allowed)
+                read(f"{tmp_path}/{folder}", allowed)
 
 
 @pytest.mark.parametrize(("suffix", "content", "said"), UNREADABLE)
 def test_an_unreadable_manifest_is_one_row_or_a_refusal(tmp_path: Path, suffix: str, content: bytes, said: str) -> None:
     storage.write_bytes(f"{tmp_path}/m{suffix}", content)
     try:
-        (row,) = rows_of(list_input(f"{tmp_path}/m{suffix}", NAMED))
+        (row,) = rows_of(listed(f"{tmp_path}/m{suffix}", NAMED))
     except NoShardsError as error:
         row = {"error": str(error).removeprefix(f"{tmp_path}/m{suffix} ")}
     assert row["error"].startswith(said)
@@ -355,12 +359,12 @@ def test_an_unreadable_manifest_is_one_row_or_a_refusal(tmp_path: Path, suffix: 
 def test_a_torn_manifest_tells_what_is_lost(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     storage.write_bytes(str(tmp_path / "m.jsonl"), b'{"id": "1", "photo": "a.jpg"}\n{"id": "2", "photo"\n')
-    found = rows_of(list_input(str(tmp_path / "m.jsonl"), NAMED))
+    found = rows_of(listed(str(tmp_path / "m.jsonl"), NAMED))
     assert [row["error"] and row["error"].split(":")[0] for row in found] == [None, "JsonDecodeError"]
     whole = written([{"photo": "a.jpg", "n": n} for n in range(5000)], ".parquet")
     middle = len(whole) // 3
     storage.write_bytes(str(tmp_path / "m.parquet"), whole[:middle] + b"\xff" * 64 + whole[middle + 64 :])
-    found = rows_of(list_input(str(tmp_path / "m.parquet"), NAMED))
+    found = rows_of(listed(str(tmp_path / "m.parquet"), NAMED))
     assert len(found) + sum(row["lost_rows"] or 0 for row in found) == 5000
 
 

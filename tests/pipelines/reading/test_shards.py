@@ -9,7 +9,7 @@ from pipelines import storage
 from pipelines.reading.formats.entry import ReadOptions
 from pipelines.reading.raw import RAW_SCHEMA
 from pipelines.reading.rows import read_blocks
-from pipelines.reading.shards import NoShardsError, Shard, list_shards, lone
+from pipelines.reading.shards import NoShardsError, Shard, find, list_shards, lone
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -24,13 +24,53 @@ def test_listing_names_what_is_wrong(tmp_path: Path) -> None:
         with pytest.raises(NoShardsError, match=r"^no shards found at .*: there is nothing; check the address"):
             list_shards(str(tmp_path / nothing))
     storage.write_bytes(str(tmp_path / "x.doc"), b"")
-    with pytest.raises(UsageError, match=r"x\.doc is not a shard \(\.tar, .*\), nor a photograph, clip or array \("):
-        list_shards(str(tmp_path))
-    for name, advice in (("z.tar.part", "*.tar"), ("a/1.JPG", "**/*.JPG"), ("a/2.tsv.gz", "**/*.JPG"), ("3.JPG", None)):
-        storage.write_bytes(str(tmp_path / name), b"")
-        with pytest.raises(UsageError) as caught:
-            list_shards(str(tmp_path))
-        assert str(caught.value).endswith(f"such as {tmp_path}/{advice or '**/*.JPG'}")
+    for mode in ("skip", "error"):
+        with pytest.raises(UsageError, match=r"x\.doc is not a shard \(\.tar, .*\), nor a photograph, clip or"):
+            find([str(tmp_path)], unknown=mode)
+
+
+def test_unknown_objects_are_skipped_counted_and_never_end_a_listing(
+    place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.JPG", "a.jpg", "deep/b.png", "README.md", "deep/z.tar.part", "x.txt"):
+        storage.write_bytes(f"{place}/in/{name}", f"{name}\n".encode())
+    listing = find([f"{place}/in"])
+    assert listing.skipped == [f"{place}/in/README.md", f"{place}/in/deep/z.tar.part"]
+    named = [address for shard in listing.shards for address in shard.addresses]
+    assert sorted(named) == [f"{place}/in/{name}" for name in ("a.JPG", "a.jpg", "deep/b.png", "x.txt")]
+    assert f"{place}/in: skipped 2 objects that are no input, such as {place}/in/README.md, " in caplog.text
+    with pytest.raises(UsageError, match=r"in/README\.md is not a shard .*: take it away, or .* `unknown` skip"):
+        find([f"{place}/in"], unknown="error")
+    listing = find([f"{place}/in/**"], unknown="row")
+    rows = [row for shard in listing.shards for block in read_blocks(shard, ReadOptions()) for row in block.to_pylist()]
+    errors = {row["object"]: row["error"] for row in rows if row["error"]}
+    assert (len(rows), listing.skipped) == (6, [])
+    assert set(errors) == {f"{place}/in/README.md", f"{place}/in/deep/z.tar.part"}
+    assert errors[f"{place}/in/README.md"].startswith(f"UnsupportedMedia: {place}/in/README.md is not a shard (")
+
+
+def test_a_folder_of_foreign_objects_is_a_wrong_one(tmp_path: Path) -> None:
+    for number in range(10_000):
+        (tmp_path / f"{number}.doc").touch()
+    (tmp_path / "only.jpg").touch()
+    with pytest.raises(UsageError) as caught:
+        find([str(tmp_path)])
+    told = f"10,000 of 10,001 objects at {tmp_path} are no input, such as {tmp_path}/0.doc"
+    assert str(caught.value).startswith(told)
+    assert len(str(caught.value)) < 600
+    assert len(find([f"{tmp_path}/*.jpg"]).shards) == 1
+    assert sum(len(shard.members) for shard in find([str(tmp_path)], unknown="row").shards) == 10_001
+
+
+def test_several_patterns_are_read_once_each_object(place: str) -> None:
+    for name in ("a.jpg", "b.JPG", "deep/c.png", "d.txt"):
+        storage.write_bytes(f"{place}/in/{name}", b"x\n")
+    one = find([f"{place}/in"])
+    many = find([f"{place}/in/*.jpg", f"{place}/in/*.JPG", f"{place}/in/**", f"{place}/in/*.gif"])
+    assert sorted(shard.uri for shard in many.shards) == sorted(shard.uri for shard in one.shards)
+    assert {shard.key for shard in many.shards} == {shard.key for shard in one.shards}
+    with pytest.raises(NoShardsError, match=r"no shards found at .*gif .*doc: there is nothing"):
+        find([f"{place}/in/*.gif", f"{place}/in/*.doc"])
 
 
 def test_lone_objects_are_rows_beside_those_of_shards(place: str) -> None:
