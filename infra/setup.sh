@@ -25,4 +25,4 @@ else
 fi
 
 # What decodes in its jail cannot keep what it compiles, and would compile anew each time that it starts.
-"$python" -c 'import pipelines.reading.sandbox.child, av, h5netcdf, pandas, PIL.Image, torch'
+"$python" -c 'import pipelines.reading.sandbox.child, av, h5netcdf, pandas, PIL.Image, pillow_heif, torch'

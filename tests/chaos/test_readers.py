@@ -45,7 +45,7 @@ def test_a_reader_sees_only_whole_nights_during_twenty_reruns(s3: str, tracking_
         artifact = models[number % 2]
         partition = Partition.of(f"{s3}/tables", artifact.table, "2026-01-31")
         options = NightOptions(Rules(allow_missing=True))
-        summary = run(f"{s3}/in", partition, artifact, artifact.decoding, options, tracking_uri)
+        summary = run([f"{s3}/in"], partition, artifact, artifact.decoding, options, tracking_uri)
         states.add((summary["rows"], summary["fingerprint"]))
         return summary
 

@@ -170,7 +170,7 @@ def test_a_job_on_nodes_without_credentials_says_so_or_has_them_for_all_to_see(s
     with cluster(tmp_path / "ray", {}) as node:
         job = ("--", "tables", "--tables", f"{s3}/tables")
         ran = submitted(node, tmp_path, *job)
-        assert ran.code == 1
+        assert ran.code == 2
         last = ran.stderr.splitlines()[-1]
         assert "redentials" in last
         assert "--env-values" in last
@@ -246,7 +246,7 @@ def test_no_verb_takes_such_an_address(lake: Path, address: str) -> None:
     jobs = [
         ["infer", "translations", *ds, *night, "--model", address],
         ["infer", "translations", *ds, *night, "--tables", address, "--model", f"{lake}/model"],
-        ["nightly", "translations", *ds, *night, "--input", address, "--model", f"{lake}/model"],
+        ["nightly", "translations", *ds, "--input", address, "--tables", f"{lake}/new", "--model", f"{lake}/model"],
         ["query", "SELECT 1", "--tables", address],
         ["query", "SELECT 1", "--tables", f"{lake}/tables", "--out", address],
         ["tables", "--tables", address],

@@ -64,7 +64,7 @@ def photographs() -> Iterator[tuple[str, Lone]]:
         whole = image_bytes(noise, name)
         yield f"photo.{kind}", Lone(whole)
         yield f"torn.{kind}", Lone(whole[: len(whole) // 2], "ImageDecodeError: ")
-        yield f"page.{kind}", Lone(b"<html>404</html>", "ImageDecodeError: not a JPEG, PNG, WebP or GIF image")
+        yield f"page.{kind}", Lone(b"<html>404</html>", "ImageDecodeError: not a JPEG, PNG, WEBP, GIF, BMP, ")
         yield f"photo.{kind}.jpeg", Lone(whole)
     yield "empty.png", Lone(b"", "ImageDecodeError: the file is empty")
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def night(model: str, shards: str, tables: str, tracking_uri: str) -> dict[str, Any]:
     artifact = artifacts.read(model)
     partition = Partition.of(tables, artifact.table, "2026-01-31")
-    return run(shards, partition, artifact, artifact.decoding, NightOptions(Rules(1.0)), tracking_uri)
+    return run([shards], partition, artifact, artifact.decoding, NightOptions(Rules(1.0)), tracking_uri)
 
 
 def rows(tables: str, table: str) -> dict[str, dict[str, Any]]:

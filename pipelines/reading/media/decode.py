@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+import pillow_heif
+from PIL import AvifImagePlugin, Image, ImageOps
 from safetensors.numpy import load as unpack_arrays
 from safetensors.numpy import save as pack_arrays
 
@@ -39,9 +41,13 @@ __all__ = [
     "sniff_media_type",
 ]
 
-IMAGE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF"}
+IMAGE_FORMATS = {
+    "jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF",
+    "tiff": "TIFF", "avif": "AVIF", "jp2": "JPEG2000", "heic": "HEIF", "heif": "HEIF",
+}  # fmt: skip
 """Media type → Pillow's name. A photograph may be any of these whatever its name says, and nothing else: other
 formats of Pillow start programs or are rarely fuzzed."""
+NO_IMAGE = f"not a {', '.join(dict.fromkeys(IMAGE_FORMATS.values()))} image"
 ARRAY_TYPES = ("npy", "npz")
 MEDIA_TYPES = tuple(dict.fromkeys([*IMAGE_FORMATS, *CLIP_FORMATS, *ARRAY_TYPES]))
 FRAMES = "frames"
@@ -121,11 +127,23 @@ def decode_image(media: bytes, visual: Visual, limits: Limits = DEFAULT_LIMITS) 
 def _open_image(media: bytes) -> Image.Image:
     """Reads the header only."""
     Image.MAX_IMAGE_PIXELS = None  # `check_pixels` judges, before anything is decoded
+    _read_heif()
     try:
         return Image.open(io.BytesIO(media), formats=tuple(dict.fromkeys(IMAGE_FORMATS.values())))
     except Image.UnidentifiedImageError as error:
-        why = why_unreadable(io.BytesIO(media), "a photograph", "not a JPEG, PNG, WebP or GIF image")
+        found = sniff_media_type(media)
+        if found in IMAGE_FORMATS:
+            why = f"the {found} image is damaged or cut off"
+        else:
+            why = why_unreadable(io.BytesIO(media), "a photograph", NO_IMAGE)
         raise BadSample("ImageDecodeError", why) from error
+
+
+@cache
+def _read_heif() -> None:
+    """Teaches Pillow HEIF: the image itself, never a thumbnail in its place, and by one thread."""
+    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -137,6 +155,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise BadSample("ImageDecodeError", "its pixels are fractions of no known range: save it in 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.has_transparency_data:

@@ -86,6 +86,21 @@ def bases(kind: str) -> Sequence[bytes]:
             image_bytes(still, "WEBP", **extra), image_bytes(still, "WEBP", lossless=True),
             image_bytes(picture("RGBA"), "WEBP"), image_bytes(frames()[0], "WEBP", **moving),
         ],
+        "bmp": lambda: [image_bytes(image, "BMP") for image in (still, picture("P"), picture("1"))],
+        "tiff": lambda: [
+            *(image_bytes(still, "TIFF", compression=how) for how in (None, "tiff_lzw", "tiff_deflate", "jpeg")),
+            image_bytes(picture("I;16"), "TIFF"), image_bytes(picture("CMYK"), "TIFF"),
+            image_bytes(picture("1"), "TIFF", compression="group4"),
+        ],
+        "avif": lambda: [
+            image_bytes(still, "AVIF"), image_bytes(picture("RGBA"), "AVIF"),
+            image_bytes(frames()[0], "AVIF", **moving),
+        ],
+        "jp2": lambda: [image_bytes(still, "JPEG2000"), image_bytes(picture("I;16"), "JPEG2000")],
+        "heic": lambda: [
+            image_bytes(still, "HEIF", exif=extra["exif"]), image_bytes(picture("RGBA"), "HEIF"),
+            image_bytes(still.resize((256, 256)), "HEIF", tile_size=64),
+        ],
         "gif": lambda: [
             image_bytes(still, "GIF"), image_bytes(frames()[0], "GIF", **moving, loop=0, duration=40),
             image_bytes(picture("L"), "GIF", interlace=True, comment=b"a comment"),
@@ -114,7 +129,7 @@ def bases(kind: str) -> Sequence[bytes]:
 
 LAYOUTS: dict[str, Layout] = {
     "jpg": JPEG, "png": PNG, "webp": RIFF, "gif": GIF, "mp4": ATOMS, "mov": ATOMS, "mkv": ELEMENTS, "webm": ELEMENTS,
-    "avi": RIFF,
+    "avi": RIFF, "avif": ATOMS, "heic": ATOMS, "jp2": ATOMS,
 }  # fmt: skip
 
 
@@ -137,6 +152,18 @@ def _torn(kind: str) -> Mutator:
         return cut + (rng.bytes(int(rng.integers(0, 4000))) if rng.random() < 0.5 else _base(kind, rng))
 
     return torn
+
+
+def _garbled(kind: str) -> Mutator:
+    """Extreme numbers among the first bytes, where sizes, depths and offsets are."""
+
+    def garbled(rng: Rng) -> bytes:
+        content = _base(kind, rng)
+        for _ in range(int(rng.integers(1, 4))):
+            content = with_number(content, rng, 512)
+        return content
+
+    return garbled
 
 
 # ---- photographs -------------------------------------------------------------------------------------------------
@@ -477,6 +504,11 @@ MEMBERS: dict[str, dict[str, Mutator]] = {
     "jpg": _of("jpg", jpg_of_any_size, jpg_of_many_scans, jpg_with_broken_exif),
     "png": _of("png", png_of_any_size, png_with_a_bomb_of_text, png_of_many_frames),
     "webp": _of("webp", webp_of_any_size),
+    "bmp": _named([_garbled("bmp"), _torn("bmp"), disguise]),
+    "tiff": _named([_garbled("tiff"), _torn("tiff"), disguise]),
+    "avif": _of("avif", _atoms("avif", b"ispe", b"iloc", b"av1C"), _garbled("avif")),
+    "heic": _of("heic", _atoms("heic", b"ispe", b"iloc", b"hvcC"), _atoms("heic", b"ipma", b"iref"), _garbled("heic")),
+    "jp2": _of("jp2", _atoms("jp2", b"ihdr", b"colr"), _garbled("jp2")),
     "gif": _of("gif", gif_of_any_size, gif_of_very_many_frames),
     "mp4": _of(
         "mp4", _atoms("mp4", *_TABLES), _atoms("mp4", b"stsd"), _atoms("mp4", b"mdhd", b"mvhd", b"tkhd", b"elst"),

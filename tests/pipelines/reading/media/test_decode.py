@@ -11,20 +11,27 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
 from hybrid_models.errors import BadSample
 from hybrid_models.inputs import Visual
-from pipelines.reading.media.decode import MEDIA_TYPES, Limits, decode_media, sniff_media_type
+from pipelines.reading.media.decode import IMAGE_FORMATS, MEDIA_TYPES, Limits, decode_media, sniff_media_type
 
 VISUAL = Visual(height=24, width=32, frames=4)
 
 
 def image_bytes(image: Image.Image, kind: str, **options: object) -> bytes:
+    pillow_heif.register_heif_opener()  # which writes HEIF, too
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def suffix(kind: str) -> str:
+    """A name's suffix that Pillow's name of a format has."""
+    return next(each for each, name in IMAGE_FORMATS.items() if name == kind)
 
 
 def halves(mode: str, left: object, right: object, size: tuple[int, int] = (64, 48)) -> Image.Image:
@@ -61,10 +68,10 @@ def png_of_size(width: int, height: int) -> bytes:
 
 
 # ---- photographs ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "GIF"])
+@pytest.mark.parametrize("kind", dict.fromkeys(IMAGE_FORMATS.values()))
 def test_an_image_becomes_one_rgb_frame_of_the_asked_size(kind: str) -> None:
     image = halves("RGB", (200, 10, 20), (10, 180, 30))
-    pixels = decode(image_bytes(image, kind, **({"lossless": True} if kind == "WEBP" else {})), kind.lower())
+    pixels = decode(image_bytes(image, kind, **({"lossless": True} if kind == "WEBP" else {})), suffix(kind))
     assert (pixels.shape, pixels.dtype) == ((1, 24, 32, 3), np.uint8)
     left, right = sides(pixels)
     np.testing.assert_allclose(left, (200, 10, 20), atol=4)
@@ -100,6 +107,13 @@ def test_cmyk_and_16_bit_and_palette_images_keep_their_colours() -> None:
     bilevel = halves("1", 0, 1)
     assert sides(decode(image_bytes(bilevel, "PNG"), "png")) == ([0] * 3, [255] * 3)
 
+    assert sides(decode(image_bytes(Image.fromarray(deep), "TIFF"), "tif")) == ([63] * 3, [255] * 3)
+    left, right = sides(decode(image_bytes(cmyk, "TIFF", compression="tiff_lzw"), "tif"))
+    np.testing.assert_allclose([left, right], [(255, 0, 0), (0, 0, 255)], atol=12)
+    fractions = image_bytes(Image.fromarray(deep.astype(np.float32)), "TIFF")
+    with pytest.raises(BadSample, match="ImageDecodeError: its pixels are fractions of no known range"):
+        decode(fractions, "tiff")
+
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_lies_over_white(mode: str) -> None:
@@ -114,17 +128,20 @@ def test_exif_orientation_is_applied_and_broken_exif_ignored() -> None:
     turned = decode(image_bytes(image, "JPEG", exif=exif), "jpg")
     assert turned[0, 4, 16].tolist() == [255] * 3
     assert turned[0, 19, 16].tolist() == [0] * 3
+    for kind in ("HEIF", "AVIF"):
+        turned = decode(image_bytes(image, kind, exif=exif.tobytes()), "heic")
+        assert turned[0, 4, 16].mean() > 240 > 20 > turned[0, 19, 16].mean(), kind
     broken = image_bytes(image, "JPEG", exif=b"Exif\0\0nonsense that is no TIFF header")
     assert sides(decode(broken, "jpg")) == ([255] * 3, [0] * 3)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF"])
 def test_truncated_images_are_bad_samples(kind: str) -> None:
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     whole = image_bytes(noise, kind)
     for share in (0.02, 0.3, 0.7, 0.95):
-        assert kind_of(whole[: int(len(whole) * share)], kind.lower()) == "ImageDecodeError"
+        assert kind_of(whole[: int(len(whole) * share)], suffix(kind)) == "ImageDecodeError"
 
 
 def test_bit_flips_never_raise_anything_but_bad_samples() -> None:
@@ -156,6 +173,13 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     assert kind_of(png_of_size(60_000, 60_000), "png", allowed) != "ImageTooLarge", "as many as the user allows"
     assert kind_of(png_of_size(101, 100), "png", Limits(max_pixels=10_000)) == "ImageTooLarge"
     assert kind_of(png_of_size(100, 100), "png", Limits(max_pixels=10_000)) == "ImageDecodeError"
+    small = Image.new("RGB", (64, 48))
+    for kind, where in (("HEIF", b"ispe\0\0\0\0"), ("AVIF", b"ispe\0\0\0\0"), ("JPEG2000", b"ihdr")):
+        whole = image_bytes(small, kind)
+        at = whole.index(where) + len(where)
+        claimed = whole[:at] + struct.pack(">II", 16_000, 16_000) + whole[at + 8 :]
+        assert kind_of(claimed, "heic") in ("ImageTooLarge", "ImageDecodeError"), kind
+        assert kind_of(whole, "heic", Limits(max_pixels=1000)) == "ImageTooLarge", kind
 
 
 # ---- clips ----------------------------------------------------------------------------------------------------------
@@ -403,8 +427,8 @@ def test_broken_and_oversized_npz_files_are_bad_samples() -> None:
 
 # ---- dispatch -------------------------------------------------------------------------------------------------------
 def test_unknown_types_and_models_without_pictures_say_what_they_take() -> None:
-    with pytest.raises(BadSample, match="UnsupportedMedia: 'tiff' is none of jpg, jpeg, png, webp, gif, mp4"):
-        decode(b"", "tiff")
+    with pytest.raises(BadSample, match="UnsupportedMedia: 'psd' is none of jpg, jpeg, png, webp, gif, bmp"):
+        decode(b"", "psd")
     with pytest.raises(BadSample, match=r"UnsupportedMedia: this model reads arrays \(npy, npz\), not 'jpg'"):
         decode_media(b"", "jpg", None)
 
@@ -412,8 +436,7 @@ def test_unknown_types_and_models_without_pictures_say_what_they_take() -> None:
 def test_media_are_recognised_by_their_first_bytes() -> None:
     image = Image.new("RGB", (8, 8))
     made = {
-        kind: image_bytes(image, name)
-        for kind, name in [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"), ("gif", "GIF")]
+        kind: image_bytes(image, name) for kind, name in IMAGE_FORMATS.items() if kind not in ("jpeg", "tif", "heif")
     }
     made |= {kind: clip_bytes(*CLIPS[kind], [0]) for kind in ("mp4", "mkv", "avi")}
     packed = io.BytesIO()

@@ -22,7 +22,7 @@ from pipelines.reading.shards import list_shards
 from tests import tiny
 from tests.chaos.intruder import Echo
 from tests.chaos.mutants import columns, events
-from tests.pipelines.reading.media.test_decode import clip_bytes
+from tests.pipelines.reading.media.test_decode import clip_bytes, image_bytes
 
 pytestmark = pytest.mark.skipif(jail.in_force("auto") != jail.WHOLE, reason="this machine has no whole decoding jail")
 
@@ -31,9 +31,7 @@ FRAME = np.arange(64 * 48 * 3, dtype=np.uint8).reshape(64, 48, 3)
 
 
 def photo(kind: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(FRAME).save(buffer, kind)
-    return buffer.getvalue()
+    return image_bytes(Image.fromarray(FRAME), kind)
 
 
 def array(save: Callable[..., None]) -> bytes:
@@ -49,6 +47,13 @@ MEDIA = {
     "jpeg": lambda: photo("JPEG"),
     "png": lambda: photo("PNG"),
     "webp": lambda: photo("WEBP"),
+    "bmp": lambda: photo("BMP"),
+    "tif": lambda: photo("TIFF"),
+    "tiff": lambda: photo("TIFF"),
+    "avif": lambda: photo("AVIF"),
+    "jp2": lambda: photo("JPEG2000"),
+    "heic": lambda: photo("HEIF"),
+    "heif": lambda: photo("HEIF"),
     "gif": lambda: clip_bytes("gif", "gif", GREYS, "rgb8"),
     "mp4": lambda: clip_bytes("mp4", "libx264", GREYS),
     "mov": lambda: clip_bytes("mov", "mpeg4", GREYS),
