@@ -144,8 +144,8 @@ def run(
     if options.dry_run:
         with connection.on_demand():
             foreseen = preview.preview(night, options.work.resources, tracking_uri)
-        told = {"skipped": len(listing.skipped), "model": artifact.model}
-        return {"task": partition.name, "dry_run": True, **asdict(foreseen), **told}
+        counts = {"skipped": len(listing.skipped), **asdict(foreseen)}
+        return {"task": partition.name, "dry_run": True, **counts, "model": artifact.model}
     tracker = Tracker(tracking_uri)
     params = {
         "input": " ".join(given),

@@ -28,8 +28,8 @@ class InputOptions:
     allow_prefix: tuple[str, ...] = ()
     """What a manifest may name lies below one of these; the manifest's own bucket, or folder on a disk, by default."""
     unknown: Unknown = "skip"
-    """Objects that are neither shards nor photographs, clips or arrays are skipped and counted, or end the command with
-    an error, or are an error row each. If more than half of the objects would be skipped, the folder is refused."""
+    """What to do with objects that are neither shards nor photographs, clips or arrays: skip and count them, stop with
+    an error, or write an error row for each. An input of which more than half would be skipped is refused."""
 
     def check(self) -> None:
         """Refuses options that do not go together.

@@ -173,7 +173,7 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
         tables_uri, [name], parameters=(ds,), dates=(ds, ds),
     ).to_pylist()  # fmt: skip
     commits = _commits(storage.join(tables_uri, name), table.version(), recent)
-    told = commits.get(ds, {})
+    note = commits.get(ds, {})
     runs = {**{night: each.get("run_id", "") for night, each in commits.items()}, ds: this["run"]}
     runs |= _written_by(tables_uri, name, [night for night in recent if not runs.get(night)])
     reasons = query.query(
@@ -187,9 +187,9 @@ def _section(tables_uri: str, name: str, ds: str) -> Section | None:
         table.version(), stored[ds].bytes,
         [Past(night, stored[night].rows, stored[night].bad, runs.get(night, "")) for night in recent],
         [Reason(row["kind"], row["n"], row["examples"]) for row in reasons],
-        jail=told.get("jail", ""),
-        skipped=int(told.get("skipped", 0)),
-        skipped_names=json.loads(told.get("skipped_names", "[]")),
+        jail=note.get("jail", ""),
+        skipped=int(note.get("skipped", 0)),
+        skipped_names=json.loads(note.get("skipped_names", "[]")),
     )  # fmt: skip
 
 

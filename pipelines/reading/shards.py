@@ -95,7 +95,7 @@ def find(uris: Sequence[str], cut: bool = False, unknown: Unknown = "skip") -> L
             name looks as if it held a password.
     """
     shards: dict[str, Shard] = {}
-    lone: dict[str, dict[str, Member]] = {}  # by the folder that the names of their rows begin after
+    lone: dict[str, dict[str, Member]] = {}  # by the folder to which the ids of their rows are relative
     skipped: dict[str, None] = {}
     seen: set[str] = set()
     for uri, files in _files(uris):
@@ -119,7 +119,7 @@ def find(uris: Sequence[str], cut: bool = False, unknown: Unknown = "skip") -> L
                 skipped[file.uri] = None
     found = len(seen) - len(skipped)
     if skipped:
-        _judge_unknown([shown(uri) for uri in skipped], found, " ".join(uris), unknown)
+        _check_unknown([shown(uri) for uri in skipped], found, " ".join(uris), unknown)
     groups = [each for root, members in lone.items() for each in grouped(root, list(members.values()), cut)]
     return Listing([*shards.values(), *groups], list(skipped))
 
@@ -140,15 +140,17 @@ def _member(file: storage.FileInfo, root: str, problem: str) -> Member:
     return Member(file.uri, file.size, file.etag, file.uri.removeprefix(root), problem=problem)
 
 
-def _judge_unknown(names: Sequence[str], others: int, given: str, unknown: Unknown) -> None:
-    """Says which objects are skipped, or refuses to go on without them."""
-    if unknown == "error" or len(names) == 1 > others:
-        raise UsageError(f"{names[0]} {UNKNOWN}: take it away, or leave out what is unknown by `unknown` skip")
+def _check_unknown(names: Sequence[str], others: int, given: str, unknown: Unknown) -> None:
+    """Logs which objects are skipped, or refuses the input."""
+    if not others and len(names) == 1:
+        raise UsageError(f"{names[0]} {UNKNOWN}: give the address of one")
+    if unknown == "error":
+        raise UsageError(f"{names[0]} {UNKNOWN}: remove it, or skip such objects with `unknown` skip")
     some = ", ".join(names[:SHOWN])
     if len(names) > others:
         raise UsageError(
-            f"{len(names):,} of {len(names) + others:,} objects at {given} are no input, such as {some}: if the folder "
-            "is the right one, name what is to be read there by one or more patterns"
+            f"{len(names):,} of {len(names) + others:,} objects at {given} are no input, such as {some}: "
+            "check the address, or give one or more patterns that name the input only"
         )
     log.warning("%s: skipped %d objects that are no input, such as %s", given, len(names), some)
 

@@ -39,7 +39,7 @@ def test_unknown_objects_are_skipped_counted_and_never_end_a_listing(
     named = [address for shard in listing.shards for address in shard.addresses]
     assert sorted(named) == [f"{place}/in/{name}" for name in ("a.JPG", "a.jpg", "deep/b.png", "x.txt")]
     assert f"{place}/in: skipped 2 objects that are no input, such as {place}/in/README.md, " in caplog.text
-    with pytest.raises(UsageError, match=r"in/README\.md is not a shard .*: take it away, or .* `unknown` skip"):
+    with pytest.raises(UsageError, match=r"in/README\.md is not a shard .*: remove it, or skip .* `unknown` skip"):
         find([f"{place}/in"], unknown="error")
     listing = find([f"{place}/in/**"], unknown="row")
     rows = [row for shard in listing.shards for block in read_blocks(shard, ReadOptions()) for row in block.to_pylist()]
